@@ -1,0 +1,1 @@
+"""Token maps for calibration: sampling and observed ranges."""

@@ -1,0 +1,1 @@
+"""The `nextscale` command: each command parses, calls one library function and prints."""

@@ -1,0 +1,1 @@
+"""The embedded demo model: weights, class names, model card and recipe."""

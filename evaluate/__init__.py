@@ -1,0 +1,1 @@
+"""How good a bundle is: teacher-forced agreement and divergence from full precision."""

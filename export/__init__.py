@@ -1,0 +1,1 @@
+"""The torch models, their checkpoints, and the way from torch to an ONNX bundle."""
