@@ -7,6 +7,7 @@ Symbols: B rows, l tokens of a stage, L tokens of all stages, C width, H heads, 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -170,6 +171,16 @@ class HeadNorm(nn.Module):
         return _norm(x) * (1 + scale) + shift
 
 
+def level_and_mask(patch_nums: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Each token's stage, int64 [1, L], and the mask of teacher forcing, float32 [1, 1, L, L], 0 or -inf.
+
+    A token sees its own stage and all earlier ones.
+    """
+    level = torch.cat([torch.full((pn * pn,), si) for si, pn in enumerate(patch_nums)])
+    visible = level[:, None] >= level[None, :]
+    return level[None], torch.where(visible, 0.0, -torch.inf)[None, None]
+
+
 class VAR(nn.Module):
     """The transformer alone; its tokens' latents come from a VQVAE (`MultiScaleQuantizer.accumulate`)."""
 
@@ -188,11 +199,9 @@ class VAR(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.head_nm = HeadNorm(config)
         self.head = nn.Linear(c, config.vocab_size)
-        level = torch.cat([torch.full((pn * pn,), si) for si, pn in enumerate(config.patch_nums)])
-        self.register_buffer("lvl_1L", level[None])
-        # A token sees its own stage and all earlier ones.
-        visible = level[:, None] >= level[None, :]
-        self.register_buffer("attn_bias_for_masking", torch.where(visible, 0.0, -torch.inf)[None, None])
+        level, mask = level_and_mask(config.patch_nums)
+        self.register_buffer("lvl_1L", level)
+        self.register_buffer("attn_bias_for_masking", mask)
 
     def position(self) -> Tensor:
         """Level and position embeddings of all tokens, [1, L, C]."""

@@ -1,0 +1,60 @@
+"""Sampling inside the graph, as docs/bundle.md defines it (the official sampler's sets, cumulated in codebook order)."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnxscript import OpBuilder
+
+from nextscale.export.graph_builder import branch
+
+# The largest u the cumulation is asked for: with it u * total stays below total in float32, so an entry is always found.
+MAX_UNIFORM = 1 - 2**-23
+
+
+def sample(
+    op: OpBuilder, logits: ir.Value, uniforms: ir.Value, forced: ir.Value, top_k: ir.Value, top_p: ir.Value
+) -> ir.Value:
+    """Take one token a row.
+
+    Args:
+        logits: float32 [B, l, V], after guidance.
+        uniforms: float32 [B, l].
+        forced: int64 [B, l]; -1 samples, any other value is taken.
+        top_k, top_p: int64 [], float32 []; 0 is off.
+    Returns:
+        int64 [B, l].
+    """
+    maximum = op.ReduceMax(logits, [-1], keepdims=1)
+    threshold = _smallest_kept(op, logits, maximum, top_k, top_p)
+    weights = op.Where(op.Less(logits, threshold), 0.0, op.Exp(op.Sub(logits, maximum)))
+    cumulated = op.CumSum(weights, -1)
+    total = op.Slice(cumulated, [-1], [2**31 - 1], [-1])
+    target = op.Mul(op.Unsqueeze(op.Min(uniforms, MAX_UNIFORM), [-1]), total)
+    # Entries up to the target number as many as the index of the first one past it.
+    passed = op.Cast(op.LessOrEqual(cumulated, target), to=ir.DataType.FLOAT)
+    sampled = op.Cast(op.ReduceSum(passed, [-1], keepdims=0), to=ir.DataType.INT64)
+    return op.Where(op.Less(forced, 0), sampled, forced)
+
+
+def _smallest_kept(op: OpBuilder, logits: ir.Value, maximum: ir.Value, top_k: ir.Value, top_p: ir.Value) -> ir.Value:
+    """The smallest logit that top_k and top_p keep, float32 [B, l, 1] (or [1, 1, 1] with both off)."""
+
+    def filtered(op: OpBuilder) -> list[ir.Value]:
+        # Without top_k all V entries are candidates.
+        vocab_size = op.Shape(logits, start=-1)
+        k = op.Unsqueeze(op.Where(op.Greater(top_k, 0), top_k, op.Squeeze(vocab_size, [0])), [0])
+        candidates, _ = op.TopK(logits, k, axis=-1, largest=1, sorted=1, _outputs=2)
+        mass = op.Exp(op.Sub(candidates, maximum))
+        better = op.CumSum(mass, -1, exclusive=1)
+        limit = op.Mul(op.Where(op.Greater(top_p, 0.0), top_p, 2.0), op.ReduceSum(mass, [-1], keepdims=1))
+        # In a run of equal candidates the first is kept if any is: the threshold keeps or drops them together.
+        kept = op.Where(op.Less(better, limit), candidates, float("inf"))
+        return [op.ReduceMin(kept, [-1], keepdims=1)]
+
+    def unfiltered(op: OpBuilder) -> list[ir.Value]:
+        return [op.Constant(value=ir.tensor([[[-float("inf")]]], dtype=ir.DataType.FLOAT))]
+
+    filters = op.Or(op.Greater(top_k, 0), op.Greater(top_p, 0.0))
+    (threshold,) = branch(op, filters, filtered, unfiltered, ["sampling.threshold"])
+    return threshold
+
