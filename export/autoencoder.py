@@ -89,11 +89,8 @@ class Level(nn.Module):
             x = block(x)
             if self.attn:
                 x = self.attn[i](x)
-        if hasattr(self, "upsample"):
-            x = self.upsample(x)
-        if hasattr(self, "downsample"):
-            x = self.downsample(x)
-        return x
+        resample = getattr(self, "upsample", None) or getattr(self, "downsample", None)
+        return resample(x) if resample else x
 
 
 class Middle(nn.Module):
@@ -176,5 +173,3 @@ class Decoder(nn.Module):
         for i in reversed(range(len(self.up))):
             h = self.up[i](h)
         return self.conv_out(F.silu(self.norm_out(h)))
-
-

@@ -52,7 +52,7 @@ class DecoderParts:
         op, constants = self.op, self.constants
         ones = constants("group_norm.ones", np.ones(NORM_GROUPS, np.float32))
         zeros = constants("group_norm.zeros", np.zeros(NORM_GROUPS, np.float32))
-        grouped = op.Reshape(x, [0, NORM_GROUPS, -1])
+        grouped = op.Reshape(x, [0, NORM_GROUPS, -1], _name=f"{name}.grouped")
         grouped = op.InstanceNormalization(grouped, ones, zeros, epsilon=NORM_EPS, _name=name)
         h = op.Reshape(grouped, op.Shape(x))
         weight, bias = (p.detach()[:, None, None] for p in (norm.weight, norm.bias))
@@ -66,7 +66,7 @@ class DecoderParts:
         h = self.conv(f"{name}.conv2", block.conv2, self.silu(self.group_norm(f"{name}.norm2", block.norm2, h)))
         if isinstance(block.nin_shortcut, nn.Conv2d):
             x = self.conv(f"{name}.nin_shortcut", block.nin_shortcut, x)
-        return self.op.Add(x, h)
+        return self.op.Add(h, x, _name=f"{name}.add")
 
     def attention(self, name: str, block: AttnBlock, x: ir.Value) -> ir.Value:
         """Single-head attention over the pixels, [B, C, H, W]; the query's 1/sqrt(C) is folded into qkv."""

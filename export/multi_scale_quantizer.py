@@ -73,6 +73,8 @@ class MultiScaleQuantizer(nn.Module):
         using_znorm: nearest entry by cosine instead of distance.
     """
 
+    ema_vocab_hit_SV: Tensor
+
     def __init__(
         self,
         vocab_size: int,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nextscale.export.autoencoder import AttnBlock, Decoder, Downsample, Encoder, ResnetBlock, Upsample
 from nextscale.export.presets import Preset, get_preset
-from nextscale.export.var import VAR, VARConfig, level_and_mask
+from nextscale.export.var import FFN, VAR, Block, SelfAttention, VARConfig, level_and_mask
 from nextscale.export.vqvae import VQVAE, VQVAEConfig
 
 SILU_POWER = 0.355  # E[silu(n)^2] of a standard normal n
@@ -51,27 +51,39 @@ def random_var(config: VARConfig, seed: int = 0) -> VAR:
     fill.normal(var.pos_start, 0.5)
     fill.normal(var.pos_1LC, 0.5)
     fill.normal(var.lvl_embed.weight, 0.5)
-    if config.shared_aln:
+    if isinstance(var.shared_ada_lin, nn.Sequential):
         fill.linear(var.shared_ada_lin[1], MODULATION_STD, power=SILU_POWER)
-    gamma = config.depth**-0.5
-    for block in var.blocks:
-        _fill_attention(fill, block.attn, config)
-        fill.linear(block.ffn.fc1)
-        fill.linear(block.ffn.fc2, power=GELU_POWER)
-        if config.shared_aln:
-            fill.normal(block.ada_gss, MODULATION_STD)
-            block.ada_gss[:, :, :2].mul_(gamma).add_(gamma)
-        else:
-            ada_lin = block.ada_lin[1]
-            fill.linear(ada_lin, MODULATION_STD, power=SILU_POWER)
-            ada_lin.weight[: 2 * c].mul_(gamma)
-            ada_lin.bias[: 2 * c].mul_(gamma).add_(gamma)
+        # The gammas come first; each branch's is about depth^-1/2.
+        gammas = var.shared_ada_lin[1].get_parameter("weight")[: 2 * c]
+        gammas.mul_(config.depth**-0.5)
+    for module in var.modules():
+        match module:
+            case Block():
+                _fill_modulation(fill, module, config)
+            case SelfAttention():
+                _fill_attention(fill, module, config)
+            case FFN():
+                fill.linear(module.fc1)
+                fill.linear(module.fc2, power=GELU_POWER)
     fill.linear(var.head_nm.ada_lin[1], MODULATION_STD, power=SILU_POWER)
     fill.linear(var.head, HEAD_LOGIT_STD)
     return var.eval().requires_grad_(False)
 
 
-def _fill_attention(fill: _Fill, attn: nn.Module, config: VARConfig) -> None:
+def _fill_modulation(fill: _Fill, block: Block, config: VARConfig) -> None:
+    """gamma about depth^-1/2, scale and shift about 0."""
+    c, gamma = config.embed_dim, config.depth**-0.5
+    if config.shared_aln:
+        fill.normal(block.ada_gss, MODULATION_STD)
+        block.ada_gss[:, :, :2].add_(1).mul_(gamma)
+    else:
+        fill.linear(block.ada_lin[1], MODULATION_STD, power=SILU_POWER)
+        weight, bias = (block.ada_lin[1].get_parameter(name) for name in ("weight", "bias"))
+        weight[: 2 * c].mul_(gamma)
+        bias[: 2 * c].add_(1).mul_(gamma)
+
+
+def _fill_attention(fill: _Fill, attn: SelfAttention, config: VARConfig) -> None:
     c = config.embed_dim
     fill.linear(attn.mat_qkv)
     fill.normal(attn.q_bias, 0.1)
@@ -137,6 +149,8 @@ class _Fill:
 
     def linear(self, layer: nn.Module, std: float = 1.0, power: float = 1.0) -> None:
         """A linear layer or convolution whose output has this standard deviation if its input has this mean square."""
-        self.normal(layer.weight, std / math.sqrt(power * layer.weight[0].numel()))
-        if layer.bias is not None:
-            self.normal(layer.bias, 0.1 * std)
+        parameters = dict(layer.named_parameters(recurse=False))
+        weight = parameters.pop("weight")
+        self.normal(weight, std / math.sqrt(power * weight[0].numel()))
+        for bias in parameters.values():
+            self.normal(bias, 0.1 * std)

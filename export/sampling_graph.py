@@ -1,4 +1,4 @@
-"""Sampling inside the graph, as docs/bundle.md defines it (the official sampler's sets, cumulated in codebook order)."""
+"""Sampling inside the graph, as docs/bundle.md defines it: the official sampler's sets, cumulated in codebook order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from onnxscript import OpBuilder
 
 from nextscale.export.graph_builder import branch
 
-# The largest u the cumulation is asked for: with it u * total stays below total in float32, so an entry is always found.
+# The largest u that is looked for: u * total stays below total in float32, so that an entry is always found.
 MAX_UNIFORM = 1 - 2**-23
 
 
@@ -57,4 +57,3 @@ def _smallest_kept(op: OpBuilder, logits: ir.Value, maximum: ir.Value, top_k: ir
     filters = op.Or(op.Greater(top_k, 0), op.Greater(top_p, 0.0))
     (threshold,) = branch(op, filters, filtered, unfiltered, ["sampling.threshold"])
     return threshold
-

@@ -135,6 +135,8 @@ class StageParts:
         The class embedding [2B, C] -> [2B, 6 * depth + 2, C]. The ones are added here, once an image, not at every use.
         """
         c, var, constants = self.config.embed_dim, self.var, self.constants
+        # Rank 3: ONNX Runtime would make a float Gemm of a rank 2 QDQ MatMul and its bias.
+        embedding = op.Unsqueeze(embedding, [1])
         activated = op.Mul(embedding, op.Sigmoid(embedding))
 
         def ada_lin(name: str, layer: torch.nn.Linear, ones: list[float]) -> ir.Value:
@@ -159,7 +161,7 @@ class StageParts:
     def block(
         self, op: OpBuilder, i: int, x: ir.Value, modulations: Sequence[ir.Value], key: ir.Value, value: ir.Value
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """One transformer block: x [2B, l, C], past key [2B, H, d, T] and value [2B, H, T, d] -> x and the present ones."""
+        """One block: x [2B, l, C], past key [2B, H, d, T] and value [2B, H, T, d] -> x and the present ones."""
         ffn, name = self.var.blocks[i].ffn, f"blocks.{i}"
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulations
         h, key, value = self.attention(op, i, self.layer_norm(op, x, scale1, shift1), key, value)

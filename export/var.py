@@ -79,6 +79,8 @@ class KVCache:
 
 
 class SelfAttention(nn.Module):
+    zero_k_bias: Tensor
+
     def __init__(self, config: VARConfig) -> None:
         super().__init__()
         c, self.num_heads, self.attn_l2_norm = config.embed_dim, config.num_heads, config.attn_l2_norm
@@ -183,6 +185,9 @@ def level_and_mask(patch_nums: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 class VAR(nn.Module):
     """The transformer alone; its tokens' latents come from a VQVAE (`MultiScaleQuantizer.accumulate`)."""
+
+    lvl_1L: Tensor
+    attn_bias_for_masking: Tensor
 
     def __init__(self, config: VARConfig) -> None:
         super().__init__()

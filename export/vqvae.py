@@ -54,9 +54,8 @@ class VQVAE(nn.Module):
         super().__init__()
         self.config = config
         shape = (config.ch, config.ch_mult, config.num_res_blocks, config.z_channels)
-        attention = {"using_sa": config.using_sa, "using_mid_sa": config.using_mid_sa}
-        self.encoder = Encoder(*shape, **attention)
-        self.decoder = Decoder(*shape, **attention)
+        self.encoder = Encoder(*shape, using_sa=config.using_sa, using_mid_sa=config.using_mid_sa)
+        self.decoder = Decoder(*shape, using_sa=config.using_sa, using_mid_sa=config.using_mid_sa)
         self.quantize = MultiScaleQuantizer(
             config.vocab_size,
             config.z_channels,

@@ -1,0 +1,111 @@
+"""`nextscale bench`: bundles against each other on this machine."""
+
+import json
+from pathlib import Path
+
+import click
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from nextscale.cli import options
+from nextscale.runtime.bench import FORMS, BenchReport, Measurement
+from nextscale.runtime.bench import bench as run_bench
+from nextscale.runtime.bundle import Bundle
+from nextscale.runtime.image_io import require_writable, write_files
+from nextscale.runtime.session import SessionOptions
+from nextscale.runtime.statistics import Interval
+
+
+@click.command()
+@click.argument("bundle_dirs", metavar="DIR...", type=options.BUNDLE, nargs=-1, required=True)
+@click.option("--batch", "batches", type=options.IntegerList(), default="1", show_default=True, help="As in 1,4.")
+@click.option("--form", "forms", type=click.Choice(list(FORMS)), multiple=True, help="Repeat; default: all.")
+@options.threads
+@options.spinning
+@click.option("--repetitions", type=int, default=10, show_default=True, help="Timed rounds.")
+@click.option("--warmup", type=int, default=1, show_default=True, help="Rounds before them.")
+@click.option("--memory/--no-memory", default=True, help="Measure load time and peak memory in fresh processes.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="All figures as JSON.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+def bench(
+    bundle_dirs: tuple[Path, ...],
+    batches: list[int],
+    forms: tuple[str, ...],
+    threads: int,
+    spinning: bool,
+    repetitions: int,
+    warmup: int,
+    memory: bool,
+    json_path: Path | None,
+    quiet: bool,
+) -> None:
+    """Measure the bundles in DIR... in turns, so that a drifting machine slows them all alike.
+
+    Figures are means with 95% confidence intervals; speedups refer to the first bundle.
+    """
+    bundles = [Bundle.open(path) for path in bundle_dirs]
+    require_writable([json_path] if json_path else [])
+    console = Console(stderr=True, quiet=quiet, highlight=False, markup=False)
+    report = run_bench(
+        bundles,
+        batches=batches,
+        forms=forms or tuple(FORMS),
+        options=SessionOptions(threads=threads, spinning=spinning),
+        repetitions=repetitions,
+        warmup=warmup,
+        footprint=memory,
+        log=console.print,
+    )
+    if json_path:
+        text = json.dumps(report.to_json(), indent=1) + "\n"
+        write_files({json_path: lambda file: file.write(text.encode())})
+    _print(report)
+
+
+def _print(report: BenchReport) -> None:
+    console = Console(highlight=False, markup=False)
+    console.width = max(console.width, 120) if not console.is_terminal else console.width
+    machine, versions = report.machine, report.versions
+    console.print(
+        f"{machine.cpu}, {machine.logical_cpus} logical CPUs, {' '.join(machine.isa) or 'no known ISA flags'}"
+    )
+    console.print(
+        f"threads {report.settings['threads'] or 'all'}, {report.settings['repetitions']} interleaved repetitions, "
+        f"onnxruntime {versions['onnxruntime']}, nextscale {versions['nextscale']}"
+    )
+    console.print(_table(report.measurements))
+    for measurement in report.measurements:
+        if measurement.decoder_seconds:
+            stages = " ".join(f"{seconds.mean * 1e3:.1f}" for seconds in measurement.stage_seconds)
+            decoder = f"{measurement.decoder_seconds.mean * 1e3:.1f}"
+            console.print(
+                f"{measurement.bundle}, batch {measurement.batch}: stages {stages}, decoder {decoder} ms an image"
+            )
+
+
+def _table(measurements: tuple[Measurement, ...]) -> Table:
+    table = Table(box=SIMPLE)
+    table.add_column("bundle", overflow="fold")
+    table.add_column("form", no_wrap=True)
+    for name in ("batch", "images/s", "s an image", "speedup", "load s", "peak MB", "size MB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for item in measurements:
+        footprint = item.footprint
+        table.add_row(
+            f"{item.bundle} ({item.recipe})",
+            item.form,
+            str(item.batch),
+            f"{item.images_per_second.mean:.3g}",
+            _shown(item.image_seconds),
+            _shown(item.speedup),
+            f"{footprint.load_seconds:.2f}" if footprint else "",
+            f"{footprint.peak_bytes / 1e6:.0f}" if footprint else "",
+            f"{item.size_bytes / 1e6:.1f}",
+        )
+    return table
+
+
+def _shown(interval: Interval) -> str:
+    """The mean and half of the interval's width in percent of it."""
+    return f"{interval.mean:.3g} ±{(interval.high - interval.low) / 2 / interval.mean:.1%}"

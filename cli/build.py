@@ -1,0 +1,121 @@
+"""`nextscale build`: a checkpoint, a preset with random weights or the demo model into a bundle."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from nextscale.calib_data.calibrate import CalibrationSettings
+from nextscale.cli.options import IntegerList, threads
+from nextscale.export.build import BuildOptions, build_bundle
+from nextscale.export.sources import checkpoint_source, demo_source, random_source
+from nextscale.runtime.session import SessionOptions
+
+CHECKPOINT = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("model", required=False, type=click.Choice(["demo"]))
+@click.option("--var", type=CHECKPOINT, help="The transformer's checkpoint (.pth or .safetensors).")
+@click.option("--vae", type=CHECKPOINT, help="The VQVAE's checkpoint (.pth or .safetensors).")
+@click.option("--preset", metavar="NAME", help="An official release: var-d16, -d20, -d24, -d30 or -d36.")
+@click.option("--random-weights", is_flag=True, help="Fill the preset with random weights, to measure speed.")
+@click.option("--patch-nums", type=IntegerList(), metavar="1,2,…", help="Stages, where the checkpoint cannot tell.")
+@click.option("--num-heads", type=click.IntRange(1), help="Heads, where the checkpoint cannot tell (no l2 norm).")
+@click.option("--class-names", type=CHECKPOINT, help="A text file of one name a line, or a JSON list.")
+@click.option("--name", help="The bundle's name; the output folder's by default.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder to make.")
+@click.option("--precision", type=click.Choice(["int8", "fp32"]), default="int8", show_default=True)
+@click.option("--calibration-images", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of random weights and calibration.")
+@threads
+def build(
+    model: str | None,
+    var: Path | None,
+    vae: Path | None,
+    preset: str | None,
+    random_weights: bool,
+    patch_nums: list[int] | None,
+    num_heads: int | None,
+    class_names: Path | None,
+    name: str | None,
+    out: Path,
+    precision: str,
+    calibration_images: int,
+    seed: int,
+    threads: int,
+) -> None:
+    """Turn a model into the bundle OUT: ONNX graphs, weights and a manifest.
+
+    \b
+    nextscale build demo --out demo-int8
+    nextscale build --var var_d16.pth --vae vae_ch160v4096z32.pth --out d16-int8
+    nextscale build --preset var-d16 --random-weights --out d16-random
+    """
+    name = name or out.name
+    if model == "demo":
+        _refuse("demo", var=var, vae=vae, preset=preset, patch_nums=patch_nums, class_names=class_names)
+        source = demo_source(name)
+    elif random_weights:
+        if preset is None:
+            raise click.UsageError("--random-weights needs --preset")
+        _refuse("--random-weights", var=var, vae=vae, patch_nums=patch_nums)
+        source = random_source(name, preset, seed, class_names)
+    elif var is not None and vae is not None:
+        source = checkpoint_source(name, var, vae, preset, patch_nums, num_heads, class_names)
+    else:
+        raise click.UsageError(
+            "what to build? Give --var and --vae, or --preset with --random-weights, or `nextscale build demo`"
+        )
+    options = BuildOptions(
+        precision="fp32" if precision == "fp32" else "int8",
+        calibration=CalibrationSettings(images=calibration_images, seed=seed),
+        session=SessionOptions(threads=threads),
+    )
+    with _progress() as progress:
+        bundle = build_bundle(source, out, options, progress)
+    click.echo(f"{bundle.path}: {bundle.manifest.name}, {precision}, {bundle.manifest.size / 1e6:.1f} MB")
+
+
+def _refuse(what: str, **options: object) -> None:
+    given = [f"--{option.replace('_', '-')}" for option, value in options.items() if value is not None]
+    if given:
+        raise click.UsageError(f"{what} does not go with {', '.join(given)}")
+
+
+class _Steps:
+    """Shows each step of a build as a line with its time, and images as a bar."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._current: tuple[str, int] | None = None
+
+    def __call__(self, step: str, done: int = 0, total: int = 0) -> None:
+        if self._current is None or self._current[0] != step:
+            self.finish()
+            self._current = (step, self._progress.add_task(step, total=total or None))
+        self._progress.update(self._current[1], completed=done)  # type: ignore[arg-type]
+
+    def finish(self) -> None:
+        if self._current is not None:
+            task = self._current[1]
+            total = self._progress.tasks[task].total or 1
+            self._progress.update(task, total=total, completed=total)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _progress() -> Iterator[_Steps]:
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    ) as progress:
+        steps = _Steps(progress)
+        yield steps
+        steps.finish()

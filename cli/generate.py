@@ -1,0 +1,160 @@
+"""`nextscale generate`: labels in, a sheet of pictures out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from nextscale import __version__
+from nextscale.cli import options
+from nextscale.runtime.bundle import Bundle
+from nextscale.runtime.image_io import Writer, make_grid, npz_writer, png_writer, require_writable, write_files
+from nextscale.runtime.next_scale_loop import Generation, Generator, StageResult
+from nextscale.runtime.request import DEFAULT_CFG_SCALE, DEFAULT_TOP_K, DEFAULT_TOP_P, resolve_top_k
+from nextscale.runtime.session import SessionOptions
+
+
+@click.command()
+@click.argument("bundle_dir", metavar="DIR", type=options.BUNDLE)
+@click.option("--class", "classes", multiple=True, required=True, metavar="ID|NAME", help="Repeat for several classes.")
+@click.option("--count", type=click.IntRange(1, 100_000), default=1, metavar="N", help="Images of each class.")
+@click.option("--seed", type=int, default=0, metavar="S", help="0 to 2^64 - 1; the same seed gives the same pictures.")
+@click.option("--first-image", type=int, default=0, metavar="I", help="Start at image I of the seed.")
+@click.option("--cfg-scale", type=float, default=DEFAULT_CFG_SCALE, show_default=True, help="Guidance; 0: none.")
+@click.option("--top-k", type=int, help=f"Sample from the k likeliest tokens; 0: off.  [default: {DEFAULT_TOP_K}]")
+@click.option("--top-p", type=float, default=DEFAULT_TOP_P, show_default=True, help="... of this mass; 0: off.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="PNG.  [default: sheet.png without --npz]")
+@click.option("--grid", type=options.Grid(), metavar="COLS[xROWS]", help="The sheet's layout; default: near square.")
+@click.option("--no-grid", is_flag=True, help="One PNG an image: FILE-0000.png and so on.")
+@click.option("--npz", type=click.Path(path_type=Path), metavar="FILE", help="Images, token maps and labels as arrays.")
+@click.option("--batch", type=click.IntRange(1), default=4, show_default=True, metavar="N", help="Images at a time.")
+@options.threads
+@options.spinning
+@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+def generate(
+    bundle_dir: Path,
+    classes: tuple[str, ...],
+    count: int,
+    seed: int,
+    first_image: int,
+    cfg_scale: float,
+    top_k: int | None,
+    top_p: float,
+    out: Path | None,
+    grid: tuple[int, int | None] | None,
+    no_grid: bool,
+    npz: Path | None,
+    batch: int,
+    threads: int,
+    spinning: bool,
+    quiet: bool,
+) -> None:
+    """Make pictures from the bundle in DIR.
+
+    Prints the path of each file it writes. A PNG holds the parameters that made it in its text chunk "nextscale".
+    """
+    if grid and no_grid:
+        raise click.UsageError("--grid and --no-grid exclude each other")
+    if out and out.suffix.lower() != ".png":
+        raise click.UsageError(f"--out {out}: pictures are written as PNG; give a name that ends in .png")
+    bundle = Bundle.open(bundle_dir)
+    labels = [bundle.class_label(name) for name in classes for _ in range(count)]
+    sheet = out or (None if npz else Path("sheet.png"))
+    pictures = _picture_paths(sheet, len(labels), no_grid)
+    columns, rows = grid or (None, None)
+    make_grid(np.empty((len(labels), 1, 1, 3), np.uint8), columns, rows)  # refuses too small a grid
+    require_writable([*pictures, *([npz] if npz else [])])
+
+    sampling: dict[str, Any] = {
+        "seed": seed,
+        "first_image": first_image,
+        "cfg_scale": cfg_scale,
+        "top_k": resolve_top_k(top_k, bundle.model),
+        "top_p": top_p,
+    }
+    generator = Generator(bundle, SessionOptions(threads=threads, spinning=spinning))
+    console = Console(stderr=True, quiet=quiet)
+    with _Progress(console, len(labels), batch, bundle.model.num_stages) as progress:
+        result = generator.generate(labels, batch_size=batch, on_stage=progress.advance, **sampling)
+
+    parameters = {
+        "software": f"nextscale {__version__}",
+        "bundle": bundle.manifest.name,
+        "recipe": bundle.manifest.recipe["name"],
+        **sampling,
+    }
+    writers = _picture_writers(pictures, result, bundle, parameters, (columns, rows), no_grid)
+    if npz:
+        writers[npz] = npz_writer(
+            {
+                "images": result.images,
+                "token_maps": result.token_maps,
+                "class_labels": result.class_labels,
+                "parameters": np.array(json.dumps(parameters)),
+            }
+        )
+    write_files(writers)
+    for path in writers:
+        click.echo(path)
+
+
+class _Progress:
+    """Stages done, on a terminal; nothing elsewhere."""
+
+    def __init__(self, console: Console, images: int, batch: int, num_stages: int) -> None:
+        self.images, self.batch, self.num_stages = images, batch, num_stages
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.bar = Progress(*columns, console=console, disable=console.quiet or not console.is_terminal)
+        self.task = self.bar.add_task("loading", total=-(-images // batch) * num_stages)
+
+    def __enter__(self) -> "_Progress":
+        if not self.bar.disable:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if not self.bar.disable:
+            self.bar.stop()
+
+    def advance(self, result: StageResult) -> None:
+        last = min(result.first + self.batch, self.images)
+        which = f"image {last}" if last == result.first + 1 else f"images {result.first + 1}-{last}"
+        text = f"{which} of {self.images}, stage {result.stage + 1} of {result.num_stages}"
+        self.bar.update(self.task, advance=1, description=text)
+
+
+def _picture_paths(sheet: Path | None, count: int, no_grid: bool) -> list[Path]:
+    if sheet is None:
+        return []
+    return [sheet.with_stem(f"{sheet.stem}-{number:04d}") for number in range(count)] if no_grid else [sheet]
+
+
+def _picture_writers(
+    paths: list[Path],
+    result: Generation,
+    bundle: Bundle,
+    parameters: dict[str, Any],
+    layout: tuple[int | None, int | None],
+    no_grid: bool,
+) -> dict[Path, Writer]:
+    labels = result.class_labels.tolist()
+    if not no_grid:
+        parameters = {**parameters, "classes": labels, "class_names": [bundle.class_name(label) for label in labels]}
+        return {path: png_writer(make_grid(result.images, *layout), parameters) for path in paths}
+    first = parameters["first_image"]
+    return {
+        path: png_writer(
+            image,
+            {
+                **parameters,
+                "first_image": first + number,
+                "classes": [label],
+                "class_names": [bundle.class_name(label)],
+            },
+        )
+        for number, (path, image, label) in enumerate(zip(paths, result.images, labels, strict=True))
+    }

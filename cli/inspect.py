@@ -1,0 +1,86 @@
+"""`nextscale inspect`: what is in a bundle."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from nextscale.cli import options
+from nextscale.runtime.bundle import Bundle
+from nextscale.runtime.manifest import GraphInfo, Manifest
+
+
+@click.command()
+@click.argument("bundle_dir", metavar="DIR", type=options.BUNDLE)
+@click.option("--classes", is_flag=True, help="List the classes instead.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def inspect(bundle_dir: Path, classes: bool, as_json: bool) -> None:
+    """Show what is in the bundle in DIR: model, recipe, files, and the inputs and outputs of its graphs."""
+    bundle = Bundle.open(bundle_dir)
+    manifest = bundle.manifest
+    names = {label: bundle.class_name(label) for label in range(manifest.model.num_classes)}
+    if as_json:
+        click.echo(json.dumps(names if classes else _summary(bundle), indent=1))
+    elif classes:
+        for label, name in names.items():
+            click.echo(f"{label}\t{name}")
+    else:
+        console = Console(highlight=False, markup=False)
+        for table in (_overview(bundle), _files(manifest), *(_graph(*item) for item in manifest.graphs.items())):
+            console.print(table)
+
+
+def _summary(bundle: Bundle) -> dict[str, Any]:
+    summary = dataclasses.asdict(bundle.manifest)
+    del summary["verify"]
+    return {"path": str(bundle.path), "size_bytes": bundle.manifest.size, **summary}
+
+
+def _overview(bundle: Bundle) -> Table:
+    manifest, model = bundle.manifest, bundle.model
+    table = Table(title=manifest.name, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    rows = {
+        "folder": str(bundle.path),
+        "size": f"{manifest.size / 1e6:.1f} MB",
+        "model": f"{model.depth} blocks of width {model.embed_dim}, {model.num_heads} heads, {model.vocab_size} codes",
+        "pictures": f"{model.image_size} x {model.image_size} pixels of {model.num_classes} classes",
+        "stages": f"{', '.join(map(str, model.patch_nums))} ({model.num_tokens} tokens)",
+        **{f"recipe: {key}": _line(value) for key, value in manifest.recipe.items()},
+        **{f"version: {key}": _line(value) for key, value in manifest.versions.items()},
+        "licence": manifest.licence,
+    }
+    for key, value in rows.items():
+        table.add_row(_line(key), value)
+    return table
+
+
+def _files(manifest: Manifest) -> Table:
+    table = Table(title="files")
+    table.add_column("file")
+    table.add_column("bytes", justify="right")
+    table.add_column("sha256")
+    for name, info in manifest.files.items():
+        table.add_row(name, f"{info.size:,}", f"{info.sha256[:16]}...")
+    return table
+
+
+def _graph(name: str, graph: GraphInfo) -> Table:
+    table = Table(title=f"{name} ({graph.file})")
+    for column in ("", "name", "type", "shape"):
+        table.add_column(column)
+    for kind, tensors in (("input", graph.inputs), ("output", graph.outputs)):
+        for tensor in tensors:
+            shape = ", ".join("?" if size is None else str(size) for size in tensor.shape)
+            table.add_row(kind, tensor.name, tensor.dtype, f"[{shape}]")
+    return table
+
+
+def _line(value: Any) -> str:
+    """Any JSON value on one line without control characters."""
+    return value if isinstance(value, str) and value.isprintable() else json.dumps(value)

@@ -1,0 +1,99 @@
+"""The `nextscale` command: finds the subcommand, and turns every expected failure into one line and an exit code.
+
+Exit codes: 0 done; 1 a check failed; 2 bad usage or input; 130 interrupted.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from nextscale import __version__
+from nextscale.runtime.errors import NextscaleError
+
+# name -> what it does. Each is the click command of the same name in the module of the same name, imported only when
+# it runs, so that an install without torch has all those that need none.
+COMMANDS = {
+    "build": "Turn a checkpoint, a preset or the demo model into a bundle.",
+    "generate": "Make pictures from a bundle.",
+    "evaluate": "Compare bundles with full precision, token for token.",
+    "bench": "Measure speed and memory of bundles, interleaved.",
+    "inspect": "Show what is in a bundle.",
+    "verify": "Check a bundle's files, contract and tokens.",
+}
+EXPORT_MODULES = ("torch", "onnx", "onnxscript", "onnx_ir", "safetensors")  # of the extra `export`
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name alone until one runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"nextscale.cli.{cmd_name}"), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=False,
+    invoke_without_command=True,
+)
+@click.version_option(__version__, prog_name="nextscale")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Pictures from VAR (next-scale prediction) models on a plain CPU: build int8 ONNX bundles and run them."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help(), err=True)
+        context.exit(2)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; nothing but a bug ends in a traceback."""
+    try:
+        code = cli.main(
+            args=None if arguments is None else list(arguments), prog_name="nextscale", standalone_mode=False
+        )
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("interrupted; nothing was written", 130)
+    except click.ClickException as error:
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        hint = f" (see `{context.command_path} --help`)" if context else ""
+        return _fail(f"{error.format_message().rstrip('.')}{hint}", 2)
+    except NextscaleError as error:
+        return _fail(str(error), 2)
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if module not in EXPORT_MODULES:
+            raise
+        return _fail(f'this command needs {module}, which is not installed: pip install "nextscale[export]"', 2)
+    except MemoryError:
+        return _fail("out of memory; fewer images at a time (--batch) need less", 2)
+    except BrokenPipeError:
+        _abandon_stdout()
+        return 1
+    except OSError as error:
+        _abandon_stdout()
+        return _fail(f"{error.filename or 'output'}: {error.strerror}", 2)
+
+
+def _abandon_stdout() -> None:
+    """Drop what is still buffered for stdout, or it would fail once more when Python exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,33 @@
+"""`nextscale verify`: is a bundle whole, and does it make the same tokens here?"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import click
+
+from nextscale.cli import options
+from nextscale.runtime.bundle import Bundle
+from nextscale.runtime.session import SessionOptions
+from nextscale.runtime.verify import Check
+from nextscale.runtime.verify import verify as run_verify
+
+
+@click.command()
+@click.argument("bundle_dir", metavar="DIR", type=options.BUNDLE)
+@options.threads
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def verify(bundle_dir: Path, threads: int, as_json: bool) -> int:
+    """Check the bundle in DIR: hashes, contract, tokens against the stored ones, streaming against the single file.
+
+    Exits with 1 if a check fails.
+    """
+
+    def show(check: Check) -> None:
+        if not as_json:
+            click.echo(f"{'ok  ' if check.passed else 'FAIL'}  {check.name}: {check.detail}")
+
+    report = run_verify(Bundle.open(bundle_dir), SessionOptions(threads=threads), show)
+    if as_json:
+        click.echo(json.dumps({"passed": report.passed, **dataclasses.asdict(report)}, indent=1))
+    return 0 if report.passed else 1

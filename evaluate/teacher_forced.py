@@ -1,0 +1,134 @@
+"""How far a bundle's predictions are from full precision, token for token.
+
+Sampled pictures of two bundles soon differ in everything, since one token that changes changes all after it. So the
+reference samples token maps, every bundle is fed those (teacher forcing), and the distributions over the codebook are
+compared place by place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime.next_scale_loop import Generator
+from nextscale.runtime.request import DEFAULT_CFG_SCALE
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One bundle against the reference.
+
+    Attributes:
+        kl: mean KL(reference || bundle) of the guided distributions, nats a token.
+        kl_stderr: its standard error over images.
+        top1: share of the tokens whose likeliest entry is the reference's.
+        stage_kl, stage_top1: the same for each stage, float64 [S].
+        images: number of images.
+    """
+
+    kl: float
+    kl_stderr: float
+    top1: float
+    stage_kl: NDArray[np.float64]
+    stage_top1: NDArray[np.float64]
+    images: int
+
+
+def evaluation_labels(num_classes: int, images: int, seed: int) -> NDArray[np.int64]:
+    """N labels spread evenly over the classes, in an order drawn from the seed: int64 [N]."""
+    return np.resize(np.random.default_rng([seed, 1]).permutation(num_classes), images).astype(np.int64)
+
+
+def teacher_forced(
+    reference: Generator,
+    candidates: Mapping[str, Generator],
+    *,
+    images: int = 256,
+    seed: int = 1,
+    cfg_scale: float = DEFAULT_CFG_SCALE,
+    batch_size: int = 4,
+    on_images: Callable[[int], object] = lambda done: None,
+) -> dict[str, Agreement]:
+    """Compare bundles of one model with the reference on token maps that the reference samples.
+
+    Args:
+        reference: the full-precision bundle.
+        candidates: bundles of the same model, by name.
+        images: N, spread over the classes.
+        seed: of the labels and of the sampled token maps; calibration uses 0 by default, so these images are new to it.
+        cfg_scale: guidance, for sampling and for the compared distributions.
+        batch_size: images at a time.
+        on_images: called with the number of images finished.
+    Raises:
+        NextscaleError: a candidate is of another model.
+    """
+    model = reference.bundle.model
+    for name, candidate in candidates.items():
+        if candidate.bundle.model != model:
+            raise NextscaleError(f"{name}: not the model of {reference.bundle.path}; compare bundles of one model")
+    labels = evaluation_labels(model.num_classes, images, seed)
+    # Sums over a stage's tokens: [candidate][image][stage].
+    divergence: dict[str, list[NDArray[np.float64]]] = {name: [] for name in candidates}
+    agreeing: dict[str, list[NDArray[np.float64]]] = {name: [] for name in candidates}
+    for first in range(0, images, batch_size):
+        batch = labels[first : first + batch_size]
+        request = {"seed": seed, "first_image": first, "cfg_scale": cfg_scale}
+        stages = list(reference.stream(batch, outputs=["logits"], **request))
+        tokens = np.concatenate([stage.tokens for stage in stages], axis=1)
+        expected = [stage.outputs["logits"] for stage in stages]
+        for name, candidate in candidates.items():
+            forced = candidate.stream(batch, outputs=["logits"], forced_tokens=tokens, **request)
+            found = [stage.outputs["logits"] for stage in forced]
+            divergence[name].append(np.stack([_kl(p, q).sum(1) for p, q in zip(expected, found, strict=True)], 1))
+            same = [p.argmax(-1) == q.argmax(-1) for p, q in zip(expected, found, strict=True)]
+            agreeing[name].append(np.stack([s.sum(1).astype(np.float64) for s in same], 1))
+        on_images(min(first + batch_size, images))
+    sizes = np.array([pn * pn for pn in model.patch_nums], np.float64)
+    return {
+        name: _summarize(np.concatenate(divergence[name]), np.concatenate(agreeing[name]), sizes) for name in candidates
+    }
+
+
+def _summarize(divergence: NDArray[np.float64], agreeing: NDArray[np.float64], sizes: NDArray[np.float64]) -> Agreement:
+    by_image = divergence.sum(1) / sizes.sum()
+    stderr = by_image.std(ddof=1) / np.sqrt(len(by_image)) if len(by_image) > 1 else np.nan
+    return Agreement(
+        kl=float(by_image.mean()),
+        kl_stderr=float(stderr),
+        top1=float(agreeing.sum() / (len(agreeing) * sizes.sum())),
+        stage_kl=divergence.mean(0) / sizes,
+        stage_top1=agreeing.mean(0) / sizes,
+        images=len(by_image),
+    )
+
+
+def _kl(p_logits: NDArray[np.float32], q_logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """KL(p || q) of softmax distributions over the last axis, in nats: [B, l, V] twice -> [B, l]."""
+    log_p, log_q = _log_softmax(p_logits), _log_softmax(q_logits)
+    divergence: NDArray[np.float64] = (np.exp(log_p) * (log_p - log_q)).sum(-1)
+    return divergence
+
+
+def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    normalized: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return normalized
+
+
+def as_json(agreements: Mapping[str, Agreement]) -> dict[str, dict[str, float | int | Sequence[float]]]:
+    """Plain numbers and lists, for a JSON file."""
+    return {
+        name: {
+            "kl": a.kl,
+            "kl_stderr": a.kl_stderr,
+            "top1": a.top1,
+            "stage_kl": a.stage_kl.tolist(),
+            "stage_top1": a.stage_top1.tolist(),
+            "images": a.images,
+        }
+        for name, a in agreements.items()
+    }

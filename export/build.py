@@ -1,0 +1,199 @@
+"""From a torch model to a bundle: graphs, calibration, quantization, certificate, stored tokens."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import onnx_ir as ir
+import torch
+import torch.nn.functional as F
+
+from nextscale.calib_data.calibrate import Calibration, CalibrationSettings, calibrate
+from nextscale.export.bundle_writer import (
+    BundleInfo,
+    atomic_folder,
+    remember_tokens,
+    write_graphs,
+    write_manifest,
+)
+from nextscale.export.card import bundle_card
+from nextscale.export.decoder_graph import build_decoder_graph
+from nextscale.export.generate_graph import build_generate_graph
+from nextscale.export.stage_graph import build_stage_graph
+from nextscale.export.var import VAR
+from nextscale.export.vqvae import VQVAE
+from nextscale.graph_passes.fusion_certificate import certify
+from nextscale.graph_passes.observe_ranges import observe_ranges
+from nextscale.graph_passes.pipeline import FLOAT_LAYERS, decoder_layers, quantize_int8, stage_layers
+from nextscale.graph_passes.qparams import Range
+from nextscale.runtime.bundle import Bundle
+from nextscale.runtime.manifest import ModelInfo
+from nextscale.runtime.next_scale_loop import Generator
+from nextscale.runtime.session import SessionOptions
+
+Precision = Literal["fp32", "int8"]
+# Greedy, so that few tokens say much; the second label differs from the first in every model.
+VERIFY_LABELS = (0, -1)
+VERIFY_CFG_SCALE = 1.5
+
+
+class Progress(Protocol):
+    """How a build tells where it is."""
+
+    def __call__(self, step: str, done: int = 0, total: int = 0) -> None:
+        """`step` begins, or has `done` of `total` images."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to build from, and what the bundle says about it."""
+
+    var: VAR
+    vqvae: VQVAE
+    name: str
+    description: str
+    licence: str = "that of the checkpoint"
+    class_names: Sequence[str] | None = None
+
+    def model_info(self) -> ModelInfo:
+        config = self.var.config
+        return ModelInfo(
+            num_classes=config.num_classes,
+            patch_nums=config.patch_nums,
+            image_size=self.vqvae.config.image_size,
+            vocab_size=config.vocab_size,
+            depth=config.depth,
+            embed_dim=config.embed_dim,
+            num_heads=config.num_heads,
+            latent_channels=config.z_channels,
+            latent_size=config.patch_nums[-1],
+        )
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How to build."""
+
+    precision: Precision = "int8"
+    calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
+    session: SessionOptions = field(default_factory=SessionOptions)
+
+
+def build_bundle(source: Source, out: Path, options: BuildOptions, progress: Progress) -> Bundle:
+    """Write the bundle `out`; an interrupted build leaves nothing.
+
+    Raises:
+        OutputError: out exists or cannot be written.
+        NextscaleError: an integer layer fell back to float in this release of ONNX Runtime.
+    """
+    with atomic_folder(out) as folder, torch.no_grad():
+        progress("building graphs")
+        stage_model = build_stage_graph(source.var, source.vqvae.quantize)
+        decoder_model = build_decoder_graph(source.vqvae)
+        recipe: dict[str, Any] = {"name": options.precision}
+        if options.precision == "int8":
+            calibration = _calibrate(source, folder, stage_model, decoder_model, options, progress)
+            progress("quantizing")
+            ranges = {**calibration.stage_ranges, **_class_ranges(source.var, stage_layers(stage_model).by_class)}
+            stage_model, decoder_model = quantize_int8(stage_model, decoder_model, ranges, calibration.decoder_ranges)
+            recipe |= _int8_recipe(options.calibration)
+        progress("writing")
+        models = _write(source, folder, stage_model, decoder_model, recipe)
+        if options.precision == "int8":
+            progress("checking kernels")
+            for name in models:
+                certify(folder / f"{name}.onnx", options.session).require_integer()
+        progress("generating the stored tokens")
+        _store_tokens(folder, options.session)
+    return Bundle.open(out)
+
+
+def _write(
+    source: Source,
+    folder: Path,
+    stage_model: ir.Model,
+    decoder_model: ir.Model,
+    recipe: Mapping[str, Any],
+) -> dict[str, ir.Model]:
+    """Compose the single file, write all graphs and a manifest whose stored tokens are still zeros."""
+    num_stages = source.var.config.num_stages
+    models = {
+        "generate": build_generate_graph(stage_model, decoder_model, num_stages),
+        "stage": stage_model,
+        "decoder": decoder_model,
+    }
+    write_graphs(folder, models)
+    model = source.model_info()
+    labels = [label % model.num_classes for label in VERIFY_LABELS]
+    verify = {
+        "class_labels": labels,
+        "seed": 0,
+        "cfg_scale": VERIFY_CFG_SCALE,
+        "token_maps": [[0] * model.num_tokens for _ in labels],
+    }
+    card = bundle_card(source.name, source.description, source.licence, model, recipe)
+    info = BundleInfo(source.name, model, recipe, source.class_names, source.licence, card)
+    write_manifest(folder, models, info, verify)
+    return models
+
+
+def _calibrate(
+    source: Source,
+    folder: Path,
+    stage_model: ir.Model,
+    decoder_model: ir.Model,
+    options: BuildOptions,
+    progress: Progress,
+) -> Calibration:
+    """Sample with a float32 bundle whose graphs carry observers; it lives in `folder` only meanwhile."""
+    observed_stage, observed_decoder = stage_layers(stage_model).observed, decoder_layers(decoder_model)
+    progress("writing the full-precision model for calibration")
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        _write(
+            source,
+            Path(name),
+            observe_ranges(stage_model, observed_stage),
+            observe_ranges(decoder_model, observed_decoder),
+            {"name": "fp32 with observers"},
+        )
+        generator = Generator(name, options.session)
+        images = options.calibration.images
+        progress("calibrating", 0, images)
+        return calibrate(
+            generator,
+            observed_stage,
+            observed_decoder,
+            options.calibration,
+            lambda done: progress("calibrating", done, images),
+        )
+
+
+def _class_ranges(var: VAR, layers: Sequence[str]) -> dict[str, Range]:
+    """The range of what adaLN's linear layers see: SiLU of the class embeddings, of all classes at once."""
+    activated = F.silu(var.class_emb.weight)
+    both = Range(*(np.array([extreme.item()], np.float32) for extreme in (activated.min(), activated.max())))
+    return dict.fromkeys(layers, both)
+
+
+def _int8_recipe(calibration: CalibrationSettings) -> dict[str, Any]:
+    return {
+        "weights": "s8, symmetric, a scale for each output channel, round to nearest",
+        "activations": "u8, affine, static min-max ranges, one for each stage and layer",
+        "float32": ["attention scores and products", "norms", "guidance", "sampling", *sorted(FLOAT_LAYERS)],
+        "calibration": asdict(calibration),
+    }
+
+
+def _store_tokens(folder: Path, options: SessionOptions) -> None:
+    """Put the bundle's own greedy tokens into its manifest, for `nextscale verify`."""
+    bundle = Bundle.open(folder)
+    record = bundle.manifest.verify
+    greedy = Generator(bundle, options).generate(
+        record.class_labels, seed=record.seed, cfg_scale=record.cfg_scale, top_k=1, top_p=0.0
+    )
+    remember_tokens(folder, greedy.token_maps.tolist())

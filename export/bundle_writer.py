@@ -1,0 +1,181 @@
+"""Write a bundle: graphs over one shared external-data file, manifest and card, atomically (docs/bundle.md)."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+
+from nextscale import __version__
+from nextscale.export.generate_graph import initial_shape, state_names
+from nextscale.export.graph_builder import OPSET
+from nextscale.runtime.bundle import MANIFEST_NAME as MANIFEST
+from nextscale.runtime.errors import OutputError
+from nextscale.runtime.manifest import SCHEMA, ModelInfo
+
+WEIGHTS_FILE = "weights.data"
+# Smaller tensors stay in the graph files: shapes and indices must be readable without the weights.
+EXTERNAL_FROM_BYTES = 1024
+# ONNX Runtime maps external data into memory page by page.
+ALIGNMENT = 4096
+
+
+@dataclass(frozen=True)
+class BundleInfo:
+    """What the manifest says besides the graphs themselves."""
+
+    name: str
+    model: ModelInfo
+    recipe: Mapping[str, Any]
+    class_names: Sequence[str] | None
+    licence: str
+    card: str
+
+
+@contextlib.contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """A temporary sibling of `target` that becomes `target` when the block ends well and vanishes otherwise.
+
+    Raises:
+        OutputError: target exists already, or its parent is no folder that can be written.
+    """
+    if target.exists():
+        raise OutputError(f"{target}: exists already; choose another --out or remove it first")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    except OSError as error:
+        raise OutputError(f"{target.parent}: cannot write there ({error.strerror}); choose another --out") from None
+    try:
+        try:
+            yield partial
+            partial.chmod(0o755)
+            partial.rename(target)
+        except OSError as error:
+            if error.filename is not None and not str(error.filename).startswith(str(partial)):
+                raise
+            raise OutputError(f"{target}: cannot be written ({error.strerror}); nothing was left there") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_graphs(folder: Path, models: Mapping[str, ir.Model]) -> None:
+    """Write `{name}.onnx` for each model, and the weights of all of them once.
+
+    Tensors that several models share (the same object) are stored once. The models' initializers end up referring to
+    the file, so that the weights in memory can be freed.
+    """
+    written: dict[int, ir.ExternalTensor] = {}
+    originals: list[ir.TensorProtocol] = []  # keeps ids from being used again
+    with (folder / WEIGHTS_FILE).open("wb") as file:
+        for model in models.values():
+            for value in model.graph.initializers.values():
+                tensor = value.const_value
+                if tensor is None or tensor.nbytes < EXTERNAL_FROM_BYTES:
+                    continue
+                if id(tensor) not in written:
+                    originals.append(tensor)
+                    written[id(tensor)] = _append(file, tensor, folder)
+                value.const_value = written[id(tensor)]
+    for name, model in models.items():
+        ir.save(model, folder / f"{name}.onnx")
+        onnx.checker.check_model(str(folder / f"{name}.onnx"), full_check=True)
+
+
+def _append(file: Any, tensor: ir.TensorProtocol, folder: Path) -> ir.ExternalTensor:
+    file.write(b"\0" * (-file.tell() % ALIGNMENT))
+    offset = file.tell()
+    file.write(np.ascontiguousarray(tensor.numpy()).data)
+    return ir.ExternalTensor(
+        WEIGHTS_FILE,
+        offset,
+        tensor.nbytes,
+        tensor.dtype,
+        shape=ir.Shape(tensor.shape),
+        name=str(tensor.name),
+        base_dir=folder,
+    )
+
+
+def write_manifest(folder: Path, models: Mapping[str, ir.Model], info: BundleInfo, verify: Mapping[str, Any]) -> None:
+    """Write card.md and, last, manifest.json with the size and hash of every other file."""
+    (folder / "card.md").write_text(info.card, encoding="utf-8")
+    manifest = {
+        "schema": SCHEMA,
+        "name": info.name,
+        "model": asdict(info.model),
+        "recipe": dict(info.recipe),
+        "class_names": None if info.class_names is None else list(info.class_names),
+        "graphs": {name: _graph_contract(name, model) for name, model in models.items()},
+        "files": {path.name: _file_info(path) for path in sorted(folder.iterdir())},
+        "verify": dict(verify),
+        "versions": {
+            "nextscale": __version__,
+            "onnx": onnx.__version__,
+            "onnxruntime": onnxruntime.__version__,
+            "opset": OPSET,
+        },
+        "licence": info.licence,
+    }
+    _write_json(folder / MANIFEST, manifest)
+
+
+def _graph_contract(name: str, model: ir.Model) -> dict[str, Any]:
+    contract: dict[str, Any] = {
+        "file": f"{name}.onnx",
+        "inputs": [_tensor_contract(value) for value in model.graph.inputs],
+        "outputs": [_tensor_contract(value) for value in model.graph.outputs],
+    }
+    if name == "stage":
+        inputs = {value.name: value for value in model.graph.inputs}
+        contract["state"] = [
+            {
+                "input": source,
+                "output": target,
+                "dtype": _dtype(inputs[source]),
+                "initial_shape": initial_shape(inputs[source]),
+            }
+            for source, target in state_names(model)
+        ]
+    return contract
+
+
+def _tensor_contract(value: ir.Value) -> dict[str, Any]:
+    assert value.shape is not None
+    shape = [dim if isinstance(dim, int) else dim.value for dim in value.shape]
+    return {"name": value.name, "dtype": _dtype(value), "shape": shape}
+
+
+def _dtype(value: ir.Value) -> str:
+    assert value.dtype is not None
+    return str(value.dtype.numpy())
+
+
+def _file_info(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return {"size": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def remember_tokens(folder: Path, token_maps: Sequence[Sequence[int]]) -> None:
+    """Replace the stored tokens in a manifest."""
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest["verify"]["token_maps"] = token_maps
+    _write_json(folder / MANIFEST, manifest)
+
+
+def _write_json(path: Path, document: Any) -> None:
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,127 @@
+"""`generate.onnx`: the stage graph in a Loop over the stages, then the decoder, in one call.
+
+The Loop's body is the stage graph itself, so both forms of a bundle hold the same operators in the same order.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from onnxscript import GraphBuilder, OpBuilder
+
+from nextscale.export.graph_builder import Constants, add_output, finish, new_builder
+
+REQUEST_INPUTS = ("class_labels", "uniforms", "forced_tokens", "cfg_scale", "top_k", "top_p")
+
+
+def state_names(stage_model: ir.Model) -> list[tuple[str, str]]:
+    """The stage graph's carried state as (input name, output name), in the order of the inputs."""
+    inputs = [value.name for value in stage_model.graph.inputs if value.name not in (*REQUEST_INPUTS, "stage")]
+    return [(name, present_name(name)) for name in inputs if name is not None]
+
+
+def present_name(input_name: str) -> str:
+    """The output that continues a state input: f_hat -> present.f_hat, past_key_values.0.key -> present.0.key."""
+    return f"present.{input_name.removeprefix('past_key_values.')}"
+
+
+def initial_shape(state: ir.Value) -> list[int | str]:
+    """A state input's shape before stage 0: the dimensions that grow start at 0."""
+    assert state.shape is not None
+    return [0 if dim in ("T", "M") else dim for dim in (d if isinstance(d, int) else d.value for d in state.shape)]
+
+
+def build_generate_graph(stage_model: ir.Model, decoder_model: ir.Model, num_stages: int) -> ir.Model:
+    """Compose the two graphs; neither is changed, and their weights are shared, not copied."""
+    stage_graph, decoder_graph = stage_model.graph.clone(), decoder_model.graph.clone()
+    builder = new_builder("generate")
+    op, constants = builder.op, Constants(builder)
+    state = state_names(stage_model)
+    by_name = {value.name: value for value in stage_graph.inputs}
+    requests = [_declare(builder, by_name[name]) for name in REQUEST_INPUTS]
+
+    images = op.Shape(requests[0])
+    initial = []
+    for name, _ in state:
+        shape = [_dimension(op, images, dim) for dim in initial_shape(by_name[name])]
+        zero = ir.tensor([0.0], dtype=ir.DataType.FLOAT)
+        initial.append(op.ConstantOfShape(op.Concat(*shape, axis=0), value=zero, _outputs=[f"initial.{name}"]))
+    no_tokens = op.ConstantOfShape(
+        op.Concat(images, constants("zero_1d", np.array([0])), axis=0),
+        value=ir.tensor([0], dtype=ir.DataType.INT64),
+        _outputs=["initial.token_maps"],
+    )
+    body = _loop_body(builder.graph, stage_graph, dict(zip(REQUEST_INPUTS, requests, strict=True)), state)
+    names = ["final." + name for name, _ in state]
+    *final, token_maps = op.Loop(
+        num_stages, None, *initial, no_tokens, body=body, _outputs=[*names, "token_maps"], _name="stages"
+    )
+    f_hat = final[[name for name, _ in state].index("f_hat")]
+    pictures = _inline(builder.graph, decoder_graph, {"f_hat": f_hat}, "images")
+    size = decoder_model.graph.outputs[0].shape
+    assert size is not None
+    assert requests[1].shape is not None
+    add_output(builder, pictures, "images", ir.DataType.UINT8, list(size))
+    add_output(builder, token_maps, "token_maps", ir.DataType.INT64, ["B", requests[1].shape[1]])
+    return finish(builder)
+
+
+def _declare(builder: GraphBuilder, like: ir.Value) -> ir.Value:
+    return builder.input(str(like.name), type=like.type, shape=like.shape)
+
+
+def _dimension(op: OpBuilder, images: ir.Value, dim: int | str) -> ir.Value:
+    """One dimension of a state's initial shape as int64 [1]; `images` is B as int64 [1]."""
+    if dim == "B":
+        return images
+    return op.Mul(images, [2]) if dim == "2B" else op.Constant(value_ints=[dim])
+
+
+def _adopt(main: ir.Graph, graph: ir.Graph, prefix: str) -> None:
+    """Make `graph` fit to live in `main`: its initializers move there and all its names get the prefix."""
+    for name, value in list(graph.initializers.items()):
+        del graph.initializers[name]
+        value.name = prefix + name
+        main.register_initializer(value)
+    for value in graph.inputs:
+        value.name = f"{prefix}{value.name}"
+    for node in graph.all_nodes():
+        node.name = f"{prefix}{node.name}"
+        for output in node.outputs:
+            output.name = f"{prefix}{output.name}"
+
+
+def _loop_body(
+    main: ir.Graph, stage_graph: ir.Graph, requests: dict[str, ir.Value], state: list[tuple[str, str]]
+) -> ir.Graph:
+    """The stage graph as a Loop's body: (stage, condition, state..., tokens so far) -> the same, one stage later."""
+    inputs = {str(value.name): value for value in stage_graph.inputs}
+    outputs = {str(value.name): value for value in stage_graph.outputs}
+    _adopt(main, stage_graph, "stage/")
+    for name, outer in requests.items():
+        inputs[name].replace_all_uses_with(outer)
+    proceed = ir.Value(name="stage/proceed", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([]))
+    so_far = ir.Value(
+        name="stage/token_maps.so_far", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["B", None])
+    )
+    go_on = ir.node("Identity", [proceed], name="stage/go_on")
+    append = ir.node("Concat", [so_far, outputs["tokens"]], {"axis": 1}, name="stage/append_tokens")
+    go_on.outputs[0].name, append.outputs[0].name = "stage/go_on", "stage/token_maps"
+    stage_graph.extend([go_on, append])
+    carried = [inputs[name] for name, _ in state]
+    stage_graph.inputs[:] = [inputs["stage"], proceed, *carried, so_far]
+    stage_graph.outputs[:] = [go_on.outputs[0], *(outputs[name] for _, name in state), append.outputs[0]]
+    return stage_graph
+
+
+def _inline(main: ir.Graph, graph: ir.Graph, inputs: dict[str, ir.Value], output_name: str) -> ir.Value:
+    """Append `graph`'s nodes to `main`, its inputs replaced; returns the output asked for."""
+    (output,) = (value for value in graph.outputs if value.name == output_name)
+    for value in graph.inputs:
+        value.replace_all_uses_with(inputs[str(value.name)])
+    _adopt(main, graph, "decoder/")
+    graph.outputs.clear()
+    nodes = list(graph)
+    graph.remove(nodes)
+    main.extend(nodes)
+    return output

@@ -1,0 +1,87 @@
+"""Did every integer layer get an integer kernel?  Read off the graph that ONNX Runtime made of ours.
+
+ONNX Runtime silently runs a QDQ layer in float when a fusion does not match, several times slower. The certificate
+lists each layer's quantized weight and the operator that consumes it after all optimizations.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnxruntime
+
+from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime.session import SessionOptions, session_settings
+
+INTEGER_KERNELS = frozenset({"MatMulIntegerToFloat", "QLinearMatMul", "QLinearConv", "DynamicQuantizeMatMul"})
+CODES_SUFFIX = ".codes"
+
+
+@dataclass(frozen=True)
+class CertifiedLayer:
+    """One quantized weight and the kernels that consume it in the optimized graph."""
+
+    weight: str
+    kernels: tuple[str, ...]
+
+    @property
+    def is_integer(self) -> bool:
+        return bool(self.kernels) and INTEGER_KERNELS.issuperset(self.kernels)
+
+
+@dataclass(frozen=True)
+class FusionCertificate:
+    """The layers of one graph, in the order of the optimized graph."""
+
+    graph: str
+    layers: tuple[CertifiedLayer, ...]
+
+    def require_integer(self) -> None:
+        """Raise NextscaleError naming the first layers that fell back to float."""
+        fallen = [layer for layer in self.layers if not layer.is_integer]
+        if fallen:
+            shown = ", ".join(f"{layer.weight} -> {'+'.join(layer.kernels) or 'folded away'}" for layer in fallen[:3])
+            raise NextscaleError(
+                f"{self.graph}: {len(fallen)} of {len(self.layers)} integer layers fell back to float in onnxruntime "
+                f"{onnxruntime.__version__} ({shown}); build with a release that the fusion tests cover"
+            )
+
+    def kernel_counts(self) -> dict[str, int]:
+        """How many layers each kernel has."""
+        counts: dict[str, int] = {}
+        for layer in self.layers:
+            for kernel in layer.kernels:
+                counts[kernel] = counts.get(kernel, 0) + 1
+        return counts
+
+
+def certify(path: Path, options: SessionOptions | None = None) -> FusionCertificate:
+    """Optimize the graph file `path` as a session would and see what became of its quantized weights."""
+    intended = [tensor.name for tensor in onnx.load(path, load_external_data=False).graph.initializer]
+    intended = [name for name in intended if name.endswith(CODES_SUFFIX)]
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        settings = session_settings(options or SessionOptions())
+        settings.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+        # Beside the graph, or models over 2 GB could not be written.
+        settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
+        settings.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+        onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        optimized = onnx.load(settings.optimized_model_filepath, load_external_data=False)
+    kernels: dict[str, list[str]] = {name: [] for name in intended}
+    for node in _all_nodes(optimized.graph):
+        for name in node.input:
+            if name in kernels:
+                kernels[name].append(node.op_type)
+    return FusionCertificate(path.name, tuple(CertifiedLayer(name, tuple(found)) for name, found in kernels.items()))
+
+
+def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _all_nodes(attribute.g)

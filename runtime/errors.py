@@ -1,0 +1,25 @@
+"""Expected failures. Each carries one clear line: what is wrong, where, what was expected, what to do."""
+
+
+class NextscaleError(Exception):
+    """An expected failure; the command line prints it as one line and exits with code 2."""
+
+
+class BundleError(NextscaleError):
+    """A bundle that is missing, damaged, newer than this program, or not what its manifest says."""
+
+
+class ClassLabelError(NextscaleError):
+    """A class that the bundle's model does not have."""
+
+
+class RequestError(NextscaleError):
+    """A generation parameter outside its range."""
+
+
+class OutputError(NextscaleError):
+    """A file that cannot be written."""
+
+
+class Cancelled(NextscaleError):
+    """The caller cancelled a generation; nothing is wrong and nothing was produced."""

@@ -1,0 +1,111 @@
+"""Pictures and arrays to files: never half a file, and the parameters travel inside."""
+
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from nextscale.runtime.errors import NextscaleError, OutputError
+
+METADATA_KEY = "nextscale"
+Writer = Callable[[BinaryIO], object]
+
+
+def make_grid(images: NDArray[np.uint8], columns: int | None = None, rows: int | None = None) -> NDArray[np.uint8]:
+    """Lay images out on one sheet, row by row; cells left over are white.
+
+    Args:
+        images: uint8 [B, H, W, 3].
+        columns: None is as square as B allows.
+        rows: None is as many as needed.
+    Returns:
+        uint8 [rows*H, columns*W, 3].
+    Raises:
+        NextscaleError: the cells are too few.
+    """
+    count, height, width, channels = images.shape
+    columns = columns or -(-count // max(1, int(count**0.5)))
+    rows = rows or -(-count // columns)
+    if columns * rows < count:
+        raise NextscaleError(f"a grid of {columns}x{rows} has {columns * rows} cells, too few for {count} images")
+    cells = np.full((rows * columns, height, width, channels), 255, dtype=np.uint8)
+    cells[:count] = images
+    return cells.reshape(rows, columns, height, width, channels).swapaxes(1, 2).reshape(rows * height, -1, channels)
+
+
+def png_writer(image: NDArray[np.uint8], parameters: Mapping[str, Any]) -> Writer:
+    """Write uint8 [H, W, 3] as a PNG whose text chunk "nextscale" holds the parameters as JSON."""
+    info = PngInfo()
+    info.add_text(METADATA_KEY, json.dumps(parameters))
+    return lambda file: Image.fromarray(image).save(file, format="PNG", pnginfo=info)
+
+
+def npz_writer(arrays: Mapping[str, NDArray[Any]]) -> Writer:
+    """Write arrays as a compressed .npz."""
+    return lambda file: np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def read_png_parameters(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The parameters inside a PNG that `png_writer` wrote; None if it holds none."""
+    with Image.open(path) as image:
+        text = image.info.get(METADATA_KEY)
+    return None if text is None else json.loads(text)
+
+
+def require_writable(paths: Iterable[Path]) -> None:
+    """Find out before a long computation whether files can be written.
+
+    Raises:
+        OutputError: a folder is missing or read-only, or a path is a folder.
+    """
+    for path in paths:
+        if path.exists() and not path.is_file():
+            raise OutputError(f"cannot write {path}: it is {'a folder' if path.is_dir() else 'no regular file'}")
+        os.unlink(_temporary_sibling(path))
+
+
+def write_files(writers: Mapping[Path, Writer]) -> None:
+    """Write several files, all or none: each beside its place first, then moved there.
+
+    Raises:
+        OutputError: a folder is missing, read-only or full.
+    """
+    temporary: dict[Path, Path] = {}
+    try:
+        for path, write in writers.items():
+            temporary[path] = _temporary_sibling(path)
+            _write(temporary[path], write)
+        for path in writers:
+            os.replace(temporary[path], path)
+            del temporary[path]
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        for left in temporary.values():
+            left.unlink(missing_ok=True)
+
+
+def _write(temporary: Path, write: Writer) -> None:
+    with open(temporary, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _temporary_sibling(path: Path) -> Path:
+    """Make an empty file beside path; this also tells whether the folder can be written."""
+    if not path.parent.is_dir():
+        raise OutputError(f"cannot write {path}: there is no folder {path.parent}")
+    sibling = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.part")
+    try:
+        sibling.touch(exist_ok=False)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from None
+    return sibling

@@ -1,0 +1,56 @@
+"""What a figure was measured on: CPU, instruction sets, versions."""
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from nextscale import __version__
+
+# The integer and wide float instruction sets that decide which kernels ONNX Runtime takes.
+_ISA = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The computer; `isa` holds those of the instruction sets that matter here, by Linux's names."""
+
+    cpu: str
+    isa: tuple[str, ...]
+    logical_cpus: int
+    system: str
+
+    @property
+    def has_int8_dot(self) -> bool:
+        """Whether u8 x s8 products are exact and fast; without it they may saturate."""
+        return any(name in self.isa for name in ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp"))
+
+
+def describe_machine(cpuinfo: Path = _CPUINFO) -> Machine:
+    """This machine, as far as the operating system tells."""
+    fields: dict[str, str] = {}
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            key, _, value = line.partition(":")
+            fields.setdefault(key.strip(), value.strip())
+    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    return Machine(
+        cpu=fields.get("model name") or platform.processor() or platform.machine(),
+        isa=tuple(name for name in _ISA if name in flags),
+        logical_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        system=f"{platform.system()} {platform.release()}",
+    )
+
+
+def versions() -> dict[str, str]:
+    """The versions that decide speed and rounding."""
+    return {
+        "nextscale": __version__,
+        "onnxruntime": onnxruntime.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }

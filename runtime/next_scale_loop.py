@@ -1,0 +1,277 @@
+"""The next-scale loop: labels in, token maps and pictures out, in one call or stage by stage."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, SupportsIndex
+
+import numpy as np
+import onnxruntime
+from numpy.typing import ArrayLike, NDArray
+
+from nextscale.runtime.bundle import Bundle
+from nextscale.runtime.errors import Cancelled, NextscaleError, RequestError
+from nextscale.runtime.request import DEFAULT_CFG_SCALE, DEFAULT_TOP_P, Request
+from nextscale.runtime.session import SessionOptions, first_line, open_session
+
+Images = NDArray[np.uint8]
+Labels = Sequence[str | SupportsIndex] | NDArray[np.integer]
+
+
+class CancelFlag(Protocol):
+    """What `cancel` needs to be; a threading.Event is one."""
+
+    def is_set(self) -> bool:
+        """Whether to stop."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Generated images.
+
+    Attributes:
+        images: uint8 [B, H, W, 3], RGB.
+        token_maps: int64 [B, L], stages in order, row-major; `forced_tokens` of the same form.
+        class_labels: int64 [B].
+    """
+
+    images: Images
+    token_maps: NDArray[np.int64]
+    class_labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """One finished stage of a batch.
+
+    Attributes:
+        stage: index in [0, num_stages).
+        num_stages: stages of an image.
+        tokens: int64 [B, pn*pn], the tokens taken.
+        outputs: the further outputs of stage.onnx that were asked for, by name, such as "logits".
+        first: position of the batch's first image in the request.
+    """
+
+    stage: int
+    num_stages: int
+    tokens: NDArray[np.int64]
+    outputs: Mapping[str, NDArray[Any]]
+    first: int
+    _decode: Callable[[], Images] = field(repr=False)
+
+    def preview(self) -> Images:
+        """Decode the picture as it is after this stage: uint8 [B, H, W, 3]; after the last stage, the picture."""
+        return self._decode()
+
+
+class Generator:
+    """Generates pictures from a bundle.
+
+    Graphs are loaded when first needed. One generator serves several threads at the same time: a call keeps its
+    state to itself.
+
+    Args:
+        bundle: a bundle or its folder.
+        options: threads and memory.
+    Raises:
+        BundleError: the folder holds no usable bundle.
+    """
+
+    def __init__(self, bundle: Bundle | str | os.PathLike[str], options: SessionOptions | None = None) -> None:
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        self.options = options or SessionOptions()
+        self._sessions: dict[str, onnxruntime.InferenceSession] = {}
+        self._loading = threading.Lock()
+
+    def load(self, *graphs: str) -> None:
+        """Load "generate", or "stage" and "decoder", now instead of at the first use.
+
+        Raises:
+            BundleError: onnxruntime cannot load a graph, or its inputs and outputs are not the manifest's.
+        """
+        for graph in graphs:
+            self._session(graph)
+
+    def generate(
+        self,
+        class_labels: Labels,
+        *,
+        seed: int = 0,
+        first_image: int = 0,
+        cfg_scale: float = DEFAULT_CFG_SCALE,
+        top_k: int | None = None,
+        top_p: float = DEFAULT_TOP_P,
+        forced_tokens: ArrayLike | None = None,
+        uniforms: ArrayLike | None = None,
+        batch_size: int | None = None,
+        on_stage: Callable[[StageResult], object] | None = None,
+        cancel: CancelFlag | None = None,
+    ) -> Generation:
+        """Generate B images.
+
+        One call of generate.onnx a batch; with `on_stage` or `cancel`, one call of stage.onnx a stage, which
+        gives the same tokens.
+
+        Args:
+            class_labels: B class ids or names.
+            seed: in [0, 2^64).
+            first_image: image i of the result is image first_image + i of the seed, whatever the batch.
+            cfg_scale: guidance strength, at least 0.
+            top_k: keep the k likeliest tokens, 0 (off) to V; None is 900, or V if smaller. 1 is greedy.
+            top_p: keep the likeliest tokens of this probability mass, 0 (off) to 1.
+            forced_tokens: int [B, L]; entries of the codebook to take instead of sampling, -1 to sample.
+            uniforms: float [B, L] in [0, 1), instead of those of seed and first_image.
+            batch_size: images at a time; None is all at once.
+            on_stage: called after each stage; returning False cancels.
+            cancel: looked at before each stage; a threading.Event.
+        Raises:
+            ClassLabelError, RequestError: a parameter is out of range; nothing was run.
+            Cancelled: on_stage returned False or cancel is set.
+            BundleError: a graph cannot be loaded.
+        """
+        request = Request.create(
+            self.bundle,
+            class_labels,
+            seed=seed,
+            first_image=first_image,
+            cfg_scale=cfg_scale,
+            top_k=top_k,
+            top_p=top_p,
+            forced_tokens=forced_tokens,
+            uniforms=uniforms,
+        )
+        if batch_size is not None and batch_size < 1:
+            raise RequestError(f"batch_size {batch_size} is out of range: expected at least 1")
+        step = batch_size or len(request)
+        streaming = on_stage is not None or cancel is not None
+        parts = [
+            self._generate_streaming(request.images(first, first + step), first, on_stage, cancel)
+            if streaming
+            else self._generate_at_once(request.images(first, first + step))
+            for first in range(0, len(request), step)
+        ]
+        images, token_maps = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return Generation(images, token_maps, request.class_labels)
+
+    def stream(
+        self,
+        class_labels: Labels,
+        *,
+        seed: int = 0,
+        first_image: int = 0,
+        cfg_scale: float = DEFAULT_CFG_SCALE,
+        top_k: int | None = None,
+        top_p: float = DEFAULT_TOP_P,
+        forced_tokens: ArrayLike | None = None,
+        uniforms: ArrayLike | None = None,
+        outputs: Sequence[str] = (),
+        cancel: CancelFlag | None = None,
+    ) -> Iterator[StageResult]:
+        """Generate B images stage by stage: the same tokens as `generate`, with progress, previews and cancel.
+
+        Parameters are checked at the call, before the first stage; leaving the iteration stops the work.
+
+        Args:
+            outputs: further outputs of stage.onnx to bring back: "logits", float32 [B, pn*pn, V] after guidance and
+                before top_k and top_p; a state output; what a bundle made for debugging adds.
+            cancel: looked at before each stage; a threading.Event.
+            class_labels, seed, ...: as in `generate`.
+        Raises:
+            ClassLabelError, RequestError: a parameter is out of range.
+            Cancelled: cancel is set.
+            BundleError: a graph cannot be loaded.
+        """
+        request = Request.create(
+            self.bundle,
+            class_labels,
+            seed=seed,
+            first_image=first_image,
+            cfg_scale=cfg_scale,
+            top_k=top_k,
+            top_p=top_p,
+            forced_tokens=forced_tokens,
+            uniforms=uniforms,
+        )
+        known = {tensor.name for tensor in self.bundle.manifest.graphs["stage"].outputs}
+        for name in outputs:
+            if name not in known:
+                raise RequestError(f'outputs: stage.onnx has no output "{name}"')
+        return self._stages(request, 0, outputs, cancel)
+
+    def decode(self, f_hat: NDArray[np.float32]) -> Images:
+        """Decode a latent, float32 [B, Cvae, h, w], to uint8 [B, H, W, 3]."""
+        model = self.bundle.model
+        expected = (model.latent_channels, model.latent_size, model.latent_size)
+        if f_hat.shape[1:] != expected or f_hat.dtype != np.float32:
+            raise RequestError(
+                f"f_hat: expected float32 [B, {', '.join(map(str, expected))}], found {f_hat.dtype} {list(f_hat.shape)}"
+            )
+        return self._decode(_ort_value(np.ascontiguousarray(f_hat)))
+
+    def _generate_at_once(self, request: Request) -> tuple[Images, NDArray[np.int64]]:
+        feeds = {name: _ort_value(array) for name, array in request.feeds().items()}
+        outputs = self._run("generate", ["images", "token_maps"], feeds)
+        return outputs["images"].numpy(), outputs["token_maps"].numpy()
+
+    def _generate_streaming(
+        self,
+        request: Request,
+        first: int,
+        on_stage: Callable[[StageResult], object] | None,
+        cancel: CancelFlag | None,
+    ) -> tuple[Images, NDArray[np.int64]]:
+        token_maps = []
+        for result in self._stages(request, first, (), cancel):
+            token_maps.append(result.tokens)
+            if on_stage is not None and on_stage(result) is False:
+                raise _cancelled(result.stage + 1, result.num_stages)
+        return result.preview(), np.concatenate(token_maps, axis=1)
+
+    def _stages(
+        self, request: Request, first: int, further: Sequence[str], cancel: CancelFlag | None
+    ) -> Iterator[StageResult]:
+        """Run the stages; the state stays in ONNX Runtime's tensors and is never copied to numpy."""
+        graph, num_stages = self.bundle.manifest.graphs["stage"], self.bundle.model.num_stages
+        names = list(dict.fromkeys(["tokens", *further, *(item.output for item in graph.state)]))
+        feeds = {name: _ort_value(array) for name, array in request.feeds().items()}
+        state = {item.input: _ort_value(item.initial(len(request))) for item in graph.state}
+        for stage in range(num_stages):
+            if cancel is not None and cancel.is_set():
+                raise _cancelled(stage, num_stages)
+            outputs = self._run("stage", names, {**feeds, **state, "stage": _ort_value(np.array(stage, np.int64))})
+            state = {item.input: outputs[item.output] for item in graph.state}
+            yield StageResult(
+                stage=stage,
+                num_stages=num_stages,
+                tokens=outputs["tokens"].numpy(),
+                outputs={name: outputs[name].numpy() for name in further},
+                first=first,
+                _decode=lambda f_hat=state["f_hat"]: self._decode(f_hat),  # type: ignore[misc]
+            )
+
+    def _decode(self, f_hat: onnxruntime.OrtValue) -> Images:
+        return self._run("decoder", ["images"], {"f_hat": f_hat})["images"].numpy()
+
+    def _run(self, graph: str, names: list[str], feeds: Mapping[str, onnxruntime.OrtValue]) -> dict[str, Any]:
+        session = self._session(graph)
+        try:
+            return dict(zip(names, session.run_with_ort_values(names, dict(feeds)), strict=True))
+        except Exception as error:  # its exceptions have no common base below Exception
+            raise NextscaleError(f"{self.bundle.graph_path(graph)}: onnxruntime failed: {first_line(error)}") from error
+
+    def _session(self, graph: str) -> onnxruntime.InferenceSession:
+        with self._loading:
+            if graph not in self._sessions:
+                path, info = self.bundle.graph_path(graph), self.bundle.manifest.graphs[graph]
+                self._sessions[graph] = open_session(path, info, self.options)
+            return self._sessions[graph]
+
+
+def _ort_value(array: NDArray[Any]) -> onnxruntime.OrtValue:
+    """A tensor that shares the array's memory and keeps it alive."""
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+
+def _cancelled(done: int, num_stages: int) -> Cancelled:
+    return Cancelled(f"cancelled after {done} of {num_stages} stages")

@@ -1,0 +1,172 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from fake_bundle import L
+from PIL import Image
+
+from nextscale.cli.main import main
+from nextscale.runtime import Generator
+from nextscale.runtime.image_io import read_png_parameters
+
+
+def run(*arguments: object) -> int:
+    return main(["generate", *map(str, arguments)])
+
+
+def test_a_sheet_holds_the_classes_row_after_row(
+    fake_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "sheet.png"
+    classes = ["--class", "4", "--class", "goldfish"]
+    assert run(fake_bundle, *classes, "--count", 3, "--seed", 7, "--top-k", 5, "--grid", 3, "--out", out) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{out}\n"
+    assert captured.err == ""
+    expected = Generator(fake_bundle).generate([4, 4, 4, 0, 0, 0], seed=7, top_k=5).images
+    with Image.open(out) as file:
+        sheet = np.asarray(file)
+    assert sheet.shape == (24, 36, 3)
+    assert np.array_equal(sheet[12:, 24:], expected[5])
+    parameters = read_png_parameters(out)
+    assert parameters is not None
+    assert (parameters["bundle"], parameters["recipe"], parameters["seed"]) == ("fake-0", "fp32", 7)
+    assert (parameters["cfg_scale"], parameters["top_k"], parameters["top_p"]) == (4.0, 5, 0.96)
+    assert parameters["classes"] == [4, 4, 4, 0, 0, 0]
+    assert parameters["class_names"][3] == "goldfish, Carassius auratus"
+
+
+def test_no_grid_writes_one_file_an_image(
+    fake_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        run(fake_bundle, "--class", 1, "--count", 2, "--no-grid", "--first-image", 5, "--out", tmp_path / "a.png") == 0
+    )
+    paths = [tmp_path / "a-0000.png", tmp_path / "a-0001.png"]
+    assert capsys.readouterr().out.split() == [str(path) for path in paths]
+    assert sorted(tmp_path.iterdir()) == paths
+    parameters = read_png_parameters(paths[1])
+    assert parameters is not None
+    with Image.open(paths[1]) as file:
+        alone = Generator(fake_bundle).generate(parameters["classes"], first_image=parameters["first_image"])
+        assert np.array_equal(np.asarray(file), alone.images[0])
+
+
+def test_npz_alone_writes_no_sheet(fake_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(fake_bundle, "--class", 1, "--count", 2, "--npz", "a.npz") == 0
+    assert os.listdir(tmp_path) == ["a.npz"]
+    with np.load("a.npz") as arrays:
+        assert arrays["images"].shape == (2, 12, 12, 3)
+        assert arrays["token_maps"].shape == (2, L)
+        again = Generator(fake_bundle).generate(arrays["class_labels"], forced_tokens=arrays["token_maps"])
+        assert np.array_equal(again.images, arrays["images"])
+
+
+def test_the_default_is_a_sheet_here(fake_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(fake_bundle, "--class", 1) == 0
+    assert os.listdir(tmp_path) == ["sheet.png"]
+
+
+BAD_INPUT = {
+    "label": (["--class", "6"], "class 6 is out of range: expected 0 to 4"),
+    "name": (["--class", "goldfsh"], 'no class is named "goldfsh"; nearest: goldfish (0)'),
+    "ambiguous": (["--class", "crane"], 'class "crane" is the name of 2 classes'),
+    "top_k": (["--class", "0", "--top-k", "17"], "top_k 17 is out of range"),
+    "top_k negative": (["--class", "0", "--top-k", "-1"], "top_k -1 is out of range"),
+    "top_p": (["--class", "0", "--top-p", "-0.5"], "top_p -0.5 is out of range"),
+    "top_p NaN": (["--class", "0", "--top-p", "nan"], "top_p nan is out of range"),
+    "cfg": (["--class", "0", "--cfg-scale", "-1"], "cfg_scale -1 is out of range"),
+    "cfg NaN": (["--class", "0", "--cfg-scale", "nan"], "cfg_scale nan is out of range"),
+    "seed": (["--class", "0", "--seed", "-1"], "seed -1 is out of range"),
+    "seed large": (["--class", "0", "--seed", str(2**64)], "seed 18446744073709551616 is out of range"),
+    "count": (["--class", "0", "--count", "0"], "Invalid value for '--count'"),
+    "grid": (["--class", "0", "--grid", "4y2"], "'4y2' is neither a number of columns"),
+    "grid of none": (["--class", "0", "--grid", "0x2"], "'0x2' is neither"),
+    "small grid": (["--class", "0", "--count", "5", "--grid", "2x2"], "too few for 5 images"),
+    "no PNG": (["--class", "0", "--out", "a.jpg"], "--out a.jpg: pictures are written as PNG"),
+    "both grids": (["--class", "0", "--grid", "2", "--no-grid"], "--grid and --no-grid exclude each other"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_INPUT.values(), ids=BAD_INPUT.keys())
+def test_bad_input_is_one_line_and_writes_nothing(
+    fake_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert run(fake_bundle, "--out", tmp_path / "a.png", *arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "garbage"])
+def test_a_damaged_bundle_is_one_line(damaged: Path, capsys: pytest.CaptureFixture[str], damage: str) -> None:
+    file = damaged / "stage.onnx"
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(b"\xff" * (file.stat().st_size if damage == "garbage" else 10))
+    assert run(damaged, "--class", 0, "--out", damaged / "a.png") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {file}: ")
+    assert error.count("\n") == 1
+    assert not (damaged / "a.png").exists()
+
+
+def test_an_old_onnxruntime_is_one_line(
+    fake_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", "1.20.1")
+    assert run(fake_bundle, "--class", 0, "--out", tmp_path / "a.png") == 2
+    assert "error: onnxruntime 1.20.1 is too old: bundles need 1.22" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", ["/proc/a.png", "none/a.png", "folder.png"])
+def test_an_unwritable_output_is_refused_before_generating(
+    fake_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], out: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    monkeypatch.setattr(Generator, "generate", lambda *args, **kwargs: pytest.fail("generated"))
+    assert run(fake_bundle, "--class", 0, "--out", out) == 2
+    assert capsys.readouterr().err.startswith(f"error: cannot write {out}: ")
+
+
+def test_a_full_folder_leaves_nothing(fake_bundle: Path, tmp_path: Path) -> None:
+    # A limit on file sizes fails a write where a full disk would.
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); "
+    code = f"import sys; sys.path[:] = {sys.path!r}; from nextscale.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    arguments = ["generate", fake_bundle, "--class", "0", "--out", tmp_path / "a.png"]
+    done = subprocess.run([sys.executable, "-c", limit + code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"error: cannot write {tmp_path / 'a.png'}: File too large\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_leaves_nothing(
+    fake_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages: list[str] = []
+    run_graph = Generator._run
+
+    def interrupt_at_second_stage(self: Generator, graph: str, *args: object) -> dict:
+        stages.append(graph)
+        if len(stages) == 2:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        return run_graph(self, graph, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Generator, "_run", interrupt_at_second_stage)
+    assert run(fake_bundle, "--class", 0, "--out", tmp_path / "a.png", "--npz", tmp_path / "a.npz") == 130
+    assert len(stages) == 2
+    assert capsys.readouterr().err.strip() == "error: interrupted; nothing was written"
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,108 @@
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from nextscale import __version__
+from nextscale.cli.main import COMMANDS, main
+
+RUN = "import sys; sys.path[:] = {path!r}; from nextscale.cli.main import main; sys.exit(main({arguments!r}))"
+
+
+def command_line(*arguments: object) -> list[str]:
+    """The command in a process of its own."""
+    return [sys.executable, "-c", RUN.format(path=sys.path, arguments=[str(item) for item in arguments])]
+
+
+def test_help_lists_the_commands_without_importing_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {name}" in out for name in COMMANDS)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert __version__ in capsys.readouterr().out
+
+
+def test_no_command_shows_the_help_as_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Commands:" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generat"], "No such command 'generat'"),
+        (["generate"], "Missing argument 'DIR' (see `nextscale generate --help`)"),
+        (["generate", "x", "--sed", "1"], "No such option"),
+        (["bench"], "Missing argument 'DIR"),
+        (["bench", "x", "--batch", "1,y"], "'1,y' is not a list of integers"),
+        (["verify", "x", "--threads", "-1"], "Invalid value for '--threads'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_usage_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+
+
+@pytest.mark.parametrize("module", ["torch", "onnx", "onnxscript"])
+def test_build_without_the_extra_is_one_line(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(name: str) -> types.ModuleType:
+        raise ModuleNotFoundError(f"No module named {module!r}", name=f"{module}.nn")
+
+    monkeypatch.setattr("nextscale.cli.main.importlib.import_module", missing)
+    assert main(["build", "demo"]) == 2
+    assert capsys.readouterr().err == (
+        f'error: this command needs {module}, which is not installed: pip install "nextscale[export]"\n'
+    )
+
+
+def test_a_module_that_is_missing_by_mistake_is_no_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> types.ModuleType:
+        raise ModuleNotFoundError("No module named 'nextscale.cli.gone'", name="nextscale.cli.gone")
+
+    monkeypatch.setattr("nextscale.cli.main.importlib.import_module", missing)
+    with pytest.raises(ModuleNotFoundError):
+        main(["build"])
+
+
+def test_the_runtime_commands_need_neither_torch_nor_onnx(fake_bundle: Path, tmp_path: Path) -> None:
+    block = "import sys\nfor name in ('torch', 'onnx', 'onnxscript', 'onnx_ir', 'safetensors', 'matplotlib'):\n"
+    block += "    sys.modules[name] = None\n"
+    for arguments in (
+        ["generate", fake_bundle, "--class", "1", "--out", tmp_path / "a.png"],
+        ["inspect", fake_bundle],
+        ["verify", fake_bundle],
+        ["bench", fake_bundle, "--repetitions", "2", "--no-memory"],
+    ):
+        python, option, code = command_line(*arguments)
+        done = subprocess.run([python, option, block + code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_closed_pipe_is_no_traceback(fake_bundle: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command_line("inspect", fake_bundle), stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_stdout_is_one_line(fake_bundle: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command_line("inspect", fake_bundle), stdout=full, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (2, b"error: output: No space left on device\n")

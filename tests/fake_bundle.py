@@ -1,0 +1,298 @@
+"""A bundle that honours the whole contract with a model of a few hundred numbers, written in ONNX's text form.
+
+The model means nothing, but every part of the contract matters in it: the picture depends on the class, the
+uniforms, the forced tokens, guidance, both filters, the cache, the modulation and f_hat. Both forms of the graph call
+one function, `Stage`, so their tokens are equal.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+
+NUM_CLASSES, V, C, CVAE = 5, 16, 8, 2
+PATCH_NUMS = (1, 2, 3)
+L, LATENT, PIXELS = sum(pn * pn for pn in PATCH_NUMS), PATCH_NUMS[-1], 12
+CLASS_NAMES = ["goldfish, Carassius auratus", "tabby cat", "crane", "crane", "golden retriever"]
+
+_REQUEST = """int64[B] class_labels, float[B,14] uniforms, int64[B,14] forced_tokens,
+    float cfg_scale, int64 top_k, float top_p"""
+_TABLES = "class_table, position_table, codebook, latent_in, head"
+_SIX = "class_labels, uniforms, forced_tokens, cfg_scale, top_k, top_p"
+
+_FUNCTIONS = """
+<domain: "fake", opset_import: ["" : 21]>
+Stage (class_labels, uniforms, forced_tokens, cfg_scale, top_k, top_p, stage, f_hat, modulation, key, value,
+       class_table, position_table, codebook, latent_in, head)
+    => (tokens, logits, next_f_hat, next_modulation, next_key, next_value)
+{
+    zero = Constant<value = int64 {0}>()
+    one = Constant<value_ints = [1]>()
+    last = Constant<value_ints = [-1]>()
+    patch_nums = Constant<value_ints = [1, 2, 3]>()
+    begins = Constant<value_ints = [0, 1, 5]>()
+    pn = Gather(patch_nums, stage)
+    length = Mul(pn, pn)
+    begin0 = Gather(begins, stage)
+    begin = Unsqueeze(begin0, zero)
+    length1 = Unsqueeze(length, zero)
+    end = Add(begin, length1)
+    u0 = Slice(uniforms, begin, end, one)
+    u = Unsqueeze(u0, last)
+    forced = Slice(forced_tokens, begin, end, one)
+    zero1 = Constant<value_ints = [0]>()
+    position = Slice(position_table, begin, end, zero1)
+    null = Constant<value = int64 {5}>()
+    times_zero = Mul(class_labels, zero)
+    null_labels = Add(times_zero, null)
+    labels = Concat<axis = 0>(class_labels, null_labels)
+    h = Gather(class_table, labels)
+    next_modulation = Unsqueeze(h, one)
+    spatial = Constant<value_ints = [2, 3]>()
+    mean = ReduceMean<keepdims = 0>(f_hat, spatial)
+    latent = MatMul(mean, latent_in)
+    latent2 = Concat<axis = 0>(latent, latent)
+    latent3 = Unsqueeze(latent2, one)
+    x0 = Add(next_modulation, position)
+    x = Add(x0, latent3)
+    x4 = Unsqueeze(x, one)
+    x_t = Transpose<perm = [0, 1, 3, 2]>(x4)
+    next_key = Concat<axis = 3>(key, x_t)
+    next_value = Concat<axis = 2>(value, x4)
+    scores = MatMul(x4, next_key)
+    attention = Softmax(scores)
+    attended = MatMul(attention, next_value)
+    y4 = Add(attended, x4)
+    y = Squeeze(y4, one)
+    both = MatMul(y, head)
+    conditional, unconditional = Split<num_outputs = 2>(both)
+    stage_f = Cast<to = 1>(stage)
+    two = Constant<value = float {2.0}>()
+    progress = Div(stage_f, two)
+    t = Mul(cfg_scale, progress)
+    one_f = Constant<value = float {1.0}>()
+    t1 = Add(t, one_f)
+    plus = Mul(t1, conditional)
+    minus = Mul(t, unconditional)
+    logits = Sub(plus, minus)
+    no_top_k = Equal(top_k, zero)
+    entries = Constant<value = int64 {16}>()
+    k0 = Where(no_top_k, entries, top_k)
+    k = Unsqueeze(k0, zero)
+    best, best_index = TopK(logits, k)
+    threshold = ReduceMin(best, last)
+    in_top_k = GreaterOrEqual(logits, threshold)
+    nothing = Constant<value = float {-1e30}>()
+    masked = Where(in_top_k, logits, nothing)
+    p = Softmax(masked)
+    p_row = Unsqueeze(p, last)
+    minus_two = Constant<value_ints = [-2]>()
+    p_column = Unsqueeze(p, minus_two)
+    better = Greater(p_column, p_row)
+    better_f = Cast<to = 1>(better)
+    better_p = Mul(better_f, p_column)
+    mass = ReduceSum<keepdims = 0>(better_p, last)
+    in_top_p0 = Less(mass, top_p)
+    zero_f = Constant<value = float {0.0}>()
+    no_top_p = Equal(top_p, zero_f)
+    in_top_p = Or(in_top_p0, no_top_p)
+    kept = And(in_top_k, in_top_p)
+    kept_p = Where(kept, p, zero_f)
+    axis = Constant<value = int64 {-1}>()
+    cumulative = CumSum(kept_p, axis)
+    total = ReduceSum(kept_p, last)
+    target = Mul(u, total)
+    passed = Greater(cumulative, target)
+    passed_i = Cast<to = 6>(passed)
+    first_passed = ArgMax<axis = -1, keepdims = 0>(passed_i)
+    any_passed_i = ReduceMax<keepdims = 0>(passed_i, last)
+    any_passed = Cast<to = 9>(any_passed_i)
+    kept_i = Cast<to = 6>(kept)
+    last_kept = ArgMax<axis = -1, keepdims = 0, select_last_index = 1>(kept_i)
+    sampled = Where(any_passed, first_passed, last_kept)
+    is_forced = GreaterOrEqual(forced, zero)
+    tokens = Where(is_forced, forced, sampled)
+    vectors = Gather(codebook, tokens)
+    channels_first = Transpose<perm = [0, 2, 1]>(vectors)
+    pn1 = Unsqueeze(pn, zero)
+    leading = Constant<value_ints = [0, 2]>()
+    map_shape = Concat<axis = 0>(leading, pn1, pn1)
+    map = Reshape(channels_first, map_shape)
+    shape = Shape(f_hat)
+    upsampled = Resize<mode = "nearest", coordinate_transformation_mode = "asymmetric", nearest_mode = "floor">
+        (map, , , shape)
+    next_f_hat = Add(f_hat, upsampled)
+}
+<domain: "fake", opset_import: ["" : 21]>
+Decode (f_hat, to_rgb) => (images)
+{
+    scales = Constant<value_floats = [1.0, 1.0, 4.0, 4.0]>()
+    large = Resize<mode = "nearest", coordinate_transformation_mode = "asymmetric", nearest_mode = "floor">
+        (f_hat, , scales)
+    last = Transpose<perm = [0, 2, 3, 1]>(large)
+    rgb = MatMul(last, to_rgb)
+    low = Constant<value = float {0.0}>()
+    high = Constant<value = float {255.0}>()
+    clipped = Clip(rgb, low, high)
+    rounded = Round(clipped)
+    images = Cast<to = 2>(rounded)
+}
+"""
+_HEADER = '<ir_version: 10, opset_import: ["" : 21, "fake" : 1]>'
+
+GRAPHS = {
+    "generate": f"""{_HEADER} generate ({_REQUEST}) => (uint8[B,12,12,3] images, int64[B,14] token_maps) {{
+    rows = Shape(class_labels)
+    rows2 = Add(rows, rows)
+    zero1 = Constant<value_ints = [0]>()
+    one1 = Constant<value_ints = [1]>()
+    width = Constant<value_ints = [8]>()
+    latent = Constant<value_ints = [2, 3, 3]>()
+    f_hat_shape = Concat<axis = 0>(rows, latent)
+    modulation_shape = Concat<axis = 0>(rows2, zero1, width)
+    key_shape = Concat<axis = 0>(rows2, one1, width, zero1)
+    value_shape = Concat<axis = 0>(rows2, one1, zero1, width)
+    f0 = ConstantOfShape(f_hat_shape)
+    m0 = ConstantOfShape(modulation_shape)
+    k0 = ConstantOfShape(key_shape)
+    v0 = ConstantOfShape(value_shape)
+    s0 = Constant<value = int64 {{0}}>()
+    s1 = Constant<value = int64 {{1}}>()
+    s2 = Constant<value = int64 {{2}}>()
+    t0, l0, f1, m1, k1, v1 = fake.Stage({_SIX}, s0, f0, m0, k0, v0, {_TABLES})
+    t1, l1, f2, m2, k2, v2 = fake.Stage({_SIX}, s1, f1, m1, k1, v1, {_TABLES})
+    t2, l2, f3, m3, k3, v3 = fake.Stage({_SIX}, s2, f2, m2, k2, v2, {_TABLES})
+    token_maps = Concat<axis = 1>(t0, t1, t2)
+    images = fake.Decode(f3, to_rgb)
+}}""",
+    "stage": f"""{_HEADER} stage ({_REQUEST}, int64 stage, float[B,2,3,3] f_hat, float[R,M,8] modulation,
+    float[R,1,8,T] past_key_values_0_key, float[R,1,T,8] past_key_values_0_value) => (int64[B,l] tokens,
+    float[B,l,16] logits, float[B,2,3,3] present_f_hat, float[R,N,8] present_modulation,
+    float[R,1,8,U] present_0_key, float[R,1,U,8] present_0_value) {{
+    tokens, logits, present_f_hat, present_modulation, present_0_key, present_0_value = fake.Stage({_SIX}, stage,
+        f_hat, modulation, past_key_values_0_key, past_key_values_0_value, {_TABLES})
+}}""",
+    "decoder": f"""{_HEADER} decoder (float[B,2,3,3] f_hat) => (uint8[B,12,12,3] images) {{
+    images = fake.Decode(f_hat, to_rgb)
+}}""",
+}
+# The text form has no dots in names.
+_DOTTED = {
+    "past_key_values_0_key": "past_key_values.0.key",
+    "past_key_values_0_value": "past_key_values.0.value",
+    "present_f_hat": "present.f_hat",
+    "present_modulation": "present.modulation",
+    "present_0_key": "present.0.key",
+    "present_0_value": "present.0.value",
+}
+
+
+def write_fake_bundle(folder: Path, seed: int = 0, class_names: list[str] | None = CLASS_NAMES) -> Path:
+    """Write a bundle whose weights come from a seed; its verify tokens are what it generates."""
+    folder.mkdir(parents=True)
+    weights = _weights(seed)
+    (folder / "weights.data").write_bytes(b"".join(array.tobytes() for array in weights.values()))
+    graphs = {name: _write_graph(folder / f"{name}.onnx", name, weights) for name in GRAPHS}
+    graphs["stage"]["state"] = [
+        {"input": name, "output": f"present.{name.removeprefix('past_key_values.')}", "dtype": "float32",
+         "initial_shape": shape}
+        for name, shape in {
+            "f_hat": ["B", CVAE, LATENT, LATENT],
+            "modulation": ["2B", 0, C],
+            "past_key_values.0.key": ["2B", 1, C, 0],
+            "past_key_values.0.value": ["2B", 1, 0, C],
+        }.items()
+    ]  # fmt: skip
+    (folder / "card.md").write_text("A fake model for tests.\n")
+    manifest = {
+        "schema": 1,
+        "name": f"fake-{seed}",
+        "model": {
+            "num_classes": NUM_CLASSES, "patch_nums": PATCH_NUMS, "image_size": PIXELS, "vocab_size": V, "depth": 1,
+            "embed_dim": C, "num_heads": 1, "latent_channels": CVAE, "latent_size": LATENT,
+        },
+        "recipe": {"name": "fp32"},
+        "class_names": class_names,
+        "graphs": graphs,
+        "files": {path.name: _file_entry(path) for path in sorted(folder.iterdir())},
+        "verify": {"class_labels": [0, 1], "seed": 0, "cfg_scale": 1.5, "token_maps": [[0] * L, [0] * L]},
+        "versions": {"nextscale": "0.1.0", "opset": 21},
+        "licence": "MIT",
+    }  # fmt: skip
+    write_manifest(folder, manifest)
+    manifest["verify"]["token_maps"] = _greedy_tokens(folder, manifest["verify"])
+    write_manifest(folder, manifest)
+    return folder
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+
+
+def _weights(seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    shapes = {
+        "class_table": (NUM_CLASSES + 1, C), "position_table": (L, C), "codebook": (V, CVAE), "latent_in": (CVAE, C),
+        "head": (C, V), "to_rgb": (CVAE, 3),
+    }  # fmt: skip
+    weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    weights["to_rgb"] *= 60
+    return weights
+
+
+def _write_graph(path: Path, name: str, weights: dict[str, np.ndarray]) -> dict[str, Any]:
+    model = onnx.parser.parse_model(GRAPHS[name] + _FUNCTIONS)
+    for node in model.graph.node:
+        node.input[:] = [_DOTTED.get(item, item) for item in node.input]
+        node.output[:] = [_DOTTED.get(item, item) for item in node.output]
+    for value in (*model.graph.input, *model.graph.output):
+        value.name = _DOTTED.get(value.name, value.name)
+    used = {item for node in model.graph.node for item in node.input}
+    offset = 0
+    for key, array in weights.items():
+        if key in used:
+            model.graph.initializer.append(_external(key, array, offset))
+        offset += array.nbytes
+    path.write_bytes(model.SerializeToString())
+    return {
+        "file": path.name,
+        "inputs": [_tensor(value) for value in model.graph.input],
+        "outputs": [_tensor(value) for value in model.graph.output],
+    }
+
+
+def _external(name: str, array: np.ndarray, offset: int) -> onnx.TensorProto:
+    tensor = onnx.TensorProto(name=name, data_type=onnx.TensorProto.FLOAT, dims=array.shape)
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in {"location": "weights.data", "offset": offset, "length": array.nbytes}.items():
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
+
+
+def _tensor(value: onnx.ValueInfoProto) -> dict[str, Any]:
+    kind = value.type.tensor_type
+    shape = [{"R": "2B"}.get(dim.dim_param, dim.dim_param) or dim.dim_value for dim in kind.shape.dim]
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+    return {"name": value.name, "dtype": dtype, "shape": shape}
+
+
+def _file_entry(path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _greedy_tokens(folder: Path, verify: dict[str, Any]) -> list[list[int]]:
+    from nextscale.runtime import Generator
+
+    result = Generator(folder).generate(
+        verify["class_labels"], seed=verify["seed"], cfg_scale=verify["cfg_scale"], top_k=1, top_p=0.0
+    )
+    return result.token_maps.tolist()

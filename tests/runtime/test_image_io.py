@@ -1,0 +1,116 @@
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nextscale.runtime import NextscaleError, OutputError
+from nextscale.runtime.image_io import (
+    make_grid,
+    npz_writer,
+    png_writer,
+    read_png_parameters,
+    require_writable,
+    write_files,
+)
+
+
+def pictures(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(256, size=(count, 4, 6, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("count", "columns", "rows", "shape"),
+    [(1, None, None, (4, 6)), (4, None, None, (8, 12)), (5, None, None, (8, 18)), (16, None, None, (16, 24)),
+     (5, 5, None, (4, 30)), (5, 2, None, (12, 12)), (5, 2, 4, (16, 12)), (2, 1, 2, (8, 6))],
+)  # fmt: skip
+def test_grid_shapes(count: int, columns: int | None, rows: int | None, shape: tuple[int, int]) -> None:
+    assert make_grid(pictures(count), columns, rows).shape == (*shape, 3)
+
+
+def test_grid_goes_row_by_row_and_ends_white() -> None:
+    images = pictures(3)
+    sheet = make_grid(images, 2)
+    assert np.array_equal(sheet[:4, 6:], images[1])
+    assert np.array_equal(sheet[4:, :6], images[2])
+    assert (sheet[4:, 6:] == 255).all()
+
+
+def test_too_small_a_grid_is_refused() -> None:
+    with pytest.raises(NextscaleError, match="a grid of 2x2 has 4 cells, too few for 5 images"):
+        make_grid(pictures(5), 2, 2)
+
+
+def test_png_keeps_pixels_and_parameters(tmp_path: Path) -> None:
+    image, parameters = pictures(1)[0], {"seed": 2**64 - 1, "class_names": ["Fjällräv 狐"], "cfg_scale": 1.5}
+    write_files({tmp_path / "a.png": png_writer(image, parameters)})
+    assert read_png_parameters(tmp_path / "a.png") == parameters
+    with Image.open(tmp_path / "a.png") as file:
+        assert np.array_equal(np.asarray(file), image)
+
+
+def test_a_foreign_png_has_no_parameters(tmp_path: Path) -> None:
+    Image.fromarray(pictures(1)[0]).save(tmp_path / "foreign.png")
+    assert read_png_parameters(tmp_path / "foreign.png") is None
+
+
+def test_npz_keeps_arrays(tmp_path: Path) -> None:
+    write_files({tmp_path / "a.npz": npz_writer({"images": pictures(2)})})
+    with np.load(tmp_path / "a.npz") as arrays:
+        assert np.array_equal(arrays["images"], pictures(2))
+
+
+def test_files_get_ordinary_permissions(tmp_path: Path) -> None:
+    (tmp_path / "ordinary").touch()
+    write_files({tmp_path / "a.txt": lambda file: file.write(b"a")})
+    assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == stat.S_IMODE((tmp_path / "ordinary").stat().st_mode)
+
+
+def full(file: BinaryIO) -> None:
+    file.write(b"half")
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def interrupted(file: BinaryIO) -> None:
+    file.write(b"half")
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("failing", "error"), [(full, OutputError), (interrupted, KeyboardInterrupt)])
+def test_all_files_are_written_or_none(tmp_path: Path, failing: object, error: type[BaseException]) -> None:
+    (tmp_path / "first").write_text("old")
+    with pytest.raises(error) as caught:
+        write_files({tmp_path / "first": lambda file: file.write(b"new"), tmp_path / "second": failing})  # type: ignore[dict-item]
+    assert os.listdir(tmp_path) == ["first"]
+    assert (tmp_path / "first").read_text() == "old"
+    if error is OutputError:
+        assert str(caught.value) == f"cannot write {tmp_path / 'second'}: No space left on device"
+
+
+def test_writable_paths_leave_no_trace(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("old")
+    require_writable([tmp_path / "a.png", tmp_path / "b.png"])
+    assert os.listdir(tmp_path) == ["a.png"]
+    assert (tmp_path / "a.png").read_text() == "old"
+
+
+def test_unwritable_paths_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=f"cannot write {tmp_path}: it is a folder"):
+        require_writable([tmp_path])
+    with pytest.raises(OutputError, match=f"there is no folder {tmp_path / 'none'}"):
+        require_writable([tmp_path / "none" / "a.png"])
+    with pytest.raises(OutputError, match="cannot write /dev/null: it is no regular file"):
+        require_writable([Path("/dev/null")])
+    with pytest.raises(OutputError, match=r"cannot write /proc/a\.png: "):  # read-only for root too
+        require_writable([Path("/proc/a.png")])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes to read-only folders")
+def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    with pytest.raises(OutputError, match="Permission denied"):
+        require_writable([tmp_path / "a.png"])

@@ -1,0 +1,24 @@
+from pathlib import Path
+
+from nextscale.runtime.machine import describe_machine, versions
+
+
+def test_isa_flags_come_from_cpuinfo(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(
+        "processor\t: 0\nmodel name\t: A CPU\nflags\t\t: fpu avx2 avx512_vnni amx_int8\n\nprocessor\t: 1\n"
+    )
+    machine = describe_machine(cpuinfo)
+    assert (machine.cpu, machine.isa) == ("A CPU", ("avx2", "avx512_vnni", "amx_int8"))
+    assert machine.has_int8_dot
+
+
+def test_a_machine_without_cpuinfo_is_described_too(tmp_path: Path) -> None:
+    machine = describe_machine(tmp_path / "none")
+    assert machine.isa == ()
+    assert not machine.has_int8_dot
+    assert machine.logical_cpus >= 1
+
+
+def test_versions_name_what_matters() -> None:
+    assert versions().keys() == {"nextscale", "onnxruntime", "numpy", "python"}

@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import onnxruntime
+import pytest
+from fake_bundle import read_manifest, write_manifest
+
+from nextscale.runtime import Bundle, BundleError, Generator, NextscaleError, SessionOptions
+from nextscale.runtime.session import require_onnxruntime
+
+
+@pytest.mark.parametrize("version", ["1.21.9", "1.9.0", "0.30"])
+def test_an_old_onnxruntime_is_refused_with_both_versions(
+    version: str, fake_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+    with pytest.raises(NextscaleError, match=f"onnxruntime {version} is too old: bundles need 1.22 or later"):
+        Generator(fake_bundle).load("decoder")
+
+
+@pytest.mark.parametrize("version", ["1.22.0", "1.31.1", "1.30.0.dev20261101", "2.0"])
+def test_a_later_onnxruntime_is_accepted(version: str) -> None:
+    require_onnxruntime(version)
+
+
+def test_what_is_no_onnx_file_is_refused(damaged: Path) -> None:
+    size = (damaged / "decoder.onnx").stat().st_size
+    (damaged / "decoder.onnx").write_bytes(b"\xff" * size)
+    with pytest.raises(BundleError, match=r"decoder\.onnx: onnxruntime \S+ cannot load it: ") as caught:
+        Generator(damaged).load("decoder")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("name", "g_hat", None),
+        (
+            "shape",
+            ["B", 4, 3, 3],
+            'input "f_hat": the manifest says float32 [B, 4, 3, 3], the file float32 [B, 2, 3, 3]',
+        ),
+        ("shape", ["B", 2], 'input "f_hat": the manifest says float32 [B, 2]'),
+    ],
+)
+def test_a_graph_that_is_not_the_manifests_is_refused(
+    damaged: Path, key: str, value: object, message: str | None
+) -> None:
+    manifest = read_manifest(damaged)
+    manifest["graphs"]["decoder"]["inputs"][0][key] = value
+    write_manifest(damaged, manifest)
+    with pytest.raises(BundleError) as caught:
+        Generator(damaged).load("decoder")
+    assert message is None or message in str(caught.value)
+
+
+def test_another_bundles_graph_is_refused(damaged: Path) -> None:
+    manifest = read_manifest(damaged)
+    manifest["graphs"]["generate"]["file"] = "stage.onnx"
+    write_manifest(damaged, manifest)
+    with pytest.raises(BundleError, match="not the graph that the manifest describes"):
+        Generator(Bundle.open(damaged)).load("generate")
+
+
+@pytest.mark.parametrize(
+    "options", [SessionOptions(threads=1), SessionOptions(spinning=False), SessionOptions(memory_arena=False)], ids=str
+)
+def test_options_do_not_change_the_tokens(fake_bundle: Path, generator: Generator, options: SessionOptions) -> None:
+    tokens = Generator(fake_bundle, options).generate([1], seed=9).token_maps
+    assert (tokens == generator.generate([1], seed=9).token_maps).all()
+
+
+@pytest.mark.parametrize("threads", [-1, 5000])
+def test_threads_out_of_range_are_refused(threads: int) -> None:
+    with pytest.raises(NextscaleError, match=f"threads {threads} is out of range"):
+        SessionOptions(threads=threads)

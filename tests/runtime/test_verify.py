@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import pytest
+from fake_bundle import read_manifest, write_manifest
+
+from nextscale.runtime import Bundle, Generator
+from nextscale.runtime.verify import Check, verify
+
+
+def names(checks: tuple[Check, ...]) -> list[tuple[str, bool]]:
+    return [(check.name, check.passed) for check in checks]
+
+
+def test_a_whole_bundle_passes(fake_bundle: Path) -> None:
+    seen: list[Check] = []
+    report = verify(Bundle.open(fake_bundle), on_check=seen.append)
+    assert report.passed
+    assert names(report.checks) == [("files", True), ("contract", True), ("tokens", True), ("streaming", True)]
+    assert report.checks == tuple(seen)
+    assert report.checks[2].detail == "all 28 tokens are the stored ones"
+
+
+def test_a_changed_file_ends_the_checks(damaged: Path) -> None:
+    content = bytearray((damaged / "weights.data").read_bytes())
+    content[0] ^= 1
+    (damaged / "weights.data").write_bytes(content)
+    report = verify(Bundle.open(damaged))
+    assert names(report.checks) == [("files", False)]
+    assert "weights.data" in report.checks[0].detail
+
+
+def test_a_graph_of_another_contract_fails(damaged: Path) -> None:
+    manifest = read_manifest(damaged)
+    manifest["graphs"]["decoder"]["inputs"][0]["shape"] = ["B", 9, 3, 3]
+    write_manifest(damaged, manifest)
+    report = verify(Bundle.open(damaged))
+    assert names(report.checks) == [("files", True), ("contract", False)]
+
+
+def store(folder: Path, changes: int) -> Bundle:
+    """Change the last tokens of the stored maps: nothing comes after them that they could change."""
+    manifest = read_manifest(folder)
+    for token in range(changes):
+        row, column = token % 2, -1 - token // 2
+        manifest["verify"]["token_maps"][row][column] = (manifest["verify"]["token_maps"][row][column] + 1) % 16
+    write_manifest(folder, manifest)
+    return Bundle.open(folder)
+
+
+def test_a_token_that_differs_is_judged_given_those_before_it(damaged: Path) -> None:
+    report = verify(store(damaged, 1))  # 27 of 28 agree: 96.4%
+    assert report.passed
+    assert "96.4% of the tokens agree" in report.checks[2].detail
+    assert "rounds differently" in report.checks[2].detail
+
+
+def test_too_many_differing_tokens_fail(damaged: Path) -> None:
+    report = verify(store(damaged, 4))  # 24 of 28: 85.7%
+    assert names(report.checks)[-1] == ("tokens", False)
+    assert "85.7% of the tokens agree" in report.checks[2].detail
+
+
+def test_forms_that_differ_fail(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once = Generator._generate_at_once
+
+    def change_last_token(self: Generator, request: object) -> tuple:
+        images, token_maps = at_once(self, request)  # type: ignore[arg-type]
+        if request.top_k != 1:  # type: ignore[attr-defined]
+            token_maps[0, -1] ^= 1
+        return images, token_maps
+
+    monkeypatch.setattr(Generator, "_generate_at_once", change_last_token)
+    report = verify(Bundle.open(fake_bundle))
+    assert names(report.checks)[-1] == ("streaming", False)
+    assert "1 of 28 tokens" in report.checks[3].detail
