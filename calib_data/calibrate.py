@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from nextscale.graph_passes.observe_ranges import observed_name
 from nextscale.graph_passes.qparams import Range
+from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.next_scale_loop import Generator
-from nextscale.runtime.session import open_session
+from nextscale.runtime.session import SessionOptions, open_session
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class CalibrationSettings:
     cfg_scale: float = 4.0
     top_k: int = 900
     top_p: float = 0.96
-    batch_size: int = 4
+    batch_size: int = 2
 
 
 @dataclass(frozen=True)
@@ -50,53 +51,67 @@ def calibration_labels(num_classes: int, settings: CalibrationSettings) -> NDArr
 
 
 def calibrate(
-    observed: Generator,
+    observed: Bundle,
     stage_layers: list[str],
     decoder_layers: list[str],
     settings: CalibrationSettings,
+    options: SessionOptions,
     on_images: Callable[[int], object],
 ) -> Calibration:
     """Sample images with the full-precision model and observe the ranges on the way.
 
     Args:
-        observed: runs a float32 bundle whose graphs carry observers (`observe_ranges`).
+        observed: a float32 bundle whose graphs carry observers (`observe_ranges`).
         stage_layers, decoder_layers: the observed nodes' names.
         settings: what to sample.
-        on_images: called with the number of images finished, after each batch.
+        options: threads and memory.
+        on_images: called with the number of images sampled, after each batch.
     """
-    labels = calibration_labels(observed.bundle.model.num_classes, settings)
-    decoder = open_session(
-        observed.bundle.graph_path("decoder"), observed.bundle.manifest.graphs["decoder"], observed.options
-    )
-    stage_outputs = [observed_name(name) for name in stage_layers]
-    decoder_outputs = [observed_name(name) for name in decoder_layers]
-    token_maps: list[NDArray[np.int64]] = []
-    stage_extremes, decoder_extremes = [], []
-    top_k = min(settings.top_k, observed.bundle.model.vocab_size)
+    labels = calibration_labels(observed.model.num_classes, settings)
+    # One after the other: the two sessions together would need half as much memory again.
+    token_maps, f_hat, stage_ranges = _observe_stages(observed, stage_layers, labels, settings, options, on_images)
+    decoder_ranges = _observe_decoder(observed, decoder_layers, f_hat, options)
+    return Calibration(labels, token_maps, stage_ranges, decoder_ranges)
+
+
+def _observe_stages(
+    observed: Bundle,
+    layers: list[str],
+    labels: NDArray[np.int64],
+    settings: CalibrationSettings,
+    options: SessionOptions,
+    on_images: Callable[[int], object],
+) -> tuple[NDArray[np.int64], NDArray[np.float32], dict[str, Range]]:
+    """Token maps int64 [N, L], f_hat after the last stage float32 [N, Cvae, h, w], and ranges [S]."""
+    generator = Generator(observed, options)
+    names = [observed_name(layer) for layer in layers]
+    token_maps, f_hat, extremes = [], [], []
     for first in range(0, len(labels), settings.batch_size):
-        batch = labels[first : first + settings.batch_size]
         stages = list(
-            observed.stream(
-                batch,
+            generator.stream(
+                labels[first : first + settings.batch_size],
                 seed=settings.seed,
                 first_image=first,
                 cfg_scale=settings.cfg_scale,
-                top_k=top_k,
+                top_k=min(settings.top_k, observed.model.vocab_size),
                 top_p=settings.top_p,
-                outputs=[*stage_outputs, "present.f_hat"],
+                outputs=[*names, "present.f_hat"],
             )
         )
-        stage_extremes.append([[stage.outputs[name] for name in stage_outputs] for stage in stages])
-        f_hat = stages[-1].outputs["present.f_hat"]
-        decoder_extremes.append([decoder.run(decoder_outputs, {"f_hat": f_hat})])
         token_maps.append(np.concatenate([stage.tokens for stage in stages], axis=1))
+        f_hat.append(stages[-1].outputs["present.f_hat"])
+        extremes.append([[stage.outputs[name] for name in names] for stage in stages])
         on_images(min(first + settings.batch_size, len(labels)))
-    return Calibration(
-        labels,
-        np.concatenate(token_maps),
-        _ranges(stage_layers, stage_extremes),
-        _ranges(decoder_layers, decoder_extremes),
-    )
+    return np.concatenate(token_maps), np.concatenate(f_hat), _ranges(layers, extremes)
+
+
+def _observe_decoder(
+    observed: Bundle, layers: list[str], f_hat: NDArray[np.float32], options: SessionOptions
+) -> dict[str, Range]:
+    """Ranges [1] over the decoding of float32 [N, Cvae, h, w], one image at a time."""
+    session = open_session(observed.graph_path("decoder"), observed.manifest.graphs["decoder"], options)
+    names = [observed_name(layer) for layer in layers]
+    return _ranges(layers, [[session.run(names, {"f_hat": one[None]})] for one in f_hat])
 
 
 def _ranges(layers: list[str], extremes: list[list[list[NDArray[np.float32]]]]) -> dict[str, Range]:

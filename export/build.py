@@ -161,14 +161,14 @@ def _calibrate(
             observe_ranges(decoder_model, observed_decoder),
             {"name": "fp32 with observers"},
         )
-        generator = Generator(name, options.session)
         images = options.calibration.images
         progress("calibrating", 0, images)
         return calibrate(
-            generator,
+            Bundle.open(name),
             observed_stage,
             observed_decoder,
             options.calibration,
+            options.session,
             lambda done: progress("calibrating", done, images),
         )
 

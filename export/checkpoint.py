@@ -280,7 +280,7 @@ def _infer_num_heads(
     found = scale.numel() if scale is not None else num_heads or max(1, embed_dim // DEFAULT_HEAD_DIM)
     if num_heads not in (None, found):
         raise CheckpointError(f"{source} has {found} heads (scale_mul_1H11), num_heads says {num_heads}")
-    if embed_dim % found:
+    if found < 1 or embed_dim % found:
         raise CheckpointError(f"{source}: its width {embed_dim} is not a multiple of {found} heads; give num_heads")
     return found
 
@@ -294,13 +294,14 @@ def _infer_patch_nums(
 
     def fits(patch_nums: tuple[int, ...]) -> bool:
         stages = [pn * pn for pn in patch_nums]
-        return len(stages) == num_stages and sum(stages) == num_tokens and stages[0] == first
+        return min(stages) > 0 and len(stages) == num_stages and sum(stages) == num_tokens and stages[0] == first
 
     described = f"{num_stages} stages, {first} tokens in the first and {num_tokens} in all"
     if "lvl_1L" in state_dict:
-        counts = torch.bincount(state_dict["lvl_1L"].flatten().long()).tolist()
+        level = state_dict["lvl_1L"].long()
+        counts = [int((level == si).sum()) for si in range(num_stages)]
         found = tuple(math.isqrt(count) for count in counts)
-        if [pn * pn for pn in found] != counts or not fits(found):
+        if not fits(found) or not torch.equal(level, level_and_mask(found)[0]):
             raise CheckpointError(f"{source}: lvl_1L has stages of {counts} tokens, other tensors say {described}")
         if given is not None and tuple(given) != found:
             raise CheckpointError(

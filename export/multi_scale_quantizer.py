@@ -130,7 +130,12 @@ class MultiScaleQuantizer(nn.Module):
 
     def tokenize(self, f: Tensor) -> list[Tensor]:
         """Features to token maps, greedily from coarse to fine: [B, Cvae, H, W] -> S of int64 [B, pn*pn]."""
-        residual = f.float().clone()
+        side = self.patch_nums[-1]
+        if f.shape[2:] != (side, side):
+            raise ValueError(
+                f"the latent must be {side} x {side}, found {list(f.shape[2:])}; is the image of this size?"
+            )
+        residual = f.float()
         token_maps = []
         for si, pn in enumerate(self.patch_nums):
             z = residual if si == self.num_stages - 1 else F.interpolate(residual, size=(pn, pn), mode="area")
