@@ -75,7 +75,7 @@ def build(
         calibration=CalibrationSettings(images=calibration_images, seed=seed),
         session=SessionOptions(threads=threads),
     )
-    with _progress() as progress:
+    with show_steps() as progress:
         bundle = build_bundle(source, out, options, progress)
     click.echo(f"{bundle.path}: {bundle.manifest.name}, {precision}, {bundle.manifest.size / 1e6:.1f} MB")
 
@@ -107,7 +107,8 @@ class _Steps:
 
 
 @contextmanager
-def _progress() -> Iterator[_Steps]:
+def show_steps() -> Iterator["_Steps"]:
+    """Progress of a build on stderr."""
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),

@@ -16,6 +16,7 @@ from nextscale.runtime.errors import NextscaleError
 # name -> what it does. Each is the click command of the same name in the module of the same name, imported only when
 # it runs, so that an install without torch has all those that need none.
 COMMANDS = {
+    "demo": "Build, verify, measure and draw with the embedded demo model.",
     "build": "Turn a checkpoint, a preset or the demo model into a bundle.",
     "generate": "Make pictures from a bundle.",
     "evaluate": "Compare bundles with full precision, token for token.",

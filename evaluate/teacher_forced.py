@@ -7,14 +7,15 @@ compared place by place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nextscale.runtime.errors import NextscaleError
-from nextscale.runtime.next_scale_loop import Generator
+from nextscale.runtime.next_scale_loop import Generator, StageResult
 from nextscale.runtime.request import DEFAULT_CFG_SCALE
 
 
@@ -75,14 +76,12 @@ def teacher_forced(
     divergence: dict[str, list[NDArray[np.float64]]] = {name: [] for name in candidates}
     agreeing: dict[str, list[NDArray[np.float64]]] = {name: [] for name in candidates}
     for first in range(0, images, batch_size):
-        batch = labels[first : first + batch_size]
-        request = {"seed": seed, "first_image": first, "cfg_scale": cfg_scale}
-        stages = list(reference.stream(batch, outputs=["logits"], **request))
+        stream = partial(_stream, labels[first : first + batch_size], first, seed, cfg_scale)
+        stages = list(stream(reference, None))
         tokens = np.concatenate([stage.tokens for stage in stages], axis=1)
         expected = [stage.outputs["logits"] for stage in stages]
         for name, candidate in candidates.items():
-            forced = candidate.stream(batch, outputs=["logits"], forced_tokens=tokens, **request)
-            found = [stage.outputs["logits"] for stage in forced]
+            found = [stage.outputs["logits"] for stage in stream(candidate, tokens)]
             divergence[name].append(np.stack([_kl(p, q).sum(1) for p, q in zip(expected, found, strict=True)], 1))
             same = [p.argmax(-1) == q.argmax(-1) for p, q in zip(expected, found, strict=True)]
             agreeing[name].append(np.stack([s.sum(1).astype(np.float64) for s in same], 1))
@@ -91,6 +90,20 @@ def teacher_forced(
     return {
         name: _summarize(np.concatenate(divergence[name]), np.concatenate(agreeing[name]), sizes) for name in candidates
     }
+
+
+def _stream(
+    labels: NDArray[np.int64],
+    first: int,
+    seed: int,
+    cfg_scale: float,
+    generator: Generator,
+    tokens: NDArray[np.int64] | None,
+) -> Iterator[StageResult]:
+    """The stages of a batch with their logits, sampled, or forced where `tokens` [B, L] is given."""
+    return generator.stream(
+        labels, seed=seed, first_image=first, cfg_scale=cfg_scale, forced_tokens=tokens, outputs=["logits"]
+    )
 
 
 def _summarize(divergence: NDArray[np.float64], agreeing: NDArray[np.float64], sizes: NDArray[np.float64]) -> Agreement:

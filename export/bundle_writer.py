@@ -19,7 +19,7 @@ import onnxruntime
 
 from nextscale import __version__
 from nextscale.export.generate_graph import initial_shape, state_names
-from nextscale.export.graph_builder import OPSET
+from nextscale.export.graph_builder import OPSET, dimensions
 from nextscale.runtime.bundle import MANIFEST_NAME as MANIFEST
 from nextscale.runtime.errors import OutputError
 from nextscale.runtime.manifest import SCHEMA, ModelInfo
@@ -102,7 +102,7 @@ def _append(file: Any, tensor: ir.TensorProtocol, folder: Path) -> ir.ExternalTe
         offset,
         tensor.nbytes,
         tensor.dtype,
-        shape=ir.Shape(tensor.shape),
+        shape=ir.Shape(tensor.numpy().shape),
         name=str(tensor.name),
         base_dir=folder,
     )
@@ -152,9 +152,7 @@ def _graph_contract(name: str, model: ir.Model) -> dict[str, Any]:
 
 
 def _tensor_contract(value: ir.Value) -> dict[str, Any]:
-    assert value.shape is not None
-    shape = [dim if isinstance(dim, int) else dim.value for dim in value.shape]
-    return {"name": value.name, "dtype": _dtype(value), "shape": shape}
+    return {"name": value.name, "dtype": _dtype(value), "shape": dimensions(value)}
 
 
 def _dtype(value: ir.Value) -> str:

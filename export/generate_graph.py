@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import GraphBuilder, OpBuilder
 
-from nextscale.export.graph_builder import Constants, add_output, finish, new_builder
+from nextscale.export.graph_builder import Constants, add_output, dimensions, finish, new_builder
 
 REQUEST_INPUTS = ("class_labels", "uniforms", "forced_tokens", "cfg_scale", "top_k", "top_p")
 
@@ -27,8 +27,7 @@ def present_name(input_name: str) -> str:
 
 def initial_shape(state: ir.Value) -> list[int | str]:
     """A state input's shape before stage 0: the dimensions that grow start at 0."""
-    assert state.shape is not None
-    return [0 if dim in ("T", "M") else dim for dim in (d if isinstance(d, int) else d.value for d in state.shape)]
+    return [0 if dim in ("T", "M") else dim for dim in dimensions(state)]
 
 
 def build_generate_graph(stage_model: ir.Model, decoder_model: ir.Model, num_stages: int) -> ir.Model:
@@ -58,11 +57,8 @@ def build_generate_graph(stage_model: ir.Model, decoder_model: ir.Model, num_sta
     )
     f_hat = final[[name for name, _ in state].index("f_hat")]
     pictures = _inline(builder.graph, decoder_graph, {"f_hat": f_hat}, "images")
-    size = decoder_model.graph.outputs[0].shape
-    assert size is not None
-    assert requests[1].shape is not None
-    add_output(builder, pictures, "images", ir.DataType.UINT8, list(size))
-    add_output(builder, token_maps, "token_maps", ir.DataType.INT64, ["B", requests[1].shape[1]])
+    add_output(builder, pictures, "images", ir.DataType.UINT8, dimensions(decoder_model.graph.outputs[0]))
+    add_output(builder, token_maps, "token_maps", ir.DataType.INT64, dimensions(by_name["uniforms"]))
     return finish(builder)
 
 

@@ -61,6 +61,12 @@ def linear(
     return y if bias is None else op.Add(y, constants(f"{name}.bias", bias))
 
 
+def dimensions(value: ir.Value) -> list[int | str]:
+    """A declared shape as sizes and symbols."""
+    assert value.shape is not None
+    return [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape]
+
+
 def scalar_at(op: OpBuilder, table: ir.Value, index: ir.Value) -> ir.Value:
     """table[index] of a vector, as a vector of one: [S], [] -> [1]."""
     return op.Gather(table, op.Unsqueeze(index, [0]))

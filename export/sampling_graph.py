@@ -25,8 +25,8 @@ def sample(
         int64 [B, l].
     """
     maximum = op.ReduceMax(logits, [-1], keepdims=1)
-    threshold = _smallest_kept(op, logits, maximum, top_k, top_p)
-    weights = op.Where(op.Less(logits, threshold), 0.0, op.Exp(op.Sub(logits, maximum)))
+    mass = op.Exp(op.Sub(logits, maximum))
+    weights = op.Where(op.Less(logits, _smallest_kept(op, logits, maximum, mass, top_k, top_p)), 0.0, mass)
     cumulated = op.CumSum(weights, -1)
     total = op.Slice(cumulated, [-1], [2**31 - 1], [-1])
     target = op.Mul(op.Unsqueeze(op.Min(uniforms, MAX_UNIFORM), [-1]), total)
@@ -36,7 +36,9 @@ def sample(
     return op.Where(op.Less(forced, 0), sampled, forced)
 
 
-def _smallest_kept(op: OpBuilder, logits: ir.Value, maximum: ir.Value, top_k: ir.Value, top_p: ir.Value) -> ir.Value:
+def _smallest_kept(
+    op: OpBuilder, logits: ir.Value, maximum: ir.Value, mass: ir.Value, top_k: ir.Value, top_p: ir.Value
+) -> ir.Value:
     """The smallest logit that top_k and top_p keep, float32 [B, l, 1] (or [1, 1, 1] with both off)."""
 
     def filtered(op: OpBuilder) -> list[ir.Value]:
@@ -44,9 +46,11 @@ def _smallest_kept(op: OpBuilder, logits: ir.Value, maximum: ir.Value, top_k: ir
         vocab_size = op.Shape(logits, start=-1)
         k = op.Unsqueeze(op.Where(op.Greater(top_k, 0), top_k, op.Squeeze(vocab_size, [0])), [0])
         candidates, _ = op.TopK(logits, k, axis=-1, largest=1, sorted=1, _outputs=2)
-        mass = op.Exp(op.Sub(candidates, maximum))
-        better = op.CumSum(mass, -1, exclusive=1)
-        limit = op.Mul(op.Where(op.Greater(top_p, 0.0), top_p, 2.0), op.ReduceSum(mass, [-1], keepdims=1))
+        better = op.CumSum(op.Exp(op.Sub(candidates, maximum)), -1, exclusive=1)
+        # top_k also keeps what equals the k-th largest, though it is no candidate: it counts for top_p's whole.
+        kth = op.Slice(candidates, [-1], [2**31 - 1], [-1])
+        total = op.ReduceSum(op.Where(op.Less(logits, kth), 0.0, mass), [-1], keepdims=1)
+        limit = op.Mul(op.Where(op.Greater(top_p, 0.0), top_p, 2.0), total)
         # In a run of equal candidates the first is kept if any is: the threshold keeps or drops them together.
         kept = op.Where(op.Less(better, limit), candidates, float("inf"))
         return [op.ReduceMin(kept, [-1], keepdims=1)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import onnx_ir as ir
@@ -18,7 +19,7 @@ from nextscale.export.graph_builder import Constants, add_output, branch, finish
 from nextscale.export.multi_scale_quantizer import MultiScaleQuantizer, Phi, phi_index
 from nextscale.export.resampling import downsampling_matrix, upsampling_matrix
 from nextscale.export.sampling_graph import sample
-from nextscale.export.var import NORM_EPS, VAR
+from nextscale.export.var import NORM_EPS, VAR, Block
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 
@@ -38,7 +39,7 @@ def build_stage_graph(var: VAR, quantizer: MultiScaleQuantizer) -> ir.Model:
     op = builder.op
     parts = StageParts(var, quantizer, Constants(builder))
     heads, head_dim, c, side = config.num_heads, config.head_dim, config.embed_dim, config.patch_nums[-1]
-    latent = ["B", config.z_channels, side, side]
+    latent: list[int | str] = ["B", config.z_channels, side, side]
     num_modulations = 6 * config.depth + 2
 
     stage = builder.input("stage", INT64, [])
@@ -72,7 +73,7 @@ def build_stage_graph(var: VAR, quantizer: MultiScaleQuantizer) -> ir.Model:
         x, key, value = parts.block(op, i, x, modulations[6 * i : 6 * i + 6], key, value)
         present.append((key, value))
         builder.pop_module()
-    logits = parts.guided_logits(op, x, *modulations[-2:], stage, cfg_scale)
+    logits = parts.guided_logits(op, x, modulations[-2], modulations[-1], stage, cfg_scale)
     tokens = sample(
         op, logits, rows(op, uniforms, span.begin, span.end, 1), rows(op, forced, span.begin, span.end, 1), top_k, top_p
     )
@@ -94,6 +95,10 @@ class StageParts:
     def __init__(self, var: VAR, quantizer: MultiScaleQuantizer, constants: Constants) -> None:
         self.var, self.config, self.quantizer, self.constants = var, var.config, quantizer, constants
         self.position = constants("position", var.position())
+
+    def torch_block(self, i: int) -> Block:
+        """Block i of the torch model."""
+        return cast(Block, self.var.blocks[i])
 
     def span(self, op: OpBuilder, stage: ir.Value) -> Span:
         """The stage's place among the L tokens."""
@@ -134,23 +139,25 @@ class StageParts:
 
         The class embedding [2B, C] -> [2B, 6 * depth + 2, C]. The ones are added here, once an image, not at every use.
         """
-        c, var, constants = self.config.embed_dim, self.var, self.constants
+        c, depth, var, constants = self.config.embed_dim, self.config.depth, self.var, self.constants
         # Rank 3: ONNX Runtime would make a float Gemm of a rank 2 QDQ MatMul and its bias.
         embedding = op.Unsqueeze(embedding, [1])
         activated = op.Mul(embedding, op.Sigmoid(embedding))
 
-        def ada_lin(name: str, layer: torch.nn.Linear, ones: list[float]) -> ir.Value:
+        def ada_lin(name: str, silu_and_linear: torch.nn.Module, ones: list[float]) -> ir.Value:
+            layer = cast(torch.nn.Sequential, silu_and_linear)[1]
+            assert isinstance(layer, torch.nn.Linear)
             bias = layer.bias.detach() + torch.tensor(ones).repeat_interleave(c)
             return op.Reshape(linear(op, constants, name, activated, layer.weight, bias), [0, -1, c])
 
         ones = [0.0, 0.0, 1.0, 1.0, 0.0, 0.0]
         if self.config.shared_aln:
-            shared = ada_lin("shared_ada_lin.1", var.shared_ada_lin[1], ones)
-            gss = constants("ada_gss", torch.cat([block.ada_gss for block in var.blocks], dim=1)[0])
+            shared = ada_lin("shared_ada_lin.1", var.shared_ada_lin, ones)
+            gss = constants("ada_gss", torch.cat([self.torch_block(i).ada_gss for i in range(depth)], dim=1)[0])
             parts = [op.Reshape(op.Add(op.Unsqueeze(shared, [1]), gss), [0, -1, c])]
         else:
-            parts = [ada_lin(f"blocks.{i}.ada_lin.1", b.ada_lin[1], ones) for i, b in enumerate(var.blocks)]
-        parts.append(ada_lin("head_nm.ada_lin.1", var.head_nm.ada_lin[1], [1.0, 0.0]))
+            parts = [ada_lin(f"blocks.{i}.ada_lin.1", self.torch_block(i).ada_lin, ones) for i in range(depth)]
+        parts.append(ada_lin("head_nm.ada_lin.1", var.head_nm.ada_lin, [1.0, 0.0]))
         return op.Concat(*parts, axis=1)
 
     def layer_norm(self, op: OpBuilder, x: ir.Value, scale: ir.Value, shift: ir.Value) -> ir.Value:
@@ -162,7 +169,7 @@ class StageParts:
         self, op: OpBuilder, i: int, x: ir.Value, modulations: Sequence[ir.Value], key: ir.Value, value: ir.Value
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         """One block: x [2B, l, C], past key [2B, H, d, T] and value [2B, H, T, d] -> x and the present ones."""
-        ffn, name = self.var.blocks[i].ffn, f"blocks.{i}"
+        ffn, name = self.torch_block(i).ffn, f"blocks.{i}"
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulations
         h, key, value = self.attention(op, i, self.layer_norm(op, x, scale1, shift1), key, value)
         x = op.Add(x, op.Mul(h, gamma1))
@@ -176,7 +183,7 @@ class StageParts:
         self, op: OpBuilder, i: int, x: ir.Value, key: ir.Value, value: ir.Value
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         """softmax(q K) V over this stage's tokens and the past ones; K is kept transposed, [2B, H, d, T]."""
-        attn, name, heads = self.var.blocks[i].attn, f"blocks.{i}.attn", self.config.num_heads
+        attn, name, heads = self.torch_block(i).attn, f"blocks.{i}.attn", self.config.num_heads
         weight_q, weight_k, weight_v = attn.mat_qkv.weight.detach().chunk(3)
         bias_q = attn.q_bias.detach()
         if not self.config.attn_l2_norm:
@@ -234,6 +241,6 @@ class StageParts:
 
 def folded_phi(phi: Phi) -> tuple[torch.Tensor, torch.Tensor]:
     """phi's (1 - ratio) h + ratio conv(h) as one convolution: kernel [Cvae, Cvae, 3, 3] and bias [Cvae]."""
-    kernel, bias = phi.weight.detach() * phi.ratio, phi.bias.detach() * phi.ratio
+    kernel, bias = phi.weight.detach() * phi.ratio, cast(torch.Tensor, phi.bias).detach() * phi.ratio
     kernel[:, :, 1, 1] += (1 - phi.ratio) * torch.eye(len(kernel))
     return kernel, bias

@@ -51,7 +51,6 @@ def _minus_one(graph: ir.Graph) -> ir.Value:
     name = "observe.minus_one"
     if name not in graph.initializers:
         tensor = ir.tensor([-1], dtype=ir.DataType.INT64, name=name)
-        graph.register_initializer(
-            ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-        )
+        value = ir.Value(name=name, shape=ir.Shape([1]), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        graph.register_initializer(value)
     return graph.initializers[name]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from nextscale.graph_passes.qparams import Range
-from nextscale.graph_passes.quantize_decoder import quantize_decoder
+from nextscale.graph_passes.quantize_decoder import observed_nodes, quantize_decoder
 from nextscale.graph_passes.quantize_linear import linear_layers, quantize_linear
 
 # 32 inputs a token: its products are 0.1% of the work, and in float it takes a fifth off the error (docs/decisions).
@@ -32,8 +32,8 @@ def stage_layers(stage_model: ir.Model) -> StageLayers:
 
 
 def decoder_layers(decoder_model: ir.Model) -> list[str]:
-    """The decoder's convolutions."""
-    return [str(node.name) for node in decoder_model.graph if node.op_type == "Conv"]
+    """The decoder's nodes whose input's range int8 needs."""
+    return observed_nodes(decoder_model)
 
 
 def quantize_int8(

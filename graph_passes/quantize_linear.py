@@ -142,12 +142,13 @@ def _insert_dequantizers(
     """Feed the layer's MatMul from a DequantizeLinear of its own on each side."""
     assert layer.weight.const_value is not None
     quantized = QuantizedWeight.per_channel(layer.weight.const_value.numpy(), axis=1)
-    name = layer.weight.name
+    name = str(layer.weight.name)
     weight = [
         _initializer(main, f"{name}.codes", quantized.codes),
         _initializer(main, f"{name}.scale", quantized.scale),
         _initializer(main, f"{name}.zero_point", np.zeros(len(quantized.scale), np.int8)),
     ]
+    sides: tuple[tuple[list[ir.Value], dict[str, int], str], ...]
     sides = (([codes, scale, zero_point], {}, "activation"), (weight, {"axis": 1}, "weight"))
     old = layer.weight
     for i, (inputs, attributes, side) in enumerate(sides):
@@ -156,11 +157,11 @@ def _insert_dequantizers(
         layer.graph.insert_before(layer.node, node)
         layer.node.replace_input_with(i, node.outputs[0])
     if not old.uses():
-        main.initializers.pop(old.name)
+        del main.initializers[name]
 
 
 def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value

@@ -1,0 +1,34 @@
+# make demo   build the demo model's bundles, compare full precision with int8, draw a sheet
+# make test   lint, types and tests
+# Both set up what they need in .venv. TORCH is what pip is asked for; PyPI's Linux build brings CUDA packages of
+# several GB, so on such a machine point TORCH at a CPU wheel: make demo TORCH=path/or/url/of/torch-cpu.whl
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_FLAGS ?=
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.ready
+	$(BIN)/nextscale demo --out out/demo $(DEMO_FLAGS)
+
+test: lint
+	$(BIN)/pytest
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	cd build && ../$(BIN)/mypy --config-file ../pyproject.toml
+
+# The strict mode lays a tree of links that type checkers can follow; a new file needs `make` to run this again.
+$(VENV)/.ready: pyproject.toml $(wildcard */__init__.py) $(wildcard calib_data/*.py cli/*.py demo/* evaluate/*.py export/*.py graph_passes/*.py runtime/*.py)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "setuptools>=77" wheel
+	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet --editable ".[dev]" --config-settings editable_mode=strict
+	touch $@
+
+clean:
+	rm -rf $(VENV) build out *.egg-info

@@ -1,0 +1,112 @@
+"""A release-sized model with random weights, float32 against int8: build, speed, memory.
+
+Builds both bundles with the command line (time and peak memory of each build), then measures them interleaved.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+from kernel_rates import kernel_rates
+from provenance import RESULTS, provenance, publish
+
+from nextscale.runtime.bench import BenchReport, Measurement, bench
+from nextscale.runtime.bundle import Bundle
+from nextscale.runtime.session import SessionOptions
+
+PRECISIONS = ("fp32", "int8")
+
+
+@dataclass(frozen=True)
+class Build:
+    """One build: seconds and peak memory of its process."""
+
+    seconds: float
+    peak_bytes: int
+
+
+def build(model: str, precision: str, out: Path, threads: int) -> Build:
+    """Run `nextscale build` in a process of its own."""
+    program = str(Path(sys.executable).with_name("nextscale"))
+    arguments = ["build", "--preset", model, "--random-weights", "--precision", precision, "--out", str(out)]
+    begin = time.perf_counter()
+    pid = os.posix_spawn(program, [program, *arguments, "--threads", str(threads)], os.environ)
+    _, status, usage = os.wait4(pid, 0)
+    if status:
+        raise SystemExit(f"nextscale {' '.join(arguments)} failed")
+    return Build(time.perf_counter() - begin, usage.ru_maxrss * 1024)
+
+
+@click.command()
+@click.option("--model", default="var-d16", show_default=True)
+@click.option("--threads", type=int, default=2, show_default=True)
+@click.option("--repetitions", type=int, default=8, show_default=True)
+@click.option("--work", type=click.Path(path_type=Path), default=Path("out/full_size"), show_default=True)
+def main(model: str, threads: int, repetitions: int, work: Path) -> None:
+    """Build, measure, print and keep the results."""
+    shutil.rmtree(work, ignore_errors=True)
+    builds = {precision: build(model, precision, work / precision, threads) for precision in PRECISIONS}
+    rates = kernel_rates(threads)
+    report = bench(
+        [Bundle.open(work / precision) for precision in PRECISIONS],
+        options=SessionOptions(threads=threads),
+        repetitions=repetitions,
+        log=lambda line: print(line, file=sys.stderr),
+    )
+    publish(f"full_size_{model}", _report(model, threads, builds, rates, report))
+    document = json.dumps({"kernel_gflops": rates, **report.to_json()}, indent=1)
+    (RESULTS / f"full_size_{model}.json").write_text(document + "\n", encoding="utf-8")
+
+
+def _report(
+    model: str, threads: int, builds: dict[str, Build], rates: dict[str, float], report: BenchReport
+) -> list[str]:
+    cases: dict[tuple[str, str], Measurement] = {(m.recipe, m.form): m for m in report.measurements}
+    lines = [
+        f"# {model}, random weights: float32 against int8",
+        "",
+        *provenance(threads),
+        f"- kernel rates in this run: float32 {rates['float32']:.0f}, int8 {rates['int8']:.0f} GFLOP/s",
+        f"- {report.settings['repetitions']} interleaved repetitions, batch 1, guidance on; means with 95% intervals",
+        "",
+        "| bundle | form | images/s | s an image | speedup | load, s | peak memory, MB | size, MB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (recipe, form), m in cases.items():
+        half = (m.image_seconds.high - m.image_seconds.low) / 2
+        footprint = m.footprint
+        assert footprint is not None
+        lines.append(
+            f"| {recipe} | {form} | {m.images_per_second.mean:.3f} | {m.image_seconds.mean:.3f} ± {half:.3f} | "
+            f"{m.speedup.mean:.2f} [{m.speedup.low:.2f}, {m.speedup.high:.2f}] | {footprint.load_seconds:.2f} | "
+            f"{footprint.peak_bytes / 1e6:.0f} | {m.size_bytes / 1e6:.0f} |"
+        )
+    lines += ["", "| bundle | stages, ms | decoder, ms |", "|---|---|---|"]
+    for precision in PRECISIONS:
+        m = cases[precision, "streaming"]
+        assert m.decoder_seconds is not None
+        stages = " ".join(f"{stage.mean * 1e3:.0f}" for stage in m.stage_seconds)
+        lines.append(f"| {precision} | {stages} | {m.decoder_seconds.mean * 1e3:.0f} |")
+    lines += ["", "| build | seconds | peak memory, GB |", "|---|---|---|"]
+    lines += [f"| {p} | {built.seconds:.0f} | {built.peak_bytes / 1e9:.2f} |" for p, built in builds.items()]
+    single = cases["int8", "generate"].image_seconds.mean / cases["int8", "streaming"].image_seconds.mean
+    target = 0.36 * rates["float32"] / 450
+    lines += [
+        "",
+        f"- float32 streaming {cases['fp32', 'streaming'].images_per_second.mean:.3f} images/s; 0.36 at 450 GFLOP/s, "
+        f"scaled to this run's float32 rate: {target:.3f}",
+        f"- int8 over float32, streaming: {cases['int8', 'streaming'].speedup.mean:.2f}x",
+        f"- int8 generate.onnx takes {single:.3f} of streaming's time",
+    ]
+    return lines
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""What every result file says about where it comes from: commit, command, machine, versions."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from nextscale.runtime.machine import describe_machine, versions
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def commit() -> str:
+    """The checkout's commit, marked if files differ from it."""
+    root = Path(__file__).parent
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude", "*"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return described.stdout.strip() or "unknown"
+
+
+def provenance(threads: int) -> list[str]:
+    """Lines of Markdown for the top of a result file."""
+    machine = describe_machine()
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    numbers = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return [
+        f"- command: `{command}`",
+            " `", " `"
+        ).rstrip(),
+        f"- commit: {commit()}",
+        f"- machine: {machine.cpu}, {machine.logical_cpus} logical CPUs, {' '.join(machine.isa)}, {machine.system}",
+        f"- threads: {threads}; {numbers}",
+    ]
+
+
+def publish(name: str, lines: list[str]) -> None:
+    """Print a report and keep it as results/{name}.md."""
+    text = "\n".join(lines) + "\n"
+    print(text)
+    (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")

@@ -1,0 +1,88 @@
+"""`nextscale demo`: the main job on the embedded demo model, in full precision and int8."""
+
+import json
+from pathlib import Path
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from nextscale.calib_data.calibrate import CalibrationSettings
+from nextscale.cli import options
+from nextscale.cli.build import show_steps
+from nextscale.evaluate.comparison import Comparison, compare, paired_sheet
+from nextscale.evaluate.teacher_forced import as_json
+from nextscale.export.build import BuildOptions, Precision, build_bundle
+from nextscale.export.sources import demo_source
+from nextscale.runtime.bundle import Bundle
+from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime.image_io import png_writer, require_writable, write_files
+from nextscale.runtime.session import SessionOptions
+from nextscale.runtime.verify import verify
+
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out/demo"), show_default=True)
+@click.option("--images", type=click.IntRange(2), default=64, show_default=True, help="For the agreement.")
+@click.option("--repetitions", type=click.IntRange(2), default=10, show_default=True, help="Timed rounds.")
+@click.option("--calibration-images", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="All figures as JSON.")
+@options.threads
+def demo(
+    out: Path, images: int, repetitions: int, calibration_images: int, json_path: Path | None, threads: int
+) -> None:
+    """Build the demo model in full precision and int8, verify and measure both, and draw a sheet.
+
+    Bundles that are already in OUT are used as they are.
+    """
+    sheet = out / "sheet.png"
+    require_writable([json_path] if json_path else [])
+    session = SessionOptions(threads=threads)
+    console = Console(stderr=True, highlight=False, markup=False)
+    full, int8 = (_built(out / precision, precision, calibration_images, session) for precision in PRECISIONS)
+    for bundle in (full, int8):
+        report = verify(bundle, session, lambda check: console.print(f"{check.name}: {check.detail}"))
+        if not report.passed:
+            raise NextscaleError(f"{bundle.path}: verification failed; remove the folder and run again")
+    comparison = compare(full, int8, images=images, repetitions=repetitions, options=session, log=console.print)
+    labels = np.linspace(0, full.model.num_classes - 1, 16).round().astype(int).tolist()
+    picture = paired_sheet(full, int8, labels, session)
+    write_files({sheet: png_writer(picture, {"classes": labels, "rows": list(PRECISIONS)})})
+    if json_path:
+        document = comparison.report.to_json() | {"agreement": as_json({"int8": comparison.agreement})}
+        text = json.dumps(document, indent=1) + "\n"
+        write_files({json_path: lambda file: file.write(text.encode())})
+    _print(comparison)
+    click.echo(sheet)
+
+
+def _built(path: Path, precision: Precision, calibration_images: int, session: SessionOptions) -> Bundle:
+    if path.exists():
+        return Bundle.open(path)
+    options = BuildOptions(precision, CalibrationSettings(images=calibration_images), session)
+    with show_steps() as progress:
+        return build_bundle(demo_source(f"nextscale-demo-{precision}"), path, options, progress)
+
+
+def _print(comparison: Comparison) -> None:
+    console = Console(highlight=False, markup=False)
+    machine, settings = comparison.report.machine, comparison.report.settings
+    console.print(
+        f"{machine.cpu}, {' '.join(machine.isa)}, threads {settings['threads'] or 'all'}, "
+        f"onnxruntime {comparison.report.versions['onnxruntime']}; {comparison.agreement.images} images "
+        "teacher-forced"
+    )
+    table = Table("", "full precision", "int8", "int8 / full precision")
+    full, int8, agreement = comparison.reference, comparison.quantized, comparison.agreement
+    speed = [m.images_per_second.mean for m in (full, int8)]
+    table.add_row("images/s", f"{speed[0]:.2f}", f"{speed[1]:.2f}", f"{int8.speedup.mean:.2f}x")
+    sizes = [m.size_bytes / 1e6 for m in (full, int8)]
+    table.add_row("size, MB", *(f"{size:.1f}" for size in sizes), f"{sizes[1] / sizes[0]:.2f}x")
+    peaks = [m.footprint.peak_bytes / 1e6 for m in (full, int8) if m.footprint]
+    table.add_row("peak memory, MB", *(f"{peak:.0f}" for peak in peaks), f"{peaks[1] / peaks[0]:.2f}x")
+    table.add_row("top-1 agreement", "", f"{agreement.top1:.1%}", "")
+    table.add_row("KL, nats a token", "", f"{agreement.kl:.4f}", "")
+    console.print(table)
