@@ -31,8 +31,6 @@ def provenance(threads: int) -> list[str]:
     numbers = ", ".join(f"{name} {version}" for name, version in versions().items())
     return [
         f"- command: `{command}`",
-            " `", " `"
-        ).rstrip(),
         f"- commit: {commit()}",
         f"- machine: {machine.cpu}, {machine.logical_cpus} logical CPUs, {' '.join(machine.isa)}, {machine.system}",
         f"- threads: {threads}; {numbers}",
