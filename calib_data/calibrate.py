@@ -35,7 +35,7 @@ class Calibration:
         class_labels: int64 [N].
         token_maps: int64 [N, L].
         stage_ranges: for each layer of the stage graph, ranges of its input, [S].
-        decoder_ranges: for each convolution of the decoder, the range of its input, [1].
+        decoder_ranges: for each observed node of the decoder, the range of its input, [1].
     """
 
     class_labels: NDArray[np.int64]

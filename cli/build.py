@@ -1,5 +1,6 @@
 """`nextscale build`: a checkpoint, a preset with random weights or the demo model into a bundle."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from nextscale.calib_data.calibrate import CalibrationSettings
 from nextscale.cli.options import IntegerList, threads
 from nextscale.export.build import BuildOptions, build_bundle
+from nextscale.export.bundle_writer import require_absent
 from nextscale.export.sources import checkpoint_source, demo_source, random_source
 from nextscale.runtime.session import SessionOptions
 
@@ -30,7 +32,13 @@ CHECKPOINT = click.Path(path_type=Path)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder to make.")
 @click.option("--precision", type=click.Choice(["int8", "fp32"]), default="int8", show_default=True)
 @click.option("--calibration-images", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of random weights and calibration.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**64 - 1),
+    default=0,
+    show_default=True,
+    help="Of random weights and calibration.",
+)
 @threads
 def build(
     model: str | None,
@@ -55,16 +63,20 @@ def build(
     nextscale build --var var_d16.pth --vae vae_ch160v4096z32.pth --out d16-int8
     nextscale build --preset var-d16 --random-weights --out d16-random
     """
+    require_absent(out)
     name = name or out.name
+    checkpoint = {"var": var, "vae": vae, "patch_nums": patch_nums, "num_heads": num_heads}
     if model == "demo":
-        _refuse("demo", var=var, vae=vae, preset=preset, patch_nums=patch_nums, class_names=class_names)
+        _refuse("demo", **checkpoint, preset=preset, random_weights=random_weights or None, class_names=class_names)
         source = demo_source(name)
     elif random_weights:
         if preset is None:
             raise click.UsageError("--random-weights needs --preset")
-        _refuse("--random-weights", var=var, vae=vae, patch_nums=patch_nums)
+        _refuse("--random-weights", **checkpoint)
         source = random_source(name, preset, seed, class_names)
     elif var is not None and vae is not None:
+        if preset is not None:
+            _refuse("--preset", patch_nums=patch_nums, num_heads=num_heads)
         source = checkpoint_source(name, var, vae, preset, patch_nums, num_heads, class_names)
     else:
         raise click.UsageError(
@@ -108,14 +120,14 @@ class _Steps:
 
 @contextmanager
 def show_steps() -> Iterator["_Steps"]:
-    """Progress of a build on stderr."""
+    """Progress of a build on stderr, if that is a terminal."""
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=Console(stderr=True, quiet=not sys.stderr.isatty()),
     ) as progress:
         steps = _Steps(progress)
         yield steps

@@ -1,6 +1,7 @@
 """`nextscale evaluate`: how far bundles are from full precision, teacher-forced."""
 
 import json
+import sys
 from pathlib import Path
 
 import click
@@ -44,7 +45,7 @@ def evaluate(
         require_writable([json_path])
     options = SessionOptions(threads=threads)
     candidates = {str(path): Generator(path, options) for path in bundles}
-    with Progress(console=Console(stderr=True)) as progress:
+    with Progress(console=Console(stderr=True, quiet=not sys.stderr.isatty())) as progress:
         task = progress.add_task("comparing", total=images)
         agreements = teacher_forced(
             Generator(reference, options),

@@ -25,7 +25,7 @@ class Agreement:
 
     Attributes:
         kl: mean KL(reference || bundle) of the guided distributions, nats a token.
-        kl_stderr: its standard error over images.
+        kl_stderr: its standard error over images; NaN of one image.
         top1: share of the tokens whose likeliest entry is the reference's.
         stage_kl, stage_top1: the same for each stage, float64 [S].
         images: number of images.
@@ -132,12 +132,12 @@ def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     return normalized
 
 
-def as_json(agreements: Mapping[str, Agreement]) -> dict[str, dict[str, float | int | Sequence[float]]]:
-    """Plain numbers and lists, for a JSON file."""
+def as_json(agreements: Mapping[str, Agreement]) -> dict[str, dict[str, float | int | Sequence[float] | None]]:
+    """Plain numbers and lists, for a JSON file; None is no number."""
     return {
         name: {
             "kl": a.kl,
-            "kl_stderr": a.kl_stderr,
+            "kl_stderr": None if np.isnan(a.kl_stderr) else a.kl_stderr,
             "top1": a.top1,
             "stage_kl": a.stage_kl.tolist(),
             "stage_top1": a.stage_top1.tolist(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,6 +44,16 @@ class BundleInfo:
     card: str
 
 
+def require_absent(target: Path) -> None:
+    """Find out before a long computation whether the folder may be made.
+
+    Raises:
+        OutputError: there is something already.
+    """
+    if os.path.lexists(target):
+        raise OutputError(f"{target}: exists already; choose another --out or remove it first")
+
+
 @contextlib.contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """A temporary sibling of `target` that becomes `target` when the block ends well and vanishes otherwise.
@@ -50,14 +61,10 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     Raises:
         OutputError: target exists already, or its parent is no folder that can be written.
     """
-    if target.exists():
-        raise OutputError(f"{target}: exists already; choose another --out or remove it first")
+    require_absent(target)
+    made = [parent for parent in target.parents if not parent.exists()]
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
-    except OSError as error:
-        raise OutputError(f"{target.parent}: cannot write there ({error.strerror}); choose another --out") from None
-    try:
+        partial = _temporary_sibling(target)
         try:
             yield partial
             partial.chmod(0o755)
@@ -66,8 +73,20 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             if error.filename is not None and not str(error.filename).startswith(str(partial)):
                 raise
             raise OutputError(f"{target}: cannot be written ({error.strerror}); nothing was left there") from None
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(OSError):  # that a folder is not empty
+            for parent in made:
+                parent.rmdir()
+
+
+def _temporary_sibling(target: Path) -> Path:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    except OSError as error:
+        raise OutputError(f"{target.parent}: cannot write there ({error.strerror}); choose another --out") from None
 
 
 def write_graphs(folder: Path, models: Mapping[str, ir.Model]) -> None:

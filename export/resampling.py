@@ -24,10 +24,10 @@ def upsampling_matrix(patch_nums: tuple[int, ...]) -> Tensor:
 
 
 def downsampling_matrix(patch_nums: tuple[int, ...]) -> Tensor:
-    """f_hat to a stage's input: float32 [L, H*W]; its stage's rows @ f_hat [H*W, Cvae] is the downsampled latent.
+    """f_hat to the input of stages 1 and up: float32 [L - patch_nums[0]**2, H*W].
 
-    Stage 0 takes no input; its rows are never used.
+    A stage's rows @ f_hat [H*W, Cvae] is the downsampled latent; stage 0 takes no input.
     """
     side = patch_nums[-1]
     basis = torch.eye(side * side).view(side * side, 1, side, side)
-    return torch.cat([F.interpolate(basis, size=(pn, pn), mode="area").flatten(1).T for pn in patch_nums])
+    return torch.cat([F.interpolate(basis, size=(pn, pn), mode="area").flatten(1).T for pn in patch_nums[1:]])

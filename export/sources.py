@@ -80,7 +80,7 @@ def read_class_names(path: Path | None, num_classes: int) -> list[str] | None:
     try:
         if path.stat().st_size > CLASS_NAMES_LIMIT:
             raise NextscaleError(f"{path}: over {CLASS_NAMES_LIMIT} bytes; expected one class name a line")
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise NextscaleError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
@@ -96,7 +96,7 @@ def _parse_names(text: str, path: Path) -> list[str]:
         return [line.strip() for line in text.splitlines() if line.strip()]
     try:
         names = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise NextscaleError(f"{path}: not a JSON list ({error})") from None
     if not all(isinstance(name, str) for name in names):
         raise NextscaleError(f"{path}: expected a JSON list of strings")

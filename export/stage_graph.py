@@ -15,7 +15,7 @@ import onnx_ir as ir
 import torch
 from onnxscript import OpBuilder
 
-from nextscale.export.graph_builder import Constants, add_output, branch, finish, linear, new_builder, rows, scalar_at
+from nextscale.export.graph_builder import Constants, add_output, finish, linear, new_builder, rows, scalar_at
 from nextscale.export.multi_scale_quantizer import MultiScaleQuantizer, Phi, phi_index
 from nextscale.export.resampling import downsampling_matrix, upsampling_matrix
 from nextscale.export.sampling_graph import sample
@@ -112,53 +112,56 @@ class StageParts:
     def embed(
         self, op: OpBuilder, stage: ir.Value, span: Span, labels: ir.Value, f_hat: ir.Value, modulation: ir.Value
     ) -> tuple[ir.Value, ir.Value]:
-        """adaLN's modulation [2B, 6 * depth + 2, C], made at stage 0 and carried, and the input x [2B, l, C]."""
+        """adaLN's modulation [2B, 6 * depth + 2, C], made at stage 0 and carried, and the input x [2B, l, C].
+
+        What only stage 0 needs is computed for no rows later, and the other way round. An If would do the same, but
+        ONNX Runtime multiplies with other kernels inside a branch inside a Loop, and rounding would differ between the
+        two forms of a bundle.
+        """
         var, constants = self.var, self.constants
+        class_emb = constants("class_emb.weight", var.class_emb.weight)
+        null = op.Expand(self.config.num_classes, op.Shape(labels))
+        embedding = op.Unsqueeze(op.Gather(class_emb, op.Concat(labels, null, axis=0), axis=0), [1])
+        is_first = op.Unsqueeze(op.Cast(op.Equal(stage, 0), to=INT64), [0])
+        embedding = rows(op, embedding, [0], is_first, 1)
+        modulation = op.Concat(modulation, self.modulation(op, embedding), axis=1)
 
-        def first(op: OpBuilder) -> list[ir.Value]:
-            null = op.Expand(self.config.num_classes, op.Shape(labels))
-            class_emb = constants("class_emb.weight", var.class_emb.weight)
-            embedding = op.Gather(class_emb, op.Concat(labels, null, axis=0), axis=0)
-            start = op.Add(op.Unsqueeze(embedding, [1]), constants("pos_start", var.pos_start))
-            x = op.Add(start, rows(op, self.position, span.begin, span.end, 1))
-            return [self.modulation(op, embedding), x]
-
-        def later(op: OpBuilder) -> list[ir.Value]:
-            matrix = constants("downsampling", downsampling_matrix(self.config.patch_nums))
-            latent = op.Transpose(op.Reshape(f_hat, [0, 0, -1]), perm=[0, 2, 1])
-            inputs = op.MatMul(rows(op, matrix, span.begin, span.end, 0), latent)
-            x = linear(op, constants, "word_embed", inputs, var.word_embed.weight, var.word_embed.bias)
-            x = op.Add(x, rows(op, self.position, span.begin, span.end, 1))
-            return [op.Identity(modulation), op.Concat(x, x, axis=0)]
-
-        modulation, x = branch(op, op.Equal(stage, 0), first, later, ["embed.modulation", "embed.x"])
-        return modulation, x
+        begins = np.array(self.config.stage_begins)
+        begins[0], first = begins[1], self.config.patch_nums[0] ** 2
+        begin = scalar_at(op, constants("input_begins", begins - first), stage)
+        end = op.Sub(span.end, [first])
+        matrix = constants("downsampling", downsampling_matrix(self.config.patch_nums))
+        latent = op.Transpose(op.Reshape(f_hat, [0, 0, -1]), perm=[0, 2, 1])
+        inputs = op.MatMul(rows(op, matrix, begin, end, 0), latent)
+        inputs = linear(op, constants, "word_embed", inputs, var.word_embed.weight, var.word_embed.bias)
+        start = op.Add(embedding, rows(op, constants("pos_start", var.pos_start), [0], op.Mul(is_first, [first]), 1))
+        x = op.Concat(start, op.Concat(inputs, inputs, axis=0), axis=1)
+        return modulation, op.Add(x, rows(op, self.position, span.begin, span.end, 1))
 
     def modulation(self, op: OpBuilder, embedding: ir.Value) -> ir.Value:
         """gamma1, gamma2, 1 + scale1, 1 + scale2, shift1, shift2 of each block and 1 + scale, shift of the head.
 
-        The class embedding [2B, C] -> [2B, 6 * depth + 2, C]. The ones are added here, once an image, not at every use.
+        The class embedding [2B, 1, C] -> [2B, 6 * depth + 2, C] (no rows in, none out). The ones are added here, once
+        an image, not at every use.
         """
         c, depth, var, constants = self.config.embed_dim, self.config.depth, self.var, self.constants
-        # Rank 3: ONNX Runtime would make a float Gemm of a rank 2 QDQ MatMul and its bias.
-        embedding = op.Unsqueeze(embedding, [1])
         activated = op.Mul(embedding, op.Sigmoid(embedding))
 
         def ada_lin(name: str, silu_and_linear: torch.nn.Module, ones: list[float]) -> ir.Value:
             layer = cast(torch.nn.Sequential, silu_and_linear)[1]
             assert isinstance(layer, torch.nn.Linear)
             bias = layer.bias.detach() + torch.tensor(ones).repeat_interleave(c)
-            return op.Reshape(linear(op, constants, name, activated, layer.weight, bias), [0, -1, c])
+            return linear(op, constants, name, activated, layer.weight, bias)
 
         ones = [0.0, 0.0, 1.0, 1.0, 0.0, 0.0]
         if self.config.shared_aln:
-            shared = ada_lin("shared_ada_lin.1", var.shared_ada_lin, ones)
-            gss = constants("ada_gss", torch.cat([self.torch_block(i).ada_gss for i in range(depth)], dim=1)[0])
-            parts = [op.Reshape(op.Add(op.Unsqueeze(shared, [1]), gss), [0, -1, c])]
+            shared = op.Unsqueeze(ada_lin("shared_ada_lin.1", var.shared_ada_lin, ones), [2])
+            gss = torch.cat([self.torch_block(i).ada_gss for i in range(depth)], dim=1).reshape(depth, 6 * c)
+            parts = [op.Add(shared, constants("ada_gss", gss))]
         else:
             parts = [ada_lin(f"blocks.{i}.ada_lin.1", self.torch_block(i).ada_lin, ones) for i in range(depth)]
         parts.append(ada_lin("head_nm.ada_lin.1", var.head_nm.ada_lin, [1.0, 0.0]))
-        return op.Concat(*parts, axis=1)
+        return op.Concat(*(op.Reshape(part, [0, -1, c]) for part in parts), axis=1)
 
     def layer_norm(self, op: OpBuilder, x: ir.Value, scale: ir.Value, shift: ir.Value) -> ir.Value:
         """Modulated LayerNorm: x [2B, l, C], scale (1 + adaLN's) and shift [2B, 1, C]."""

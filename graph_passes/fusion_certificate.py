@@ -15,7 +15,7 @@ import onnx
 import onnxruntime
 
 from nextscale.runtime.errors import NextscaleError
-from nextscale.runtime.session import SessionOptions, session_settings
+from nextscale.runtime.session import SessionOptions, first_line, session_settings
 
 INTEGER_KERNELS = frozenset({"MatMulIntegerToFloat", "QLinearMatMul", "QLinearConv", "DynamicQuantizeMatMul"})
 CODES_SUFFIX = ".codes"
@@ -60,7 +60,11 @@ class FusionCertificate:
 
 
 def certify(path: Path, options: SessionOptions | None = None) -> FusionCertificate:
-    """Optimize the graph file `path` as a session would and see what became of its quantized weights."""
+    """Optimize the graph file `path` as a session would and see what became of its quantized weights.
+
+    Raises:
+        NextscaleError: ONNX Runtime cannot load the graph, or the optimized one cannot be written beside it.
+    """
     intended = [tensor.name for tensor in onnx.load(path, load_external_data=False).graph.initializer]
     intended = [name for name in intended if name.endswith(CODES_SUFFIX)]
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -69,7 +73,12 @@ def certify(path: Path, options: SessionOptions | None = None) -> FusionCertific
         # Beside the graph, or models over 2 GB could not be written.
         settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
         settings.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
-        onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        try:
+            onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exceptions have no common base below Exception
+            raise NextscaleError(
+                f"{path}: onnxruntime {onnxruntime.__version__} cannot optimize it: {first_line(error)}"
+            ) from None
         optimized = onnx.load(settings.optimized_model_filepath, load_external_data=False)
     kernels: dict[str, list[str]] = {name: [] for name in intended}
     for node in _all_nodes(optimized.graph):

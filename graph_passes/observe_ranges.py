@@ -15,13 +15,18 @@ def observed_name(node_name: str) -> str:
 def observe_ranges(model: ir.Model, node_names: Iterable[str]) -> ir.Model:
     """A copy of `model` with one more output for each named node: float32 [2], min and max of its first input.
 
-    Nodes that share an input share its observer. The nodes must be in the model's main graph.
+    Nodes that share an input share its observer.
+
+    Raises:
+        ValueError: a name is none of the main graph's nodes.
     """
     model = model.clone()
     graph = model.graph
     nodes = {node.name: node for node in graph}
     observers: dict[ir.Value, ir.Value] = {}
     for name in node_names:
+        if name not in nodes:
+            raise ValueError(f"no node of the main graph is named {name!r}")
         source = nodes[name].inputs[0]
         assert source is not None
         if source not in observers:

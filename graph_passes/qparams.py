@@ -14,6 +14,12 @@ ACTIVATION_QMIN, ACTIVATION_QMAX = 0, 255
 WEIGHT_QMIN, WEIGHT_QMAX = -127, 127
 
 
+def _step(span: NDArray[np.float32], steps: int) -> NDArray[np.float32]:
+    """span / steps; where that is no normal number 1, so that all there becomes zero."""
+    step = span / np.float32(steps)
+    return np.where(step >= np.finfo(np.float32).tiny, step, 1).astype(np.float32)
+
+
 @dataclass(frozen=True)
 class Range:
     """The smallest and largest value observed, one a stage or one alone: float32 [S] each."""
@@ -37,13 +43,14 @@ class ActivationQParams:
     def from_range(cls, observed: Range) -> ActivationQParams:
         """Min-max parameters (Eq. 2, 3) of a range that is first widened to hold zero, which stays exact."""
         low, high = np.minimum(observed.minimum, 0), np.maximum(observed.maximum, 0)
-        scale = np.maximum((high - low) / (ACTIVATION_QMAX - ACTIVATION_QMIN), np.finfo(np.float32).tiny)
+        scale = _step(high - low, ACTIVATION_QMAX - ACTIVATION_QMIN)
         zero_point = np.clip(np.round(-low / scale), ACTIVATION_QMIN, ACTIVATION_QMAX)
-        return cls(scale.astype(np.float32), zero_point.astype(np.uint8))
+        return cls(scale, zero_point.astype(np.uint8))
 
     def quantize(self, x: NDArray[np.float32]) -> NDArray[np.uint8]:
         """x of any shape to u8 with the first stage's parameters."""
-        codes = np.round(x / self.scale[0]) + self.zero_point[0]
+        with np.errstate(over="ignore"):  # infinity is clipped like all that is too large
+            codes = np.round(x / self.scale[0]) + self.zero_point[0]
         return np.clip(codes, ACTIVATION_QMIN, ACTIVATION_QMAX).astype(np.uint8)
 
     def dequantize(self, codes: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -63,7 +70,7 @@ class QuantizedWeight:
         """Round to nearest, the largest magnitude of each slice along `axis` at 127; scale is [weight.shape[axis]]."""
         others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
         magnitude = np.abs(weight).max(axis=others)
-        scale = np.where(magnitude > 0, magnitude / WEIGHT_QMAX, 1).astype(np.float32)
+        scale = _step(magnitude, WEIGHT_QMAX)
         shape = [1] * weight.ndim
         shape[axis] = -1
         codes = np.clip(np.round(weight / scale.reshape(shape)), WEIGHT_QMIN, WEIGHT_QMAX)

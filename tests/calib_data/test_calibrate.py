@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from tiny_model import CALIBRATION, NUM_CLASSES, ONE_THREAD, L, tiny_source
+
+from nextscale.calib_data.calibrate import Calibration, CalibrationSettings, calibrate, calibration_labels
+from nextscale.export import build
+from nextscale.export.decoder_graph import build_decoder_graph
+from nextscale.export.reference import generate
+from nextscale.export.stage_graph import build_stage_graph
+from nextscale.graph_passes.observe_ranges import observe_ranges
+from nextscale.graph_passes.pipeline import decoder_layers, stage_layers
+from nextscale.graph_passes.qparams import Range
+from nextscale.runtime import Bundle, Generator
+
+# ONNX Runtime and torch add in another order: parity's bound.
+TOLERANCE = 1e-4
+Observed = tuple[Bundle, list[str], list[str]]
+
+
+@pytest.fixture(scope="module")
+def observed(tmp_path_factory: pytest.TempPathFactory) -> Observed:
+    """The tiny model with observers, as a build writes it, and the observed nodes of stage and decoder."""
+    source, folder = tiny_source(), tmp_path_factory.mktemp("observed")
+    stage, decoder = build_stage_graph(source.var, source.vqvae.quantize), build_decoder_graph(source.vqvae)
+    names = stage_layers(stage).observed, decoder_layers(decoder)
+    build._write(source, folder, observe_ranges(stage, names[0]), observe_ranges(decoder, names[1]), {"name": "fp32"})
+    return Bundle.open(folder), *names
+
+
+def run(observed: Observed, **settings: float) -> Calibration:
+    changed = dataclasses.replace(CALIBRATION, **settings)  # type: ignore[arg-type]
+    return calibrate(*observed, changed, ONE_THREAD, lambda done: None)
+
+
+@pytest.fixture(scope="module")
+def calibration(observed: Observed) -> Calibration:
+    return run(observed)
+
+
+def test_labels_go_round_the_classes() -> None:
+    labels = calibration_labels(NUM_CLASSES, CalibrationSettings(images=25))
+    assert labels.dtype == np.int64
+    assert sorted(labels[:NUM_CLASSES]) == list(range(NUM_CLASSES))
+    np.testing.assert_array_equal(labels[NUM_CLASSES:], np.resize(labels[:NUM_CLASSES], 15))
+    other = calibration_labels(NUM_CLASSES, CalibrationSettings(images=25, seed=1))
+    assert (other != labels).any()
+
+
+def test_progress_counts_images(observed: Observed) -> None:
+    seen: list[int] = []
+    calibrate(*observed, CALIBRATION, ONE_THREAD, seen.append)
+    assert seen == [2, 4, 5]
+
+
+def test_token_maps_are_those_of_plain_sampling(calibration: Calibration, fp32_bundle: Path) -> None:
+    """Observers change no token; image i is image i of the seed."""
+    plain = Generator(fp32_bundle, ONE_THREAD).generate(
+        calibration.class_labels,
+        seed=CALIBRATION.seed,
+        cfg_scale=CALIBRATION.cfg_scale,
+        top_k=128,  # of 900
+        top_p=CALIBRATION.top_p,
+    )
+    assert calibration.token_maps.shape == (5, L)
+    np.testing.assert_array_equal(calibration.token_maps, plain.token_maps)
+
+
+def test_every_layer_has_a_range_for_each_stage(observed: Observed, calibration: Calibration) -> None:
+    _, layers, nodes = observed
+    assert list(calibration.stage_ranges) == layers
+    assert list(calibration.decoder_ranges) == nodes
+    for ranges, stages in ((calibration.stage_ranges, 4), (calibration.decoder_ranges, 1)):
+        for name, found in ranges.items():
+            assert found.minimum.shape == found.maximum.shape == (stages,), name
+            assert (found.minimum < found.maximum).all(), name
+
+
+def assert_range(found: Range, inputs: list[torch.Tensor]) -> None:
+    """A range a stage of what torch saw there."""
+    for name, ends in (("minimum", [x.min() for x in inputs]), ("maximum", [x.max() for x in inputs])):
+        expected: NDArray[np.float32] = torch.stack(ends).numpy()
+        size = max(x.abs().max().item() for x in inputs)
+        np.testing.assert_allclose(getattr(found, name), expected, rtol=0, atol=TOLERANCE * size)
+
+
+def test_ranges_are_those_of_the_torch_model(calibration: Calibration) -> None:
+    """On the same tokens: of a layer in the middle of the transformer, and of the decoder's first and last."""
+    source = tiny_source()
+    inputs: dict[str, list[torch.Tensor]] = {}
+    watched = {
+        "blocks.1.ffn.fc2": source.var.blocks[1].ffn.fc2,
+        "blocks.1.attn.q": source.var.blocks[1].attn,
+        "post_quant_conv": source.vqvae.post_quant_conv,
+        "decoder.conv_out": source.vqvae.decoder.conv_out,
+    }
+    for name, module in watched.items():
+        module.register_forward_pre_hook(lambda _, x, name=name: inputs.setdefault(name, []).append(x[0]))
+    labels, tokens = (torch.from_numpy(array) for array in (calibration.class_labels, calibration.token_maps))
+    generate(source.var, source.vqvae, labels, torch.zeros(tokens.shape), tokens, cfg_scale=CALIBRATION.cfg_scale)
+    for name in ("blocks.1.ffn.fc2", "blocks.1.attn.q"):
+        assert_range(calibration.stage_ranges[name], inputs[name])
+    for name in ("post_quant_conv", "decoder.conv_out"):
+        assert_range(calibration.decoder_ranges[name], inputs[name])
+
+
+def test_layers_of_one_input_have_one_range(calibration: Calibration) -> None:
+    q, k, v = (calibration.stage_ranges[f"blocks.0.attn.{part}"] for part in "qkv")
+    for other in (k, v):
+        np.testing.assert_array_equal(other.minimum, q.minimum)
+        np.testing.assert_array_equal(other.maximum, q.maximum)
+
+
+def test_more_images_never_narrow_a_range(observed: Observed, calibration: Calibration) -> None:
+    fewer = run(observed, images=2)
+    for name, narrow in fewer.stage_ranges.items():
+        wide = calibration.stage_ranges[name]
+        assert (wide.minimum <= narrow.minimum).all()
+        assert (wide.maximum >= narrow.maximum).all()
+
+
+def test_the_batch_size_changes_no_token(observed: Observed, calibration: Calibration) -> None:
+    np.testing.assert_array_equal(run(observed, batch_size=4).token_maps, calibration.token_maps)
+
+
+def test_the_seed_decides(observed: Observed, calibration: Calibration) -> None:
+    assert (run(observed, seed=1).token_maps != calibration.token_maps).any()

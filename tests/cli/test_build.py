@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from tiny_model import CLASS_NAMES, L, tiny_models
+from torch import Tensor
+
+from nextscale.cli.main import main
+from nextscale.export import presets
+from nextscale.runtime import Bundle
+
+RUN = "import sys; sys.path[:] = {path!r}; from nextscale.cli.main import main; sys.exit(main(sys.argv[1:]))"
+FAST = ("--calibration-images", "2", "--threads", "1")
+SHAPE = ("--patch-nums", "1,2,3,4")
+StateDict = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """var and vae, each as .safetensors of float16, as .pth, and damaged in several ways."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for name, model in zip(("var", "vae"), tiny_models(), strict=True):
+        state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
+        torch.save(state, folder / f"{name}.pth")
+        halved = {key: t.half() if t.is_floating_point() else t for key, t in state.items()}
+        safetensors.torch.save_file(halved, folder / f"{name}.safetensors")
+    content = (folder / "var.pth").read_bytes()
+    (folder / "truncated.pth").write_bytes(content[: len(content) // 2])
+    content = (folder / "var.safetensors").read_bytes()
+    (folder / "truncated.safetensors").write_bytes(content[: len(content) // 2])
+    (folder / "foreign.pth").write_bytes(b"\x89PNG\r\n" + bytes(1000))
+    (folder / "empty.pth").write_bytes(b"")
+    torch.save({"conv1.weight": torch.zeros(3, 3), "fc.bias": torch.zeros(3)}, folder / "resnet.pth")
+    state = dict(tiny_models()[0].state_dict())
+    state["head.weight"] = state["head.weight"].clone()
+    state["head.weight"][3, 4] = torch.nan
+    torch.save(state, folder / "nan.pth")
+    return folder
+
+
+def arguments(checkpoints: Path, out: Path, *further: object, var: str = "var.pth", vae: str = "vae.pth") -> list[str]:
+    paths = ("--var", checkpoints / var, "--vae", checkpoints / vae, "--out", out)
+    return ["build", *map(str, (*paths, *SHAPE, *FAST, *further))]
+
+
+def assert_refused(capsys: pytest.CaptureFixture[str], code: int, message: str) -> None:
+    """Exit code 2, and one line that says so."""
+    captured = capsys.readouterr()
+    assert code == 2
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+
+
+# What is built
+
+
+@pytest.mark.parametrize("form", ["pth", "safetensors"])
+def test_a_checkpoint_becomes_a_bundle(
+    checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    names, out = tmp_path / "names.txt", tmp_path / "bundle"
+    names.write_text("\n".join(CLASS_NAMES), encoding="utf-8-sig")
+    files = {"var": f"var.{form}", "vae": f"vae.{form}"}
+    assert main(arguments(checkpoints, out, "--class-names", names, "--name", "mine", **files)) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{out}: mine, int8, {Bundle.open(out).manifest.size / 1e6:.1f} MB\n"
+    assert captured.err == ""
+    manifest = Bundle.open(out, verify_hashes=True).manifest
+    assert (manifest.name, manifest.recipe["name"], manifest.model.num_tokens) == ("mine", "int8", L)
+    assert manifest.class_names == tuple(CLASS_NAMES)
+    assert f"var.{form}" in (out / "card.md").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "names.txt"]
+    assert main(["verify", str(out), "--threads", "1"]) == 0
+
+
+def test_a_float32_checkpoint_keeps_its_numbers(
+    checkpoints: Path, tmp_path: Path, fp32_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The bundle's graphs are those of the model that was saved; it is named after its folder."""
+    assert main(arguments(checkpoints, tmp_path / "bundle", "--precision", "fp32")) == 0
+    for name in ("weights.data", "generate.onnx"):
+        assert (tmp_path / "bundle" / name).read_bytes() == (fp32_bundle / name).read_bytes()
+    manifest = Bundle.open(tmp_path / "bundle").manifest
+    assert (manifest.name, manifest.class_names) == ("bundle", None)
+
+
+@pytest.fixture
+def tiny_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tiny_model import tiny_preset
+
+    monkeypatch.setitem(presets.PRESETS, "var-tiny", tiny_preset())
+
+
+@pytest.mark.usefixtures("tiny_preset")
+def test_a_preset_with_random_weights(tmp_path: Path) -> None:
+    seeds = [["--seed", "0"], [], ["--seed", str(2**64 - 1)]]
+    for i, seed in enumerate(seeds):
+        preset = ["build", "--preset", "var-tiny", "--random-weights", "--precision", "fp32", *FAST]
+        assert main([*preset, *seed, "--out", str(tmp_path / str(i))]) == 0
+    first, same, other = ((tmp_path / str(i) / "weights.data").read_bytes() for i in range(3))
+    assert first == same
+    assert first != other
+
+
+@pytest.mark.usefixtures("tiny_preset")
+def test_a_preset_says_what_a_checkpoint_must_be(
+    checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = ["--var", str(checkpoints / "var.pth"), "--vae", str(checkpoints / "vae.pth")]
+    build = ["build", *paths, "--out", str(tmp_path / "bundle"), "--precision", "fp32", *FAST]
+    assert main([*build, "--preset", "var-d16"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert main([*build, "--preset", "var-tiny"]) == 0
+
+
+# What is refused
+
+BAD_CHECKPOINTS = {
+    "missing": ("none.pth", "none.pth does not exist"),
+    "folder": (".", "is a folder"),
+    "truncated pth": ("truncated.pth", "truncated"),
+    "truncated safetensors": ("truncated.safetensors", "truncated"),
+    "foreign": ("foreign.pth", "is neither a torch (.pth, .pt) nor a .safetensors file"),
+    "empty": ("empty.pth", "is empty"),
+    "another architecture": ("resnet.pth", "resnet.pth"),
+    "the other model": ("vae.pth", "vae.pth"),
+    "NaN": ("nan.pth", "NaN or infinite values in head.weight"),
+}
+
+
+@pytest.mark.parametrize(("var", "message"), BAD_CHECKPOINTS.values(), ids=BAD_CHECKPOINTS.keys())
+def test_a_bad_checkpoint_is_one_line(
+    checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], var: str, message: str
+) -> None:
+    assert_refused(capsys, main(arguments(checkpoints, tmp_path / "bundle", var=var)), message)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bad_vae_is_one_line(checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert_refused(capsys, main(arguments(checkpoints, tmp_path / "bundle", vae="var.pth")), "var.pth")
+    assert not list(tmp_path.iterdir())
+
+
+BAD_NAMES = {
+    "too few": ("cat\ndog\n", "2 names, but the model has 10 classes"),
+    "no list": ('["cat", ', "not a JSON list"),
+    "no strings": ("[1, 2]", "expected a JSON list of strings"),
+    "deep": ("[" * 100_000, "not a JSON list"),
+    "empty": ("", "0 names"),
+    "no text": (b"\xff\xfe\x00", "not UTF-8 text"),
+    "too large": ("x" * (4 * 2**20 + 1), "over 4194304 bytes"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), BAD_NAMES.values(), ids=BAD_NAMES.keys())
+def test_bad_class_names_are_one_line(
+    checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | bytes, message: str
+) -> None:
+    path = tmp_path / "names"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    code = main(arguments(checkpoints, tmp_path / "bundle", "--class-names", path))
+    assert_refused(capsys, code, message)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("path", ["none.txt", "."])
+def test_class_names_that_cannot_be_read_are_one_line(
+    checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], path: str
+) -> None:
+    code = main(arguments(checkpoints, tmp_path / "bundle", "--class-names", tmp_path / path))
+    assert_refused(capsys, code, "cannot be read")
+
+
+BAD_USAGE = {
+    "nothing": ([], "what to build?"),
+    "var alone": (["--var", "a.pth"], "what to build?"),
+    "preset alone": (["--preset", "var-d16"], "what to build?"),
+    "random of nothing": (["--random-weights"], "--random-weights needs --preset"),
+    "unknown preset": (["--preset", "var-d17", "--random-weights"], "did you mean var-d16?"),
+    "random checkpoint": (
+        ["--preset", "var-d16", "--random-weights", "--var", "a.pth", "--num-heads", "2"],
+        "--random-weights does not go with --var, --num-heads",
+    ),
+    "preset and patch_nums": (
+        ["--preset", "var-d16", "--var", "a.pth", "--vae", "b.pth", *SHAPE],
+        "--preset does not go with --patch-nums",
+    ),
+    "demo and preset": (["demo", "--preset", "var-d16"], "demo does not go with --preset"),
+    "demo with random weights": (["demo", "--random-weights"], "demo does not go with --random-weights"),
+    "another model": (["demmo"], "'demmo' is not 'demo'"),
+    "precision": (["--precision", "int4"], "'int4' is not one of"),
+    "patch_nums": (["--patch-nums", "1;2"], "'1;2' is not a list of integers"),
+    "no calibration": (["--calibration-images", "0"], "0 is not in the range x>=1"),
+    "seed negative": (["--seed", "-1"], "-1 is not in the range"),
+    "seed too large": (["--seed", str(2**64)], "18446744073709551616 is not in the range"),
+}
+
+
+@pytest.mark.parametrize(("usage", "message"), BAD_USAGE.values(), ids=BAD_USAGE.keys())
+def test_bad_usage_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], usage: list[str], message: str
+) -> None:
+    assert_refused(capsys, main(["build", *usage, "--out", str(tmp_path / "bundle")]), message)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_out_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert_refused(capsys, main(["build", "demo"]), "Missing option '--out'")
+
+
+def test_an_existing_out_is_refused_before_anything_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine").write_text("precious")
+    assert_refused(capsys, main(arguments(tmp_path, tmp_path)), f"{tmp_path}: exists already")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("parent", ["/proc", "file"])
+def test_an_unwritable_out_is_one_line(
+    checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], parent: str
+) -> None:
+    (tmp_path / "file").write_text("precious")
+    code = main(arguments(checkpoints, tmp_path / parent / "bundle"))
+    assert_refused(capsys, code, "cannot write there")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_failed_certificate_is_one_line(
+    checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("nextscale.graph_passes.fusion_certificate.INTEGER_KERNELS", frozenset({"None"}))
+    code = main(arguments(checkpoints, tmp_path / "bundle"))
+    assert_refused(capsys, code, "integer layers fell back to float in onnxruntime")
+    assert not list(tmp_path.iterdir())
+
+
+# Processes
+
+
+def test_a_full_disk_is_one_line(checkpoints: Path, tmp_path: Path) -> None:
+    """A limit on file sizes fails a write where a full disk would."""
+    limit = 100_000
+    done = subprocess.run(
+        [sys.executable, "-c", RUN.format(path=sys.path), *arguments(checkpoints, tmp_path / "bundle")],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == f"error: {tmp_path / 'bundle'}: cannot be written (File too large); nothing was left there\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_leaves_nothing(checkpoints: Path, tmp_path: Path) -> None:
+    """While the calibration of far more images than a test waits for is under way."""
+    command = arguments(checkpoints, tmp_path / "bundle", "--calibration-images", 100_000)
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN.format(path=sys.path), *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".bundle.partial-*/*/manifest.json")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=30)
+    assert (process.returncode, out, error.strip()) == (130, "", "error: interrupted; nothing was written")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from nextscale.export import bundle_writer
+from nextscale.export.bundle_writer import ALIGNMENT, EXTERNAL_FROM_BYTES, WEIGHTS_FILE, atomic_folder, write_graphs
+from nextscale.export.graph_builder import add_output, finish, new_builder
+from nextscale.runtime import Bundle
+from nextscale.runtime.errors import OutputError
+
+
+def refuse(message: str) -> pytest.RaisesExc[OutputError]:
+    return pytest.raises(OutputError, match=message)
+
+
+# atomic_folder
+
+
+def test_a_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    with atomic_folder(target) as folder:
+        (folder / "file").write_text("content")
+        assert folder.parent == tmp_path
+        assert not target.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert (target / "file").read_text() == "content"
+    assert target.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_a_failure_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    def fail(folder: Path) -> None:
+        (folder / "nested").mkdir()
+        (folder / "nested" / "file").write_text("content")
+        raise error
+
+    with pytest.raises(error), atomic_folder(tmp_path / "bundle") as folder:
+        fail(folder)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_leaves_no_parents_that_it_made(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "a" / "b" / "bundle"):
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_parents_are_made(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "a" / "b" / "bundle"):
+        pass
+    assert (tmp_path / "a" / "b" / "bundle").is_dir()
+
+
+@pytest.mark.parametrize("kind", ["folder", "empty folder", "file", "dangling link"])
+def test_what_exists_is_left_alone(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "bundle"
+    match kind:
+        case "folder":
+            target.mkdir()
+            (target / "precious").write_text("mine")
+        case "empty folder":
+            target.mkdir()
+        case "file":
+            target.write_text("mine")
+        case "dangling link":
+            target.symlink_to(tmp_path / "nowhere")
+    before = sorted(tmp_path.rglob("*"))
+    with refuse("exists already; choose another --out"), atomic_folder(target):
+        pytest.fail("began")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_target_that_appears_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    with refuse("cannot be written"), atomic_folder(target):
+        target.mkdir()
+        (target / "precious").write_text("mine")
+    assert sorted(tmp_path.rglob("*")) == [target, target / "precious"]
+
+
+@pytest.mark.parametrize("parent", ["file", "file/below", "/proc", "/dev/null"])
+def test_a_parent_that_cannot_be_written_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parent: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("mine")
+    with refuse(r"cannot write there \(.+\); choose another --out"), atomic_folder(Path(parent) / "bundle"):
+        pytest.fail("began")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    message = r"bundle: cannot be written \(No space left on device\); nothing was left there"
+    with refuse(message), atomic_folder(tmp_path / "bundle") as folder:
+        (folder / "file").write_text("content")
+        raise full
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_about_another_file_is_not_disguised(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), atomic_folder(tmp_path / "bundle"):
+        (tmp_path / "elsewhere").read_text()
+    assert not list(tmp_path.iterdir())
+
+
+# write_graphs
+
+
+def small_model(name: str, **weights: np.ndarray | ir.Tensor) -> ir.Model:
+    """x + each of the weights, all of one shape."""
+    builder = new_builder(name)
+    shape = next(iter(weights.values())).shape
+    x = builder.input("x", ir.DataType.FLOAT, list(shape))
+    for weight, array in weights.items():
+        tensor = array if isinstance(array, ir.Tensor) else ir.tensor(array, name=weight)
+        x = builder.op.Add(x, builder.initializer(tensor, weight, qualify=False))
+    add_output(builder, x, "y", ir.DataType.FLOAT, list(shape))
+    return finish(builder)
+
+
+def references(path: Path) -> dict[str, dict[str, str]]:
+    """What each externally stored initializer of a graph file says."""
+    tensors = onnx.load(path, load_external_data=False).graph.initializer
+    return {
+        t.name: {entry.key: entry.value for entry in t.external_data}
+        for t in tensors
+        if t.data_location == onnx.TensorProto.EXTERNAL
+    }
+
+
+def test_a_tensor_of_several_graphs_is_stored_once(tmp_path: Path) -> None:
+    shared = ir.tensor(np.arange(1000, dtype=np.float32))
+    own = np.arange(1000, dtype=np.float32)  # equal, but another array
+    write_graphs(tmp_path, {"a": small_model("a", w=shared), "b": small_model("b", v=shared, own=own)})
+    a, b = references(tmp_path / "a.onnx"), references(tmp_path / "b.onnx")
+    assert a["w"] == b["v"]
+    assert a["w"]["location"] == WEIGHTS_FILE
+    assert (tmp_path / WEIGHTS_FILE).stat().st_size == ALIGNMENT + 4000
+    (loaded,) = onnx.load(tmp_path / "a.onnx").graph.initializer
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(loaded), own)
+
+
+def test_offsets_are_aligned_and_lengths_exact(tmp_path: Path) -> None:
+    arrays = {f"w{i}": np.full(300 + i, i, np.float32) for i in range(4)}
+    models = {name: small_model(name, **{name: array}) for name, array in arrays.items()}
+    write_graphs(tmp_path, models)
+    for i, name in enumerate(arrays):
+        (entry,) = references(tmp_path / f"{name}.onnx").values()
+        assert int(entry["offset"]) == i * ALIGNMENT
+        assert int(entry["length"]) == 4 * (300 + i)
+
+
+def test_small_tensors_stay_in_the_graph(tmp_path: Path) -> None:
+    small, large = (np.ones(size // 4, np.float32) for size in (EXTERNAL_FROM_BYTES - 4, EXTERNAL_FROM_BYTES))
+    write_graphs(tmp_path, {"small": small_model("small", w=small), "large": small_model("large", w=large)})
+    assert not references(tmp_path / "small.onnx")
+    assert set(references(tmp_path / "large.onnx")) == {"w"}
+
+
+def test_transposed_weights_are_written_in_their_own_order(tmp_path: Path) -> None:
+    array = np.arange(600, dtype=np.float32).reshape(20, 30).T
+    write_graphs(tmp_path, {"a": small_model("a", w=array)})
+    (loaded,) = onnx.load(tmp_path / "a.onnx").graph.initializer
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(loaded), array)
+
+
+def test_an_invalid_graph_is_not_written(tmp_path: Path) -> None:
+    model = small_model("a", w=np.ones(3, np.float32))
+    model.graph.outputs[0].dtype = ir.DataType.INT64
+    with pytest.raises(onnx.shape_inference.InferenceError):
+        write_graphs(tmp_path, {"a": model})
+
+
+# Whole bundles
+
+
+def test_each_weight_of_a_bundle_is_stored_once(tiny_bundle: Path) -> None:
+    """The single file refers to the very bytes of the streaming graphs, and no byte belongs to two tensors."""
+    found = {name: references(tiny_bundle / f"{name}.onnx") for name in ("generate", "stage", "decoder")}
+    separate = {f"{graph}/{name}": entry for graph in ("stage", "decoder") for name, entry in found[graph].items()}
+    assert found["generate"] == separate
+    extents = sorted({(int(entry["offset"]), int(entry["length"])) for entry in separate.values()})
+    assert all(begin % ALIGNMENT == 0 for begin, _ in extents)
+    ends = [begin + length for begin, length in extents]
+    assert all(end <= begin < end + ALIGNMENT for end, (begin, _) in zip(ends, extents[1:], strict=False))
+    assert ends[-1] == (tiny_bundle / WEIGHTS_FILE).stat().st_size
+
+
+def test_the_manifest_tells_sizes_and_hashes(tiny_bundle: Path) -> None:
+    files = json.loads((tiny_bundle / "manifest.json").read_text())["files"]
+    names = {path.name for path in tiny_bundle.iterdir()} - {"manifest.json"}
+    assert names == files.keys() == {"card.md", "decoder.onnx", "generate.onnx", "stage.onnx", WEIGHTS_FILE}
+    for name, info in files.items():
+        content = (tiny_bundle / name).read_bytes()
+        assert info == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    Bundle.open(tiny_bundle, verify_hashes=True)
+
+
+def test_remembered_tokens_replace_the_stored_ones_alone(tmp_path: Path) -> None:
+    manifest = {"name": "a", "verify": {"seed": 3, "token_maps": [[0]]}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    bundle_writer.remember_tokens(tmp_path, [[7]])
+    manifest["verify"] = {"seed": 3, "token_maps": [[7]]}
+    assert json.loads((tmp_path / "manifest.json").read_text()) == manifest

@@ -1,0 +1,186 @@
+"""Sampling inside the graph, in ONNX Runtime, against the contract's words in NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from nextscale.export import reference
+from nextscale.export.graph_builder import add_output, finish, new_builder
+from nextscale.export.sampling_graph import sample
+from nextscale.runtime.session import SessionOptions, session_settings
+from tests.goldens.parity import SAMPLER_SETTINGS, sampler_logits
+
+Sampler = Callable[..., NDArray[np.int64]]
+SETTINGS = pytest.mark.parametrize(("top_k", "top_p"), [*SAMPLER_SETTINGS, (7, 1.0), (0, 1.0), (0, 1e-6), (256, 0.0)])
+# float32 cumulation of 256 weights: 256 roundings of half an ulp of the total.
+ROUNDING = 256 * 2**-24
+
+
+@pytest.fixture(scope="module")
+def model() -> onnx.ModelProto:
+    builder = new_builder("sampling")
+    floats, integers = ir.DataType.FLOAT, ir.DataType.INT64
+    inputs = [
+        builder.input("logits", floats, ["B", "l", "V"]),
+        builder.input("uniforms", floats, ["B", "l"]),
+        builder.input("forced", integers, ["B", "l"]),
+        builder.input("top_k", integers, []),
+        builder.input("top_p", floats, []),
+    ]
+    add_output(builder, sample(builder.op, *inputs), "tokens", integers, ["B", "l"])
+    return ir.to_proto(finish(builder))
+
+
+@pytest.fixture(scope="module")
+def draw(model: onnx.ModelProto) -> Sampler:
+    """Tokens [B, l] of logits [B, l, V]."""
+    settings = session_settings(SessionOptions(threads=1))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+
+    def run(
+        logits: NDArray[np.float32],
+        uniforms: NDArray[np.float32],
+        top_k: int = 0,
+        top_p: float = 0.0,
+        forced: NDArray[np.int64] | None = None,
+    ) -> NDArray[np.int64]:
+        feeds = {
+            "logits": logits,
+            "uniforms": uniforms,
+            "forced": np.full(uniforms.shape, -1) if forced is None else forced,
+            "top_k": np.array(top_k),
+            "top_p": np.array(top_p, np.float32),
+        }
+        (tokens,) = session.run(["tokens"], feeds)
+        return tokens
+
+    return run
+
+
+def kept(logits: NDArray[np.float32], top_k: int, top_p: float) -> NDArray[np.bool_]:
+    """docs/bundle.md, entry by entry: float32 [V] -> bool [V]."""
+    keep = np.ones(len(logits), bool)
+    if top_k:
+        keep = logits >= np.sort(logits)[-top_k]
+    if top_p:
+        mass = np.where(keep, np.exp(logits.astype(np.float64) - logits.max()), 0)
+        better = np.array([mass[logits > value].sum() for value in logits])
+        keep &= better < np.float32(top_p) * mass.sum()
+    return keep
+
+
+def boundaries(logits: NDArray[np.float32], keep: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Cumulated probability of the kept entries in codebook order: [V]."""
+    mass = np.where(keep, np.exp(logits.astype(np.float64) - logits.max()), 0)
+    return mass.cumsum() / mass.sum()
+
+
+def drawn_everywhere(draw: Sampler, logits: NDArray[np.float32], top_k: int, top_p: float, u: int) -> NDArray[np.int64]:
+    """The tokens of `u` uniforms spread evenly over [0, 1)."""
+    uniforms = (np.arange(u, dtype=np.float32) / u)[None]
+    return draw(np.broadcast_to(logits, (1, u, len(logits))), uniforms, top_k, top_p)[0]
+
+
+def test_the_graph_is_valid(model: onnx.ModelProto) -> None:
+    onnx.checker.check_model(model, full_check=True)
+
+
+@SETTINGS
+def test_tokens_are_those_of_the_contract(draw: Sampler, top_k: int, top_p: float) -> None:
+    """Except where a uniform lies so near a boundary that float32 may round it to the other side."""
+    uniforms = np.random.default_rng(0).random((1, 2000), np.float32)
+    for logits in sampler_logits():
+        tokens = draw(np.broadcast_to(logits, (1, 2000, 256)), uniforms, top_k, top_p)[0]
+        edges = boundaries(logits, kept(logits, top_k, top_p))
+        expected = (edges <= uniforms[0, :, None]).sum(-1)
+        clear = np.abs(edges - uniforms[0, :, None]).min(-1) > ROUNDING
+        assert clear.mean() > 0.95
+        np.testing.assert_array_equal(tokens[clear], expected[clear])
+
+
+@SETTINGS
+def test_tokens_are_those_of_the_torch_reference(draw: Sampler, top_k: int, top_p: float) -> None:
+    logits = np.repeat(sampler_logits(), 50, axis=0)
+    uniforms = np.random.default_rng(1).random(len(logits), np.float32)
+    expected = reference.sample(torch.from_numpy(logits), torch.from_numpy(uniforms), top_k, top_p)
+    np.testing.assert_array_equal(draw(logits[None], uniforms[None], top_k, top_p)[0], expected)
+
+
+@given(
+    logits=st.lists(st.integers(-3, 3), min_size=1, max_size=8),
+    top_k=st.integers(0, 8),
+    top_p=st.sampled_from([0.0, 0.03, 0.3, 0.6, 0.9, 1.0]),
+)
+def test_exactly_the_kept_entries_are_drawn_ties_included(
+    draw: Sampler, logits: list[int], top_k: int, top_p: float
+) -> None:
+    """The smallest probability here is e^-6 / 8 = 1 in 3,200: enough uniforms reach every entry."""
+    row, top_k = np.array(logits, np.float32), min(top_k, len(logits))
+    keep = kept(row, top_k, top_p)
+    tokens = drawn_everywhere(draw, row, top_k, top_p, 2**13)
+    assert set(tokens.tolist()) == set(np.flatnonzero(keep).tolist())
+
+
+def test_top_p_counts_entries_tied_with_the_kth(draw: Sampler) -> None:
+    """top_k = 2 keeps all three; the smaller two then have 1/2 better than them, below 0.6 of the whole."""
+    logits = np.log(np.array([0.25, 0.5, 0.25], np.float32))
+    assert set(drawn_everywhere(draw, logits, 2, 0.6, 64).tolist()) == {0, 1, 2}
+
+
+def test_entries_are_cumulated_in_codebook_order(draw: Sampler) -> None:
+    logits = np.log(np.array([0.2, 0.1, 0.4, 0.3], np.float32))
+    uniforms = np.array([[0.0, 0.19, 0.21, 0.31, 0.71]], np.float32)
+    assert draw(np.broadcast_to(logits, (1, 5, 4)), uniforms).tolist() == [[0, 0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("u", [1 - 2**-24, 1 - 2**-23, 1.0])
+def test_the_largest_uniforms_take_the_last_kept_entry(draw: Sampler, u: float) -> None:
+    logits = np.log(np.array([[[0.5, 0.2, 0.2, 0.1]]], np.float32))
+    uniforms = np.full((1, 1), u, np.float32)
+    assert draw(logits, uniforms, top_k=3).tolist() == [[2]]
+    assert draw(logits, uniforms).tolist() == [[3]]
+
+
+def test_a_uniform_of_0_takes_the_first_kept_entry(draw: Sampler) -> None:
+    logits = np.log(np.array([[[0.1, 0.2, 0.2, 0.5]]], np.float32))
+    uniforms = np.zeros((1, 1), np.float32)
+    assert draw(logits, uniforms).tolist() == [[0]]
+    assert draw(logits, uniforms, top_k=3).tolist() == [[1]]
+
+
+def test_every_uniform_gives_an_entry_of_the_codebook(draw: Sampler) -> None:
+    """However many weights are cumulated, and however they round."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2.5, (1, 200, 4096)).astype(np.float32)
+    tokens = draw(logits, np.full((1, 200), 1 - 2**-24, np.float32))
+    assert tokens.max() < 4096
+
+
+def test_top_k_of_1_is_greedy(draw: Sampler) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(3, 20, 64)).astype(np.float32)
+    np.testing.assert_array_equal(draw(logits, rng.random((3, 20), np.float32), top_k=1), logits.argmax(-1))
+
+
+def test_large_logits_do_not_overflow(draw: Sampler) -> None:
+    logits = np.array([[[500.0, 501.0, -500.0]]], np.float32)
+    assert draw(logits, np.full((1, 1), 0.2, np.float32)).tolist() == [[0]]  # 1 / (1 + e) = 0.27
+    assert draw(logits, np.full((1, 1), 0.3, np.float32)).tolist() == [[1]]
+
+
+def test_forced_tokens_are_taken(draw: Sampler) -> None:
+    rng = np.random.default_rng(0)
+    logits, uniforms = rng.normal(size=(2, 3, 8)).astype(np.float32), rng.random((2, 3), np.float32)
+    free = draw(logits, uniforms)
+    forced = np.array([[7, -1, 0], [-1, -1, 3]])
+    np.testing.assert_array_equal(draw(logits, uniforms, forced=forced), np.where(forced < 0, free, forced))

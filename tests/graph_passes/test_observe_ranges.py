@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+
+from nextscale.export.graph_builder import Constants, add_output, finish, new_builder
+from nextscale.graph_passes.observe_ranges import observe_ranges, observed_name
+
+
+@pytest.fixture
+def model() -> ir.Model:
+    """a and b read x; c reads tanh(b)."""
+    rng = np.random.default_rng(0)
+    builder = new_builder("layers")
+    op, constants = builder.op, Constants(builder)
+    x = builder.input("x", ir.DataType.FLOAT, ["B", "l", 8])
+    outputs = {}
+    for name, source in (("a", x), ("b", x), ("c", None)):
+        weight = constants(f"{name}.weight", rng.normal(size=(8, 8)).astype(np.float32))
+        outputs[name] = op.MatMul(op.Tanh(outputs["b"]) if source is None else source, weight, _name=name)
+    for name in ("a", "c"):
+        add_output(builder, outputs[name], f"{name}.y", ir.DataType.FLOAT, ["B", "l", 8])
+    return finish(builder)
+
+
+def run(model: ir.Model, x: np.ndarray) -> dict[str, np.ndarray]:
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, {"x": x}), strict=True))
+
+
+def test_each_named_node_gets_an_output_and_nothing_else_changes(model: ir.Model) -> None:
+    observed = observe_ranges(model, ["a", "c"])
+    assert [value.name for value in model.graph.outputs] == ["a.y", "c.y"]
+    names = [value.name for value in observed.graph.outputs]
+    assert names == ["a.y", "c.y", observed_name("a"), observed_name("c")]
+    count = len(list(model.graph))
+    assert [node.op_type for node in list(observed.graph)[:count]] == [node.op_type for node in model.graph]
+    assert not any(str(node.name).startswith("observe/") for node in model.graph)
+
+
+def test_nodes_that_share_an_input_share_its_observer(model: ir.Model) -> None:
+    op_types = [node.op_type for node in observe_ranges(model, ["a", "b", "c"]).graph]
+    assert op_types.count("ReduceMin") == op_types.count("ReduceMax") == 2
+    assert op_types.count("Identity") == 3
+
+
+def test_no_names_observe_nothing(model: ir.Model) -> None:
+    same = observe_ranges(model, [])
+    assert ir.to_proto(same).SerializeToString() == ir.to_proto(model).SerializeToString()
+
+
+def test_an_unknown_node_is_refused(model: ir.Model) -> None:
+    with pytest.raises(ValueError, match="no node of the main graph is named 'd'"):
+        observe_ranges(model, ["a", "d"])
+
+
+def test_the_graph_is_valid_before_and_after(model: ir.Model) -> None:
+    for checked in (model, observe_ranges(model, ["a", "b", "c"])):
+        onnx.checker.check_model(ir.to_proto(checked), full_check=True)
+
+
+def test_ranges_are_those_of_numpy_for_random_shapes(model: ir.Model) -> None:
+    weight = model.graph.initializers["b.weight"].const_value
+    assert weight is not None
+    observed = observe_ranges(model, ["a", "b", "c"])
+    for seed in range(5):
+        print("seed", seed)
+        rng = np.random.default_rng(seed)
+        x = (rng.normal(size=(*rng.integers(1, 9, 2), 8)) * 10.0 ** rng.integers(-3, 3)).astype(np.float32)
+        found = run(observed, x)
+        for name in ("a", "b"):
+            np.testing.assert_array_equal(found[observed_name(name)], [x.min(), x.max()])
+        inner = np.tanh(x.astype(np.float64) @ weight.numpy())
+        # Sums of 8 float32 products, then tanh, whose slope is at most 1.
+        bound = 8 * 2**-23 * np.abs(x).max() * np.abs(weight.numpy()).max() + 2**-20
+        np.testing.assert_allclose(found[observed_name("c")], [inner.min(), inner.max()], rtol=0, atol=bound)
+        np.testing.assert_array_equal(found["c.y"], run(model, x)["c.y"])

@@ -1,0 +1,123 @@
+"""The built wheel: what is in it, and that its runtime needs none of the export's packages.
+
+An editable install hides what a wheel leaves out, so the wheel is built from a copy of the sources and run alone.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from nextscale import __version__
+
+ROOT = Path(__file__).parents[1]
+# Folders of the distribution, and where they lie in the repository.
+PACKAGES = {
+    "nextscale": "nextscale",
+    **{
+        f"nextscale/{name}": name
+        for name in ("calib_data", "cli", "demo", "evaluate", "export", "graph_passes", "runtime")
+    },
+}
+DATA = ("py.typed", ".safetensors", ".json", ".md")
+# A stand-in for an install without the extra `export`: its packages cannot be imported.
+RUN = """
+import sys
+class Forbidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "onnx", "onnxscript", "onnx_ir", "safetensors"):
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Forbidden())
+sys.path.insert(0, {wheel!r})  # before an editable install
+import nextscale
+assert nextscale.__file__.startswith({wheel!r}), nextscale.__file__
+from nextscale.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built without network, from a copy, so that no older build's files get in and none are left here."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for folder in PACKAGES.values():
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    build = f"from setuptools import build_meta; build_meta.build_wheel({str(out)!r})"
+    done = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (path,) = out.iterdir()
+    return path
+
+
+@pytest.fixture(scope="session")
+def unpacked(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unpacked")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def run(unpacked: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command from the wheel, in a process where the export's packages are missing."""
+    command = [sys.executable, "-c", RUN.format(wheel=str(unpacked)), *map(str, arguments)]
+    return subprocess.run(command, cwd=unpacked, capture_output=True, text=True, check=False)
+
+
+def test_every_module_and_the_demo_model_are_in_it(wheel: Path) -> None:
+    expected = {
+        f"{package}/{path.name}"
+        for package, folder in PACKAGES.items()
+        for path in (ROOT / folder).iterdir()
+        if path.suffix == ".py" or (package in ("nextscale", "nextscale/demo") and path.name.endswith(DATA))
+    }
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert names == expected
+
+
+def test_its_metadata(wheel: Path) -> None:
+    assert wheel.name == f"nextscale-{__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        info = f"nextscale-{__version__}.dist-info"
+        metadata = archive.read(f"{info}/METADATA").decode()
+        assert "nextscale = nextscale.cli.main:main" in archive.read(f"{info}/entry_points.txt").decode()
+        assert f"{info}/licenses/LICENSE" in archive.namelist()
+    base = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:") and "extra" not in line]
+    names = {line.split()[1].split(">")[0] for line in base}
+    assert names == {"numpy", "onnxruntime", "click", "rich", "pillow"}
+
+
+def test_generate_without_torch_or_onnx(unpacked: Path, int8_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sheet.png"
+    done = run(unpacked, "generate", int8_bundle, "--class", "class 3", "--out", out, "--threads", 1)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{out}\n"
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_verify_without_torch_or_onnx(unpacked: Path, int8_bundle: Path) -> None:
+    done = run(unpacked, "verify", int8_bundle, "--threads", 1)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("ok ") == 4
+
+
+def test_inspect_without_torch_or_onnx(unpacked: Path, int8_bundle: Path) -> None:
+    done = run(unpacked, "inspect", int8_bundle, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["name"] == "tiny"
+
+
+def test_build_without_the_extra_says_what_to_install(unpacked: Path, tmp_path: Path) -> None:
+    done = run(unpacked, "build", "demo", "--out", tmp_path / "bundle")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: this command needs ")
+    assert done.stderr.endswith('which is not installed: pip install "nextscale[export]"\n')
+    assert not list(tmp_path.iterdir())
