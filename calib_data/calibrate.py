@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nextscale.graph_passes.observe_ranges import observed_name
+from nextscale.graph_passes.observe_ranges import channels_name, observed_name
 from nextscale.graph_passes.qparams import Range
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.next_scale_loop import Generator
@@ -35,12 +35,14 @@ class Calibration:
         class_labels: int64 [N].
         token_maps: int64 [N, L].
         stage_ranges: for each layer of the stage graph, ranges of its input, [S].
+        channel_ranges: for the layers observed by channel, ranges of each channel of its input, [S, C].
         decoder_ranges: for each observed node of the decoder, the range of its input, [1].
     """
 
     class_labels: NDArray[np.int64]
     token_maps: NDArray[np.int64]
     stage_ranges: Mapping[str, Range]
+    channel_ranges: Mapping[str, Range]
     decoder_ranges: Mapping[str, Range]
 
 
@@ -52,8 +54,9 @@ def calibration_labels(num_classes: int, settings: CalibrationSettings) -> NDArr
 
 def calibrate(
     observed: Bundle,
-    stage_layers: list[str],
-    decoder_layers: list[str],
+    stage_layers: Sequence[str],
+    channel_layers: Sequence[str],
+    decoder_layers: Sequence[str],
     settings: CalibrationSettings,
     options: SessionOptions,
     on_images: Callable[[int], object],
@@ -61,30 +64,36 @@ def calibrate(
     """Sample images with the full-precision model and observe the ranges on the way.
 
     Args:
-        observed: a float32 bundle whose graphs carry observers (`observe_ranges`).
-        stage_layers, decoder_layers: the observed nodes' names.
+        observed: a float32 bundle whose graphs carry observers (`observe_ranges`, `observe_channels`).
+        stage_layers, channel_layers, decoder_layers: the observed nodes' names.
         settings: what to sample.
         options: threads and memory.
         on_images: called with the number of images sampled, after each batch.
     """
     labels = calibration_labels(observed.model.num_classes, settings)
     # One after the other: the two sessions together would need half as much memory again.
-    token_maps, f_hat, stage_ranges = _observe_stages(observed, stage_layers, labels, settings, options, on_images)
+    names = [observed_name(layer) for layer in stage_layers] + [channels_name(layer) for layer in channel_layers]
+    token_maps, f_hat, found = _observe_stages(observed, names, labels, settings, options, on_images)
     decoder_ranges = _observe_decoder(observed, decoder_layers, f_hat, options)
-    return Calibration(labels, token_maps, stage_ranges, decoder_ranges)
+    return Calibration(
+        labels,
+        token_maps,
+        {layer: found[observed_name(layer)] for layer in stage_layers},
+        {layer: found[channels_name(layer)] for layer in channel_layers},
+        decoder_ranges,
+    )
 
 
 def _observe_stages(
     observed: Bundle,
-    layers: list[str],
+    names: Sequence[str],
     labels: NDArray[np.int64],
     settings: CalibrationSettings,
     options: SessionOptions,
     on_images: Callable[[int], object],
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], dict[str, Range]]:
-    """Token maps int64 [N, L], f_hat after the last stage float32 [N, Cvae, h, w], and ranges [S]."""
+    """Token maps int64 [N, L], f_hat after the last stage float32 [N, Cvae, h, w], and ranges [S] by output."""
     generator = Generator(observed, options)
-    names = [observed_name(layer) for layer in layers]
     token_maps, f_hat, extremes = [], [], []
     for first in range(0, len(labels), settings.batch_size):
         stages = list(
@@ -102,11 +111,11 @@ def _observe_stages(
         f_hat.append(stages[-1].outputs["present.f_hat"])
         extremes.append([[stage.outputs[name] for name in names] for stage in stages])
         on_images(min(first + settings.batch_size, len(labels)))
-    return np.concatenate(token_maps), np.concatenate(f_hat), _ranges(layers, extremes)
+    return np.concatenate(token_maps), np.concatenate(f_hat), _ranges(names, extremes)
 
 
 def _observe_decoder(
-    observed: Bundle, layers: list[str], f_hat: NDArray[np.float32], options: SessionOptions
+    observed: Bundle, layers: Sequence[str], f_hat: NDArray[np.float32], options: SessionOptions
 ) -> dict[str, Range]:
     """Ranges [1] over the decoding of float32 [N, Cvae, h, w], one image at a time."""
     session = open_session(observed.graph_path("decoder"), observed.manifest.graphs["decoder"], options)
@@ -114,8 +123,10 @@ def _observe_decoder(
     return _ranges(layers, [[session.run(names, {"f_hat": one[None]})] for one in f_hat])
 
 
-def _ranges(layers: list[str], extremes: list[list[list[NDArray[np.float32]]]]) -> dict[str, Range]:
-    """Merge [batches][stages][layers] of (min, max) into a range a stage for each layer."""
-    array = np.array(extremes, dtype=np.float32)
-    minimum, maximum = array[..., 0].min(axis=0), array[..., 1].max(axis=0)
-    return {name: Range(minimum[:, i], maximum[:, i]) for i, name in enumerate(layers)}
+def _ranges(names: Sequence[str], extremes: list[list[list[NDArray[np.float32]]]]) -> dict[str, Range]:
+    """Merge [batches][stages][names] of min and max, [2] or [2, C], into a range a stage for each name."""
+    ranges = {}
+    for i, name in enumerate(names):
+        array = np.array([[stage[i] for stage in stages] for stages in extremes], np.float32)
+        ranges[name] = Range(array[:, :, 0].min(axis=0), array[:, :, 1].max(axis=0))
+    return ranges

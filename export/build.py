@@ -23,12 +23,13 @@ from nextscale.export.bundle_writer import (
 )
 from nextscale.export.card import bundle_card
 from nextscale.export.decoder_graph import build_decoder_graph
+from nextscale.export.equalization import ALPHA, Equalization, choose_equalization, equalizable_layers
 from nextscale.export.generate_graph import build_generate_graph
 from nextscale.export.stage_graph import build_stage_graph
 from nextscale.export.var import VAR
 from nextscale.export.vqvae import VQVAE
 from nextscale.graph_passes.fusion_certificate import certify
-from nextscale.graph_passes.observe_ranges import observe_ranges
+from nextscale.graph_passes.observe_ranges import observe_channels, observe_ranges
 from nextscale.graph_passes.pipeline import FLOAT_LAYERS, decoder_layers, quantize_int8, stage_layers
 from nextscale.graph_passes.qparams import Range
 from nextscale.runtime.bundle import Bundle
@@ -99,7 +100,10 @@ def build_bundle(source: Source, out: Path, options: BuildOptions, progress: Pro
         if options.precision == "int8":
             calibration = _calibrate(source, folder, stage_model, decoder_model, options, progress)
             progress("quantizing")
-            ranges = {**calibration.stage_ranges, **_class_ranges(source.var, stage_layers(stage_model).by_class)}
+            equalization = _equalization(source.var, calibration)
+            stage_model = build_stage_graph(source.var, source.vqvae.quantize, equalization)
+            ranges = _equalized_ranges(source.var, calibration, equalization)
+            ranges |= _class_ranges(source.var, stage_layers(stage_model).by_class)
             stage_model, decoder_model = quantize_int8(stage_model, decoder_model, ranges, calibration.decoder_ranges)
             recipe |= _int8_recipe(options.calibration)
         progress("writing")
@@ -152,12 +156,14 @@ def _calibrate(
 ) -> Calibration:
     """Sample with a float32 bundle whose graphs carry observers; it lives in `folder` only meanwhile."""
     observed_stage, observed_decoder = stage_layers(stage_model).observed, decoder_layers(decoder_model)
+    # Layers that share an input see the same channels: the first of them is observed for all.
+    observed_channels = [layers[0] for layers in equalizable_layers(source.var).values()]
     progress("writing the full-precision model for calibration")
     with tempfile.TemporaryDirectory(dir=folder) as name:
         _write(
             source,
             Path(name),
-            observe_ranges(stage_model, observed_stage),
+            observe_channels(observe_ranges(stage_model, observed_stage), observed_channels),
             observe_ranges(decoder_model, observed_decoder),
             {"name": "fp32 with observers"},
         )
@@ -166,11 +172,29 @@ def _calibrate(
         return calibrate(
             Bundle.open(name),
             observed_stage,
+            observed_channels,
             observed_decoder,
             options.calibration,
             options.session,
             lambda done: progress("calibrating", done, images),
         )
+
+
+def _equalization(var: VAR, calibration: Calibration) -> Equalization:
+    magnitudes = {
+        layer: torch.from_numpy(calibration.channel_ranges[linears[0]].magnitude())
+        for layer, linears in equalizable_layers(var).items()
+    }
+    return choose_equalization(var, magnitudes)
+
+
+def _equalized_ranges(var: VAR, calibration: Calibration, equalization: Equalization) -> dict[str, Range]:
+    """The ranges of the equalized model's layers, from what was observed before."""
+    ranges = dict(calibration.stage_ranges)
+    for layer, linears in equalizable_layers(var).items():
+        channels = calibration.channel_ranges[linears[0]]
+        ranges |= dict.fromkeys(linears, channels.equalized(equalization.factors[layer].numpy()))
+    return ranges
 
 
 def _class_ranges(var: VAR, layers: Sequence[str]) -> dict[str, Range]:
@@ -183,6 +207,7 @@ def _class_ranges(var: VAR, layers: Sequence[str]) -> dict[str, Range]:
 def _int8_recipe(calibration: CalibrationSettings) -> dict[str, Any]:
     return {
         "weights": "s8, symmetric, a scale for each output channel, round to nearest",
+        "equalization": f"channels of q, k, v, proj, fc1 and the head, folded exactly, alpha {ALPHA}",
         "activations": "u8, affine, static min-max ranges, one for each stage and layer",
         "float32": ["attention scores and products", "norms", "guidance", "sampling", *sorted(FLOAT_LAYERS)],
         "calibration": asdict(calibration),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder
 from torch import nn
 
-from nextscale.export.autoencoder import NORM_EPS, NORM_GROUPS, AttnBlock, Level, ResnetBlock
+from nextscale.export.autoencoder import NORM_EPS, NORM_GROUPS, AttnBlock, Level, ResnetBlock, Upsample
 from nextscale.export.graph_builder import Constants, add_output, finish, new_builder
 from nextscale.export.vqvae import VQVAE
 
@@ -28,7 +30,7 @@ def build_decoder_graph(vqvae: VQVAE) -> ir.Model:
         h = parts.attention("decoder.mid.attn_1", decoder.mid.attn_1, h)
     h = parts.resnet_block("decoder.mid.block_2", decoder.mid.block_2, h)
     for i in reversed(range(len(decoder.up))):
-        h = parts.level(f"decoder.up.{i}", decoder.up[i], h)
+        h = parts.level(f"decoder.up.{i}", cast(Level, decoder.up[i]), h)
     h = parts.silu(parts.group_norm("decoder.norm_out", decoder.norm_out, h))
     h = parts.conv("decoder.conv_out", decoder.conv_out, h)
     add_output(builder, parts.picture(h), "images", ir.DataType.UINT8, ["B", size, size, 3])
@@ -44,6 +46,7 @@ class DecoderParts:
     def conv(self, name: str, conv: nn.Conv2d, x: ir.Value) -> ir.Value:
         """A convolution of stride 1 that keeps the size: [B, C, H, W] -> [B, out, H, W]."""
         ks = conv.kernel_size[0]
+        assert conv.bias is not None
         weight, bias = self.constants(f"{name}.weight", conv.weight), self.constants(f"{name}.bias", conv.bias)
         return self.op.Conv(x, weight, bias, kernel_shape=[ks, ks], pads=[ks // 2] * 4, _name=name)
 
@@ -71,11 +74,12 @@ class DecoderParts:
     def attention(self, name: str, block: AttnBlock, x: ir.Value) -> ir.Value:
         """Single-head attention over the pixels, [B, C, H, W]; the query's 1/sqrt(C) is folded into qkv."""
         op = self.op
-        channels = block.norm.num_channels
+        channels, qkv_bias = block.norm.num_channels, block.qkv.bias
+        assert qkv_bias is not None
         scale = np.ones((3 * channels, 1, 1, 1), np.float32)
         scale[:channels] = channels**-0.5
         weight = self.constants(f"{name}.qkv.weight", block.qkv.weight.detach().numpy() * scale)
-        bias = self.constants(f"{name}.qkv.bias", block.qkv.bias.detach().numpy() * scale[:, 0, 0, 0])
+        bias = self.constants(f"{name}.qkv.bias", qkv_bias.detach().numpy() * scale[:, 0, 0, 0])
         qkv = op.Conv(
             self.group_norm(f"{name}.norm", block.norm, x),
             weight,
@@ -92,15 +96,16 @@ class DecoderParts:
 
     def level(self, name: str, level: Level, x: ir.Value) -> ir.Value:
         for i, block in enumerate(level.block):
-            x = self.resnet_block(f"{name}.block.{i}", block, x)
+            x = self.resnet_block(f"{name}.block.{i}", cast(ResnetBlock, block), x)
             if level.attn:
-                x = self.attention(f"{name}.attn.{i}", level.attn[i], x)
+                x = self.attention(f"{name}.attn.{i}", cast(AttnBlock, level.attn[i]), x)
         if hasattr(level, "upsample"):
+            upsample = cast(Upsample, level.upsample)
             scales = self.constants("upsample.scales", np.array([1, 1, 2, 2], np.float32))
             x = self.op.Resize(
                 x, None, scales, mode="nearest", nearest_mode="floor", coordinate_transformation_mode="asymmetric"
             )
-            x = self.conv(f"{name}.upsample.conv", level.upsample.conv, x)
+            x = self.conv(f"{name}.upsample.conv", upsample.conv, x)
         return x
 
     def picture(self, x: ir.Value) -> ir.Value:

@@ -15,12 +15,16 @@ import onnx_ir as ir
 import torch
 from onnxscript import OpBuilder
 
+from nextscale.export.equalization import Equalization
 from nextscale.export.graph_builder import Constants, add_output, finish, linear, new_builder, rows, scalar_at
 from nextscale.export.multi_scale_quantizer import MultiScaleQuantizer, Phi, phi_index
 from nextscale.export.resampling import downsampling_matrix, upsampling_matrix
 from nextscale.export.sampling_graph import sample
 from nextscale.export.var import NORM_EPS, VAR, Block
 
+NOT_EQUALIZED = Equalization()
+# For each part of a modulation the layer whose input it scales or shifts (export/equalization.py), if any.
+Feeds = Sequence[str | None]
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 
 
@@ -32,12 +36,15 @@ class Span:
     end: ir.Value
 
 
-def build_stage_graph(var: VAR, quantizer: MultiScaleQuantizer) -> ir.Model:
-    """The float32 graph of one stage of `var`, whose tokens `quantizer` turns into the latent."""
+def build_stage_graph(var: VAR, quantizer: MultiScaleQuantizer, equalization: Equalization = NOT_EQUALIZED) -> ir.Model:
+    """The float32 graph of one stage of `var`, whose tokens `quantizer` turns into the latent.
+
+    `equalization` changes the weights, not the function.
+    """
     config = var.config
     builder = new_builder("stage")
     op = builder.op
-    parts = StageParts(var, quantizer, Constants(builder))
+    parts = StageParts(var, quantizer, Constants(builder), equalization)
     heads, head_dim, c, side = config.num_heads, config.head_dim, config.embed_dim, config.patch_nums[-1]
     latent: list[int | str] = ["B", config.z_channels, side, side]
     num_modulations = 6 * config.depth + 2
@@ -92,8 +99,11 @@ def build_stage_graph(var: VAR, quantizer: MultiScaleQuantizer) -> ir.Model:
 class StageParts:
     """The parts of the stage graph, in the order a token map walks through them."""
 
-    def __init__(self, var: VAR, quantizer: MultiScaleQuantizer, constants: Constants) -> None:
+    def __init__(
+        self, var: VAR, quantizer: MultiScaleQuantizer, constants: Constants, equalization: Equalization
+    ) -> None:
         self.var, self.config, self.quantizer, self.constants = var, var.config, quantizer, constants
+        self.equalization = equalization
         self.position = constants("position", var.position())
 
     def torch_block(self, i: int) -> Block:
@@ -147,21 +157,40 @@ class StageParts:
         c, depth, var, constants = self.config.embed_dim, self.config.depth, self.var, self.constants
         activated = op.Mul(embedding, op.Sigmoid(embedding))
 
-        def ada_lin(name: str, silu_and_linear: torch.nn.Module, ones: list[float]) -> ir.Value:
+        def ada_lin(name: str, silu_and_linear: torch.nn.Module, ones: list[float], feeds: Feeds) -> ir.Value:
             layer = cast(torch.nn.Sequential, silu_and_linear)[1]
             assert isinstance(layer, torch.nn.Linear)
             bias = layer.bias.detach() + torch.tensor(ones).repeat_interleave(c)
-            return linear(op, constants, name, activated, layer.weight, bias)
+            weight, bias = (self.equalized(feeds, rows) for rows in (layer.weight.detach(), bias))
+            return linear(op, constants, name, activated, weight, bias)
 
         ones = [0.0, 0.0, 1.0, 1.0, 0.0, 0.0]
+        feeds = [(None, None, *[f"blocks.{i}.attn.qkv", f"blocks.{i}.ffn.fc1"] * 2) for i in range(depth)]
         if self.config.shared_aln:
-            shared = op.Unsqueeze(ada_lin("shared_ada_lin.1", var.shared_ada_lin, ones), [2])
+            shared = op.Unsqueeze(ada_lin("shared_ada_lin.1", var.shared_ada_lin, ones, (None,) * 6), [2])
             gss = torch.cat([self.torch_block(i).ada_gss for i in range(depth)], dim=1).reshape(depth, 6 * c)
             parts = [op.Add(shared, constants("ada_gss", gss))]
+            if self.equalization.factors:
+                gains = torch.stack([self.equalized(feed, torch.ones(6 * c)) for feed in feeds])
+                parts = [op.Mul(parts[0], constants("ada_gains", gains))]
         else:
-            parts = [ada_lin(f"blocks.{i}.ada_lin.1", self.torch_block(i).ada_lin, ones) for i in range(depth)]
-        parts.append(ada_lin("head_nm.ada_lin.1", var.head_nm.ada_lin, [1.0, 0.0]))
+            parts = [
+                ada_lin(f"blocks.{i}.ada_lin.1", self.torch_block(i).ada_lin, ones, feeds[i]) for i in range(depth)
+            ]
+        parts.append(ada_lin("head_nm.ada_lin.1", var.head_nm.ada_lin, [1.0, 0.0], ("head", "head")))
         return op.Concat(*(op.Reshape(part, [0, -1, c]) for part in parts), axis=1)
+
+    def equalized(self, feeds: Feeds, modulation: torch.Tensor) -> torch.Tensor:
+        """Rows that make a modulation, [len(feeds) * C, ...], each C of them for the layer whose input it scales."""
+        if not self.equalization.factors:
+            return modulation
+        parts = modulation.chunk(len(feeds))
+        return torch.cat(
+            [
+                part if layer is None else self.equalization.divide(layer, part)
+                for layer, part in zip(feeds, parts, strict=True)
+            ]
+        )
 
     def layer_norm(self, op: OpBuilder, x: ir.Value, scale: ir.Value, shift: ir.Value) -> ir.Value:
         """Modulated LayerNorm: x [2B, l, C], scale (1 + adaLN's) and shift [2B, 1, C]."""
@@ -177,7 +206,8 @@ class StageParts:
         h, key, value = self.attention(op, i, self.layer_norm(op, x, scale1, shift1), key, value)
         x = op.Add(x, op.Mul(h, gamma1))
         h = self.layer_norm(op, x, scale2, shift2)
-        h = linear(op, self.constants, f"{name}.ffn.fc1", h, ffn.fc1.weight, ffn.fc1.bias)
+        fc1 = self.equalization.multiply(f"{name}.ffn.fc1", ffn.fc1.weight.detach())
+        h = linear(op, self.constants, f"{name}.ffn.fc1", h, fc1, ffn.fc1.bias)
         h = op.Gelu(h, approximate="tanh")
         h = linear(op, self.constants, f"{name}.ffn.fc2", h, ffn.fc2.weight, ffn.fc2.bias)
         return op.Add(x, op.Mul(h, gamma2)), key, value
@@ -187,8 +217,10 @@ class StageParts:
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         """softmax(q K) V over this stage's tokens and the past ones; K is kept transposed, [2B, H, d, T]."""
         attn, name, heads = self.torch_block(i).attn, f"blocks.{i}.attn", self.config.num_heads
-        weight_q, weight_k, weight_v = attn.mat_qkv.weight.detach().chunk(3)
+        c, equalization = self.config.embed_dim, self.equalization
+        weight_q, weight_k, weight_v = equalization.multiply(f"{name}.qkv", attn.mat_qkv.weight.detach()).chunk(3)
         bias_q = attn.q_bias.detach()
+        weight_v, bias_v = (equalization.divide(f"{name}.proj", rows) for rows in (weight_v, attn.v_bias.detach()))
         if not self.config.attn_l2_norm:
             weight_q, bias_q = weight_q * attn.scale, bias_q * attn.scale
 
@@ -198,7 +230,7 @@ class StageParts:
 
         q = project("q", weight_q, bias_q)
         k = project("k", weight_k, None)
-        v = project("v", weight_v, attn.v_bias)
+        v = project("v", weight_v, bias_v)
         if self.config.attn_l2_norm:
             q, k = op.LpNormalization(q, axis=-1, p=2), op.LpNormalization(k, axis=-1, p=2)
         q = op.Transpose(q, perm=[0, 2, 1, 3])
@@ -208,8 +240,9 @@ class StageParts:
         value = op.Concat(value, op.Transpose(v, perm=[0, 2, 1, 3]), axis=2)
         weights = op.Softmax(op.MatMul(q, key, _name=f"{name}.scores"), axis=-1)
         out = op.Transpose(op.MatMul(weights, value, _name=f"{name}.mix"), perm=[0, 2, 1, 3])
-        out = op.Reshape(out, [0, 0, self.config.embed_dim])
-        return linear(op, self.constants, f"{name}.proj", out, attn.proj.weight, attn.proj.bias), key, value
+        out = op.Reshape(out, [0, 0, c])
+        proj = equalization.multiply(f"{name}.proj", attn.proj.weight.detach())
+        return linear(op, self.constants, f"{name}.proj", out, proj, attn.proj.bias), key, value
 
     def guided_logits(
         self, op: OpBuilder, x: ir.Value, scale: ir.Value, shift: ir.Value, stage: ir.Value, cfg_scale: ir.Value
@@ -222,7 +255,8 @@ class StageParts:
         cond, uncond = op.Split(h, axis=0, num_outputs=2, _outputs=["head.cond", "head.uncond"])
         t = op.Div(op.Mul(cfg_scale, op.Cast(stage, to=FLOAT)), float(self.config.num_stages - 1))
         mixed = op.Sub(op.Mul(cond, op.Add(t, 1.0)), op.Mul(uncond, t))
-        return linear(op, self.constants, "head", mixed, self.var.head.weight, self.var.head.bias)
+        weight = self.equalization.multiply("head", self.var.head.weight.detach())
+        return linear(op, self.constants, "head", mixed, weight, self.var.head.bias)
 
     def accumulate(self, op: OpBuilder, tokens: ir.Value, f_hat: ir.Value, stage: ir.Value, span: Span) -> ir.Value:
         """f_hat + phi_si(bicubic_up(codebook[tokens])) (VAR, Alg. 2): tokens [B, l], f_hat [B, Cvae, h, w]."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import onnx_ir as ir
 
@@ -10,6 +10,11 @@ import onnx_ir as ir
 def observed_name(node_name: str) -> str:
     """The output that carries the range of the first input of the node `node_name`."""
     return f"observed.{node_name}"
+
+
+def channels_name(node_name: str) -> str:
+    """The output that carries the range of each channel of the first input of the node `node_name`."""
+    return f"channels.{node_name}"
 
 
 def observe_ranges(model: ir.Model, node_names: Iterable[str]) -> ir.Model:
@@ -20,29 +25,41 @@ def observe_ranges(model: ir.Model, node_names: Iterable[str]) -> ir.Model:
     Raises:
         ValueError: a name is none of the main graph's nodes.
     """
+    return _observe(model, {name: observed_name(name) for name in node_names}, [])
+
+
+def observe_channels(model: ir.Model, node_names: Iterable[str]) -> ir.Model:
+    """The same for each channel: float32 [2, C] for an input [2B, l, C], as the output `channels_name`."""
+    return _observe(model, {name: channels_name(name) for name in node_names}, [0, 1])
+
+
+def _observe(model: ir.Model, outputs: Mapping[str, str], axes: list[int]) -> ir.Model:
+    """Reduce the first input of each named node over `axes` (none: all) and give the result as the named output."""
     model = model.clone()
     graph = model.graph
     nodes = {node.name: node for node in graph}
     observers: dict[ir.Value, ir.Value] = {}
-    for name in node_names:
+    for name, output_name in outputs.items():
         if name not in nodes:
             raise ValueError(f"no node of the main graph is named {name!r}")
         source = nodes[name].inputs[0]
         assert source is not None
         if source not in observers:
-            observers[source] = _append_observer(graph, source)
-        output = _append(graph, "Identity", [observers[source]], observed_name(name))
-        output.dtype, output.shape = ir.DataType.FLOAT, ir.Shape([2])
+            observers[source] = _append_observer(graph, source, axes)
+        output = _append(graph, "Identity", [observers[source]], output_name)
+        output.dtype, output.shape = ir.DataType.FLOAT, ir.Shape([2, None] if axes else [2])
         graph.outputs.append(output)
     return model
 
 
-def _append_observer(graph: ir.Graph, source: ir.Value) -> ir.Value:
+def _append_observer(graph: ir.Graph, source: ir.Value, axes: list[int]) -> ir.Value:
+    kind = "channels" if axes else "range"
     ends = []
     for op_type in ("ReduceMin", "ReduceMax"):
-        end = _append(graph, op_type, [source], f"{source.name}.{op_type}", keepdims=0)
-        ends.append(_append(graph, "Reshape", [end, _minus_one(graph)], f"{source.name}.{op_type}.1d"))
-    return _append(graph, "Concat", ends, f"{source.name}.range", axis=0)
+        inputs = [source, _constant(graph, axes)] if axes else [source]
+        end = _append(graph, op_type, inputs, f"{source.name}.{kind}.{op_type}", keepdims=0)
+        ends.append(_append(graph, "Unsqueeze", [end, _constant(graph, [0])], f"{source.name}.{kind}.{op_type}.row"))
+    return _append(graph, "Concat", ends, f"{source.name}.{kind}", axis=0)
 
 
 def _append(graph: ir.Graph, op_type: str, inputs: list[ir.Value], output: str, **attributes: int) -> ir.Value:
@@ -52,10 +69,11 @@ def _append(graph: ir.Graph, op_type: str, inputs: list[ir.Value], output: str, 
     return node.outputs[0]
 
 
-def _minus_one(graph: ir.Graph) -> ir.Value:
-    name = "observe.minus_one"
+def _constant(graph: ir.Graph, numbers: list[int]) -> ir.Value:
+    name = f"observe.{'_'.join(map(str, numbers))}"
     if name not in graph.initializers:
-        tensor = ir.tensor([-1], dtype=ir.DataType.INT64, name=name)
-        value = ir.Value(name=name, shape=ir.Shape([1]), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        tensor = ir.tensor(numbers, dtype=ir.DataType.INT64, name=name)
+        shape = ir.Shape([len(numbers)])
+        value = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
         graph.register_initializer(value)
     return graph.initializers[name]

@@ -22,7 +22,7 @@ def _step(span: NDArray[np.float32], steps: int) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Range:
-    """The smallest and largest value observed, one a stage or one alone: float32 [S] each."""
+    """The smallest and largest value observed: float32 [S] each, one a stage or one alone; [S, C] for channels."""
 
     minimum: NDArray[np.float32]
     maximum: NDArray[np.float32]
@@ -30,6 +30,14 @@ class Range:
     def merge(self, other: Range) -> Range:
         """The range that holds both."""
         return Range(np.minimum(self.minimum, other.minimum), np.maximum(self.maximum, other.maximum))
+
+    def magnitude(self) -> NDArray[np.float32]:
+        """The largest magnitude of each channel over all stages: [S, C] -> [C]."""
+        return np.maximum(np.abs(self.minimum), np.abs(self.maximum)).max(axis=0)
+
+    def equalized(self, factors: NDArray[np.float32]) -> Range:
+        """The range over all channels once each is divided by its factor: [S, C], [C] -> [S]."""
+        return Range((self.minimum / factors).min(axis=1), (self.maximum / factors).max(axis=1))
 
 
 @dataclass(frozen=True)

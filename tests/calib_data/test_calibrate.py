@@ -14,14 +14,15 @@ from nextscale.export import build
 from nextscale.export.decoder_graph import build_decoder_graph
 from nextscale.export.reference import generate
 from nextscale.export.stage_graph import build_stage_graph
-from nextscale.graph_passes.observe_ranges import observe_ranges
+from nextscale.graph_passes.observe_ranges import observe_channels, observe_ranges
 from nextscale.graph_passes.pipeline import decoder_layers, stage_layers
 from nextscale.graph_passes.qparams import Range
 from nextscale.runtime import Bundle, Generator
 
 # ONNX Runtime and torch add in another order: parity's bound.
 TOLERANCE = 1e-4
-Observed = tuple[Bundle, list[str], list[str]]
+Observed = tuple[Bundle, list[str], list[str], list[str]]
+BY_CHANNEL = ["blocks.0.attn.q", "blocks.1.attn.proj"]
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +31,9 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Observed:
     source, folder = tiny_source(), tmp_path_factory.mktemp("observed")
     stage, decoder = build_stage_graph(source.var, source.vqvae.quantize), build_decoder_graph(source.vqvae)
     names = stage_layers(stage).observed, decoder_layers(decoder)
-    build._write(source, folder, observe_ranges(stage, names[0]), observe_ranges(decoder, names[1]), {"name": "fp32"})
-    return Bundle.open(folder), *names
+    observed_stage = observe_channels(observe_ranges(stage, names[0]), BY_CHANNEL)
+    build._write(source, folder, observed_stage, observe_ranges(decoder, names[1]), {"name": "fp32"})
+    return Bundle.open(folder), names[0], BY_CHANNEL, names[1]
 
 
 def run(observed: Observed, **settings: float) -> Calibration:
@@ -73,7 +75,7 @@ def test_token_maps_are_those_of_plain_sampling(calibration: Calibration, fp32_b
 
 
 def test_every_layer_has_a_range_for_each_stage(observed: Observed, calibration: Calibration) -> None:
-    _, layers, nodes = observed
+    _, layers, _, nodes = observed
     assert list(calibration.stage_ranges) == layers
     assert list(calibration.decoder_ranges) == nodes
     for ranges, stages in ((calibration.stage_ranges, 4), (calibration.decoder_ranges, 1)):
@@ -108,6 +110,14 @@ def test_ranges_are_those_of_the_torch_model(calibration: Calibration) -> None:
         assert_range(calibration.stage_ranges[name], inputs[name])
     for name in ("post_quant_conv", "decoder.conv_out"):
         assert_range(calibration.decoder_ranges[name], inputs[name])
+
+
+def test_the_range_of_a_layer_is_that_of_its_channels(calibration: Calibration) -> None:
+    assert list(calibration.channel_ranges) == BY_CHANNEL
+    for name, channels in calibration.channel_ranges.items():
+        assert channels.minimum.shape == (4, 64)
+        np.testing.assert_array_equal(channels.minimum.min(axis=1), calibration.stage_ranges[name].minimum)
+        np.testing.assert_array_equal(channels.maximum.max(axis=1), calibration.stage_ranges[name].maximum)
 
 
 def test_layers_of_one_input_have_one_range(calibration: Calibration) -> None:

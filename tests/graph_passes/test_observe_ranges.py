@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 
 from nextscale.export.graph_builder import Constants, add_output, finish, new_builder
-from nextscale.graph_passes.observe_ranges import observe_ranges, observed_name
+from nextscale.graph_passes.observe_ranges import channels_name, observe_channels, observe_ranges, observed_name
 
 
 @pytest.fixture
@@ -46,6 +46,15 @@ def test_nodes_that_share_an_input_share_its_observer(model: ir.Model) -> None:
     op_types = [node.op_type for node in observe_ranges(model, ["a", "b", "c"]).graph]
     assert op_types.count("ReduceMin") == op_types.count("ReduceMax") == 2
     assert op_types.count("Identity") == 3
+
+
+def test_channels_are_observed_apart(model: ir.Model) -> None:
+    x = np.random.default_rng(1).normal(size=(2, 3, 8)).astype(np.float32)
+    observed = observe_channels(observe_ranges(model, ["a"]), ["a"])
+    onnx.checker.check_model(ir.to_proto(observed), full_check=True)
+    found = run(observed, x)
+    np.testing.assert_array_equal(found[channels_name("a")], [x.min(axis=(0, 1)), x.max(axis=(0, 1))])
+    np.testing.assert_array_equal(found[observed_name("a")], [x.min(), x.max()])
 
 
 def test_no_names_observe_nothing(model: ir.Model) -> None:
