@@ -1,0 +1,118 @@
+"""Sheets of pictures and curves for the model card: `python -m nextscale.demo.sheets --help`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from nextscale.demo.photographs import SIDE, Photographs, to_float
+from nextscale.demo.sampling import generate
+from nextscale.demo.weights import load_var, load_vqvae
+
+HERE = Path(__file__).parent
+GAP, CAPTION = 2, 12
+
+
+def to_pixels(images: Tensor) -> np.ndarray:
+    """[-1, 1] [B, 3, H, W] to uint8 [B, H, W, 3]."""
+    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def sheet(pixels: np.ndarray, columns: int, captions: Sequence[str] | None = None) -> Image.Image:
+    """Pictures in rows of `columns`; a caption above each row."""
+    step, above = SIDE + GAP, CAPTION if captions else 0
+    rows = -(-len(pixels) // columns)
+    canvas = Image.new("RGB", (columns * step - GAP, rows * (step + above) - GAP), "white")
+    draw = ImageDraw.Draw(canvas)
+    for i, picture in enumerate(pixels):
+        row, column = divmod(i, columns)
+        top = row * (step + above) + above
+        canvas.paste(Image.fromarray(picture), (column * step, top))
+        if captions and column == 0:
+            draw.text((1, top - CAPTION), captions[row], fill="black")
+    return canvas
+
+
+@click.group()
+def main() -> None:
+    """Pictures for the model card."""
+
+
+@main.command()
+@click.option("--weights", type=click.Path(path_type=Path), default=HERE, show_default=True)
+@click.option("--classes", help="Comma-separated ids or names; default: every class.")
+@click.option("--count", default=8, show_default=True, help="Pictures a class.")
+@click.option("--cfg-scale", default=3.0, show_default=True)
+@click.option("--top-k", default=900, show_default=True)
+@click.option("--top-p", default=0.95, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+def samples(
+    weights: Path, classes: str | None, count: int, cfg_scale: float, top_k: int, top_p: float, seed: int, out: Path
+) -> None:
+    """A row of samples for each class."""
+    vqvae, var = load_vqvae(weights / "vae.safetensors"), load_var(weights / "var.safetensors")
+    names: list[str] = json.loads((weights / "class_names.json").read_text())
+    wanted = [c.strip() for c in classes.split(",")] if classes else [str(i) for i in range(len(names))]
+    ids = [int(c) if c.isdigit() else names.index(c) for c in wanted]
+    pixels = []
+    for i, label in enumerate(ids):
+        labels = torch.full((count,), label)
+        images = generate(vqvae, var, labels, cfg_scale=cfg_scale, top_k=top_k, top_p=top_p, seed=seed + i)
+        pixels.append(to_pixels(images))
+    sheet(np.concatenate(pixels), count, [f"{i} {names[i]}" for i in ids]).save(out, optimize=True)
+
+
+@main.command()
+@click.option("--weights", type=click.Path(path_type=Path), default=HERE, show_default=True)
+@click.option("--data", type=click.Path(exists=True, path_type=Path), required=True)
+@click.option("--count", default=64, show_default=True)
+@click.option("--originals", is_flag=True, help="Photographs beside their reconstructions (not for publication).")
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+def reconstructions(weights: Path, data: Path, count: int, originals: bool, out: Path) -> None:
+    """Validation photographs after encoding, quantizing and decoding."""
+    vqvae = load_vqvae(weights / "vae.safetensors")
+    photographs = Photographs.load(data)
+    chosen = to_float(photographs.val[:: len(photographs.val) // count][:count])
+    images = vqvae.decode_tokens(vqvae.encode(chosen))
+    if originals:
+        images = torch.stack((chosen, images), dim=1).flatten(0, 1)
+    sheet(to_pixels(images), 16).save(out, optimize=True)
+
+
+@main.command()
+@click.option("--logs", type=click.Path(exists=True, path_type=Path), default=HERE / "logs", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+def curves(logs: Path, out: Path) -> None:
+    """The tokenizer's PSNR and the transformer's losses over training time."""
+    from matplotlib.figure import Figure
+
+    def read(name: str, key: str) -> tuple[list[float], list[float]]:
+        records = [json.loads(line) for line in (logs / name).read_text().splitlines()]
+        kept = [r for r in records if key in r and "seconds" in r]
+        return [r["seconds"] / 60 for r in kept], [r[key] for r in kept]
+
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(*read("tokenizer.jsonl", "val_psnr"), marker=".", color="tab:blue")
+    left.set(title="tokenizer", xlabel="minutes", ylabel="validation PSNR, dB")
+    right.plot(*read("transformer.jsonl", "train_loss"), label="training", color="tab:gray")
+    right.plot(*read("transformer.jsonl", "val_loss"), label="validation, averaged weights", color="tab:orange")
+    right.set(title="transformer", xlabel="minutes", ylabel="nats a token")
+    right.set_ylim(top=min(8.5, right.get_ylim()[1]))
+    right.legend()
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(out, dpi=90)
+
+
+if __name__ == "__main__":
+    main()
