@@ -41,4 +41,5 @@ def publish(name: str, lines: list[str]) -> None:
     """Print a report and keep it as results/{name}.md."""
     text = "\n".join(lines) + "\n"
     print(text)
+    RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")

@@ -12,6 +12,7 @@ from nextscale.graph_passes.observe_ranges import channels_name, observed_name
 from nextscale.graph_passes.qparams import Range
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.next_scale_loop import Generator
+from nextscale.runtime.request import DEFAULT_CFG_SCALE, DEFAULT_TOP_K, DEFAULT_TOP_P
 from nextscale.runtime.session import SessionOptions, open_session
 
 
@@ -21,9 +22,9 @@ class CalibrationSettings:
 
     images: int = 64
     seed: int = 0
-    cfg_scale: float = 4.0
-    top_k: int = 900
-    top_p: float = 0.96
+    cfg_scale: float = DEFAULT_CFG_SCALE
+    top_k: int = DEFAULT_TOP_K
+    top_p: float = DEFAULT_TOP_P
     batch_size: int = 2
 
 
@@ -94,7 +95,7 @@ def _observe_stages(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], dict[str, Range]]:
     """Token maps int64 [N, L], f_hat after the last stage float32 [N, Cvae, h, w], and ranges [S] by output."""
     generator = Generator(observed, options)
-    token_maps, f_hat, extremes = [], [], []
+    token_maps, f_hat, ranges = [], [], dict[str, Range]()
     for first in range(0, len(labels), settings.batch_size):
         stages = list(
             generator.stream(
@@ -109,9 +110,9 @@ def _observe_stages(
         )
         token_maps.append(np.concatenate([stage.tokens for stage in stages], axis=1))
         f_hat.append(stages[-1].outputs["present.f_hat"])
-        extremes.append([[stage.outputs[name] for name in names] for stage in stages])
+        _widen(ranges, {name: [stage.outputs[name] for stage in stages] for name in names})
         on_images(min(first + settings.batch_size, len(labels)))
-    return np.concatenate(token_maps), np.concatenate(f_hat), _ranges(names, extremes)
+    return np.concatenate(token_maps), np.concatenate(f_hat), ranges
 
 
 def _observe_decoder(
@@ -120,13 +121,16 @@ def _observe_decoder(
     """Ranges [1] over the decoding of float32 [N, Cvae, h, w], one image at a time."""
     session = open_session(observed.graph_path("decoder"), observed.manifest.graphs["decoder"], options)
     names = [observed_name(layer) for layer in layers]
-    return _ranges(layers, [[session.run(names, {"f_hat": one[None]})] for one in f_hat])
-
-
-def _ranges(names: Sequence[str], extremes: list[list[list[NDArray[np.float32]]]]) -> dict[str, Range]:
-    """Merge [batches][stages][names] of min and max, [2] or [2, C], into a range a stage for each name."""
-    ranges = {}
-    for i, name in enumerate(names):
-        array = np.array([[stage[i] for stage in stages] for stages in extremes], np.float32)
-        ranges[name] = Range(array[:, :, 0].min(axis=0), array[:, :, 1].max(axis=0))
+    ranges: dict[str, Range] = {}
+    for one in f_hat:
+        extremes = session.run(names, {"f_hat": one[None]})
+        _widen(ranges, {layer: [pair] for layer, pair in zip(layers, extremes, strict=True)})
     return ranges
+
+
+def _widen(ranges: dict[str, Range], extremes: Mapping[str, Sequence[NDArray[np.float32]]]) -> None:
+    """Widen the ranges by one batch's min and max, [2] or [2, C], of each name and stage."""
+    for name, stages in extremes.items():
+        minimum, maximum = np.stack(stages, axis=1)
+        found = Range(minimum, maximum)
+        ranges[name] = ranges[name].merge(found) if name in ranges else found

@@ -6,17 +6,28 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from nextscale.calib_data.calibrate import CalibrationSettings
 from nextscale.cli.options import IntegerList, threads
 from nextscale.export.build import BuildOptions, build_bundle
 from nextscale.export.bundle_writer import require_absent
-from nextscale.export.sources import checkpoint_source, demo_source, random_source
+from nextscale.export.sources import checkpoint_source, demo_source, random_source, require_printable
 from nextscale.runtime.session import SessionOptions
 
 CHECKPOINT = click.Path(path_type=Path)
+# What the tensors of a checkpoint may not tell, and a preset does.
+UNTOLD = ("patch_nums", "num_heads", "quant_resi", "using_znorm")
 
 
 @click.command()
@@ -27,7 +38,19 @@ CHECKPOINT = click.Path(path_type=Path)
 @click.option("--random-weights", is_flag=True, help="Fill the preset with random weights, to measure speed.")
 @click.option("--patch-nums", type=IntegerList(), metavar="1,2,…", help="Stages, where the checkpoint cannot tell.")
 @click.option("--num-heads", type=click.IntRange(1), help="Heads, where the checkpoint cannot tell (no l2 norm).")
-@click.option("--class-names", type=CHECKPOINT, help="A text file of one name a line, or a JSON list.")
+@click.option(
+    "--quant-resi",
+    type=float,
+    default=0.5,
+    show_default=True,
+    help="Of the VQVAE, whose checkpoint never tells; the default is the official releases'.",
+)
+@click.option("--using-znorm", is_flag=True, help="Likewise; the official releases do not use it.")
+@click.option(
+    "--class-names",
+    type=CHECKPOINT,
+    help="Text of one name a line, or JSON: a list, or an object with the ids as keys.",
+)
 @click.option("--name", help="The bundle's name; the output folder's by default.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder to make.")
 @click.option("--precision", type=click.Choice(["int8", "fp32"]), default="int8", show_default=True)
@@ -48,6 +71,8 @@ def build(
     random_weights: bool,
     patch_nums: list[int] | None,
     num_heads: int | None,
+    quant_resi: float,
+    using_znorm: bool,
     class_names: Path | None,
     name: str | None,
     out: Path,
@@ -64,20 +89,21 @@ def build(
     nextscale build --preset var-d16 --random-weights --out d16-random
     """
     require_absent(out)
-    name = name or out.name
-    checkpoint = {"var": var, "vae": vae, "patch_nums": patch_nums, "num_heads": num_heads}
+    name = require_printable(name or out.name)
     if model == "demo":
-        _refuse("demo", **checkpoint, preset=preset, random_weights=random_weights or None, class_names=class_names)
+        _refuse("demo", "var", "vae", *UNTOLD, "preset", "random_weights", "class_names")
         source = demo_source(name)
     elif random_weights:
         if preset is None:
             raise click.UsageError("--random-weights needs --preset")
-        _refuse("--random-weights", **checkpoint)
+        _refuse("--random-weights", "var", "vae", *UNTOLD)
         source = random_source(name, preset, seed, class_names)
     elif var is not None and vae is not None:
         if preset is not None:
-            _refuse("--preset", patch_nums=patch_nums, num_heads=num_heads)
-        source = checkpoint_source(name, var, vae, preset, patch_nums, num_heads, class_names)
+            _refuse("--preset", *UNTOLD)
+        source = checkpoint_source(
+            name, var, vae, preset, patch_nums, num_heads, quant_resi, using_znorm, class_names=class_names
+        )
     else:
         raise click.UsageError(
             "what to build? Give --var and --vae, or --preset with --random-weights, or `nextscale build demo`"
@@ -92,8 +118,10 @@ def build(
     click.echo(f"{bundle.path}: {bundle.manifest.name}, {precision}, {bundle.manifest.size / 1e6:.1f} MB")
 
 
-def _refuse(what: str, **options: object) -> None:
-    given = [f"--{option.replace('_', '-')}" for option, value in options.items() if value is not None]
+def _refuse(what: str, *options: str) -> None:
+    """Refuse those of the options that the command line gives."""
+    source_of = click.get_current_context().get_parameter_source
+    given = [f"--{option.replace('_', '-')}" for option in options if source_of(option) != ParameterSource.DEFAULT]
     if given:
         raise click.UsageError(f"{what} does not go with {', '.join(given)}")
 
@@ -103,19 +131,19 @@ class _Steps:
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._current: tuple[str, int] | None = None
+        self._current: tuple[str, TaskID] | None = None
 
     def __call__(self, step: str, done: int = 0, total: int = 0) -> None:
         if self._current is None or self._current[0] != step:
             self.finish()
             self._current = (step, self._progress.add_task(step, total=total or None))
-        self._progress.update(self._current[1], completed=done)  # type: ignore[arg-type]
+        self._progress.update(self._current[1], completed=done)
 
     def finish(self) -> None:
         if self._current is not None:
             task = self._current[1]
             total = self._progress.tasks[task].total or 1
-            self._progress.update(task, total=total, completed=total)  # type: ignore[arg-type]
+            self._progress.update(task, total=total, completed=total)
 
 
 @contextmanager

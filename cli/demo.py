@@ -1,6 +1,7 @@
 """`nextscale demo`: the main job on the embedded demo model, in full precision and int8."""
 
 import json
+import shutil
 from pathlib import Path
 
 import click
@@ -15,7 +16,7 @@ from nextscale.evaluate.comparison import Comparison, compare, paired_sheet
 from nextscale.evaluate.teacher_forced import as_json
 from nextscale.export.build import BuildOptions, Precision, build_bundle
 from nextscale.export.sources import demo_source
-from nextscale.runtime.bundle import Bundle
+from nextscale.runtime.bundle import MANIFEST_NAME, Bundle
 from nextscale.runtime.errors import NextscaleError
 from nextscale.runtime.image_io import png_writer, require_writable, write_files
 from nextscale.runtime.session import SessionOptions
@@ -36,7 +37,7 @@ def demo(
 ) -> None:
     """Build the demo model in full precision and int8, verify and measure both, and draw a sheet.
 
-    Bundles that are already in OUT are used as they are.
+    Bundles of an earlier run in OUT are built anew.
     """
     sheet = out / "sheet.png"
     require_writable([json_path] if json_path else [])
@@ -46,7 +47,7 @@ def demo(
     for bundle in (full, int8):
         report = verify(bundle, session, lambda check: console.print(f"{check.name}: {check.detail}"))
         if not report.passed:
-            raise NextscaleError(f"{bundle.path}: verification failed; remove the folder and run again")
+            raise NextscaleError(f"{bundle.path}: does not pass its own checks on this machine; please report it")
     comparison = compare(full, int8, images=images, repetitions=repetitions, options=session, log=console.print)
     labels = np.linspace(0, full.model.num_classes - 1, 16).round().astype(int).tolist()
     picture = paired_sheet(full, int8, labels, session)
@@ -60,8 +61,8 @@ def demo(
 
 
 def _built(path: Path, precision: Precision, calibration_images: int, session: SessionOptions) -> Bundle:
-    if path.exists():
-        return Bundle.open(path)
+    if (path / MANIFEST_NAME).exists():
+        shutil.rmtree(path)
     options = BuildOptions(precision, CalibrationSettings(images=calibration_images), session)
     with show_steps() as progress:
         return build_bundle(demo_source(f"nextscale-demo-{precision}"), path, options, progress)

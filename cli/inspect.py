@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ def _overview(bundle: Bundle) -> Table:
         "model": f"{model.depth} blocks of width {model.embed_dim}, {model.num_heads} heads, {model.vocab_size} codes",
         "pictures": f"{model.image_size} x {model.image_size} pixels of {model.num_classes} classes",
         "stages": f"{', '.join(map(str, model.patch_nums))} ({model.num_tokens} tokens)",
-        **{f"recipe: {key}": _line(value) for key, value in manifest.recipe.items()},
+        **{f"recipe: {key}": _line(value) for key, value in manifest.recipe.items() if key != "kernels"},
+        **_kernel_rows(manifest.recipe.get("kernels")),
         **{f"version: {key}": _line(value) for key, value in manifest.versions.items()},
         "licence": manifest.licence,
     }
@@ -79,6 +81,17 @@ def _graph(name: str, graph: GraphInfo) -> Table:
             shape = ", ".join("?" if size is None else str(size) for size in tensor.shape)
             table.add_row(kind, tensor.name, tensor.dtype, f"[{shape}]")
     return table
+
+
+def _kernel_rows(kernels: Any) -> dict[str, str]:
+    """How many layers of each graph got each kernel; `--json` names them all."""
+    if not isinstance(kernels, dict):
+        return {}
+    return {
+        f"kernels: {graph}": ", ".join(f"{n} {kernel}" for kernel, n in Counter(map(str, found.values())).items())
+        for graph, found in kernels.items()
+        if isinstance(found, dict)
+    }
 
 
 def _line(value: Any) -> str:

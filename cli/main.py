@@ -1,12 +1,14 @@
 """The `nextscale` command: finds the subcommand, and turns every expected failure into one line and an exit code.
 
-Exit codes: 0 done; 1 a check failed; 2 bad usage or input; 130 interrupted.
+Exit codes: 0 done; 1 a check failed; 2 bad usage or input; 130 interrupted, by Ctrl-C or SIGTERM.
 """
 
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import click
 
@@ -24,6 +26,7 @@ COMMANDS = {
     "inspect": "Show what is in a bundle.",
     "verify": "Check a bundle's files, contract and tokens.",
 }
+TORCH_OUT_OF_MEMORY = "DefaultCPUAllocator"  # what torch's RuntimeError names when memory is short
 EXPORT_MODULES = ("torch", "onnx", "onnxscript", "onnx_ir", "safetensors")  # of the extra `export`
 
 
@@ -62,13 +65,14 @@ def cli(context: click.Context) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; nothing but a bug ends in a traceback."""
     try:
-        code = cli.main(
-            args=None if arguments is None else list(arguments), prog_name="nextscale", standalone_mode=False
-        )
+        with _sigterm_interrupts():
+            code = cli.main(
+                args=None if arguments is None else list(arguments), prog_name="nextscale", standalone_mode=False
+            )
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except (click.Abort, KeyboardInterrupt):
-        return _fail("interrupted; nothing was written", 130)
+        return _fail("interrupted; nothing half-written was left", 130)
     except click.ClickException as error:
         context = error.ctx if isinstance(error, click.UsageError) else None
         hint = f" (see `{context.command_path} --help`)" if context else ""
@@ -80,14 +84,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if module not in EXPORT_MODULES:
             raise
         return _fail(f'this command needs {module}, which is not installed: pip install "nextscale[export]"', 2)
-    except MemoryError:
-        return _fail("out of memory; fewer images at a time (--batch) need less", 2)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and TORCH_OUT_OF_MEMORY not in str(error):
+            raise
+        return _fail("out of memory; a smaller model or fewer images at a time (--batch) need less", 2)
     except BrokenPipeError:
         _abandon_stdout()
         return 1
     except OSError as error:
         _abandon_stdout()
         return _fail(f"{error.filename or 'output'}: {error.strerror}", 2)
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Meanwhile SIGTERM does what Ctrl-C does, so that a command stopped by either removes what it half wrote."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _abandon_stdout() -> None:

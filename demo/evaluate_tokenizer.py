@@ -10,7 +10,8 @@ import torch
 
 from nextscale.demo.photographs import Photographs
 from nextscale.demo.train_tokenizer import psnr
-from nextscale.demo.weights import load_vqvae
+from nextscale.export.checkpoint import load_vqvae
+from nextscale.export.vqvae import PATCH_NUMS_256
 
 
 @click.command(context_settings={"show_default": True})
@@ -19,7 +20,8 @@ from nextscale.demo.weights import load_vqvae
 @click.option("--limit", type=int, default=None, help="About this many photographs.")
 def main(data: Path, weights: Path, limit: int | None) -> None:
     """Print the mean PSNR of the images, and the PSNR of the mean squared error."""
-    vqvae, val = load_vqvae(weights / "vae.safetensors"), Photographs.load(data, limit=limit).val
+    vqvae = load_vqvae(weights / "vae.safetensors", patch_nums=PATCH_NUMS_256)
+    val = Photographs.load(data, limit=limit).val
     values = psnr(vqvae, val, batch=50)
     of_mean = -10 * torch.log10((10 ** (-values / 10)).mean())
     click.echo(json.dumps({"images": len(val), "psnr": float(values.mean()), "psnr_of_mean_mse": float(of_mean)}))

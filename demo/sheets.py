@@ -10,24 +10,19 @@ import click
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from torch import Tensor
 
 from nextscale.demo.photographs import SIDE, Photographs, to_float
-from nextscale.demo.sampling import generate
-from nextscale.demo.weights import load_var, load_vqvae
+from nextscale.export.checkpoint import load_models, load_vqvae
+from nextscale.export.reference import generate, to_pixels
+from nextscale.export.vqvae import PATCH_NUMS_256
+from nextscale.runtime.uniforms import uniforms
 
 HERE = Path(__file__).parent
 GAP, CAPTION = 2, 12
 
 
-def to_pixels(images: Tensor) -> np.ndarray:
-    """[-1, 1] [B, 3, H, W] to uint8 [B, H, W, 3]."""
-    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return pixels.permute(0, 2, 3, 1).cpu().numpy()
-
-
 def sheet(pixels: np.ndarray, columns: int, captions: Sequence[str] | None = None) -> Image.Image:
-    """Pictures in rows of `columns`; a caption above each row."""
+    """Pictures uint8 [B, H, W, 3] in rows of `columns`; a caption above each row."""
     step, above = SIDE + GAP, CAPTION if captions else 0
     rows = -(-len(pixels) // columns)
     canvas = Image.new("RGB", (columns * step - GAP, rows * (step + above) - GAP), "white")
@@ -59,15 +54,16 @@ def samples(
     weights: Path, classes: str | None, count: int, cfg_scale: float, top_k: int, top_p: float, seed: int, out: Path
 ) -> None:
     """A row of samples for each class."""
-    vqvae, var = load_vqvae(weights / "vae.safetensors"), load_var(weights / "var.safetensors")
+    var, vqvae = load_models(weights / "var.safetensors", weights / "vae.safetensors")
     names: list[str] = json.loads((weights / "class_names.json").read_text())
     wanted = [c.strip() for c in classes.split(",")] if classes else [str(i) for i in range(len(names))]
     ids = [int(c) if c.isdigit() else names.index(c) for c in wanted]
     pixels = []
-    for i, label in enumerate(ids):
+    for row, label in enumerate(ids):
         labels = torch.full((count,), label)
-        images = generate(vqvae, var, labels, cfg_scale=cfg_scale, top_k=top_k, top_p=top_p, seed=seed + i)
-        pixels.append(to_pixels(images))
+        numbers = uniforms(seed, range(row * count, (row + 1) * count), var.config.num_tokens)
+        made = generate(var, vqvae, labels, torch.from_numpy(numbers), cfg_scale=cfg_scale, top_k=top_k, top_p=top_p)
+        pixels.append(made.images.numpy())
     sheet(np.concatenate(pixels), count, [f"{i} {names[i]}" for i in ids]).save(out, optimize=True)
 
 
@@ -75,21 +71,21 @@ def samples(
 @click.option("--weights", type=click.Path(path_type=Path), default=HERE, show_default=True)
 @click.option("--data", type=click.Path(exists=True, path_type=Path), required=True)
 @click.option("--count", default=64, show_default=True)
-@click.option("--originals", is_flag=True, help="Photographs beside their reconstructions (not for publication).")
+@click.option("--originals", is_flag=True, help="Each photograph before its reconstruction.")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def reconstructions(weights: Path, data: Path, count: int, originals: bool, out: Path) -> None:
-    """Validation photographs after encoding, quantizing and decoding."""
-    vqvae = load_vqvae(weights / "vae.safetensors")
+    """Validation photographs after encoding, quantizing and decoding: near copies, so not for publication."""
+    vqvae = load_vqvae(weights / "vae.safetensors", patch_nums=PATCH_NUMS_256)
     photographs = Photographs.load(data)
-    chosen = to_float(photographs.val[:: len(photographs.val) // count][:count])
+    chosen = to_float(photographs.val[:: max(1, len(photographs.val) // count)][:count])
     images = vqvae.decode_tokens(vqvae.encode(chosen))
     if originals:
         images = torch.stack((chosen, images), dim=1).flatten(0, 1)
-    sheet(to_pixels(images), 16).save(out, optimize=True)
+    sheet(to_pixels(images).numpy(), 16).save(out, optimize=True)
 
 
 @main.command()
-@click.option("--logs", type=click.Path(exists=True, path_type=Path), default=HERE / "logs", show_default=True)
+@click.option("--logs", type=click.Path(exists=True, path_type=Path), required=True, help="Folder of the two logs.")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def curves(logs: Path, out: Path) -> None:
     """The tokenizer's PSNR and the transformer's losses over training time."""

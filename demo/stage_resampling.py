@@ -1,7 +1,7 @@
 """The multi-scale quantizer as training needs it: differentiable, and with few kernels.
 
-Resampling between a stage's token map and the latent is linear and of fixed size, so it is a product with a constant
-matrix: `bicubic_up` [pn*pn, H*W] and `area_down` [H*W, pn*pn]. Tests compare both with `MultiScaleQuantizer`.
+Resampling between a stage's token map and the latent is a product with the constant matrices of `export.resampling`.
+Tests compare every method with its counterpart in `MultiScaleQuantizer`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextscale.export.multi_scale_quantizer import MultiScaleQuantizer
+from nextscale.export.resampling import downsampling_matrix, upsampling_matrix
 
 
 @dataclass
@@ -28,22 +29,30 @@ class Quantized:
 class StageResampling(nn.Module):
     """A `MultiScaleQuantizer`'s two training passes."""
 
+    upsampling: Tensor  # [L, H*W], the rows of all stages
+    downsampling: Tensor  # [L, H*W]
+
     def __init__(self, quantizer: MultiScaleQuantizer) -> None:
         super().__init__()
         self.quantizer = quantizer
-        side = quantizer.patch_nums[-1]
-        for si, pn in enumerate(quantizer.patch_nums):
-            up = F.interpolate(torch.eye(pn * pn).view(pn * pn, 1, pn, pn), size=(side, side), mode="bicubic")
-            down = F.interpolate(torch.eye(side * side).view(side * side, 1, side, side), size=(pn, pn), mode="area")
-            self.register_buffer(f"bicubic_up_{si}", up.flatten(1), persistent=False)
-            self.register_buffer(f"area_down_{si}", down.flatten(1), persistent=False)
+        patch_nums = quantizer.patch_nums
+        self.sizes = [pn * pn for pn in patch_nums]
+        # `downsampling_matrix` has no rows for the first stage, at which the transformer takes no input. The tokenizer
+        # quantizes that stage too, so it is given twice.
+        downsampling = downsampling_matrix((patch_nums[0], *patch_nums))
+        self.register_buffer("upsampling", upsampling_matrix(patch_nums), persistent=False)
+        self.register_buffer("downsampling", downsampling, persistent=False)
+
+    def downsample(self, latent: Tensor, si: int) -> Tensor:
+        """`MultiScaleQuantizer.next_input`, of stage 0 too: [B, Cvae, H, W] -> [B, pn*pn, Cvae]."""
+        return self.downsampling.split(self.sizes)[si] @ latent.flatten(2).mT
 
     def contribution(self, token_map: Tensor, si: int) -> Tensor:
         """`MultiScaleQuantizer.contribution`: int64 [B, pn*pn] -> [B, Cvae, H, W]."""
         side = self.quantizer.patch_nums[-1]
         h = self.quantizer.embedding(token_map).transpose(1, 2)
         if si != self.quantizer.num_stages - 1:
-            h = h @ getattr(self, f"bicubic_up_{si}")
+            h = h @ self.upsampling.split(self.sizes)[si]
         return self.quantizer.phi(si)(h.unflatten(2, (side, side)))
 
     def quantize(self, f: Tensor, *, beta: float = 0.25) -> Quantized:
@@ -56,26 +65,25 @@ class StageResampling(nn.Module):
         target = f.detach()
         residual, f_hat, loss = target, torch.zeros_like(target), f.new_zeros(())
         hits = f.new_zeros(self.quantizer.embedding.num_embeddings)
-        rows = []
+        residuals = []
         for si in range(self.quantizer.num_stages):
-            z = (residual.flatten(2) @ getattr(self, f"area_down_{si}")).transpose(1, 2)
-            rows.append(z.flatten(0, 1))
-            tokens = self.quantizer.nearest(rows[-1])
+            z = self.downsample(residual, si)
+            residuals.append(z.flatten(0, 1))
+            tokens = self.quantizer.nearest(residuals[-1])
             hits.index_add_(0, tokens, hits.new_ones(len(tokens)))
             h = self.contribution(tokens.view(z.shape[:2]), si)
             f_hat = f_hat + h
             residual = residual - h.detach()
             loss = loss + beta * F.mse_loss(f, f_hat.detach()) + F.mse_loss(f_hat, target)
         straight_through = f + (f_hat.detach() - target)
-        return Quantized(straight_through, loss / self.quantizer.num_stages, hits, torch.cat(rows))
+        return Quantized(straight_through, loss / self.quantizer.num_stages, hits, torch.cat(residuals))
 
     @torch.no_grad()
     def teacher_forced_inputs(self, tokens: Tensor) -> Tensor:
         """`MultiScaleQuantizer.accumulate`'s second output: int64 [B, L] -> [B, L - patch_nums[0]**2, Cvae]."""
-        sizes = [pn * pn for pn in self.quantizer.patch_nums]
-        maps = tokens.split(sizes, dim=1)
+        maps = tokens.split(self.sizes, dim=1)
         f_hat, inputs = self.contribution(maps[0], 0), []
         for si in range(1, self.quantizer.num_stages):
-            inputs.append((f_hat.flatten(2) @ getattr(self, f"area_down_{si}")).transpose(1, 2))
+            inputs.append(self.downsample(f_hat, si))
             f_hat = f_hat + self.contribution(maps[si], si)
         return torch.cat(inputs, dim=1)

@@ -34,6 +34,7 @@ from nextscale.demo.weights import save_weights
 from nextscale.export.vqvae import VQVAE, VQVAEConfig
 
 DEMO_VQVAE = VQVAEConfig(ch=64, ch_mult=(1, 2, 2), num_res_blocks=2)
+TINY_VQVAE = VQVAEConfig(ch=32, ch_mult=(1, 1, 1), num_res_blocks=1, vocab_size=64)
 REVIVE_UNTIL = 0.7  # share of the run after which the codebook is left to settle
 RARE = 0.01  # an entry used less than this share of the mean is dead
 
@@ -97,6 +98,7 @@ def psnr(vqvae: VQVAE, images: Tensor, batch: int = 250) -> Tensor:
 @click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
 @click.option("--minutes", default=5.0, help="Training time, over all resumed parts.")
+@click.option("--steps", type=int, default=None, help="Stop after this many, over all resumed parts.")
 @click.option("--batch", default=256, help="Photographs a step and GPU.")
 @click.option("--lr", default=6e-4)
 @click.option("--vq-weight", default=0.5)
@@ -110,6 +112,7 @@ def main(
     data: Path,
     out: Path,
     minutes: float,
+    steps: int | None,
     batch: int,
     lr: float,
     vq_weight: float,
@@ -128,7 +131,7 @@ def main(
     augment, val = Augmenter(photographs.train.to(device)), photographs.val.to(device)
     some_val = val[:: max(1, len(val) // 2000)]
 
-    config = VQVAEConfig(ch=32, ch_mult=(1, 1, 1), num_res_blocks=1, vocab_size=64) if tiny else DEMO_VQVAE
+    config = TINY_VQVAE if tiny else DEMO_VQVAE
     vqvae = VQVAE(config).to(device)
     if channels_last:
         for parameter in vqvae.parameters():
@@ -194,7 +197,7 @@ def main(
     for indices in epochs(len(photographs.train), batch, generator, device):
         if step % 10 == 0:
             progress = workers.agree(clock.progress)
-        if progress >= 1:
+        if progress >= 1 or step == steps:
             break
         images = augment(indices, generator)
         if channels_last:

@@ -32,7 +32,8 @@ from nextscale.demo.training import (
     save_checkpoint,
     set_up,
 )
-from nextscale.demo.weights import load_var, load_vqvae, save_weights
+from nextscale.demo.weights import save_weights
+from nextscale.export.checkpoint import load_var, load_vqvae
 from nextscale.export.var import VAR, KVCache, SelfAttention, VARConfig
 from nextscale.export.vqvae import VQVAE
 
@@ -142,6 +143,7 @@ def tokenize_variants(
 @click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
 @click.option("--minutes", default=8.0, help="Training time, over all resumed parts.")
+@click.option("--steps", type=int, default=None, help="Stop after this many, over all resumed parts.")
 @click.option("--batch", default=256, help="Photographs a step and GPU.")
 @click.option("--lr", default=1.5e-3)
 @click.option("--weight-decay", default=0.05)
@@ -158,6 +160,7 @@ def main(
     data: Path,
     out: Path,
     minutes: float,
+    steps: int | None,
     batch: int,
     lr: float,
     weight_decay: float,
@@ -173,7 +176,7 @@ def main(
 ) -> None:
     workers = set_up(seed)
     device = workers.device
-    vqvae = load_vqvae(out / "vae.safetensors").to(device)
+    vqvae = load_vqvae(out / "vae.safetensors", patch_nums=DEMO_VAR.patch_nums).to(device)
     photographs = Photographs.load(data, limit=limit)
     generator = torch.Generator(device).manual_seed(seed + 1_000_003 * workers.rank)
     with full_precision() if device.type == "cpu" else contextlib.nullcontext():
@@ -259,7 +262,7 @@ def main(
     for indices in epochs(len(labels), batch, generator, device):
         if step % 10 == 0:
             progress = workers.agree(1.0 if worse >= patience else clock.progress)
-        if progress >= 1:
+        if progress >= 1 or step == steps:
             break
         variant = torch.randint(variants, indices.shape, generator=generator, device=device)
         targets = tokens[variant, indices].long()

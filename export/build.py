@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 
 from nextscale.calib_data.calibrate import Calibration, CalibrationSettings, calibrate
+from nextscale.evaluate.teacher_forced import teacher_forced
 from nextscale.export.bundle_writer import (
     BundleInfo,
     atomic_folder,
-    remember_tokens,
+    complete_manifest,
     write_graphs,
     write_manifest,
 )
@@ -35,12 +36,14 @@ from nextscale.graph_passes.qparams import Range
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.manifest import ModelInfo
 from nextscale.runtime.next_scale_loop import Generator
+from nextscale.runtime.request import DEFAULT_CFG_SCALE
 from nextscale.runtime.session import SessionOptions
 
 Precision = Literal["fp32", "int8"]
 # Greedy, so that few tokens say much; the second label differs from the first in every model.
 VERIFY_LABELS = (0, -1)
 VERIFY_CFG_SCALE = 1.5
+AGREEMENT_IMAGES = 8
 
 
 class Progress(Protocol):
@@ -96,38 +99,68 @@ def build_bundle(source: Source, out: Path, options: BuildOptions, progress: Pro
         progress("building graphs")
         stage_model = build_stage_graph(source.var, source.vqvae.quantize)
         decoder_model = build_decoder_graph(source.vqvae)
-        recipe: dict[str, Any] = {"name": options.precision}
-        if options.precision == "int8":
-            calibration = _calibrate(source, folder, stage_model, decoder_model, options, progress)
-            progress("quantizing")
-            equalization = _equalization(source.var, calibration)
-            stage_model = build_stage_graph(source.var, source.vqvae.quantize, equalization)
-            ranges = _equalized_ranges(source.var, calibration, equalization)
-            ranges |= _class_ranges(source.var, stage_layers(stage_model).by_class)
-            stage_model, decoder_model = quantize_int8(stage_model, decoder_model, ranges, calibration.decoder_ranges)
-            recipe |= _int8_recipe(options.calibration)
-        progress("writing")
-        models = _write(source, folder, stage_model, decoder_model, recipe)
-        if options.precision == "int8":
-            progress("checking kernels")
-            for name in models:
-                certify(folder / f"{name}.onnx", options.session).require_integer()
+        if options.precision == "fp32":
+            progress("writing")
+            recipe: dict[str, Any] = {"name": "fp32"}
+            _write(source, folder, stage_model, decoder_model, recipe)
+        else:
+            recipe = _build_int8(source, folder, stage_model, decoder_model, options, progress)
         progress("generating the stored tokens")
-        _store_tokens(folder, options.session)
+        token_maps = _greedy_tokens(folder, options.session)
+        complete_manifest(folder, token_maps, recipe, _card(source, recipe))
     return Bundle.open(out)
 
 
-def _write(
+def _build_int8(
     source: Source,
     folder: Path,
     stage_model: ir.Model,
     decoder_model: ir.Model,
-    recipe: Mapping[str, Any],
-) -> dict[str, ir.Model]:
+    options: BuildOptions,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Calibrate, quantize, write and check; returns the recipe with what the checks found."""
+    integer = stage_layers(stage_model)
+    convolutions = [str(node.name) for node in decoder_model.graph if node.op_type == "Conv"]
+    # Beside the bundle, since the manifest lists what lies in it; full precision is needed again for the comparison.
+    with tempfile.TemporaryDirectory(prefix=f".{source.name}.calibration-", dir=folder.parent) as full_precision:
+        calibration = _calibrate(source, Path(full_precision), stage_model, decoder_model, options, progress)
+        progress("quantizing")
+        equalization = _equalization(source.var, calibration)
+        stage_model = build_stage_graph(source.var, source.vqvae.quantize, equalization)
+        ranges = _equalized_ranges(source.var, calibration, equalization)
+        ranges |= _class_ranges(source.var, integer.by_class)
+        stage_model, decoder_model = quantize_int8(stage_model, decoder_model, ranges, calibration.decoder_ranges)
+        progress("writing")
+        recipe = _int8_recipe(options.calibration)
+        _write(source, folder, stage_model, decoder_model, recipe)
+
+        progress("checking kernels")
+        stage_names = [*integer.observed, *integer.by_class]
+        planned = {"stage": stage_names, "decoder": convolutions, "generate": stage_names + convolutions}
+        certificates = {name: certify(folder / f"{name}.onnx", options.session) for name in planned}
+        for name, layers in planned.items():
+            certificates[name].require_integer(layers)
+        progress("comparing with full precision", 0, AGREEMENT_IMAGES)
+        found = teacher_forced(
+            Generator(full_precision, options.session),
+            {"int8": Generator(folder, options.session)},
+            images=AGREEMENT_IMAGES,
+            batch_size=options.calibration.batch_size,
+            on_images=lambda done: progress("comparing with full precision", done, AGREEMENT_IMAGES),
+        )["int8"]
+    return recipe | {
+        "agreement": {"images": found.images, "kl": found.kl, "top1": found.top1, "cfg_scale": DEFAULT_CFG_SCALE},
+        "kernels": {name: certificates[name].by_layer() for name in ("stage", "decoder")},
+    }
+
+
+def _write(
+    source: Source, folder: Path, stage_model: ir.Model, decoder_model: ir.Model, recipe: Mapping[str, Any]
+) -> None:
     """Compose the single file, write all graphs and a manifest whose stored tokens are still zeros."""
-    num_stages = source.var.config.num_stages
     models = {
-        "generate": build_generate_graph(stage_model, decoder_model, num_stages),
+        "generate": build_generate_graph(stage_model, decoder_model, source.var.config.num_stages),
         "stage": stage_model,
         "decoder": decoder_model,
     }
@@ -140,10 +173,12 @@ def _write(
         "cfg_scale": VERIFY_CFG_SCALE,
         "token_maps": [[0] * model.num_tokens for _ in labels],
     }
-    card = bundle_card(source.name, source.description, source.licence, model, recipe)
-    info = BundleInfo(source.name, model, recipe, source.class_names, source.licence, card)
+    info = BundleInfo(source.name, model, recipe, source.class_names, source.licence, _card(source, recipe))
     write_manifest(folder, models, info, verify)
-    return models
+
+
+def _card(source: Source, recipe: Mapping[str, Any]) -> str:
+    return bundle_card(source.name, source.description, source.licence, source.model_info(), recipe)
 
 
 def _calibrate(
@@ -154,30 +189,29 @@ def _calibrate(
     options: BuildOptions,
     progress: Progress,
 ) -> Calibration:
-    """Sample with a float32 bundle whose graphs carry observers; it lives in `folder` only meanwhile."""
+    """Sample with a float32 bundle, written to `folder`, whose graphs carry observers."""
     observed_stage, observed_decoder = stage_layers(stage_model).observed, decoder_layers(decoder_model)
     # Layers that share an input see the same channels: the first of them is observed for all.
     observed_channels = [layers[0] for layers in equalizable_layers(source.var).values()]
     progress("writing the full-precision model for calibration")
-    with tempfile.TemporaryDirectory(dir=folder) as name:
-        _write(
-            source,
-            Path(name),
-            observe_channels(observe_ranges(stage_model, observed_stage), observed_channels),
-            observe_ranges(decoder_model, observed_decoder),
-            {"name": "fp32 with observers"},
-        )
-        images = options.calibration.images
-        progress("calibrating", 0, images)
-        return calibrate(
-            Bundle.open(name),
-            observed_stage,
-            observed_channels,
-            observed_decoder,
-            options.calibration,
-            options.session,
-            lambda done: progress("calibrating", done, images),
-        )
+    _write(
+        source,
+        folder,
+        observe_channels(observe_ranges(stage_model, observed_stage), observed_channels),
+        observe_ranges(decoder_model, observed_decoder),
+        {"name": "fp32 with observers"},
+    )
+    images = options.calibration.images
+    progress("calibrating", 0, images)
+    return calibrate(
+        Bundle.open(folder),
+        observed_stage,
+        observed_channels,
+        observed_decoder,
+        options.calibration,
+        options.session,
+        lambda done: progress("calibrating", done, images),
+    )
 
 
 def _equalization(var: VAR, calibration: Calibration) -> Equalization:
@@ -206,6 +240,7 @@ def _class_ranges(var: VAR, layers: Sequence[str]) -> dict[str, Range]:
 
 def _int8_recipe(calibration: CalibrationSettings) -> dict[str, Any]:
     return {
+        "name": "int8",
         "weights": "s8, symmetric, a scale for each output channel, round to nearest",
         "equalization": f"channels of q, k, v, proj, fc1 and the head, folded exactly, alpha {ALPHA}",
         "activations": "u8, affine, static min-max ranges, one for each stage and layer",
@@ -214,11 +249,12 @@ def _int8_recipe(calibration: CalibrationSettings) -> dict[str, Any]:
     }
 
 
-def _store_tokens(folder: Path, options: SessionOptions) -> None:
-    """Put the bundle's own greedy tokens into its manifest, for `nextscale verify`."""
+def _greedy_tokens(folder: Path, options: SessionOptions) -> list[list[int]]:
+    """The bundle's own greedy tokens, for `nextscale verify` to compare with."""
     bundle = Bundle.open(folder)
     record = bundle.manifest.verify
     greedy = Generator(bundle, options).generate(
         record.class_labels, seed=record.seed, cfg_scale=record.cfg_scale, top_k=1, top_p=0.0
     )
-    remember_tokens(folder, greedy.token_maps.tolist())
+    tokens: list[list[int]] = greedy.token_maps.tolist()
+    return tokens

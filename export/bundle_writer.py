@@ -26,6 +26,7 @@ from nextscale.runtime.errors import OutputError
 from nextscale.runtime.manifest import SCHEMA, ModelInfo
 
 WEIGHTS_FILE = "weights.data"
+CARD = "card.md"
 # Smaller tensors stay in the graph files: shapes and indices must be readable without the weights.
 EXTERNAL_FROM_BYTES = 1024
 # ONNX Runtime maps external data into memory page by page.
@@ -129,7 +130,7 @@ def _append(file: Any, tensor: ir.TensorProtocol, folder: Path) -> ir.ExternalTe
 
 def write_manifest(folder: Path, models: Mapping[str, ir.Model], info: BundleInfo, verify: Mapping[str, Any]) -> None:
     """Write card.md and, last, manifest.json with the size and hash of every other file."""
-    (folder / "card.md").write_text(info.card, encoding="utf-8")
+    (folder / CARD).write_text(info.card, encoding="utf-8")
     manifest = {
         "schema": SCHEMA,
         "name": info.name,
@@ -187,10 +188,13 @@ def _file_info(path: Path) -> dict[str, Any]:
     return {"size": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
-def remember_tokens(folder: Path, token_maps: Sequence[Sequence[int]]) -> None:
-    """Replace the stored tokens in a manifest."""
+def complete_manifest(folder: Path, token_maps: Sequence[Sequence[int]], recipe: Mapping[str, Any], card: str) -> None:
+    """Put what was found by running the bundle into its manifest and card."""
+    (folder / CARD).write_text(card, encoding="utf-8")
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     manifest["verify"]["token_maps"] = token_maps
+    manifest["recipe"] = dict(recipe)
+    manifest["files"][CARD] = _file_info(folder / CARD)
     _write_json(folder / MANIFEST, manifest)
 
 

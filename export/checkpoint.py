@@ -29,7 +29,6 @@ Model = TypeVar("Model", VAR, VQVAE)
 Config = TypeVar("Config", VARConfig, VQVAEConfig)
 
 MAX_LISTED = 10
-DEFAULT_HEAD_DIM = 64
 MASK = "attn_bias_for_masking"
 CODE_HITS = "quantize.ema_vocab_hit_SV"
 PART_NAMES: dict[Part, str] = {"var": "VAR", "vqvae": "VQVAE"}
@@ -121,11 +120,13 @@ def _read_file(path: Path) -> object:
 
 
 def _read_torch_zip(path: Path) -> object:
-    if not zipfile.is_zipfile(path):
-        raise CheckpointError(f"{path} is truncated; copy or download it again")
-    with zipfile.ZipFile(path) as archive:
-        if not any(name.split("/")[-1] == "data.pkl" for name in archive.namelist()):
-            raise CheckpointError(f"{path} is a zip archive, but not one that torch.save wrote")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile:
+        raise CheckpointError(f"{path} is truncated or damaged; copy or download it again") from None
+    if not any(name.split("/")[-1] == "data.pkl" for name in names):
+        raise CheckpointError(f"{path} is a zip archive, but not one that torch.save wrote")
     return _torch_load(path, mmap=True)
 
 
@@ -137,7 +138,7 @@ def _torch_load(path: Path, *, mmap: bool) -> object:
             f"{path} is damaged, or holds Python objects beside tensors, which are not loaded for safety; "
             "save its state dict alone"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # cut anywhere, a pickle raises almost anything: IndexError, struct.error, EOFError, …
         raise CheckpointError(f"{path} is truncated or damaged ({_first_line(error)})") from error
 
 
@@ -185,7 +186,7 @@ def infer_var_config(
     Args:
         state_dict: tensors by their official names.
         patch_nums: needed only if the stages can be told neither from the buffer lvl_1L nor from the known lists.
-        num_heads: heads without attn_l2_norm; the default makes heads of 64.
+        num_heads: needed only without attn_l2_norm, whose scales tell it.
         source: what to call the state dict in errors.
     """
     _require_shape_keys(state_dict, "var", source)
@@ -239,7 +240,7 @@ def infer_vqvae_config(
         num_res_blocks=_count(state_dict, r"encoder\.down\.0\.block\.(\d+)\."),
         patch_nums=_checked_patch_nums(patch_nums),
         share_quant_resi=share_quant_resi,
-        quant_resi=quant_resi if num_phis else 0.0,
+        quant_resi=_checked_quant_resi(quant_resi) if num_phis else 0.0,
         default_qresi_counts=0 if share_quant_resi or num_phis == len(patch_nums) else num_phis,
         using_znorm=using_znorm,
         quant_conv_ks=state_dict["quant_conv.weight"].shape[-1],
@@ -250,7 +251,12 @@ def infer_vqvae_config(
 
 def _require_shape_keys(state_dict: Mapping[str, Tensor], part: Part, source: str | Path) -> None:
     """Refuse a state dict that lacks a tensor from which the configuration is inferred."""
-    if all(name in state_dict and state_dict[name].ndim == ndim for name, ndim in SHAPE_KEYS[part].items()):
+    misshapen = [
+        f"{name} (expected {ndim} dimensions above 0, found {list(state_dict[name].shape)})"
+        for name, ndim in SHAPE_KEYS[part].items()
+        if name in state_dict and (state_dict[name].ndim != ndim or not state_dict[name].numel())
+    ]
+    if not misshapen and all(name in state_dict for name in SHAPE_KEYS[part]):
         return
     other: Part = "vqvae" if part == "var" else "var"
     if all(name in state_dict for name in SHAPE_KEYS[other]):
@@ -262,11 +268,6 @@ def _require_shape_keys(state_dict: Mapping[str, Tensor], part: Part, source: st
     missing = [name for name in SHAPE_KEYS[part] if name not in state_dict]
     missing += [name for name in shapes if name not in state_dict and name not in missing]
     unexpected = [name for name in state_dict if name not in shapes and not _is_derived(name)]
-    misshapen = [
-        f"{name} (expected {ndim} dimensions, found {list(state_dict[name].shape)})"
-        for name, ndim in SHAPE_KEYS[part].items()
-        if name in state_dict and state_dict[name].ndim != ndim
-    ]
     raise CheckpointError(
         f"{source} does not hold a {PART_NAMES[part]} with the official tensor names"
         + _report(missing, unexpected, misshapen)
@@ -277,11 +278,15 @@ def _infer_num_heads(
     state_dict: Mapping[str, Tensor], embed_dim: int, num_heads: int | None, source: str | Path
 ) -> int:
     scale = state_dict.get("blocks.0.attn.scale_mul_1H11")
-    found = scale.numel() if scale is not None else num_heads or max(1, embed_dim // DEFAULT_HEAD_DIM)
+    found = num_heads if scale is None else scale.numel()
+    if found is None:
+        raise CheckpointError(
+            f"{source}: without l2 norm its tensors cannot tell its heads: give --num-heads or --preset"
+        )
     if num_heads not in (None, found):
-        raise CheckpointError(f"{source} has {found} heads (scale_mul_1H11), num_heads says {num_heads}")
+        raise CheckpointError(f"{source} has {found} heads (scale_mul_1H11), --num-heads says {num_heads}")
     if found < 1 or embed_dim % found:
-        raise CheckpointError(f"{source}: its width {embed_dim} is not a multiple of {found} heads; give num_heads")
+        raise CheckpointError(f"{source}: its width {embed_dim} is not a multiple of {found} heads; give --num-heads")
     return found
 
 
@@ -294,7 +299,7 @@ def _infer_patch_nums(
 
     def fits(patch_nums: tuple[int, ...]) -> bool:
         stages = [pn * pn for pn in patch_nums]
-        return min(stages) > 0 and len(stages) == num_stages and sum(stages) == num_tokens and stages[0] == first
+        return len(stages) == num_stages and sum(stages) == num_tokens and stages[0] == first
 
     described = f"{num_stages} stages, {first} tokens in the first and {num_tokens} in all"
     if "lvl_1L" in state_dict:
@@ -305,9 +310,9 @@ def _infer_patch_nums(
             raise CheckpointError(f"{source}: lvl_1L has stages of {counts} tokens, other tensors say {described}")
         if given is not None and tuple(given) != found:
             raise CheckpointError(
-                f"{source} has patch_nums {_joined(found)} (lvl_1L), the option says {_joined(given)}"
+                f"{source} has patch_nums {_joined(found)} (lvl_1L), --patch-nums says {_joined(given)}"
             )
-        return found
+        return _checked_patch_nums(found)
     if given is not None:
         if not fits(patch_nums := _checked_patch_nums(given)):
             raise CheckpointError(f"{source} has {described}, which patch_nums {_joined(given)} do not give")
@@ -319,9 +324,17 @@ def _infer_patch_nums(
 
 
 def _checked_patch_nums(patch_nums: Sequence[int]) -> tuple[int, ...]:
-    if len(patch_nums) < 2 or any(pn < 1 for pn in patch_nums):
-        raise CheckpointError(f"patch_nums must be two or more positive side lengths, found {_joined(patch_nums)}")
+    if len(patch_nums) < 2 or min(patch_nums) < 1 or list(patch_nums) != sorted(patch_nums):
+        raise CheckpointError(
+            f"patch_nums must be two or more positive side lengths in ascending order, found {_joined(patch_nums)}"
+        )
     return tuple(patch_nums)
+
+
+def _checked_quant_resi(quant_resi: float) -> float:
+    if not abs(quant_resi) <= 1:  # nor is NaN
+        raise CheckpointError(f"quant_resi must be a number from -1 to 1, found {quant_resi}")
+    return quant_resi
 
 
 def _infer_phis(state_dict: Mapping[str, Tensor]) -> tuple[int, int]:
@@ -360,8 +373,12 @@ def load_models(
         patch_nums, num_heads: see `infer_var_config`.
         quant_resi, using_znorm: see `infer_vqvae_config`.
     Raises:
-        CheckpointError: a file cannot be read or loaded, or the two do not belong together.
+        CheckpointError: an option is out of its range, which is found first; a file cannot be read or loaded; the two
+            do not belong together.
     """
+    _checked_quant_resi(quant_resi)
+    if patch_nums is not None:
+        patch_nums = _checked_patch_nums(patch_nums)
     var = load_var(var_path, patch_nums=patch_nums, num_heads=num_heads)
     vqvae = load_vqvae(vae_path, patch_nums=var.config.patch_nums, quant_resi=quant_resi, using_znorm=using_znorm)
     for what, ours, theirs in (

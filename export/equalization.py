@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from nextscale.export.graph_builder import Weight
 from nextscale.export.var import VAR, Block
 
 # How much of the spread moves from activations to weights; 0.85 was best of 0.5 to 1 on a trained VAR.
 ALPHA = 0.85
+# A channel that was all but silent during calibration may wake up later: no factor may be far from the others.
+LARGEST_FACTOR = 64.0
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,9 @@ class Equalization:
 
     factors: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def multiply(self, layer: str, weight: Tensor) -> Tensor:
+    def multiply(self, layer: str, weight: Tensor) -> Weight:
         """The layer's weight [out, C] for equalized inputs; the same tensor if the layer is not equalized."""
-        return weight * self.factors[layer] if layer in self.factors else weight
+        return (lambda: weight * self.factors[layer]) if layer in self.factors else weight
 
     def divide(self, layer: str, rows: Tensor) -> Tensor:
         """What makes the layer's input channels, [C, ...], equalized; the same tensor if the layer is not."""
@@ -47,7 +50,7 @@ def equalizable_layers(var: VAR) -> dict[str, list[str]]:
 
 
 def choose_equalization(var: VAR, magnitudes: Mapping[str, Tensor], alpha: float = ALPHA) -> Equalization:
-    """Factors a**alpha / w**(1 - alpha), scaled to a geometric mean of 1 (SmoothQuant, Eq. 4).
+    """Factors a**alpha / w**(1 - alpha), scaled to a geometric mean of 1 (SmoothQuant, Eq. 4) and bounded.
 
     Args:
         var: the model.
@@ -62,7 +65,7 @@ def choose_equalization(var: VAR, magnitudes: Mapping[str, Tensor], alpha: float
         # A channel that is always zero, or that no weight reads, keeps a factor near the others'.
         alive = (activation > tiny) & (weight > tiny)
         logs = torch.where(alive, logs, logs[alive].mean() if alive.any() else torch.zeros(()))
-        factors[layer] = (logs - logs.mean()).exp()
+        factors[layer] = (logs - logs.mean()).exp().clamp(1 / LARGEST_FACTOR, LARGEST_FACTOR)
     return Equalization(factors)
 
 

@@ -10,8 +10,7 @@ import onnx_ir as ir
 from onnxscript import GraphBuilder, OpBuilder
 
 from nextscale.export.graph_builder import Constants, add_output, dimensions, finish, new_builder
-
-REQUEST_INPUTS = ("class_labels", "uniforms", "forced_tokens", "cfg_scale", "top_k", "top_p")
+from nextscale.runtime.manifest import REQUEST_INPUTS
 
 
 def state_names(stage_model: ir.Model) -> list[tuple[str, str]]:

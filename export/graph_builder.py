@@ -18,6 +18,8 @@ MICROSOFT = "com.microsoft"
 PRODUCER = "nextscale"
 
 Shape = Sequence[int | str]
+# A tensor, or what makes it each time it is needed: a changed copy of a large weight need not be held.
+Weight = torch.Tensor | Callable[[], torch.Tensor]
 
 
 def new_builder(name: str) -> GraphBuilder:
@@ -44,20 +46,27 @@ class Constants:
         self._builder = builder.root
         self._made: dict[str, ir.Value] = {}
 
-    def __call__(self, name: str, array: torch.Tensor | np.ndarray) -> ir.Value:
-        """The initializer `name`. The array is referenced, not copied, until the model is written."""
+    def __call__(self, name: str, array: Weight | np.ndarray) -> ir.Value:
+        """The initializer `name`. The array is referenced, not copied; one that a function makes is never kept."""
         if name not in self._made:
-            if isinstance(array, torch.Tensor):
-                array = array.detach().numpy()
-            self._made[name] = self._builder.initializer(ir.tensor(array, name=name), name, qualify=False)
+            self._made[name] = self._builder.initializer(_tensor(name, array), name, qualify=False)
         return self._made[name]
 
 
+def _tensor(name: str, array: Weight | np.ndarray) -> ir.TensorProtocol:
+    if callable(array):
+        make = array
+        dtype, shape = ir.DataType.FLOAT, ir.Shape(make().shape)
+        return ir.LazyTensor(lambda: ir.tensor(make().numpy(), name=name), dtype=dtype, shape=shape, name=name)
+    return ir.tensor(array.detach().numpy() if isinstance(array, torch.Tensor) else array, name=name)
+
+
 def linear(
-    op: OpBuilder, constants: Constants, name: str, x: ir.Value, weight: torch.Tensor, bias: torch.Tensor | None
+    op: OpBuilder, constants: Constants, name: str, x: ir.Value, weight: Weight, bias: torch.Tensor | None
 ) -> ir.Value:
     """x @ weight.T + bias: [..., in] -> [..., out]; weight is torch's [out, in]. The MatMul is named `name`."""
-    y = op.MatMul(x, constants(f"{name}.weight", weight.T), _name=name)
+    transposed: Weight = (lambda: weight().T) if callable(weight) else weight.T
+    y = op.MatMul(x, constants(f"{name}.weight", transposed), _name=name)
     return y if bias is None else op.Add(y, constants(f"{name}.bias", bias))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -14,6 +15,8 @@ from nextscale.export.random_weights import random_models
 from nextscale.runtime.errors import NextscaleError
 
 CLASS_NAMES_LIMIT = 4 * 2**20  # bytes
+# What ImageNet's lists put before a name.
+WORDNET_ID = re.compile(r"n\d{8}\s+")
 
 
 def checkpoint_source(
@@ -23,25 +26,39 @@ def checkpoint_source(
     preset: str | None = None,
     patch_nums: Sequence[int] | None = None,
     num_heads: int | None = None,
+    quant_resi: float = 0.5,
+    using_znorm: bool = False,
     class_names: Path | None = None,
 ) -> Source:
-    """A user's checkpoints; `preset` says what they must be, otherwise their shapes tell."""
+    """A user's checkpoints; `preset` says what they must be, otherwise their shapes and the options do.
+
+    Options and class names are checked before a checkpoint is read.
+    """
+    names = read_class_names(class_names)
     if preset is not None:
         expected = get_preset(preset)
         var, vqvae = load_var(var_path, config=expected.var), load_vqvae(vae_path, config=expected.vqvae)
     else:
-        var, vqvae = load_models(var_path, vae_path, patch_nums=patch_nums, num_heads=num_heads)
+        var, vqvae = load_models(
+            var_path,
+            vae_path,
+            patch_nums=patch_nums,
+            num_heads=num_heads,
+            quant_resi=quant_resi,
+            using_znorm=using_znorm,
+        )
     return Source(
         var,
         vqvae,
         name,
         f"Built from `{var_path.name}` and `{vae_path.name}`.",
-        class_names=read_class_names(class_names, var.config.num_classes),
+        class_names=_of_all_classes(names, var.config.num_classes),
     )
 
 
 def random_source(name: str, preset: str, seed: int, class_names: Path | None = None) -> Source:
     """A preset with random weights: as fast as the real one, and its pictures are noise."""
+    names = _of_all_classes(read_class_names(class_names), get_preset(preset).var.num_classes)
     var, vqvae = random_models(preset, seed)
     return Source(
         var,
@@ -49,7 +66,7 @@ def random_source(name: str, preset: str, seed: int, class_names: Path | None = 
         name,
         f"`{preset}` with random weights (seed {seed}): for measuring speed; its pictures are noise.",
         licence="none: random numbers",
-        class_names=read_class_names(class_names, var.config.num_classes),
+        class_names=names,
     )
 
 
@@ -69,11 +86,25 @@ def demo_source(name: str) -> Source:
     )
 
 
-def read_class_names(path: Path | None, num_classes: int) -> list[str] | None:
-    """Names in the order of the class ids: a JSON list, or one name a line.
+def require_printable(name: str) -> str:
+    """A bundle's name, if it can be one.
 
     Raises:
-        NextscaleError: the file cannot be read, or does not hold num_classes names.
+        NextscaleError: it is blank, or not a line of printable text.
+    """
+    if not name.strip() or not name.isprintable():
+        raise NextscaleError(f"the name {name!r} is not a line of printable text; give another --name")
+    return name
+
+
+def read_class_names(path: Path | None) -> list[str] | None:
+    """Names in the order of the class ids.
+
+    Args:
+        path: text of one name a line, each perhaps after its WordNet id; or JSON: a list of names, or an object of the
+            form {"0": "tench"} or {"0": ["n01440764", "tench"]}. None: no names.
+    Raises:
+        NextscaleError: the file cannot be read, is of another form, or has a name that is not printable.
     """
     if path is None:
         return None
@@ -84,20 +115,33 @@ def read_class_names(path: Path | None, num_classes: int) -> list[str] | None:
     except OSError as error:
         raise NextscaleError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
-        raise NextscaleError(f"{path}: not UTF-8 text; expected one class name a line, or a JSON list") from None
-    names = _parse_names(text, path)
-    if len(names) != num_classes:
-        raise NextscaleError(f"{path}: {len(names)} names, but the model has {num_classes} classes")
+        raise NextscaleError(f"{path}: not UTF-8 text; expected one class name a line, or JSON") from None
+    if text.lstrip().startswith(("[", "{")):
+        names = _parse_json(text, path)
+    else:
+        names = [WORDNET_ID.sub("", line.strip(), count=1) for line in text.splitlines() if line.strip()]
+    for label, name in enumerate(names):
+        if not name.isprintable():
+            raise NextscaleError(f"{path}: the name of class {label} is not printable text: {name!r:.80}")
     return names
 
 
-def _parse_names(text: str, path: Path) -> list[str]:
-    if not text.lstrip().startswith("["):
-        return [line.strip() for line in text.splitlines() if line.strip()]
+def _parse_json(text: str, path: Path) -> list[str]:
     try:
         names = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise NextscaleError(f"{path}: not a JSON list ({error})") from None
+        raise NextscaleError(f"{path}: not a JSON document ({error})") from None
+    if isinstance(names, dict):
+        in_order = [names.get(str(label)) for label in range(len(names))]
+        names = [entry[1] if isinstance(entry, list) and len(entry) == 2 else entry for entry in in_order]
     if not all(isinstance(name, str) for name in names):
-        raise NextscaleError(f"{path}: expected a JSON list of strings")
+        raise NextscaleError(
+            f'{path}: expected a JSON list of strings, {{"0": "tench", …}} or {{"0": ["n01440764", "tench"], …}}'
+        )
     return list(names)
+
+
+def _of_all_classes(names: list[str] | None, num_classes: int) -> list[str] | None:
+    if names is not None and len(names) != num_classes:
+        raise NextscaleError(f"--class-names has {len(names)} names, but the model has {num_classes} classes")
+    return names

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from onnxscript import OpBuilder
 
 from nextscale.export.equalization import Equalization
-from nextscale.export.graph_builder import Constants, add_output, finish, linear, new_builder, rows, scalar_at
+from nextscale.export.graph_builder import Constants, Weight, add_output, finish, linear, new_builder, rows, scalar_at
 from nextscale.export.multi_scale_quantizer import MultiScaleQuantizer, Phi, phi_index
 from nextscale.export.resampling import downsampling_matrix, upsampling_matrix
 from nextscale.export.sampling_graph import sample
@@ -161,8 +162,10 @@ class StageParts:
             layer = cast(torch.nn.Sequential, silu_and_linear)[1]
             assert isinstance(layer, torch.nn.Linear)
             bias = layer.bias.detach() + torch.tensor(ones).repeat_interleave(c)
-            weight, bias = (self.equalized(feeds, rows) for rows in (layer.weight.detach(), bias))
-            return linear(op, constants, name, activated, weight, bias)
+            weight: Weight = layer.weight.detach()
+            if self.equalization.factors:
+                weight = partial(self.equalized, feeds, layer.weight.detach())
+            return linear(op, constants, name, activated, weight, self.equalized(feeds, bias))
 
         ones = [0.0, 0.0, 1.0, 1.0, 0.0, 0.0]
         feeds = [(None, None, *[f"blocks.{i}.attn.qkv", f"blocks.{i}.ffn.fc1"] * 2) for i in range(depth)]
@@ -218,13 +221,14 @@ class StageParts:
         """softmax(q K) V over this stage's tokens and the past ones; K is kept transposed, [2B, H, d, T]."""
         attn, name, heads = self.torch_block(i).attn, f"blocks.{i}.attn", self.config.num_heads
         c, equalization = self.config.embed_dim, self.equalization
-        weight_q, weight_k, weight_v = equalization.multiply(f"{name}.qkv", attn.mat_qkv.weight.detach()).chunk(3)
+        weight_q, weight_k, weight_v = attn.mat_qkv.weight.detach().chunk(3)
         bias_q = attn.q_bias.detach()
         weight_v, bias_v = (equalization.divide(f"{name}.proj", rows) for rows in (weight_v, attn.v_bias.detach()))
         if not self.config.attn_l2_norm:
             weight_q, bias_q = weight_q * attn.scale, bias_q * attn.scale
 
-        def project(part: str, weight: torch.Tensor, bias: torch.Tensor | None) -> ir.Value:
+        def project(part: str, rows: torch.Tensor, bias: torch.Tensor | None) -> ir.Value:
+            weight = equalization.multiply(f"{name}.qkv", rows)
             y = linear(op, self.constants, f"{name}.{part}", x, weight, bias)
             return op.Reshape(y, [0, 0, heads, -1])
 

@@ -12,6 +12,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from nextscale.runtime.errors import NextscaleError
+
 Floats = NDArray[np.float32]
 
 
@@ -76,7 +78,7 @@ class Picture:
 Layer = Convolution | GroupNorm | Residual | Attention | Picture
 
 
-class PatternRefused(ValueError):
+class PatternRefused(NextscaleError):
     """A node is not part of a layer that the pass knows."""
 
     def __init__(self, node: ir.Node, reason: str) -> None:

@@ -7,7 +7,8 @@ lists each layer's quantized weight and the operator that consumes it after all 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,23 +41,32 @@ class FusionCertificate:
     graph: str
     layers: tuple[CertifiedLayer, ...]
 
-    def require_integer(self) -> None:
-        """Raise NextscaleError naming the first layers that fell back to float."""
+    def require_integer(self, layers: Collection[str] = ()) -> None:
+        """Raise NextscaleError naming the first layers that fell back to float.
+
+        Args:
+            layers: names of layers that a pass was meant to make integer; each must have a quantized weight
+                `{layer}.….codes` here.
+        """
+        names = [layer.weight.removeprefix("stage/").removeprefix("decoder/") for layer in self.layers]
+        skipped = [layer for layer in layers if not any(name.startswith(f"{layer}.") for name in names)]
         fallen = [layer for layer in self.layers if not layer.is_integer]
+        fallen += [CertifiedLayer(name, ("never quantized",)) for name in skipped]
         if fallen:
+            total = len(self.layers) + len(skipped)
             shown = ", ".join(f"{layer.weight} -> {'+'.join(layer.kernels) or 'folded away'}" for layer in fallen[:3])
             raise NextscaleError(
-                f"{self.graph}: {len(fallen)} of {len(self.layers)} integer layers fell back to float in onnxruntime "
+                f"{self.graph}: {len(fallen)} of {total} integer layers fell back to float in onnxruntime "
                 f"{onnxruntime.__version__} ({shown}); build with a release that the fusion tests cover"
             )
 
     def kernel_counts(self) -> dict[str, int]:
         """How many layers each kernel has."""
-        counts: dict[str, int] = {}
-        for layer in self.layers:
-            for kernel in layer.kernels:
-                counts[kernel] = counts.get(kernel, 0) + 1
-        return counts
+        return dict(Counter(kernel for layer in self.layers for kernel in layer.kernels))
+
+    def by_layer(self) -> dict[str, str]:
+        """The kernel of each quantized weight, for the manifest."""
+        return {layer.weight.removesuffix(CODES_SUFFIX): "+".join(layer.kernels) for layer in self.layers}
 
 
 def certify(path: Path, options: SessionOptions | None = None) -> FusionCertificate:

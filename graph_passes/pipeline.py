@@ -1,4 +1,4 @@
-"""The passes that make an int8 bundle of float32 graphs, as one ordered list."""
+"""What makes an int8 bundle of float32 graphs: which layers become integer, and the passes in their order."""
 
 from __future__ import annotations
 

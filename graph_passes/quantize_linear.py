@@ -84,9 +84,13 @@ def _insert_quantizers(
 ) -> dict[ir.Value, Quantizer]:
     """One QuantizeLinear for each distinct input of the layers."""
     first = {layer.activation: layer for layer in reversed(layers)}
-    by_stage = {a: la for a, la in first.items() if len(ranges[la.name].minimum) > 1}
-    qparams = {a: ActivationQParams.from_range(ranges[la.name]) for a, la in first.items()}
-    values = _stage_tables(model.graph, {a: qparams[a] for a in by_stage}, stage_input)
+    merged: dict[ir.Value, Range] = {}
+    for layer in layers:
+        activation, found = layer.activation, ranges[layer.name]
+        merged[activation] = merged[activation].merge(found) if activation in merged else found
+    qparams = {activation: ActivationQParams.from_range(found) for activation, found in merged.items()}
+    by_stage = {activation: found for activation, found in qparams.items() if len(found.scale) > 1}
+    values = _stage_tables(model.graph, by_stage, stage_input)
     quantizers = {}
     for activation, layer in first.items():
         name = activation.name

@@ -100,15 +100,19 @@ class Bundle:
             label = int(name) if isinstance(name, str) else index(name)
         except TypeError:
             raise ClassLabelError(f"class {name!r}: expected an integer or a class name") from None
-        last = self.model.num_classes - 1
-        if not 0 <= label <= last + 1:
-            raise ClassLabelError(f"class {label} is out of range: expected 0 to {last} ({last + 1} is the null class)")
+        except ValueError:  # Python converts no more than some thousand digits
+            raise ClassLabelError(f"class {name!s:.20}… is out of range: expected {self._label_range()}") from None
+        if not 0 <= label <= self.model.num_classes:
+            raise ClassLabelError(f"class {label} is out of range: expected {self._label_range()}")
         return label
 
     def class_name(self, label: int) -> str:
         """A class's name, or its id as text where it has none."""
         names = self.manifest.class_names
         return names[label] if names is not None and label < len(names) else str(label)
+
+    def _label_range(self) -> str:
+        return f"0 to {self.model.num_classes - 1} ({self.model.num_classes} is the null class)"
 
     def _label_of_name(self, name: str) -> int:
         names = self.manifest.class_names
@@ -129,7 +133,10 @@ class Bundle:
     def _check_file(self, name: str) -> None:
         path, info = self.path / name, self.manifest.files[name]
         if Path(os.path.realpath(path)).parent != Path(os.path.realpath(self.path)):
-            raise BundleError(f"{path}: the file is a link out of the bundle's folder; copy it into the folder")
+            raise BundleError(
+                f"{path}: the file is a link out of the bundle's folder, as in a download cache; "
+                "make a real copy of the folder (cp -rL) and use that"
+            )
         if not os.path.isfile(path):
             raise BundleError(f"{path}: the file is missing; copy or build the bundle again")
         size = os.path.getsize(path)

@@ -1,6 +1,7 @@
 """manifest.json, schema 1, as frozen dataclasses; the parser trusts nothing it reads."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +30,9 @@ DECODER_INPUTS = {"f_hat": "float32"}
 DECODER_OUTPUTS = {"images": "uint8"}
 
 _SHOWN = 8
+# Of the state for one image; a real f_hat has 32,768 elements in four dimensions.
+_STATE_DIMENSIONS = 8
+_STATE_ELEMENTS = 2**28
 
 Dimension = int | str | None
 _T = TypeVar("_T")
@@ -274,6 +278,11 @@ def _tensor(owner: _Fields, key: str, value: object) -> TensorInfo:
 def _state(owner: _Fields, key: str, value: object) -> StateInfo:
     fields = _Fields(value, owner.where, f"{owner.path}.{key}")
     shape = fields.items("initial_shape", _initial_size)
+    # Sizes of 0 count as 1: NumPy refuses a shape whose other sizes overflow, though it has no elements.
+    elements = math.prod(size for size in shape if isinstance(size, int) and size)
+    if len(shape) > _STATE_DIMENSIONS or elements > _STATE_ELEMENTS:
+        expected = f"at most {_STATE_DIMENSIONS} dimensions of {_STATE_ELEMENTS} elements in all"
+        fields.refuse("initial_shape", expected, list(shape))
     return StateInfo(fields.text("input"), fields.text("output"), fields.dtype(), shape)
 
 

@@ -57,6 +57,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+DEMO_FILES = ("vae.safetensors", "var.safetensors", "class_names.json", "model_card.md")
+
+
 @pytest.fixture(scope="session")
 def unpacked(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unpacked")
@@ -81,6 +84,7 @@ def test_every_module_and_the_demo_model_are_in_it(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert names == expected
+    assert {f"nextscale/demo/{name}" for name in DEMO_FILES} <= names
 
 
 def test_its_metadata(wheel: Path) -> None:

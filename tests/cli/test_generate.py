@@ -168,5 +168,5 @@ def test_ctrl_c_leaves_nothing(
     monkeypatch.setattr(Generator, "_run", interrupt_at_second_stage)
     assert run(fake_bundle, "--class", 0, "--out", tmp_path / "a.png", "--npz", tmp_path / "a.npz") == 130
     assert len(stages) == 2
-    assert capsys.readouterr().err.strip() == "error: interrupted; nothing was written"
+    assert capsys.readouterr().err.strip() == "error: interrupted; nothing half-written was left"
     assert not list(tmp_path.iterdir())

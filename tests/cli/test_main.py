@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 import types
@@ -77,6 +78,33 @@ def test_a_module_that_is_missing_by_mistake_is_no_missing_extra(monkeypatch: py
     monkeypatch.setattr("nextscale.cli.main.importlib.import_module", missing)
     with pytest.raises(ModuleNotFoundError):
         main(["build"])
+
+
+def test_memory_that_torch_lacks_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    monkeypatch.setattr("nextscale.cli.main.importlib.import_module", lambda name: torch.empty(2**48))
+    assert main(["build", "demo"]) == 2
+    captured = capsys.readouterr().err
+    assert captured.startswith("error: out of memory; ")
+    assert captured.count("\n") == 1
+
+
+def test_another_runtime_error_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> types.ModuleType:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("nextscale.cli.main.importlib.import_module", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["build"])
+
+
+def test_the_handler_of_sigterm_is_put_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["--version"]) == 0
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_the_runtime_commands_need_neither_torch_nor_onnx(fake_bundle: Path, tmp_path: Path) -> None:

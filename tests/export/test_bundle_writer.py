@@ -205,9 +205,16 @@ def test_the_manifest_tells_sizes_and_hashes(tiny_bundle: Path) -> None:
     Bundle.open(tiny_bundle, verify_hashes=True)
 
 
-def test_remembered_tokens_replace_the_stored_ones_alone(tmp_path: Path) -> None:
-    manifest = {"name": "a", "verify": {"seed": 3, "token_maps": [[0]]}}
+def test_completing_replaces_tokens_recipe_and_card_alone(tmp_path: Path) -> None:
+    files = {"a": {"size": 1, "sha256": "x"}, "card.md": {}}
+    manifest = {"name": "a", "recipe": {"name": "b"}, "files": files, "verify": {"seed": 3, "token_maps": [[0]]}}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    bundle_writer.remember_tokens(tmp_path, [[7]])
-    manifest["verify"] = {"seed": 3, "token_maps": [[7]]}
-    assert json.loads((tmp_path / "manifest.json").read_text()) == manifest
+    bundle_writer.complete_manifest(tmp_path, [[7]], {"name": "c"}, "# card\n")
+    completed = json.loads((tmp_path / "manifest.json").read_text())
+    files["card.md"] = {"size": 7, "sha256": hashlib.sha256(b"# card\n").hexdigest()}
+    assert completed == {
+        "name": "a",
+        "recipe": {"name": "c"},
+        "files": files,
+        "verify": {"seed": 3, "token_maps": [[7]]},
+    }

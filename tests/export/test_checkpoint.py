@@ -127,7 +127,8 @@ def test_configurations_are_inferred(case: Case) -> None:
     with torch.device("meta"):
         vqvae = VQVAE(case.vqvae)
     var = VAR(case.var)
-    assert infer_var_config(var.state_dict()) == case.var
+    num_heads = None if case.var.attn_l2_norm else case.var.num_heads
+    assert infer_var_config(var.state_dict(), num_heads=num_heads) == case.var
     options = {"quant_resi": case.vqvae.quant_resi, "using_znorm": case.vqvae.using_znorm}
     assert infer_vqvae_config(vqvae.state_dict(), patch_nums=case.patch_nums, **options) == case.vqvae
 
@@ -151,13 +152,58 @@ def test_unknown_stages_need_the_option(models: tuple[VAR, VQVAE]) -> None:
     assert infer_var_config(state, patch_nums=(1, 2, 3, 4, 5)) == CASE.var
     with pytest.raises(CheckpointError, match=r"which patch_nums 1,2,3,4,6 do not give"):
         infer_var_config(state, patch_nums=(1, 2, 3, 4, 6))
-    with pytest.raises(CheckpointError, match=r"two or more positive side lengths, found 5"):
-        infer_var_config(state, patch_nums=(5,))
+
+
+BAD_PATCH_NUMS = [(5,), (), (0, 1), (1, 2, 3, 5, 4)]
+
+
+@pytest.mark.parametrize("patch_nums", BAD_PATCH_NUMS, ids=str)
+def test_stages_that_no_model_has_are_refused(models: tuple[VAR, VQVAE], patch_nums: tuple[int, ...]) -> None:
+    message = "two or more positive side lengths in ascending order, found " + ",".join(map(str, patch_nums))
+    var, vqvae = map(random_state, models)
+    with pytest.raises(CheckpointError, match=message):
+        infer_var_config(var, patch_nums=patch_nums)
+    with pytest.raises(CheckpointError, match=message):
+        infer_vqvae_config(vqvae, patch_nums=patch_nums)
+
+
+@pytest.mark.parametrize("patch_nums", [(5,), (1, 2, 4, 3)], ids=str)
+def test_a_checkpoint_of_stages_that_no_model_has_is_refused(var_state: StateDict, patch_nums: tuple[int, ...]) -> None:
+    stages = [pn * pn for pn in patch_nums]
+    var_state["lvl_1L"] = torch.cat([torch.full((1, length), si) for si, length in enumerate(stages)], dim=1)
+    var_state["lvl_embed.weight"] = torch.zeros(len(stages), 128)
+    var_state["pos_1LC"], var_state["pos_start"] = torch.zeros(1, sum(stages), 128), torch.zeros(1, stages[0], 128)
+    with pytest.raises(
+        CheckpointError, match="side lengths in ascending order, found " + ",".join(map(str, patch_nums))
+    ):
+        infer_var_config(var_state)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"patch_nums": bad}, "side lengths in ascending order") for bad in BAD_PATCH_NUMS]
+    + [({"quant_resi": bad}, "quant_resi must be a number from -1 to 1") for bad in (1.5, float("nan"))],
+    ids=str,
+)
+def test_bad_options_are_refused_before_a_file_is_read(options: dict, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        load_models("missing.pth", "missing.pth", **options)
+
+
+def test_options_that_tensors_never_tell_reach_the_vqvae(
+    var_state: StateDict, vqvae_state: StateDict, save: Callable[..., Path]
+) -> None:
+    paths = save(var_state), save(vqvae_state, "vqvae.pth")
+    official, other = (
+        load_models(*paths, **options)[1].config for options in ({}, {"quant_resi": 0.25, "using_znorm": True})
+    )
+    assert (official.quant_resi, official.using_znorm) == (0.5, False)
+    assert (other.quant_resi, other.using_znorm) == (0.25, True)
 
 
 def test_stages_that_contradict_the_checkpoint_are_refused(var_state: StateDict) -> None:
-    with pytest.raises(CheckpointError, match=r"has patch_nums 1,2,3,4,5 \(lvl_1L\), the option says 1,2,3,5,4"):
-        infer_var_config(var_state, patch_nums=(1, 2, 3, 5, 4))
+    with pytest.raises(CheckpointError, match=r"has patch_nums 1,2,3,4,5 \(lvl_1L\), --patch-nums says 1,2,3,4,6"):
+        infer_var_config(var_state, patch_nums=(1, 2, 3, 4, 6))
     for level in (torch.zeros_like(var_state["lvl_1L"]), var_state["lvl_1L"].flip(1)):
         with pytest.raises(CheckpointError, match=r"lvl_1L has stages of \[.*\] tokens, other tensors say 5 stages"):
             infer_var_config(var_state | {"lvl_1L": level})
@@ -167,13 +213,17 @@ def test_heads_that_shapes_cannot_tell_are_an_option() -> None:
     config = VARConfig(depth=1, embed_dim=96, num_heads=3, attn_l2_norm=False, patch_nums=(1, 2, 3), vocab_size=8)
     state = VAR(config).state_dict()
     assert infer_var_config(state, num_heads=3) == config
+    with pytest.raises(CheckpointError, match="cannot tell its heads: give --num-heads or --preset"):
+        infer_var_config(state)
     for num_heads in (5, -3):
-        with pytest.raises(CheckpointError, match=rf"width 96 is not a multiple of {num_heads} heads; give num_heads"):
+        with pytest.raises(
+            CheckpointError, match=rf"width 96 is not a multiple of {num_heads} heads; give --num-heads"
+        ):
             infer_var_config(state, num_heads=num_heads)
 
 
 def test_heads_that_contradict_the_checkpoint_are_refused(var_state: StateDict) -> None:
-    with pytest.raises(CheckpointError, match=r"has 4 heads \(scale_mul_1H11\), num_heads says 2"):
+    with pytest.raises(CheckpointError, match=r"has 4 heads \(scale_mul_1H11\), --num-heads says 2"):
         infer_var_config(var_state, num_heads=2)
 
 
@@ -202,6 +252,26 @@ def test_a_truncated_file(tmp_path: Path, var_state: StateDict, form: str, kept:
     path.write_bytes(content[: int(kept * len(content))])
     with pytest.raises(CheckpointError, match=r"var\.bin is (a )?(truncated|damaged)"):
         load_var(path)
+
+
+def test_a_legacy_file_cut_anywhere(tmp_path: Path) -> None:
+    """At every byte of its pickles, which hold about three quarters of so small a file, and of its numbers."""
+    path = tmp_path / "var.pth"
+    torch.save({f"w{i}": torch.ones(i) for i in range(8)}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    for size in range(1, len(content)):
+        path.write_bytes(content[:size])
+        with pytest.raises(CheckpointError, match=r"var\.pth is (truncated|damaged)"):
+            read_state_dict(path)
+
+
+def test_a_damaged_zip(save: Callable[..., Path], var_state: StateDict) -> None:
+    path = save(var_state)
+    content = path.read_bytes()
+    directory = content.rindex(b"PK\x01\x02")
+    path.write_bytes(content[:directory] + b"XX" + content[directory + 2 :])
+    with pytest.raises(CheckpointError, match=r"var\.pth is truncated or damaged"):
+        read_state_dict(path)
 
 
 @pytest.mark.parametrize(
@@ -298,8 +368,10 @@ def test_a_mismatch_lists_the_keys(var_state: StateDict, save: Callable[..., Pat
 
 
 def test_tensors_of_another_rank(var_state: StateDict, save: Callable[..., Path]) -> None:
-    with pytest.raises(CheckpointError, match=r"1 misshapen: pos_1LC \(expected 3 dimensions, found \[7040\]\)"):
-        load_var(save(var_state | {"pos_1LC": var_state["pos_1LC"].flatten()}))
+    for spoilt, found in ((var_state["pos_1LC"].flatten(), "7040"), (torch.zeros(1, 0, 128), "1, 0, 128")):
+        message = rf"1 misshapen: pos_1LC \(expected 3 dimensions above 0, found \[{found}\]\)"
+        with pytest.raises(CheckpointError, match=message):
+            load_var(save(var_state | {"pos_1LC": spoilt}))
 
 
 def test_a_mismatch_names_the_preset_that_would_fit(save: Callable[..., Path]) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_model import L, tiny_models
 
-from nextscale.export.equalization import Equalization, choose_equalization, equalizable_layers
+from nextscale.export.equalization import LARGEST_FACTOR, Equalization, choose_equalization, equalizable_layers
 from nextscale.export.stage_graph import build_stage_graph
 from nextscale.export.var import VAR
 from nextscale.graph_passes.qparams import Range
@@ -81,3 +81,11 @@ def test_the_equalized_range_is_that_of_the_divided_channels() -> None:
     found = Range(x.min(axis=1), x.max(axis=1)).equalized(factors)
     np.testing.assert_array_equal(found.minimum, (x / factors).min(axis=(1, 2)))
     np.testing.assert_array_equal(found.maximum, (x / factors).max(axis=(1, 2)))
+
+
+def test_a_channel_that_was_all_but_silent_gets_no_extreme_factor() -> None:
+    var, _ = tiny_models()
+    magnitude = torch.ones(64)
+    magnitude[3] = 1e-9
+    factors = choose_equalization(var, {"head": magnitude}).factors["head"]
+    assert factors.min() == 1 / LARGEST_FACTOR

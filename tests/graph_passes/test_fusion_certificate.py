@@ -14,6 +14,7 @@ from nextscale.export.graph_builder import Constants, add_output, finish, new_bu
 from nextscale.graph_passes.fusion_certificate import CertifiedLayer, FusionCertificate, certify
 from nextscale.graph_passes.qparams import Range
 from nextscale.graph_passes.quantize_linear import quantize_linear
+from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.errors import NextscaleError
 
 BLOCK = ["attn.q", "attn.k", "attn.v", "attn.proj", "ffn.fc1", "ffn.fc2"]
@@ -149,3 +150,17 @@ def test_no_more_than_three_layers_are_listed() -> None:
     with pytest.raises(NextscaleError) as caught:
         certificate.require_integer()
     assert str(caught.value).count("Gemm") == 3
+
+
+def test_a_planned_layer_that_no_pass_quantized_is_refused(int8_bundle: Path) -> None:
+    certificate = certify(int8_bundle / "stage.onnx", ONE_THREAD)
+    certificate.require_integer(["blocks.0.attn.q", "head"])
+    with pytest.raises(NextscaleError, match=r"word_embed -> never quantized"):
+        certificate.require_integer(["head", "word_embed"])
+
+
+def test_the_manifest_names_each_layers_kernel(int8_bundle: Path) -> None:
+    kernels = Bundle.open(int8_bundle).manifest.recipe["kernels"]
+    assert kernels["stage"]["blocks.1.ffn.fc2.weight"] == "MatMulIntegerToFloat"
+    assert kernels["decoder"]["decoder.conv_in"] == "QLinearConv"
+    assert set(kernels["stage"].values()) == {"MatMulIntegerToFloat"}
