@@ -22,7 +22,7 @@ from nextscale.calib_data.calibrate import CalibrationSettings
 from nextscale.cli.options import IntegerList, threads
 from nextscale.export.build import BuildOptions, build_bundle
 from nextscale.export.bundle_writer import require_absent
-from nextscale.export.sources import checkpoint_source, demo_source, random_source, require_printable
+from nextscale.export.sources import checkpoint_source, demo_source, random_source, require_plain_name
 from nextscale.runtime.session import SessionOptions
 
 CHECKPOINT = click.Path(path_type=Path)
@@ -45,7 +45,7 @@ UNTOLD = ("patch_nums", "num_heads", "quant_resi", "using_znorm")
     show_default=True,
     help="Of the VQVAE, whose checkpoint never tells; the default is the official releases'.",
 )
-@click.option("--using-znorm", is_flag=True, help="Likewise; the official releases do not use it.")
+@click.option("--using-znorm", is_flag=True, help="Likewise; the official releases do without it.")
 @click.option(
     "--class-names",
     type=CHECKPOINT,
@@ -89,7 +89,7 @@ def build(
     nextscale build --preset var-d16 --random-weights --out d16-random
     """
     require_absent(out)
-    name = require_printable(name or out.name)
+    name = require_plain_name(name or out.name)
     if model == "demo":
         _refuse("demo", "var", "vae", *UNTOLD, "preset", "random_weights", "class_names")
         source = demo_source(name)

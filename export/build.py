@@ -123,7 +123,7 @@ def _build_int8(
     integer = stage_layers(stage_model)
     convolutions = [str(node.name) for node in decoder_model.graph if node.op_type == "Conv"]
     # Beside the bundle, since the manifest lists what lies in it; full precision is needed again for the comparison.
-    with tempfile.TemporaryDirectory(prefix=f".{source.name}.calibration-", dir=folder.parent) as full_precision:
+    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.calibration-", dir=folder.parent) as full_precision:
         calibration = _calibrate(source, Path(full_precision), stage_model, decoder_model, options, progress)
         progress("quantizing")
         equalization = _equalization(source.var, calibration)

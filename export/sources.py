@@ -13,10 +13,11 @@ from nextscale.export.checkpoint import load_models, load_var, load_vqvae
 from nextscale.export.presets import get_preset
 from nextscale.export.random_weights import random_models
 from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime.manifest import is_plain_name
 
 CLASS_NAMES_LIMIT = 4 * 2**20  # bytes
 # What ImageNet's lists put before a name.
-WORDNET_ID = re.compile(r"n\d{8}\s+")
+WORDNET_ID = re.compile(r"^n\d{8}\s+")
 
 
 def checkpoint_source(
@@ -86,14 +87,16 @@ def demo_source(name: str) -> Source:
     )
 
 
-def require_printable(name: str) -> str:
+def require_plain_name(name: str) -> str:
     """A bundle's name, if it can be one.
 
     Raises:
-        NextscaleError: it is blank, or not a line of printable text.
+        NextscaleError: it is blank, not printable, or no file name on some system.
     """
-    if not name.strip() or not name.isprintable():
-        raise NextscaleError(f"the name {name!r} is not a line of printable text; give another --name")
+    if not name.strip() or not is_plain_name(name):
+        raise NextscaleError(
+            f'the name {name!r} cannot name a bundle: expected printable text without /\\:*?"<>|; give another --name'
+        )
     return name
 
 

@@ -46,6 +46,20 @@ def describe_machine(cpuinfo: Path = _CPUINFO) -> Machine:
     )
 
 
+def saturation_warning(recipe: str, machine: Machine | None = None) -> str | None:
+    """A line for users of an integer bundle on a CPU whose u8 x s8 products may saturate; None where all is well.
+
+    Without VNNI, x86 adds pairs of products in 16 bits (vpmaddubsw), which large codes overflow.
+    """
+    machine = machine or describe_machine()
+    if recipe == "fp32" or machine.has_int8_dot:
+        return None
+    return (
+        f"warning: {machine.cpu} has no VNNI instructions: integer products may saturate there, and pictures suffer; "
+        "`nextscale verify` tells how much"
+    )
+
+
 def versions() -> dict[str, str]:
     """The versions that decide speed and rounding."""
     return {

@@ -25,7 +25,7 @@ PACKAGES = {
         for name in ("calib_data", "cli", "demo", "evaluate", "export", "graph_passes", "runtime")
     },
 }
-DATA = ("py.typed", ".safetensors", ".json", ".md")
+DATA = ("py.typed", ".safetensors", ".json", ".md", "LICENSE-WEIGHTS")
 # A stand-in for an install without the extra `export`: its packages cannot be imported.
 RUN = """
 import sys
@@ -93,7 +93,7 @@ def test_its_metadata(wheel: Path) -> None:
         info = f"nextscale-{__version__}.dist-info"
         metadata = archive.read(f"{info}/METADATA").decode()
         assert "nextscale = nextscale.cli.main:main" in archive.read(f"{info}/entry_points.txt").decode()
-        assert f"{info}/licenses/LICENSE" in archive.namelist()
+        assert {f"{info}/licenses/LICENSE", f"{info}/licenses/demo/LICENSE-WEIGHTS"} <= set(archive.namelist())
     base = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:") and "extra" not in line]
     names = {line.split()[1].split(">")[0] for line in base}
     assert names == {"numpy", "onnxruntime", "click", "rich", "pillow"}

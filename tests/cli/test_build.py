@@ -16,7 +16,9 @@ from torch import Tensor
 
 from nextscale.cli.main import main
 from nextscale.export import presets, random_weights
+from nextscale.export.build import Source
 from nextscale.runtime import Bundle
+from nextscale.runtime.errors import NextscaleError
 
 RUN = "import sys; sys.path[:] = {path!r}; from nextscale.cli.main import main; sys.exit(main(sys.argv[1:]))"
 FAST = ("--calibration-images", "2", "--threads", "1")
@@ -95,15 +97,29 @@ def test_a_float32_checkpoint_keeps_its_numbers(
     assert (manifest.name, manifest.class_names) == ("bundle", None)
 
 
+@pytest.mark.parametrize(
+    ("options", "quant_resi", "using_znorm"),
+    [((), 0.5, False), (("--quant-resi", "0.25", "--using-znorm"), 0.25, True)],
+    ids=["official", "given"],
+)
 def test_what_a_checkpoint_never_tells_is_an_option(
-    checkpoints: Path, tmp_path: Path, fp32_bundle: Path, capsys: pytest.CaptureFixture[str]
+    checkpoints: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    quant_resi: float,
+    using_znorm: bool,
 ) -> None:
-    """phi's share of the features, and normalized codes, which this tokenizer's tensors do not show."""
-    weights = {(fp32_bundle / "weights.data").read_bytes()}
-    for i, option in enumerate([["--quant-resi", "0.25"], ["--using-znorm"]]):
-        assert main(arguments(checkpoints, tmp_path / str(i), "--precision", "fp32", *option)) == 0
-        weights.add((tmp_path / str(i) / "weights.data").read_bytes())
-    assert len(weights) == 3
+    sources: list[Source] = []
+
+    def no_build(source: Source, *further: object) -> None:
+        sources.append(source)
+        raise NextscaleError("built nothing")
+
+    monkeypatch.setattr("nextscale.cli.build.build_bundle", no_build)
+    assert main(arguments(checkpoints, tmp_path / "bundle", *options)) == 2
+    config = sources[0].vqvae.config
+    assert (config.quant_resi, config.using_znorm) == (quant_resi, using_znorm)
 
 
 @pytest.fixture
@@ -190,8 +206,8 @@ def test_bad_class_names_are_one_line(
         (("--patch-nums", "1,3,2,4"), "two or more positive side lengths in ascending order, found 1,3,2,4"),
         (("--patch-nums", "4"), "two or more positive side lengths in ascending order, found 4"),
         (("--quant-resi", "nan"), "quant_resi must be a number from -1 to 1, found nan"),
-        (("--name", "a\tname"), "the name 'a\\tname' is not a line of printable text; give another --name"),
-        (("--name", " "), "the name ' ' is not a line of printable text"),
+        (("--name", "a\tname"), "the name 'a\\tname' cannot name a bundle: expected printable text without"),
+        (("--name", " "), "the name ' ' cannot name a bundle"),
     ],
     ids=" ".join,
 )
@@ -343,7 +359,7 @@ def test_an_interrupt_leaves_nothing(checkpoints: Path, tmp_path: Path, sent: si
         text=True,
     )
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".bundle.partial-*/*/manifest.json")) and process.poll() is None:
+    while not list(tmp_path.glob(".bundle.*.calibration-*/manifest.json")) and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     time.sleep(0.3)

@@ -255,7 +255,7 @@ def test_a_truncated_file(tmp_path: Path, var_state: StateDict, form: str, kept:
 
 
 def test_a_legacy_file_cut_anywhere(tmp_path: Path) -> None:
-    """At every byte of its pickles, which hold about three quarters of so small a file, and of its numbers."""
+    """At every byte of its pickles and of its numbers."""
     path = tmp_path / "var.pth"
     torch.save({f"w{i}": torch.ones(i) for i in range(8)}, path, _use_new_zipfile_serialization=False)
     content = path.read_bytes()

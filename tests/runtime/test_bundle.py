@@ -189,7 +189,8 @@ def test_a_link_out_of_the_folder_is_refused(damaged: Path) -> None:
     outside = (damaged / "weights.data").rename(damaged.parent / "weights.data")
     (damaged / "weights.data").symlink_to(outside)
     with pytest.raises(
-        BundleError, match=r"weights\.data: a link out of the bundle's folder, as in a download cache; .*copy"
+        BundleError,
+        match=r"weights\.data: the file is a link out of the bundle's folder, as in a download cache; .*copy",
     ):
         Bundle.open(damaged)
 

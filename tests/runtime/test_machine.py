@@ -1,6 +1,8 @@
 from pathlib import Path
 
-from nextscale.runtime.machine import describe_machine, versions
+import pytest
+
+from nextscale.runtime.machine import Machine, describe_machine, saturation_warning, versions
 
 
 def test_isa_flags_come_from_cpuinfo(tmp_path: Path) -> None:
@@ -18,6 +20,16 @@ def test_a_machine_without_cpuinfo_is_described_too(tmp_path: Path) -> None:
     assert machine.isa == ()
     assert not machine.has_int8_dot
     assert machine.logical_cpus >= 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "isa", "warned"),
+    [("int8", ("avx2",), True), ("int8", ("avx2", "avx512_vnni"), False), ("fp32", ("avx2",), False)],
+)
+def test_a_cpu_that_saturates_is_named(recipe: str, isa: tuple[str, ...], warned: bool) -> None:
+    warning = saturation_warning(recipe, Machine("Old CPU", isa, 4, "Linux"))
+    assert (warning is not None) == warned
+    assert warning is None or "Old CPU has no VNNI" in warning
 
 
 def test_versions_name_what_matters() -> None:
