@@ -20,7 +20,7 @@ from nextscale.export.sources import demo_source
 from nextscale.runtime.next_scale_loop import Generator
 from nextscale.runtime.session import SessionOptions
 
-CFG_SCALES = (0.0, 1.5, 4.0, 8.0)
+CFG_SCALES = (1.5, 4.0)
 
 
 def log(step: str, done: int = 0, total: int = 0) -> None:

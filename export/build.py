@@ -146,7 +146,7 @@ def _build_int8(
             Generator(full_precision, options.session),
             {"int8": Generator(folder, options.session)},
             images=AGREEMENT_IMAGES,
-            batch_size=options.calibration.batch_size,
+            batch_size=1,  # two models at once: more would need more memory than calibration
             on_images=lambda done: progress("comparing with full precision", done, AGREEMENT_IMAGES),
         )["int8"]
     return recipe | {
