@@ -72,8 +72,8 @@ def calibrate(
         on_images: called with the number of images sampled, after each batch.
     """
     labels = calibration_labels(observed.model.num_classes, settings)
-    # One after the other: the two sessions together would need half as much memory again.
     names = [observed_name(layer) for layer in stage_layers] + [channels_name(layer) for layer in channel_layers]
+    # One after the other: the two sessions together would need half as much memory again.
     token_maps, f_hat, found = _observe_stages(observed, names, labels, settings, options, on_images)
     decoder_ranges = _observe_decoder(observed, decoder_layers, f_hat, options)
     return Calibration(

@@ -11,7 +11,7 @@ from nextscale.graph_passes.qparams import Range
 from nextscale.graph_passes.quantize_decoder import observed_nodes, quantize_decoder
 from nextscale.graph_passes.quantize_linear import linear_layers, quantize_linear
 
-# 32 inputs a token: its products are 0.1% of the work, and in float it takes a fifth off the error (docs/decisions).
+# 32 inputs a token: next to no work, and its error would reach every later layer (docs/decisions/0003).
 FLOAT_LAYERS = frozenset({"word_embed"})
 # They depend on the class alone; their input's range is known from the class embedding, without observing.
 CLASS_LAYER = "ada_lin"

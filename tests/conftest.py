@@ -1,14 +1,28 @@
-"""Real bundles of a tiny model, built once for all tests; torch is imported only by tests that ask for them."""
+"""Bundles for all tests: a fake one, and real ones of a tiny model; torch is imported only by tests that need it."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from fake_bundle import write_fake_bundle
 
 if TYPE_CHECKING:
     from nextscale.runtime import Generator
+
+
+@pytest.fixture(scope="session")
+def fake_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle to read; use `damaged` to change one."""
+    return write_fake_bundle(tmp_path_factory.mktemp("bundles") / "fake")
+
+
+@pytest.fixture
+def damaged(fake_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the bundle that the test may change."""
+    return shutil.copytree(fake_bundle, tmp_path / "damaged")
 
 
 @pytest.fixture(scope="session")
