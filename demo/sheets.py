@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -85,29 +86,46 @@ def reconstructions(weights: Path, data: Path, count: int, originals: bool, out:
 
 
 @main.command()
-@click.option("--logs", type=click.Path(exists=True, path_type=Path), required=True, help="Folder of the two logs.")
+@click.option("--logs", type=click.Path(exists=True, path_type=Path), required=True, help="Folder of the logs.")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def curves(logs: Path, out: Path) -> None:
-    """The tokenizer's PSNR and the transformer's losses over training time."""
+    """The tokenizer's PSNR and the transformer's losses over training time.
+
+    `transformer_continued.jsonl`, if there, is a run that began with the weights of `transformer.jsonl`'s last
+    validation: it goes on from there.
+    """
     from matplotlib.figure import Figure
 
-    def read(name: str, key: str) -> tuple[list[float], list[float]]:
-        records = [json.loads(line) for line in (logs / name).read_text().splitlines()]
-        kept = [r for r in records if key in r and "seconds" in r]
-        return [r["seconds"] / 60 for r in kept], [r[key] for r in kept]
+    transformer, begins = _records(logs / "transformer.jsonl"), []
+    if (continued := logs / "transformer_continued.jsonl").exists():
+        begins = [r["seconds"] for r in transformer if "val_loss" in r][-1:]
+        transformer = [r for r in transformer if r["seconds"] <= begins[0]]
+        transformer += [r | {"seconds": begins[0] + r["seconds"]} for r in _records(continued)]
 
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(*read("tokenizer.jsonl", "val_psnr"), marker=".", color="tab:blue")
+    left.plot(*_points(_records(logs / "tokenizer.jsonl"), "val_psnr"), marker=".", color="tab:blue")
     left.set(title="tokenizer", xlabel="minutes", ylabel="validation PSNR, dB")
-    right.plot(*read("transformer.jsonl", "train_loss"), label="training", color="tab:gray")
-    right.plot(*read("transformer.jsonl", "val_loss"), label="validation, averaged weights", color="tab:orange")
+    right.plot(*_points(transformer, "train_loss"), label="training", color="tab:gray")
+    right.plot(*_points(transformer, "val_loss"), label="validation, averaged weights", color="tab:orange")
+    for begin in begins:
+        right.axvline(begin / 60, label="continued", color="black", linewidth=0.8, linestyle=":")
     right.set(title="transformer", xlabel="minutes", ylabel="nats a token")
-    right.set_ylim(top=min(8.5, right.get_ylim()[1]))
+    right.set_ylim(top=min(6.5, right.get_ylim()[1]))
     right.legend()
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.savefig(out, dpi=90)
+
+
+def _records(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def _points(records: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    """Minutes and values of the records that have the key."""
+    kept = [r for r in records if key in r and "seconds" in r]
+    return [r["seconds"] / 60 for r in kept], [r[key] for r in kept]
 
 
 if __name__ == "__main__":
