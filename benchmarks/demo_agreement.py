@@ -13,10 +13,11 @@ from pathlib import Path
 import click
 from provenance import RESULTS, provenance, publish
 
-from nextscale.calib_data.calibrate import CalibrationSettings
 from nextscale.evaluate.teacher_forced import Agreement, as_json, teacher_forced
-from nextscale.export.build import BuildOptions, Precision, build_bundle
+from nextscale.export.build import build_bundle
+from nextscale.export.plan import BuildOptions
 from nextscale.export.sources import demo_source
+from nextscale.graph_passes.recipe import load_recipe
 from nextscale.runtime.next_scale_loop import Generator
 from nextscale.runtime.session import SessionOptions
 
@@ -30,19 +31,17 @@ def log(step: str, done: int = 0, total: int = 0) -> None:
 
 @click.command()
 @click.option("--images", type=int, default=256, show_default=True)
-@click.option("--calibration-images", type=int, default=64, show_default=True)
 @click.option("--threads", type=int, default=2, show_default=True)
-def main(images: int, calibration_images: int, threads: int) -> None:
+def main(images: int, threads: int) -> None:
     """Build, compare, print and keep the results."""
     session = SessionOptions(threads=threads)
-    calibration = CalibrationSettings(images=calibration_images)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        precisions: tuple[Precision, ...] = ("fp32", "int8")
-        for precision in precisions:
-            options = BuildOptions(precision, calibration, session)
-            build_bundle(demo_source(f"demo-{precision}"), folder / precision, options, log)
-        reference, quantized = (Generator(folder / precision, session) for precision in precisions)
+        recipes = [load_recipe(name) for name in ("fp32", "default")]
+        for recipe in recipes:
+            options = BuildOptions(recipe, session=session)
+            build_bundle(demo_source(f"demo-{recipe.name}"), folder / recipe.name, options, log)
+        reference, quantized = (Generator(folder / recipe.name, session) for recipe in recipes)
         found: dict[float, Agreement] = {}
         for cfg_scale in CFG_SCALES:
             log(f"cfg_scale {cfg_scale:g}")
@@ -54,7 +53,7 @@ def main(images: int, calibration_images: int, threads: int) -> None:
         "",
         *provenance(threads),
         f"- {images} images with labels over all classes, token maps sampled by float32 (top_k 900, top_p 0.96); "
-        f"calibrated on {calibration_images} other images at cfg_scale 4",
+        f"calibrated on {recipes[1].calibration.images} other images at cfg_scale 4",
         "- KL of the guided distributions before top_k and top_p, mean over tokens ± standard error over images",
         "",
         "| cfg_scale | KL, nats a token | top-1 agreement | KL by stage |",

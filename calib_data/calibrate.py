@@ -1,4 +1,4 @@
-"""What calibration learns: token maps of the full-precision model, and the ranges of every integer layer's input."""
+"""What calibration observes: the ranges of every integer layer's input while the model makes or reads token maps."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from nextscale.calib_data.token_maps import TokenMaps
 from nextscale.graph_passes.observe_ranges import channels_name, observed_name
 from nextscale.graph_passes.qparams import Range
 from nextscale.runtime.bundle import Bundle
@@ -30,7 +31,7 @@ class CalibrationSettings:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Observed on sampled images.
+    """Observed on images.
 
     Attributes:
         class_labels: int64 [N].
@@ -61,24 +62,30 @@ def calibrate(
     settings: CalibrationSettings,
     options: SessionOptions,
     on_images: Callable[[int], object],
+    token_maps: TokenMaps | None = None,
 ) -> Calibration:
-    """Sample images with the full-precision model and observe the ranges on the way.
+    """Sample images with the full-precision model, or feed it token maps, and observe the ranges on the way.
 
     Args:
         observed: a float32 bundle whose graphs carry observers (`observe_ranges`, `observe_channels`).
         stage_layers, channel_layers, decoder_layers: the observed nodes' names.
         settings: what to sample.
         options: threads and memory.
-        on_images: called with the number of images sampled, after each batch.
+        on_images: called with the number of images finished, after each batch.
+        token_maps: teacher-force these instead of sampling.
     """
-    labels = calibration_labels(observed.model.num_classes, settings)
+    if token_maps is None:
+        labels = calibration_labels(observed.model.num_classes, settings)
+        forced = np.full((len(labels), observed.model.num_tokens), -1, np.int64)
+    else:
+        labels, forced = token_maps.class_labels, token_maps.token_maps
     names = [observed_name(layer) for layer in stage_layers] + [channels_name(layer) for layer in channel_layers]
     # One after the other: the two sessions together would need half as much memory again.
-    token_maps, f_hat, found = _observe_stages(observed, names, labels, settings, options, on_images)
+    tokens, f_hat, found = _observe_stages(observed, names, labels, forced, settings, options, on_images)
     decoder_ranges = _observe_decoder(observed, decoder_layers, f_hat, options)
     return Calibration(
         labels,
-        token_maps,
+        tokens,
         {layer: found[observed_name(layer)] for layer in stage_layers},
         {layer: found[channels_name(layer)] for layer in channel_layers},
         decoder_ranges,
@@ -89,6 +96,7 @@ def _observe_stages(
     observed: Bundle,
     names: Sequence[str],
     labels: NDArray[np.int64],
+    forced: NDArray[np.int64],
     settings: CalibrationSettings,
     options: SessionOptions,
     on_images: Callable[[int], object],
@@ -105,6 +113,7 @@ def _observe_stages(
                 cfg_scale=settings.cfg_scale,
                 top_k=min(settings.top_k, observed.model.vocab_size),
                 top_p=settings.top_p,
+                forced_tokens=forced[first : first + settings.batch_size],
                 outputs=[*names, "present.f_hat"],
             )
         )

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -18,11 +19,14 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from nextscale.calib_data.calibrate import CalibrationSettings
+from nextscale.calib_data.rounding import Rounding
+from nextscale.calib_data.token_maps import TokenMaps
 from nextscale.cli.options import IntegerList, threads
-from nextscale.export.build import BuildOptions, build_bundle
+from nextscale.export.build import build_bundle
 from nextscale.export.bundle_writer import require_absent
+from nextscale.export.plan import BuildOptions
 from nextscale.export.sources import checkpoint_source, demo_source, random_source, require_plain_name
+from nextscale.graph_passes.recipe import load_recipe
 from nextscale.runtime.session import SessionOptions
 
 CHECKPOINT = click.Path(path_type=Path)
@@ -53,8 +57,16 @@ UNTOLD = ("patch_nums", "num_heads", "quant_resi", "using_znorm")
 )
 @click.option("--name", help="The bundle's name; the output folder's by default.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder to make.")
-@click.option("--precision", type=click.Choice(["int8", "fp32"]), default="int8", show_default=True)
-@click.option("--calibration-images", type=click.IntRange(1), default=64, show_default=True)
+@click.option(
+    "--recipe", metavar="NAME|FILE", help="How to quantize; `nextscale recipes` lists them.  [default: default]"
+)
+@click.option("--precision", type=click.Choice(["fp32"]), help="The same as --recipe fp32.")
+@click.option(
+    "--calibration", type=click.Path(path_type=Path), metavar="DIR", help="Token maps of `nextscale calibrate`."
+)
+@click.option("--calibration-images", type=click.IntRange(1), help="Instead of the recipe's number.")
+@click.option("--rounding", type=CHECKPOINT, metavar="FILE", help="Weights learned by `nextscale reconstruct`.")
+@click.option("--debug", is_flag=True, help="Let the graph count attentive tokens without a place.")
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**64 - 1),
@@ -76,8 +88,12 @@ def build(
     class_names: Path | None,
     name: str | None,
     out: Path,
-    precision: str,
-    calibration_images: int,
+    recipe: str | None,
+    precision: str | None,
+    calibration: Path | None,
+    calibration_images: int | None,
+    rounding: Path | None,
+    debug: bool,
     seed: int,
     threads: int,
 ) -> None:
@@ -89,6 +105,11 @@ def build(
     nextscale build --preset var-d16 --random-weights --out d16-random
     """
     require_absent(out)
+    if recipe is not None and precision is not None:
+        raise click.UsageError("--precision fp32 is --recipe fp32; give one of the two")
+    chosen = load_recipe(recipe or precision or "default")
+    if calibration_images is not None:
+        chosen = replace(chosen, calibration=replace(chosen.calibration, images=calibration_images))
     name = require_plain_name(name or out.name)
     if model == "demo":
         _refuse("demo", "var", "vae", *UNTOLD, "preset", "random_weights", "class_names")
@@ -109,13 +130,16 @@ def build(
             "what to build? Give --var and --vae, or --preset with --random-weights, or `nextscale build demo`"
         )
     options = BuildOptions(
-        precision="fp32" if precision == "fp32" else "int8",
-        calibration=CalibrationSettings(images=calibration_images, seed=seed),
+        chosen,
+        seed=seed,
         session=SessionOptions(threads=threads),
+        token_maps=None if calibration is None else TokenMaps.load(calibration, source.model_info()),
+        rounding=None if rounding is None else Rounding.load(rounding),
+        count_overflow=debug,
     )
     with show_steps() as progress:
         bundle = build_bundle(source, out, options, progress)
-    click.echo(f"{bundle.path}: {bundle.manifest.name}, {precision}, {bundle.manifest.size / 1e6:.1f} MB")
+    click.echo(f"{bundle.path}: {bundle.manifest.name}, {chosen.name}, {bundle.manifest.size / 1e6:.1f} MB")
 
 
 def _refuse(what: str, *options: str) -> None:

@@ -2,31 +2,33 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from nextscale.calib_data.calibrate import CalibrationSettings
-from nextscale.cli import options
 from nextscale.cli.build import show_steps
+from nextscale.cli.options import threads as threads_option
 from nextscale.evaluate.comparison import Comparison, compare, paired_sheet
 from nextscale.evaluate.teacher_forced import as_json
-from nextscale.export.build import BuildOptions, Precision, build_bundle
+from nextscale.export.build import build_bundle
+from nextscale.export.plan import BuildOptions
 from nextscale.export.sources import demo_source
+from nextscale.graph_passes.recipe import load_recipe
 from nextscale.runtime.bundle import MANIFEST_NAME, Bundle
 from nextscale.runtime.errors import NextscaleError
 from nextscale.runtime.image_io import png_writer, require_writable, write_files
 from nextscale.runtime.session import SessionOptions
 from nextscale.runtime.verify import verify
 
-PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+RECIPES = {"fp32": "fp32", "int8": "default"}
 # Classes that the demo model draws so that a person can often tell them.
 SHEET_CLASSES = (
-    *("goldfish", "jellyfish", "brain coral", "sea slug", "king penguin", "ladybug", "monarch", "sulphur butterfly"),
-    *("African elephant", "beacon", "bullet train", "convertible", "freight car", "hourglass", "lampshade"),
-    "school bus",
+    *("goldfish", "European fire salamander", "brain coral", "American lobster", "king penguin", "ladybug", "monarch"),
+    *("sulphur butterfly", "bison", "African elephant", "convertible", "crane", "frying pan", "lifeboat", "school bus"),
+    "snorkel",
 )
 
 
@@ -36,7 +38,7 @@ SHEET_CLASSES = (
 @click.option("--repetitions", type=click.IntRange(2), default=10, show_default=True, help="Timed rounds.")
 @click.option("--calibration-images", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="All figures as JSON.")
-@options.threads
+@threads_option
 def demo(
     out: Path, images: int, repetitions: int, calibration_images: int, json_path: Path | None, threads: int
 ) -> None:
@@ -48,7 +50,7 @@ def demo(
     require_writable([json_path] if json_path else [])
     session = SessionOptions(threads=threads)
     console = Console(stderr=True, highlight=False, markup=False)
-    full, int8 = (_built(out / precision, precision, calibration_images, session) for precision in PRECISIONS)
+    full, int8 = (_built(out / precision, precision, calibration_images, session) for precision in RECIPES)
     for bundle in (full, int8):
         report = verify(bundle, session, lambda check: console.print(f"{check.name}: {check.detail}"))
         if not report.passed:
@@ -56,7 +58,7 @@ def demo(
     comparison = compare(full, int8, images=images, repetitions=repetitions, options=session, log=console.print)
     labels = [full.class_label(name) for name in SHEET_CLASSES]
     picture = paired_sheet(full, int8, labels, session)
-    write_files({sheet: png_writer(picture, {"classes": labels, "rows": list(PRECISIONS)})})
+    write_files({sheet: png_writer(picture, {"classes": labels, "rows": list(RECIPES)})})
     if json_path:
         document = comparison.report.to_json() | {"agreement": as_json({"int8": comparison.agreement})}
         text = json.dumps(document, indent=1) + "\n"
@@ -65,12 +67,15 @@ def demo(
     click.echo(sheet)
 
 
-def _built(path: Path, precision: Precision, calibration_images: int, session: SessionOptions) -> Bundle:
+def _built(path: Path, precision: str, calibration_images: int, session: SessionOptions) -> Bundle:
     if (path / MANIFEST_NAME).exists():
         shutil.rmtree(path)
-    options = BuildOptions(precision, CalibrationSettings(images=calibration_images), session)
+    recipe = load_recipe(RECIPES[precision])
+    recipe = replace(recipe, calibration=replace(recipe.calibration, images=calibration_images))
     with show_steps() as progress:
-        return build_bundle(demo_source(f"nextscale-demo-{precision}"), path, options, progress)
+        return build_bundle(
+            demo_source(f"nextscale-demo-{precision}"), path, BuildOptions(recipe, session=session), progress
+        )
 
 
 def _print(comparison: Comparison) -> None:

@@ -20,8 +20,13 @@ from nextscale.runtime.errors import NextscaleError
 COMMANDS = {
     "demo": "Build, verify, measure and draw with the embedded demo model.",
     "build": "Turn a checkpoint, a preset or the demo model into a bundle.",
+    "recipes": "List the ways of quantizing.",
+    "calibrate": "Sample token maps with a full-precision bundle, for calibration.",
+    "reconstruct": "Learn how a recipe rounds a model's weights.",
     "generate": "Make pictures from a bundle.",
     "evaluate": "Compare bundles with full precision, token for token.",
+    "metrics": "Measure the pictures of bundles as sets: FID-E and IS-E.",
+    "theta": "Choose the threshold of attentive tokens under a budget of operations.",
     "bench": "Measure speed and memory of bundles, interleaved.",
     "inspect": "Show what is in a bundle.",
     "verify": "Check a bundle's files, contract and tokens.",

@@ -116,7 +116,8 @@ def write_graphs(folder: Path, models: Mapping[str, ir.Model]) -> None:
 def _append(file: Any, tensor: ir.TensorProtocol, folder: Path) -> ir.ExternalTensor:
     file.write(b"\0" * (-file.tell() % ALIGNMENT))
     offset = file.tell()
-    file.write(np.ascontiguousarray(tensor.numpy()).data)
+    # Four bits lie two in a byte, which only the tensor itself knows how to write.
+    file.write(np.ascontiguousarray(tensor.numpy()).data if tensor.dtype.bitwidth >= 8 else tensor.tobytes())
     return ir.ExternalTensor(
         WEIGHTS_FILE,
         offset,

@@ -16,8 +16,6 @@ from torch import Tensor
 from nextscale.export.graph_builder import Weight
 from nextscale.export.var import VAR, Block
 
-# How much of the spread moves from activations to weights: at 1 all of it, at 0 none.
-ALPHA = 0.85
 # A channel that was all but silent during calibration may wake up later: no factor may be far from the others.
 LARGEST_FACTOR = 64.0
 
@@ -49,7 +47,7 @@ def equalizable_layers(var: VAR) -> dict[str, list[str]]:
     return {**layers, "head": ["head"]}
 
 
-def choose_equalization(var: VAR, magnitudes: Mapping[str, Tensor], alpha: float = ALPHA) -> Equalization:
+def choose_equalization(var: VAR, magnitudes: Mapping[str, Tensor], alpha: float) -> Equalization:
     """Factors a**alpha / w**(1 - alpha), scaled to a geometric mean of 1 (SmoothQuant, Eq. 4) and bounded.
 
     Args:

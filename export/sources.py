@@ -5,19 +5,47 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from nextscale.export.build import Source
 from nextscale.export.checkpoint import load_models, load_var, load_vqvae
 from nextscale.export.presets import get_preset
 from nextscale.export.random_weights import random_models
+from nextscale.export.var import VAR
+from nextscale.export.vqvae import VQVAE
 from nextscale.runtime.errors import NextscaleError
-from nextscale.runtime.manifest import is_plain_name
+from nextscale.runtime.manifest import ModelInfo, is_plain_name
 
 CLASS_NAMES_LIMIT = 4 * 2**20  # bytes
 # What ImageNet's lists put before a name.
 WORDNET_ID = re.compile(r"^n\d{8}\s+")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to build from, and what the bundle says about it."""
+
+    var: VAR
+    vqvae: VQVAE
+    name: str
+    description: str
+    licence: str = "that of the checkpoint"
+    class_names: Sequence[str] | None = None
+
+    def model_info(self) -> ModelInfo:
+        config = self.var.config
+        return ModelInfo(
+            num_classes=config.num_classes,
+            patch_nums=config.patch_nums,
+            image_size=self.vqvae.config.image_size,
+            vocab_size=config.vocab_size,
+            depth=config.depth,
+            embed_dim=config.embed_dim,
+            num_heads=config.num_heads,
+            latent_channels=config.z_channels,
+            latent_size=config.patch_nums[-1],
+        )
 
 
 def checkpoint_source(

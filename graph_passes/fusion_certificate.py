@@ -15,11 +15,11 @@ from pathlib import Path
 import onnx
 import onnxruntime
 
+from nextscale.graph_passes.linear_layers import CODES_SUFFIX, PACKED_SUFFIX
 from nextscale.runtime.errors import NextscaleError
 from nextscale.runtime.session import SessionOptions, first_line, session_settings
 
 INTEGER_KERNELS = frozenset({"MatMulIntegerToFloat", "QLinearMatMul", "QLinearConv", "DynamicQuantizeMatMul"})
-CODES_SUFFIX = ".codes"
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,11 @@ def certify(path: Path, options: SessionOptions | None = None) -> FusionCertific
     Raises:
         NextscaleError: ONNX Runtime cannot load the graph, or the optimized one cannot be written beside it.
     """
-    intended = [tensor.name for tensor in onnx.load(path, load_external_data=False).graph.initializer]
-    intended = [name for name in intended if name.endswith(CODES_SUFFIX)]
+    stored = [tensor.name for tensor in onnx.load(path, load_external_data=False).graph.initializer]
+    stored = [
+        name.removesuffix(PACKED_SUFFIX) + CODES_SUFFIX if name.endswith(PACKED_SUFFIX) else name for name in stored
+    ]
+    intended = [name for name in stored if name.endswith(CODES_SUFFIX)]
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         settings = session_settings(options or SessionOptions())
         settings.optimized_model_filepath = str(Path(folder) / "optimized.onnx")

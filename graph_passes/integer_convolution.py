@@ -34,5 +34,5 @@ def integer_kernel(
     if np.any(scale != quantized.scale):
         columns = scale.reshape(-1, *[1] * (weight.ndim - 1))
         codes = np.clip(np.round(weight / columns), WEIGHT_QMIN, WEIGHT_QMAX).astype(np.int8)
-        quantized = QuantizedWeight(codes, scale)
+        quantized = QuantizedWeight(codes, scale, quantized.qmin)
     return IntegerKernel(quantized, np.round(bias / (step * scale)).astype(np.int32))

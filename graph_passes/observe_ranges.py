@@ -1,4 +1,7 @@
-"""Observers: graph outputs that tell the smallest and largest input of chosen operators."""
+"""Observers: graph outputs that tell the smallest and largest input of chosen operators.
+
+An observed input is named by its node, "blocks.0.ffn.fc1", or "node:1" for the second input of one.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,17 @@ import onnx_ir as ir
 
 
 def observed_name(node_name: str) -> str:
-    """The output that carries the range of the first input of the node `node_name`."""
+    """The output that carries the range of the input `node_name`."""
     return f"observed.{node_name}"
 
 
 def channels_name(node_name: str) -> str:
-    """The output that carries the range of each channel of the first input of the node `node_name`."""
+    """The output that carries the range of each channel of the input `node_name`."""
     return f"channels.{node_name}"
 
 
 def observe_ranges(model: ir.Model, node_names: Iterable[str]) -> ir.Model:
-    """A copy of `model` with one more output for each named node: float32 [2], min and max of its first input.
+    """A copy of `model` with one more output for each named input: float32 [2], min and max.
 
     Nodes that share an input share its observer.
 
@@ -33,20 +36,48 @@ def observe_channels(model: ir.Model, node_names: Iterable[str]) -> ir.Model:
     return _observe(model, {name: channels_name(name) for name in node_names}, [0, 1])
 
 
+def input_name(node_name: str) -> str:
+    """The output that carries the input `node_name`."""
+    return f"input.{node_name}"
+
+
+def expose_inputs(model: ir.Model, node_names: Iterable[str]) -> ir.Model:
+    """A copy of `model` that also gives each named input, [2B, l, C], as the output `input_name`.
+
+    Raises:
+        ValueError: a name is none of the main graph's nodes.
+    """
+    model = model.clone()
+    for name, source in _sources(model.graph, node_names).items():
+        output = _append(model.graph, "Identity", [source], input_name(name))
+        output.dtype, output.shape = ir.DataType.FLOAT, ir.Shape([None, None, None])
+        model.graph.outputs.append(output)
+    return model
+
+
+def _sources(graph: ir.Graph, node_names: Iterable[str]) -> dict[str, ir.Value]:
+    """The inputs by name."""
+    nodes = {node.name: node for node in graph}
+    sources = {}
+    for name in node_names:
+        node_name, _, position = name.partition(":")
+        if node_name not in nodes:
+            raise ValueError(f"no node of the main graph is named {node_name!r}")
+        source = nodes[node_name].inputs[int(position or 0)]
+        assert source is not None
+        sources[name] = source
+    return sources
+
+
 def _observe(model: ir.Model, outputs: Mapping[str, str], axes: list[int]) -> ir.Model:
     """Reduce the first input of each named node over `axes` (none: all) and give the result as the named output."""
     model = model.clone()
     graph = model.graph
-    nodes = {node.name: node for node in graph}
     observers: dict[ir.Value, ir.Value] = {}
-    for name, output_name in outputs.items():
-        if name not in nodes:
-            raise ValueError(f"no node of the main graph is named {name!r}")
-        source = nodes[name].inputs[0]
-        assert source is not None
+    for name, source in _sources(graph, outputs).items():
         if source not in observers:
             observers[source] = _append_observer(graph, source, axes)
-        output = _append(graph, "Identity", [observers[source]], output_name)
+        output = _append(graph, "Identity", [observers[source]], outputs[name])
         output.dtype, output.shape = ir.DataType.FLOAT, ir.Shape([2, None] if axes else [2])
         graph.outputs.append(output)
     return model

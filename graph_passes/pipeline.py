@@ -1,34 +1,57 @@
-"""What makes an int8 bundle of float32 graphs: which layers become integer, and the passes in their order."""
+"""What makes an integer bundle of float32 graphs: which layers become integer, and the passes in their order."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
+from nextscale.graph_passes.linear_layers import WeightRounder, linear_layers
 from nextscale.graph_passes.qparams import Range
-from nextscale.graph_passes.quantize_decoder import observed_nodes, quantize_decoder
-from nextscale.graph_passes.quantize_linear import linear_layers, quantize_linear
+from nextscale.graph_passes.quantize_attention import Magnitudes, quantize_attention
+from nextscale.graph_passes.quantize_decoder import observed_nodes
+from nextscale.graph_passes.quantize_linear import quantize_linear
+from nextscale.graph_passes.quantize_linear_dynamic import quantize_linear_by_image, quantize_linear_by_token
+from nextscale.graph_passes.recipe import LayerChoice, Recipe
 
-# 32 inputs a token: next to no work, and its error would reach every later layer (docs/decisions/0003).
-FLOAT_LAYERS = frozenset({"word_embed"})
 # They depend on the class alone; their input's range is known from the class embedding, without observing.
 CLASS_LAYER = "ada_lin"
+# An image is two rows of every layer, with its class and without; of these it is one: guidance is mixed before the
+# head, and both rows begin with the same token map.
+UNGUIDED_LAYERS = frozenset({"head", "word_embed"})
+GUIDED_ROWS = 2
+# tanh-GELU's minimum is -0.1700.
+GELU_MINIMUM = -0.171
 
 
 @dataclass(frozen=True)
 class StageLayers:
-    """The stage graph's linear layers by where their range comes from."""
+    """The stage graph's linear layers that a recipe makes integer, by where their range comes from.
 
-    observed: list[str]
+    Attributes:
+        static: choices "tensor" and "stage".
+        dynamic: choices "image" and "token".
+        by_class: adaLN's, whose range all classes together determine.
+    """
+
+    static: Mapping[str, LayerChoice]
+    dynamic: Mapping[str, LayerChoice]
     by_class: list[str]
 
+    def names(self) -> list[str]:
+        return [*self.static, *self.dynamic, *self.by_class]
 
-def stage_layers(stage_model: ir.Model) -> StageLayers:
-    """The linear layers that int8 makes integer."""
-    names = [layer.name for layer in linear_layers(stage_model.graph) if layer.name not in FLOAT_LAYERS]
-    return StageLayers([n for n in names if CLASS_LAYER not in n], [n for n in names if CLASS_LAYER in n])
+
+def stage_layers(stage_model: ir.Model, recipe: Recipe) -> StageLayers:
+    """The linear layers that `recipe` makes integer."""
+    names = [layer.name for layer in linear_layers(stage_model.graph)]
+    choices = {name: choice for name in names if (choice := recipe.layer_choice(name)) != "float"}
+    by_class = [name for name in choices if CLASS_LAYER in name]
+    observed = {name: choice for name, choice in choices.items() if name not in by_class}
+    static = {name: choice for name, choice in observed.items() if choice in ("tensor", "stage")}
+    return StageLayers(static, {name: c for name, c in observed.items() if name not in static}, by_class)
 
 
 def decoder_layers(decoder_model: ir.Model) -> list[str]:
@@ -36,13 +59,52 @@ def decoder_layers(decoder_model: ir.Model) -> list[str]:
     return observed_nodes(decoder_model)
 
 
-def quantize_int8(
-    stage_model: ir.Model,
-    decoder_model: ir.Model,
-    stage_ranges: Mapping[str, Range],
-    decoder_ranges: Mapping[str, Range],
-) -> tuple[ir.Model, ir.Model]:
-    """Static int8: u8 activations, s8 weights a channel, attention in float; returns (stage, decoder)."""
-    stage_model = quantize_linear(stage_model, stage_ranges, stage_input="stage")
-    decoder_model = quantize_decoder(decoder_model, decoder_ranges)
-    return stage_model, decoder_model
+@dataclass(frozen=True)
+class StagePlan:
+    """What calibration decided about the stage graph.
+
+    Attributes:
+        recipe: how to quantize.
+        ranges: of the inputs of static and class layers: [S] by stage, or [1].
+        minima: the smallest input that calibration saw, of layers with a range for each token.
+        rounder: makes the integer weights.
+        magnitudes: of q, k and v, where attention is integer with static ranges.
+        shift_and_sum: where the recipe asks for it.
+    """
+
+    recipe: Recipe
+    ranges: Mapping[str, Range]
+    minima: Mapping[str, float]
+    rounder: WeightRounder
+    magnitudes: Mapping[str, Magnitudes] | None = None
+    shift_and_sum: ShiftAndSum | None = field(default=None)
+
+
+def quantize_stage(stage_model: ir.Model, plan: StagePlan) -> ir.Model:
+    """The integer stage graph."""
+    recipe = plan.recipe
+    layers, bits = stage_layers(stage_model, recipe), recipe.activations.bits
+    model = stage_model
+    # Attention first: its pattern is float MatMuls, and what is around it does not matter to it.
+    if recipe.attention.products == "integer":
+        weights = recipe.attention.weights
+        model = quantize_attention(
+            model, weights, bits, GUIDED_ROWS, plan.magnitudes, plan.shift_and_sum, stage_input="stage"
+        )
+    # The three ways of choosing ranges touch different layers and could stand in any order.
+    model = quantize_linear(model, plan.ranges, "stage", bits, plan.rounder, recipe.weights.packed)
+    rows = {name: rows_of_image(name) for name, choice in layers.dynamic.items() if choice == "image"}
+    model = quantize_linear_by_image(model, rows, bits, plan.rounder, recipe.weights.packed)
+    tokens = [name for name, choice in layers.dynamic.items() if choice == "token"]
+    zero_points = {name: token_zero_point(plan.minima[name], bits) for name in tokens}
+    return quantize_linear_by_token(model, zero_points, bits, plan.rounder, recipe.weights.packed)
+
+
+def rows_of_image(layer: str) -> int:
+    """How many rows of a layer's input are one image."""
+    return 1 if layer in UNGUIDED_LAYERS else GUIDED_ROWS
+
+
+def token_zero_point(minimum: float, bits: int) -> int:
+    """The fixed zero point of a range for each token: in the middle, or low for what GELU leaves."""
+    return max(1, 2 ** (bits - 3)) if minimum >= GELU_MINIMUM and bits >= 3 else 2 ** (bits - 1)

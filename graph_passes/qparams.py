@@ -6,12 +6,16 @@ x_hat = clip(round(x / scale) + zero_point, qmin, qmax);  x ~ scale * (x_hat - z
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-ACTIVATION_QMIN, ACTIVATION_QMAX = 0, 255
 WEIGHT_QMIN, WEIGHT_QMAX = -127, 127
+
+RangeRule = Literal["max", "percentile", "mse"]
+WEIGHT_PERCENTILES = (0.1, 99.9)
+MSE_FACTORS = tuple(np.float32(percent / 100) for percent in range(99, 39, -1))
 
 
 def _step(span: NDArray[np.float32], steps: int) -> NDArray[np.float32]:
@@ -42,24 +46,25 @@ class Range:
 
 @dataclass(frozen=True)
 class ActivationQParams:
-    """u8, affine: scale float32 [S] and zero_point uint8 [S]."""
+    """u8, affine: scale float32 [S] and zero_point uint8 [S]; codes from 0 to qmax."""
 
     scale: NDArray[np.float32]
     zero_point: NDArray[np.uint8]
+    qmax: int = 255
 
     @classmethod
-    def from_range(cls, observed: Range) -> ActivationQParams:
+    def from_range(cls, observed: Range, bits: int = 8) -> ActivationQParams:
         """Min-max parameters (Eq. 2, 3) of a range that is first widened to hold zero, which stays exact."""
-        low, high = np.minimum(observed.minimum, 0), np.maximum(observed.maximum, 0)
-        scale = _step(high - low, ACTIVATION_QMAX - ACTIVATION_QMIN)
-        zero_point = np.clip(np.round(-low / scale), ACTIVATION_QMIN, ACTIVATION_QMAX)
-        return cls(scale, zero_point.astype(np.uint8))
+        low, high, qmax = np.minimum(observed.minimum, 0), np.maximum(observed.maximum, 0), 2**bits - 1
+        scale = _step(high - low, qmax)
+        zero_point = np.clip(np.round(-low / scale), 0, qmax)
+        return cls(scale, zero_point.astype(np.uint8), qmax)
 
     def quantize(self, x: NDArray[np.float32]) -> NDArray[np.uint8]:
         """x of any shape to u8 with the first stage's parameters."""
         with np.errstate(over="ignore"):  # infinity is clipped like all that is too large
             codes = np.round(x / self.scale[0]) + self.zero_point[0]
-        return np.clip(codes, ACTIVATION_QMIN, ACTIVATION_QMAX).astype(np.uint8)
+        return np.clip(codes, 0, self.qmax).astype(np.uint8)
 
     def dequantize(self, codes: NDArray[np.uint8]) -> NDArray[np.float32]:
         """u8 codes of any shape to float32 with the first stage's parameters."""
@@ -68,18 +73,76 @@ class ActivationQParams:
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """s8, symmetric, a scale for each output channel."""
+    """s8, a scale and a smallest code for each output channel; zero is 0, also below 8 bits."""
 
     codes: NDArray[np.int8]
     scale: NDArray[np.float32]
+    qmin: NDArray[np.int8]
 
     @classmethod
-    def per_channel(cls, weight: NDArray[np.float32], axis: int) -> QuantizedWeight:
-        """Round to nearest, the largest magnitude of each slice along `axis` at 127; scale is [weight.shape[axis]]."""
-        others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
-        magnitude = np.abs(weight).max(axis=others)
-        scale = _step(magnitude, WEIGHT_QMAX)
-        shape = [1] * weight.ndim
+    def per_channel(
+        cls, weight: NDArray[np.float32], axis: int, bits: int = 8, rule: RangeRule = "max"
+    ) -> QuantizedWeight:
+        """Round `weight` to nearest; scale is [weight.shape[axis]]."""
+        qparams = WeightQParams.choose(weight, axis, bits, rule)
+        return cls(qparams.quantize(weight, axis), qparams.scale, qparams.qmin)
+
+
+@dataclass(frozen=True)
+class WeightQParams:
+    """How the channels of a weight are rounded: scale float32 [N], and the ends of the codes, int8 [N] each."""
+
+    scale: NDArray[np.float32]
+    qmin: NDArray[np.int8]
+    qmax: NDArray[np.int8]
+
+    @classmethod
+    def choose(cls, weight: NDArray[np.float32], axis: int, bits: int, rule: RangeRule) -> WeightQParams:
+        """Parameters of each slice of `weight` along `axis`, with a range chosen by `rule` (docs/quantization.md)."""
+        channels = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+        if rule == "percentile":
+            low, high = np.percentile(channels, WEIGHT_PERCENTILES, axis=1).astype(np.float32)
+        else:
+            low, high = channels.min(axis=1), channels.max(axis=1)
+        best = cls.from_range(low, high, bits)
+        if rule != "mse":
+            return best
+        least = best._squared_error(channels)
+        for factor in MSE_FACTORS:
+            found = cls.from_range(low * factor, high * factor, bits)
+            error = found._squared_error(channels)
+            better = error < least
+            least = np.where(better, error, least)
+            best = cls(*(np.where(better, new, old) for new, old in zip(found._fields(), best._fields(), strict=True)))
+        return best
+
+    @classmethod
+    def from_range(cls, low: NDArray[np.float32], high: NDArray[np.float32], bits: int) -> WeightQParams:
+        """Eq. 2 with the zero point taken off the codes; at 8 bits symmetric, since s8 holds no other."""
+        low, high = np.minimum(low, 0), np.maximum(high, 0)
+        if bits == 8:
+            ends = np.full(len(low), WEIGHT_QMAX, np.int8)
+            return cls(_step(np.maximum(-low, high), WEIGHT_QMAX), -ends, ends)
+        steps = 2**bits - 1
+        scale = _step(high - low, steps)
+        zero_point = np.clip(np.round(-low / scale), 0, steps)
+        return cls(scale, (-zero_point).astype(np.int8), (steps - zero_point).astype(np.int8))
+
+    def quantize(self, weight: NDArray[np.float32], axis: int) -> NDArray[np.int8]:
+        """The nearest codes, of `weight`'s shape."""
+        scale, qmin, qmax = (field.reshape(self._shape(weight.ndim, axis)) for field in self._fields())
+        return np.clip(np.round(weight / scale), qmin, qmax).astype(np.int8)
+
+    def _squared_error(self, channels: NDArray[np.float32]) -> NDArray[np.float32]:
+        error = self.quantize(channels, 0) * self.scale[:, None] - channels
+        squared: NDArray[np.float32] = (error * error).sum(axis=1)
+        return squared
+
+    def _fields(self) -> tuple[NDArray, NDArray, NDArray]:
+        return self.scale, self.qmin, self.qmax
+
+    @staticmethod
+    def _shape(ndim: int, axis: int) -> list[int]:
+        shape = [1] * ndim
         shape[axis] = -1
-        codes = np.clip(np.round(weight / scale.reshape(shape)), WEIGHT_QMIN, WEIGHT_QMAX)
-        return cls(codes.astype(np.int8), scale)
+        return shape

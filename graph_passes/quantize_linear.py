@@ -1,78 +1,57 @@
-"""Insert QDQ around linear layers: u8 activations with a range a stage, s8 weights with a scale a channel.
+"""Insert QDQ around linear layers with static ranges: u8 activations, one range or one a stage; s8 weights.
 
     x -> QuantizeLinear -> DequantizeLinear \\
                                              MatMul -> y
               s8 weight -> DequantizeLinear /
 
 ONNX Runtime turns each such MatMul into MatMulIntegerToFloat, provided that every DequantizeLinear has one consumer and
-nothing quantizes y. Layers that share their input share its QuantizeLinear.
+nothing quantizes y. Layers that share their input share its QuantizeLinear. Below 8 bits a Min caps the codes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from nextscale.graph_passes.qparams import ActivationQParams, QuantizedWeight, Range
+from nextscale.graph_passes.graph_edit import add_initializer
+from nextscale.graph_passes.linear_layers import (
+    LinearLayer,
+    WeightRounder,
+    drop_unused,
+    find_layers,
+    insert_integer_weight,
+    nearest,
+)
+from nextscale.graph_passes.qparams import ActivationQParams, Range
 
 
-@dataclass(frozen=True)
-class LinearLayer:
-    """A MatMul with a constant 2-D weight [K, N]."""
-
-    node: ir.Node
-    graph: ir.Graph
-
-    @property
-    def name(self) -> str:
-        assert self.node.name is not None
-        return self.node.name
-
-    @property
-    def activation(self) -> ir.Value:
-        assert self.node.inputs[0] is not None
-        return self.node.inputs[0]
-
-    @property
-    def weight(self) -> ir.Value:
-        assert self.node.inputs[1] is not None
-        return self.node.inputs[1]
-
-
-def linear_layers(graph: ir.Graph) -> list[LinearLayer]:
-    """The linear layers of a graph and of its subgraphs, in order."""
-    layers = []
-    for node in graph:
-        weight = node.inputs[1] if node.op_type == "MatMul" else None
-        if weight is not None and weight.const_value is not None and len(weight.const_value.shape) == 2:
-            layers.append(LinearLayer(node, graph))
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH:
-                layers += linear_layers(attribute.as_graph())
-    return layers
-
-
-def quantize_linear(model: ir.Model, ranges: Mapping[str, Range], stage_input: str) -> ir.Model:
+def quantize_linear(
+    model: ir.Model,
+    ranges: Mapping[str, Range],
+    stage_input: str,
+    bits: int = 8,
+    rounder: WeightRounder | None = None,
+    packed: bool = False,
+) -> ir.Model:
     """A copy of `model` whose linear layers named in `ranges` are integer.
 
     Args:
         model: a stage graph.
         ranges: for each layer's name the range of its input: [S] to choose by stage, or [1].
         stage_input: the graph input (int64 []) that tells the stage.
+        bits: of the activations, 2 to 8.
+        rounder: makes the integer weights; by default 8 bits, round to nearest.
+        packed: store the weights, of at most 4 bits, as UINT4.
     Raises:
         ValueError: a name in `ranges` is no linear layer of the model.
     """
     model = model.clone()
-    layers = [layer for layer in linear_layers(model.graph) if layer.name in ranges]
-    missing = set(ranges) - {layer.name for layer in layers}
-    if missing:
-        raise ValueError(f"no MatMul with a constant 2-D weight is named {sorted(missing)[0]!r}")
-    quantizers = _insert_quantizers(model, layers, ranges, stage_input)
+    layers = find_layers(model.graph, set(ranges))
+    quantizers = _insert_quantizers(model, layers, ranges, stage_input, bits)
     for layer in layers:
-        _insert_dequantizers(model.graph, layer, *quantizers[layer.activation])
+        _insert_dequantizers(model.graph, layer, quantizers[layer.activation], rounder or nearest(), packed)
     return model
 
 
@@ -80,7 +59,7 @@ Quantizer = tuple[ir.Value, ir.Value, ir.Value]  # codes, scale, zero point
 
 
 def _insert_quantizers(
-    model: ir.Model, layers: Sequence[LinearLayer], ranges: Mapping[str, Range], stage_input: str
+    model: ir.Model, layers: Sequence[LinearLayer], ranges: Mapping[str, Range], stage_input: str, bits: int
 ) -> dict[ir.Value, Quantizer]:
     """One QuantizeLinear for each distinct input of the layers."""
     first = {layer.activation: layer for layer in reversed(layers)}
@@ -88,7 +67,7 @@ def _insert_quantizers(
     for layer in layers:
         activation, found = layer.activation, ranges[layer.name]
         merged[activation] = merged[activation].merge(found) if activation in merged else found
-    qparams = {activation: ActivationQParams.from_range(found) for activation, found in merged.items()}
+    qparams = {activation: ActivationQParams.from_range(found, bits) for activation, found in merged.items()}
     by_stage = {activation: found for activation, found in qparams.items() if len(found.scale) > 1}
     values = _stage_tables(model.graph, by_stage, stage_input)
     quantizers = {}
@@ -96,15 +75,27 @@ def _insert_quantizers(
         name = activation.name
         if activation not in values:
             values[activation] = (
-                _initializer(model.graph, f"{name}.scale", qparams[activation].scale),
-                _initializer(model.graph, f"{name}.zero_point", qparams[activation].zero_point),
+                add_initializer(model.graph, f"{name}.scale", qparams[activation].scale),
+                add_initializer(model.graph, f"{name}.zero_point", qparams[activation].zero_point),
             )
         scale, zero_point = values[activation]
         node = ir.node("QuantizeLinear", [activation, scale, zero_point], name=f"{layer.name}/quantize")
         node.outputs[0].name = f"{name}.codes"
         layer.graph.insert_before(layer.node, node)
-        quantizers[activation] = (node.outputs[0], scale, zero_point)
+        codes = node.outputs[0]
+        if bits < 8:
+            codes = _capped(model.graph, layer, codes, 2**bits - 1)
+        quantizers[activation] = (codes, scale, zero_point)
     return quantizers
+
+
+def _capped(main: ir.Graph, layer: LinearLayer, codes: ir.Value, qmax: int) -> ir.Value:
+    name = f"activation.qmax.{qmax}"
+    limit = main.initializers.get(name) or add_initializer(main, name, np.array(qmax, np.uint8))
+    node = ir.node("Min", [codes, limit], name=f"{layer.name}/cap")
+    node.outputs[0].name = f"{codes.name}.capped"
+    layer.graph.insert_before(layer.node, node)
+    return node.outputs[0]
 
 
 def _stage_tables(
@@ -122,7 +113,10 @@ def _stage_tables(
     for field in ("scale", "zero_point"):
         table = np.stack([getattr(q, field) for q in qparams.values()], axis=1)
         gather = ir.node(
-            "Gather", [_initializer(graph, f"activation.{field}s", table), stage], {"axis": 0}, name=f"stage_{field}s"
+            "Gather",
+            [add_initializer(graph, f"activation.{field}s", table), stage],
+            {"axis": 0},
+            name=f"stage_{field}s",
         )
         gather.outputs[0].name = f"stage_{field}s"
         split = ir.node(
@@ -141,31 +135,17 @@ def _stage_tables(
 
 
 def _insert_dequantizers(
-    main: ir.Graph, layer: LinearLayer, codes: ir.Value, scale: ir.Value, zero_point: ir.Value
+    main: ir.Graph, layer: LinearLayer, quantizer: Quantizer, rounder: WeightRounder, packed: bool
 ) -> None:
     """Feed the layer's MatMul from a DequantizeLinear of its own on each side."""
-    assert layer.weight.const_value is not None
-    quantized = QuantizedWeight.per_channel(layer.weight.const_value.numpy(), axis=1)
-    name = str(layer.weight.name)
-    weight = [
-        _initializer(main, f"{name}.codes", quantized.codes),
-        _initializer(main, f"{name}.scale", quantized.scale),
-        _initializer(main, f"{name}.zero_point", np.zeros(len(quantized.scale), np.int8)),
-    ]
-    sides: tuple[tuple[list[ir.Value], dict[str, int], str], ...]
-    sides = (([codes, scale, zero_point], {}, "activation"), (weight, {"axis": 1}, "weight"))
-    old = layer.weight
+    old, name = layer.weight, str(layer.weight.name)
+    weight = insert_integer_weight(main, layer, rounder, packed)
+    zeros = add_initializer(main, f"{name}.no_zero_point", np.zeros(len(weight.sums), np.int8))
+    sides: tuple[tuple[Sequence[ir.Value], dict[str, int], str], ...]
+    sides = ((quantizer, {}, "activation"), ((weight.codes, weight.scale, zeros), {"axis": 1}, "weight"))
     for i, (inputs, attributes, side) in enumerate(sides):
         node = ir.node("DequantizeLinear", inputs, attributes, name=f"{layer.name}/dequantize_{side}")
         node.outputs[0].name = f"{layer.name}.{side}"
         layer.graph.insert_before(layer.node, node)
         layer.node.replace_input_with(i, node.outputs[0])
-    if not old.uses():
-        del main.initializers[name]
-
-
-def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value
+    drop_unused(main, old)

@@ -81,6 +81,8 @@ def test_every_module_and_the_demo_model_are_in_it(wheel: Path) -> None:
         for path in (ROOT / folder).iterdir()
         if path.suffix == ".py" or (package in ("nextscale", "nextscale/demo") and path.name.endswith(DATA))
     }
+    for folder in ("evaluate/statistics", "graph_passes/recipes"):
+        expected |= {f"nextscale/{folder}/{path.name}" for path in (ROOT / folder).iterdir()}
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert names == expected

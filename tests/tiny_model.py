@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nextscale.calib_data.calibrate import CalibrationSettings
-from nextscale.export.build import BuildOptions, Precision, Source, build_bundle
+from nextscale.export.build import build_bundle
+from nextscale.export.plan import BuildOptions
 from nextscale.export.presets import Preset
 from nextscale.export.random_weights import random_models
+from nextscale.export.sources import Source
 from nextscale.export.var import VAR, VARConfig
 from nextscale.export.vqvae import VQVAE, VQVAEConfig
+from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.runtime.session import SessionOptions
 
 # The models of the tests are small: threads would wait for each other more than they work.
@@ -24,7 +27,8 @@ V = 128
 NUM_CLASSES = 10
 CLASS_NAMES = [f"class {i}" for i in range(NUM_CLASSES)]
 ONE_THREAD = SessionOptions(threads=1)
-CALIBRATION = CalibrationSettings(images=5, batch_size=2)
+CALIBRATION_IMAGES = 5
+RECIPES = {"fp32": "fp32", "int8": "default"}
 
 
 def tiny_preset(**options: Any) -> Preset:
@@ -47,7 +51,17 @@ def no_progress(step: str, done: int = 0, total: int = 0) -> None:
     """A build that tells nobody."""
 
 
-def build_tiny(out: Path, precision: Precision, source: Source | None = None) -> Path:
-    """Build the bundle `out` of the tiny model, or of `source`."""
-    build_bundle(source or tiny_source(), out, BuildOptions(precision, CALIBRATION, ONE_THREAD), no_progress)
+def tiny_recipe(name: str) -> Recipe:
+    """A recipe with few calibration images."""
+    return replace(load_recipe(name), calibration=replace(load_recipe(name).calibration, images=CALIBRATION_IMAGES))
+
+
+def tiny_options(name: str, **options: Any) -> BuildOptions:
+    """How to build with the recipe `name`."""
+    return BuildOptions(tiny_recipe(name), session=ONE_THREAD, **options)
+
+
+def build_tiny(out: Path, precision: str, source: Source | None = None) -> Path:
+    """Build the bundle `out` of the tiny model, or of `source`, in "fp32" or "int8"."""
+    build_bundle(source or tiny_source(), out, tiny_options(RECIPES[precision]), no_progress)
     return out

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tiny_model import CALIBRATION, NUM_CLASSES, ONE_THREAD, L, tiny_source
+from tiny_model import NUM_CLASSES, ONE_THREAD, L, tiny_recipe, tiny_source
 
 from nextscale.calib_data.calibrate import Calibration, CalibrationSettings, calibrate, calibration_labels
+from nextscale.calib_data.token_maps import TokenMaps
 from nextscale.export import build
 from nextscale.export.decoder_graph import build_decoder_graph
 from nextscale.export.reference import generate
@@ -21,6 +22,7 @@ from nextscale.runtime import Bundle, Generator
 
 # ONNX Runtime and torch add in another order: parity's bound.
 TOLERANCE = 1e-4
+CALIBRATION = CalibrationSettings(images=5, batch_size=2)
 Observed = tuple[Bundle, list[str], list[str], list[str]]
 BY_CHANNEL = ["blocks.0.attn.q", "blocks.1.attn.proj"]
 
@@ -30,7 +32,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Observed:
     """The tiny model with observers, as a build writes it, and the observed nodes of stage and decoder."""
     source, folder = tiny_source(), tmp_path_factory.mktemp("observed")
     stage, decoder = build_stage_graph(source.var, source.vqvae.quantize), build_decoder_graph(source.vqvae)
-    names = stage_layers(stage).observed, decoder_layers(decoder)
+    names = list(stage_layers(stage, tiny_recipe("default")).static), decoder_layers(decoder)
     observed_stage = observe_channels(observe_ranges(stage, names[0]), BY_CHANNEL)
     build._write(source, folder, observed_stage, observe_ranges(decoder, names[1]), {"name": "fp32"})
     return Bundle.open(folder), names[0], BY_CHANNEL, names[1]
@@ -53,6 +55,15 @@ def test_labels_go_round_the_classes() -> None:
     np.testing.assert_array_equal(labels[NUM_CLASSES:], np.resize(labels[:NUM_CLASSES], 15))
     other = calibration_labels(NUM_CLASSES, CalibrationSettings(images=25, seed=1))
     assert (other != labels).any()
+
+
+def test_token_maps_that_are_given_are_read_instead_of_sampled(observed: Observed, calibration: Calibration) -> None:
+    maps = TokenMaps(calibration.class_labels, calibration.token_maps, {})
+    fed = calibrate(*observed, dataclasses.replace(CALIBRATION, seed=7), ONE_THREAD, lambda done: None, maps)
+    np.testing.assert_array_equal(fed.token_maps, calibration.token_maps)
+    for layer, found in calibration.stage_ranges.items():
+        np.testing.assert_array_equal(fed.stage_ranges[layer].minimum, found.minimum)
+        np.testing.assert_array_equal(fed.stage_ranges[layer].maximum, found.maximum)
 
 
 def test_progress_counts_images(observed: Observed) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nextscale.cli.main import main
 from nextscale.export import presets, random_weights
-from nextscale.export.build import Source
+from nextscale.export.sources import Source
 from nextscale.runtime import Bundle
 from nextscale.runtime.errors import NextscaleError
 
@@ -76,10 +76,10 @@ def test_a_checkpoint_becomes_a_bundle(
     files = {"var": f"var.{form}", "vae": f"vae.{form}"}
     assert main(arguments(checkpoints, out, "--class-names", names, "--name", "mine", **files)) == 0
     captured = capsys.readouterr()
-    assert captured.out == f"{out}: mine, int8, {Bundle.open(out).manifest.size / 1e6:.1f} MB\n"
+    assert captured.out == f"{out}: mine, default, {Bundle.open(out).manifest.size / 1e6:.1f} MB\n"
     assert captured.err == ""
     manifest = Bundle.open(out, verify_hashes=True).manifest
-    assert (manifest.name, manifest.recipe["name"], manifest.model.num_tokens) == ("mine", "int8", L)
+    assert (manifest.name, manifest.recipe["name"], manifest.model.num_tokens) == ("mine", "default", L)
     assert manifest.class_names == tuple(CLASS_NAMES)
     assert f"var.{form}" in (out / "card.md").read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "names.txt"]

@@ -8,20 +8,24 @@ import numpy as np
 import pytest
 import torch
 from tiny_model import (
-    CALIBRATION,
+    CALIBRATION_IMAGES,
     CLASS_NAMES,
     NUM_CLASSES,
     ONE_THREAD,
     PATCH_NUMS,
+    RECIPES,
     V,
     build_tiny,
     no_progress,
     tiny_models,
+    tiny_options,
+    tiny_recipe,
     tiny_source,
 )
 
-from nextscale.export import build, bundle_writer
-from nextscale.export.build import BuildOptions, Source, build_bundle
+from nextscale.export import build, bundle_writer, plan
+from nextscale.export.build import build_bundle
+from nextscale.export.sources import Source
 from nextscale.export.stage_graph import build_stage_graph
 from nextscale.graph_passes.fusion_certificate import CertifiedLayer, FusionCertificate
 from nextscale.graph_passes.pipeline import stage_layers
@@ -29,7 +33,7 @@ from nextscale.runtime import Bundle, Generator
 from nextscale.runtime.errors import NextscaleError, OutputError
 from nextscale.runtime.verify import verify
 
-INT8 = BuildOptions("int8", CALIBRATION, ONE_THREAD)
+INT8 = tiny_options("default")
 STEPS = {
     "fp32": ["building graphs", "writing", "generating the stored tokens"],
     "int8": [
@@ -58,21 +62,29 @@ def test_the_manifest_describes_the_model(tiny_bundle: Path) -> None:
     assert (model.depth, model.embed_dim, model.num_heads) == (2, 64, 2)
     assert (model.image_size, model.latent_channels, model.latent_size) == (8, 32, 4)
     assert manifest.class_names == tuple(CLASS_NAMES)
-    assert manifest.recipe["name"] == tiny_bundle.name
+    assert manifest.recipe["name"] == RECIPES[tiny_bundle.name]
     assert manifest.licence == "MIT"
 
 
 def test_the_recipe_tells_how_int8_was_made(int8_bundle: Path, fp32_bundle: Path) -> None:
     recipe = Bundle.open(int8_bundle).manifest.recipe
-    assert recipe["calibration"] == dataclasses.asdict(CALIBRATION)
-    assert {"weights", "activations", "float32"} <= recipe.keys()
-    assert "word_embed" in recipe["float32"]
+    expected = tiny_recipe("default").as_dict()
+    assert recipe["calibration"] == {"images": CALIBRATION_IMAGES, "seed": 0, "cfg_scale": 4.0}
+    for part in ("name", "weights", "activations", "attention", "equalization", "layers"):
+        assert recipe[part] == expected[part]
+    assert recipe["layers"]["word_embed"] == "float"
     assert Bundle.open(fp32_bundle).manifest.recipe == {"name": "fp32"}
 
 
 def test_the_card_tells_what_the_bundle_is(tiny_bundle: Path) -> None:
     card = (tiny_bundle / "card.md").read_text()
-    for text in ("# tiny\n", "For tests.", "8 x 8 RGB, 10 classes", "4: 1, 2, 3, 4 (30 tokens)", tiny_bundle.name):
+    for text in (
+        "# tiny\n",
+        "For tests.",
+        "8 x 8 RGB, 10 classes",
+        "4: 1, 2, 3, 4 (30 tokens)",
+        RECIPES[tiny_bundle.name],
+    ):
         assert text in card
 
 
@@ -106,9 +118,9 @@ def test_a_model_of_one_class_has_one_verify_label_twice(tmp_path: Path) -> None
 
 def test_building_again_takes_the_same_steps_and_gives_the_same_bytes(tiny_bundle: Path, tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
-    precision: build.Precision = "int8" if tiny_bundle.name == "int8" else "fp32"
+    precision = tiny_bundle.name
     again = tmp_path / "again"
-    options = BuildOptions(precision, CALIBRATION, ONE_THREAD)
+    options = tiny_options(RECIPES[precision])
     build_bundle(tiny_source(), again, options, lambda *step: seen.append((*step, 0, 0)[:3]))
     assert list(dict.fromkeys(step for step, _, _ in seen)) == STEPS[precision]
     images = [(done, total) for step, done, total in seen if step == "calibrating"]
@@ -163,9 +175,9 @@ def test_an_existing_folder_is_refused_before_any_work(fp32_bundle: Path) -> Non
 
 def test_class_ranges_hold_what_adaln_sees() -> None:
     var, vqvae = tiny_models()
-    layers = stage_layers(build_stage_graph(var, vqvae.quantize)).by_class
+    layers = stage_layers(build_stage_graph(var, vqvae.quantize), tiny_recipe("default")).by_class
     assert set(layers) == {"blocks.0.ada_lin.1", "blocks.1.ada_lin.1", "head_nm.ada_lin.1"}
-    ranges = build._class_ranges(var, layers)
+    ranges = plan._class_ranges(var, layers)
     activated = torch.nn.functional.silu(var.class_emb(torch.arange(NUM_CLASSES + 1)))
     for layer in layers:
         assert ranges[layer].minimum == activated.min()

@@ -52,7 +52,7 @@ def test_a_channel_that_is_large_gets_a_large_factor() -> None:
     var, _ = tiny_models()
     magnitude = torch.ones(64)
     magnitude[5] = 100.0
-    factors = choose_equalization(var, {"head": magnitude}).factors["head"]
+    factors = choose_equalization(var, {"head": magnitude}, alpha=0.85).factors["head"]
     assert factors.argmax() == 5
     assert factors.log().mean().abs() < 1e-5  # a geometric mean of 1
 
@@ -61,7 +61,7 @@ def test_a_dead_channel_keeps_a_finite_factor() -> None:
     var, _ = tiny_models()
     magnitude = torch.ones(64)
     magnitude[0] = 0.0
-    factors = choose_equalization(var, {"blocks.0.attn.qkv": magnitude}).factors["blocks.0.attn.qkv"]
+    factors = choose_equalization(var, {"blocks.0.attn.qkv": magnitude}, alpha=0.85).factors["blocks.0.attn.qkv"]
     assert torch.isfinite(factors).all()
     assert (factors > 0).all()
 
@@ -87,5 +87,5 @@ def test_a_channel_that_was_all_but_silent_gets_no_extreme_factor() -> None:
     var, _ = tiny_models()
     magnitude = torch.ones(64)
     magnitude[3] = 1e-9
-    factors = choose_equalization(var, {"head": magnitude}).factors["head"]
+    factors = choose_equalization(var, {"head": magnitude}, alpha=0.85).factors["head"]
     assert factors.min() == 1 / LARGEST_FACTOR

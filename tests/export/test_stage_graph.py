@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from tiny_model import ONE_THREAD, build_tiny, tiny_models
 
-from nextscale.export.build import Source
 from nextscale.export.generate_graph import state_names
 from nextscale.export.multi_scale_quantizer import Phi
 from nextscale.export.reference import Generation, generate
+from nextscale.export.sources import Source
 from nextscale.export.stage_graph import build_stage_graph, folded_phi
 from nextscale.export.var import VAR
 from nextscale.export.vqvae import VQVAE

@@ -1,19 +1,23 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx.parser
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from tiny_model import ONE_THREAD
 
 from nextscale.export.bundle_writer import write_graphs
 from nextscale.export.graph_builder import Constants, add_output, finish, new_builder
 from nextscale.graph_passes.fusion_certificate import CertifiedLayer, FusionCertificate, certify
+from nextscale.graph_passes.linear_layers import nearest
 from nextscale.graph_passes.qparams import Range
 from nextscale.graph_passes.quantize_linear import quantize_linear
+from nextscale.graph_passes.quantize_linear_dynamic import quantize_linear_by_image, quantize_linear_by_token
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.errors import NextscaleError
 
@@ -69,7 +73,7 @@ def write(folder: Path, model: ir.Model) -> Path:
     return folder / "graph.onnx"
 
 
-def two_layers(*shape: int | str, bias: bool) -> ir.Model:
+def two_layers(*shape: int | str, bias: bool, packed: bool = False) -> ir.Model:
     """Layers a and b of one input of this shape, quantized."""
     rng = np.random.default_rng(0)
     builder = new_builder("two_layers")
@@ -82,7 +86,10 @@ def two_layers(*shape: int | str, bias: bool) -> ir.Model:
             y = op.Add(y, constants(f"{name}.bias", rng.normal(size=32).astype(np.float32)))
         add_output(builder, y, f"{name}.y", ir.DataType.FLOAT, shape)
     add_output(builder, op.Identity(stage), "same_stage", ir.DataType.INT64, [])
-    return quantize_linear(finish(builder), dict.fromkeys("ab", Range(-ONE, ONE)), "stage")
+    rounder = nearest(4) if packed else None
+    return quantize_linear(
+        finish(builder), dict.fromkeys("ab", Range(-ONE, ONE)), "stage", rounder=rounder, packed=packed
+    )
 
 
 @pytest.mark.parametrize("shape", [("B", 32), (4, 32), (2, 3, 32)], ids=str)
@@ -164,3 +171,74 @@ def test_the_manifest_names_each_layers_kernel(int8_bundle: Path) -> None:
     assert kernels["stage"]["blocks.1.ffn.fc2.weight"] == "MatMulIntegerToFloat"
     assert kernels["decoder"]["decoder.conv_in"] == "QLinearConv"
     assert set(kernels["stage"].values()) == {"MatMulIntegerToFloat"}
+
+
+# Packed weights and dynamic ranges
+
+
+def float_layers(bias: bool) -> ir.Model:
+    """x a and x b of [R, l, 32], with a bias each."""
+    rng = np.random.default_rng(1)
+    builder = new_builder("layers")
+    op, constants = builder.op, Constants(builder)
+    stage = builder.input("stage", ir.DataType.INT64, [])
+    x = builder.input("x", ir.DataType.FLOAT, ["R", "l", 32])
+    for name in "ab":
+        y = op.MatMul(x, constants(f"{name}.weight", rng.normal(size=(32, 48)).astype(np.float32)), _name=name)
+        if bias:
+            y = op.Add(y, constants(f"{name}.bias", rng.normal(size=48).astype(np.float32)))
+        add_output(builder, y, f"{name}.y", ir.DataType.FLOAT, ["R", "l", 48])
+    add_output(builder, op.Identity(stage), "same_stage", ir.DataType.INT64, [])
+    return finish(builder)
+
+
+PASSES: dict[str, Callable[[ir.Model, int, bool], ir.Model]] = {
+    "static": lambda model, bits, packed: quantize_linear(
+        model, dict.fromkeys("ab", Range(-ONE, ONE)), "stage", bits, nearest(bits), packed
+    ),
+    "by image": lambda model, bits, packed: quantize_linear_by_image(
+        model, dict.fromkeys("ab", 2), bits, nearest(bits), packed
+    ),
+    "by token": lambda model, bits, packed: quantize_linear_by_token(
+        model, dict.fromkeys("ab", 2 ** (bits - 1)), bits, nearest(bits), packed
+    ),
+}
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+@pytest.mark.parametrize(("bits", "packed"), [(8, False), (4, False), (4, True), (2, True)], ids=str)
+@pytest.mark.parametrize("make_integer", PASSES.values(), ids=PASSES.keys())
+def test_every_pass_makes_layers_that_are_certified(
+    tmp_path: Path, make_integer: Callable[[ir.Model, int, bool], ir.Model], bits: int, packed: bool, bias: bool
+) -> None:
+    path = write(tmp_path, make_integer(float_layers(bias), bits, packed))
+    names = {tensor.name for tensor in onnx.load(path, load_external_data=False).graph.initializer}
+    assert (f"a.weight.{'packed' if packed else 'codes'}") in names
+    certificate = certify(path, ONE_THREAD)
+    certificate.require_integer(["a", "b"])
+    assert {layer.weight for layer in certificate.layers} == {"a.weight.codes", "b.weight.codes"}
+    assert certificate.kernel_counts() == {"MatMulIntegerToFloat": 2}
+    assert certificate.by_layer() == dict.fromkeys(["a.weight", "b.weight"], "MatMulIntegerToFloat")
+
+
+@pytest.mark.parametrize("make_integer", [PASSES["by image"], PASSES["by token"]], ids=["by image", "by token"])
+def test_onnxruntime_moves_no_bias_into_a_product_with_a_scale_for_each_row(
+    tmp_path: Path, make_integer: Callable[[ir.Model, int, bool], ir.Model]
+) -> None:
+    """It would be multiplied by the scales (see test_graph_edit.py)."""
+    path = write(tmp_path, make_integer(float_layers(bias=True), 8, False))
+    settings = onnxruntime.SessionOptions()
+    settings.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+    for name in (path, tmp_path / "optimized.onnx"):
+        products = [n for n in onnx.load(name).graph.node if n.op_type == "MatMulIntegerToFloat"]
+        assert len(products) == 2
+        assert all(len([i for i in node.input if i]) == 5 for node in products)
+
+
+def test_a_packed_weight_that_falls_back_is_reported(tmp_path: Path) -> None:
+    """Of rank 2 with a bias, as above."""
+    model = two_layers("B", 32, bias=True, packed=True)
+    certificate = certify(write(tmp_path, model), ONE_THREAD)
+    with pytest.raises(NextscaleError, match=r"2 of 2 integer layers fell back to float .+a\.weight\.codes -> "):
+        certificate.require_integer()

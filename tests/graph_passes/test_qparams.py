@@ -1,6 +1,8 @@
-"""Eq. 1 to 3, for whatever ranges and weights."""
+"""Eq. 1 to 3, for whatever ranges, weights and bits."""
 
 from __future__ import annotations
+
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -8,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from nextscale.graph_passes.qparams import WEIGHT_QMAX, ActivationQParams, QuantizedWeight, Range
+from nextscale.graph_passes.qparams import (
+    WEIGHT_QMAX,
+    ActivationQParams,
+    QuantizedWeight,
+    Range,
+    RangeRule,
+    WeightQParams,
+)
 
 # Beyond these the arithmetic of float32 itself ends: a range's width, or a step of it, is no normal number.
 LARGE, SMALL = 2.0**100, 2.0**-100
@@ -132,3 +141,165 @@ def test_a_channel_of_nothing_becomes_zero(nothing: float) -> None:
     quantized = QuantizedWeight.per_channel(np.float32([[nothing, 2], [0, 1]]), axis=1)
     assert quantized.codes.tolist() == [[0, 127], [0, 64]]
     assert quantized.scale[0] == 1
+
+
+# Fewer bits
+
+fewer_bits = st.integers(2, 7)
+all_bits = pytest.mark.parametrize("bits", range(2, 9))
+RULES: tuple[RangeRule, ...] = get_args(RangeRule)
+
+
+@given(normal, normal, st.floats(0, 1), fewer_bits)
+def test_activations_of_fewer_bits_move_by_at_most_half_a_step(a: float, b: float, share: float, bits: int) -> None:
+    observed = range_of(a, b)
+    qparams = ActivationQParams.from_range(observed, bits)
+    x = (1 - share) * observed.minimum + share * observed.maximum
+    codes = qparams.quantize(x)
+    assert codes <= 2**bits - 1
+    assert np.abs(qparams.dequantize(codes).astype(np.float64) - x) <= (0.5 + SLACK) * qparams.scale[0]
+
+
+@all_bits
+def test_the_ends_of_an_activations_range_take_the_last_codes(bits: int) -> None:
+    qparams = ActivationQParams.from_range(range_of(-1, 2), bits)
+    assert qparams.qmax == 2**bits - 1
+    assert qparams.scale[0] == pytest.approx(3 / (2**bits - 1), rel=2**-22)
+    assert qparams.quantize(np.float32([-100, -1, 0, 2, 100])).tolist() == [
+        0,
+        0,
+        qparams.zero_point[0],
+        2**bits - 1,
+        2**bits - 1,
+    ]
+
+
+@given(numbers, numbers, fewer_bits)
+def test_zero_is_exact_in_fewer_bits(a: float, b: float, bits: int) -> None:
+    qparams = ActivationQParams.from_range(range_of(a, b), bits)
+    assert qparams.dequantize(qparams.quantize(np.zeros(1, np.float32))) == 0
+
+
+@given(weights(), fewer_bits)
+def test_weights_of_fewer_bits_move_by_at_most_half_a_step(drawn: tuple[np.ndarray, int], bits: int) -> None:
+    """With the range of each channel, widened to hold zero, in 2^bits - 1 steps; zero is code 0."""
+    weight, axis = drawn
+    quantized = QuantizedWeight.per_channel(weight, axis, bits)
+    channels = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1).astype(np.float64)
+    codes = np.moveaxis(quantized.codes, axis, 0).reshape(weight.shape[axis], -1).astype(np.float64)
+    tiny = np.finfo(np.float32).tiny * 2**bits  # what a scale cannot tell from zero
+    assert (
+        np.abs(codes * quantized.scale[:, None] - channels) <= (0.5 + SLACK) * quantized.scale[:, None] + tiny
+    ).all()
+    assert (codes >= quantized.qmin[:, None]).all()
+    assert (codes <= quantized.qmin[:, None].astype(int) + 2**bits - 1).all()
+    assert (codes[channels == 0] == 0).all()
+    span = np.maximum(channels.max(axis=1), 0) - np.minimum(channels.min(axis=1), 0)
+    normal_steps = span / (2**bits - 1) > SMALL
+    np.testing.assert_allclose(quantized.scale[normal_steps] * (2**bits - 1), span[normal_steps], rtol=2**-22)
+
+
+def random_channels(seed: int = 0) -> np.ndarray:
+    """Heavy tails, as a percentile or least squares cuts them off; [512, 6], channels last, one of them positive."""
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_t(3, (512, 6)).astype(np.float32)
+    weight[:, 5] = np.abs(weight[:, 5]) + 1
+    return weight
+
+
+def squared_errors(weight: np.ndarray, bits: int, rule: RangeRule) -> np.ndarray:
+    quantized = QuantizedWeight.per_channel(weight, 1, bits, rule)
+    error = quantized.codes.astype(np.float64) * quantized.scale - weight
+    result: np.ndarray = (error * error).sum(axis=0)
+    return result
+
+
+@all_bits
+@pytest.mark.parametrize("rule", RULES)
+def test_codes_stay_within_their_ends(rule: RangeRule, bits: int) -> None:
+    weight = random_channels()
+    qparams = WeightQParams.choose(weight, 1, bits, rule)
+    codes = qparams.quantize(weight, 1)
+    assert codes.dtype == qparams.qmin.dtype == qparams.qmax.dtype == np.int8
+    steps = 254 if bits == 8 else 2**bits - 1
+    assert (qparams.qmax.astype(int) - qparams.qmin == steps).all()
+    assert (codes >= qparams.qmin).all()
+    assert (codes <= qparams.qmax).all()
+    assert (qparams.qmin <= 0).all()
+    assert (qparams.qmax >= 0).all()
+    quantized = QuantizedWeight.per_channel(weight, 1, bits, rule)
+    np.testing.assert_array_equal(quantized.codes, codes)
+    np.testing.assert_array_equal(quantized.qmin, qparams.qmin)
+
+
+@all_bits
+@pytest.mark.parametrize("rule", RULES)
+def test_what_lies_in_a_rules_range_moves_by_at_most_half_a_step(rule: RangeRule, bits: int) -> None:
+    """What lies outside takes the nearer end."""
+    weight = random_channels()
+    qparams = WeightQParams.choose(weight, 1, bits, rule)
+    low, high = (end.astype(np.float64) * qparams.scale for end in (qparams.qmin, qparams.qmax))
+    values = qparams.quantize(weight, 1).astype(np.float64) * qparams.scale
+    assert (np.abs(values - np.clip(weight, low, high)) <= (0.5 + SLACK) * qparams.scale).all()
+    assert (values[weight > high] == np.broadcast_to(high, weight.shape)[weight > high]).all()
+    assert (values[weight < low] == np.broadcast_to(low, weight.shape)[weight < low]).all()
+
+
+@all_bits
+def test_least_squares_is_never_worse_than_the_whole_range(bits: int) -> None:
+    for seed in range(5):
+        print("seed", seed)
+        weight = random_channels(seed)
+        whole, least = (squared_errors(weight, bits, rule) for rule in ("max", "mse"))
+        # Errors are compared as sums of 512 squares in float32.
+        assert (least <= whole * (1 + 512 * 2**-24)).all()
+        if bits <= 4:  # heavy tails are worth cutting off
+            assert least.sum() < 0.9 * whole.sum()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_least_squares_chooses_the_best_of_its_factors(bits: int) -> None:
+    weight = random_channels(1)
+    low, high = np.minimum(weight.min(axis=0), 0), np.maximum(weight.max(axis=0), 0)
+    errors = []
+    for factor in np.float32(np.arange(100, 39, -1) / 100):
+        qparams = WeightQParams.from_range(low * factor, high * factor, bits)
+        errors.append((((qparams.quantize(weight, 1) * qparams.scale).astype(np.float64) - weight) ** 2).sum(axis=0))
+    np.testing.assert_allclose(squared_errors(weight, bits, "mse"), np.min(errors, axis=0), rtol=512 * 2**-24)
+
+
+@pytest.mark.parametrize("bits", [6, 4])
+def test_percentiles_are_those_of_the_paper(bits: int) -> None:
+    """Sec. 4.1: 0.1% and 99.9% of each channel's weights, linearly interpolated."""
+    weight = np.linspace(-1, 3, 1001, dtype=np.float32)[:, None]
+    weight[0], weight[-1] = -50, 70
+    qparams = WeightQParams.choose(weight, 1, bits, "percentile")
+    # Of 1001 values the second and the last but one.
+    assert qparams.scale[0] * (2**bits - 1) == pytest.approx(float(weight[-2, 0] - weight[1, 0]), rel=1e-6)
+    assert squared_errors(weight, bits, "percentile") > 49**2 + 67**2 - 400  # two weights are given up
+
+
+@all_bits
+@pytest.mark.parametrize("rule", RULES)
+def test_rules_work_on_each_channel_alone(rule: RangeRule, bits: int) -> None:
+    weight = random_channels()
+    whole = QuantizedWeight.per_channel(weight, 1, bits, rule)
+    for i in range(weight.shape[1]):
+        alone = QuantizedWeight.per_channel(weight[:, i : i + 1], 1, bits, rule)
+        np.testing.assert_array_equal(alone.codes[:, 0], whole.codes[:, i])
+        assert alone.scale[0] == whole.scale[i]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_channel_of_nothing_becomes_zero_in_four_bits(rule: RangeRule) -> None:
+    quantized = QuantizedWeight.per_channel(np.zeros((16, 2), np.float32), 1, 4, rule)
+    assert not quantized.codes.any()
+    assert (quantized.scale == 1).all()
+
+
+def test_four_bits_by_hand() -> None:
+    """Range -1 to 2 in 15 steps of 0.2: zero point 5, codes -5 to 10."""
+    quantized = QuantizedWeight.per_channel(np.float32([[-1], [-0.31], [0], [0.09], [2]]), 1, 4)
+    assert quantized.codes[:, 0].tolist() == [-5, -2, 0, 0, 10]
+    assert quantized.qmin.tolist() == [-5]
+    assert quantized.scale[0] == np.float32(0.2)

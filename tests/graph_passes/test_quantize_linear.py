@@ -10,13 +10,14 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
-from tiny_model import tiny_models
+from tiny_model import tiny_models, tiny_recipe
 
 from nextscale.export.graph_builder import Constants, add_output, branch, finish, new_builder
 from nextscale.export.stage_graph import build_stage_graph
-from nextscale.graph_passes.pipeline import FLOAT_LAYERS, stage_layers
+from nextscale.graph_passes.linear_layers import linear_layers, nearest
+from nextscale.graph_passes.pipeline import stage_layers
 from nextscale.graph_passes.qparams import ActivationQParams, QuantizedWeight, Range
-from nextscale.graph_passes.quantize_linear import linear_layers, quantize_linear
+from nextscale.graph_passes.quantize_linear import quantize_linear
 
 Weights = dict[str, NDArray[np.float32]]
 K, NA, NB = 16, 8, 24
@@ -224,10 +225,84 @@ def test_the_stage_graphs_linear_layers() -> None:
     """All but word_embed are integer."""
     var, vqvae = tiny_models()
     model = build_stage_graph(var, vqvae.quantize)
-    layers = stage_layers(model)
+    layers = stage_layers(model, tiny_recipe("default"))
     block = ["attn.q", "attn.k", "attn.v", "attn.proj", "ffn.fc1", "ffn.fc2"]
-    assert layers.observed == [f"blocks.{i}.{part}" for i in range(2) for part in block] + ["head"]
+    assert list(layers.static) == [f"blocks.{i}.{part}" for i in range(2) for part in block] + ["head"]
     assert layers.by_class == ["blocks.0.ada_lin.1", "blocks.1.ada_lin.1", "head_nm.ada_lin.1"]
     one = np.ones(1, np.float32)
-    quantized = quantize_linear(model, dict.fromkeys([*layers.observed, *layers.by_class], Range(-one, one)), "stage")
-    assert {layer.name for layer in linear_layers(quantized.graph)} == FLOAT_LAYERS
+    quantized = quantize_linear(model, dict.fromkeys(layers.names(), Range(-one, one)), "stage")
+    assert {layer.name for layer in linear_layers(quantized.graph)} == {"word_embed"}
+
+
+# Fewer bits, and packed weights
+
+
+@pytest.mark.parametrize("weight_bits", [8, 3])
+@pytest.mark.parametrize("bits", [7, 4, 2])
+def test_fewer_bits_are_integer_arithmetic_too(
+    weights: Weights, x: NDArray[np.float32], bits: int, weight_bits: int
+) -> None:
+    """Values of up to twice the range, whose codes are capped at 2^bits - 1, not at 255."""
+    ranges = {name: Range(found.minimum / 2, found.maximum / 2) for name, found in ranges_of(x, weights).items()}
+    model = quantize_linear(layers_model(weights), ranges, "stage", bits, nearest(weight_bits))
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    stage_0 = Range(ranges["b"].minimum[:1], ranges["b"].maximum[:1])
+    qparams, quantized = (
+        ActivationQParams.from_range(stage_0, bits),
+        QuantizedWeight.per_channel(weights["b"], 1, weight_bits),
+    )
+    codes = qparams.quantize(x).astype(np.int64)
+    assert codes.min() == 0
+    assert codes.max() == 2**bits - 1
+    codes -= int(qparams.zero_point[0])
+    integers, scales = quantized.codes.astype(np.int64), np.float64(qparams.scale[0]) * quantized.scale
+    bound = (K + 4) * 2**-24 * (np.abs(codes) @ np.abs(integers)) * scales
+    for optimize in (False, True):
+        y_b = run(model, x, 0, optimize)[0]
+        assert (np.abs(y_b - (codes @ integers) * scales) <= bound).all()
+
+
+def test_codes_of_eight_bits_need_no_cap(weights: Weights, x: NDArray[np.float32]) -> None:
+    """And inputs of fewer bits have one cap each, with one limit for all."""
+    ranges = ranges_of(x, weights)
+    eight, four = (quantize_linear(layers_model(weights), ranges, "stage", bits) for bits in (8, 4))
+    caps = [[node for node in model.graph.all_nodes() if node.op_type == "Min"] for model in (eight, four)]
+    assert [len(nodes) for nodes in caps] == [0, 3]
+    assert {node.inputs[1] for node in caps[1]} == {four.graph.initializers["activation.qmax.15"]}
+
+
+@pytest.mark.parametrize("weight_bits", [4, 3, 2])
+def test_packed_weights_give_the_same_outputs(weights: Weights, x: NDArray[np.float32], weight_bits: int) -> None:
+    """Bit for bit, of half the bytes."""
+    ranges = ranges_of(x, weights)
+    stored, packed = (
+        quantize_linear(layers_model(weights), ranges, "stage", 8, nearest(weight_bits), pack) for pack in (False, True)
+    )
+    onnx.checker.check_model(ir.to_proto(packed), full_check=True)
+    for optimize in (False, True):
+        for expected, found in zip(run(stored, x, 0, optimize), run(packed, x, 0, optimize), strict=True):
+            np.testing.assert_array_equal(found, expected)
+    for name, weight in weights.items():
+        tensor = packed.graph.initializers[f"{name}.weight.packed"].const_value
+        assert tensor is not None
+        assert tensor.dtype == ir.DataType.UINT4
+        assert tensor.nbytes == weight.size // 2
+        assert f"{name}.weight.codes" not in packed.graph.initializers
+
+
+def test_packed_weights_make_a_smaller_file() -> None:
+    """By half a byte a weight, less what a few nodes take."""
+    weights = random_weights(np.random.default_rng(0), 128, 64, 256)
+    x = np.ones((1, 1, 128), np.float32)
+    stored, packed = (
+        len(
+            ir.to_proto(
+                quantize_linear(layers_model(weights), ranges_of(x, weights), "stage", 8, nearest(4), pack)
+            ).SerializeToString()
+        )
+        for pack in (False, True)
+    )
+    count = sum(weight.size for weight in weights.values())
+    zero_points = sum(weight.shape[1] for weight in weights.values())
+    assert stored - packed == pytest.approx(count / 2 - zero_points, abs=500 * len(weights))
+    assert packed < 0.65 * stored

@@ -1,0 +1,167 @@
+"""Statistics of the attention that tokens draw (Score, Eq. 11), from teacher-forced images, in bounded memory.
+
+A token is attentive if its score is above theta, strictly. In float32, as in a graph: thetas are the float32 numbers
+nearest to multiples of 1e-4, and twice such a theta is one again, so a histogram with those edges tells exactly how
+many tokens any theta and kernel order (Eq. 14) has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from nextscale.graph_passes.attention_patterns import attention_patterns, refusals
+from nextscale.graph_passes.observe_scores import PREFIX, observe_scores
+from nextscale.runtime.bundle import MANIFEST_NAME, Bundle
+from nextscale.runtime.errors import NextscaleError, OutputError
+from nextscale.runtime.next_scale_loop import Generator
+from nextscale.runtime.session import SessionOptions
+
+THETA_STEPS = 10_000  # the grid of thetas is [0, 1] in steps of 1e-4 (Sec. 4.1)
+EDGES = (np.arange(THETA_STEPS + 1) / THETA_STEPS).astype(np.float32)
+# Numbers of attentive tokens are kept for these indices into EDGES, about 8 to an octave, descending.
+COUNTED = np.unique(np.rint(THETA_STEPS * 2.0 ** -np.arange(0, np.log2(THETA_STEPS), 1 / 8)).astype(np.int64))[::-1]
+
+
+@dataclass(frozen=True)
+class ScoreStatistics:
+    """What tokens draw, over all images, rows (two an image, with guidance), heads and blocks.
+
+    Attributes:
+        histogram: int64 [S, 10000], scores in (EDGES[k], EDGES[k + 1]]; a score of 0 is in none.
+        attentive: int64 [S, K, L + 1], of heads of a row and block, how many have 0, 1, ... L tokens above
+            EDGES[COUNTED[k]].
+        images: N.
+        samples: heads seen at each stage: N * 2 * heads * blocks.
+    """
+
+    histogram: NDArray[np.int64]
+    attentive: NDArray[np.int64]
+    images: int
+    samples: int
+
+    def above(self) -> NDArray[np.int64]:
+        """Tokens of each stage whose score is above EDGES[k]: int64 [S, 10001]."""
+        reversed_sums = np.cumsum(self.histogram[:, ::-1], axis=1)[:, ::-1]
+        return np.pad(reversed_sums, ((0, 0), (0, 1)))
+
+    def budgets(self, theta_index: int, overflow: float) -> tuple[int, ...]:
+        """The fewest rows a head needs at each stage so that at most a share `overflow` of the heads has more tokens.
+
+        For the nearest theta at or below EDGES[theta_index] that is counted, so never too few.
+        """
+        counted = int(np.argmax(theta_index >= COUNTED))
+        beyond = self.samples - np.cumsum(self.attentive[:, counted], axis=1)
+        return tuple(int(stage) for stage in np.argmax(beyond <= overflow * self.samples, axis=1))
+
+
+@contextmanager
+def observed_bundle(bundle: Bundle) -> Iterator[Bundle]:
+    """A temporary bundle beside `bundle` whose stage graph also gives the scores; the weights are linked, not copied.
+
+    Raises:
+        NextscaleError: the stage graph has no attention that can be observed.
+        OutputError: the folder beside cannot be written.
+    """
+    try:
+        temporary = tempfile.TemporaryDirectory(
+            prefix=f".{bundle.path.name}.scores-", dir=bundle.path.absolute().parent
+        )
+    except OSError as error:
+        raise OutputError(f"{bundle.path.absolute().parent}: cannot write there ({error.strerror})") from None
+    with temporary as folder:
+        _write_observed(bundle, Path(folder))
+        yield Bundle.open(folder)
+
+
+def _write_observed(bundle: Bundle, folder: Path) -> None:
+    stage_path = bundle.graph_path("stage")
+    model = ir.load(stage_path)
+    if not attention_patterns(model.graph):
+        reasons = "; ".join(map(str, refusals(model.graph))) or "it has no Softmax"
+        raise NextscaleError(f"{stage_path}: no attention found: {reasons}")
+    for name in bundle.manifest.files:
+        if name != stage_path.name:
+            _link(bundle.path / name, folder / name)
+    observed = observe_scores(model)
+    ir.save(observed, folder / stage_path.name)
+    manifest = json.loads((bundle.path / MANIFEST_NAME).read_text(encoding="utf-8"))
+    scores = [str(value.name) for value in observed.graph.outputs if str(value.name).startswith(PREFIX)]
+    manifest["graphs"]["stage"]["outputs"] += [
+        {"name": name, "dtype": "float32", "shape": ["2B", bundle.model.num_heads, "T + l"]} for name in scores
+    ]
+    content = (folder / stage_path.name).read_bytes()
+    manifest["files"][stage_path.name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (folder / MANIFEST_NAME).write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+
+
+def collect_scores(
+    observed: Bundle,
+    class_labels: NDArray[np.int64],
+    token_maps: NDArray[np.int64],
+    options: SessionOptions,
+    *,
+    seed: int = 0,
+    batch_size: int = 2,
+    on_images: Callable[[int], object] = lambda done: None,
+) -> ScoreStatistics:
+    """Feed token maps to a full-precision model and count the scores of all its heads.
+
+    Args:
+        observed: a float32 bundle whose stage graph gives scores (`observed_bundle`).
+        class_labels: int64 [N].
+        token_maps: int64 [N, L]; -1 is sampled.
+        options: threads and memory.
+        seed: of what is sampled.
+        batch_size: images at a time.
+        on_images: called with the number of images finished, after each batch.
+    """
+    outputs = [item.name for item in observed.manifest.graphs["stage"].outputs if item.name.startswith(PREFIX)]
+    generator = Generator(observed, options)
+    model = observed.model
+    histogram = np.zeros((model.num_stages, THETA_STEPS), np.int64)
+    attentive = np.zeros((model.num_stages, len(COUNTED), model.num_tokens + 1), np.int64)
+    images = len(class_labels)
+    for first in range(0, images, batch_size):
+        batch = slice(first, first + batch_size)
+        stream = generator.stream(
+            class_labels[batch], seed=seed, first_image=first, forced_tokens=token_maps[batch], outputs=outputs
+        )
+        for stage in stream:
+            for scores in stage.outputs.values():
+                count_scores(scores, histogram[stage.stage], attentive[stage.stage])
+        on_images(min(first + batch_size, images))
+    return ScoreStatistics(histogram, attentive, images, images * 2 * model.num_heads * len(outputs))
+
+
+def count_scores(scores: NDArray[np.float32], histogram: NDArray[np.int64], attentive: NDArray[np.int64]) -> None:
+    """Add scores [rows, H, T] to a stage's histogram [10000] and its numbers of attentive tokens [K, L + 1]."""
+    # A mean of rows that sum to 1 may round to a little more than 1.
+    heads = np.minimum(scores, 1).reshape(-1, scores.shape[-1])
+    edge = np.searchsorted(EDGES, heads)  # EDGES[edge - 1] < score <= EDGES[edge]
+    histogram += np.bincount(edge.ravel(), minlength=THETA_STEPS + 1)[1:]
+    # Above EDGES[COUNTED[k]] is a token whose edge is beyond COUNTED[k]; COUNTED descends.
+    first_below = len(COUNTED) - np.searchsorted(COUNTED[::-1], edge)
+    rows, bins = np.arange(len(heads))[:, None], len(COUNTED) + 1
+    by_head = np.bincount((rows * bins + first_below).ravel(), minlength=len(heads) * bins).reshape(-1, bins)
+    above = np.cumsum(by_head[:, :-1], axis=1)
+    places = above + np.arange(len(COUNTED)) * attentive.shape[1]
+    attentive += np.bincount(places.ravel(), minlength=attentive.size).reshape(attentive.shape)

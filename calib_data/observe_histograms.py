@@ -1,0 +1,97 @@
+"""Histograms of layers' inputs, and the static ranges chosen from them (docs/quantization.md, "Activations")."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nextscale.graph_passes.observe_ranges import input_name
+from nextscale.graph_passes.qparams import ActivationQParams, Range, RangeRule
+from nextscale.runtime.bundle import Bundle
+from nextscale.runtime.next_scale_loop import Generator
+from nextscale.runtime.request import DEFAULT_CFG_SCALE
+from nextscale.runtime.session import SessionOptions
+
+BINS = 2048
+PERCENTILES = (0.0001, 0.9999)
+MSE_FACTORS = tuple(percent / 100 for percent in range(100, 29, -2))
+
+
+def observe_histograms(
+    exposed: Bundle,
+    ranges: Mapping[str, Range],
+    class_labels: NDArray[np.int64],
+    token_maps: NDArray[np.int64],
+    options: SessionOptions,
+    on_images: Callable[[int], object],
+    cfg_scale: float = DEFAULT_CFG_SCALE,
+) -> dict[str, NDArray[np.int64]]:
+    """How often each layer's input falls into each of BINS equal parts of its range: int64 [S, BINS] by layer.
+
+    Args:
+        exposed: a float32 bundle whose stage graph gives the layers' inputs (`expose_inputs`).
+        ranges: the range [S] of each layer's input; what lies outside counts at its ends.
+        class_labels: int64 [N].
+        token_maps: int64 [N, L], fed to the model one image at a time.
+        options: threads and memory.
+        on_images: called with the number of images finished.
+        cfg_scale: guidance.
+    """
+    generator, num_stages = Generator(exposed, options), exposed.model.num_stages
+    counts = {layer: np.zeros((num_stages, BINS), np.int64) for layer in ranges}
+    outputs = [input_name(layer) for layer in ranges]
+    for i in range(len(class_labels)):
+        stream = generator.stream(
+            class_labels[i : i + 1], cfg_scale=cfg_scale, forced_tokens=token_maps[i : i + 1], outputs=outputs
+        )
+        for result in stream:
+            for layer, found in ranges.items():
+                low, high = found.minimum[result.stage], found.maximum[result.stage]
+                step = max(float(high - low) / BINS, np.finfo(np.float32).tiny)
+                bins = ((result.outputs[input_name(layer)].ravel() - low) / np.float32(step)).astype(np.int64)
+                counts[layer][result.stage] += np.bincount(bins.clip(0, BINS - 1), minlength=BINS)
+        on_images(i + 1)
+    return counts
+
+
+def choose_range(found: Range, counts: NDArray[np.int64], bits: int, rule: RangeRule) -> Range:
+    """The range for static quantization, stage by stage.
+
+    Args:
+        found: smallest and largest value, [S].
+        counts: int64 [S, BINS] over that range.
+        bits: of the activations.
+        rule: how to choose.
+    """
+    if rule == "max":
+        return found
+    chosen = [
+        _percentile(low, high, histogram) if rule == "percentile" else _least_squares(low, high, histogram, bits)
+        for low, high, histogram in zip(found.minimum, found.maximum, counts, strict=True)
+    ]
+    low, high = np.array(chosen, np.float32).T
+    return Range(low, high)
+
+
+def _percentile(low: np.float32, high: np.float32, histogram: NDArray[np.int64]) -> tuple[float, float]:
+    edges = np.linspace(low, high, BINS + 1)
+    shares = np.concatenate([[0], np.cumsum(histogram)]) / max(histogram.sum(), 1)
+    return float(np.interp(PERCENTILES[0], shares, edges)), float(np.interp(PERCENTILES[1], shares, edges))
+
+
+def _least_squares(
+    low: np.float32, high: np.float32, histogram: NDArray[np.int64], bits: int
+) -> tuple[np.float32, np.float32]:
+    """Each end shrunk on its own, in turn, to the factor of the least squared error of the bins' centres."""
+    edges = np.linspace(low, high, BINS + 1)
+    centres = ((edges[1:] + edges[:-1]) / 2).astype(np.float32)
+
+    def error(ends: tuple[np.float32, np.float32]) -> float:
+        qparams = ActivationQParams.from_range(Range(*np.array(ends, np.float32)[:, None]), bits)
+        return float(histogram @ np.square(qparams.dequantize(qparams.quantize(centres)) - centres, dtype=np.float64))
+
+    best = min(((low * np.float32(f), high * np.float32(f)) for f in MSE_FACTORS), key=error)
+    best = min(((best[0], high * np.float32(f)) for f in MSE_FACTORS), key=error)
+    return min(((low * np.float32(f), best[1]) for f in MSE_FACTORS), key=error)

@@ -1,0 +1,195 @@
+"""Calibration in torch: ranges and channel magnitudes that a teacher-forced run of the full-precision model shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nextscale.calib_data.simulate import NOT_EQUALIZED, SimulatedVAR
+from nextscale.export.equalization import Equalization, choose_equalization, equalizable_layers
+from nextscale.export.multi_scale_quantizer import MultiScaleQuantizer
+from nextscale.export.var import VAR
+from nextscale.graph_passes.qparams import MSE_FACTORS, Range, RangeRule
+from nextscale.graph_passes.recipe import Recipe
+from nextscale.runtime.request import DEFAULT_CFG_SCALE
+
+# The model itself, as a recipe.
+FULL_PRECISION = Recipe("full precision", precision="fp32")
+PERCENTILES = (0.01, 99.99)
+BINS = 2048
+
+
+def teacher_forced_inputs(quantizer: MultiScaleQuantizer, token_maps: Tensor) -> Tensor:
+    """The transformer's inputs for given token maps: int64 [B, L] -> float32 [B, L - patch_nums[0]**2, Cvae]."""
+    sizes = [pn * pn for pn in quantizer.patch_nums]
+    return quantizer.accumulate(token_maps.split(sizes, dim=1))[1]
+
+
+def batches(
+    labels: NDArray[np.int64], token_maps: NDArray[np.int64], batch_size: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Labels [B] and token maps [B, L] on the device, in order."""
+    for first in range(0, len(labels), batch_size):
+        part = slice(first, first + batch_size)
+        yield torch.from_numpy(labels[part]).to(device), torch.from_numpy(token_maps[part]).to(device)
+
+
+@torch.no_grad()
+def observe(
+    var: VAR,
+    quantizer: MultiScaleQuantizer,
+    labels: NDArray[np.int64],
+    token_maps: NDArray[np.int64],
+    *,
+    equalization: Equalization = NOT_EQUALIZED,
+    rule: RangeRule = "max",
+    bits: int = 8,
+    cfg_scale: float = DEFAULT_CFG_SCALE,
+    batch_size: int = 4,
+) -> dict[str, Range]:
+    """Ranges of every linear layer's input, and of q, k and v of each block, over token maps.
+
+    Args:
+        var, quantizer: full precision, on one device.
+        labels, token_maps: int64 [N] and [N, L].
+        equalization: of the model whose inputs are meant.
+        rule: how much of what is seen a range holds (docs/quantization.md); q, k and v always have all.
+        bits: of the codes, for `mse`.
+        cfg_scale: guidance, which the head's input depends on.
+        batch_size: images at a time.
+    Returns:
+        [S] for each layer, and for f"blocks.{i}.attn.query", ".key" and ".value".
+    """
+    simulated = SimulatedVAR(var, FULL_PRECISION, equalization=equalization)
+
+    def run() -> None:
+        for part_labels, maps in batches(labels, token_maps, batch_size, simulated.device):
+            simulated(part_labels, teacher_forced_inputs(quantizer, maps), cfg_scale)
+
+    extremes = _Extremes(var.config.num_stages)
+    simulated.watch = extremes
+    run()
+    found = extremes.ranges()
+    if rule == "max":
+        return found
+    histograms = _Histograms(found, var.config.num_stages, simulated.device)
+    simulated.watch = histograms
+    run()
+    clipped = {name: histograms.range_of(name, rule, bits) for name in found if not _is_operand(name)}
+    return found | clipped
+
+
+def _is_operand(name: str) -> bool:
+    """Whether it is one of attention's q, k and v, not a layer's input."""
+    return name.endswith((".query", ".key", ".value"))
+
+
+@torch.no_grad()
+def equalize(
+    var: VAR,
+    quantizer: MultiScaleQuantizer,
+    labels: NDArray[np.int64],
+    token_maps: NDArray[np.int64],
+    alpha: float,
+    *,
+    cfg_scale: float = DEFAULT_CFG_SCALE,
+    batch_size: int = 4,
+) -> Equalization:
+    """Equalization by the channels' magnitudes over token maps; none with alpha 0. Arguments as in `observe`."""
+    if not alpha:
+        return NOT_EQUALIZED
+    simulated = SimulatedVAR(var, FULL_PRECISION)
+    largest: dict[str, Tensor] = {}
+
+    def watch(name: str, x: Tensor, level: Tensor) -> None:
+        magnitude = x.abs().amax((0, 1))
+        largest[name] = torch.maximum(largest[name], magnitude) if name in largest else magnitude
+
+    simulated.watch = watch
+    for part_labels, maps in batches(labels, token_maps, batch_size, simulated.device):
+        simulated(part_labels, teacher_forced_inputs(quantizer, maps), cfg_scale)
+    magnitudes = {layer: largest[linears[0]] for layer, linears in equalizable_layers(var).items()}
+    return choose_equalization(var, magnitudes, alpha)
+
+
+class _Extremes:
+    """The smallest and largest value of each stage, by name: float32 [S]."""
+
+    def __init__(self, num_stages: int) -> None:
+        self.num_stages = num_stages
+        self.found: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, name: str, x: Tensor, level: Tensor) -> None:
+        low, high = x.aminmax(dim=-1)
+        if name not in self.found:
+            none = x.new_full((self.num_stages,), torch.inf)
+            self.found[name] = none, -none
+        minimum, maximum = self.found[name]
+        self.found[name] = (
+            minimum.scatter_reduce(0, level, low.amin(0), "amin"),
+            maximum.scatter_reduce(0, level, high.amax(0), "amax"),
+        )
+
+    def ranges(self) -> dict[str, Range]:
+        """[S] each; zero at a stage that was not seen (the first of word_embed)."""
+        return {
+            name: Range(*(torch.where(end.isfinite(), end, 0.0).cpu().numpy() for end in ends))
+            for name, ends in self.found.items()
+        }
+
+
+class _Histograms:
+    """Counts of equal bins over each stage's range, by name: int64 [S, BINS]."""
+
+    def __init__(self, ranges: dict[str, Range], num_stages: int, device: torch.device) -> None:
+        self.ranges, self.num_stages, self.device = ranges, num_stages, device
+        self.counts: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, x: Tensor, level: Tensor) -> None:
+        if _is_operand(name):
+            return
+        low, high = (torch.from_numpy(end).to(self.device)[level][:, None] for end in self._ends(name))
+        bins = ((x - low) * (BINS / (high - low))).long().clamp_(0, BINS - 1) + level[:, None] * BINS
+        counts = torch.bincount(bins.flatten(), minlength=self.num_stages * BINS)
+        self.counts[name] = self.counts[name] + counts if name in self.counts else counts
+
+    def _ends(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Both ends [S], apart even where all values are equal."""
+        observed = self.ranges[name]
+        return observed.minimum, np.maximum(observed.maximum, np.nextafter(observed.minimum, np.float32(np.inf)))
+
+    def range_of(self, name: str, rule: RangeRule, bits: int) -> Range:
+        """The range [S] that `rule` keeps."""
+        counts = self.counts[name].view(self.num_stages, BINS).cpu().numpy()
+        stages = zip(*self._ends(name), counts, strict=True)
+        choose = _percentile_range if rule == "percentile" else _least_squares_range
+        ends = np.array(
+            [choose(low, high, row, bits) if row.any() else (0, 0) for low, high, row in stages], np.float32
+        )
+        return Range(ends[:, 0].copy(), ends[:, 1].copy())
+
+
+def _percentile_range(low: float, high: float, counts: NDArray[np.int64], bits: int) -> tuple[float, float]:
+    cumulative = np.concatenate(([0.0], counts.cumsum() / counts.sum()))
+    edges = np.linspace(low, high, BINS + 1)
+    kept = np.interp(np.array(PERCENTILES) / 100, cumulative, edges)
+    return float(kept[0]), float(kept[1])
+
+
+def _least_squares_range(low: float, high: float, counts: NDArray[np.int64], bits: int) -> tuple[float, float]:
+    """The range times the factor of `MSE_FACTORS`, or 1, whose codes have the least squared error."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    centers = low + (np.arange(BINS) + 0.5) * (high - low) / BINS
+    best, least = (low, high), np.inf
+    for factor in (1.0, *MSE_FACTORS):
+        scale = max((high - low) * float(factor) / (2**bits - 1), np.finfo(np.float32).tiny)
+        zero_point = np.round(-low * factor / scale)
+        codes = np.clip(np.round(centers / scale) + zero_point, 0, 2**bits - 1)
+        error = float((counts * ((codes - zero_point) * scale - centers) ** 2).sum())
+        if error < least:
+            best, least = (low * float(factor), high * float(factor)), error
+    return best

@@ -1,0 +1,148 @@
+"""Token maps as a folder: what calibration samples and every later step reads."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nextscale.runtime.errors import NextscaleError, OutputError
+from nextscale.runtime.image_io import Writer, npz_writer, write_files
+from nextscale.runtime.manifest import ModelInfo
+
+SCHEMA = 1
+ARRAYS, MANIFEST = "token_maps.npz", "manifest.json"
+NO_FILES: Mapping[str, Writer] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class TokenMaps:
+    """Images as tokens.
+
+    Attributes:
+        class_labels: int64 [N].
+        token_maps: int64 [N, L], stages in order, row-major.
+        settings: how they were made, for the manifest: plain JSON values.
+    """
+
+    class_labels: NDArray[np.int64]
+    token_maps: NDArray[np.int64]
+    settings: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        """N, the number of images."""
+        return len(self.class_labels)
+
+    def save(self, folder: Path, further: Mapping[str, Writer] = NO_FILES) -> None:
+        """Make `folder`, complete or not at all.
+
+        Args:
+            folder: must not exist.
+            further: more files to write into it, by name.
+        Raises:
+            OutputError: the folder exists or cannot be written.
+        """
+        require_absent(folder)
+        manifest = {"schema": SCHEMA, "images": len(self), "tokens": self.token_maps.shape[1], **self.settings}
+        text = json.dumps(manifest, indent=1) + "\n"
+        arrays = {"class_labels": self.class_labels, "token_maps": self.token_maps}
+        files: dict[str, Writer] = {ARRAYS: npz_writer(arrays), MANIFEST: lambda file: file.write(text.encode())}
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        except OSError as error:
+            raise OutputError(f"{folder.parent}: cannot write there ({error.strerror})") from None
+        try:
+            write_files({partial / name: writer for name, writer in {**files, **further}.items()})
+            partial.chmod(0o755)
+            partial.rename(folder)
+        except OSError as error:
+            raise OutputError(f"{folder}: cannot be written ({error.strerror})") from None
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(partial)
+
+    @classmethod
+    def load(cls, folder: Path, model: ModelInfo) -> TokenMaps:
+        """Read token maps and check that they are of such a model.
+
+        Raises:
+            NextscaleError: no token maps there, damaged ones, newer ones, or those of another model.
+        """
+        if not folder.is_dir():
+            raise NextscaleError(f"{folder}: no such folder; expected one made by `nextscale calibrate`")
+        settings = _read_manifest(folder / MANIFEST)
+        path = folder / ARRAYS
+        arrays = read_npz(path, ("class_labels", "token_maps"))
+        labels, token_maps = arrays["class_labels"], arrays["token_maps"]
+        images = len(labels) if labels.ndim == 1 else 0
+        _check(path, "class_labels", labels, (max(images, 1),), model.num_classes)
+        _check(path, "token_maps", token_maps, (images, model.num_tokens), model.vocab_size)
+        return cls(labels, token_maps, settings)
+
+
+def require_absent(folder: Path) -> None:
+    """Find out before a long computation whether the folder may be made.
+
+    Raises:
+        OutputError: there is something already.
+    """
+    if os.path.lexists(folder):
+        raise OutputError(f"{folder}: exists already; choose another --out or remove it first")
+
+
+def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """The named arrays of an .npz.
+
+    Raises:
+        NextscaleError: the file is missing, damaged or lacks one.
+    """
+    try:
+        with open(path, "rb") as file:
+            arrays = np.load(file, allow_pickle=False)
+            return {name: arrays[name] for name in names}
+    except KeyError as error:
+        raise NextscaleError(f"{path}: {error.args[0]}") from None
+    except OSError as error:
+        raise NextscaleError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, IndexError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise NextscaleError(f"{path}: damaged: {error}") from None
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_bytes())
+    except OSError as error:
+        raise NextscaleError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise NextscaleError(f"{path}: no JSON: {error}") from None
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    if schema != SCHEMA:
+        raise NextscaleError(f"{path}: expected token maps of schema {SCHEMA}, found {schema}")
+    return {name: value for name, value in manifest.items() if name not in ("schema", "images", "tokens")}
+
+
+def _check(path: Path, name: str, array: NDArray[Any], shape: tuple[int, ...], limit: int) -> None:
+    """Whether the array is int64, of the shape, and in [0, limit)."""
+    if array.dtype != np.int64 or array.shape != shape:
+        raise NextscaleError(
+            f"{path}: {name}: expected int64 {list(shape)}, found {array.dtype} {list(array.shape)}; "
+            "the token maps must be of this model"
+        )
+    if array.min() < 0 or array.max() >= limit:
+        raise NextscaleError(
+            f"{path}: {name}: expected 0 to {limit - 1}, found {array.min()} to {array.max()}; "
+            "the token maps must be of this model"
+        )

@@ -1,0 +1,77 @@
+"""Reconstructed units in a folder, one file each, so that an interrupted reconstruction continues."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nextscale.runtime.errors import NextscaleError
+
+SETTINGS_FILE = "settings.json"
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a unit learned: bool [out, in] by layer, and figures."""
+
+    up: Mapping[str, NDArray[np.bool_]]
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+
+class UnitStore:
+    """Finished units of one reconstruction.
+
+    Args:
+        folder: made if it is missing; None keeps nothing.
+        fingerprint: plain JSON values that an earlier run in the folder must agree in.
+    Raises:
+        NextscaleError: the folder holds a run of another fingerprint.
+    """
+
+    def __init__(self, folder: Path | None, fingerprint: Mapping[str, Any]) -> None:
+        self.folder = folder
+        if folder is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / SETTINGS_FILE
+        if not path.exists():
+            _write(path, json.dumps(fingerprint, indent=1).encode())
+            return
+        try:
+            found = json.loads(path.read_bytes())
+        except ValueError:
+            found = {}
+        differing = [key for key, value in fingerprint.items() if found.get(key) != value]
+        if differing:
+            others = ", ".join(differing)
+            raise NextscaleError(f"{folder}: holds another reconstruction (other {others}); give another folder")
+
+    def load(self, unit: str, layers: Sequence[str]) -> Learned | None:
+        """What an earlier run learned; None if it did not come to this unit."""
+        if self.folder is None or not (path := self.folder / f"{unit}.npz").exists():
+            return None
+        try:
+            with np.load(path) as file:
+                return Learned({name: file[name] for name in layers}, json.loads(str(file["report"])))
+        except (OSError, ValueError, KeyError) as error:
+            raise NextscaleError(f"{path}: damaged ({error}); remove it") from None
+
+    def save(self, unit: str, learned: Learned) -> None:
+        if self.folder is not None:
+            arrays: dict[str, Any] = {**learned.up, "report": np.array(json.dumps(learned.report))}
+            partial_path = self.folder / f"{unit}.partial.npz"
+            np.savez_compressed(partial_path, **arrays)
+            os.replace(partial_path, self.folder / f"{unit}.npz")
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial_path = path.with_suffix(".partial")
+    partial_path.write_bytes(content)
+    os.replace(partial_path, path)

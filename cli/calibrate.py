@@ -1,0 +1,122 @@
+"""`nextscale calibrate`: token maps of a full-precision bundle, for calibration."""
+
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from nextscale.calib_data.match_probabilities import MatchingReport, total_variation
+from nextscale.calib_data.plot_matching import matching_plot
+from nextscale.calib_data.sample import MATCHINGS, Matching, SamplingSettings, mean_log_probability, sample_token_maps
+from nextscale.calib_data.token_maps import TokenMaps, require_absent
+from nextscale.cli.options import BUNDLE, threads
+from nextscale.runtime.image_io import Writer, npz_writer
+from nextscale.runtime.next_scale_loop import Generator
+from nextscale.runtime.request import DEFAULT_CFG_SCALE, DEFAULT_TOP_P
+from nextscale.runtime.session import SessionOptions
+
+
+@click.command()
+@click.argument("bundle", type=BUNDLE)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder to make.")
+@click.option("--images", type=click.IntRange(1), default=256, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True)
+@click.option(
+    "--matching",
+    type=click.Choice(MATCHINGS),
+    default="none",
+    show_default=True,
+    help="Reassign tokens until entries are as frequent as probable: as published, or stage by stage.",
+)
+@click.option("--cfg-scale", type=float, default=DEFAULT_CFG_SCALE, show_default=True)
+@click.option("--top-k", type=int, help="Keep the k likeliest tokens; 0 is off.  [default: 900, or V if smaller]")
+@click.option("--top-p", type=float, default=DEFAULT_TOP_P, show_default=True, help="Keep this mass; 0 is off.")
+@click.option("--batch", type=click.IntRange(1), default=2, show_default=True, help="Images at a time.")
+@click.option("--score", is_flag=True, help="Also feed the maps to the model: their mean log-probability.")
+@threads
+def calibrate(
+    bundle: Path,
+    out: Path,
+    images: int,
+    seed: int,
+    matching: Matching,
+    cfg_scale: float,
+    top_k: int | None,
+    top_p: float,
+    batch: int,
+    score: bool,
+    threads: int,
+) -> None:
+    """Sample the token maps OUT with the full-precision BUNDLE, labels spread over the classes.
+
+    Finished batches lie in OUT.partial meanwhile; after Ctrl-C the same command goes on from there.
+
+    \b
+    nextscale build demo --precision fp32 --out demo-fp32
+    nextscale calibrate demo-fp32 --matching stagewise --out demo-maps
+    """
+    require_absent(out)
+    generator = Generator(bundle, SessionOptions(threads=threads))
+    settings = SamplingSettings(images, seed, cfg_scale, top_k, top_p, batch, matching)
+    work = out.with_name(f"{out.name}.partial")
+    log_probability = None
+    try:
+        with Progress(console=Console(stderr=True, quiet=not sys.stderr.isatty())) as progress:
+            task = progress.add_task("loading", total=None)
+
+            def show(what: str, done: int, total: int) -> None:
+                progress.update(task, description=what, completed=done, total=total)
+
+            maps, report = sample_token_maps(generator, settings, work, show)
+            if score:
+                log_probability = mean_log_probability(
+                    generator, maps, cfg_scale=cfg_scale, batch_size=batch, progress=show
+                )
+                maps = TokenMaps(
+                    maps.class_labels, maps.token_maps, {**maps.settings, "log_probability": log_probability}
+                )
+    except KeyboardInterrupt:
+        click.echo(f"what is finished is in {work}; the same command goes on from there", err=True)
+        raise
+    maps.save(out, _further_files(report, matching))
+    shutil.rmtree(work)
+    click.echo(f"{out}: {images} token maps of {generator.bundle.manifest.name}, matching {matching}")
+    Console().print(_table(report, matching))
+    if report.moved:
+        before, after = report.log_before / report.moved, report.log_after / report.moved
+        click.echo(f"{report.moved} of {report.wanted} wanted tokens reassigned, {report.immovable} could not move")
+        click.echo(f"mean log-probability of the reassigned: {before:.3f} before, {after:.3f} after, nats")
+    if log_probability is not None:
+        click.echo(f"mean log-probability of the maps: {log_probability:.3f} nats a token")
+
+
+def _further_files(report: MatchingReport, matching: str) -> dict[str, Writer]:
+    """The frequencies, and a plot of them where matplotlib is installed."""
+    files = {"frequencies.npz": npz_writer({name: getattr(report, name) for name in ("target", "before", "after")})}
+    if importlib.util.find_spec("matplotlib"):
+        files["matching.png"] = matching_plot(report, matching != "none")
+    else:
+        click.echo('no matching.png: it needs matplotlib, pip install "nextscale[eval]"', err=True)
+    return files
+
+
+def _table(report: MatchingReport, matching: str) -> Table:
+    columns = {"sampled": report.before} if matching == "none" else {"before": report.before, "after": report.after}
+    table = Table("stage", "tokens", *columns, title="total variation")
+    pooled = [report.target.sum(0), *(counts.sum(0) for counts in columns.values())]
+    rows = [(str(stage + 1), stage) for stage in range(len(report.target))]
+    for name, stage in rows:
+        _add_row(table, name, report.target[stage], [counts[stage] for counts in columns.values()])
+    table.add_section()
+    _add_row(table, "all", pooled[0], pooled[1:])
+    return table
+
+
+def _add_row(table: Table, name: str, target: np.ndarray, columns: list[np.ndarray]) -> None:
+    table.add_row(name, str(columns[0].sum()), *(f"{total_variation(target, counts):.3f}" for counts in columns))

@@ -1,0 +1,225 @@
+"""`nextscale theta`: the threshold of attentive tokens, and what shift-and-sum costs with it."""
+
+import importlib.util
+import json
+import math
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from nextscale.calib_data.attention_scores import ScoreStatistics, collect_scores, observed_bundle
+from nextscale.calib_data.calibrate import CalibrationSettings, calibration_labels
+from nextscale.calib_data.choose_theta import (
+    FORMS,
+    Overhead,
+    ThetaChoice,
+    attentive_shares,
+    choose_theta,
+    overhead,
+)
+from nextscale.cli.options import BUNDLE, threads
+from nextscale.evaluate.operations import BitWidths, Cost, model_cost
+from nextscale.runtime.bundle import Bundle
+from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime.image_io import Writer, require_writable, write_files
+from nextscale.runtime.manifest import ModelInfo
+from nextscale.runtime.session import SessionOptions
+
+TABLE_B_THETAS = (0.05, 0.1, 0.2)
+
+
+class Percentage(click.ParamType):
+    """A percentage: 1% or 0.5%; as a share of 1."""
+
+    name = "percentage"
+
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        try:
+            share = float(value.removesuffix("%")) / 100 if value.endswith("%") else math.nan
+        except ValueError:
+            share = math.nan
+        if not 0 < share <= 1:
+            self.fail(f"{value!r} is not a percentage above 0% and up to 100%, such as 1%", param, ctx)
+        return share
+
+
+class Bits(click.ParamType):
+    """Bits of weights and activations: 4/6."""
+
+    name = "weights/activations"
+
+    def convert(self, value: str | BitWidths, param: click.Parameter | None, ctx: click.Context | None) -> BitWidths:
+        if isinstance(value, BitWidths):
+            return value
+        match = re.fullmatch(r"(\d{1,2})/(\d{1,2})", value)
+        bits = [int(number) for number in match.groups()] if match else []
+        if not bits or not all(1 <= number <= 16 for number in bits):
+            self.fail(f"{value!r} is not bits of weights and activations from 1 to 16, such as 4/6", param, ctx)
+        return BitWidths(*bits)
+
+
+@click.command()
+@click.argument("bundle_dir", metavar="DIR", type=BUNDLE)
+@click.option("--budget", type=Percentage(), default="1%", show_default=True, help="Extra operations allowed.")
+@click.option("--bits", type=Bits(), default="4/6", show_default=True, help="Of weights/activations.")
+@click.option("--images", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
+@threads
+@click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="All figures as JSON.")
+@click.option("--plot", "plot_path", type=click.Path(path_type=Path), metavar="FILE", help="Attentive tokens, as PNG.")
+def theta(
+    bundle_dir: Path,
+    budget: float,
+    bits: BitWidths,
+    images: int,
+    seed: int,
+    threads: int,
+    json_path: Path | None,
+    plot_path: Path | None,
+) -> None:
+    """Choose theta for the model of the full-precision bundle DIR.
+
+    A token is attentive if the attention that it draws, averaged over the queries, is above theta. The smallest theta
+    is chosen whose extra operations are within the budget, for each way of expanding attentive tokens: 2n shifted
+    copies (duplicate), or one extra row (residual).
+    """
+    require_writable(path for path in (json_path, plot_path) if path is not None)
+    if plot_path is not None and importlib.util.find_spec("matplotlib") is None:
+        raise NextscaleError('--plot needs matplotlib, which is not installed: pip install "nextscale[eval]"')
+    bundle = Bundle.open(bundle_dir)
+    recipe = bundle.manifest.recipe["name"]
+    if recipe != "fp32":
+        raise NextscaleError(
+            f"{bundle_dir}: recipe {recipe}, but theta is chosen from full precision: build with --precision fp32"
+        )
+    statistics = _collect(bundle, images, seed, SessionOptions(threads=threads))
+    choices = [choose_theta(statistics, bundle.model, bits, budget, form) for form in FORMS]
+    overheads = [
+        overhead(statistics, bundle.model, bits, value, choice.form)
+        for choice in choices
+        for value in sorted({*TABLE_B_THETAS, choice.theta})
+    ]
+    thetas = sorted({found.theta for found in overheads})
+    shares = attentive_shares(statistics, bundle.model, thetas)
+    _print(bundle.manifest.name, bits, model_cost(bundle.model, bits), overheads, choices, thetas, shares)
+    writers: dict[Path, Writer] = {}
+    if json_path is not None:
+        report = _report(bundle.model, bits, overheads, choices, thetas, shares)
+        text = json.dumps({"bundle": str(bundle_dir), "images": images, "seed": seed, **report}, indent=1) + "\n"
+        writers[json_path] = lambda file: file.write(text.encode())
+    if plot_path is not None:
+        from nextscale.calib_data.plot_theta import plot_attentive_share
+
+        title = f"Attentive tokens of {bundle.manifest.name}, {images} images"
+        writers[plot_path] = lambda file: plot_attentive_share(file, shares, thetas, title)
+    write_files(writers)
+
+
+def _collect(bundle: Bundle, images: int, seed: int, options: SessionOptions) -> ScoreStatistics:
+    """Scores on images that the model itself samples."""
+    model = bundle.model
+    labels = calibration_labels(model.num_classes, CalibrationSettings(images=images, seed=seed))
+    sampled = np.full((images, model.num_tokens), -1, np.int64)
+    with (
+        Progress(console=Console(stderr=True, quiet=not sys.stderr.isatty())) as progress,
+        observed_bundle(bundle) as observed,
+    ):
+        task = progress.add_task("observing attention", total=images)
+        return collect_scores(
+            observed,
+            labels,
+            sampled,
+            options,
+            seed=seed,
+            on_images=lambda done: progress.update(task, completed=done),
+        )
+
+
+def _report(
+    model: ModelInfo,
+    bits: BitWidths,
+    overheads: Sequence[Overhead],
+    choices: Sequence[ThetaChoice],
+    thetas: Sequence[float],
+    shares: np.ndarray,
+) -> dict[str, Any]:
+    return {
+        "bits": asdict(bits),
+        "baseline": asdict(model_cost(model, bits)),
+        "overheads": [asdict(found) for found in overheads],
+        "choices": [asdict(choice) for choice in choices],
+        "attentive_shares": {f"{value:g}": share.tolist() for value, share in zip(thetas, shares, strict=True)},
+    }
+
+
+def _print(
+    name: str,
+    bits: BitWidths,
+    baseline: Cost,
+    overheads: Sequence[Overhead],
+    choices: Sequence[ThetaChoice],
+    thetas: Sequence[float],
+    shares: np.ndarray,
+) -> None:
+    console = Console(highlight=False, markup=False)
+    console.width = max(console.width, 120) if not console.is_terminal else console.width
+    console.print(
+        f"{name} at {bits} bits, one image and row without guidance: {_scaled(baseline.operations)} BOPs, "
+        f"weights and cache {_scaled(baseline.memory)}bit"
+    )
+    console.print(_cost_table(overheads))
+    console.print("Tokens above theta, % by stage:")
+    console.print(_share_table(thetas, shares))
+    for choice in choices:
+        console.print(
+            f"{choice.form}: theta {choice.theta:g} costs {choice.extra_share:.2%} of a budget of {choice.budget:.2%}, "
+            f"orders up to {choice.max_order}; extra rows a head by stage, too few for at most {choice.overflow:.1%}: "
+            f"{' '.join(map(str, choice.rows))}"
+        )
+
+
+def _cost_table(overheads: Sequence[Overhead]) -> Table:
+    table = Table(box=SIMPLE)
+    table.add_column("form", no_wrap=True)
+    for header in ("theta", "max order", "Eq. 11", "duplicate & shift", "Eq. 13", "extra BOPs", "extra", "memory, bit"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for found in overheads:
+        parts = [_scaled(cost.operations) for cost in (found.scores, found.duplicate, found.aggregate, found.total)]
+        table.add_row(
+            found.form,
+            f"{found.theta:g}",
+            str(found.max_order),
+            *parts,
+            f"{found.share:.2%}",
+            _scaled(found.total.memory),
+        )
+    return table
+
+
+def _share_table(thetas: Sequence[float], shares: np.ndarray) -> Table:
+    table = Table("theta", box=SIMPLE)
+    for stage in range(shares.shape[1]):
+        table.add_column(str(stage + 1), justify="right", no_wrap=True)
+    for value, by_stage in zip(thetas, shares, strict=True):
+        table.add_row(f"{value:g}", *(f"{100 * share:.3g}" for share in by_stage))
+    return table
+
+
+def _scaled(number: float) -> str:
+    """Three digits and a prefix: 3.72 T."""
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {prefix}"
+    return f"{number:.3g} "

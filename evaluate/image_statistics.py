@@ -1,0 +1,237 @@
+"""Streaming statistics of images as a feature network sees them: what FID and IS are computed from.
+
+Nothing here knows the network: it is any callable that gives `Features`. Statistics can be merged, saved and continued.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime.image_io import Writer
+
+SPLITS = 10
+GOLDEN_RATIO = 0.6180339887498949  # its multiples modulo 1 fill [0, 1) evenly, also where labels repeat with a period
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a feature network says of B images.
+
+    Attributes:
+        pooled: float32 [B, D], the features before the classifier.
+        probabilities: float32 [B, K], the classifier's softmax.
+    """
+
+    pooled: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+
+
+class ImageNetwork(Protocol):
+    """A feature network: `FeatureNetwork`, `InceptionNetwork`, or one in a test.
+
+    Attributes:
+        name: weights and preprocessing; statistics of two names cannot be compared.
+        metrics: how its FID and IS are called.
+    """
+
+    name: str
+    metrics: tuple[str, str]
+
+    def __call__(self, images: NDArray[np.uint8]) -> Features:
+        """Features of uint8 [B, H, W, 3], RGB."""
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Mean, float64 [D], and covariance, float64 [D, D], of features."""
+
+    mean: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+
+    @cached_property
+    def factor(self) -> NDArray[np.float64]:
+        """A [D, D] with A A^T = covariance; eigenvalues below 0 are rounding and taken as 0."""
+        eigenvalues, vectors = np.linalg.eigh(self.covariance)
+        root: NDArray[np.float64] = vectors * np.sqrt(np.maximum(eigenvalues, 0))
+        return root
+
+
+@dataclass(frozen=True)
+class ImageStatistics:
+    """Moments of features and sums of probabilities over images; never changed in place, so always consistent.
+
+    Images are dealt to S splits, which tell how exact IS is.
+
+    Attributes:
+        network: name of the feature network.
+        count: number of images.
+        mean: float64 [D].
+        scatter: float64 [D, D], the sum of (x - mean)(x - mean)^T.
+        split_counts: int64 [S], images of each split.
+        split_probabilities: float64 [S, K], sums of p.
+        split_negentropies: float64 [S], sums of sum_k p_k log p_k.
+    """
+
+    network: str
+    count: int
+    mean: NDArray[np.float64]
+    scatter: NDArray[np.float64]
+    split_counts: NDArray[np.int64]
+    split_probabilities: NDArray[np.float64]
+    split_negentropies: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, features: Features, network: str, first_image: int = 0) -> ImageStatistics:
+        """Statistics of a batch whose images are first_image and those after it in their sequence."""
+        x, p = features.pooled.astype(np.float64), features.probabilities.astype(np.float64)
+        if not (np.isfinite(x).all() and np.isfinite(p).all()):
+            last = first_image + len(x) - 1
+            raise NextscaleError(f"{network}: features of images {first_image} to {last} are not finite")
+        centered = x - x.mean(0)
+        split = ((np.arange(first_image, first_image + len(x)) * GOLDEN_RATIO) % 1 * SPLITS).astype(np.int64)
+        member = (split == np.arange(SPLITS)[:, None]).astype(np.float64)  # [S, B]
+        negentropy = (p * np.log(np.maximum(p, np.finfo(np.float64).tiny))).sum(1)
+        return cls(
+            network=network,
+            count=len(x),
+            mean=x.mean(0),
+            scatter=centered.T @ centered,
+            split_counts=np.bincount(split, minlength=SPLITS),
+            split_probabilities=member @ p,
+            split_negentropies=member @ negentropy,
+        )
+
+    def merge(self, other: ImageStatistics) -> ImageStatistics:
+        """Statistics of both sets of images (Chan, Golub and LeVeque, 1983).
+
+        Raises:
+            NextscaleError: they are of different networks.
+        """
+        if self.network != other.network:
+            raise NextscaleError(f"statistics of {self.network} and of {other.network} cannot be merged")
+        count, delta = self.count + other.count, other.mean - self.mean
+        weight = other.count / count
+        return ImageStatistics(
+            network=self.network,
+            count=count,
+            mean=self.mean + delta * weight,
+            scatter=self.scatter + other.scatter + np.outer(delta, delta * (self.count * weight)),
+            split_counts=self.split_counts + other.split_counts,
+            split_probabilities=self.split_probabilities + other.split_probabilities,
+            split_negentropies=self.split_negentropies + other.split_negentropies,
+        )
+
+    @cached_property
+    def gaussian(self) -> Gaussian:
+        """Mean and unbiased covariance.
+
+        Raises:
+            NextscaleError: one image has no covariance.
+        """
+        if self.count < 2:
+            raise NextscaleError("one image has no covariance: expected at least 2 images")
+        return Gaussian(self.mean, self.scatter / (self.count - 1))
+
+    def writer(self, settings: Mapping[str, Any]) -> Writer:
+        """Write an .npz that `read_statistics` reads; the settings say which images they are, as JSON."""
+        arrays = {
+            "settings": np.array(json.dumps(settings)),
+            "network": np.array(self.network),
+            "mean": self.mean,
+            "scatter": pack_symmetric(self.scatter),
+            "split_counts": self.split_counts,
+            "split_probabilities": self.split_probabilities,
+            "split_negentropies": self.split_negentropies,
+        }
+        return lambda file: np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def image_statistics(
+    batches: Iterable[NDArray[np.uint8]],
+    network: ImageNetwork,
+    on_images: Callable[[int], object] = lambda done: None,
+) -> ImageStatistics:
+    """Statistics of images made anywhere.
+
+    Args:
+        batches: uint8 [B, H, W, 3] each, RGB; B may vary.
+        network: the feature network.
+        on_images: called with the number of images finished.
+    Raises:
+        NextscaleError: there are no images, or they are of another form.
+    """
+    statistics: ImageStatistics | None = None
+    for images in batches:
+        statistics = extended(statistics, images, network)
+        on_images(statistics.count)
+    if statistics is None:
+        raise NextscaleError("no images to take statistics of")
+    return statistics
+
+
+def extended(statistics: ImageStatistics | None, images: NDArray[np.uint8], network: ImageNetwork) -> ImageStatistics:
+    """`statistics`, or none yet, with the next images of the sequence, uint8 [B, H, W, 3], added."""
+    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or not len(images):
+        raise NextscaleError(f"images: expected uint8 [B, H, W, 3], found {images.dtype} {list(images.shape)}")
+    batch = ImageStatistics.of(network(images), network.name, statistics.count if statistics else 0)
+    return statistics.merge(batch) if statistics else batch
+
+
+def read_statistics(path: Path) -> tuple[ImageStatistics, dict[str, Any]]:
+    """What `ImageStatistics.writer` wrote, and its settings.
+
+    Raises:
+        NextscaleError: the file is missing, damaged or another.
+    """
+    arrays = read_arrays(path)
+    try:
+        counts = arrays["split_counts"]
+        statistics = ImageStatistics(
+            network=str(arrays["network"]),
+            count=int(counts.sum()),
+            mean=arrays["mean"],
+            scatter=unpack_symmetric(arrays["scatter"]),
+            split_counts=counts,
+            split_probabilities=arrays["split_probabilities"],
+            split_negentropies=arrays["split_negentropies"],
+        )
+        return statistics, json.loads(str(arrays["settings"]))
+    except (KeyError, ValueError) as error:
+        raise NextscaleError(f"{path}: no image statistics ({error}); delete the file to start anew") from None
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz.
+
+    Raises:
+        NextscaleError: the file is missing, damaged or no .npz.
+    """
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except OSError as error:
+        raise NextscaleError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # zipfile, zlib and numpy each raise their own
+        raise NextscaleError(f"{path}: damaged, or no .npz: {error}") from None
+
+
+def pack_symmetric(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The upper triangle, [D, D] -> [D (D + 1) / 2]."""
+    return matrix[np.triu_indices(len(matrix))]
+
+
+def unpack_symmetric(triangle: NDArray[Any]) -> NDArray[np.float64]:
+    """The matrix of `pack_symmetric`, float64 [D, D]."""
+    side = int((np.sqrt(8 * len(triangle) + 1) - 1) / 2)
+    matrix = np.zeros((side, side))
+    matrix[np.triu_indices(side)] = triangle
+    return matrix + np.triu(matrix, 1).T

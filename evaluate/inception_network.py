@@ -1,0 +1,57 @@
+"""The standard feature network of FID and IS, with weights that the user has."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nextscale.evaluate.image_statistics import Features
+from nextscale.runtime.errors import NextscaleError
+
+
+class InceptionNetwork:
+    """Inception v3 of torch-fidelity, TensorFlow's of 2015: 2048 features and 1008 class probabilities.
+
+    The probabilities are the softmax of the logits without bias, as in the published IS.
+
+    Args:
+        weights: the file that torch-fidelity calls weights-inception-2015-12-05-6726825d.pth.
+        device: "cpu" or "cuda".
+    Raises:
+        NextscaleError: torch-fidelity is not installed, or the file is not these weights.
+    """
+
+    metrics = ("FID", "IS")
+
+    def __init__(self, weights: Path, device: str = "cpu") -> None:
+        try:
+            import torch
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        except ModuleNotFoundError as error:
+            raise NextscaleError(
+                f'--inception-weights needs {error.name}, which is not installed: pip install "nextscale[inception]"'
+            ) from None
+        try:
+            # torch-fidelity unpickles whatever the file holds; after this it is known to hold tensors alone.
+            torch.load(weights, map_location="cpu", weights_only=True)
+            model = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], str(weights))
+        except (OSError, RuntimeError, pickle.UnpicklingError, AttributeError, TypeError, EOFError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise NextscaleError(f"{weights}: no Inception weights of torch-fidelity: {reason}") from None
+        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+        self.name = f"inception-v3 {digest[:12]}"
+        self.device = device
+        self._model: Any = model.to(device)
+
+    def __call__(self, images: NDArray[np.uint8]) -> Features:
+        """Features of uint8 [B, H, W, 3], RGB: float32 [B, 2048], and probabilities, float32 [B, 1008]."""
+        import torch
+
+        with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+            pooled, logits = self._model(torch.tensor(images).permute(0, 3, 1, 2).to(self.device))
+            return Features(pooled.cpu().numpy(), logits.softmax(1).cpu().numpy())

@@ -1,0 +1,125 @@
+"""Count the operations of a VAR transformer, and what shift-and-sum adds to them (the paper's App. D, Table B).
+
+A product of an a-bit by a b-bit matrix costs a * b bit operations (BOPs) a multiply-add. The convention is the paper's:
+one row (no guidance), without the tokenizer's decoder, and adaLN's linear layers at every stage as the official code
+runs them (our graphs run them once an image).
+
+Checked against Table B, VAR-d16 at 4/6 bits: 24 * (136.9 G blocks + 2.85 G head + 1.03 G adaLN + 0.02 G word_embed)
++ 36 * 9.39 G attention = 3.717 T, the paper's 3.72 T; Eq. 11 is 1.173 G, the paper's 1.17 G. What does not agree:
+
+- Memory. The paper does not say what its baseline of 1.03G holds; ours are the weights and every token's K and V.
+  16 T bits (Eq. 11) over all stages, heads and blocks are 7.00 Mbit; its 0.22M is a 32nd of that.
+- Eq. 13. The scores of a head sum to 1, so the orders of a head's tokens sum to sum(2n) < 2 / theta, which at theta =
+  0.05 bounds Eq. 13 to 16.0 G a row; the paper's 33.35 G is more than two rows could cost by its own formulas.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nextscale.runtime.manifest import ModelInfo
+
+Counts = NDArray[np.int64]
+Means = NDArray[np.float64]
+MLP_RATIO = 4
+ADA_PARTS, HEAD_ADA_PARTS = 6, 2
+SCORE_BITS = 16  # scores, shifts and copies are made in 16 bits (App. D)
+
+
+@dataclass(frozen=True)
+class BitWidths:
+    """Bits of weights and activations; "4/6" is 4-bit weights and 6-bit activations."""
+
+    weights: int
+    activations: int
+
+    def __str__(self) -> str:
+        return f"{self.weights}/{self.activations}"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Memory in bits and operations in BOPs, of one image and row."""
+
+    memory: float
+    operations: float
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.memory + other.memory, self.operations + other.operations)
+
+
+def queries(model: ModelInfo) -> Counts:
+    """T' of each stage, the tokens it makes: int64 [S]."""
+    return np.array(model.patch_nums, np.int64) ** 2
+
+
+def keys(model: ModelInfo) -> Counts:
+    """T of each stage, the tokens it attends to: int64 [S]."""
+    return np.cumsum(queries(model))
+
+
+def multiply_adds(model: ModelInfo) -> dict[str, Counts]:
+    """Multiply-adds of each part at each stage, int64 [S].
+
+    A model with an mlp_ratio of 4 and without shared_aln, as all published ones for 256 px are.
+    """
+    c, depth, tokens = model.embed_dim, model.depth, queries(model)
+    embedded = tokens.copy()
+    embedded[0] = 0  # the first stage starts from the class
+    return {
+        "blocks": (4 + 2 * MLP_RATIO) * c * c * depth * tokens,
+        "attention": 2 * c * depth * tokens * keys(model),
+        "head": c * model.vocab_size * tokens,
+        "ada_ln": np.full_like(tokens, (ADA_PARTS * depth + HEAD_ADA_PARTS) * c * c),
+        "word_embed": model.latent_channels * c * embedded,
+    }
+
+
+def bit_operations(model: ModelInfo, bits: BitWidths) -> dict[str, Counts]:
+    """BOPs of each part at each stage, int64 [S]: attention multiplies two activations, the others a weight and one."""
+    linear, attention = bits.weights * bits.activations, bits.activations**2
+    return {
+        part: count * (attention if part == "attention" else linear) for part, count in multiply_adds(model).items()
+    }
+
+
+def model_cost(model: ModelInfo, bits: BitWidths) -> Cost:
+    """The baseline of Table B: all operations; the weights that multiply, and K and V of all tokens."""
+    c, depth = model.embed_dim, model.depth
+    per_block = 4 + 2 * MLP_RATIO + ADA_PARTS
+    weights = (per_block * depth + HEAD_ADA_PARTS) * c * c + (model.vocab_size + model.latent_channels) * c
+    cache = 2 * c * depth * model.num_tokens
+    operations = sum(int(count.sum()) for count in bit_operations(model, bits).values())
+    return Cost(bits.weights * weights + bits.activations * cache, operations)
+
+
+def score_cost(model: ModelInfo) -> Cost:
+    """Eq. 11, the mean attention to each token: 16 T bits and 16 T' T BOPs a head and stage."""
+    heads = model.num_heads * model.depth
+    t = keys(model)
+    return Cost(SCORE_BITS * heads * int(t.sum()), SCORE_BITS * heads * int((queries(model) * t).sum()))
+
+
+def duplicate_cost(model: ModelInfo, tokens: Means, copies: Means) -> Cost:
+    """Duplicate & shift: 16 (2n - 1) (T' + d) bits and 2n (T' + 16 d) BOPs an attentive token of order n.
+
+    Args:
+        model: the model.
+        tokens: attentive tokens of an image's row at each stage, over all heads and blocks, float64 [S].
+        copies: the sum of their 2n, float64 [S].
+    """
+    d, t = model.embed_dim // model.num_heads, queries(model)
+    memory = SCORE_BITS * ((copies - tokens) * (t + d)).sum()
+    return Cost(float(memory), float((copies * (t + SCORE_BITS * d)).sum()))
+
+
+def aggregate_cost(model: ModelInfo, bits: BitWidths, tokens: Means, copies: Means) -> Cost:
+    """Eq. 13, the products of the further copies: (2n - 1) b_a^2 d T' BOPs an attentive token of order n.
+
+    Args are those of `duplicate_cost`.
+    """
+    d = model.embed_dim // model.num_heads
+    return Cost(0.0, float(((copies - tokens) * bits.activations**2 * d * queries(model)).sum()))

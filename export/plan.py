@@ -1,0 +1,310 @@
+"""From a recipe to a plan: sample, observe and decide what the passes need to make the stage graph integer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+import torch
+import torch.nn.functional as F
+
+from nextscale.calib_data.attention_scores import collect_scores, observed_bundle
+from nextscale.calib_data.calibrate import Calibration, CalibrationSettings, calibrate
+from nextscale.calib_data.choose_theta import choose_theta
+from nextscale.calib_data.observe_histograms import choose_range, observe_histograms
+from nextscale.calib_data.rounding import Rounding
+from nextscale.calib_data.sample import SamplingSettings, sample_token_maps
+from nextscale.calib_data.token_maps import TokenMaps
+from nextscale.evaluate.operations import BitWidths
+from nextscale.export.equalization import Equalization, choose_equalization, equalizable_layers
+from nextscale.export.sources import Source
+from nextscale.export.stage_graph import build_stage_graph
+from nextscale.export.var import VAR
+from nextscale.graph_passes.attention_patterns import AttentionPattern, attention_patterns
+from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
+from nextscale.graph_passes.linear_layers import WeightRounder, nearest
+from nextscale.graph_passes.observe_ranges import expose_inputs, observe_channels, observe_ranges
+from nextscale.graph_passes.pipeline import StagePlan, decoder_layers, stage_layers
+from nextscale.graph_passes.qparams import QuantizedWeight, Range, WeightQParams
+from nextscale.graph_passes.quantize_attention import Magnitudes
+from nextscale.graph_passes.recipe import Recipe
+from nextscale.runtime.bundle import Bundle
+from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime.next_scale_loop import Generator
+from nextscale.runtime.session import SessionOptions
+
+# Enough images for the shape of a distribution, of which each gives hundreds of tokens; the rest widen the range.
+HISTOGRAM_IMAGES = 16
+SCORE_IMAGES = 32
+
+
+class Progress(Protocol):
+    """How a build tells where it is."""
+
+    def __call__(self, step: str, done: int = 0, total: int = 0) -> None:
+        """`step` begins, or has `done` of `total` images."""
+
+
+class Writer(Protocol):
+    """Writes a float32 bundle of some graphs into a folder."""
+
+    def __call__(self, folder: Path, stage_model: ir.Model, decoder_model: ir.Model) -> None: ...
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How to build.
+
+    Attributes:
+        recipe: how to quantize.
+        seed: of sampling.
+        batch_size: images at a time.
+        session: threads and memory.
+        token_maps: sampled before; None samples the recipe's number of images.
+        rounding: of a recipe with reconstructed weights.
+        count_overflow: let the graph count attentive tokens without a place.
+    """
+
+    recipe: Recipe
+    seed: int = 0
+    batch_size: int = 2
+    session: SessionOptions = field(default_factory=SessionOptions)
+    token_maps: TokenMaps | None = None
+    rounding: Rounding | None = None
+    count_overflow: bool = False
+
+    def calibration(self) -> CalibrationSettings:
+        return CalibrationSettings(self.recipe.calibration.images, self.seed, batch_size=self.batch_size)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was decided.
+
+    Attributes:
+        stage: for the stage graph.
+        equalization: to build it with.
+        decoder_ranges: for the decoder.
+        report: what a manifest says of it, plain values.
+    """
+
+    stage: StagePlan
+    equalization: Equalization
+    decoder_ranges: Mapping[str, Range]
+    report: Mapping[str, Any]
+
+
+def make_plan(
+    source: Source,
+    stage_model: ir.Model,
+    decoder_model: ir.Model,
+    work: Path,
+    options: BuildOptions,
+    write: Writer,
+    progress: Progress,
+) -> Plan:
+    """Calibrate for a recipe.
+
+    Args:
+        source: the model.
+        stage_model, decoder_model: its float32 graphs.
+        work: an empty folder beside the bundle, for float32 bundles with observers; `work / "full_precision"` stays.
+        options: recipe and settings.
+        write: writes such a bundle.
+        progress: told each step.
+    Raises:
+        NextscaleError: the recipe needs reconstructed weights, and there are none, or others.
+    """
+    recipe, report = options.recipe, dict[str, Any]()
+    if (recipe.weights.rounding == "reconstructed") != (options.rounding is not None):
+        raise NextscaleError(_rounding_mismatch(options))
+    patterns = attention_patterns(stage_model.graph)
+    attention_inputs = _attention_inputs(patterns) if _static_attention(recipe) else {}
+    layers = stage_layers(stage_model, recipe)
+    observed = [*layers.static, *layers.dynamic, *(name for names in attention_inputs.values() for name in names)]
+    # Layers that share an input see the same channels: the first of them is observed for all.
+    channels = [linears[0] for linears in equalizable_layers(source.var).values()]
+    channels = channels if recipe.equalization.alpha > 0 else []
+    full_precision = work / "full_precision"
+    progress("writing the full-precision model for calibration")
+    full_precision.mkdir()
+    write(
+        full_precision,
+        observe_channels(observe_ranges(stage_model, observed), channels),
+        observe_ranges(decoder_model, decoder_layers(decoder_model)),
+    )
+    bundle = Bundle.open(full_precision)
+    token_maps = options.token_maps
+    if token_maps is None and recipe.calibration.matching != "none":
+        token_maps = _sample(bundle, work, options, progress)
+    images = len(token_maps) if token_maps is not None else recipe.calibration.images
+    progress("calibrating", 0, images)
+    calibration = calibrate(
+        bundle,
+        observed,
+        channels,
+        decoder_layers(decoder_model),
+        options.calibration(),
+        options.session,
+        lambda done: progress("calibrating", done, images),
+        token_maps,
+    )
+    report["calibration"] = {"images": images, "seed": options.seed, "cfg_scale": options.calibration().cfg_scale}
+    if token_maps is not None:
+        report["calibration"] |= {"token_maps": dict(token_maps.settings)}
+    equalization = _equalization(source.var, calibration, options)
+    ranges = _equalized_ranges(source.var, calibration, equalization)
+    static = {name: ranges[name] for name in layers.static}
+    if static and recipe.activations.range != "max":
+        exposed = work / "equalized"
+        exposed.mkdir()
+        equalized = build_stage_graph(source.var, source.vqvae.quantize, equalization)
+        write(exposed, expose_inputs(equalized, static), decoder_model)
+        static = _chosen_ranges(Bundle.open(exposed), static, calibration, options, progress)
+    static = {name: found if layers.static[name] == "stage" else _over_stages(found) for name, found in static.items()}
+    shift_and_sum = None
+    if recipe.attention.shift_and_sum != "off":
+        shift_and_sum, report["shift_and_sum"] = _shift_and_sum(bundle, calibration, options, progress)
+    stage = StagePlan(
+        recipe,
+        static | _class_ranges(source.var, layers.by_class),
+        {name: float(ranges[name].minimum.min()) for name in layers.dynamic},
+        _rounder(options),
+        {name: _magnitudes(calibration, names) for name, names in attention_inputs.items()} or None,
+        shift_and_sum,
+    )
+    return Plan(stage, equalization, calibration.decoder_ranges, report)
+
+
+def _rounding_mismatch(options: BuildOptions) -> str:
+    name = options.recipe.name
+    if options.rounding is None:
+        return (
+            f"recipe {name}: its weights are reconstructed; run `nextscale reconstruct` with it first, and give the "
+            "file with --rounding"
+        )
+    return f"recipe {name}: rounds weights to nearest, so it takes no --rounding"
+
+
+def _static_attention(recipe: Recipe) -> bool:
+    return recipe.attention.products == "integer" and recipe.attention.granularity == "tensor"
+
+
+def _attention_inputs(patterns: list[AttentionPattern]) -> dict[str, list[str]]:
+    """The observed names of query, key and value by attention."""
+    return {p.name: [f"{p.scores.name}:0", f"{p.scores.name}:1", f"{p.mix.name}:1"] for p in patterns}
+
+
+def _magnitudes(calibration: Calibration, names: list[str]) -> Magnitudes:
+    ranges = (calibration.stage_ranges[name] for name in names)
+    return Magnitudes(*(float(max(-found.minimum.min(), found.maximum.max())) for found in ranges))
+
+
+def _sample(bundle: Bundle, work: Path, options: BuildOptions, progress: Progress) -> TokenMaps:
+    settings = SamplingSettings(
+        options.recipe.calibration.images,
+        options.seed,
+        batch_size=options.batch_size,
+        matching=options.recipe.calibration.matching,
+    )
+    return sample_token_maps(Generator(bundle, options.session), settings, work / "sampling", progress)[0]
+
+
+def _equalization(var: VAR, calibration: Calibration, options: BuildOptions) -> Equalization:
+    if options.rounding is not None:
+        return Equalization({name: torch.from_numpy(found) for name, found in options.rounding.factors.items()})
+    if not calibration.channel_ranges:
+        return Equalization()
+    magnitudes = {
+        layer: torch.from_numpy(calibration.channel_ranges[linears[0]].magnitude())
+        for layer, linears in equalizable_layers(var).items()
+    }
+    return choose_equalization(var, magnitudes, options.recipe.equalization.alpha)
+
+
+def _equalized_ranges(var: VAR, calibration: Calibration, equalization: Equalization) -> dict[str, Range]:
+    """The ranges of the equalized model's layers, from what was observed before."""
+    ranges = dict(calibration.stage_ranges)
+    for layer, linears in equalizable_layers(var).items():
+        if layer in equalization.factors:
+            channels = calibration.channel_ranges[linears[0]]
+            found = channels.equalized(equalization.factors[layer].numpy())
+            ranges |= {name: found for name in linears if name in ranges}
+    return ranges
+
+
+def _chosen_ranges(
+    exposed: Bundle,
+    ranges: Mapping[str, Range],
+    calibration: Calibration,
+    options: BuildOptions,
+    progress: Progress,
+) -> dict[str, Range]:
+    """Ranges by the recipe's rule, from histograms of the equalized model's inputs."""
+    images, step = min(HISTOGRAM_IMAGES, len(calibration.class_labels)), "observing distributions"
+    progress(step, 0, images)
+    counts = observe_histograms(
+        exposed,
+        ranges,
+        calibration.class_labels[:images],
+        calibration.token_maps[:images],
+        options.session,
+        lambda done: progress(step, done, images),
+    )
+    bits, rule = options.recipe.activations.bits, options.recipe.activations.range
+    return {name: choose_range(found, counts[name], bits, rule) for name, found in ranges.items()}
+
+
+def _over_stages(found: Range) -> Range:
+    return Range(found.minimum.min(keepdims=True), found.maximum.max(keepdims=True))
+
+
+def _class_ranges(var: VAR, layers: list[str]) -> dict[str, Range]:
+    """The range of what adaLN's linear layers see: SiLU of the class embeddings, of all classes at once."""
+    activated = F.silu(var.class_emb.weight)
+    both = Range(*(np.array([extreme.item()], np.float32) for extreme in (activated.min(), activated.max())))
+    return dict.fromkeys(layers, both)
+
+
+def _shift_and_sum(
+    bundle: Bundle, calibration: Calibration, options: BuildOptions, progress: Progress
+) -> tuple[ShiftAndSum, dict[str, Any]]:
+    """theta within the recipe's budget, and places that are rarely too few."""
+    recipe = options.recipe
+    form = recipe.attention.shift_and_sum
+    assert form != "off"
+    images, step = min(SCORE_IMAGES, len(calibration.class_labels)), "observing attention"
+    progress(step, 0, images)
+    with observed_bundle(bundle) as observed:
+        statistics = collect_scores(
+            observed,
+            calibration.class_labels[:images],
+            calibration.token_maps[:images],
+            options.session,
+            batch_size=options.batch_size,
+            on_images=lambda done: progress(step, done, images),
+        )
+    bits = BitWidths(recipe.weights.bits, recipe.activations.bits)
+    # The published form's costs, whichever form runs: both then expand the same tokens.
+    choice = choose_theta(statistics, bundle.model, bits, recipe.attention.budget, "duplicate")
+    return ShiftAndSum(form, choice.theta, choice.rows, options.count_overflow), asdict(choice)
+
+
+def _rounder(options: BuildOptions) -> WeightRounder:
+    weights, rounding = options.recipe.weights, options.rounding
+    to_nearest = nearest(weights.bits, weights.range)
+    if rounding is None:
+        return to_nearest
+
+    def round_weight(name: str, weight: np.ndarray) -> QuantizedWeight:
+        if name not in rounding.layers:
+            return to_nearest(name, weight)
+        rows = np.ascontiguousarray(weight.T)
+        qparams = WeightQParams.choose(rows, 0, weights.bits, weights.range)
+        return QuantizedWeight(np.ascontiguousarray(rounding.codes(name, rows).T), qparams.scale, qparams.qmin)
+
+    return round_weight

@@ -1,0 +1,117 @@
+"""Find a graph's linear layers, and give them integer weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from nextscale.graph_passes.graph_edit import add_initializer
+from nextscale.graph_passes.qparams import QuantizedWeight, RangeRule
+
+CODES_SUFFIX, PACKED_SUFFIX = ".codes", ".packed"
+
+# A layer's name and its weight float32 [K, N] to its codes; N is axis 1.
+WeightRounder = Callable[[str, NDArray[np.float32]], QuantizedWeight]
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """A MatMul with a constant 2-D weight [K, N]."""
+
+    node: ir.Node
+    graph: ir.Graph
+
+    @property
+    def name(self) -> str:
+        assert self.node.name is not None
+        return self.node.name
+
+    @property
+    def activation(self) -> ir.Value:
+        assert self.node.inputs[0] is not None
+        return self.node.inputs[0]
+
+    @property
+    def weight(self) -> ir.Value:
+        assert self.node.inputs[1] is not None
+        return self.node.inputs[1]
+
+
+def linear_layers(graph: ir.Graph) -> list[LinearLayer]:
+    """The linear layers of a graph and of its subgraphs, in order."""
+    layers = []
+    for node in graph:
+        weight = node.inputs[1] if node.op_type == "MatMul" else None
+        if weight is not None and weight.const_value is not None and len(weight.const_value.shape) == 2:
+            layers.append(LinearLayer(node, graph))
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                layers += linear_layers(attribute.as_graph())
+    return layers
+
+
+def find_layers(graph: ir.Graph, names: set[str]) -> list[LinearLayer]:
+    """The linear layers with these names.
+
+    Raises:
+        ValueError: a name is no linear layer of the graph.
+    """
+    layers = [layer for layer in linear_layers(graph) if layer.name in names]
+    missing = names - {layer.name for layer in layers}
+    if missing:
+        raise ValueError(f"no MatMul with a constant 2-D weight is named {sorted(missing)[0]!r}")
+    return layers
+
+
+def nearest(bits: int = 8, rule: RangeRule = "max") -> WeightRounder:
+    """Round to nearest, a scale for each output channel."""
+    return lambda name, weight: QuantizedWeight.per_channel(weight, 1, bits, rule)
+
+
+@dataclass(frozen=True)
+class IntegerWeight:
+    """A layer's weight in the graph: codes s8 [K, N], scale float32 [N], and the sums of the codes, int64 [N]."""
+
+    codes: ir.Value
+    scale: ir.Value
+    sums: NDArray[np.int64]
+
+
+def insert_integer_weight(main: ir.Graph, layer: LinearLayer, rounder: WeightRounder, packed: bool) -> IntegerWeight:
+    """Add the codes and scales of the layer's weight to the graph; the float weight stays until `drop_unused`.
+
+    With `packed` the codes are stored as UINT4 and turned into s8 by two operators, which ONNX Runtime folds when it
+    loads the graph.
+    """
+    assert layer.weight.const_value is not None
+    quantized = rounder(layer.name, layer.weight.const_value.numpy())
+    name = str(layer.weight.name)
+    scale = add_initializer(main, f"{name}.scale", quantized.scale)
+    codes = _unpacked(main, name, quantized) if packed else add_initializer(main, name + CODES_SUFFIX, quantized.codes)
+    return IntegerWeight(codes, scale, quantized.codes.sum(axis=0, dtype=np.int64))
+
+
+def _unpacked(main: ir.Graph, name: str, quantized: QuantizedWeight) -> ir.Value:
+    uint4 = partial(ir.tensor, dtype=ir.DataType.UINT4)
+    stored = (quantized.codes.astype(np.int16) - quantized.qmin).astype(np.uint8).astype(ml_dtypes.uint4)
+    source = add_initializer(main, name + PACKED_SUFFIX, uint4(stored, name=name + PACKED_SUFFIX))
+    zero = add_initializer(main, f"{name}.zero_point", (-quantized.qmin.astype(np.int16)).astype(np.int8)[None])
+    cast = ir.node("Cast", [source], {"to": ir.DataType.INT8}, name=f"{name}/unpack")
+    cast.outputs[0].name = f"{name}.unpacked"
+    center = ir.node("Sub", [cast.outputs[0], zero], name=f"{name}/center")
+    (codes,) = center.outputs
+    codes.name, codes.shape, codes.dtype = name + CODES_SUFFIX, ir.Shape(stored.shape), ir.DataType.INT8
+    main.insert_before(main[0], [cast, center])
+    return codes
+
+
+def drop_unused(main: ir.Graph, weight: ir.Value) -> None:
+    """Remove a float weight that no layer reads any more."""
+    if not weight.uses():
+        del main.initializers[str(weight.name)]

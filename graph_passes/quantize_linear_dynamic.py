@@ -1,0 +1,227 @@
+"""Integer linear layers whose activations' ranges are found at run time, for each image or for each token.
+
+    x -> min, max -> scale, zero point -> QuantizeLinear -> MatMulIntegerToFloat -> y
+
+QuantizeLinear along axis 0 takes a scale for each token, and MatMulIntegerToFloat multiplies its product by it. A zero
+point of each image cannot go into the product, which takes one for all: it becomes a term for each image and output
+channel, added together with the bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import onnx_ir as ir
+from onnxscript import OpBuilder
+
+from nextscale.graph_passes.graph_edit import MICROSOFT, constant, integer_matmul, replace, splice
+from nextscale.graph_passes.linear_layers import (
+    IntegerWeight,
+    LinearLayer,
+    WeightRounder,
+    drop_unused,
+    find_layers,
+    insert_integer_weight,
+)
+
+TINY = float(np.finfo(np.float32).tiny)
+
+
+def quantize_linear_by_image(
+    model: ir.Model, rows: Mapping[str, int], bits: int, rounder: WeightRounder, packed: bool = False
+) -> ir.Model:
+    """A copy of `model` whose linear layers named in `rows` have a min-max range an image (Eq. 1 to 3).
+
+    Args:
+        model: a graph whose layers see [R, l, K].
+        rows: for each layer the number of rows an image has in its input: rows r, r + R / rows, ... are one image.
+        bits: of the activations, 2 to 8.
+        rounder: makes the integer weights.
+        packed: store the weights, of at most 4 bits, as UINT4.
+    Raises:
+        ValueError: a name in `rows` is no linear layer of the model.
+    """
+    model = model.clone()
+    model.opset_imports.setdefault(MICROSOFT, 1)
+    for layers in _sharing(find_layers(model.graph, set(rows))):
+        first = layers[0]
+        body = partial(_quantize_by_image, rows=rows[first.name], bits=bits)
+        codes, scale, offset = splice(
+            first.graph, f"{first.name}/quantize", [first.activation], body, before=first.node
+        )
+        for layer in layers:
+            weight = insert_integer_weight(model.graph, layer, rounder, packed)
+            bias = _bias(layer)
+            multiply = partial(_multiply_by_image, weight=weight, middle=2 ** (bits - 1), name=layer.name)
+            operands = [codes, scale, offset, weight.codes, weight.scale, *([bias] if bias is not None else [])]
+            _substitute(model, layer, operands, multiply, with_bias=bias is not None)
+    return model
+
+
+def quantize_linear_by_token(
+    model: ir.Model, zero_points: Mapping[str, int], bits: int, rounder: WeightRounder, packed: bool = False
+) -> ir.Model:
+    """A copy of `model` whose linear layers named in `zero_points` have a range for each token.
+
+    Args:
+        model: a graph whose layers see [R, l, K].
+        zero_points: for each layer the zero point of its codes, from 1 to 2^bits - 2.
+        bits: of the activations, 2 to 8.
+        rounder: makes the integer weights.
+        packed: store the weights, of at most 4 bits, as UINT4.
+    Raises:
+        ValueError: a name in `zero_points` is no linear layer of the model.
+    """
+    model = model.clone()
+    model.opset_imports.setdefault(MICROSOFT, 1)
+    for layers in _sharing(find_layers(model.graph, set(zero_points))):
+        first = layers[0]
+        zero_point = zero_points[first.name]
+        body = partial(_quantize_by_token, zero_point=zero_point, bits=bits)
+        codes, scale = splice(first.graph, f"{first.name}/quantize", [first.activation], body, before=first.node)
+        for layer in layers:
+            weight = insert_integer_weight(model.graph, layer, rounder, packed)
+            multiply = partial(_multiply_by_token, zero_point=zero_point, name=layer.name)
+            _substitute(model, layer, [codes, scale, weight.codes, weight.scale], multiply, with_bias=False)
+    return model
+
+
+def _sharing(layers: Sequence[LinearLayer]) -> list[list[LinearLayer]]:
+    """Layers with the same input together, in order."""
+    groups: dict[ir.Value, list[LinearLayer]] = {}
+    for layer in layers:
+        groups.setdefault(layer.activation, []).append(layer)
+    return list(groups.values())
+
+
+def _substitute(
+    model: ir.Model, layer: LinearLayer, operands: Sequence[ir.Value], body: partial, with_bias: bool
+) -> None:
+    """Put what `body` builds in the place of the layer's MatMul, and of the Add of its bias if that is among it."""
+    float_weight, node = layer.weight, layer.node
+    old = _consumer(layer) if with_bias else node
+    assert old is not None
+    (product,) = splice(layer.graph, f"{layer.name}/integer", operands, body, before=old)
+    replace(old.outputs[0], product)
+    if with_bias:
+        layer.graph.remove(node, safe=True)
+    drop_unused(model.graph, float_weight)
+
+
+def _consumer(layer: LinearLayer) -> ir.Node | None:
+    uses = tuple(layer.node.outputs[0].uses())
+    return uses[0][0] if len(uses) == 1 else None
+
+
+def _bias(layer: LinearLayer) -> ir.Value | None:
+    """The constant [N] that the only consumer adds, if it does."""
+    consumer = _consumer(layer)
+    if consumer is None or consumer.op_type != "Add" or layer.node.outputs[0].is_graph_output():
+        return None
+    bias = consumer.inputs[0] if consumer.inputs[1] is layer.node.outputs[0] else consumer.inputs[1]
+    return bias if bias is not None and bias.const_value is not None and len(bias.const_value.shape) == 1 else None
+
+
+def image_extreme(op: OpBuilder, x: ir.Value, rows: int, largest: bool) -> ir.Value:
+    """The largest or smallest value of each image or zero, given to each of its rows: [R, ...] -> [R, 1, ...]."""
+    assert x.shape is not None
+    rank = len(x.shape)
+    extreme_of = op.ReduceMax if largest else op.ReduceMin
+    by_row = extreme_of(x, [-1], keepdims=1)
+    # A stage may have no tokens of a kind: then the zero is all there is.
+    zeros = op.ConstantOfShape(op.Concat(op.Shape(x, end=1), [1] * (rank - 1), axis=0))
+    for axis in range(rank - 2, 0, -1):
+        if axis == 1:
+            by_row = op.Concat(by_row, zeros, axis=1)
+        by_row = extreme_of(by_row, [axis], keepdims=1)
+    if rows == 1:
+        return by_row
+    merged = extreme_of(op.Reshape(by_row, [rows, -1, *[1] * (rank - 1)]), [0], keepdims=0)
+    return op.Concat(*[merged] * rows, axis=0)
+
+
+def positive(op: OpBuilder, scale: ir.Value) -> ir.Value:
+    """The scale, or 1 where it is no normal number, so that all there becomes zero."""
+    return op.Where(op.Less(scale, TINY), 1.0, scale)
+
+
+def quantize_rows(op: OpBuilder, x: ir.Value, scale: ir.Value, zero_point: ir.Value, qmin: int, qmax: int) -> ir.Value:
+    """Codes of x, of zero_point's type, from qmin to qmax.
+
+    Args:
+        x: float32 [..., n].
+        scale: float32 [] or [..., 1], which may broadcast.
+        zero_point: u8 or s8, broadcasts to scale.
+    """
+    if scale.shape is not None and len(scale.shape) == 0:
+        codes = op.QuantizeLinear(x, scale, zero_point)
+    else:
+        # One scale for each row: QuantizeLinear takes them along axis 0 without a pass of its own.
+        shape = op.Shape(x)
+        rows = op.Concat(op.Slice(shape, [0], [-1], [0]), [1], axis=0)
+        flat = op.Reshape(x, op.Concat([-1], op.Slice(shape, [-1], [2**31], [0]), axis=0))
+        scales, zero_points = (op.Reshape(op.Expand(value, rows), [-1]) for value in (scale, zero_point))
+        codes = op.Reshape(op.QuantizeLinear(flat, scales, zero_points, axis=0), shape, allowzero=1)
+    limits = np.iinfo(np.int8 if qmin < 0 else np.uint8)
+    if (qmin, qmax) == (limits.min, limits.max):
+        return codes
+    low, high = (constant(op, f"code.{end}", np.array(end, limits.dtype)) for end in (qmin, qmax))
+    return op.Clip(codes, low, high)
+
+
+def _quantize_by_image(op: OpBuilder, x: ir.Value, rows: int, bits: int) -> Sequence[ir.Value]:
+    """Codes [R, l, K], scale [R, 1, 1], and the zero point less 2^(bits-1), [R, 1, 1]."""
+    qmax = 2**bits - 1
+    low, high = image_extreme(op, x, rows, largest=False), image_extreme(op, x, rows, largest=True)
+    scale = positive(op, op.Div(op.Sub(high, low), float(qmax)))
+    zero_point = op.Clip(op.Round(op.Div(op.Neg(low), scale)), 0.0, float(qmax))
+    codes = quantize_rows(op, x, scale, op.Cast(zero_point, to=ir.DataType.UINT8), 0, qmax)
+    return codes, scale, op.Sub(zero_point, float(2 ** (bits - 1)))
+
+
+def _multiply_by_image(
+    op: OpBuilder,
+    codes: ir.Value,
+    scale: ir.Value,
+    offset: ir.Value,
+    weight_codes: ir.Value,
+    weight_scale: ir.Value,
+    bias: ir.Value | None = None,
+    *,
+    weight: IntegerWeight,
+    middle: int,
+    name: str,
+) -> Sequence[ir.Value]:
+    """Codes are taken from 2^(bits-1), and what the zero point is off goes into the bias, once an image."""
+    product = integer_matmul(
+        op, codes, weight_codes, scale, weight_scale, constant(op, "middle", np.array(middle, np.uint8)), name
+    )
+    column = op.Mul(constant(op, "weight_sums", weight.sums.astype(np.float32)), weight_scale)
+    shift = op.Mul(op.Mul(scale, op.Neg(offset)), column)
+    return [op.Add(product, shift if bias is None else op.Add(shift, bias))]
+
+
+def _quantize_by_token(op: OpBuilder, x: ir.Value, zero_point: int, bits: int) -> Sequence[ir.Value]:
+    """Codes [R, l, K] and scale [R, l, 1]."""
+    qmax = 2**bits - 1
+    high = op.ReduceMax(x, [-1], keepdims=1)
+    low = op.ReduceMin(x, [-1], keepdims=1)
+    scale = positive(op, op.Max(op.Div(high, float(qmax - zero_point)), op.Div(op.Neg(low), float(zero_point))))
+    at = constant(op, "zero_point", np.array(zero_point, np.uint8))
+    return quantize_rows(op, x, scale, at, 0, qmax), scale
+
+
+def _multiply_by_token(
+    op: OpBuilder,
+    codes: ir.Value,
+    scale: ir.Value,
+    weight_codes: ir.Value,
+    weight_scale: ir.Value,
+    *,
+    zero_point: int,
+    name: str,
+) -> Sequence[ir.Value]:
+    at = constant(op, "zero_point", np.array(zero_point, np.uint8))
+    return [integer_matmul(op, codes, weight_codes, scale, weight_scale, at, name)]

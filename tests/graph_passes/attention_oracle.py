@@ -1,0 +1,107 @@
+"""Integer attention in NumPy, as docs/quantization.md defines it: exact integers up to the float rescale."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+LARGEST_ORDER = 64
+FINEST_EXPONENT = 23
+
+
+def image_magnitude(x: NDArray[np.float32], rows: int) -> NDArray[np.float32]:
+    """The largest |x| of each image, given to each of its rows: [R, ...] -> [R, 1, 1, 1]."""
+    largest = np.abs(x).reshape(rows, len(x) // rows, -1).max(axis=(0, 2))
+    return np.tile(largest, rows).reshape(-1, 1, 1, 1)
+
+
+def scale_of(magnitude: NDArray[np.float32] | float, bits: int) -> NDArray[np.float32]:
+    scale = np.asarray(magnitude, np.float32) * np.float32(2 / (2**bits - 1))
+    return np.where(scale >= np.finfo(np.float32).tiny, scale, np.float32(1)).astype(np.float32)
+
+
+def signed_codes(x: NDArray[np.float32], scale: NDArray[np.float32], bits: int) -> NDArray[np.int64]:
+    return np.clip(np.round(x / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1).astype(np.int64)
+
+
+def scores(
+    q: NDArray[np.float32],
+    k: NDArray[np.float32],
+    bits: int,
+    rows: int,
+    magnitudes: tuple[float, float] | None = None,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The integer product of q [R, H, l, d] and k [R, H, d, T], and its scale; `magnitudes` are static."""
+    q_scale, k_scale = (
+        scale_of(known, bits) for known in magnitudes or (image_magnitude(q, rows), image_magnitude(k, rows))
+    )
+    product = signed_codes(q, q_scale, bits) @ signed_codes(k, k_scale, bits)
+    return product, q_scale * k_scale
+
+
+def orders(score: NDArray[np.float32], theta: float, places: int, largest_shift: int) -> NDArray[np.int64]:
+    """m = log2(2n) of each token (Eq. 14), 0 for those that are not attentive or have no place: [R, H, T]."""
+    theta32 = np.float32(theta)
+    m = sum(
+        (score > theta32 * np.float32(2**j)).astype(np.int64)
+        for j in range(min(largest_shift, LARGEST_ORDER.bit_length()))
+    )
+    rank = np.argsort(np.argsort(-score, axis=-1, kind="stable"), axis=-1, kind="stable")
+    return np.where(rank < places, m, 0)
+
+
+def shifted_sum(u: NDArray[np.float64], n: int, qmax: int) -> NDArray[np.int64]:
+    """The sum over the 2n copies of clip(round(u + shift)), rounding half up (Eq. 9): literally, copy by copy."""
+    shifts = [(2 * k + 1) / (4 * n) for k in range(-n, n)]
+    copies = [np.clip(np.floor(u + shift + 0.5), 0, qmax) for shift in shifts]
+    return np.sum(copies, axis=0).astype(np.int64)
+
+
+def mix(
+    a: NDArray[np.float32],
+    v: NDArray[np.float32],
+    weights: str,
+    bits: int,
+    rows: int,
+    theta: float | None = None,
+    places: int = 0,
+    magnitude: float | None = None,
+) -> NDArray[np.float64]:
+    """A V with A [R, H, l, T] and V [R, H, T, d] quantized; float64, exact but for the last multiplication.
+
+    `magnitude` is V's where it is static.
+    """
+    qmax, zero_point = 2**bits - 1, 2 ** (bits - 1)
+    v_scale = scale_of(image_magnitude(v, rows) if magnitude is None else magnitude, bits)
+    m = np.zeros(a.shape[:2] + a.shape[3:], np.int64)
+    if theta is None:
+        fine = signed_codes(v, v_scale, bits).astype(np.float64)
+    else:
+        m = orders(
+            a.mean(axis=2, dtype=np.float32), theta, places, qmax if weights.startswith("log2") else LARGEST_ORDER
+        )
+        u = np.clip(v / v_scale + np.float32(zero_point), np.float32(-1), np.float32(qmax + 1))
+        u = np.floor(u.astype(np.float64) * 2**15 + 0.5) / 2**15
+        fine = np.clip(np.floor(u + 0.5), 0, qmax) - zero_point
+        for exponent in range(1, int(m.max()) + 1):
+            two_n = 2**exponent
+            attentive = m == exponent
+            fine[attentive] = shifted_sum(u[attentive], two_n // 2, qmax) / two_n - zero_point
+    if weights.startswith("log2"):
+        finest = min(qmax, FINEST_EXPONENT)
+        s = image_magnitude(a, rows) if weights == "log2" else a.max(axis=-1, keepdims=True)
+        with np.errstate(divide="ignore", over="ignore"):
+            x = np.clip(np.round(np.log(s / a) / np.float32(np.log(2))), 0, finest).astype(np.int64)
+        x = np.minimum(x, finest - m[:, :, None, :])
+        value = np.exp2(-x.astype(np.float64))
+        unit: NDArray[np.float64] | float = s.astype(np.float64)
+    elif weights == "row":
+        value = np.round(a / (a.max(axis=-1, keepdims=True) * np.float32(1 / qmax))).astype(np.float64)
+        unit = 0.0
+    else:
+        value = np.round(a / np.float32(1 / qmax)).astype(np.float64)
+        unit = float(np.float32(1 / qmax))
+    product = value @ fine
+    if weights in ("row", "log2-row"):
+        return product / value.sum(axis=-1, keepdims=True) * v_scale.astype(np.float64)
+    return product * unit * v_scale.astype(np.float64)
