@@ -141,5 +141,6 @@ def _widen(ranges: dict[str, Range], extremes: Mapping[str, Sequence[NDArray[np.
     """Widen the ranges by one batch's min and max, [2] or [2, C], of each name and stage."""
     for name, stages in extremes.items():
         minimum, maximum = np.stack(stages, axis=1)
-        found = Range(minimum, maximum)
+        seen = minimum <= maximum  # a stage may have no values of a kind
+        found = Range(np.where(seen, minimum, 0), np.where(seen, maximum, 0))
         ranges[name] = ranges[name].merge(found) if name in ranges else found

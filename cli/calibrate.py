@@ -37,7 +37,7 @@ from nextscale.runtime.session import SessionOptions
 @click.option("--cfg-scale", type=float, default=DEFAULT_CFG_SCALE, show_default=True)
 @click.option("--top-k", type=int, help="Keep the k likeliest tokens; 0 is off.  [default: 900, or V if smaller]")
 @click.option("--top-p", type=float, default=DEFAULT_TOP_P, show_default=True, help="Keep this mass; 0 is off.")
-@click.option("--batch", type=click.IntRange(1), default=2, show_default=True, help="Images at a time.")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Images at a time.")
 @click.option("--score", is_flag=True, help="Also feed the maps to the model: their mean log-probability.")
 @threads
 def calibrate(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import attention_oracle as oracle
 import numpy as np
 import pytest
 import torch
 
 from nextscale.calib_data.simulated_attention import ShiftAndSum, SimulatedAttention, Span
 from nextscale.graph_passes.recipe import ActivationRecipe, AttentionRecipe, AttentionWeights, Recipe
-
-from ..graph_passes import attention_oracle as oracle  # noqa: TID252
 
 R, H, L, T, D = 4, 2, 6, 17, 8
 # The second of two stages.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
+import attention_oracle as oracle
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -20,8 +21,6 @@ from nextscale.graph_passes.quantize_attention import (
     overflow_name,
     quantize_attention,
 )
-
-from . import attention_oracle as oracle
 
 Form = Literal["duplicate", "residual"]
 WEIGHTS: tuple[AttentionWeights, ...] = ("log2", "log2-row", "row", "uniform")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attention_oracle as oracle
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,7 +12,6 @@ from numpy.typing import NDArray
 from nextscale.graph_passes.expand_attentive_tokens import LARGEST_ORDER, ShiftAndSum
 from nextscale.graph_passes.quantize_attention import AttentionWeights, Magnitudes, quantize_attention
 
-from . import attention_oracle as oracle
 from .attention_model import (
     PLACES,
     ROWS,

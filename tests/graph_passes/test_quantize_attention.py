@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import get_args
 
+import attention_oracle as oracle
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
@@ -23,7 +24,6 @@ from nextscale.graph_passes.quantize_attention import (
     quantize_attention,
 )
 
-from . import attention_oracle as oracle
 from .attention_model import (
     BITS,
     FORMS,

@@ -340,6 +340,11 @@ def test_inputs_of_nothing_give_the_bias(make_integer: Pass, weights: Weights) -
     assert bound_b.max() == 0 if make_integer is by_token else bound_b.max() < 1e-3
 
 
+def test_a_stage_without_tokens_has_no_outputs(weights: Weights) -> None:
+    y_a, y_b, y_d = run(by_image(layers_model(weights)), np.zeros((2 * ROWS, 0, K), np.float32))
+    assert y_a.shape == y_b.shape == y_d.shape == (2 * ROWS, 0, N)
+
+
 @both
 def test_an_image_does_not_see_the_others(make_integer: Pass, weights: Weights, x: NDArray[np.float32]) -> None:
     """Rows r and r + B are one image: alone it has the same outputs, bit for bit."""

@@ -10,13 +10,12 @@ from fractions import Fraction
 from math import ceil, floor, log2
 
 import numpy as np
+from attention_oracle import orders, shifted_sum
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nextscale.graph_passes.expand_attentive_tokens import FINEST, GRID, LARGEST_ORDER
 from nextscale.graph_passes.quantize_attention import FINEST_EXPONENT
-
-from .attention_oracle import orders, shifted_sum
 
 HALF = Fraction(1, 2)
 orders_n = st.sampled_from([2**i for i in range(LARGEST_ORDER.bit_length())])

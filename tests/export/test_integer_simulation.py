@@ -1,0 +1,237 @@
+"""The built stage graph against integer arithmetic in NumPy, layer by layer and attention by attention.
+
+Each product of the quantized graph is computed anew from the float values that the graph itself had at its input, as
+docs/quantization.md says. Integers are compared exactly: an output over its scale must be the integer of NumPy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import attention_oracle as oracle
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from tiny_model import ONE_THREAD, no_progress, tiny_source
+
+from nextscale.export.build import _write
+from nextscale.export.decoder_graph import build_decoder_graph
+from nextscale.export.plan import BuildOptions, Plan, make_plan
+from nextscale.export.sources import Source, demo_source
+from nextscale.export.stage_graph import build_stage_graph
+from nextscale.graph_passes.attention_patterns import AttentionPattern, attention_patterns
+from nextscale.graph_passes.linear_layers import LinearLayer, linear_layers
+from nextscale.graph_passes.pipeline import CLASS_LAYER, quantize_stage, rows_of_image, token_zero_point
+from nextscale.graph_passes.qparams import ActivationQParams, QuantizedWeight, Range
+from nextscale.graph_passes.recipe import (
+    ActivationRecipe,
+    AttentionRecipe,
+    CalibrationRecipe,
+    EqualizationRecipe,
+    Recipe,
+    WeightRecipe,
+)
+
+Array = NDArray[Any]
+CALIBRATION = CalibrationRecipe(images=2)
+RECIPES = {
+    "static W8A8, equalized": Recipe(
+        "a", activations=ActivationRecipe(range="mse"), equalization=EqualizationRecipe(0.85), calibration=CALIBRATION
+    ),
+    "W8A8, a range a token": Recipe(
+        "b",
+        activations=ActivationRecipe(granularity="token"),
+        attention=AttentionRecipe("integer", "tensor", "row", "residual"),
+        calibration=CALIBRATION,
+        layers={"word_embed": "float", "ffn.fc2": "stage"},
+    ),
+    "the paper's W4A6": Recipe(
+        "c",
+        weights=WeightRecipe(4, "percentile", packed=True),
+        activations=ActivationRecipe(6, "image"),
+        attention=AttentionRecipe("integer", "image", "log2", "residual"),
+        calibration=CALIBRATION,
+    ),
+    "W4A4, LiteVAR": Recipe(
+        "d",
+        weights=WeightRecipe(4, "mse"),
+        activations=ActivationRecipe(4, "image"),
+        attention=AttentionRecipe("integer", "image", "log2-row", "duplicate"),
+        calibration=CALIBRATION,
+        layers={"ffn.fc2": "float"},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Built:
+    """A quantized stage graph, the float one it was made from, and the values of both's names at each stage."""
+
+    recipe: Recipe
+    plan: Plan
+    layers: list[LinearLayer]
+    patterns: list[AttentionPattern]
+    stages: list[dict[str, Array]]
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return build(tiny_source(), RECIPES[request.param], tmp_path_factory.mktemp("plan"))
+
+
+def build(source: Source, recipe: Recipe, folder: Path) -> Built:
+    stage, decoder = build_stage_graph(source.var, source.vqvae.quantize), build_decoder_graph(source.vqvae)
+
+    def write(folder: Path, stage: ir.Model, decoder: ir.Model) -> None:
+        _write(source, folder, stage, decoder, {"name": "fp32"})
+
+    plan = make_plan(source, stage, decoder, folder, BuildOptions(recipe, session=ONE_THREAD), write, no_progress)
+    plain = build_stage_graph(source.var, source.vqvae.quantize, plan.equalization)
+    layers, patterns = linear_layers(plain.graph), attention_patterns(plain.graph)
+    names = {layer.activation.name for layer in layers} | {output_of(layer).name for layer in layers}
+    names |= {layer.node.outputs[0].name for layer in layers}
+    for pattern in patterns:
+        values = (pattern.query, pattern.key, pattern.weights, pattern.value, pattern.mix.outputs[0])
+        names |= {value.name for value in (*values, pattern.scores.outputs[0])}
+    quantized = quantize_stage(plain, plan.stage)
+    for node in list(quantized.graph):
+        for value in node.outputs:
+            if value.name in names and not value.is_graph_output():
+                value.dtype, value.shape = ir.DataType.FLOAT, None
+                quantized.graph.outputs.append(value)
+    return Built(recipe, plan, layers, patterns, run_stages(quantized, source))
+
+
+def output_of(layer: LinearLayer) -> ir.Value:
+    """What the layer gives, with its bias if one is added."""
+    ((consumer, _),) = layer.node.outputs[0].uses()
+    return consumer.outputs[0] if consumer.op_type == "Add" else layer.node.outputs[0]
+
+
+def run_stages(model: ir.Model, source: Source) -> list[dict[str, Array]]:
+    """All outputs of two images, stage after stage."""
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    info, rng = source.model_info(), np.random.default_rng(0)
+    feeds: dict[str, Array] = {
+        "class_labels": np.array([1, 7]),
+        "uniforms": rng.random((2, info.num_tokens), np.float32),
+        "forced_tokens": np.full((2, info.num_tokens), -1),
+        "cfg_scale": np.array(2, np.float32),
+        "top_k": np.array(0),
+        "top_p": np.array(0, np.float32),
+    }
+    sizes = {"B": 2, "2B": 4, "T": 0, "M": 0}
+    state = [value for value in session.get_inputs() if value.name not in (*feeds, "stage")]
+    for value in state:
+        feeds[value.name] = np.zeros([sizes.get(size, size) for size in value.shape], np.float32)
+    names = [value.name for value in session.get_outputs()]
+    stages = []
+    for si in range(info.num_stages):
+        found = dict(zip(names, session.run(names, feeds | {"stage": np.array(si)}), strict=True))
+        stages.append(found)
+        for value in state:
+            feeds[value.name] = found[f"present.{value.name.removeprefix('past_key_values.')}"]
+    return stages
+
+
+def activation_codes(built: Built, layer: str, x: Array, si: int) -> tuple[Array, Array, Array]:
+    """Codes less the zero point, as float64 integers, the scale, and the zero point."""
+    bits, qmax = built.recipe.activations.bits, 2**built.recipe.activations.bits - 1
+    choice = "stage" if CLASS_LAYER in layer else built.recipe.layer_choice(layer)
+    if choice in ("tensor", "stage"):
+        found = built.plan.stage.ranges[layer]
+        at = si if len(found.minimum) > 1 else 0
+        qparams = ActivationQParams.from_range(Range(found.minimum[at : at + 1], found.maximum[at : at + 1]), bits)
+        codes = qparams.quantize(x).astype(np.float64)
+        return codes - float(qparams.zero_point[0]), qparams.scale, qparams.zero_point
+    if choice == "image":
+        rows = rows_of_image(layer)
+        images = x.reshape(rows, len(x) // rows, -1)
+        low, high = (np.tile(reduce(images, (0, 2)), rows)[:, None, None] for reduce in (lowest, highest))
+        scale = ((high - low) / np.float32(qmax)).astype(np.float32)
+        zero_point = np.clip(np.round(-low / scale), 0, qmax)
+    else:
+        z = token_zero_point(built.plan.stage.minima[layer], bits)
+        scale = np.maximum(
+            x.max(-1, keepdims=True) / np.float32(qmax - z), -x.min(-1, keepdims=True) / np.float32(z)
+        ).astype(np.float32)
+        zero_point = np.full_like(scale, z)
+    codes = np.clip(np.round(x / scale) + zero_point, 0, qmax)
+    return codes.astype(np.float64) - zero_point, scale, zero_point
+
+
+def lowest(x: Array, axes: tuple[int, ...]) -> Array:
+    return np.minimum(x.min(axes), 0) if x.size else np.zeros(x.shape[1], np.float32)
+
+
+def highest(x: Array, axes: tuple[int, ...]) -> Array:
+    return np.maximum(x.max(axes), 0) if x.size else np.zeros(x.shape[1], np.float32)
+
+
+def test_every_linear_layer(built: Built) -> None:
+    checked = 0
+    for layer in built.layers:
+        if built.recipe.layer_choice(layer.name) == "float":
+            continue
+        assert layer.weight.const_value is not None
+        bits, rule = built.recipe.weights.bits, built.recipe.weights.range
+        weight = QuantizedWeight.per_channel(layer.weight.const_value.numpy(), 1, bits, rule)
+        for si, found in enumerate(built.stages):
+            x = found[str(layer.activation.name)]
+            if not x.size:
+                continue
+            product = layer.node.outputs[0].name in found
+            codes, scale, _ = activation_codes(built, layer.name, x, si)
+            integers = codes @ weight.codes.astype(np.float64)
+            unit = scale.astype(np.float64) * weight.scale
+            if product:
+                y = found[str(layer.node.outputs[0].name)].astype(np.float64)
+            else:  # a zero point of each image is in the bias, so only both together are there
+                ((consumer, _),) = layer.node.outputs[0].uses()
+                bias = consumer.inputs[1]
+                assert bias is not None
+                assert bias.const_value is not None
+                y = found[str(consumer.outputs[0].name)].astype(np.float64) - bias.const_value.numpy()
+            # Rounding of the float result, of the terms it was added from, must not reach half a unit.
+            assert np.abs(y / unit - integers).max() < 0.4, (layer.name, si)
+            np.testing.assert_array_equal(np.round(y / unit), integers, err_msg=f"{layer.name} at stage {si}")
+            checked += 1
+    assert checked > 0
+
+
+def test_every_attention(built: Built) -> None:
+    attention, bits = built.recipe.attention, built.recipe.activations.bits
+    if attention.products == "float":
+        pytest.skip("attention is float")
+    shift = built.plan.stage.shift_and_sum
+    assert shift is not None
+    for pattern in built.patterns:
+        known = (built.plan.stage.magnitudes or {}).get(pattern.name)
+        for si, found in enumerate(built.stages):
+            q, k, scores, a, v, mixed = (
+                found[str(value.name)]
+                for value in (
+                    *(pattern.query, pattern.key, pattern.scores.outputs[0]),
+                    *(pattern.weights, pattern.value, pattern.mix.outputs[0]),
+                )
+            )
+            static = None if known is None else (known.query, known.key)
+            integers, unit = oracle.scores(q, k, bits, 2, static)
+            np.testing.assert_array_equal(np.round(scores / unit), integers)
+            expected = oracle.mix(
+                *(a, v, attention.weights, bits, 2, shift.theta, shift.places[si]),
+                None if known is None else known.value,
+            )
+            # Integers below 2^24 units and one float division: a few units in the last place of the largest.
+            np.testing.assert_allclose(mixed, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["the paper's W4A6"])
+def test_the_demo_model(name: str, tmp_path: Path) -> None:
+    demo = build(demo_source("demo"), RECIPES[name], tmp_path)
+    test_every_linear_layer(demo)
+    test_every_attention(demo)
