@@ -28,6 +28,7 @@ COMMANDS = {
     "metrics": "Measure the pictures of bundles as sets: FID-E and IS-E.",
     "theta": "Choose the threshold of attentive tokens under a budget of operations.",
     "bench": "Measure speed and memory of bundles, interleaved.",
+    "report": "Put bundles and results into one HTML page.",
     "inspect": "Show what is in a bundle.",
     "verify": "Check a bundle's files, contract and tokens.",
 }

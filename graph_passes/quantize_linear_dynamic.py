@@ -132,10 +132,9 @@ def image_extreme(op: OpBuilder, x: ir.Value, rows: int, largest: bool) -> ir.Va
     by_row = extreme_of(x, [-1], keepdims=1)
     # A stage may have no tokens of a kind: then the zero is all there is.
     zeros = op.ConstantOfShape(op.Concat(op.Shape(x, end=1), [1] * (rank - 1), axis=0))
-    for axis in range(rank - 2, 0, -1):
-        if axis == 1:
-            by_row = op.Concat(by_row, zeros, axis=1)
+    for axis in range(rank - 2, 1, -1):
         by_row = extreme_of(by_row, [axis], keepdims=1)
+    by_row = extreme_of(op.Concat(by_row, zeros, axis=1), [1], keepdims=1)
     if rows == 1:
         return by_row
     merged = extreme_of(op.Reshape(by_row, [rows, -1, *[1] * (rank - 1)]), [0], keepdims=0)

@@ -83,7 +83,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return build(tiny_source(), RECIPES[request.param], tmp_path_factory.mktemp("plan"))
 
 
-def build(source: Source, recipe: Recipe, folder: Path) -> Built:
+def build(source: Source, recipe: Recipe, folder: Path, num_stages: int | None = None) -> Built:
     stage, decoder = build_stage_graph(source.var, source.vqvae.quantize), build_decoder_graph(source.vqvae)
 
     def write(folder: Path, stage: ir.Model, decoder: ir.Model) -> None:
@@ -103,7 +103,7 @@ def build(source: Source, recipe: Recipe, folder: Path) -> Built:
             if value.name in names and not value.is_graph_output():
                 value.dtype, value.shape = ir.DataType.FLOAT, None
                 quantized.graph.outputs.append(value)
-    return Built(recipe, plan, layers, patterns, run_stages(quantized, source))
+    return Built(recipe, plan, layers, patterns, run_stages(quantized, source, num_stages))
 
 
 def output_of(layer: LinearLayer) -> ir.Value:
@@ -112,8 +112,8 @@ def output_of(layer: LinearLayer) -> ir.Value:
     return consumer.outputs[0] if consumer.op_type == "Add" else layer.node.outputs[0]
 
 
-def run_stages(model: ir.Model, source: Source) -> list[dict[str, Array]]:
-    """All outputs of two images, stage after stage."""
+def run_stages(model: ir.Model, source: Source, num_stages: int | None) -> list[dict[str, Array]]:
+    """All outputs of two images, stage after stage, of all stages or the first ones."""
     session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
     info, rng = source.model_info(), np.random.default_rng(0)
     feeds: dict[str, Array] = {
@@ -130,7 +130,7 @@ def run_stages(model: ir.Model, source: Source) -> list[dict[str, Array]]:
         feeds[value.name] = np.zeros([sizes.get(size, size) for size in value.shape], np.float32)
     names = [value.name for value in session.get_outputs()]
     stages = []
-    for si in range(info.num_stages):
+    for si in range(num_stages or info.num_stages):
         found = dict(zip(names, session.run(names, feeds | {"stage": np.array(si)}), strict=True))
         stages.append(found)
         for value in state:
@@ -226,12 +226,15 @@ def test_every_attention(built: Built) -> None:
                 *(a, v, attention.weights, bits, 2, shift.theta, shift.places[si]),
                 None if known is None else known.value,
             )
-            # Integers below 2^24 units and one float division: a few units in the last place of the largest.
-            np.testing.assert_allclose(mixed, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+            # One float multiplication of exact integers: a few units in the last place of the largest. An exponent
+            # halfway between two, of which the two logarithms are not the same, may fall to either side.
+            off = np.abs(mixed - expected) > 1e-6 * np.abs(expected).max()
+            assert off.mean() < (1e-3 if attention.weights.startswith("log2") else 0.0) or not off.any()
 
 
-@pytest.mark.parametrize("name", ["the paper's W4A6"])
+@pytest.mark.parametrize("name", ["W8A8, a range a token", "the paper's W4A6"])
 def test_the_demo_model(name: str, tmp_path: Path) -> None:
-    demo = build(demo_source("demo"), RECIPES[name], tmp_path)
+    """Its first seven stages: the later ones have the same operators on more tokens."""
+    demo = build(demo_source("demo"), RECIPES[name], tmp_path, num_stages=7)
     test_every_linear_layer(demo)
     test_every_attention(demo)

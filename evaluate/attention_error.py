@@ -1,0 +1,343 @@
+"""How far integer attention is from A V, by stage and block (the paper's Fig. 1(a) and 5(a-b)), and why.
+
+The bundle's own stage graph is run with A, V and the product as further outputs (`observe_attention`), on token maps
+that full precision samples. The error of an attention is its product less A V, the latter of the very A and V that the
+graph had there: it is the error of this product alone, without what earlier layers did.
+
+Split approximately (Eq. 7, in NumPy, of what the codes mean):
+
+    A_hat V_hat - A V  =  (A_hat - A) V  +  A (V_hat - V)  +  (A_hat - A) (V_hat - V)
+                          weights' part     values' part      neglected
+
+The parts are not orthogonal, so that their squares do not add up to the error's; `AttentionError.explained` tells how nearly
+they do. Shift-and-sum acts on the values' part alone, and what it could gain at most is a product with V as a float.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from nextscale.evaluate.dequantized_attention import AttentionQuantizer
+from nextscale.evaluate.noise_correlation import PAIRS, PairSums, noise_pairs
+from nextscale.evaluate.teacher_forced import evaluation_labels
+from nextscale.graph_passes.observe_attention import attention_products, observe_attention, output_names
+from nextscale.runtime.bundle import MANIFEST_NAME, Bundle
+from nextscale.runtime.errors import NextscaleError, OutputError
+from nextscale.runtime.next_scale_loop import Generator
+from nextscale.runtime.request import DEFAULT_CFG_SCALE
+from nextscale.runtime.session import SessionOptions
+
+Array = NDArray[np.float64]
+# The graph and NumPy round a product and a logarithm a little differently; more means that they compute another thing.
+CONSISTENT = 0.01
+
+
+@dataclass(frozen=True)
+class AttentionError:
+    """Sums of squares over images, rows (two an image, with guidance), heads, tokens and dimensions: float64 [S, D].
+
+    Attributes:
+        exact: of A V.
+        error: of the product less A V.
+        weights_part: of (A_hat - A) V.
+        values_part: of A (V_hat - V).
+        unexplained: of the product less A_hat V_hat: where it is small, NumPy's operands are the graph's.
+        elements: how many elements the product had.
+        pairs: of the noises, [S, D, 3, 6] (`noise_correlation`).
+        images: N.
+    """
+
+    exact: Array
+    error: Array
+    weights_part: Array
+    values_part: Array
+    unexplained: Array
+    elements: Array
+    pairs: Array
+    images: int
+
+    @property
+    def relative(self) -> Array:
+        """sqrt(sum error^2 / sum (A V)^2) of each stage and block, [S, D]."""
+        return np.sqrt(self.error / self.exact)
+
+    @property
+    def relative_of_weights(self) -> Array:
+        """The same if V were a float."""
+        return np.sqrt(self.weights_part / self.exact)
+
+    @property
+    def relative_of_values(self) -> Array:
+        """The same if A were a float."""
+        return np.sqrt(self.values_part / self.exact)
+
+    @property
+    def mean_squared(self) -> Array:
+        """Squared error an element, [S, D]."""
+        return self.error / self.elements
+
+    @property
+    def values_share(self) -> Array:
+        """V's share of the two parts' squares, [S, D]; NaN where there is no error."""
+        return _ratio(self.values_part, self.values_part + self.weights_part)
+
+    @property
+    def explained(self) -> Array:
+        """The two parts' squares over the error's, [S, D]: 1 if they were orthogonal and all there is."""
+        return _ratio(self.values_part + self.weights_part, self.error)
+
+    def correlations(self) -> Array:
+        """Pearson's of each stage and block, [S, D, 3], of `noise_correlation.PAIRS`; NaN where there are no pairs."""
+        return PairSums(self.pairs).correlation()
+
+    def pooled_correlations(self) -> tuple[Array, Array]:
+        """Over all stages and blocks together, [3], and the number of pairs, [3]."""
+        pooled = PairSums(self.pairs.sum(axis=(0, 1)))
+        return pooled.correlation(), pooled.pairs
+
+
+def _ratio(x: Array, y: Array) -> Array:
+    return np.divide(x, y, out=np.full_like(x, np.nan), where=y > 0)
+
+
+def by_stage(figure: Array) -> Array:
+    """The mean over blocks of [S, D]: [S]; NaN counts as missing."""
+    return _mean(figure, 1)
+
+
+def by_block(figure: Array) -> Array:
+    """The mean over stages of [S, D]: [D]."""
+    return _mean(figure, 0)
+
+
+def _mean(figure: Array, axis: int) -> Array:
+    known = ~np.isnan(figure)
+    return _ratio(np.where(known, figure, 0).sum(axis), known.sum(axis).astype(np.float64))
+
+
+def attention_errors(
+    reference: Bundle,
+    bundles: Sequence[Bundle],
+    options: SessionOptions,
+    *,
+    images: int = 16,
+    seed: int = 1,
+    cfg_scale: float = DEFAULT_CFG_SCALE,
+    batch_size: int = 1,
+    on_images: Callable[[int], object] = lambda done: None,
+) -> list[AttentionError]:
+    """Measure bundles of one model, each on the token maps that `reference` samples.
+
+    Of one stage and batch, A, V and the product of all blocks are in memory: with a batch of 1, 65 MB of the demo
+    model and 360 MB of VAR-d16.
+
+    Args:
+        reference: the full-precision bundle.
+        bundles: of the same model; the reference may be among them. A temporary bundle is made beside each in turn.
+        options: threads and memory.
+        images: N, spread over the classes.
+        seed: of the labels and of the sampled token maps.
+        cfg_scale: guidance, for sampling.
+        batch_size: images at a time.
+        on_images: called with the number of images finished, of len(bundles) * images.
+    Raises:
+        NextscaleError: a bundle is of another model, or its attention cannot be found or is not what its recipe says.
+        OutputError: the folder beside a bundle cannot be written.
+    """
+    for bundle in bundles:
+        if bundle.model != reference.model:
+            raise NextscaleError(f"{bundle.path}: not the model of {reference.path}; compare bundles of one model")
+    labels = evaluation_labels(reference.model.num_classes, images, seed)
+    settings: dict[str, Any] = {"seed": seed, "cfg_scale": cfg_scale}
+    generator = Generator(reference, options)
+    token_maps = np.concatenate(
+        [
+            np.concatenate([s.tokens for s in generator.stream(labels[i : i + batch_size], first_image=i, **settings)], 1)
+            for i in range(0, images, batch_size)
+        ]
+    )
+    del generator
+    results = []
+    for k, bundle in enumerate(bundles):
+        with observed_bundle(bundle) as (observed, quantizers):
+            results.append(
+                _measure(
+                    Generator(observed, options),
+                    quantizers,
+                    labels,
+                    token_maps,
+                    settings,
+                    batch_size,
+                    lambda done, before=k * images: on_images(before + done),  # type: ignore[misc]
+                )
+            )
+        if np.any(results[-1].unexplained > np.square(CONSISTENT) * results[-1].exact):
+            raise NextscaleError(
+                f"{bundle.path}: its attention does not compute what its recipe says; build the bundle again"
+            )
+    return results
+
+
+def _measure(
+    generator: Generator,
+    quantizers: Mapping[str, AttentionQuantizer | None],
+    labels: NDArray[np.int64],
+    token_maps: NDArray[np.int64],
+    settings: Mapping[str, Any],
+    batch_size: int,
+    on_images: Callable[[int], object],
+) -> AttentionError:
+    shape = (generator.bundle.model.num_stages, len(quantizers))
+    sums, pairs = np.zeros((6, *shape)), np.zeros((*shape, len(PAIRS), 6))
+    outputs = [output for name in quantizers for output in output_names(name)]
+    for first in range(0, len(labels), batch_size):
+        batch = slice(first, first + batch_size)
+        stream = generator.stream(
+            labels[batch], first_image=first, forced_tokens=token_maps[batch], outputs=outputs, **settings
+        )
+        for stage in stream:
+            for block, (name, quantizer) in enumerate(quantizers.items()):
+                a, v, product = (stage.outputs[output] for output in output_names(name))
+                found = attention_sums(a, v, product, quantizer, stage.stage)
+                sums[:, stage.stage, block] += found[0]
+                pairs[stage.stage, block] += found[1]
+        on_images(min(first + batch_size, len(labels)))
+    return AttentionError(*sums, pairs=pairs, images=len(labels))
+
+
+def attention_sums(
+    a: NDArray[np.float32],
+    v: NDArray[np.float32],
+    product: NDArray[np.float32],
+    quantizer: AttentionQuantizer | None,
+    stage: int,
+) -> tuple[Array, Array]:
+    """The sums of `AttentionError` of one attention, [6], and its noises' pairs, [3, 6].
+
+    Args:
+        a: [R, H, l, T].
+        v: [R, H, T, d].
+        product: [R, H, l, d].
+        quantizer: None if the product is of floats.
+        stage: index.
+    """
+    weights, values = a.astype(np.float64), v.astype(np.float64)
+    if quantizer is None:
+        # What rounding of the float product leaves is no error of a quantizer, but shown.
+        exact = weights @ values
+        rounding = _squares(product - exact)
+        return np.array([_squares(exact), rounding, 0, 0, rounding, exact.size]), np.zeros((len(PAIRS), 6))
+    found = quantizer.dequantize(a, v, stage)
+    noise_of_weights, noise_of_values = found.weights - weights, found.values - values
+    both = np.concatenate([values, noise_of_values], axis=-1)
+    exact, values_part = np.split(weights @ both, 2, axis=-1)
+    weights_part, cross = np.split(noise_of_weights @ both, 2, axis=-1)
+    error = product - exact
+    unexplained = error - (weights_part + values_part + cross)
+    sums = [*map(_squares, (exact, error, weights_part, values_part, unexplained)), exact.size]
+    return np.array(sums), noise_pairs(weights, noise_of_weights, noise_of_values, found.representable)
+
+
+def _squares(x: Array) -> float:
+    return float(np.square(x).sum())
+
+
+@contextmanager
+def observed_bundle(bundle: Bundle) -> Iterator[tuple[Bundle, dict[str, AttentionQuantizer | None]]]:
+    """A temporary bundle beside `bundle` whose stage graph also gives A, V and the product of each attention.
+
+    The weights are linked, not copied. With it come the attention's names, in order, and their quantizers, None for
+    products of floats.
+
+    Raises:
+        NextscaleError: the attention cannot be found.
+        OutputError: the folder beside cannot be written.
+    """
+    stage_path = bundle.graph_path("stage")
+    try:
+        model = ir.load(stage_path)
+        products, observed = attention_products(model.graph), observe_attention(model)
+    except ValueError as error:
+        raise NextscaleError(f"{stage_path}: {error}") from None
+    if not products:
+        raise NextscaleError(f"{stage_path}: no attention found in it")
+    quantizers = {
+        found.name: AttentionQuantizer.of(found, bundle.manifest.recipe) if found.integer else None
+        for found in products
+    }
+    try:
+        temporary = tempfile.TemporaryDirectory(
+            prefix=f".{bundle.path.name}.attention-", dir=bundle.path.absolute().parent
+        )
+    except OSError as error:
+        raise OutputError(f"{bundle.path.absolute().parent}: cannot write there ({error.strerror})") from None
+    with temporary as folder:
+        _write(bundle, observed, list(quantizers), Path(folder))
+        yield Bundle.open(folder), quantizers
+
+
+def _write(bundle: Bundle, model: ir.Model, names: Sequence[str], folder: Path) -> None:
+    file = bundle.graph_path("stage").name
+    for name in bundle.manifest.files:
+        if name != file:
+            _link(bundle.path / name, folder / name)
+    ir.save(model, folder / file)
+    manifest = json.loads((bundle.path / MANIFEST_NAME).read_text(encoding="utf-8"))
+    shapes = (["2B", "H", "l", "T + l"], ["2B", "H", "T + l", "d"], ["2B", "H", "l", "d"])
+    manifest["graphs"]["stage"]["outputs"] += [
+        {"name": output, "dtype": "float32", "shape": shape}
+        for name in names
+        for output, shape in zip(output_names(name), shapes, strict=True)
+    ]
+    content = (folder / file).read_bytes()
+    manifest["files"][file] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (folder / MANIFEST_NAME).write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+
+
+def as_json(error: AttentionError) -> dict[str, Any]:
+    """Plain numbers and lists, for a JSON file: matrices are [stage][block]; None is no number."""
+    pooled, pairs = error.pooled_correlations()
+    figures = {
+        "relative": error.relative,
+        "relative_of_weights": error.relative_of_weights,
+        "relative_of_values": error.relative_of_values,
+        "values_share": error.values_share,
+        "explained": error.explained,
+        "mean_squared": error.mean_squared,
+    }
+    return {
+        "images": error.images,
+        **{name: _plain(figure) for name, figure in figures.items()},
+        "correlations": {
+            name: {
+                "pooled": _plain(pooled)[k],
+                "pairs": int(pairs[k]),
+                "by_stage_and_block": _plain(error.correlations()[..., k]),
+            }
+            for k, name in enumerate(PAIRS)
+        },
+    }
+
+
+def _plain(figure: Array) -> list[Any]:
+    return np.where(np.isnan(figure), None, figure.astype(object)).tolist()
