@@ -1,7 +1,7 @@
 """The error of attention's product with the values, by stage and block: how much is A's, how much V's (Fig. 1, 5).
 
-REFERENCE is the full-precision bundle, which samples the token maps; BUNDLES are quantized ones of the same model. Those
-that differ in shift-and-sum alone share a panel of the plot.
+REFERENCE is the full-precision bundle, which samples the token maps; BUNDLES are quantized ones of the same model.
+Those that differ in shift-and-sum alone share a panel of the plot.
 """
 
 from __future__ import annotations
@@ -37,6 +37,21 @@ def table(head: str, count: int, rows: dict[str, Array], form: str) -> list[str]
     return lines
 
 
+def settings(recipes: dict[str, dict[str, Any]]) -> list[str]:
+    """Markdown of what distinguishes the bundles."""
+    lines = ["| bundle | A | bits of A and V | shift-and-sum | theta | KL when built |", "|---|---|---|---|---|---|"]
+    for name, recipe in recipes.items():
+        attention = recipe.get("attention", {"products": "float"})
+        kl = f"{recipe['agreement']['kl']:.3f}" if "agreement" in recipe else "-"
+        theta = recipe["shift_and_sum"]["theta"] if "shift_and_sum" in recipe else "-"
+        if attention["products"] == "float":
+            lines.append(f"| {name} | float | - | - | - | {kl} |")
+        else:
+            cells = (attention["weights"], recipe["activations"]["bits"], attention["shift_and_sum"], theta, kl)
+            lines.append(f"| {name} | {' | '.join(map(str, cells))} |")
+    return lines
+
+
 def correlations(found: dict[str, AttentionError]) -> list[str]:
     """Markdown of Table A."""
     lines = [
@@ -63,7 +78,7 @@ def panel_and_label(recipe: dict[str, Any]) -> tuple[str, str]:
         return "float", "float"
     form = attention["shift_and_sum"]
     bits = recipe["activations"]["bits"]
-    return f"{attention['weights']}, {bits} bits", "plain" if form == "off" else "shift-and-sum"
+    return f"A: {attention['weights']}, {bits} bits", "plain" if form == "off" else "shift-and-sum"
 
 
 @click.command()
@@ -79,6 +94,8 @@ def main(
 ) -> None:
     """Measure, print and keep the results."""
     opened = {path.name: Bundle.open(path) for path in bundles}
+    if len(opened) < len(bundles):
+        raise click.UsageError("two bundles have the same name")
     errors = attention_errors(
         Bundle.open(reference),
         list(opened.values()),
@@ -99,8 +116,10 @@ def main(
         "sqrt(sum error² / sum (A V)²)",
         "- by stage: mean over blocks; by block: mean over stages",
     ]
+    recipes = {n: {k: v for k, v in b.manifest.recipe.items() if k != "kernels"} for n, b in opened.items()}
     percent, small = "{:.2%}", "{:.1e}"
     sections = {
+        "Bundles": settings(recipes),
         "Relative error, by stage": table(
             "bundle", model[0], {n: by_stage(e.relative) for n, e in found.items()}, percent
         ),
@@ -131,7 +150,6 @@ def main(
         lines += ["", f"## {title}", "", *rows]
     lines += ["", f"![Relative error by stage]({name}.png)"]
     publish(name, lines)
-    recipes = {n: {k: v for k, v in b.manifest.recipe.items() if k != "kernels"} for n, b in opened.items()}
     document = {n: {"recipe": recipes[n], **as_json(error)} for n, error in found.items()}
     (RESULTS / f"{name}.json").write_text(json.dumps(document) + "\n", encoding="utf-8")
     panels: dict[str, dict[str, Curve]] = {}

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextscale.calib_data.token_maps import TokenMaps
-from nextscale.graph_passes.observe_ranges import channels_name, observed_name
+from nextscale.graph_passes.observe_ranges import PARTS, channels_name, observed_name, pairs_name
 from nextscale.graph_passes.qparams import Range
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.next_scale_loop import Generator
@@ -38,6 +38,7 @@ class Calibration:
         token_maps: int64 [N, L].
         stage_ranges: for each layer of the stage graph, ranges of its input, [S].
         channel_ranges: for the layers observed by channel, ranges of each channel of its input, [S, C].
+        pair_ranges: for the layers observed by pairs, the same of each of `observe_ranges.PARTS`.
         decoder_ranges: for each observed node of the decoder, the range of its input, [1].
     """
 
@@ -45,6 +46,7 @@ class Calibration:
     token_maps: NDArray[np.int64]
     stage_ranges: Mapping[str, Range]
     channel_ranges: Mapping[str, Range]
+    pair_ranges: Mapping[str, Mapping[str, Range]]
     decoder_ranges: Mapping[str, Range]
 
 
@@ -58,6 +60,7 @@ def calibrate(
     observed: Bundle,
     stage_layers: Sequence[str],
     channel_layers: Sequence[str],
+    pair_layers: Sequence[str],
     decoder_layers: Sequence[str],
     settings: CalibrationSettings,
     options: SessionOptions,
@@ -68,7 +71,7 @@ def calibrate(
 
     Args:
         observed: a float32 bundle whose graphs carry observers (`observe_ranges`, `observe_channels`).
-        stage_layers, channel_layers, decoder_layers: the observed nodes' names.
+        stage_layers, channel_layers, pair_layers, decoder_layers: the observed nodes' names.
         settings: what to sample.
         options: threads and memory.
         on_images: called with the number of images finished, after each batch.
@@ -80,6 +83,7 @@ def calibrate(
     else:
         labels, forced = token_maps.class_labels, token_maps.token_maps
     names = [observed_name(layer) for layer in stage_layers] + [channels_name(layer) for layer in channel_layers]
+    names += [pairs_name(layer, part) for layer in pair_layers for part in PARTS]
     # One after the other: the two sessions together would need half as much memory again.
     tokens, f_hat, found = _observe_stages(observed, names, labels, forced, settings, options, on_images)
     decoder_ranges = _observe_decoder(observed, decoder_layers, f_hat, options)
@@ -88,6 +92,7 @@ def calibrate(
         tokens,
         {layer: found[observed_name(layer)] for layer in stage_layers},
         {layer: found[channels_name(layer)] for layer in channel_layers},
+        {layer: {part: found[pairs_name(layer, part)] for part in PARTS} for layer in pair_layers},
         decoder_ranges,
     )
 

@@ -19,20 +19,24 @@ PERCENTILES = (0.0001, 0.9999)
 MSE_FACTORS = tuple(percent / 100 for percent in range(100, 29, -2))
 
 
+# A layer, and which part of its input: all of it, or one of `observe_ranges.PARTS`.
+Observed = tuple[str, str | None]
+
+
 def observe_histograms(
     exposed: Bundle,
-    ranges: Mapping[str, Range],
+    ranges: Mapping[Observed, Range],
     class_labels: NDArray[np.int64],
     token_maps: NDArray[np.int64],
     options: SessionOptions,
     on_images: Callable[[int], object],
     cfg_scale: float = DEFAULT_CFG_SCALE,
-) -> dict[str, NDArray[np.int64]]:
-    """How often each layer's input falls into each of BINS equal parts of its range: int64 [S, BINS] by layer.
+) -> dict[Observed, NDArray[np.int64]]:
+    """How often each layer's input falls into each of BINS equal parts of its range: int64 [S, BINS] each.
 
     Args:
         exposed: a float32 bundle whose stage graph gives the layers' inputs (`expose_inputs`).
-        ranges: the range [S] of each layer's input; what lies outside counts at its ends.
+        ranges: the range [S] of each input, or part of one; what lies outside counts at its ends.
         class_labels: int64 [N].
         token_maps: int64 [N, L], fed to the model one image at a time.
         options: threads and memory.
@@ -40,20 +44,29 @@ def observe_histograms(
         cfg_scale: guidance.
     """
     generator, num_stages = Generator(exposed, options), exposed.model.num_stages
-    counts = {layer: np.zeros((num_stages, BINS), np.int64) for layer in ranges}
-    outputs = [input_name(layer) for layer in ranges]
+    counts = {observed: np.zeros((num_stages, BINS), np.int64) for observed in ranges}
+    outputs = sorted({input_name(layer) for layer, _ in ranges})
     for i in range(len(class_labels)):
         stream = generator.stream(
             class_labels[i : i + 1], cfg_scale=cfg_scale, forced_tokens=token_maps[i : i + 1], outputs=outputs
         )
         for result in stream:
-            for layer, found in ranges.items():
+            for (layer, part), found in ranges.items():
+                values = _part(result.outputs[input_name(layer)], part).ravel()
                 low, high = found.minimum[result.stage], found.maximum[result.stage]
                 step = max(float(high - low) / BINS, np.finfo(np.float32).tiny)
-                bins = ((result.outputs[input_name(layer)].ravel() - low) / np.float32(step)).astype(np.int64)
-                counts[layer][result.stage] += np.bincount(bins.clip(0, BINS - 1), minlength=BINS)
+                bins = ((values - low) / np.float32(step)).astype(np.int64)
+                counts[layer, part][result.stage] += np.bincount(bins.clip(0, BINS - 1), minlength=BINS)
         on_images(i + 1)
     return counts
+
+
+def _part(x: NDArray[np.float32], part: str | None) -> NDArray[np.float32]:
+    """Of [2B, l, C], the rows with the class first."""
+    if part is None:
+        return x
+    cond, uncond = np.split(x, 2)
+    return uncond if part == "uncond" else cond - uncond
 
 
 def choose_range(found: Range, counts: NDArray[np.int64], bits: int, rule: RangeRule) -> Range:

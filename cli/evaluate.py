@@ -3,8 +3,10 @@
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -16,6 +18,9 @@ from nextscale.runtime.next_scale_loop import Generator
 from nextscale.runtime.request import DEFAULT_CFG_SCALE
 from nextscale.runtime.session import SessionOptions
 
+if TYPE_CHECKING:
+    from nextscale.evaluate.attention_error import AttentionError
+
 
 @click.command()
 @click.argument("reference", type=BUNDLE)
@@ -24,6 +29,8 @@ from nextscale.runtime.session import SessionOptions
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=1, show_default=True)
 @click.option("--cfg-scale", type=float, default=DEFAULT_CFG_SCALE, show_default=True)
 @click.option("--batch", type=click.IntRange(1), default=4, show_default=True, help="Images at a time.")
+@click.option("--attention-error", "attention_images", type=click.IntRange(1), metavar="N",
+              help="Also measure, on N of the images, attention's product with the values.")  # fmt: skip
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the figures there.")
 @threads
 def evaluate(
@@ -33,22 +40,28 @@ def evaluate(
     seed: int,
     cfg_scale: float,
     batch: int,
+    attention_images: int | None,
     json_path: Path | None,
     threads: int,
 ) -> None:
     """Compare BUNDLES with the full-precision bundle REFERENCE of the same model.
 
     REFERENCE samples token maps; each bundle is fed those, and its distributions are compared with the reference's:
-    KL in nats a token, and the share of tokens whose likeliest entry is the same.
+    KL in nats a token, and the share of tokens whose likeliest entry is the same. --attention-error adds how far the
+    integer product of attention is from the float one, and what share of that the values have (needs the export extra).
     """
+    if attention_images is not None:
+        # It edits graphs, for which an install for running alone lacks onnx: better known before a long comparison.
+        from nextscale.evaluate import attention_error
     if json_path is not None:
         require_writable([json_path])
     options = SessionOptions(threads=threads)
     candidates = {str(path): Generator(path, options) for path in bundles}
+    reference_generator = Generator(reference, options)
     with Progress(console=Console(stderr=True, quiet=not sys.stderr.isatty())) as progress:
         task = progress.add_task("comparing", total=images)
         agreements = teacher_forced(
-            Generator(reference, options),
+            reference_generator,
             candidates,
             images=images,
             seed=seed,
@@ -56,10 +69,29 @@ def evaluate(
             batch_size=batch,
             on_images=lambda done: progress.update(task, completed=done),
         )
+        errors: dict[str, AttentionError] = {}
+        if attention_images is not None:
+            opened = [candidate.bundle for candidate in candidates.values()]
+            task = progress.add_task("measuring attention", total=attention_images * len(opened))
+            found = attention_error.attention_errors(
+                reference_generator.bundle,
+                opened,
+                options,
+                images=attention_images,
+                seed=seed,
+                cfg_scale=cfg_scale,
+                on_images=lambda done: progress.update(task, completed=done),
+            )
+            errors = dict(zip(candidates, found, strict=True))
     Console().print(_table(agreements))
+    if errors:
+        Console().print(_attention_table(errors))
     if json_path is not None:
         settings = {"reference": str(reference), "seed": seed, "cfg_scale": cfg_scale}
-        text = json.dumps({**settings, "bundles": as_json(agreements)}, indent=1) + "\n"
+        figures = as_json(agreements)
+        attention = {name: {"attention_error": attention_error.as_json(error)} for name, error in errors.items()}
+        document = {**settings, "bundles": {name: {**figures[name], **attention.get(name, {})} for name in figures}}
+        text = json.dumps(document, indent=1) + "\n"
         write_files({json_path: lambda file: file.write(text.encode())})
 
 
@@ -68,4 +100,16 @@ def _table(agreements: dict[str, Agreement]) -> Table:
     for name, agreement in agreements.items():
         stages = " ".join(f"{kl:.3f}" for kl in agreement.stage_kl)
         table.add_row(name, f"{agreement.kl:.4f} ± {agreement.kl_stderr:.4f}", f"{agreement.top1:.1%}", stages)
+    return table
+
+
+def _attention_table(errors: "dict[str, AttentionError]") -> Table:
+    from nextscale.evaluate.attention_error import by_stage
+
+    table = Table("bundle", "error of A V", "by stage", "V's share of it by stage")
+    for name, error in errors.items():
+        relative, share = by_stage(error.relative), by_stage(error.values_share)
+        stages = " ".join(f"{value:.1%}" for value in relative)
+        shares = " ".join("-" if np.isnan(value) else f"{value:.0%}" for value in share)
+        table.add_row(name, f"{relative.mean():.2%}", stages, shares)
     return table

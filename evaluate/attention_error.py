@@ -9,8 +9,8 @@ Split approximately (Eq. 7, in NumPy, of what the codes mean):
     A_hat V_hat - A V  =  (A_hat - A) V  +  A (V_hat - V)  +  (A_hat - A) (V_hat - V)
                           weights' part     values' part      neglected
 
-The parts are not orthogonal, so that their squares do not add up to the error's; `AttentionError.explained` tells how nearly
-they do. Shift-and-sum acts on the values' part alone, and what it could gain at most is a product with V as a float.
+The parts are not orthogonal, so that their squares do not add up to the error's; `AttentionError.explained` tells how
+nearly they do. Shift-and-sum acts on the values' part alone: with V exact, the weights' part would remain.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -40,7 +40,7 @@ from nextscale.runtime.next_scale_loop import Generator
 from nextscale.runtime.request import DEFAULT_CFG_SCALE
 from nextscale.runtime.session import SessionOptions
 
-Array = NDArray[np.float64]
+Array: TypeAlias = NDArray[np.float64]
 # The graph and NumPy round a product and a logarithm a little differently; more means that they compute another thing.
 CONSISTENT = 0.01
 
@@ -110,7 +110,7 @@ class AttentionError:
 
 
 def _ratio(x: Array, y: Array) -> Array:
-    return np.divide(x, y, out=np.full_like(x, np.nan), where=y > 0)
+    return np.divide(x, y, out=np.full(x.shape, np.nan), where=y > 0)
 
 
 def by_stage(figure: Array) -> Array:
@@ -162,14 +162,7 @@ def attention_errors(
             raise NextscaleError(f"{bundle.path}: not the model of {reference.path}; compare bundles of one model")
     labels = evaluation_labels(reference.model.num_classes, images, seed)
     settings: dict[str, Any] = {"seed": seed, "cfg_scale": cfg_scale}
-    generator = Generator(reference, options)
-    token_maps = np.concatenate(
-        [
-            np.concatenate([s.tokens for s in generator.stream(labels[i : i + batch_size], first_image=i, **settings)], 1)
-            for i in range(0, images, batch_size)
-        ]
-    )
-    del generator
+    token_maps = _sample(Generator(reference, options), labels, settings, batch_size)
     results = []
     for k, bundle in enumerate(bundles):
         with observed_bundle(bundle) as (observed, quantizers):
@@ -189,6 +182,17 @@ def attention_errors(
                 f"{bundle.path}: its attention does not compute what its recipe says; build the bundle again"
             )
     return results
+
+
+def _sample(
+    generator: Generator, labels: NDArray[np.int64], settings: Mapping[str, Any], batch_size: int
+) -> NDArray[np.int64]:
+    """Token maps int64 [N, L]."""
+    batches = []
+    for first in range(0, len(labels), batch_size):
+        stream = generator.stream(labels[first : first + batch_size], first_image=first, **settings)
+        batches.append(np.concatenate([stage.tokens for stage in stream], axis=1))
+    return np.concatenate(batches)
 
 
 def _measure(
@@ -215,7 +219,8 @@ def _measure(
                 sums[:, stage.stage, block] += found[0]
                 pairs[stage.stage, block] += found[1]
         on_images(min(first + batch_size, len(labels)))
-    return AttentionError(*sums, pairs=pairs, images=len(labels))
+    exact, error, weights_part, values_part, unexplained, elements = sums
+    return AttentionError(exact, error, weights_part, values_part, unexplained, elements, pairs, len(labels))
 
 
 def attention_sums(
@@ -315,7 +320,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def as_json(error: AttentionError) -> dict[str, Any]:
-    """Plain numbers and lists, for a JSON file: matrices are [stage][block]; None is no number."""
+    """Plain numbers of six digits and lists, for a JSON file: matrices are [stage][block]; None is no number."""
     pooled, pairs = error.pooled_correlations()
     figures = {
         "relative": error.relative,
@@ -339,5 +344,7 @@ def as_json(error: AttentionError) -> dict[str, Any]:
     }
 
 
-def _plain(figure: Array) -> list[Any]:
-    return np.where(np.isnan(figure), None, figure.astype(object)).tolist()
+def _plain(figure: Array) -> Any:
+    if figure.ndim:
+        return [_plain(part) for part in figure]
+    return None if np.isnan(figure) else float(f"{figure:.6g}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,8 @@ from nextscale.graph_passes.pipeline import GUIDED_ROWS
 from nextscale.graph_passes.quantize_attention import FINEST_EXPONENT
 from nextscale.graph_passes.quantize_linear_dynamic import TINY
 
-Float32, Float64 = NDArray[np.float32], NDArray[np.float64]
+Float32: TypeAlias = NDArray[np.float32]
+Float64: TypeAlias = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,10 @@ class AttentionQuantizer:
 
     def _values(self, v: Float32, shift: NDArray[np.int64]) -> Float64:
         qmax, zero_point = 2**self.bits - 1, 2 ** (self.bits - 1)
-        scale = self.value_scale
-        if scale is None:
+        if self.value_scale is None:
             scale = _positive(_largest(np.abs(v)) * np.float32(2 / qmax))
+        else:
+            scale = np.full((1, 1, 1, 1), self.value_scale)
         if self.theta is None:
             codes = np.clip(np.round(v / scale), -zero_point, zero_point - 1)
         else:
@@ -100,7 +102,7 @@ class AttentionQuantizer:
             u = np.floor(GRID * u + 0.5) / GRID
             two_n = np.exp2(shift)[..., None]
             codes = np.clip(np.floor(two_n * u + 0.5), 0, two_n * qmax) / two_n - zero_point  # F / 2n
-        return codes.astype(np.float64) * np.float64(scale)
+        return codes.astype(np.float64) * scale.astype(np.float64)
 
     def _weights(self, a: Float32, shift: NDArray[np.int64]) -> tuple[Float64, NDArray[np.bool_]]:
         qmax, rowmax = 2**self.bits - 1, a.max(axis=-1, keepdims=True)

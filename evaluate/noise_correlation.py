@@ -13,12 +13,13 @@ less the sum of squares. Sums can be added, so any number of images takes the sa
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 PAIRS = ("weights", "weights and values", "values")
-Array = NDArray[np.float64]
+Array: TypeAlias = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""Draw the error of attention's product with the values by stage (the paper's Fig. 1(a) and 5(a-b)). Needs matplotlib."""
+"""Draw the error of attention's product with the values by stage (Fig. 1(a) and 5(a-b)). Needs matplotlib."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -24,14 +25,14 @@ class Curve:
 
 
 def plot_attention_error(file: BinaryIO, panels: Mapping[str, Mapping[str, Curve]], title: str) -> None:
-    """Write a PNG: a panel for each quantizer, in it a line for each bundle, and below it, dotted, its part without V's.
+    """Write a PNG: a panel for each quantizer, and in it a line for each bundle; dotted, the first one's with V exact.
 
     Args:
         file: where the PNG goes.
         panels: curves by panel and label.
         title: what the figure shows.
     """
-    columns = min(len(panels), 4)
+    columns = math.ceil(math.sqrt(len(panels)))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(WIDTH * columns + 0.4, HEIGHT * rows + 0.8), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
@@ -40,9 +41,9 @@ def plot_attention_error(file: BinaryIO, panels: Mapping[str, Mapping[str, Curve
         for colour, (label, curve) in zip(COLOURS * len(curves), curves.items(), strict=False):
             stages = np.arange(1, len(curve.error) + 1)
             axes.plot(stages, curve.error, marker="o", markersize=4, color=colour, label=label)
-            # Of one token the weight is 1 and exact, and a logarithmic axis has no zero.
-            limit = np.where(curve.without_values > 0, curve.without_values, np.nan)
-            axes.plot(stages, limit, linestyle=":", color=colour, label=f"{label}, V exact")
+        first = next(iter(curves.values())).without_values
+        # Of one token the weight is 1 and exact, and a logarithmic axis has no zero.
+        axes.plot(np.arange(1, len(first) + 1), np.where(first > 0, first, np.nan), ":", color="black", label="V exact")
         axes.set(title=name, yscale="log")
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -77,57 +77,55 @@ def report_page(inputs: Inputs, sheets: Sequence[Sheet], title: str) -> str:
 
 
 def _lead(rows: Sequence[Row]) -> Iterator[Html]:
-    """The best of each figure, in a sentence."""
+    """Which bundle is nearest to full precision and which is fastest, where their intervals leave no doubt."""
     quantized = [row for row in rows if not row.original]
-    if len(quantized) < 2:
-        return
     claims = []
-    agreeing = [(row.kl.mean, row) for row in quantized if row.kl]
-    if len(agreeing) > 1:
-        kl, row = min(agreeing, key=lambda item: item[0])
-        claims.append(f"{row.label} is nearest to full precision (KL {kl:.4f} nats a token)")
-    timed = [(row.speed.images_per_second.mean, row) for row in quantized if row.speed]
-    if len(timed) > 1:
-        speed, row = max(timed, key=lambda item: item[0])
-        claims.append(f"{row.label} the fastest ({speed:.3g} images/s)")
+    agreeing = sorted((row.kl.mean, row.kl.stderr, row.label) for row in quantized if row.kl and row.kl.evaluated)
+    if len(agreeing) > 1 and agreeing[0][0] + 2 * agreeing[0][1] < agreeing[1][0] - 2 * agreeing[1][1]:
+        claims.append(f"{agreeing[0][2]} is nearest to full precision, with {agreeing[0][0]:.3g} nats a token")
+    timed = [(row.speed.images_per_second, row.label) for row in quantized if row.speed]
+    timed.sort(key=lambda item: -item[0].mean)
+    if len(timed) > 1 and timed[0][0].low > timed[1][0].high:
+        claims.append(f"{timed[0][1]} is fastest, with {timed[0][0].mean:.3g} images/s")
     if claims:
-        yield paragraph(f"Of {len(quantized)} quantized bundles, {', and '.join(claims)}.", "lead")
+        yield paragraph(f"Of {len(quantized)} quantized bundles, {' and '.join(claims)}.", "lead")
 
 
-def _facts(inputs: Inputs, sheets: Sequence[Sheet]) -> dict[str, str]:
+def _facts(inputs: Inputs, sheets: Sequence[Sheet]) -> dict[str, list[str]]:
     """Models, machines, versions and settings."""
-    found: dict[str, list[str]] = {}
-
-    def add(name: str, value: str) -> None:
-        if value not in found.setdefault(name, []):
-            found[name].append(value)
-
-    for bundle in inputs.bundles:
-        add("Model", _model(bundle.model))
+    machines: dict[str, list[str]] = {}
+    installed: list[Mapping[str, Any]] = []
+    found: dict[str, list[str]] = {"Model": [_model(bundle.model) for bundle in inputs.bundles]}
     for evaluated in inputs.of(EvaluateResult):
-        images = sorted({agreement.images for agreement in evaluated.agreements.values()})
-        counts = " or ".join(map(str, images))
-        add("Agreement", f"{counts} teacher-forced images, cfg_scale {evaluated.cfg_scale:g}, seed {evaluated.seed}")
-    for measured in inputs.of(MetricsResult):
-        add("Image metrics", _settings(measured.settings, "cpu", "versions"))
-        if isinstance(cpu := measured.settings.get("cpu"), str):
-            add("Machine", f"{cpu} (image metrics)")
-        add("Versions", _settings(measured.settings.get("versions", {})))
+        counts = " or ".join(map(str, sorted({agreement.images for agreement in evaluated.agreements.values()})))
+        settings = f"{counts} teacher-forced images, cfg_scale {evaluated.cfg_scale:g}, seed {evaluated.seed}"
+        found.setdefault("Agreement", []).append(settings)
     for timed in inputs.of(BenchResult):
-        add("Speed", _settings(timed.report.settings))
-        add("Machine", f"{_machine(timed.report.machine)} (speed)")
-        add("Versions", _settings(timed.report.versions))
-    for theta in inputs.of(ThetaResult):
-        add("Attentive tokens", f"{theta.images} images of {theta.bundle}, operations at {theta.bits} bits")
-    for maps in inputs.of(CalibrationResult):
-        add("Calibration", f"{maps.images} token maps of {maps.bundle}, matching {maps.matching}")
+        machines.setdefault(_machine(timed.report.machine), []).append("speed")
+        installed.append(timed.report.versions)
+        found.setdefault("Speed", []).append(_settings(timed.report.settings))
     if sheets:
-        settings = sheets[0].settings
-        add("Pictures", f"{settings.images} of each bundle, seed {settings.seed}, cfg_scale {settings.cfg_scale:g}")
-        add("Machine", f"{_machine(describe_machine())} (pictures)")
-        add("Versions", _settings(versions()))
-    order = ("Model", "Machine", "Versions")
-    return {name: "; ".join(found[name]) for name in sorted(found, key=lambda n: order.index(n) if n in order else 9)}
+        machines.setdefault(_machine(describe_machine()), []).append("pictures")
+        installed.append(versions())
+        settings = f"seed {sheets[0].settings.seed}, cfg_scale {sheets[0].settings.cfg_scale:g}"
+        found["Pictures"] = [f"{sheets[0].settings.images} of each bundle, {settings}"]
+    for measured in inputs.of(MetricsResult):
+        cpu = json_line(measured.settings.get("cpu", "unknown"))
+        machine = next((name for name in machines if name.startswith(f"{cpu},")), cpu)
+        machines.setdefault(machine, []).append("image metrics")
+        if isinstance(known := measured.settings.get("versions"), Mapping):
+            installed.append({key: json_line(value) for key, value in known.items()})
+        found.setdefault("Image metrics", []).append(_settings(measured.settings, "cpu", "versions"))
+    for theta in inputs.of(ThetaResult):
+        settings = f"{theta.images} images of {PurePath(theta.bundle).name}, operations at {theta.bits} bits"
+        found.setdefault("Attentive tokens", []).append(settings)
+    for maps in inputs.of(CalibrationResult):
+        settings = f"{maps.images} token maps of {maps.bundle}, matching {maps.matching}"
+        found.setdefault("Calibration", []).append(settings)
+    lines = [f"{name} ({', '.join(dict.fromkeys(uses))})" for name, uses in machines.items()]
+    whole = [one for one in installed if not any(one.items() < other.items() for other in installed)]
+    merged = {"Model": found.pop("Model"), "Machine": lines, "Versions": [_settings(one) for one in whole], **found}
+    return {name: list(dict.fromkeys(shown)) for name, shown in merged.items() if shown}
 
 
 def _model(model: ModelInfo) -> str:
@@ -142,10 +140,19 @@ def _machine(machine: Machine) -> str:
     return f"{machine.cpu}, {machine.logical_cpus} logical CPUs, {' '.join(machine.isa) or 'no known ISA flags'}"
 
 
-def _settings(settings: Any, *without: str) -> str:
-    if not isinstance(settings, Mapping):
-        return json_line(settings)
-    return ", ".join(f"{json_line(key)} {json_line(value)}" for key, value in settings.items() if key not in without)
+def _settings(settings: Mapping[str, Any], *without: str) -> str:
+    """Names and values on one line; threads 0 are all."""
+    shown = {key: value for key, value in settings.items() if key not in without}
+    if shown.get("threads") == 0:
+        shown["threads"] = "all"
+    return ", ".join(f"{json_line(key)} {_value(value)}" for key, value in shown.items())
+
+
+def _value(value: Any) -> str:
+    """A JSON value for people."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return " ".join(map(json_line, value)) if isinstance(value, list) else json_line(value)
 
 
 def _summary(inputs: Inputs, rows: Sequence[Row]) -> Iterator[Html]:
@@ -158,7 +165,7 @@ def _summary(inputs: Inputs, rows: Sequence[Row]) -> Iterator[Html]:
         "MB": [_optional(row.size, lambda size: f"{size / 1e6:.1f}") for row in rows],
         "KL,\nnats a token": [_kl_cell(row) for row in rows],
         "top-1": [_optional(row.kl, lambda found: f"{found.top1:.1%}") for row in rows],
-        "images/s": [_interval_cell(row.speed.images_per_second if row.speed else None, 3) for row in rows],
+        "images/s": [_interval_cell(row.speed.images_per_second if row.speed else None) for row in rows],
         "speed\nratio": [_optional(row.speed, lambda speed: f"{speed.speedup.mean:.2f}") for row in rows],
         names[0]: [_interval_cell(row.pictures.fid if row.pictures else None) for row in rows],
         names[1]: [_score_cell(row.pictures) for row in rows],
@@ -190,11 +197,11 @@ def _legend(inputs: Inputs, rows: Sequence[Row], names: tuple[str, str]) -> Iter
             )
     if any(row.pictures for row in rows):
         yield (
-            f"{names[0]} falls with better pictures, {names[1]} rises; ± half the 95% interval over seeds, "
-            "or the standard error for one seed."
+            f"{names[0]} falls with better pictures, {names[1]} rises; ± half the 95% interval over seeds, or for one "
+            f"seed {names[1]}'s standard error."
         )
-    if floor := next((row.noise_floor.distance for row in rows if row.noise_floor), None):
-        yield f"Full precision from other seeds is {''.join(_plus_minus(floor))} from itself: the noise floor."
+    if any(row.noise_floor for row in rows):
+        yield "In parentheses: full precision against itself from other seeds, the noise floor."
 
 
 def _kl_cell(row: Row) -> Html:
@@ -216,7 +223,7 @@ def _score_cell(figures: ImageFigures | None) -> Html:
 
 def _distance_cell(row: Row) -> Html:
     if row.noise_floor and row.noise_floor.distance:
-        return join(_interval_cell(row.noise_floor.distance), element("small", text(" noise floor")))
+        return join(text("("), _interval_cell(row.noise_floor.distance), text(")"))
     return _interval_cell(row.pictures.distance if row.pictures else None)
 
 
@@ -313,10 +320,10 @@ def _sheet(sheet: Sheet, rows: Sequence[Row]) -> Iterator[Html]:
         content = []
         for row, encoded in zip(sheet.rows, strips, strict=True):
             shown = labels[id(row.bundle)]
-            same = f", {row.same:.0%} of the sampled tokens as in full precision" if row.same is not None else ""
+            same = f", {row.same:.0%} of its tokens as in full precision" if row.same is not None else ""
             content.append(element("p", _name(shown), element("span", text(same), class_="note")))
             content.append(picture(*encoded[number], f"{shown.label}: {', '.join(names)}"))
-        caption = ", ".join(names)
+        caption = " · ".join(names)
         yield element(
             "figure",
             *content,
@@ -344,7 +351,7 @@ def _speed(inputs: Inputs, rows: Sequence[Row]) -> Iterator[Html]:
                     text(item.form),
                     text(item.batch),
                     _interval_cell(item.image_seconds, 3),
-                    _interval_cell(item.images_per_second, 3),
+                    _interval_cell(item.images_per_second),
                     text(f"{item.speedup.mean:.2f}"),
                     text(f"{item.speedup.low:.2f} to {item.speedup.high:.2f}") if item.speedup.low > 0 else _NONE,
                     _optional(footprint, lambda found: f"{found.load_seconds:.2f}"),
@@ -491,14 +498,13 @@ def _optional(value: T | None, shown: Callable[[T], object] = str) -> Html:
     return _NONE if value is None else text(shown(value))
 
 
-def _interval_cell(interval: Interval | None, digits: int = 4) -> Html:
-    return _NONE if interval is None else _with_small(*_plus_minus(interval, digits))
-
-
-def _plus_minus(interval: Interval, digits: int = 4) -> tuple[str, str]:
+def _interval_cell(interval: Interval | None, decimals: int = 2) -> Html:
     """The mean, and half the interval if it is known."""
+    if interval is None:
+        return _NONE
     half = (interval.high - interval.low) / 2
-    return f"{interval.mean:.{digits}g}", f" ± {half:.2g}" if math.isfinite(half) else ""
+    addition = f" ± {half:.{decimals}f}" if math.isfinite(half) else ""
+    return _with_small(f"{interval.mean:.{decimals}f}", addition)
 
 
 def _with_small(value: str, addition: str) -> Html:

@@ -36,7 +36,7 @@ _STYLE = """
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: #fff; color: var(--ink); overflow-wrap: break-word;
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 68rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+main { max-width: 72rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; letter-spacing: -.015em; margin: 0 0 .6rem; }
 h2 { font-size: 1.25rem; margin: 2.8rem 0 .7rem; padding-top: .8rem; border-top: 2px solid var(--ink); }
 h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
@@ -46,10 +46,10 @@ p { margin: .4rem 0 .8rem; max-width: 46rem; }
 dl.facts { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.2rem; margin: 1.4rem 0;
   padding: .9rem 1.1rem; background: var(--tint); border-radius: .5rem; font-size: .9rem; }
 dl.facts dt { color: var(--soft); }
-dl.facts dd { margin: 0; min-width: 0; overflow-wrap: anywhere; }
+dl.facts dd { grid-column: 2; margin: 0; min-width: 0; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; margin: .6rem 0; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; min-width: 100%; }
-th, td { padding: .42rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line);
+th, td { padding: .42rem .65rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line);
   vertical-align: baseline; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; position: sticky; left: 0; background: #fff; }
 td.text, th.text { text-align: left; }
@@ -76,9 +76,10 @@ details td:first-child { white-space: nowrap; color: var(--soft); padding-right:
   main { padding: 1.2rem .9rem 3rem; }
   h1 { font-size: 1.5rem; }
   dl.facts { grid-template-columns: 1fr; gap: 0; }
-  dl.facts dd { margin-bottom: .5rem; }
+  dl.facts dd { grid-column: 1; }
+  dl.facts dd:has(+ dt) { margin-bottom: .5rem; }
   th, td { padding: .38rem .5rem; }
-  td:first-child, th:first-child { max-width: 42vw; white-space: normal; overflow-wrap: anywhere; }
+  td:first-child, th:first-child { min-width: 6.5rem; max-width: 40vw; white-space: normal; overflow-wrap: break-word; }
 }
 @page { size: A4; margin: 14mm; }
 @media print {
@@ -88,11 +89,10 @@ details td:first-child { white-space: nowrap; color: var(--soft); padding-right:
   th, td { padding: .3rem .4rem; }
   th:first-child, td:first-child { position: static; }
   .scroll { overflow: visible; }
-  h2, h3, summary { break-after: avoid; }
+  h2, h3, h2 + p { break-after: avoid; }
   tr, dl.facts { break-inside: avoid; }
   .plots { grid-template-columns: 1fr 1fr; gap: .8rem 1.2rem; }
   dl.facts, .dot { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  details::details-content { content-visibility: visible; block-size: auto; }
 }
 """
 
@@ -130,9 +130,11 @@ def paragraph(content: str, kind: str = "") -> Html:
     return element("p", text(content), **({"class_": kind} if kind else {}))
 
 
-def facts(items: Mapping[str, str]) -> Html:
-    """A list of names and what they are."""
-    rows = [join(element("dt", text(name)), element("dd", text(value))) for name, value in items.items()]
+def facts(items: Mapping[str, Sequence[str]]) -> Html:
+    """A list of names, each with its lines."""
+    rows = []
+    for name, lines in items.items():
+        rows += [element("dt", text(name)), *(element("dd", text(line)) for line in lines)]
     return element("dl", *rows, class_="facts")
 
 
@@ -161,7 +163,7 @@ def figure(content: Html, caption: str, kind: str = "") -> Html:
 
 
 def details(summary: Html, content: Html) -> Html:
-    """What opens at a click; printed open."""
+    """What opens at a click; printed as it is then."""
     return element("details", element("summary", summary), content)
 
 

@@ -23,7 +23,10 @@ _LOG_FROM = 20.0  # ratio of the largest to the smallest value
 _INK, _SOFT, _LINE = "#1d2430", "#5c6675", "#dfe3e8"
 _MARKERS = "osD^vP"
 # Where a label may stand around its point, in points, the best first.
-_OFFSETS = [(8, 0), (8, 8), (8, -8), (0, 9), (0, -9), (-8, 0), (-8, 8), (-8, -8), (8, 20), (8, -20), (0, 22), (0, -22)]
+_OFFSETS = [
+    (7, 5), (7, -5), (-7, 5), (-7, -5), (0, 9), (0, -9), (7, 17), (7, -17), (-7, 17), (-7, -17), (7, 29), (7, -29),
+]  # fmt: skip
+_LEGEND_CHARACTERS = 72  # of one line
 
 
 @dataclass(frozen=True)
@@ -62,13 +65,14 @@ def stages_plot(lines: Sequence[Line], label: str, *, percent: bool = False, leg
         percent: show 100 times the values.
         legend_title: what the lines are of.
     """
-    with _figure(5.4, 3.5) as (figure, axes, finished):
+    columns = max(1, min(len(lines), _LEGEND_CHARACTERS // (6 + max(len(line.label) for line in lines))))
+    with _figure(5.4, 3.3 + 0.18 * len(lines) / columns) as (figure, axes, finished):
         largest = max(max(line.values) for line in lines)
         smallest = min(min(line.values) for line in lines)
         for i, line in enumerate(lines):
             values = np.asarray(line.values) * (100 if percent else 1)
             stages = np.arange(1, len(values) + 1)
-            marker = _MARKERS[i // 8 % len(_MARKERS)]
+            marker = _MARKERS[[other.color for other in lines[:i]].count(line.color) % len(_MARKERS)]
             axes.plot(stages, values, marker=marker, markersize=4.5, color=line.color, label=_shown(line.label))
         axes.set(xlabel="stage", ylabel=label)
         axes.set_xticks(range(1, 1 + max(len(line.values) for line in lines)))
@@ -80,7 +84,7 @@ def stages_plot(lines: Sequence[Line], label: str, *, percent: bool = False, leg
             axes.set_ylim(bottom=0)
         figure.legend(
             loc="outside lower center",
-            ncols=min(4, len(lines)),
+            ncols=columns,
             title=legend_title or None,
             frameon=False,
             fontsize=8.5,

@@ -68,8 +68,8 @@ class Row:
         path: as given, or as a file names it.
         label: how the report names it.
         color: in plots.
-        agreement, speed, pictures: the first given of each kind.
-        noise_floor: of full precision from other seeds.
+        agreement, speed, pictures: what was measured.
+        noise_floor: pictures of full precision from other seeds.
     """
 
     path: str
@@ -139,7 +139,11 @@ def by_model(bundles: Sequence[Bundle]) -> list[tuple[list[Bundle], Bundle | Non
 
 
 def collect_rows(inputs: Inputs) -> list[Row]:
-    """A row for each bundle, full precision first, with the first given figures of each kind."""
+    """A row for each bundle, full precision first.
+
+    Of each kind it has the first figures given, and only those measured as the first file of the kind was: at its
+    cfg_scale, with its machine, form and batch, with its pictures' settings.
+    """
     rows = [
         Row(str(bundle.path), bundle, is_original(bundle), recipe=bundle.manifest.recipe) for bundle in inputs.bundles
     ]
@@ -153,20 +157,24 @@ def collect_rows(inputs: Inputs) -> list[Row]:
         row_of(evaluated.reference).original = True
         for path, agreement in evaluated.agreements.items():
             row = row_of(path)
-            row.agreement = row.agreement or agreement
+            if evaluated.cfg_scale == inputs.of(EvaluateResult)[0].cfg_scale:
+                row.agreement = row.agreement or agreement
     for measured in inputs.of(MetricsResult):
+        like_the_first = measured.comparable_with(inputs.of(MetricsResult)[0])
         for figures in measured.rows:
             row = row_of(figures.bundle)
-            if figures.role == "noise floor":
+            row.original |= figures.role != "bundle"
+            if like_the_first and figures.role == "noise floor":
                 row.noise_floor = row.noise_floor or figures
-            else:
-                row.original |= figures.role == "full precision"
+            elif like_the_first:
                 row.pictures = row.pictures or figures
-    for timed in inputs.of(BenchResult):
-        for measurement in timed.report.measurements:
-            row = row_of(measurement.bundle)
-            row.original |= measurement.recipe == "fp32"
-            row.speed = row.speed or measurement
+    speeds = [(timed.report.machine, item) for timed in inputs.of(BenchResult) for item in timed.report.measurements]
+    for machine, item in speeds:
+        row = row_of(item.bundle)
+        row.original |= item.recipe == "fp32"
+        first_machine, first = speeds[0]
+        if (machine.cpu, item.form, item.batch) == (first_machine.cpu, first.form, first.batch):
+            row.speed = row.speed or item
     rows.sort(key=lambda row: not row.original)
     _name_rows(rows)
     return rows

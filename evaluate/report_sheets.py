@@ -97,8 +97,8 @@ class Sheet:
         ]
 
     def class_names(self) -> list[list[str]]:
-        """The classes of each strip."""
-        names = [self.rows[0].bundle.class_name(label) for label in self.labels.tolist()]
+        """The classes of each strip, each by the first of its synonyms."""
+        names = [self.rows[0].bundle.class_name(label).partition(",")[0] for label in self.labels.tolist()]
         return [names[first : first + _COLUMNS] for first in range(0, len(names), _COLUMNS)]
 
     def _parameters(self, row: SheetRow, first: int) -> dict[str, Any]:

@@ -68,6 +68,11 @@ class MetricsResult:
     settings: Mapping[str, Any]
     rows: tuple[ImageFigures, ...]
 
+    def comparable_with(self, other: MetricsResult) -> bool:
+        """Whether the figures mean the same: FID depends on the number of images, on the network and so on."""
+        keys = ("images", "cfg_scale", "top_k", "top_p", "reference", "network")
+        return all(self.settings.get(key) == other.settings.get(key) for key in keys)
+
 
 @dataclass(frozen=True)
 class BenchResult:

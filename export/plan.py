@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from nextscale.calib_data.attention_scores import collect_scores, observed_bundle
 from nextscale.calib_data.calibrate import Calibration, CalibrationSettings, calibrate
 from nextscale.calib_data.choose_theta import choose_theta
-from nextscale.calib_data.observe_histograms import choose_range, observe_histograms
+from nextscale.calib_data.observe_histograms import Observed, choose_range, observe_histograms
 from nextscale.calib_data.rounding import Rounding
 from nextscale.calib_data.sample import SamplingSettings, sample_token_maps
 from nextscale.calib_data.token_maps import TokenMaps
@@ -27,10 +27,11 @@ from nextscale.export.var import VAR
 from nextscale.graph_passes.attention_patterns import AttentionPattern, attention_patterns
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.linear_layers import WeightRounder, nearest
-from nextscale.graph_passes.observe_ranges import expose_inputs, observe_channels, observe_ranges
+from nextscale.graph_passes.observe_ranges import PARTS, expose_inputs, observe_channels, observe_pairs, observe_ranges
 from nextscale.graph_passes.pipeline import StagePlan, decoder_layers, stage_layers
 from nextscale.graph_passes.qparams import QuantizedWeight, Range, WeightQParams
 from nextscale.graph_passes.quantize_attention import Magnitudes
+from nextscale.graph_passes.quantize_linear_pairs import PairRanges
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.errors import NextscaleError
@@ -134,7 +135,7 @@ def make_plan(
     full_precision.mkdir()
     write(
         full_precision,
-        observe_channels(observe_ranges(stage_model, observed), channels),
+        observe_pairs(observe_channels(observe_ranges(stage_model, observed), channels), layers.pairs),
         observe_ranges(decoder_model, decoder_layers(decoder_model)),
     )
     bundle = Bundle.open(full_precision)
@@ -147,6 +148,7 @@ def make_plan(
         bundle,
         observed,
         channels,
+        layers.pairs,
         decoder_layers(decoder_model),
         options.calibration(),
         options.session,
@@ -158,20 +160,29 @@ def make_plan(
         report["calibration"] |= {"token_maps": dict(token_maps.settings)}
     equalization = _equalization(source.var, calibration, options)
     ranges = _equalized_ranges(source.var, calibration, equalization)
-    static = {name: ranges[name] for name in layers.static}
+    static: dict[Observed, Range] = {(name, None): ranges[name] for name in layers.static}
+    static |= {
+        (name, part): found
+        for name in layers.pairs
+        for part, found in _pair_ranges(source.var, name, calibration, equalization).items()
+    }
     if static and recipe.activations.range != "max":
         exposed = work / "equalized"
         exposed.mkdir()
         equalized = build_stage_graph(source.var, source.vqvae.quantize, equalization)
-        write(exposed, expose_inputs(equalized, static), decoder_model)
+        write(exposed, expose_inputs(equalized, [*layers.static, *layers.pairs]), decoder_model)
         static = _chosen_ranges(Bundle.open(exposed), static, calibration, options, progress)
-    static = {name: found if layers.static[name] == "stage" else _over_stages(found) for name, found in static.items()}
+    by_layer = {
+        name: _over_stages(static[name, None]) if choice == "tensor" else static[name, None]
+        for name, choice in layers.static.items()
+    }
     shift_and_sum = None
     if recipe.attention.shift_and_sum != "off":
         shift_and_sum, report["shift_and_sum"] = _shift_and_sum(bundle, calibration, options, progress)
     stage = StagePlan(
         recipe,
-        static | _class_ranges(source.var, layers.by_class),
+        by_layer | _class_ranges(source.var, layers.by_class),
+        {name: PairRanges(*(static[name, part] for part in PARTS)) for name in layers.pairs},
         {name: float(ranges[name].minimum.min()) for name in layers.dynamic},
         _rounder(options),
         {name: _magnitudes(calibration, names) for name, names in attention_inputs.items()} or None,
@@ -237,13 +248,22 @@ def _equalized_ranges(var: VAR, calibration: Calibration, equalization: Equaliza
     return ranges
 
 
+def _pair_ranges(var: VAR, name: str, calibration: Calibration, equalization: Equalization) -> dict[str, Range]:
+    """The ranges of both parts over all channels of the equalized input."""
+    factors = np.ones(1, np.float32)
+    for layer, linears in equalizable_layers(var).items():
+        if name in linears and layer in equalization.factors:
+            factors = equalization.factors[layer].numpy()
+    return {part: channels.equalized(factors) for part, channels in calibration.pair_ranges[name].items()}
+
+
 def _chosen_ranges(
     exposed: Bundle,
-    ranges: Mapping[str, Range],
+    ranges: Mapping[Observed, Range],
     calibration: Calibration,
     options: BuildOptions,
     progress: Progress,
-) -> dict[str, Range]:
+) -> dict[Observed, Range]:
     """Ranges by the recipe's rule, from histograms of the equalized model's inputs."""
     images, step = min(HISTOGRAM_IMAGES, len(calibration.class_labels)), "observing distributions"
     progress(step, 0, images)

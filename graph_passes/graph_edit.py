@@ -77,13 +77,15 @@ def integer_matmul(
     b_scale: ir.Value,
     a_zero_point: ir.Value,
     name: str | None = None,
+    bias: ir.Value | None = None,
 ) -> ir.Value:
-    """a_scale b_scale (a - a_zero_point) b: u8 [..., K], s8 [..., K, N] -> float32 [..., N].
+    """a_scale b_scale (a - a_zero_point) b + bias: u8 [..., K], s8 [..., K, N] -> float32 [..., N].
 
-    ONNX Runtime's MatMulIntegerToFloat. a_scale may be a scalar, or any shape that broadcasts to the product; then a
-    bias must not be given to the operator, which would scale it too.
+    ONNX Runtime's MatMulIntegerToFloat. a_scale may be a scalar, or any shape that broadcasts to the product; a bias
+    [N] goes with a scalar alone, or it would be scaled too.
     """
     names = {} if name is None else {"_name": name}
-    y = op.MatMulIntegerToFloat(a, b, a_scale, b_scale, a_zero_point, _domain=MICROSOFT, **names)
+    further = [] if bias is None else [None, bias]
+    y = op.MatMulIntegerToFloat(a, b, a_scale, b_scale, a_zero_point, *further, _domain=MICROSOFT, **names)
     y.dtype = ir.DataType.FLOAT
     return y

@@ -36,6 +36,43 @@ def observe_channels(model: ir.Model, node_names: Iterable[str]) -> ir.Model:
     return _observe(model, {name: channels_name(name) for name in node_names}, [0, 1])
 
 
+PARTS: tuple[str, str] = ("uncond", "difference")
+
+
+def pairs_name(node_name: str, part: str) -> str:
+    """The output that carries the range of each channel of a part, "uncond" or "difference", of an input."""
+    return f"pairs.{node_name}.{part}"
+
+
+def observe_pairs(model: ir.Model, node_names: Iterable[str]) -> ir.Model:
+    """Two more outputs for each named input [2B, l, C]: float32 [2, C], min and max of the rows without the class, and
+    of the difference that the class makes.
+
+    Raises:
+        ValueError: a name is none of the main graph's nodes.
+    """
+    model = model.clone()
+    graph, observers = model.graph, dict[ir.Value, tuple[ir.Value, ir.Value]]()
+    for name, source in _sources(graph, node_names).items():
+        if source not in observers:
+            split = ir.node(
+                "Split", [source], {"axis": 0, "num_outputs": 2}, num_outputs=2, name=f"observe/{name}/split"
+            )
+            graph.append(split)
+            cond, uncond = split.outputs
+            cond.name, uncond.name = f"{source.name}.cond", f"{source.name}.uncond"
+            difference = _append(graph, "Sub", [cond, uncond], f"{source.name}.difference")
+            observers[source] = (
+                _append_observer(graph, uncond, [0, 1]),
+                _append_observer(graph, difference, [0, 1]),
+            )
+        for part, observer in zip(PARTS, observers[source], strict=True):
+            output = _append(graph, "Identity", [observer], pairs_name(name, part))
+            output.dtype, output.shape = ir.DataType.FLOAT, ir.Shape([2, None])
+            graph.outputs.append(output)
+    return model
+
+
 def input_name(node_name: str) -> str:
     """The output that carries the input `node_name`."""
     return f"input.{node_name}"

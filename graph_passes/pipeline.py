@@ -14,6 +14,7 @@ from nextscale.graph_passes.quantize_attention import Magnitudes, quantize_atten
 from nextscale.graph_passes.quantize_decoder import observed_nodes
 from nextscale.graph_passes.quantize_linear import quantize_linear
 from nextscale.graph_passes.quantize_linear_dynamic import quantize_linear_by_image, quantize_linear_by_token
+from nextscale.graph_passes.quantize_linear_pairs import PairRanges, quantize_linear_pairs
 from nextscale.graph_passes.recipe import LayerChoice, Recipe
 
 # They depend on the class alone; their input's range is known from the class embedding, without observing.
@@ -31,17 +32,19 @@ class StageLayers:
     """The stage graph's linear layers that a recipe makes integer, by where their range comes from.
 
     Attributes:
-        static: choices "tensor" and "stage".
+        static: choices "tensor" and "stage", and "pair" where there is only one row.
+        pairs: choice "pair".
         dynamic: choices "image" and "token".
         by_class: adaLN's, whose range all classes together determine.
     """
 
     static: Mapping[str, LayerChoice]
+    pairs: list[str]
     dynamic: Mapping[str, LayerChoice]
     by_class: list[str]
 
     def names(self) -> list[str]:
-        return [*self.static, *self.dynamic, *self.by_class]
+        return [*self.static, *self.pairs, *self.dynamic, *self.by_class]
 
 
 def stage_layers(stage_model: ir.Model, recipe: Recipe) -> StageLayers:
@@ -50,8 +53,10 @@ def stage_layers(stage_model: ir.Model, recipe: Recipe) -> StageLayers:
     choices = {name: choice for name in names if (choice := recipe.layer_choice(name)) != "float"}
     by_class = [name for name in choices if CLASS_LAYER in name]
     observed = {name: choice for name, choice in choices.items() if name not in by_class}
-    static = {name: choice for name, choice in observed.items() if choice in ("tensor", "stage")}
-    return StageLayers(static, {name: c for name, c in observed.items() if name not in static}, by_class)
+    pairs = [name for name, choice in observed.items() if choice == "pair" and name not in UNGUIDED_LAYERS]
+    dynamic = {name: choice for name, choice in observed.items() if choice in ("image", "token")}
+    static = {name: choice for name, choice in observed.items() if name not in pairs and name not in dynamic}
+    return StageLayers(static, pairs, dynamic, by_class)
 
 
 def decoder_layers(decoder_model: ir.Model) -> list[str]:
@@ -66,6 +71,7 @@ class StagePlan:
     Attributes:
         recipe: how to quantize.
         ranges: of the inputs of static and class layers: [S] by stage, or [1].
+        pair_ranges: of the inputs of layers with a pair.
         minima: the smallest input that calibration saw, of layers with a range for each token.
         rounder: makes the integer weights.
         magnitudes: of q, k and v, where attention is integer with static ranges.
@@ -74,6 +80,7 @@ class StagePlan:
 
     recipe: Recipe
     ranges: Mapping[str, Range]
+    pair_ranges: Mapping[str, PairRanges]
     minima: Mapping[str, float]
     rounder: WeightRounder
     magnitudes: Mapping[str, Magnitudes] | None = None
@@ -91,8 +98,9 @@ def quantize_stage(stage_model: ir.Model, plan: StagePlan) -> ir.Model:
         model = quantize_attention(
             model, weights, bits, GUIDED_ROWS, plan.magnitudes, plan.shift_and_sum, stage_input="stage"
         )
-    # The three ways of choosing ranges touch different layers and could stand in any order.
+    # The ways of choosing ranges touch different layers and could stand in any order.
     model = quantize_linear(model, plan.ranges, "stage", bits, plan.rounder, recipe.weights.packed)
+    model = quantize_linear_pairs(model, plan.pair_ranges, "stage", bits, plan.rounder, recipe.weights.packed)
     rows = {name: rows_of_image(name) for name, choice in layers.dynamic.items() if choice == "image"}
     model = quantize_linear_by_image(model, rows, bits, plan.rounder, recipe.weights.packed)
     tokens = [name for name, choice in layers.dynamic.items() if choice == "token"]

@@ -25,6 +25,7 @@ from nextscale.graph_passes.linear_layers import (
     nearest,
 )
 from nextscale.graph_passes.qparams import ActivationQParams, Range
+from nextscale.graph_passes.stage_tables import stage_tables
 
 
 def quantize_linear(
@@ -68,17 +69,17 @@ def _insert_quantizers(
         activation, found = layer.activation, ranges[layer.name]
         merged[activation] = merged[activation].merge(found) if activation in merged else found
     qparams = {activation: ActivationQParams.from_range(found, bits) for activation, found in merged.items()}
-    by_stage = {activation: found for activation, found in qparams.items() if len(found.scale) > 1}
-    values = _stage_tables(model.graph, by_stage, stage_input)
+    by_stage = {str(activation.name): found for activation, found in qparams.items() if len(found.scale) > 1}
+    values = stage_tables(model.graph, by_stage, stage_input, "activation")
     quantizers = {}
     for activation, layer in first.items():
-        name = activation.name
-        if activation not in values:
-            values[activation] = (
+        name = str(activation.name)
+        if name not in values:
+            values[name] = (
                 add_initializer(model.graph, f"{name}.scale", qparams[activation].scale),
                 add_initializer(model.graph, f"{name}.zero_point", qparams[activation].zero_point),
             )
-        scale, zero_point = values[activation]
+        scale, zero_point = values[name]
         node = ir.node("QuantizeLinear", [activation, scale, zero_point], name=f"{layer.name}/quantize")
         node.outputs[0].name = f"{name}.codes"
         layer.graph.insert_before(layer.node, node)
@@ -96,42 +97,6 @@ def _capped(main: ir.Graph, layer: LinearLayer, codes: ir.Value, qmax: int) -> i
     node.outputs[0].name = f"{codes.name}.capped"
     layer.graph.insert_before(layer.node, node)
     return node.outputs[0]
-
-
-def _stage_tables(
-    graph: ir.Graph, qparams: Mapping[ir.Value, ActivationQParams], stage_input: str
-) -> dict[ir.Value, tuple[ir.Value, ir.Value]]:
-    """Scale and zero point of each activation at the current stage, [1] each.
-
-    All of them lie in two tables [S, activations], of which one Gather takes a row and one Split hands it out.
-    """
-    if not qparams:
-        return {}
-    (stage,) = (value for value in graph.inputs if value.name == stage_input)
-    columns = []
-    nodes = []
-    for field in ("scale", "zero_point"):
-        table = np.stack([getattr(q, field) for q in qparams.values()], axis=1)
-        gather = ir.node(
-            "Gather",
-            [add_initializer(graph, f"activation.{field}s", table), stage],
-            {"axis": 0},
-            name=f"stage_{field}s",
-        )
-        gather.outputs[0].name = f"stage_{field}s"
-        split = ir.node(
-            "Split",
-            [gather.outputs[0]],
-            {"axis": 0, "num_outputs": len(qparams)},
-            num_outputs=len(qparams),
-            name=f"stage_{field}s/split",
-        )
-        for activation, output in zip(qparams, split.outputs, strict=True):
-            output.name = f"{activation.name}.{field}"
-        columns.append(split.outputs)
-        nodes += [gather, split]
-    graph.insert_before(graph[0], nodes)
-    return dict(zip(qparams, zip(*columns, strict=True), strict=True))
 
 
 def _insert_dequantizers(

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from nextscale.graph_passes.graph_edit import MICROSOFT, constant, integer_matmul, replace, splice
+from nextscale.graph_passes.graph_edit import MICROSOFT, Body, constant, integer_matmul, replace, splice
 from nextscale.graph_passes.linear_layers import (
     IntegerWeight,
     LinearLayer,
@@ -45,7 +45,7 @@ def quantize_linear_by_image(
     """
     model = model.clone()
     model.opset_imports.setdefault(MICROSOFT, 1)
-    for layers in _sharing(find_layers(model.graph, set(rows))):
+    for layers in sharing(find_layers(model.graph, set(rows))):
         first = layers[0]
         body = partial(_quantize_by_image, rows=rows[first.name], bits=bits)
         codes, scale, offset = splice(
@@ -53,10 +53,10 @@ def quantize_linear_by_image(
         )
         for layer in layers:
             weight = insert_integer_weight(model.graph, layer, rounder, packed)
-            bias = _bias(layer)
+            bias = layer_bias(layer)
             multiply = partial(_multiply_by_image, weight=weight, middle=2 ** (bits - 1), name=layer.name)
             operands = [codes, scale, offset, weight.codes, weight.scale, *([bias] if bias is not None else [])]
-            _substitute(model, layer, operands, multiply, with_bias=bias is not None)
+            substitute(model, layer, operands, multiply, with_bias=bias is not None)
     return model
 
 
@@ -76,7 +76,7 @@ def quantize_linear_by_token(
     """
     model = model.clone()
     model.opset_imports.setdefault(MICROSOFT, 1)
-    for layers in _sharing(find_layers(model.graph, set(zero_points))):
+    for layers in sharing(find_layers(model.graph, set(zero_points))):
         first = layers[0]
         zero_point = zero_points[first.name]
         body = partial(_quantize_by_token, zero_point=zero_point, bits=bits)
@@ -84,11 +84,11 @@ def quantize_linear_by_token(
         for layer in layers:
             weight = insert_integer_weight(model.graph, layer, rounder, packed)
             multiply = partial(_multiply_by_token, zero_point=zero_point, name=layer.name)
-            _substitute(model, layer, [codes, scale, weight.codes, weight.scale], multiply, with_bias=False)
+            substitute(model, layer, [codes, scale, weight.codes, weight.scale], multiply, with_bias=False)
     return model
 
 
-def _sharing(layers: Sequence[LinearLayer]) -> list[list[LinearLayer]]:
+def sharing(layers: Sequence[LinearLayer]) -> list[list[LinearLayer]]:
     """Layers with the same input together, in order."""
     groups: dict[ir.Value, list[LinearLayer]] = {}
     for layer in layers:
@@ -96,9 +96,7 @@ def _sharing(layers: Sequence[LinearLayer]) -> list[list[LinearLayer]]:
     return list(groups.values())
 
 
-def _substitute(
-    model: ir.Model, layer: LinearLayer, operands: Sequence[ir.Value], body: partial, with_bias: bool
-) -> None:
+def substitute(model: ir.Model, layer: LinearLayer, operands: Sequence[ir.Value], body: Body, with_bias: bool) -> None:
     """Put what `body` builds in the place of the layer's MatMul, and of the Add of its bias if that is among it."""
     float_weight, node = layer.weight, layer.node
     old = _consumer(layer) if with_bias else node
@@ -115,7 +113,7 @@ def _consumer(layer: LinearLayer) -> ir.Node | None:
     return uses[0][0] if len(uses) == 1 else None
 
 
-def _bias(layer: LinearLayer) -> ir.Value | None:
+def layer_bias(layer: LinearLayer) -> ir.Value | None:
     """The constant [N] that the only consumer adds, if it does."""
     consumer = _consumer(layer)
     if consumer is None or consumer.op_type != "Add" or layer.node.outputs[0].is_graph_output():

@@ -22,8 +22,8 @@ else:
     import tomli as tomllib
 
 RECIPES = Path(__file__).parent / "recipes"
-Granularity = Literal["tensor", "stage", "image", "token"]
-LayerChoice = Literal["float", "tensor", "stage", "image", "token"]
+Granularity = Literal["tensor", "stage", "pair", "image", "token"]
+LayerChoice = Literal["float", "tensor", "stage", "pair", "image", "token"]
 AttentionWeights = Literal["log2", "log2-row", "row", "uniform"]
 Matching = Literal["none", "published", "stagewise"]
 MIN_BITS, MAX_BITS = 2, 8

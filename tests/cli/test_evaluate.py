@@ -35,6 +35,19 @@ def test_figures_of_each_bundle(
     assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
 
 
+def test_the_error_of_attention_is_measured_on_request(
+    fp32_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "figures.json"
+    assert run(fp32_bundle, fp32_bundle, "--attention-error", 2, "--json", path) == 0
+    captured = capsys.readouterr()
+    assert "error of A V" in captured.out
+    assert "0.00%" in captured.out
+    found = json.loads(path.read_text())["bundles"][str(fp32_bundle)]["attention_error"]
+    assert found["images"] == 2
+    assert all(figure < 1e-6 for stage in found["relative"] for figure in stage)
+
+
 def refused(capsys: pytest.CaptureFixture[str], code: int, message: str) -> None:
     captured = capsys.readouterr()
     assert code == 2
@@ -69,6 +82,7 @@ def test_a_damaged_bundle_is_refused(fp32_bundle: Path, tmp_path: Path, capsys: 
 BAD_USAGE = {
     "no candidate": ([], "Missing argument 'BUNDLES...'"),
     "images": (["--images", "0"], "0 is not in the range"),
+    "attention": (["--attention-error", "0"], "0 is not in the range"),
     "seed": (["--seed", "-1"], "-1 is not in the range"),
     "batch": (["--batch", "0"], "0 is not in the range"),
     "cfg": (["--cfg-scale", "-1"], "cfg_scale -1 is out of range"),
