@@ -43,6 +43,7 @@ def log(step: str, done: int = 0, total: int = 0) -> None:
 @click.option("--roundings", type=click.Path(path_type=Path), help="The folder of the reconstructed weights.")
 @click.option("--token-maps", type=click.Path(path_type=Path), help="`nextscale calibrate`'s folder, no matching.")
 @click.option("--matched-maps", type=click.Path(path_type=Path), help="The same with matching.")
+@click.option("--calibration-images", type=int, help="At most this many, instead of each recipe's number.")
 @click.option("--images", type=int, default=256, show_default=True)
 @click.option("--cfg-scale", type=float, default=4.0, show_default=True)
 @click.option("--threads", type=int, default=2, show_default=True)
@@ -53,6 +54,7 @@ def main(
     roundings: Path | None,
     token_maps: Path | None,
     matched_maps: Path | None,
+    calibration_images: int | None,
     images: int,
     cfg_scale: float,
     threads: int,
@@ -62,12 +64,15 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     session, source = SessionOptions(threads=threads), demo_source("demo")
     maps = {
-        matched: TokenMaps.load(folder, source.model_info())
+        matched: first_images(TokenMaps.load(folder, source.model_info()), calibration_images)
         for matched, folder in ((False, token_maps), (True, matched_maps))
         if folder is not None
     }
     built, missing = [], []
     for recipe in [load_recipe("fp32"), *map(load_recipe, recipes.split(","))]:
+        if calibration_images is not None:
+            count = min(calibration_images, recipe.calibration.images)
+            recipe = replace(recipe, calibration=replace(recipe.calibration, images=count))
         rounding = None
         if recipe.weights.rounding == "reconstructed":
             path = (roundings or work) / f"{recipe.name}.safetensors"
@@ -117,6 +122,11 @@ def main(
         )
     publish(name, lines)
     (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def first_images(maps: TokenMaps, count: int | None) -> TokenMaps:
+    """The first `count` maps, or all."""
+    return replace(maps, class_labels=maps.class_labels[:count], token_maps=maps.token_maps[:count])
 
 
 def replace_name(source: Source, recipe: Recipe) -> Source:

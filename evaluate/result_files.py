@@ -140,13 +140,13 @@ def read_calibration(folder: Path) -> CalibrationResult:
         if not np.isfinite(array).all() or array.min() < 0 or not array.sum(1).all():
             raise NextscaleError(f"{path}: {name}: expected frequencies of at least 0 and some tokens at each stage")
     found = manifest.get("report")
-    counts = {name: found[name].integer() for name in ("wanted", "moved", "immovable")} if found else {}
+    wanted, moved, immovable = (found[name].integer() if found else 0 for name in ("wanted", "moved", "immovable"))
     return CalibrationResult(
         folder=folder,
         bundle=manifest["bundle"]["name"].text(),
         images=manifest["images"].integer(),
         matching=settings["matching"].text(),
-        report=MatchingReport(**{name: arrays[name] for name in ("target", "before", "after")}, **counts),
+        report=MatchingReport(arrays["target"], arrays["before"], arrays["after"], wanted, moved, immovable),
     )
 
 
@@ -343,8 +343,8 @@ class _Node:
         return [_Node(value, self._file, f"{self._path}[{i}]") for i, value in enumerate(self.value)]
 
     def number(self) -> float:
-        """A finite number below 1e300 in size, so that sums and squares of a few stay finite."""
-        if not isinstance(self.value, int | float) or isinstance(self.value, bool) or not abs(self.value) < 1e300:
+        """A finite number below 1e100 in size, so that what is computed from it stays finite."""
+        if not isinstance(self.value, int | float) or isinstance(self.value, bool) or not abs(self.value) < 1e100:
             self.refuse("a finite number")
         return float(self.value)
 
