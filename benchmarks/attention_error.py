@@ -39,16 +39,20 @@ def table(head: str, count: int, rows: dict[str, Array], form: str) -> list[str]
 
 def settings(recipes: dict[str, dict[str, Any]]) -> list[str]:
     """Markdown of what distinguishes the bundles."""
-    lines = ["| bundle | A | bits of A and V | shift-and-sum | theta | KL when built |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| bundle | A | bits of A and V | shift-and-sum | theta | integer linear layers | KL when built |",
+        "|---" * 7 + "|",
+    ]
     for name, recipe in recipes.items():
         attention = recipe.get("attention", {"products": "float"})
         kl = f"{recipe['agreement']['kl']:.3f}" if "agreement" in recipe else "-"
         theta = recipe["shift_and_sum"]["theta"] if "shift_and_sum" in recipe else "-"
+        layers = len(recipe.get("kernels", {}).get("stage", {}))
         if attention["products"] == "float":
-            lines.append(f"| {name} | float | - | - | - | {kl} |")
+            lines.append(f"| {name} | float | - | - | - | {layers} | {kl} |")
         else:
-            cells = (attention["weights"], recipe["activations"]["bits"], attention["shift_and_sum"], theta, kl)
-            lines.append(f"| {name} | {' | '.join(map(str, cells))} |")
+            cells = (attention["weights"], recipe["activations"]["bits"], attention["shift_and_sum"], theta)
+            lines.append(f"| {name} | {' | '.join(map(str, cells))} | {layers} | {kl} |")
     return lines
 
 
@@ -119,7 +123,7 @@ def main(
     recipes = {n: {k: v for k, v in b.manifest.recipe.items() if k != "kernels"} for n, b in opened.items()}
     percent, small = "{:.2%}", "{:.1e}"
     sections = {
-        "Bundles": settings(recipes),
+        f"Bundles (recipes: {name}.json)": settings({n: dict(b.manifest.recipe) for n, b in opened.items()}),
         "Relative error, by stage": table(
             "bundle", model[0], {n: by_stage(e.relative) for n, e in found.items()}, percent
         ),

@@ -124,6 +124,19 @@ class StaticInput:
         return fake_affine(x, scale, zero_point, self.bits, clips=True)
 
 
+class PairInput:
+    """Of the row without the class and of the difference that the class makes, a static range each: `pair`."""
+
+    def __init__(self, uncond: StaticInput, difference: StaticInput) -> None:
+        self.uncond, self.difference = uncond, difference
+
+    def __call__(self, x: Tensor, level: Tensor, paired: bool) -> Tensor:
+        assert paired
+        cond, uncond = x.chunk(2)
+        u, d = self.uncond(uncond, level, False), self.difference(cond - uncond, level, False)
+        return torch.cat((u + d, u))
+
+
 class ImageInput:
     """Dynamic min-max over both rows and all tokens of an image at one stage: `image`."""
 

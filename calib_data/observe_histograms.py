@@ -55,8 +55,9 @@ def observe_histograms(
                 values = _part(result.outputs[input_name(layer)], part).ravel()
                 low, high = found.minimum[result.stage], found.maximum[result.stage]
                 step = max(float(high - low) / BINS, np.finfo(np.float32).tiny)
-                bins = ((values - low) / np.float32(step)).astype(np.int64)
-                counts[layer, part][result.stage] += np.bincount(bins.clip(0, BINS - 1), minlength=BINS)
+                with np.errstate(over="ignore"):  # infinity is clipped like all that is too large
+                    bins = ((values - low) / np.float32(step)).clip(0, BINS - 1).astype(np.int64)
+                counts[layer, part][result.stage] += np.bincount(bins, minlength=BINS)
         on_images(i + 1)
     return counts
 

@@ -21,6 +21,7 @@ from nextscale.calib_data.fake_quantizers import (
     FloatInput,
     ImageInput,
     InputQuantizer,
+    PairInput,
     StaticInput,
     TokenInput,
     equal_ranges,
@@ -28,6 +29,8 @@ from nextscale.calib_data.fake_quantizers import (
 from nextscale.calib_data.simulated_attention import ShiftAndSum, SimulatedAttention, Span
 from nextscale.export.equalization import Equalization
 from nextscale.export.var import NORM_EPS, VAR, Block, KVCache
+from nextscale.graph_passes.observe_ranges import PARTS
+from nextscale.graph_passes.pipeline import CLASS_LAYER, UNGUIDED_LAYERS
 from nextscale.graph_passes.qparams import Range, WeightQParams
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.runtime.errors import NextscaleError
@@ -169,13 +172,16 @@ class SimulatedVAR:
             return SimulatedLinear(name, weight, bias, FloatInput(), None)
         bits, weights = self.recipe.activations.bits, self.recipe.weights
         quantizer: InputQuantizer
-        if name.endswith("ada_lin.1"):
+        if CLASS_LAYER in name:
             observed = class_range(self.var)
             quantizer = TokenInput(observed, bits) if choice == "token" else StaticInput(observed, bits, self.device)
         elif choice == "image":
             quantizer = ImageInput(bits, self.config.num_stages)
         elif choice == "token":
             quantizer = TokenInput(ranges[name], bits)
+        elif _is_pair(name, choice):
+            parts = (ranges[part_name(name, part)] for part in PARTS)
+            quantizer = PairInput(*(StaticInput(observed, bits, self.device) for observed in parts))
         else:
             observed = equal_ranges(ranges[name]) if choice == "tensor" else ranges[name]
             quantizer = StaticInput(observed, bits, self.device)
@@ -341,15 +347,27 @@ def class_range(var: VAR) -> Range:
     return Range(*(np.array([extreme.item()], np.float32) for extreme in activated.aminmax()))
 
 
+def part_name(layer: str, part: str) -> str:
+    """The name of a range of one of `observe_ranges.PARTS` of a layer's input."""
+    return f"{layer}.{part}"
+
+
+def _is_pair(name: str, choice: str) -> bool:
+    """Whether the layer sees both rows of an image, and the choice takes them apart."""
+    return choice == "pair" and name not in UNGUIDED_LAYERS and CLASS_LAYER not in name
+
+
 def required_ranges(var: VAR, recipe: Recipe) -> set[str]:
     """The names that `ranges` must hold for a simulation: layers, and attention's static magnitudes."""
     if recipe.precision == "fp32":
         return set()
-    names = {
-        name
-        for name in linear_names(var)
-        if not name.endswith("ada_lin.1") and recipe.layer_choice(name) in ("tensor", "stage", "token")
-    }
+    names = set()
+    for name in linear_names(var):
+        choice = recipe.layer_choice(name)
+        if _is_pair(name, choice):
+            names |= {part_name(name, part) for part in PARTS}
+        elif CLASS_LAYER not in name and choice in ("tensor", "stage", "pair", "token"):
+            names.add(name)
     if recipe.attention.products == "integer" and recipe.attention.granularity == "tensor":
         names |= {f"blocks.{i}.attn.{part}" for i in range(var.config.depth) for part in ("query", "key", "value")}
     return names

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nextscale.calib_data.simulate import NOT_EQUALIZED, SimulatedVAR
+from nextscale.calib_data.simulate import NOT_EQUALIZED, SimulatedVAR, part_name
 from nextscale.export.equalization import Equalization, choose_equalization, equalizable_layers
 from nextscale.export.multi_scale_quantizer import MultiScaleQuantizer
 from nextscale.export.var import VAR
+from nextscale.graph_passes.observe_ranges import PARTS
+from nextscale.graph_passes.pipeline import UNGUIDED_LAYERS
 from nextscale.graph_passes.qparams import MSE_FACTORS, Range, RangeRule
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.runtime.request import DEFAULT_CFG_SCALE
@@ -51,7 +54,7 @@ def observe(
     cfg_scale: float = DEFAULT_CFG_SCALE,
     batch_size: int = 4,
 ) -> dict[str, Range]:
-    """Ranges of every linear layer's input, and of q, k and v of each block, over token maps.
+    """Ranges of every linear layer's input, its parts, and q, k and v of each block, over token maps.
 
     Args:
         var, quantizer: full precision, on one device.
@@ -62,7 +65,8 @@ def observe(
         cfg_scale: guidance, which the head's input depends on.
         batch_size: images at a time.
     Returns:
-        [S] for each layer, and for f"blocks.{i}.attn.query", ".key" and ".value".
+        [S] for each layer, for the parts of each whose input has both rows of an image (`part_name`), and for
+        f"blocks.{i}.attn.query", ".key" and ".value".
     """
     simulated = SimulatedVAR(var, FULL_PRECISION, equalization=equalization)
 
@@ -71,16 +75,25 @@ def observe(
             simulated(part_labels, teacher_forced_inputs(quantizer, maps), cfg_scale)
 
     extremes = _Extremes(var.config.num_stages)
-    simulated.watch = extremes
+    simulated.watch = partial(_watch_parts, extremes)
     run()
     found = extremes.ranges()
     if rule == "max":
         return found
     histograms = _Histograms(found, var.config.num_stages, simulated.device)
-    simulated.watch = histograms
+    simulated.watch = partial(_watch_parts, histograms)
     run()
     clipped = {name: histograms.range_of(name, rule, bits) for name in found if not _is_operand(name)}
     return found | clipped
+
+
+def _watch_parts(watch: Callable[[str, Tensor, Tensor], None], name: str, x: Tensor, level: Tensor) -> None:
+    """Show `watch` the input, and its parts if it has both rows of an image."""
+    watch(name, x, level)
+    if not _is_operand(name) and name not in UNGUIDED_LAYERS:
+        cond, uncond = x.chunk(2)
+        for part, rows in zip(PARTS, (uncond, cond - uncond), strict=True):
+            watch(part_name(name, part), rows, level)
 
 
 def _is_operand(name: str) -> bool:

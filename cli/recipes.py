@@ -5,6 +5,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nextscale.graph_passes.recipe import RECIPES, load_recipe, recipe_names
+from nextscale.runtime.errors import NextscaleError
 
 
 @click.command()
@@ -12,7 +13,8 @@ from nextscale.graph_passes.recipe import RECIPES, load_recipe, recipe_names
 def recipes(name: str | None) -> None:
     """List the recipes for `nextscale build --recipe`, or print NAME's file, to start one of your own from."""
     if name is not None:
-        load_recipe(name)
+        if name not in recipe_names():
+            raise NextscaleError(f'no recipe is named "{name}"; expected one of {", ".join(recipe_names())}')
         click.echo((RECIPES / f"{name}.toml").read_text(encoding="utf-8"), nl=False)
         return
     table = Table("recipe", "what it is", box=None)

@@ -177,7 +177,7 @@ def attention_errors(
                     lambda done, before=k * images: on_images(before + done),  # type: ignore[misc]
                 )
             )
-        if np.any(results[-1].unexplained > np.square(CONSISTENT) * results[-1].exact):
+        if results[-1].unexplained.sum() > CONSISTENT**2 * results[-1].exact.sum():
             raise NextscaleError(
                 f"{bundle.path}: its attention does not compute what its recipe says; build the bundle again"
             )

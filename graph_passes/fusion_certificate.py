@@ -62,11 +62,13 @@ class FusionCertificate:
 
     def kernel_counts(self) -> dict[str, int]:
         """How many layers each kernel has."""
-        return dict(Counter(kernel for layer in self.layers for kernel in layer.kernels))
+        return dict(Counter(kernel for layer in self.layers for kernel in dict.fromkeys(layer.kernels)))
 
     def by_layer(self) -> dict[str, str]:
-        """The kernel of each quantized weight, for the manifest."""
-        return {layer.weight.removesuffix(CODES_SUFFIX): "+".join(layer.kernels) for layer in self.layers}
+        """The kernel of each quantized weight, for the manifest; one that multiplies with it twice is named once."""
+        return {
+            layer.weight.removesuffix(CODES_SUFFIX): "+".join(dict.fromkeys(layer.kernels)) for layer in self.layers
+        }
 
 
 def certify(path: Path, options: SessionOptions | None = None) -> FusionCertificate:

@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from nextscale.graph_passes.graph_edit import constant, integer_matmul, splice
+from nextscale.graph_passes.graph_edit import MICROSOFT, constant, integer_matmul, splice
 from nextscale.graph_passes.linear_layers import LinearLayer, WeightRounder, find_layers, insert_integer_weight
 from nextscale.graph_passes.qparams import ActivationQParams, Range
 from nextscale.graph_passes.quantize_linear_dynamic import layer_bias, sharing, substitute
@@ -62,6 +62,7 @@ def quantize_linear_pairs(
     groups = sharing(find_layers(model.graph, set(ranges)))
     if not groups:
         return model
+    model.opset_imports.setdefault(MICROSOFT, 1)
     parts = {}
     for layers in groups:
         merged = ranges[layers[0].name]

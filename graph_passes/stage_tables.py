@@ -23,10 +23,16 @@ def stage_tables(
         qparams: [S] each.
         stage_input: the graph input (int64 []) that tells the stage.
         prefix: of the tables' names.
+    Raises:
+        ValueError: no input is named so, or the graph has tables with this prefix.
     """
     if not qparams:
         return {}
-    (stage,) = (value for value in graph.inputs if value.name == stage_input)
+    stage = next((value for value in graph.inputs if value.name == stage_input), None)
+    if stage is None:
+        raise ValueError(f"no input of the graph is named {stage_input!r}")
+    if f"{prefix}.scales" in graph.initializers:
+        raise ValueError(f"the graph has a table {f'{prefix}.scales'!r} already")
     columns = []
     nodes = []
     for field in ("scale", "zero_point"):

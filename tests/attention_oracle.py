@@ -16,7 +16,11 @@ def image_magnitude(x: NDArray[np.float32], rows: int) -> NDArray[np.float32]:
 
 
 def scale_of(magnitude: NDArray[np.float32] | float, bits: int) -> NDArray[np.float32]:
-    scale = np.asarray(magnitude, np.float32) * np.float32(2 / (2**bits - 1))
+    """2a / M of a magnitude of each image, in float32, or of one that is known, rounded once."""
+    if isinstance(magnitude, float):
+        scale = np.asarray(2 * magnitude / (2**bits - 1), np.float32)
+    else:
+        scale = magnitude * np.float32(2 / (2**bits - 1))
     return np.where(scale >= np.finfo(np.float32).tiny, scale, np.float32(1)).astype(np.float32)
 
 

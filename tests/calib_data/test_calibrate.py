@@ -15,7 +15,7 @@ from nextscale.export import build
 from nextscale.export.decoder_graph import build_decoder_graph
 from nextscale.export.reference import generate
 from nextscale.export.stage_graph import build_stage_graph
-from nextscale.graph_passes.observe_ranges import observe_channels, observe_ranges
+from nextscale.graph_passes.observe_ranges import PARTS, observe_channels, observe_pairs, observe_ranges
 from nextscale.graph_passes.pipeline import decoder_layers, stage_layers
 from nextscale.graph_passes.qparams import Range
 from nextscale.runtime import Bundle, Generator
@@ -23,8 +23,9 @@ from nextscale.runtime import Bundle, Generator
 # ONNX Runtime and torch add in another order: parity's bound.
 TOLERANCE = 1e-4
 CALIBRATION = CalibrationSettings(images=5, batch_size=2)
-Observed = tuple[Bundle, list[str], list[str], list[str]]
+Observed = tuple[Bundle, list[str], list[str], list[str], list[str]]
 BY_CHANNEL = ["blocks.0.attn.q", "blocks.1.attn.proj"]
+PAIRS = ["blocks.0.attn.q", "blocks.1.ffn.fc2"]
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +33,10 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Observed:
     """The tiny model with observers, as a build writes it, and the observed nodes of stage and decoder."""
     source, folder = tiny_source(), tmp_path_factory.mktemp("observed")
     stage, decoder = build_stage_graph(source.var, source.vqvae.quantize), build_decoder_graph(source.vqvae)
-    names = list(stage_layers(stage, tiny_recipe("default")).static), decoder_layers(decoder)
-    observed_stage = observe_channels(observe_ranges(stage, names[0]), BY_CHANNEL)
+    names = list(stage_layers(stage, tiny_recipe("static-w8a8")).static), decoder_layers(decoder)
+    observed_stage = observe_pairs(observe_channels(observe_ranges(stage, names[0]), BY_CHANNEL), PAIRS)
     build._write(source, folder, observed_stage, observe_ranges(decoder, names[1]), {"name": "fp32"})
-    return Bundle.open(folder), names[0], BY_CHANNEL, names[1]
+    return Bundle.open(folder), names[0], BY_CHANNEL, PAIRS, names[1]
 
 
 def run(observed: Observed, **settings: float) -> Calibration:
@@ -86,7 +87,7 @@ def test_token_maps_are_those_of_plain_sampling(calibration: Calibration, fp32_b
 
 
 def test_every_layer_has_a_range_for_each_stage(observed: Observed, calibration: Calibration) -> None:
-    _, layers, _, nodes = observed
+    _, layers, _, _, nodes = observed
     assert list(calibration.stage_ranges) == layers
     assert list(calibration.decoder_ranges) == nodes
     for ranges, stages in ((calibration.stage_ranges, 4), (calibration.decoder_ranges, 1)):
@@ -129,6 +130,31 @@ def test_the_range_of_a_layer_is_that_of_its_channels(calibration: Calibration) 
         assert channels.minimum.shape == (4, 64)
         np.testing.assert_array_equal(channels.minimum.min(axis=1), calibration.stage_ranges[name].minimum)
         np.testing.assert_array_equal(channels.maximum.max(axis=1), calibration.stage_ranges[name].maximum)
+
+
+def test_pairs_are_of_the_row_without_the_class_and_the_difference(calibration: Calibration) -> None:
+    """The first within the range of both rows; torch's numbers for a layer in the middle."""
+    assert list(calibration.pair_ranges) == PAIRS
+    for name, parts in calibration.pair_ranges.items():
+        assert list(parts) == list(PARTS)
+        for found in parts.values():
+            assert found.minimum.shape == found.maximum.shape
+            assert len(found.minimum) == 4
+            assert (found.minimum <= found.maximum).all()
+        both, uncond = calibration.stage_ranges[name], parts["uncond"]
+        assert (uncond.minimum.min(axis=1) >= both.minimum).all()
+        assert (uncond.maximum.max(axis=1) <= both.maximum).all()
+    source, inputs = tiny_source(), list[torch.Tensor]()
+    source.var.blocks[1].ffn.fc2.register_forward_pre_hook(lambda _, x: inputs.append(x[0]))
+    labels, tokens = (torch.from_numpy(array) for array in (calibration.class_labels, calibration.token_maps))
+    generate(source.var, source.vqvae, labels, torch.zeros(tokens.shape), tokens, cfg_scale=CALIBRATION.cfg_scale)
+    rows = [x.chunk(2) for x in inputs]
+    parts = calibration.pair_ranges["blocks.1.ffn.fc2"]
+    seen = {"uncond": [u for _, u in rows], "difference": [c - u for c, u in rows]}
+    for part, found in parts.items():
+        assert_range(Range(found.minimum.min(axis=1), found.maximum.max(axis=1)), seen[part])
+        by_channel = np.stack([x.amax((0, 1)).numpy() for x in seen[part]])
+        np.testing.assert_allclose(found.maximum, by_channel, rtol=0, atol=TOLERANCE * np.abs(by_channel).max())
 
 
 def test_layers_of_one_input_have_one_range(calibration: Calibration) -> None:

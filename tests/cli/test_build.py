@@ -14,9 +14,11 @@ import torch
 from tiny_model import CLASS_NAMES, L, tiny_models, tiny_preset
 from torch import Tensor
 
+from nextscale.calib_data.rounding import Rounding
 from nextscale.cli.main import main
 from nextscale.export import presets, random_weights
 from nextscale.export.sources import Source
+from nextscale.graph_passes.recipe import load_recipe
 from nextscale.runtime import Bundle
 from nextscale.runtime.errors import NextscaleError
 
@@ -285,8 +287,13 @@ BAD_USAGE = {
     "demo and preset": (["demo", "--preset", "var-d16"], "demo does not go with --preset"),
     "demo with random weights": (["demo", "--random-weights"], "demo does not go with --random-weights"),
     "another model": (["demmo"], "'demmo' is not 'demo'"),
-    "precision": (["--precision", "int4"], "'int4' is not one of"),
+    "precision": (["--precision", "int4"], "'int4' is not 'fp32'"),
     "patch_nums": (["--patch-nums", "1;2"], "'1;2' is not a list of integers"),
+    "unknown recipe": (["demo", "--recipe", "w3"], 'no recipe is named "w3"; expected a .toml file or one of '),
+    "no recipe file": (["demo", "--recipe", "none.toml"], "none.toml: cannot read the recipe"),
+    "recipe and precision": (["demo", "--recipe", "default", "--precision", "fp32"], "give one of the two"),
+    "no token maps": (["demo", "--calibration", "none"], "none"),
+    "no rounding": (["demo", "--recipe", "brecq-w4a6", "--rounding", "none.safetensors"], "none.safetensors"),
     "no calibration": (["--calibration-images", "0"], "0 is not in the range x>=1"),
     "seed negative": (["--seed", "-1"], "-1 is not in the range"),
     "seed too large": (["--seed", str(2**64)], "18446744073709551616 is not in the range"),
@@ -330,6 +337,55 @@ def test_a_failed_certificate_is_one_line(
     assert not list(tmp_path.iterdir())
 
 
+# Recipes
+
+
+def test_a_recipe_and_token_maps(
+    checkpoints: Path, tmp_path: Path, fp32_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of `nextscale calibrate`; the manifest tells that they were given, and how they were made."""
+    maps, out = tmp_path / "maps", tmp_path / "bundle"
+    assert main(["calibrate", str(fp32_bundle), "--out", str(maps), "--images", "3", "--threads", "1"]) == 0
+    capsys.readouterr()
+    assert main(arguments(checkpoints, out, "--recipe", "rtn-w4a6", "--calibration", maps)) == 0
+    assert ": bundle, rtn-w4a6, " in capsys.readouterr().out
+    recipe = Bundle.open(out).manifest.recipe
+    assert (recipe["name"], recipe["weights"]["bits"], recipe["activations"]["bits"]) == ("rtn-w4a6", 4, 6)
+    assert recipe["calibration"]["images"] == 3
+    assert recipe["calibration"]["token_maps"]["settings"]["images"] == 3
+
+
+def test_a_recipe_of_ones_own(checkpoints: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('[activations]\ngranularity = "tensor"\n')
+    assert main(arguments(checkpoints, tmp_path / "bundle", "--recipe", path)) == 0
+    recipe = Bundle.open(tmp_path / "bundle").manifest.recipe
+    assert (recipe["name"], recipe["activations"]["granularity"]) == ("mine", "tensor")
+
+
+def test_token_maps_of_another_model_are_refused(
+    checkpoints: Path, tmp_path: Path, fp32_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    maps = tmp_path / "maps"
+    assert main(["calibrate", str(fp32_bundle), "--out", str(maps), "--images", "2", "--threads", "1"]) == 0
+    capsys.readouterr()
+    code = main(["build", "demo", "--calibration", str(maps), "--out", str(tmp_path / "bundle")])
+    assert_refused(capsys, code, str(maps))
+    assert [path.name for path in tmp_path.iterdir()] == ["maps"]
+
+
+def test_rounding_that_a_recipe_needs_or_does_not_take(
+    checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, learned = tmp_path / "bundle", tmp_path / "learned.safetensors"
+    code = main(arguments(checkpoints, out, "--recipe", "brecq-w4a6"))
+    assert_refused(capsys, code, "recipe brecq-w4a6: its weights are reconstructed; run `nextscale reconstruct`")
+    Rounding({}, {}, load_recipe("brecq-w4a6").as_dict()).save(learned)
+    code = main(arguments(checkpoints, out, "--recipe", "rtn-w4a6", "--rounding", learned))
+    assert_refused(capsys, code, "recipe rtn-w4a6: rounds weights to nearest, so it takes no --rounding")
+    assert [path.name for path in tmp_path.iterdir()] == ["learned.safetensors"]
+
+
 # Processes
 
 
@@ -359,7 +415,7 @@ def test_an_interrupt_leaves_nothing(checkpoints: Path, tmp_path: Path, sent: si
         text=True,
     )
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".bundle.*.calibration-*/manifest.json")) and process.poll() is None:
+    while not list(tmp_path.glob(".bundle.*.calibration-*/full_precision/manifest.json")) and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     time.sleep(0.3)

@@ -55,7 +55,7 @@ def refused(capsys: pytest.CaptureFixture[str], code: int, message: str) -> None
 
 
 def test_an_integer_bundle_is_refused(int8_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    refused(capsys, run(int8_bundle), f"{int8_bundle}: recipe int8, but theta is chosen from full precision")
+    refused(capsys, run(int8_bundle), f"{int8_bundle}: recipe default, but theta is chosen from full precision")
 
 
 def test_a_plot_needs_matplotlib(

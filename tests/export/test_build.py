@@ -40,6 +40,7 @@ STEPS = {
         "building graphs",
         "writing the full-precision model for calibration",
         "calibrating",
+        "observing distributions",
         "quantizing",
         "writing",
         "checking kernels",

@@ -64,6 +64,19 @@ RECIPES = {
         calibration=CALIBRATION,
         layers={"ffn.fc2": "float"},
     ),
+    "W8A8, pairs, equalized": Recipe(
+        "e",
+        activations=ActivationRecipe(8, "pair", "mse"),
+        equalization=EqualizationRecipe(0.85),
+        calibration=CALIBRATION,
+        layers={"blocks.1.attn.k": "stage"},
+    ),
+    "W4A6, pairs": Recipe(
+        "f",
+        weights=WeightRecipe(4, "mse", packed=True),
+        activations=ActivationRecipe(6, "pair"),
+        calibration=CALIBRATION,
+    ),
 }
 
 
@@ -138,16 +151,12 @@ def run_stages(model: ir.Model, source: Source, num_stages: int | None) -> list[
     return stages
 
 
-def activation_codes(built: Built, layer: str, x: Array, si: int) -> tuple[Array, Array, Array]:
-    """Codes less the zero point, as float64 integers, the scale, and the zero point."""
+def activation_codes(built: Built, layer: str, x: Array, si: int) -> tuple[Array, Array]:
+    """Codes less the zero point, as float64 integers, and the scale."""
     bits, qmax = built.recipe.activations.bits, 2**built.recipe.activations.bits - 1
     choice = "stage" if CLASS_LAYER in layer else built.recipe.layer_choice(layer)
-    if choice in ("tensor", "stage"):
-        found = built.plan.stage.ranges[layer]
-        at = si if len(found.minimum) > 1 else 0
-        qparams = ActivationQParams.from_range(Range(found.minimum[at : at + 1], found.maximum[at : at + 1]), bits)
-        codes = qparams.quantize(x).astype(np.float64)
-        return codes - float(qparams.zero_point[0]), qparams.scale, qparams.zero_point
+    if choice in ("tensor", "stage", "pair"):  # a pair that is one row: of the head, or of classes
+        return static_codes(built.plan.stage.ranges[layer], x, si, bits)
     if choice == "image":
         rows = rows_of_image(layer)
         images = x.reshape(rows, len(x) // rows, -1)
@@ -161,7 +170,44 @@ def activation_codes(built: Built, layer: str, x: Array, si: int) -> tuple[Array
         ).astype(np.float32)
         zero_point = np.full_like(scale, z)
     codes = np.clip(np.round(x / scale) + zero_point, 0, qmax)
-    return codes.astype(np.float64) - zero_point, scale, zero_point
+    return codes.astype(np.float64) - zero_point, scale
+
+
+def static_codes(found: Range, x: Array, si: int, bits: int) -> tuple[Array, Array]:
+    """Codes less the zero point, as float64 integers, and the scale [1]."""
+    at = si if len(found.minimum) > 1 else 0
+    qparams = ActivationQParams.from_range(Range(found.minimum[at : at + 1], found.maximum[at : at + 1]), bits)
+    return qparams.quantize(x).astype(np.float64) - float(qparams.zero_point[0]), qparams.scale
+
+
+def assert_integers(y: Array, integers: Array, unit: Array, where: str) -> None:
+    """Rounding of the float result, of the terms it was added from, must not reach half a unit."""
+    assert np.abs(y / unit - integers).max() < 0.4, where
+    np.testing.assert_array_equal(np.round(y / unit), integers, err_msg=where)
+
+
+def assert_pair(
+    built: Built, layer: LinearLayer, weight: QuantizedWeight, x: Array, found: dict[str, Array], si: int
+) -> None:
+    """y = [y_u + y_d; y_u]: the rows without the class, and the difference of both, are integers each."""
+    consumer = output_of(layer).producer()
+    assert consumer is not None
+    y, bias = found[str(output_of(layer).name)].astype(np.float64), np.zeros(1, np.float32)
+    if consumer is not layer.node:
+        (constant,) = (value.const_value for value in consumer.inputs if value is not None and value.const_value)
+        bias = constant.numpy()
+    y_cond, y_uncond = np.split(y, 2)
+    cond, uncond = np.split(x, 2)
+    pair, bits = built.plan.stage.pair_ranges[layer.name], built.recipe.activations.bits
+    for part, observed, source, product in (
+        ("uncond", pair.uncond, uncond, y_uncond - bias),
+        ("difference", pair.difference, cond - uncond, y_cond - y_uncond),
+    ):
+        codes, scale = static_codes(observed, source, si, bits)
+        integers = codes @ weight.codes.astype(np.float64)
+        assert_integers(
+            product, integers, scale.astype(np.float64) * weight.scale, f"{layer.name}.{part} at stage {si}"
+        )
 
 
 def lowest(x: Array, axes: tuple[int, ...]) -> Array:
@@ -184,8 +230,12 @@ def test_every_linear_layer(built: Built) -> None:
             x = found[str(layer.activation.name)]
             if not x.size:
                 continue
+            if layer.name in built.plan.stage.pair_ranges:
+                assert_pair(built, layer, weight, x, found, si)
+                checked += 1
+                continue
             product = layer.node.outputs[0].name in found
-            codes, scale, _ = activation_codes(built, layer.name, x, si)
+            codes, scale = activation_codes(built, layer.name, x, si)
             integers = codes @ weight.codes.astype(np.float64)
             unit = scale.astype(np.float64) * weight.scale
             if product:
@@ -196,11 +246,12 @@ def test_every_linear_layer(built: Built) -> None:
                 assert bias is not None
                 assert bias.const_value is not None
                 y = found[str(consumer.outputs[0].name)].astype(np.float64) - bias.const_value.numpy()
-            # Rounding of the float result, of the terms it was added from, must not reach half a unit.
-            assert np.abs(y / unit - integers).max() < 0.4, (layer.name, si)
-            np.testing.assert_array_equal(np.round(y / unit), integers, err_msg=f"{layer.name} at stage {si}")
+            assert_integers(y, integers, unit, f"{layer.name} at stage {si}")
             checked += 1
     assert checked > 0
+    pairs = {layer.name for layer in built.layers if built.recipe.layer_choice(layer.name) == "pair"}
+    guided = {name for name in pairs if rows_of_image(name) == 2 and CLASS_LAYER not in name}
+    assert built.plan.stage.pair_ranges.keys() == guided
 
 
 def test_every_attention(built: Built) -> None:

@@ -7,7 +7,17 @@ import onnxruntime
 import pytest
 
 from nextscale.export.graph_builder import Constants, add_output, finish, new_builder
-from nextscale.graph_passes.observe_ranges import channels_name, observe_channels, observe_ranges, observed_name
+from nextscale.graph_passes.observe_ranges import (
+    PARTS,
+    channels_name,
+    expose_inputs,
+    input_name,
+    observe_channels,
+    observe_pairs,
+    observe_ranges,
+    observed_name,
+    pairs_name,
+)
 
 
 @pytest.fixture
@@ -88,3 +98,64 @@ def test_ranges_are_those_of_numpy_for_random_shapes(model: ir.Model) -> None:
         bound = 8 * 2**-23 * np.abs(x).max() * np.abs(weight.numpy()).max() + 2**-20
         np.testing.assert_allclose(found[observed_name("c")], [inner.min(), inner.max()], rtol=0, atol=bound)
         np.testing.assert_array_equal(found["c.y"], run(model, x)["c.y"])
+
+
+# Pairs and inputs
+
+
+def test_pairs_that_share_an_input_share_its_observers(model: ir.Model) -> None:
+    observed = observe_pairs(model, ["a", "b", "c"])
+    op_types = [node.op_type for node in observed.graph]
+    assert op_types.count("Split") == op_types.count("Sub") == 2
+    assert op_types.count("ReduceMin") == op_types.count("ReduceMax") == 4
+    names = [value.name for value in observed.graph.outputs]
+    assert names == ["a.y", "c.y", *(pairs_name(name, part) for name in "abc" for part in PARTS)]
+    assert [value.name for value in model.graph.outputs] == ["a.y", "c.y"]
+
+
+def test_pairs_and_inputs_of_no_names_are_nothing(model: ir.Model) -> None:
+    before = ir.to_proto(model).SerializeToString()
+    for same in (observe_pairs(model, []), expose_inputs(model, []), model):
+        assert ir.to_proto(same).SerializeToString() == before
+
+
+def test_pairs_and_inputs_of_an_unknown_node_are_refused(model: ir.Model) -> None:
+    for make in (observe_pairs, expose_inputs):
+        with pytest.raises(ValueError, match="no node of the main graph is named 'd'"):
+            make(model, ["a", "d"])
+
+
+def test_all_observers_together_are_a_valid_graph(model: ir.Model) -> None:
+    every = ["a", "b", "c"]
+    observed = expose_inputs(observe_pairs(observe_channels(observe_ranges(model, every), every), every), every)
+    for checked in (model, observe_pairs(model, every), expose_inputs(model, every), observed):
+        onnx.checker.check_model(ir.to_proto(checked), full_check=True)
+    assert len(observed.graph.outputs) == 2 + 5 * len(every)
+
+
+def test_pairs_are_those_of_numpy_for_random_shapes(model: ir.Model) -> None:
+    """Of the rows without the class, which come second, and of what the class adds."""
+    observed = observe_pairs(model, ["a", "c"])
+    for seed in range(5):
+        print("seed", seed)
+        rng = np.random.default_rng(seed)
+        images, tokens = rng.integers(1, 5, 2)
+        x = (rng.normal(size=(2 * images, tokens, 8)) * 10.0 ** rng.integers(-3, 3)).astype(np.float32)
+        found = run(observed, x)
+        cond, uncond = np.split(x, 2)
+        for part, values in (("uncond", uncond), ("difference", cond - uncond)):
+            expected = [values.min(axis=(0, 1)), values.max(axis=(0, 1))]
+            np.testing.assert_array_equal(found[pairs_name("a", part)], expected)
+            assert found[pairs_name("c", part)].shape == (2, 8)
+        np.testing.assert_array_equal(found["c.y"], run(model, x)["c.y"])
+
+
+def test_exposed_inputs_are_the_inputs(model: ir.Model) -> None:
+    x = np.random.default_rng(0).normal(size=(2, 3, 8)).astype(np.float32)
+    found = run(expose_inputs(model, ["a", "b", "c"]), x)
+    np.testing.assert_array_equal(found[input_name("a")], x)
+    np.testing.assert_array_equal(found[input_name("b")], x)
+    weight = model.graph.initializers["c.weight"].const_value
+    assert weight is not None
+    # Sums of 8 float32 products.
+    np.testing.assert_allclose(found[input_name("c")] @ weight.numpy(), found["c.y"], rtol=0, atol=1e-5)

@@ -137,7 +137,7 @@ def test_structure(weights: Weights, x: NDArray[np.float32]) -> None:
 def test_scales_of_all_stages_lie_in_one_table(weights: Weights, x: NDArray[np.float32]) -> None:
     model = quantize_linear(layers_model(weights), ranges_of(x, weights), "stage")
     tables = [node for node in model.graph if node.op_type == "Gather"]
-    assert [node.name for node in tables] == ["stage_scales", "stage_zero_points"]
+    assert [node.name for node in tables] == ["activation/stage_scales", "activation/stage_zero_points"]
     table = model.graph.initializers["activation.scales"].const_value
     assert table is not None
     assert table.shape == (3, 2)  # stages, inputs: c's has one range, and no column
@@ -222,12 +222,15 @@ def test_quantization_moves_outputs_by_at_most_half_a_step_of_each_factor(
 
 
 def test_the_stage_graphs_linear_layers() -> None:
-    """All but word_embed are integer."""
+    """All but word_embed are integer, and guided rows are pairs."""
     var, vqvae = tiny_models()
     model = build_stage_graph(var, vqvae.quantize)
     layers = stage_layers(model, tiny_recipe("default"))
     block = ["attn.q", "attn.k", "attn.v", "attn.proj", "ffn.fc1", "ffn.fc2"]
-    assert list(layers.static) == [f"blocks.{i}.{part}" for i in range(2) for part in block] + ["head"]
+    guided = [f"blocks.{i}.{part}" for i in range(2) for part in block]
+    assert (layers.pairs, list(layers.static)) == (guided, ["head"])
+    static = stage_layers(model, tiny_recipe("static-w8a8"))
+    assert (static.pairs, list(static.static)) == ([], [*guided, "head"])
     assert layers.by_class == ["blocks.0.ada_lin.1", "blocks.1.ada_lin.1", "head_nm.ada_lin.1"]
     one = np.ones(1, np.float32)
     quantized = quantize_linear(model, dict.fromkeys(layers.names(), Range(-one, one)), "stage")
