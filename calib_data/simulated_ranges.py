@@ -10,20 +10,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nextscale.calib_data.observe_histograms import BINS, choose_range
 from nextscale.calib_data.simulate import NOT_EQUALIZED, SimulatedVAR, part_name
 from nextscale.export.equalization import Equalization, choose_equalization, equalizable_layers
 from nextscale.export.multi_scale_quantizer import MultiScaleQuantizer
 from nextscale.export.var import VAR
 from nextscale.graph_passes.observe_ranges import PARTS
 from nextscale.graph_passes.pipeline import UNGUIDED_LAYERS
-from nextscale.graph_passes.qparams import MSE_FACTORS, Range, RangeRule
+from nextscale.graph_passes.qparams import Range, RangeRule
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.runtime.request import DEFAULT_CFG_SCALE
 
 # The model itself, as a recipe.
 FULL_PRECISION = Recipe("full precision", precision="fp32")
-PERCENTILES = (0.01, 99.99)
-BINS = 2048
 
 
 def teacher_forced_inputs(quantizer: MultiScaleQuantizer, token_maps: Tensor) -> Tensor:
@@ -178,31 +177,4 @@ class _Histograms:
     def range_of(self, name: str, rule: RangeRule, bits: int) -> Range:
         """The range [S] that `rule` keeps."""
         counts = self.counts[name].view(self.num_stages, BINS).cpu().numpy()
-        stages = zip(*self._ends(name), counts, strict=True)
-        choose = _percentile_range if rule == "percentile" else _least_squares_range
-        ends = np.array(
-            [choose(low, high, row, bits) if row.any() else (0, 0) for low, high, row in stages], np.float32
-        )
-        return Range(ends[:, 0].copy(), ends[:, 1].copy())
-
-
-def _percentile_range(low: float, high: float, counts: NDArray[np.int64], bits: int) -> tuple[float, float]:
-    cumulative = np.concatenate(([0.0], counts.cumsum() / counts.sum()))
-    edges = np.linspace(low, high, BINS + 1)
-    kept = np.interp(np.array(PERCENTILES) / 100, cumulative, edges)
-    return float(kept[0]), float(kept[1])
-
-
-def _least_squares_range(low: float, high: float, counts: NDArray[np.int64], bits: int) -> tuple[float, float]:
-    """The range times the factor of `MSE_FACTORS`, or 1, whose codes have the least squared error."""
-    low, high = min(low, 0.0), max(high, 0.0)
-    centers = low + (np.arange(BINS) + 0.5) * (high - low) / BINS
-    best, least = (low, high), np.inf
-    for factor in (1.0, *MSE_FACTORS):
-        scale = max((high - low) * float(factor) / (2**bits - 1), np.finfo(np.float32).tiny)
-        zero_point = np.round(-low * factor / scale)
-        codes = np.clip(np.round(centers / scale) + zero_point, 0, 2**bits - 1)
-        error = float((counts * ((codes - zero_point) * scale - centers) ** 2).sum())
-        if error < least:
-            best, least = (low * float(factor), high * float(factor)), error
-    return best
+        return choose_range(self.ranges[name], counts, bits, rule)
