@@ -414,12 +414,16 @@ def test_an_interrupt_leaves_nothing(checkpoints: Path, tmp_path: Path, sent: si
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".bundle.*.calibration-*/full_precision/manifest.json")) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(0.3)
-    process.send_signal(sent)
-    out, error = process.communicate(timeout=30)
+    try:
+        deadline = time.monotonic() + 60
+        waited_for = ".bundle.*.calibration-*/full_precision/manifest.json"
+        while not list(tmp_path.glob(waited_for)) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(0.3)
+        process.send_signal(sent)
+        out, error = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert (process.returncode, out, error.strip()) == (130, "", "error: interrupted; nothing half-written was left")
     assert not list(tmp_path.iterdir())
