@@ -40,7 +40,12 @@ def log(step: str, done: int = 0, total: int = 0) -> None:
 @click.command()
 @click.option("--recipes", default=",".join(TABLE_1), help="Names or files, separated by commas; Table 1 by default.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("out/recipes"), show_default=True)
-@click.option("--roundings", type=click.Path(path_type=Path), help="The folder of the reconstructed weights.")
+@click.option(
+    "--roundings",
+    type=click.Path(path_type=Path),
+    default=Path(__file__).parent / "roundings",
+    help="Reconstructed weights.",
+)
 @click.option("--token-maps", type=click.Path(path_type=Path), help="`nextscale calibrate`'s folder, no matching.")
 @click.option("--matched-maps", type=click.Path(path_type=Path), help="The same with matching.")
 @click.option("--calibration-images", type=int, help="At most this many, instead of each recipe's number.")
@@ -51,7 +56,7 @@ def log(step: str, done: int = 0, total: int = 0) -> None:
 def main(
     recipes: str,
     work: Path,
-    roundings: Path | None,
+    roundings: Path,
     token_maps: Path | None,
     matched_maps: Path | None,
     calibration_images: int | None,
@@ -75,7 +80,7 @@ def main(
             recipe = replace(recipe, calibration=replace(recipe.calibration, images=count))
         rounding = None
         if recipe.weights.rounding == "reconstructed":
-            path = (roundings or work) / f"{recipe.name}.safetensors"
+            path = roundings / f"{recipe.name}.safetensors"
             if not path.exists():
                 missing.append(recipe.name)
                 continue
