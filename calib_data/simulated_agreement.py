@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nextscale.calib_data.simulate import SimulatedVAR
 from nextscale.calib_data.simulated_ranges import batches, teacher_forced_inputs
-from nextscale.evaluate.teacher_forced import Agreement
+from nextscale.evaluate.teacher_forced import Agreement, summarize
 from nextscale.export.multi_scale_quantizer import MultiScaleQuantizer
 from nextscale.export.var import VAR
 from nextscale.runtime.request import DEFAULT_CFG_SCALE
@@ -53,7 +53,9 @@ def simulated_agreement(
         for sums, tokens in ((divergence, kl), (agreeing, same)):
             sums.append(torch.stack([stage.sum(1) for stage in tokens.split(sizes, dim=1)], dim=1))
         on_images(sum(len(part) for part in divergence))
-    return _summarize(torch.cat(divergence).cpu().numpy(), torch.cat(agreeing).cpu().numpy(), np.array(sizes))
+    return summarize(
+        torch.cat(divergence).cpu().numpy(), torch.cat(agreeing).cpu().numpy(), np.array(sizes, np.float64)
+    )
 
 
 def guided_logits(var: VAR, labels: Tensor, inputs: Tensor, cfg_scale: float) -> Tensor:
@@ -63,15 +65,3 @@ def guided_logits(var: VAR, labels: Tensor, inputs: Tensor, cfg_scale: float) ->
     t = (cfg_scale * var.lvl_1L[0] / (var.config.num_stages - 1))[:, None]
     guided: Tensor = (1 + t) * cond - t * uncond
     return guided
-
-
-def _summarize(divergence: NDArray[np.float64], agreeing: NDArray[np.float64], sizes: NDArray[np.int64]) -> Agreement:
-    by_image = divergence.sum(1) / sizes.sum()
-    return Agreement(
-        kl=float(by_image.mean()),
-        kl_stderr=float(by_image.std(ddof=1) / np.sqrt(len(by_image))) if len(by_image) > 1 else float("nan"),
-        top1=float(agreeing.sum() / (len(agreeing) * sizes.sum())),
-        stage_kl=divergence.mean(0) / sizes,
-        stage_top1=agreeing.mean(0) / sizes,
-        images=len(by_image),
-    )

@@ -88,7 +88,7 @@ def teacher_forced(
         on_images(min(first + batch_size, images))
     sizes = np.array([pn * pn for pn in model.patch_nums], np.float64)
     return {
-        name: _summarize(np.concatenate(divergence[name]), np.concatenate(agreeing[name]), sizes) for name in candidates
+        name: summarize(np.concatenate(divergence[name]), np.concatenate(agreeing[name]), sizes) for name in candidates
     }
 
 
@@ -106,7 +106,13 @@ def _stream(
     )
 
 
-def _summarize(divergence: NDArray[np.float64], agreeing: NDArray[np.float64], sizes: NDArray[np.float64]) -> Agreement:
+def summarize(divergence: NDArray[np.float64], agreeing: NDArray[np.float64], sizes: NDArray[np.float64]) -> Agreement:
+    """Means over tokens, and the standard error over images.
+
+    Args:
+        divergence, agreeing: float64 [N, S], sums over a stage's tokens of the KL and of equal likeliest entries.
+        sizes: float64 [S], tokens of each stage.
+    """
     by_image = divergence.sum(1) / sizes.sum()
     stderr = by_image.std(ddof=1) / np.sqrt(len(by_image)) if len(by_image) > 1 else np.nan
     return Agreement(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_model import NUM_CLASSES, ONE_THREAD, L, V, build_tiny, tiny_source
 
-from nextscale.evaluate.teacher_forced import _kl, _summarize, as_json, evaluation_labels, teacher_forced
+from nextscale.evaluate.teacher_forced import _kl, as_json, evaluation_labels, summarize, teacher_forced
 from nextscale.runtime import Generator
 from nextscale.runtime.errors import NextscaleError
 
@@ -52,7 +52,7 @@ def test_kl_of_large_logits_is_finite() -> None:
 def test_figures_are_means_over_tokens_and_errors_over_images() -> None:
     """Two images of stages of 1 and 4 tokens."""
     divergence, agreeing = np.array([[1.0, 4.0], [3.0, 8.0]]), np.array([[1.0, 2.0], [0.0, 4.0]])
-    found = _summarize(divergence, agreeing, np.array([1.0, 4.0]))
+    found = summarize(divergence, agreeing, np.array([1.0, 4.0]))
     assert found.kl == pytest.approx((1 + 11 / 5) / 2)
     assert found.kl_stderr == pytest.approx(abs(11 / 5 - 1) / 2)
     assert found.top1 == pytest.approx(7 / 10)
