@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from nextscale.calib_data.token_maps import TokenMaps
 from nextscale.graph_passes.observe_ranges import PARTS, channels_name, observed_name, pairs_name
 from nextscale.graph_passes.qparams import Range
+from nextscale.graph_passes.quantize_decoder import DecoderRanges
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.next_scale_loop import Generator
 from nextscale.runtime.request import DEFAULT_CFG_SCALE, DEFAULT_TOP_K, DEFAULT_TOP_P
@@ -39,7 +40,7 @@ class Calibration:
         stage_ranges: for each layer of the stage graph, ranges of its input, [S].
         channel_ranges: for the layers observed by channel, ranges of each channel of its input, [S, C].
         pair_ranges: for the layers observed by pairs, the same of each of `observe_ranges.PARTS`.
-        decoder_ranges: for each observed node of the decoder, the range of its input, [1].
+        decoder_ranges: what `quantize_decoder` needs.
     """
 
     class_labels: NDArray[np.int64]
@@ -47,7 +48,7 @@ class Calibration:
     stage_ranges: Mapping[str, Range]
     channel_ranges: Mapping[str, Range]
     pair_ranges: Mapping[str, Mapping[str, Range]]
-    decoder_ranges: Mapping[str, Range]
+    decoder_ranges: DecoderRanges
 
 
 def calibration_labels(num_classes: int, settings: CalibrationSettings) -> NDArray[np.int64]:
@@ -61,7 +62,7 @@ def calibrate(
     stage_layers: Sequence[str],
     channel_layers: Sequence[str],
     pair_layers: Sequence[str],
-    decoder_layers: Sequence[str],
+    decoder_layers: tuple[Sequence[str], Sequence[str]],
     settings: CalibrationSettings,
     options: SessionOptions,
     on_images: Callable[[int], object],
@@ -71,7 +72,8 @@ def calibrate(
 
     Args:
         observed: a float32 bundle whose graphs carry observers (`observe_ranges`, `observe_channels`).
-        stage_layers, channel_layers, pair_layers, decoder_layers: the observed nodes' names.
+        stage_layers, channel_layers, pair_layers: the stage graph's observed nodes' names.
+        decoder_layers: the decoder's integer convolutions, and the readers of their results (`observe_decoder`).
         settings: what to sample.
         options: threads and memory.
         on_images: called with the number of images finished, after each batch.
@@ -130,16 +132,24 @@ def _observe_stages(
 
 
 def _observe_decoder(
-    observed: Bundle, layers: Sequence[str], f_hat: NDArray[np.float32], options: SessionOptions
-) -> dict[str, Range]:
-    """Ranges [1] over the decoding of float32 [N, Cvae, h, w], one image at a time."""
+    observed: Bundle,
+    layers: tuple[Sequence[str], Sequence[str]],
+    f_hat: NDArray[np.float32],
+    options: SessionOptions,
+) -> DecoderRanges:
+    """Ranges over the decoding of float32 [N, Cvae, h, w], one image at a time."""
     session = open_session(observed.graph_path("decoder"), observed.manifest.graphs["decoder"], options)
-    names = [observed_name(layer) for layer in layers]
+    inputs, results = layers
+    names = [observed_name(layer) for layer in inputs] + [channels_name(layer) for layer in results]
     ranges: dict[str, Range] = {}
     for one in f_hat:
         extremes = session.run(names, {"f_hat": one[None]})
-        _widen(ranges, {layer: [pair] for layer, pair in zip(layers, extremes, strict=True)})
-    return ranges
+        _widen(ranges, {name: [ends] for name, ends in zip(names, extremes, strict=True)})
+    channels = {layer: ranges[channels_name(layer)] for layer in results}
+    return DecoderRanges(
+        {layer: ranges[observed_name(layer)] for layer in inputs},
+        {layer: Range(found.minimum[0], found.maximum[0]) for layer, found in channels.items()},
+    )
 
 
 def _widen(ranges: dict[str, Range], extremes: Mapping[str, Sequence[NDArray[np.float32]]]) -> None:

@@ -26,7 +26,7 @@ from nextscale.export.sources import Source
 from nextscale.export.stage_graph import build_stage_graph
 from nextscale.graph_passes.fusion_certificate import certify
 from nextscale.graph_passes.pipeline import quantize_stage, stage_layers
-from nextscale.graph_passes.quantize_decoder import quantize_decoder
+from nextscale.graph_passes.quantize_decoder import integer_convolutions, quantize_decoder
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.next_scale_loop import Generator
 from nextscale.runtime.request import DEFAULT_CFG_SCALE
@@ -72,7 +72,7 @@ def _build_integer(
 ) -> dict[str, Any]:
     """Calibrate, quantize, write and check; returns the recipe with what the checks found."""
     integer = stage_layers(stage_model, options.recipe).names()
-    convolutions = [str(node.name) for node in decoder_model.graph if node.op_type == "Conv"]
+    convolutions = integer_convolutions(decoder_model)
 
     def write_observed(folder: Path, stage_model: ir.Model, decoder_model: ir.Model) -> None:
         _write(source, folder, stage_model, decoder_model, {"name": "fp32"})

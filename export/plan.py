@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from nextscale.calib_data.attention_scores import collect_scores, observed_bundle
 from nextscale.calib_data.calibrate import Calibration, CalibrationSettings, calibrate
-from nextscale.calib_data.choose_theta import choose_theta
+from nextscale.calib_data.choose_theta import ThetaChoice, choose_theta
 from nextscale.calib_data.observe_histograms import Observed, choose_range, observe_histograms
 from nextscale.calib_data.rounding import Rounding
 from nextscale.calib_data.sample import SamplingSettings, sample_token_maps
@@ -28,9 +28,15 @@ from nextscale.graph_passes.attention_patterns import AttentionPattern, attentio
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.linear_layers import WeightRounder, nearest
 from nextscale.graph_passes.observe_ranges import PARTS, expose_inputs, observe_channels, observe_pairs, observe_ranges
-from nextscale.graph_passes.pipeline import StagePlan, decoder_layers, stage_layers
+from nextscale.graph_passes.pipeline import StagePlan, stage_layers
 from nextscale.graph_passes.qparams import QuantizedWeight, Range, WeightQParams
 from nextscale.graph_passes.quantize_attention import Magnitudes
+from nextscale.graph_passes.quantize_decoder import (
+    DecoderRanges,
+    integer_convolutions,
+    observe_decoder,
+    observed_results,
+)
 from nextscale.graph_passes.quantize_linear_pairs import PairRanges
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.runtime.bundle import Bundle
@@ -67,6 +73,7 @@ class BuildOptions:
         session: threads and memory.
         token_maps: sampled before; None samples the recipe's number of images.
         rounding: of a recipe with reconstructed weights.
+        theta: of a recipe with shift-and-sum, chosen before; None chooses it from the model's own attention.
         count_overflow: let the graph count attentive tokens without a place.
     """
 
@@ -76,6 +83,7 @@ class BuildOptions:
     session: SessionOptions = field(default_factory=SessionOptions)
     token_maps: TokenMaps | None = None
     rounding: Rounding | None = None
+    theta: ThetaChoice | None = None
     count_overflow: bool = False
 
     def calibration(self) -> CalibrationSettings:
@@ -95,7 +103,7 @@ class Plan:
 
     stage: StagePlan
     equalization: Equalization
-    decoder_ranges: Mapping[str, Range]
+    decoder_ranges: DecoderRanges
     report: Mapping[str, Any]
 
 
@@ -136,7 +144,7 @@ def make_plan(
     write(
         full_precision,
         observe_pairs(observe_channels(observe_ranges(stage_model, observed), channels), layers.pairs),
-        observe_ranges(decoder_model, decoder_layers(decoder_model)),
+        observe_decoder(decoder_model),
     )
     bundle = Bundle.open(full_precision)
     token_maps = options.token_maps
@@ -149,7 +157,7 @@ def make_plan(
         observed,
         channels,
         layers.pairs,
-        decoder_layers(decoder_model),
+        (integer_convolutions(decoder_model), observed_results(decoder_model)),
         options.calibration(),
         options.session,
         lambda done: progress("calibrating", done, images),
@@ -178,7 +186,9 @@ def make_plan(
     }
     shift_and_sum = None
     if recipe.attention.shift_and_sum != "off":
-        shift_and_sum, report["shift_and_sum"] = _shift_and_sum(bundle, calibration, options, progress)
+        choice = options.theta or _chosen_theta(bundle, calibration, options, progress)
+        form, report["shift_and_sum"] = recipe.attention.shift_and_sum, asdict(choice)
+        shift_and_sum = ShiftAndSum(form, choice.theta, choice.rows, options.count_overflow)
     stage = StagePlan(
         recipe,
         by_layer | _class_ranges(source.var, layers.by_class),
@@ -290,13 +300,9 @@ def _class_ranges(var: VAR, layers: list[str]) -> dict[str, Range]:
     return dict.fromkeys(layers, both)
 
 
-def _shift_and_sum(
-    bundle: Bundle, calibration: Calibration, options: BuildOptions, progress: Progress
-) -> tuple[ShiftAndSum, dict[str, Any]]:
+def _chosen_theta(bundle: Bundle, calibration: Calibration, options: BuildOptions, progress: Progress) -> ThetaChoice:
     """theta within the recipe's budget, and places that are rarely too few."""
     recipe = options.recipe
-    form = recipe.attention.shift_and_sum
-    assert form != "off"
     images, step = min(SCORE_IMAGES, len(calibration.class_labels)), "observing attention"
     progress(step, 0, images)
     with observed_bundle(bundle) as observed:
@@ -310,8 +316,7 @@ def _shift_and_sum(
         )
     bits = BitWidths(recipe.weights.bits, recipe.activations.bits)
     # The published form's costs, whichever form runs: both then expand the same tokens.
-    choice = choose_theta(statistics, bundle.model, bits, recipe.attention.budget, "duplicate")
-    return ShiftAndSum(form, choice.theta, choice.rows, options.count_overflow), asdict(choice)
+    return choose_theta(statistics, bundle.model, bits, recipe.attention.budget, "duplicate")
 
 
 def _rounder(options: BuildOptions) -> WeightRounder:

@@ -5,7 +5,7 @@ An observed input is named by its node, "blocks.0.ffn.fc1", or "node:1" for the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -31,9 +31,12 @@ def observe_ranges(model: ir.Model, node_names: Iterable[str]) -> ir.Model:
     return _observe(model, {name: observed_name(name) for name in node_names}, [])
 
 
-def observe_channels(model: ir.Model, node_names: Iterable[str]) -> ir.Model:
-    """The same for each channel: float32 [2, C] for an input [2B, l, C], as the output `channels_name`."""
-    return _observe(model, {name: channels_name(name) for name in node_names}, [0, 1])
+def observe_channels(model: ir.Model, node_names: Iterable[str], axes: Sequence[int] = (0, 1)) -> ir.Model:
+    """The same for each channel, reduced over `axes`, as the output `channels_name`.
+
+    By default float32 [2, C] for an input [2B, l, C]; with (0, 2, 3) for [B, C, H, W].
+    """
+    return _observe(model, {name: channels_name(name) for name in node_names}, axes)
 
 
 PARTS: tuple[str, str] = ("uncond", "difference")
@@ -106,7 +109,7 @@ def _sources(graph: ir.Graph, node_names: Iterable[str]) -> dict[str, ir.Value]:
     return sources
 
 
-def _observe(model: ir.Model, outputs: Mapping[str, str], axes: list[int]) -> ir.Model:
+def _observe(model: ir.Model, outputs: Mapping[str, str], axes: Sequence[int]) -> ir.Model:
     """Reduce the first input of each named node over `axes` (none: all) and give the result as the named output."""
     model = model.clone()
     graph = model.graph
@@ -120,7 +123,7 @@ def _observe(model: ir.Model, outputs: Mapping[str, str], axes: list[int]) -> ir
     return model
 
 
-def _append_observer(graph: ir.Graph, source: ir.Value, axes: list[int]) -> ir.Value:
+def _append_observer(graph: ir.Graph, source: ir.Value, axes: Sequence[int]) -> ir.Value:
     kind = "channels" if axes else "range"
     ends = []
     for op_type in ("ReduceMin", "ReduceMax"):
@@ -137,10 +140,10 @@ def _append(graph: ir.Graph, op_type: str, inputs: list[ir.Value], output: str, 
     return node.outputs[0]
 
 
-def _constant(graph: ir.Graph, numbers: list[int]) -> ir.Value:
+def _constant(graph: ir.Graph, numbers: Sequence[int]) -> ir.Value:
     name = f"observe.{'_'.join(map(str, numbers))}"
     if name not in graph.initializers:
-        tensor = ir.tensor(numbers, dtype=ir.DataType.INT64, name=name)
+        tensor = ir.tensor(list(numbers), dtype=ir.DataType.INT64, name=name)
         shape = ir.Shape([len(numbers)])
         value = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
         graph.register_initializer(value)

@@ -11,7 +11,6 @@ from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.linear_layers import WeightRounder, linear_layers
 from nextscale.graph_passes.qparams import Range
 from nextscale.graph_passes.quantize_attention import Magnitudes, quantize_attention
-from nextscale.graph_passes.quantize_decoder import observed_nodes
 from nextscale.graph_passes.quantize_linear import quantize_linear
 from nextscale.graph_passes.quantize_linear_dynamic import quantize_linear_by_image, quantize_linear_by_token
 from nextscale.graph_passes.quantize_linear_pairs import PairRanges, quantize_linear_pairs
@@ -57,11 +56,6 @@ def stage_layers(stage_model: ir.Model, recipe: Recipe) -> StageLayers:
     dynamic = {name: choice for name, choice in observed.items() if choice in ("image", "token")}
     static = {name: choice for name, choice in observed.items() if name not in pairs and name not in dynamic}
     return StageLayers(static, pairs, dynamic, by_class)
-
-
-def decoder_layers(decoder_model: ir.Model) -> list[str]:
-    """The decoder's nodes whose input's range int8 needs."""
-    return observed_nodes(decoder_model)
 
 
 @dataclass(frozen=True)

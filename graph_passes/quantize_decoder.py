@@ -1,67 +1,97 @@
-"""The int8 decoder: the float graph's layers again, channels last, every convolution u8 x s8.
+"""The int8 decoder: the float graph's layers again, channels last, its convolutions u8 x s8.
 
-What is integer and what is float, and why:
+What is integer and what is float, and why (benchmarks/NOTES.md has the figures):
 
-- A 3x3 convolution is a contrib QLinearConv(channels_last=1), u8 in, u8 out, int32 bias: the fast form on x86.
+- A 3x3 convolution is a contrib QLinearConv(channels_last=1), u8 in, u8 out, int32 bias: the fast form on x86. Its
+  result has a range for each channel.
 - Nearest upsampling and its convolution are four small convolutions (`subpixel_upsample`).
-- A 1x1 convolution is a matrix product of the rows, MatMulIntegerToFloat; its float result needs no range.
+- A 1x1 convolution of what was normalized or mixed is a matrix product of the rows, MatMulIntegerToFloat; its float
+  result needs no range.
 - The residual stream, GroupNorm, SiLU, softmax and the attention products are float: in u8 they cost 4 dB.
-- The last convolution has 3 outputs padded to 16, which is faster, and its output quantization makes the picture.
+- Float are also the convolutions that cost little and lose much: those of f_hat, which are small, the 1x1 shortcuts,
+  which read the residual stream, and the last, which has 3 outputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from nextscale.graph_passes.channels_last import ChannelsLast
-from nextscale.graph_passes.decoder_patterns import Convolution, Layer, Picture, parse_layers
+from nextscale.graph_passes.decoder_patterns import Attention, Convolution, GroupNorm, Layer, Picture, parse_layers
+from nextscale.graph_passes.observe_ranges import observe_channels, observe_ranges
 from nextscale.graph_passes.qparams import Range
 
 
-def observed_nodes(model: ir.Model) -> list[str]:
-    """The nodes of a float decoder graph whose first input's range `quantize_decoder` needs.
+def integer_convolutions(model: ir.Model) -> list[str]:
+    """The names of the convolutions of a float decoder graph that `quantize_decoder` computes in integers."""
+    return [layer.name for layer in _integer_convolutions(parse_layers(model.graph))]
 
-    They are the convolutions, and one reader of each 3x3 convolution's result.
+
+@dataclass(frozen=True)
+class DecoderRanges:
+    """What `quantize_decoder` needs to know of a float decoder graph, by the names of nodes.
+
+    Attributes:
+        inputs: of the first input of each integer convolution, [1].
+        results: of each channel of each 3x3 integer convolution's result, [C], by the node that `observed_results`
+            names.
     """
+
+    inputs: Mapping[str, Range]
+    results: Mapping[str, Range]
+
+
+def observed_results(model: ir.Model) -> list[str]:
+    """One reader, with its first input, of each 3x3 integer convolution's result."""
     names: list[str] = []
-    for value in _quantized_values(parse_layers(model.graph)):
-        readers = [node for node in value.consumers() if node.inputs[0] is value]
-        if not readers:
-            raise ValueError(f"{value.name!r} is no node's first input, so that its range can't be observed")
-        names.append(str(readers[0].name))
+    for layer in _integer_convolutions(parse_layers(model.graph)):
+        if layer.kernel_size > 1:
+            readers = [node for node in layer.y.consumers() if node.inputs[0] is layer.y]
+            if not readers:
+                raise ValueError(f"{layer.y.name!r} is no node's first input, so that its range can't be observed")
+            names.append(str(readers[0].name))
     return names
 
 
-def quantize_decoder(model: ir.Model, ranges: Mapping[str, Range]) -> ir.Model:
+def observe_decoder(model: ir.Model) -> ir.Model:
+    """A copy of a float decoder graph that also gives the ranges that int8 needs."""
+    observed = observe_ranges(model, integer_convolutions(model))
+    return observe_channels(observed, observed_results(model), axes=(0, 2, 3))
+
+
+def quantize_decoder(model: ir.Model, ranges: DecoderRanges) -> ir.Model:
     """The int8 form of a float decoder graph: f_hat float32 [B, Cvae, h, w] -> images uint8 [B, H, W, 3].
 
     Args:
         model: of `build_decoder_graph`; not modified.
-        ranges: for each of `observed_nodes(model)`, the range of its first input, [1]-shaped.
+        ranges: of its values.
     Raises:
         PatternRefused: a node of the graph is part of no layer that is known here.
         ValueError: a range is missing.
     """
     layers = parse_layers(model.graph)
-    missing = [name for name in observed_nodes(model) if name not in ranges]
-    if missing:
-        raise ValueError(f"no range for the first input of {len(missing)} nodes, of which the first is {missing[0]!r}")
-    by_value: dict[ir.Value, Range] = {}
-    for node in model.graph:
-        if node.name in ranges and node.inputs[0] is not None:
-            by_value[node.inputs[0]] = ranges[str(node.name)]
-    return ChannelsLast(model, by_value).build(layers)
+    integer = _integer_convolutions(layers)
+    names, readers = [layer.name for layer in integer], observed_results(model)
+    for wanted, found in ((names, ranges.inputs), (readers, ranges.results)):
+        missing = [name for name in wanted if name not in found]
+        if missing:
+            raise ValueError(f"no range for the first input of {len(missing)} nodes, the first of them {missing[0]!r}")
+    inputs = {layer.x: ranges.inputs[layer.name] for layer in integer}
+    results = (layer.y for layer in integer if layer.kernel_size > 1)
+    channels = {value: ranges.results[name] for value, name in zip(results, readers, strict=True)}
+    return ChannelsLast(model, integer, inputs, channels).build(layers)
 
 
-def _quantized_values(layers: Sequence[Layer]) -> list[ir.Value]:
-    """What is ever u8, but the picture: each convolution's input and each 3x3 convolution's result."""
+def _integer_convolutions(layers: Sequence[Layer]) -> list[Convolution]:
+    """All but those of f_hat, the shortcuts and the picture's."""
     pictures = {layer.x for layer in layers if isinstance(layer, Picture)}
-    values: dict[ir.Value, None] = {}
-    for layer in layers:
-        if isinstance(layer, Convolution):
-            values[layer.x] = None
-            if layer.kernel_size > 1 and layer.y not in pictures:
-                values[layer.y] = None
-    return list(values)
+    narrow = {layer.y for layer in layers if isinstance(layer, GroupNorm | Attention)}
+    first = next((i for i, layer in enumerate(layers) if not isinstance(layer, Convolution) or layer.upsampled), 0)
+    return [
+        layer
+        for layer in layers[first:]
+        if isinstance(layer, Convolution) and layer.y not in pictures and (layer.kernel_size > 1 or layer.x in narrow)
+    ]

@@ -16,14 +16,15 @@ from nextscale.export.decoder_graph import build_decoder_graph
 from nextscale.export.reference import generate
 from nextscale.export.stage_graph import build_stage_graph
 from nextscale.graph_passes.observe_ranges import PARTS, observe_channels, observe_pairs, observe_ranges
-from nextscale.graph_passes.pipeline import decoder_layers, stage_layers
+from nextscale.graph_passes.pipeline import stage_layers
 from nextscale.graph_passes.qparams import Range
+from nextscale.graph_passes.quantize_decoder import integer_convolutions, observe_decoder, observed_results
 from nextscale.runtime import Bundle, Generator
 
 # ONNX Runtime and torch add in another order: parity's bound.
 TOLERANCE = 1e-4
 CALIBRATION = CalibrationSettings(images=5, batch_size=2)
-Observed = tuple[Bundle, list[str], list[str], list[str], list[str]]
+Observed = tuple[Bundle, list[str], list[str], list[str], tuple[list[str], list[str]]]
 BY_CHANNEL = ["blocks.0.attn.q", "blocks.1.attn.proj"]
 PAIRS = ["blocks.0.attn.q", "blocks.1.ffn.fc2"]
 
@@ -33,10 +34,11 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Observed:
     """The tiny model with observers, as a build writes it, and the observed nodes of stage and decoder."""
     source, folder = tiny_source(), tmp_path_factory.mktemp("observed")
     stage, decoder = build_stage_graph(source.var, source.vqvae.quantize), build_decoder_graph(source.vqvae)
-    names = list(stage_layers(stage, tiny_recipe("static-w8a8")).static), decoder_layers(decoder)
-    observed_stage = observe_pairs(observe_channels(observe_ranges(stage, names[0]), BY_CHANNEL), PAIRS)
-    build._write(source, folder, observed_stage, observe_ranges(decoder, names[1]), {"name": "fp32"})
-    return Bundle.open(folder), names[0], BY_CHANNEL, PAIRS, names[1]
+    layers = list(stage_layers(stage, tiny_recipe("static-w8a8")).static)
+    observed_stage = observe_pairs(observe_channels(observe_ranges(stage, layers), BY_CHANNEL), PAIRS)
+    build._write(source, folder, observed_stage, observe_decoder(decoder), {"name": "fp32"})
+    nodes = integer_convolutions(decoder), observed_results(decoder)
+    return Bundle.open(folder), layers, BY_CHANNEL, PAIRS, nodes
 
 
 def run(observed: Observed, **settings: float) -> Calibration:
@@ -87,10 +89,12 @@ def test_token_maps_are_those_of_plain_sampling(calibration: Calibration, fp32_b
 
 
 def test_every_layer_has_a_range_for_each_stage(observed: Observed, calibration: Calibration) -> None:
-    _, layers, _, _, nodes = observed
+    _, layers, _, _, (convolutions, results) = observed
     assert list(calibration.stage_ranges) == layers
-    assert list(calibration.decoder_ranges) == nodes
-    for ranges, stages in ((calibration.stage_ranges, 4), (calibration.decoder_ranges, 1)):
+    assert list(calibration.decoder_ranges.inputs) == convolutions
+    assert list(calibration.decoder_ranges.results) == results
+    assert {found.minimum.ndim for found in calibration.decoder_ranges.results.values()} == {1}
+    for ranges, stages in ((calibration.stage_ranges, 4), (calibration.decoder_ranges.inputs, 1)):
         for name, found in ranges.items():
             assert found.minimum.shape == found.maximum.shape == (stages,), name
             assert (found.minimum < found.maximum).all(), name
@@ -105,14 +109,14 @@ def assert_range(found: Range, inputs: list[torch.Tensor]) -> None:
 
 
 def test_ranges_are_those_of_the_torch_model(calibration: Calibration) -> None:
-    """On the same tokens: of a layer in the middle of the transformer, and of the decoder's first and last."""
+    """On the same tokens: of a layer in the middle of the transformer, and of two of the decoder's."""
     source = tiny_source()
     inputs: dict[str, list[torch.Tensor]] = {}
     watched = {
         "blocks.1.ffn.fc2": source.var.blocks[1].ffn.fc2,
         "blocks.1.attn.q": source.var.blocks[1].attn,
-        "post_quant_conv": source.vqvae.post_quant_conv,
-        "decoder.conv_out": source.vqvae.decoder.conv_out,
+        "decoder.mid.block_1.conv1": source.vqvae.decoder.mid.block_1.conv1,
+        "decoder.mid.attn_1.qkv": source.vqvae.decoder.mid.attn_1.qkv,
     }
     for name, module in watched.items():
         module.register_forward_pre_hook(lambda _, x, name=name: inputs.setdefault(name, []).append(x[0]))
@@ -120,8 +124,8 @@ def test_ranges_are_those_of_the_torch_model(calibration: Calibration) -> None:
     generate(source.var, source.vqvae, labels, torch.zeros(tokens.shape), tokens, cfg_scale=CALIBRATION.cfg_scale)
     for name in ("blocks.1.ffn.fc2", "blocks.1.attn.q"):
         assert_range(calibration.stage_ranges[name], inputs[name])
-    for name in ("post_quant_conv", "decoder.conv_out"):
-        assert_range(calibration.decoder_ranges[name], inputs[name])
+    for name in ("decoder.mid.block_1.conv1", "decoder.mid.attn_1.qkv"):
+        assert_range(calibration.decoder_ranges.inputs[name], inputs[name])
 
 
 def test_the_range_of_a_layer_is_that_of_its_channels(calibration: Calibration) -> None:

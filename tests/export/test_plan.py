@@ -224,7 +224,7 @@ def test_a_recipe_whose_layers_are_all_float(source: Source, tmp_path: Path) -> 
     plan = plan_of(source, tmp_path, recipe)
     assert stage_layers(build_stage_graph(source.var, source.vqvae.quantize), recipe).names() == []
     assert (plan.stage.ranges, plan.stage.pair_ranges, plan.stage.minima) == ({}, {}, {})
-    assert plan.decoder_ranges
+    assert plan.decoder_ranges.inputs
     expected = ir.to_proto(build_stage_graph(source.var, source.vqvae.quantize)).SerializeToString()
     assert ir.to_proto(quantized(source, plan)).SerializeToString() == expected
 

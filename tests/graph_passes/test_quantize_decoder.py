@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -20,9 +22,15 @@ from nextscale.export.graph_builder import Constants, add_output, finish, new_bu
 from nextscale.graph_passes import channels_last
 from nextscale.graph_passes.decoder_patterns import PatternRefused
 from nextscale.graph_passes.integer_convolution import integer_kernel
-from nextscale.graph_passes.observe_ranges import observe_ranges, observed_name
+from nextscale.graph_passes.observe_ranges import channels_name, observed_name
 from nextscale.graph_passes.qparams import ActivationQParams, Range
-from nextscale.graph_passes.quantize_decoder import observed_nodes, quantize_decoder
+from nextscale.graph_passes.quantize_decoder import (
+    DecoderRanges,
+    integer_convolutions,
+    observe_decoder,
+    observed_results,
+    quantize_decoder,
+)
 from nextscale.graph_passes.subpixel_upsample import subpixel_kernels
 
 SEED = 0
@@ -35,10 +43,13 @@ def run(model: ir.Model, f_hat: NDArray[np.float32], *outputs: str) -> list[NDAr
     return session.run(outputs or None, {"f_hat": f_hat})
 
 
-def observe(model: ir.Model, f_hat: NDArray[np.float32]) -> dict[str, Range]:
-    names = observed_nodes(model)
-    found = run(observe_ranges(model, names), f_hat, *(observed_name(name) for name in names))
-    return {name: Range(ends[:1], ends[1:]) for name, ends in zip(names, found, strict=True)}
+def observe(model: ir.Model, f_hat: NDArray[np.float32]) -> DecoderRanges:
+    inputs, results = integer_convolutions(model), observed_results(model)
+    outputs = [observed_name(name) for name in inputs] + [channels_name(name) for name in results]
+    found = [Range(*ends.reshape(2, -1)) for ends in run(observe_decoder(model), f_hat, *outputs)]
+    return DecoderRanges(
+        dict(zip(inputs, found[: len(inputs)], strict=True)), dict(zip(results, found[len(inputs) :], strict=True))
+    )
 
 
 def psnr(a: NDArray, b: NDArray) -> float:
@@ -57,7 +68,7 @@ def f_hat(decoder) -> NDArray[np.float32]:
 
 
 @pytest.fixture(scope="module")
-def ranges(decoder, f_hat) -> dict[str, Range]:
+def ranges(decoder, f_hat) -> DecoderRanges:
     return observe(decoder, f_hat)
 
 
@@ -66,13 +77,23 @@ def quantized(decoder, ranges) -> ir.Model:
     return quantize_decoder(decoder, ranges)
 
 
-def test_every_convolution_is_integer_and_valid(decoder, quantized):
+FLOAT = ("post_quant_conv", "decoder.conv_in", "decoder.conv_out")
+
+
+def test_convolutions_are_integer_and_valid(decoder, quantized):
+    """All but those of f_hat, the shortcuts and the last."""
     counts = Counter(node.op_type for node in quantized.graph)
-    convs = [node for node in decoder.graph if node.op_type == "Conv"]
-    linear = [node for node in convs if list(node.attributes.get_ints("kernel_shape")) == [1, 1]]
-    assert counts["Conv"] == 0
+    convs = {
+        str(node.name): list(node.attributes.get_ints("kernel_shape"))
+        for node in decoder.graph.all_nodes()
+        if node.op_type == "Conv"
+    }
+    integer = integer_convolutions(decoder)
+    assert set(convs) - set(integer) == {name for name in convs if name in FLOAT or name.endswith("nin_shortcut")}
+    linear = [name for name in integer if convs[name] == [1, 1]]
+    assert counts["Conv"] == 2
     assert counts["MatMulIntegerToFloat"] == len(linear)
-    assert counts["QLinearConv"] == len(convs) - len(linear) + 3  # one upsampling is four convolutions
+    assert counts["QLinearConv"] == len(integer) - len(linear) + 3  # one upsampling is four convolutions
     assert counts["Transpose"] == 1 + counts["Softmax"]
     for name, tensor in quantized.graph.initializers.items():
         if name.endswith(".codes"):
@@ -93,15 +114,17 @@ def test_contract_and_source_stay(decoder, ranges, quantized):
     assert len(set(values)) == len(values)
 
 
-def test_missing_range_is_refused(decoder, ranges):
-    fewer = {name: observed for name, observed in ranges.items() if name != "decoder.conv_in"}
-    with pytest.raises(ValueError, match=r"no range .* of 1 nodes, .* 'decoder\.conv_in'"):
-        quantize_decoder(decoder, fewer)
+@pytest.mark.parametrize("kind", ["inputs", "results"])
+def test_missing_range_is_refused(decoder, ranges, kind):
+    found = dict(getattr(ranges, kind))
+    missing, _ = found.popitem()
+    with pytest.raises(ValueError, match=f"no range .* of 1 nodes, .* '{re.escape(missing)}'"):
+        quantize_decoder(decoder, replace(ranges, **{kind: found}))
 
 
 def test_integer_decoder_is_refused(quantized):
     with pytest.raises(PatternRefused, match=r"\(Transpose\): part of no layer of a decoder"):
-        quantize_decoder(quantized, {})
+        quantize_decoder(quantized, DecoderRanges({}, {}))
 
 
 @pytest.mark.parametrize("strip_bytes", [channels_last.STRIP_BYTES, 1 << 12])
@@ -117,12 +140,31 @@ def test_picture_is_close_and_independent_of_the_batch(decoder, ranges, f_hat, s
 
 def conv_oracle(x: NDArray, weight: NDArray, bias: NDArray, pads: list[int], qx: ActivationQParams) -> NDArray:
     """The real numbers that an integer convolution of codes [in, H, W] stands for, float64 [out, H', W']."""
-    top, left, bottom, right = pads
     kernel = integer_kernel(weight, bias, qx)
-    centred = np.pad(x.astype(np.int64) - qx.zero_point[0], ((0, 0), (top, bottom), (left, right)))
-    windows = np.lib.stride_tricks.sliding_window_view(centred, weight.shape[2:], axis=(1, 2))
-    total = np.einsum("ihwab,oiab->ohw", windows, kernel.weight.codes.astype(np.int64)) + kernel.bias[:, None, None]
-    return total * (kernel.weight.scale.astype(np.float64) * qx.scale[0])[:, None, None]
+    total = sums(x.astype(np.int64) - qx.zero_point[0], kernel.weight.codes.astype(np.int64), pads)
+    return (total + kernel.bias[:, None, None]) * (kernel.weight.scale.astype(np.float64) * qx.scale[0])[:, None, None]
+
+
+def sums(x: NDArray, weight: NDArray, pads: list[int]) -> NDArray:
+    """A convolution of [in, H, W] with [out, in, ks, ks], zeros around it."""
+    top, left, bottom, right = pads
+    windows = np.lib.stride_tricks.sliding_window_view(
+        np.pad(x, ((0, 0), (top, bottom), (left, right))), weight.shape[2:], axis=(1, 2)
+    )
+    return np.einsum("ihwab,oiab->ohw", windows, weight)
+
+
+def result_oracle(
+    x: NDArray, weight: NDArray, bias: NDArray, pads: list[int], qx: ActivationQParams, observed: Range
+) -> NDArray:
+    """An integer convolution's result as its codes have it, each channel in its own range."""
+    low, scale = (ends.astype(np.float64)[:, None, None] for ends in (observed.minimum, span(observed)))
+    codes = np.clip(np.round(conv_oracle(x, weight, bias - observed.minimum, pads, qx) / scale), 0, 255)
+    return codes * scale + low
+
+
+def span(observed: Range) -> NDArray[np.float32]:
+    return np.maximum((observed.maximum - observed.minimum) / np.float32(255), np.finfo(np.float32).tiny)
 
 
 def group_norm_silu_oracle(x: NDArray, norm: nn.GroupNorm) -> NDArray:
@@ -136,40 +178,60 @@ def group_norm_silu_oracle(x: NDArray, norm: nn.GroupNorm) -> NDArray:
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("strip_bytes", [channels_last.STRIP_BYTES, 1 << 10])
 def test_integer_arithmetic(seed, strip_bytes, monkeypatch):
-    """Convolution, GroupNorm, SiLU, upsampled convolution and picture against integers in NumPy."""
+    """A residual block with a shortcut, an upsampled convolution and the picture against integers in NumPy."""
     monkeypatch.setattr(channels_last, "STRIP_BYTES", strip_bytes)
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     height, width = (int(2 * side) for side in rng.integers(1, 6, 2))
     builder = new_builder("decoder")
     parts = DecoderParts(builder.op, Constants(builder))
-    first, norm = nn.Conv2d(4, 64, 3, padding=1), nn.GroupNorm(NORM_GROUPS, 64, eps=NORM_EPS)
-    upsample, last = nn.Conv2d(64, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
-    nn.init.normal_(norm.weight)
-    nn.init.normal_(norm.bias)
-    h = parts.conv("first", first, builder.input("f_hat", ir.DataType.FLOAT, ["B", 4, height, width]))
-    h = parts.silu(parts.group_norm("norm", norm, h))
+    norms = [nn.GroupNorm(NORM_GROUPS, 64, eps=NORM_EPS) for _ in range(2)]
+    for norm in norms:
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    layers = {
+        "first": nn.Conv2d(4, 64, 3, padding=1),
+        "conv1": nn.Conv2d(64, 64, 3, padding=1),
+        "conv2": nn.Conv2d(64, 32, 3, padding=1),
+        "shortcut": nn.Conv2d(64, 32, 1),
+        "upsample": nn.Conv2d(32, 8, 3, padding=1),
+        "last": nn.Conv2d(8, 3, 3, padding=1),
+    }
+    with torch.no_grad():
+        layers["conv1"].weight[0] = 0  # a channel that never changes has a range of nothing
+    x = parts.conv("first", layers["first"], builder.input("f_hat", ir.DataType.FLOAT, ["B", 4, height, width]))
+    h = parts.silu(parts.group_norm("norm1", norms[0], x))
+    h = parts.silu(parts.group_norm("norm2", norms[1], parts.conv("conv1", layers["conv1"], h)))
+    h, shortcut = parts.conv("conv2", layers["conv2"], h), parts.conv("shortcut", layers["shortcut"], x)
+    h = parts.op.Add(h, shortcut, _name="add")
     scales = parts.constants("scales", np.array([1, 1, 2, 2], np.float32))
     modes = {"mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}
-    h = parts.conv("upsample", upsample, parts.op.Resize(h, None, scales, **modes, _name="resize"))
-    images = parts.picture(parts.conv("last", last, h))
+    h = parts.conv("upsample", layers["upsample"], parts.op.Resize(h, None, scales, **modes, _name="resize"))
+    images = parts.picture(parts.conv("last", layers["last"], h))
     add_output(builder, images, "images", ir.DataType.UINT8, ["B", 2 * height, 2 * width, 3])
     model = finish(builder)
     f_hat = rng.standard_normal((2, 4, height, width)).astype(np.float32)
     ranges = observe(model, f_hat)
-    assert list(ranges) == ["first", "norm.grouped", "resize", "last"]
+    assert list(ranges.inputs) == ["conv1", "conv2", "upsample"]
     found = run(quantize_decoder(model, ranges), f_hat)[0]
 
-    q_in, q_first, q_norm, q_up = (ActivationQParams.from_range(observed) for observed in ranges.values())
-    w_first, w_up, w_last = ((c.weight.detach().numpy(), c.bias.detach().numpy()) for c in (first, upsample, last))
+    q1, q2, q_up = (ActivationQParams.from_range(observed) for observed in ranges.inputs.values())
+    r1, r2, r_up = ranges.results.values()
+    w = {name: (conv.weight.detach().numpy(), conv.bias.detach().numpy()) for name, conv in layers.items()}
+
+    def floats(name: str, x: NDArray) -> NDArray:
+        weight, bias = w[name]
+        return sums(x, weight, [weight.shape[2] // 2] * 4) + bias[:, None, None]
+
     for x, picture in zip(f_hat, found, strict=True):
-        h = q_first.quantize(conv_oracle(q_in.quantize(x), *w_first, [1] * 4, q_in))
-        h = q_norm.quantize(group_norm_silu_oracle(q_first.dequantize(h), norm))
-        up = np.empty((8, 2 * height, 2 * width), np.uint8)
-        for k in subpixel_kernels(w_up[0]):
-            up[:, k.i :: 2, k.j :: 2] = q_up.quantize(conv_oracle(h, k.weight, w_up[1], k.pads, q_norm))
-        image = conv_oracle(up, *w_last, [1] * 4, q_up)
-        expected = np.clip(np.round(127.5 * (image + 1)), 0, 255).transpose(1, 2, 0)
+        first = floats("first", x)
+        h = q1.quantize(group_norm_silu_oracle(first, norms[0]))
+        h = q2.quantize(group_norm_silu_oracle(result_oracle(h, *w["conv1"], [1] * 4, q1, r1), norms[1]))
+        h = q_up.quantize(result_oracle(h, *w["conv2"], [1] * 4, q2, r2) + floats("shortcut", first))
+        up = np.empty((8, 2 * height, 2 * width))
+        for k in subpixel_kernels(w["upsample"][0]):
+            up[:, k.i :: 2, k.j :: 2] = result_oracle(h, k.weight, w["upsample"][1], k.pads, q_up, r_up)
+        expected = np.clip(np.round(127.5 * (floats("last", up) + 1)), 0, 255).transpose(1, 2, 0)
         # float32 against float64 flips a few ties of u8 rounding, each of which moves a pixel by one code at most.
         difference = np.abs(picture.astype(int) - expected)
         assert difference.max() <= 1, f"seed {seed}"

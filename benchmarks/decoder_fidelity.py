@@ -1,0 +1,82 @@
+"""How far a bundle's decoder is from full precision's: the same token maps decoded by both.
+
+PSNR says how much pixels differ; the distance between both sets of pictures, as FID-E measures it, what a feature
+network makes of that. Times are of interleaved runs.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from provenance import provenance, publish
+
+from nextscale.calib_data.token_maps import TokenMaps
+from nextscale.evaluate.feature_network import FeatureNetwork
+from nextscale.evaluate.image_metrics import frechet_distance
+from nextscale.evaluate.image_statistics import image_statistics
+from nextscale.export.sources import demo_source
+from nextscale.runtime.bundle import Bundle
+from nextscale.runtime.session import SessionOptions, open_session
+from nextscale.runtime.statistics import ratio_interval
+
+BATCH = 8
+
+
+@click.command()
+@click.argument("reference", type=click.Path(path_type=Path))
+@click.argument("bundles", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option("--token-maps", type=click.Path(path_type=Path), required=True, help="`nextscale calibrate`'s folder.")
+@click.option("--first", type=int, default=128, show_default=True, help="The first map, beyond those calibrated on.")
+@click.option("--rounds", type=int, default=20, show_default=True, help="Timed rounds, one picture each.")
+@click.option("--threads", type=int, default=2, show_default=True)
+def main(reference: Path, bundles: tuple[Path, ...], token_maps: Path, first: int, rounds: int, threads: int) -> None:
+    """Compare the decoders of BUNDLES of the demo model with that of REFERENCE."""
+    source, options = demo_source("demo"), SessionOptions(threads=threads)
+    maps = torch.from_numpy(TokenMaps.load(token_maps, source.model_info()).token_maps[first:])
+    sizes = [pn * pn for pn in source.vqvae.quantize.patch_nums]
+    with torch.no_grad():
+        f_hat = source.vqvae.quantize.accumulate(maps.split(sizes, dim=1))[0].numpy()
+    opened = [Bundle.open(path) for path in (reference, *bundles)]
+    sessions = [open_session(one.graph_path("decoder"), one.manifest.graphs["decoder"], options) for one in opened]
+
+    def decode(session: object, part: slice) -> NDArray[np.uint8]:
+        (images,) = session.run(["images"], {"f_hat": f_hat[part]})  # type: ignore[attr-defined]
+        return images  # type: ignore[no-any-return]
+
+    times: list[list[float]] = [[] for _ in sessions]
+    for r in range(rounds):
+        for session, seconds in zip(sessions, times, strict=True):
+            began = time.perf_counter()
+            decode(session, slice(r, r + 1))
+            seconds.append(time.perf_counter() - began)
+    network = FeatureNetwork("cpu", threads)
+    parts = [slice(i, i + BATCH) for i in range(0, len(f_hat), BATCH)]
+    pictures = [np.concatenate([decode(session, part) for part in parts]) for session in sessions]
+    gaussians = [image_statistics([images], network).gaussian for images in pictures]
+    lines = [
+        "# Integer decoders against full precision",
+        "",
+        *provenance(threads),
+        f"- {len(f_hat)} token maps of the demo model, decoded by both; FID-E is between both sets of pictures",
+        f"- times of one picture, {rounds} interleaved rounds",
+        "",
+        "| bundle | PSNR, dB | FID-E between them | time over full precision's |",
+        "|---|---|---|---|",
+    ]
+    for path, images, gaussian, seconds in zip(bundles, pictures[1:], gaussians[1:], times[1:], strict=True):
+        error = np.mean(np.square(images.astype(np.float64) - pictures[0]))
+        ratio = ratio_interval(seconds[1:], times[0][1:])
+        lines.append(
+            f"| {path.name} | {10 * np.log10(255**2 / error):.2f} | {frechet_distance(gaussian, gaussians[0]):.2f} | "
+            f"{ratio.mean:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] |"
+        )
+    publish("decoder_fidelity", lines)
+
+
+if __name__ == "__main__":
+    main()
