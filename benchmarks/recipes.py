@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
+import onnxruntime
 from provenance import RESULTS, provenance, publish
 
 from nextscale.calib_data.rounding import Rounding
@@ -22,6 +23,7 @@ from nextscale.export.build import build_bundle
 from nextscale.export.plan import BuildOptions
 from nextscale.export.sources import Source, demo_source
 from nextscale.graph_passes.recipe import Recipe, load_recipe
+from nextscale.runtime.machine import describe_machine
 from nextscale.runtime.next_scale_loop import Generator
 from nextscale.runtime.session import SessionOptions
 
@@ -79,13 +81,14 @@ def main(
             count = min(calibration_images, recipe.calibration.images)
             recipe = replace(recipe, calibration=replace(recipe.calibration, images=count))
         rounding = None
-        if recipe.weights.rounding == "reconstructed":
+        measured = result_path(work, recipe.name, images, cfg_scale).exists()
+        if recipe.weights.rounding == "reconstructed" and not measured:
             path = roundings / f"{recipe.name}.safetensors"
             if not path.exists():
                 missing.append(recipe.name)
                 continue
             rounding = Rounding.load(path)
-        if not (work / recipe.name).exists():
+        if not measured and not (work / recipe.name).exists():
             log(f"building {recipe.name}")
             found = maps.get(recipe.calibration.matching != "none")
             options = BuildOptions(recipe, session=session, token_maps=found, rounding=rounding)
@@ -103,8 +106,11 @@ def main(
             on_images=lambda done: log("images", done, images),
         )
         for one, values in as_json(agreements).items():
+            size = sum(path.stat().st_size for path in (work / one).iterdir()) / 1e6
+            values |= {"megabytes": size, "machine": describe_machine().cpu, "onnxruntime": onnxruntime.__version__}
             result_path(work, one, images, cfg_scale).write_text(json.dumps(values), encoding="utf-8")
     results = {r.name: json.loads(result_path(work, r.name, images, cfg_scale).read_text()) for r in built[1:]}
+    machines = sorted({f"{found['machine']} with onnxruntime {found['onnxruntime']}" for found in results.values()})
     lines = [
         "# Recipes on the demo model, teacher-forced against full precision",
         "",
@@ -112,6 +118,7 @@ def main(
         f"- {images} images with labels over all classes, cfg_scale {cfg_scale:g}; the bundles' integer graphs in ONNX "
         "Runtime",
         "- KL of the guided distributions, nats a token, mean ± standard error over images",
+        f"- each result measured on {', '.join(machines)}; the machine above printed them",
         *([f"- left out, no reconstructed weights: {', '.join(missing)}"] if missing else []),
         "",
         "| recipe | W/A | KL | top-1 | MB | KL by stage |",
@@ -119,11 +126,10 @@ def main(
     ]
     for recipe in built[1:]:
         found = results[recipe.name]
-        size = sum(path.stat().st_size for path in (work / recipe.name).iterdir()) / 1e6
         stages = " ".join(f"{kl:.3f}" for kl in found["stage_kl"])
         lines.append(
             f"| {recipe.name} | {recipe.weights.bits}/{recipe.activations.bits} | {found['kl']:.4f} ± "
-            f"{found['kl_stderr']:.4f} | {found['top1']:.1%} | {size:.1f} | {stages} |"
+            f"{found['kl_stderr']:.4f} | {found['top1']:.1%} | {found['megabytes']:.1f} | {stages} |"
         )
     publish(name, lines)
     (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
