@@ -1,0 +1,127 @@
+"""Bundles of the demo model by recipe, built once, and their agreement with full precision, measured once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nextscale.calib_data.rounding import Rounding
+from nextscale.calib_data.token_maps import TokenMaps
+from nextscale.evaluate.teacher_forced import as_json, teacher_forced
+from nextscale.export.build import build_bundle
+from nextscale.export.plan import BuildOptions
+from nextscale.export.sources import Source, demo_source
+from nextscale.graph_passes.recipe import Recipe
+from nextscale.runtime.bundle import Bundle
+from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime.machine import describe_machine
+from nextscale.runtime.next_scale_loop import Generator
+from nextscale.runtime.session import SessionOptions
+
+ROUNDINGS = Path(__file__).parent / "roundings"
+FULL_PRECISION = "fp32"
+TOGETHER = 5  # bundles that share the reference's work
+
+
+def log(step: str, done: int = 0, total: int = 0) -> None:
+    """Progress on stderr."""
+    if not total or done % 16 == 0:
+        print(step, f"{done}/{total}" if total else "", file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class RecipeBundles:
+    """A folder of bundles of the demo model, WORK/{recipe}, and of results, so that an interrupted run goes on.
+
+    Attributes:
+        work: the folder.
+        session: threads and memory.
+        roundings: where reconstructed weights lie, {recipe}.safetensors.
+        map_folders: `nextscale calibrate`'s folders, by whether their maps are matched; without one a build samples.
+    """
+
+    work: Path
+    session: SessionOptions
+    roundings: Path
+    map_folders: Mapping[bool, Path]
+
+    @cached_property
+    def source(self) -> Source:
+        """The demo model."""
+        return demo_source("demo")
+
+    def can_build(self, recipe: Recipe) -> bool:
+        """Whether the weights that the recipe asks for are there."""
+        return recipe.weights.rounding == "nearest" or self._rounding_path(recipe).exists()
+
+    def build(self, recipe: Recipe) -> None:
+        """Make WORK/{recipe}, or find it there.
+
+        Raises:
+            NextscaleError: a bundle is there already, of another recipe of that name.
+        """
+        folder = self.work / recipe.name
+        if folder.exists():
+            _require_recipe(folder, recipe)
+            return
+        log(f"building {recipe.name}")
+        options = BuildOptions(
+            recipe, session=self.session, token_maps=self._token_maps(recipe), rounding=self._rounding(recipe)
+        )
+        build_bundle(replace(self.source, name=f"demo-{recipe.name}"), folder, options, log)
+
+    def open(self, name: str) -> Generator:
+        """A recipe's bundle, ready to generate."""
+        return Generator(self.work / name, self.session)
+
+    def agreements(self, names: Sequence[str], images: int, cfg_scale: float) -> dict[str, dict[str, Any]]:
+        """Teacher-forced agreement with full precision, by recipe; kept as WORK/{recipe}.{images}-{cfg_scale}.json."""
+        paths = {name: self.work / f"{name}.{images}-{cfg_scale:g}.json" for name in names}
+        pending = [name for name, path in paths.items() if not _newer(path, self.work / name)]
+        for first in range(0, len(pending), TOGETHER):
+            together = pending[first : first + TOGETHER]
+            log(f"comparing {', '.join(together)}")
+            found = teacher_forced(
+                self.open(FULL_PRECISION),
+                {name: self.open(name) for name in together},
+                images=images,
+                cfg_scale=cfg_scale,
+                on_images=lambda done: log("images", done, images),
+            )
+            for name, values in as_json(found).items():
+                size = Bundle.open(self.work / name).manifest.size
+                result = {"machine": describe_machine().cpu, "size_bytes": size, **values}
+                paths[name].write_text(json.dumps(result), encoding="utf-8")
+        return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items()}
+
+    def _rounding_path(self, recipe: Recipe) -> Path:
+        return self.roundings / f"{recipe.name}.safetensors"
+
+    def _rounding(self, recipe: Recipe) -> Rounding | None:
+        return None if recipe.weights.rounding == "nearest" else Rounding.load(self._rounding_path(recipe))
+
+    def _token_maps(self, recipe: Recipe) -> TokenMaps | None:
+        """As many of the maps as the recipe calibrates on, as if a build had sampled them."""
+        folder = self.map_folders.get(recipe.calibration.matching != "none")
+        if folder is None or recipe.precision == "fp32":
+            return None
+        maps, count = TokenMaps.load(folder, self.source.model_info()), recipe.calibration.images
+        return replace(maps, class_labels=maps.class_labels[:count], token_maps=maps.token_maps[:count])
+
+
+def _require_recipe(folder: Path, recipe: Recipe) -> None:
+    """Refuse a bundle whose recipe has other words; what its manifest says of calibration is its outcome."""
+    found, expected = Bundle.open(folder).manifest.recipe, recipe.as_dict()
+    changed = [key for key in expected if key != "calibration" and found.get(key, expected[key]) != expected[key]]
+    if changed:
+        raise NextscaleError(f"{folder}: built with another recipe ({', '.join(changed)}); remove it")
+
+
+def _newer(result: Path, bundle: Path) -> bool:
+    """Whether the result is of this bundle, not of one that was there before."""
+    return result.exists() and result.stat().st_mtime >= (bundle / "manifest.json").stat().st_mtime
