@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
+
 from nextscale.calib_data.rounding import Rounding
 from nextscale.calib_data.token_maps import TokenMaps
 from nextscale.evaluate.teacher_forced import as_json, teacher_forced
@@ -17,7 +19,7 @@ from nextscale.export.build import build_bundle
 from nextscale.export.plan import BuildOptions
 from nextscale.export.sources import Source, demo_source
 from nextscale.graph_passes.recipe import Recipe
-from nextscale.runtime.bundle import Bundle
+from nextscale.runtime.bundle import MANIFEST_NAME, Bundle
 from nextscale.runtime.errors import NextscaleError
 from nextscale.runtime.machine import describe_machine
 from nextscale.runtime.next_scale_loop import Generator
@@ -81,8 +83,8 @@ class RecipeBundles:
 
     def agreements(self, names: Sequence[str], images: int, cfg_scale: float) -> dict[str, dict[str, Any]]:
         """Teacher-forced agreement with full precision, by recipe; kept as WORK/{recipe}.{images}-{cfg_scale}.json."""
-        paths = {name: self.work / f"{name}.{images}-{cfg_scale:g}.json" for name in names}
-        pending = [name for name, path in paths.items() if not _newer(path, self.work / name)]
+        paths = {name: self._result_path(name, images, cfg_scale) for name in names}
+        pending = [name for name in names if not self.measured(name, images, cfg_scale)]
         for first in range(0, len(pending), TOGETHER):
             together = pending[first : first + TOGETHER]
             log(f"comparing {', '.join(together)}")
@@ -94,10 +96,20 @@ class RecipeBundles:
                 on_images=lambda done: log("images", done, images),
             )
             for name, values in as_json(found).items():
-                size = Bundle.open(self.work / name).manifest.size
-                result = {"machine": describe_machine().cpu, "size_bytes": size, **values}
-                paths[name].write_text(json.dumps(result), encoding="utf-8")
+                machine = {"machine": describe_machine().cpu, "onnxruntime": onnxruntime.__version__}
+                size = {"megabytes": Bundle.open(self.work / name).manifest.size / 1e6}
+                paths[name].write_text(json.dumps(values | size | machine), encoding="utf-8")
         return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items()}
+
+    def measured(self, name: str, images: int, cfg_scale: float) -> bool:
+        """Whether a recipe's agreement is there, of the bundle that is there, if any is."""
+        result, manifest = self._result_path(name, images, cfg_scale), self.work / name / MANIFEST_NAME
+        if not result.exists() or not manifest.exists():
+            return result.exists()
+        return result.stat().st_mtime >= manifest.stat().st_mtime
+
+    def _result_path(self, name: str, images: int, cfg_scale: float) -> Path:
+        return self.work / f"{name}.{images}-{cfg_scale:g}.json"
 
     def _rounding_path(self, recipe: Recipe) -> Path:
         return self.roundings / f"{recipe.name}.safetensors"
@@ -120,8 +132,3 @@ def _require_recipe(folder: Path, recipe: Recipe) -> None:
     changed = [key for key in expected if key != "calibration" and found.get(key, expected[key]) != expected[key]]
     if changed:
         raise NextscaleError(f"{folder}: built with another recipe ({', '.join(changed)}); remove it")
-
-
-def _newer(result: Path, bundle: Path) -> bool:
-    """Whether the result is of this bundle, not of one that was there before."""
-    return result.exists() and result.stat().st_mtime >= (bundle / "manifest.json").stat().st_mtime

@@ -163,7 +163,7 @@ def _table(
         lines.append(
             f"| {name} | {recipe.description} | {speed.speedup.mean:.2f} [{speed.speedup.low:.2f}, "
             f"{speed.speedup.high:.2f}] | {speed.images_per_second:.2f} | {found['kl']:.4f} ± {found['kl_stderr']:.4f} "
-            f"| {found['top1']:.1%} | {found['size_bytes'] / 1e6:.1f} | {'yes' if name in front else ''} |"
+            f"| {found['top1']:.1%} | {found['megabytes']:.1f} | {'yes' if name in front else ''} |"
         )
     return lines
 
