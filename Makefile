@@ -23,7 +23,7 @@ lint: $(VENV)/.ready
 	cd build && $(abspath $(BIN))/mypy --config-file ../pyproject.toml
 
 # The strict mode lays a tree of links that type checkers can follow. A folder is newer when a file in it is new.
-$(VENV)/.ready: pyproject.toml $(patsubst %,%/.,calib_data cli demo evaluate export graph_passes runtime)
+$(VENV)/.ready: pyproject.toml $(patsubst %,%/.,calib_data cli demo evaluate evaluate/peers export graph_passes runtime)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "setuptools>=77" wheel
 	$(BIN)/pip install --quiet "$(TORCH)"

@@ -15,8 +15,8 @@ import click
 from nextscale import __version__
 from nextscale.runtime.errors import NextscaleError
 
-# name -> what it does. Each is the click command of the same name in the module of the same name, imported only when
-# it runs, so that an install without torch has all those that need none.
+# name -> what it does. Each is the click command of the same name, - read as _, in the module of that name, imported
+# only when it runs, so that an install without torch has all those that need none.
 COMMANDS = {
     "demo": "Build, verify, measure and draw with the embedded demo model.",
     "build": "Turn a checkpoint, a preset or the demo model into a bundle.",
@@ -28,6 +28,7 @@ COMMANDS = {
     "metrics": "Measure the pictures of bundles as sets: FID-E and IS-E.",
     "theta": "Choose the threshold of attentive tokens under a budget of operations.",
     "bench": "Measure speed and memory of bundles, interleaved.",
+    "table-c": "Measure the paper's throughput table on this machine.",
     "report": "Put bundles and results into one HTML page.",
     "inspect": "Show what is in a bundle.",
     "verify": "Check a bundle's files, contract and tokens.",
@@ -45,7 +46,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(f"nextscale.cli.{cmd_name}"), cmd_name)
+        name = cmd_name.replace("-", "_")
+        command: click.Command = getattr(importlib.import_module(f"nextscale.cli.{name}"), name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -82,9 +82,11 @@ def build_stage_graph(var: VAR, quantizer: MultiScaleQuantizer, equalization: Eq
         present.append((key, value))
         builder.pop_module()
     logits = parts.guided_logits(op, x, modulations[-2], modulations[-1], stage, cfg_scale)
+    builder.push_module("sampling")
     tokens = sample(
         op, logits, rows(op, uniforms, span.begin, span.end, 1), rows(op, forced, span.begin, span.end, 1), top_k, top_p
     )
+    builder.pop_module()
     f_hat = parts.accumulate(op, tokens, f_hat, stage, span)
 
     add_output(builder, tokens, "tokens", INT64, ["B", "l"])
@@ -206,7 +208,10 @@ class StageParts:
         """One block: x [2B, l, C], past key [2B, H, d, T] and value [2B, H, T, d] -> x and the present ones."""
         ffn, name = self.torch_block(i).ffn, f"blocks.{i}"
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulations
-        h, key, value = self.attention(op, i, self.layer_norm(op, x, scale1, shift1), key, value)
+        h = self.layer_norm(op, x, scale1, shift1)
+        op.builder.push_module("attn")
+        h, key, value = self.attention(op, i, h, key, value)
+        op.builder.pop_module()
         x = op.Add(x, op.Mul(h, gamma1))
         h = self.layer_norm(op, x, scale2, shift2)
         fc1 = self.equalization.multiply(f"{name}.ffn.fc1", ffn.fc1.weight.detach())

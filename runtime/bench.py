@@ -4,11 +4,7 @@ Interleaved (A B A B ...) because a machine's speed drifts: a slow minute then s
 ratio of two bundles is taken from runs made one after the other.
 """
 
-import json
 import math
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from nextscale.runtime.bundle import Bundle
+from nextscale.runtime.contender import Worker, bundle_contender
 from nextscale.runtime.errors import NextscaleError
 from nextscale.runtime.machine import Machine, describe_machine, versions
 from nextscale.runtime.next_scale_loop import Generator
@@ -24,7 +21,6 @@ from nextscale.runtime.session import SessionOptions
 from nextscale.runtime.statistics import Interval, mean_interval, ratio_interval
 
 FORMS = {"generate": ("generate",), "streaming": ("stage", "decoder")}  # form -> the graphs it loads
-_WORKER = "import sys; sys.path[:] = {path!r}; from nextscale.runtime.bench_worker import main; main({arguments!r})"
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,7 @@ class BenchReport:
 
     def to_json(self) -> dict[str, Any]:
         """Numbers, texts, lists and objects alone; what is not finite becomes null."""
-        return _finite(asdict(self))
+        return finite(asdict(self))
 
 
 def bench(
@@ -216,15 +212,14 @@ def _measurement(
 def _footprint(
     bundle: Bundle, form: str, batch: int, options: SessionOptions, log: Callable[[str], object]
 ) -> Footprint:
-    """Load and generate in a fresh process, which finds its modules where this one does."""
+    """Load and generate in a fresh process."""
     log(f"memory of {bundle.path} ({form}, batch {batch})")
-    arguments = {"bundle": os.path.abspath(bundle.path), "form": form, "batch": batch, "options": asdict(options)}
-    code = _WORKER.format(path=[os.path.abspath(entry) for entry in sys.path], arguments=arguments)
-    worker = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    if worker.returncode:
-        reason = (worker.stderr.strip().splitlines() or [f"exit code {worker.returncode}"])[-1]
-        raise NextscaleError(f"{bundle.path}: measuring memory ({form}, batch {batch}) failed: {reason}")
-    return Footprint(**json.loads(worker.stdout))
+    try:
+        with Worker(bundle_contender(form, bundle, form, options)) as worker:
+            reply = worker.request(batch, seed=0)
+    except NextscaleError as error:
+        raise NextscaleError(f"{bundle.path}: measuring memory ({form}, batch {batch}) failed: {error}") from None
+    return Footprint(worker.load_seconds, reply.seconds, reply.peak_memory_bytes)
 
 
 def _require(condition: bool, message: str) -> None:
@@ -232,9 +227,10 @@ def _require(condition: bool, message: str) -> None:
         raise NextscaleError(message)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """What JSON can hold: lists for tuples, null for what is not finite."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

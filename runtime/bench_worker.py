@@ -1,6 +1,10 @@
-"""The fresh process in which `bench` measures load time and peak memory; prints a Footprint as JSON."""
+"""The process in which a bundle is measured alone: it loads, then generates what it is asked for on stdin.
+
+`contender` has the protocol.
+"""
 
 import json
+import os
 import resource
 import sys
 import time
@@ -8,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from nextscale.runtime.bench import FORMS, time_batch
+from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime.machine import versions
 from nextscale.runtime.next_scale_loop import Generator
 from nextscale.runtime.session import SessionOptions
 
@@ -15,13 +21,25 @@ _STATUS = Path("/proc/self/status")
 
 
 def main(arguments: dict[str, Any]) -> None:
-    """Load the graphs of one form, generate one batch, print what it took."""
-    begin = time.perf_counter()
-    generator = Generator(arguments["bundle"], SessionOptions(**arguments["options"]))
-    generator.load(*FORMS[arguments["form"]])
-    load_seconds = time.perf_counter() - begin
-    first = time_batch(generator, arguments["form"], arguments["batch"], seed=0)
-    json.dump({"load_seconds": load_seconds, "first_seconds": first.total, "peak_bytes": peak_bytes()}, sys.stdout)
+    """Load the graphs of one form, say so, and serve requests until stdin ends."""
+    try:
+        if arguments["cpus"] is not None:
+            os.sched_setaffinity(0, arguments["cpus"])
+        begin = time.perf_counter()
+        generator = Generator(arguments["bundle"], SessionOptions(**arguments["options"]))
+        generator.load(*FORMS[arguments["form"]])
+        _say({"ready": True, "load_seconds": time.perf_counter() - begin, "versions": versions()})
+        for line in sys.stdin:
+            request = json.loads(line)
+            run = time_batch(generator, arguments["form"], request["batch"], request["seed"])
+            _say({"seconds": run.total, "peak_memory_bytes": peak_bytes()})
+    except NextscaleError as error:
+        _say({"error": str(error)})
+        sys.exit(1)
+
+
+def _say(message: dict[str, Any]) -> None:
+    print(json.dumps(message), flush=True)
 
 
 def peak_bytes() -> int:

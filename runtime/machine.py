@@ -13,6 +13,7 @@ from nextscale import __version__
 # The integer and wide float instruction sets that decide which kernels ONNX Runtime takes.
 _ISA = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
 _CPUINFO = Path("/proc/cpuinfo")
+_TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,21 @@ def describe_machine(cpuinfo: Path = _CPUINFO) -> Machine:
         logical_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         system=f"{platform.system()} {platform.release()}",
     )
+
+
+def physical_cpus(topology: Path = _TOPOLOGY) -> list[int]:
+    """One logical CPU of each core that this process may run on, in order; all it may, where nobody tells.
+
+    Args:
+        topology: Linux's folder of CPUs.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return list(range(os.cpu_count() or 1))
+    found: dict[str, int] = {}
+    for cpu in sorted(os.sched_getaffinity(0)):
+        siblings = topology / f"cpu{cpu}" / "topology" / "thread_siblings_list"
+        found.setdefault(siblings.read_text().strip() if siblings.is_file() else str(cpu), cpu)
+    return sorted(found.values())
 
 
 def saturation_warning(recipe: str, machine: Machine | None = None) -> str | None:

@@ -22,7 +22,7 @@ PACKAGES = {
     "nextscale": "nextscale",
     **{
         f"nextscale/{name}": name
-        for name in ("calib_data", "cli", "demo", "evaluate", "export", "graph_passes", "runtime")
+        for name in ("calib_data", "cli", "demo", "evaluate", "evaluate/peers", "export", "graph_passes", "runtime")
     },
 }
 DATA = ("py.typed", ".safetensors", ".json", ".md", "LICENSE-WEIGHTS")
@@ -49,7 +49,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     for folder in PACKAGES.values():
-        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / folder, source / folder, ignore=ignored, dirs_exist_ok=True)
     build = f"from setuptools import build_meta; build_meta.build_wheel({str(out)!r})"
     done = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,45 @@
+"""How attention is distributed in the demo model: what `nextscale table-c` gives to models with random weights.
+
+Writes evaluate/statistics/demo_attention.npz from a full-precision bundle of the demo model.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+
+from nextscale.calib_data.attention_scores import collect_scores, observed_bundle
+from nextscale.calib_data.calibrate import CalibrationSettings, calibration_labels
+from nextscale.calib_data.transfer_scores import statistics_writer
+from nextscale.runtime.bundle import Bundle
+from nextscale.runtime.image_io import write_files
+from nextscale.runtime.session import SessionOptions
+
+OUT = Path(__file__).parents[1] / "evaluate" / "statistics" / "demo_attention.npz"
+
+
+@click.command()
+@click.argument("bundle_dir", type=click.Path(path_type=Path))
+@click.option("--images", type=int, default=32, show_default=True)
+@click.option("--threads", type=int, default=2, show_default=True)
+def main(bundle_dir: Path, images: int, threads: int) -> None:
+    """Sample images with the full-precision bundle BUNDLE_DIR and count what its tokens draw."""
+    bundle = Bundle.open(bundle_dir)
+    labels = calibration_labels(bundle.model.num_classes, CalibrationSettings(images=images, seed=0))
+    sampled = np.full((images, bundle.model.num_tokens), -1, np.int64)
+    with observed_bundle(bundle) as observed:
+        statistics = collect_scores(
+            observed,
+            labels,
+            sampled,
+            SessionOptions(threads=threads),
+            on_images=lambda done: print(f"{done}/{images}", file=sys.stderr),
+        )
+    write_files({OUT: statistics_writer(statistics, bundle.model)})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""`nextscale table-c`: the paper's throughput table, measured on this machine."""
+
+import importlib
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from nextscale.cli.build import CHECKPOINT
+from nextscale.cli.options import IntegerList, spinning, threads
+from nextscale.evaluate.table_c import ROWS, TableC, measure_table_c
+from nextscale.evaluate.table_c_page import SPEED_HEADERS, batches, markdown, speed_cells, with_interval
+from nextscale.evaluate.time_split import PARTS
+from nextscale.export.presets import get_preset
+from nextscale.export.sources import checkpoint_source, demo_source, random_source, require_plain_name
+from nextscale.export.throughput_bundles import ModelOrigin, ThroughputBundles, file_sha256
+from nextscale.graph_passes.recipe import Recipe, load_recipe
+from nextscale.runtime.contender import Contender
+from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime.image_io import Writer, require_writable, write_files
+from nextscale.runtime.session import SessionOptions
+
+PEERS_MODULE = "nextscale.evaluate.peers"
+
+
+def find_peers() -> Callable[..., list[Contender]] | None:
+    """What makes the peers' contenders, `peers(source, work, threads)`, where nextscale has it."""
+    if importlib.util.find_spec(PEERS_MODULE) is None:
+        return None
+    found: Callable[..., list[Contender]] | None = getattr(importlib.import_module(PEERS_MODULE), "peers", None)
+    return found
+
+
+class Rows(click.ParamType):
+    """Recipes separated by commas: fp32,default."""
+
+    name = "rows"
+
+    def convert(self, value: str | list[Recipe], param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, list):
+            return value
+        recipes = [load_recipe(name.strip()) for name in value.split(",")]
+        names = [recipe.name for recipe in recipes]
+        if len(set(names)) < len(names):
+            self.fail(f"{value!r} has a row twice", param, ctx)
+        return recipes
+
+
+def peers_option(command: Callable[..., None]) -> Callable[..., None]:
+    """--peers, where there are any."""
+    if find_peers() is None:
+        return command
+    return click.option(
+        "--peers",
+        is_flag=True,
+        help=f"Also measure what a user would run instead; `python -m {PEERS_MODULE}.setup --work WORK/peers …` first.",
+    )(command)
+
+
+@click.command("table-c")
+@click.option("--model", default="var-d16", show_default=True, metavar="NAME",
+              help="A preset (random weights, unless --var and --vae are given), or demo.")  # fmt: skip
+@click.option("--var", type=CHECKPOINT, help="The transformer's checkpoint of that preset.")
+@click.option("--vae", type=CHECKPOINT, help="The VQVAE's checkpoint of that preset.")
+@click.option("--rows", type=Rows(), default=",".join(ROWS), show_default=True, help="Recipes; fp32 is the reference.")
+@click.option("--batch", "batch_sizes", type=IntegerList(), default="1", show_default=True, help="As in 1,8.")
+@threads
+@spinning
+@click.option("--processes", type=IntegerList(), metavar="P1,P2",
+              help="Also P pinned processes at the same time, for each P.")  # fmt: skip
+@click.option("--repetitions", type=click.IntRange(2), default=8, show_default=True, help="Timed rounds.")
+@click.option("--warmup", type=click.IntRange(0), default=1, show_default=True, help="Rounds before them.")
+@click.option("--work", type=click.Path(path_type=Path, file_okay=False), default=Path("out/table-c"),
+              show_default=True, help="Keeps the bundles: the same model goes on with them.")  # fmt: skip
+@click.option("--rebuild", is_flag=True, help="Build the bundles anew.")
+@click.option("--roundings", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="DIR",
+              help="Learned rounding of this model, RECIPE.safetensors.")  # fmt: skip
+@click.option("--calibration-images", type=click.IntRange(1), default=8, show_default=True, help="At most.")
+@click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Of random weights.")
+@peers_option
+@click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="All figures as JSON.")
+@click.option("--markdown", "markdown_path", type=click.Path(path_type=Path), metavar="FILE", help="The report.")
+@click.option("--plot", "plot_path", type=click.Path(path_type=Path), metavar="FILE", help="Bars, as PNG.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+def table_c(
+    model: str,
+    var: Path | None,
+    vae: Path | None,
+    rows: list[Recipe],
+    batch_sizes: list[int],
+    threads: int,
+    spinning: bool,
+    processes: list[int] | None,
+    repetitions: int,
+    warmup: int,
+    work: Path,
+    rebuild: bool,
+    roundings: Path | None,
+    calibration_images: int,
+    seed: int,
+    json_path: Path | None,
+    markdown_path: Path | None,
+    plot_path: Path | None,
+    quiet: bool,
+    peers: bool = False,
+) -> None:
+    """Measure the rows of the paper's Table C on this machine: images a second of the whole generation.
+
+    Bundles are built into WORK, or taken from there. Every row runs in a process of its own, in turns with the others,
+    and has its agreement with full precision on the demo model beside it.
+
+    \b
+    nextscale table-c --threads 2 --markdown table_c.md --plot table_c.png
+    nextscale table-c --batch 1,8 --processes 1,2,4 --json table_c.json
+    """
+    require_writable(path for path in (json_path, markdown_path, plot_path) if path is not None)
+    if plot_path is not None and importlib.util.find_spec("matplotlib") is None:
+        raise NextscaleError('--plot needs matplotlib, which is not installed: pip install "nextscale[eval]"')
+    if min(batch_sizes) < 1:
+        raise click.BadParameter("expected images at a time of 1 or more", param_hint="--batch")
+    session = SessionOptions(threads=threads, spinning=spinning)
+    console = Console(stderr=True, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
+    origin = _origin(model, var, vae, seed)
+    shown = _Steps(console)
+    built, operations = ThroughputBundles(origin, work, roundings, calibration_images, session).build(
+        rows, shown, rebuild
+    )
+    contenders = []
+    if peers:
+        make_peers = find_peers()
+        assert make_peers is not None
+        contenders = make_peers(origin.load(), work / "peers", threads)
+    table = measure_table_c(
+        built,
+        operations,
+        origin.description,
+        peers=contenders,
+        batches=batch_sizes,
+        processes=processes or (),
+        options=session,
+        repetitions=repetitions,
+        warmup=warmup,
+        log=console.print,
+    )
+    writers: dict[Path, Writer] = {}
+    if json_path is not None:
+        text = json.dumps(table.to_json(), indent=1, allow_nan=False) + "\n"
+        writers[json_path] = lambda file: file.write(text.encode())
+    if markdown_path is not None:
+        writers[markdown_path] = lambda file: file.write(markdown(table).encode())
+    if plot_path is not None:
+        from nextscale.evaluate.table_c_plot import plot_table_c
+
+        writers[plot_path] = lambda file: plot_table_c(file, table)
+    write_files(writers)
+    _print(table)
+
+
+class _Steps:
+    """Each step of a build as a line."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.last = console, ""
+
+    def __call__(self, step: str, done: int = 0, total: int = 0) -> None:
+        if step != self.last:
+            self.last = step
+            self.console.print(step)
+
+
+def _origin(model: str, var: Path | None, vae: Path | None, seed: int) -> ModelOrigin:
+    if (var is None) != (vae is None):
+        raise click.UsageError("--var and --vae go together")
+    if model == "demo":
+        if var is not None:
+            raise click.UsageError("--model demo does not go with --var")
+        return ModelOrigin({"name": "demo"}, lambda: demo_source("demo"), random=False)
+    name = get_preset(model).name
+    if var is not None and vae is not None:
+        files, called = {"var": file_sha256(var), "vae": file_sha256(vae)}, require_plain_name(var.stem)
+        return ModelOrigin({"name": name, **files}, lambda: checkpoint_source(called, var, vae, name), random=False)
+    description = {"name": name, "weights": "random", "seed": seed}
+    return ModelOrigin(description, lambda: random_source(name, name, seed), random=True)
+
+
+def _print(table: TableC) -> None:
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.width = max(console.width, 140) if not console.is_terminal else console.width
+    machine, settings = table.machine, table.settings
+    isa = " ".join(machine.isa) or "no known ISA flags"
+    console.print(f"{machine.cpu}, {machine.logical_cpus} logical CPUs, {isa}")
+    console.print(
+        f"threads {settings['threads'] or 'one a core'}, {settings['repetitions']} interleaved rounds, onnxruntime "
+        f"{table.versions['onnxruntime']}, nextscale {table.versions['nextscale']}"
+    )
+    for batch in batches(table):
+        console.print(_speed_table(table, batch))
+    for row in table.rows:
+        if row.split is not None and row.roofline_share is not None:
+            shares = ", ".join(f"{part} {row.split.parts[part] / row.split.total:.0%}" for part in PARTS)
+            console.print(f"{row.method}: {shares}; {row.roofline_share:.0%} of its roofline")
+    for row in table.rows:
+        if row.notes:
+            console.print(f"{row.method}: {'; '.join(row.notes)}")
+    for failure in table.failures.values():
+        console.print(f"left out: {failure}")
+    for warning in table.warnings():
+        console.print(f"warning: {warning}")
+    for speed in table.machine_speeds:
+        console.print(
+            f"{table.machine_recipe}, {speed.processes} x {speed.threads} threads, batch {speed.batch}: "
+            f"{with_interval(speed.images_per_second)} images/s"
+        )
+    console.print(table.recommendation)
+
+
+def _speed_table(table: TableC, batch: int) -> Table:
+    shown = Table(box=SIMPLE, title=f"{table.model.get('name', '')}, batch {batch}", title_justify="left")
+    shown.add_column("method", no_wrap=True)
+    for header in ("W/A", *SPEED_HEADERS):
+        shown.add_column(header, justify="right", no_wrap=True)
+    for row in table.rows:
+        if any(speed.batch == batch for speed in row.speeds):
+            shown.add_row(row.method, row.bits, *speed_cells(row, batch))
+    return shown

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_model import tiny_preset, tiny_source
+
+from nextscale.cli.main import main
+from nextscale.cli.table_c import find_peers
+from nextscale.evaluate import table_c as measuring
+from nextscale.evaluate.kernel_rates import KernelRates
+from nextscale.export import presets
+from nextscale.export.sources import Source
+from nextscale.runtime.contender import Contender
+from nextscale.runtime.machine import physical_cpus
+
+FAKE = Path(__file__).parents[1] / "fake_worker.py"
+FAST = ("--repetitions", "2", "--threads", "1", "--calibration-images", "2")
+FLOAT_ROW = ("--rows", "fp32")
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo model and the preset "tiny" are the tiny model; rates are not measured, which takes seconds."""
+    monkeypatch.setattr(measuring, "kernel_rates", lambda options: KernelRates(1e11, 4e11))
+    monkeypatch.setattr("nextscale.cli.table_c.demo_source", lambda name: tiny_source())
+    monkeypatch.setitem(presets.PRESETS, "tiny", tiny_preset())
+
+
+def run(*arguments: object) -> int:
+    return main(["table-c", *map(str, (*arguments, *FAST))])
+
+
+def shift_recipe(folder: Path) -> Path:
+    """A recipe as the paper's, with a budget that so small a model can keep."""
+    path = folder / "shift.toml"
+    path.write_text(
+        '[weights]\nrounding = "reconstructed"\n[activations]\ngranularity = "image"\n'
+        '[attention]\nproducts = "integer"\nweights = "log2"\nshift_and_sum = "residual"\nbudget = 0.5\n'
+        '[calibration]\nmatching = "published"\n'
+    )
+    return path
+
+
+def test_rows_are_built_measured_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    files = {name: tmp_path / f"table.{name}" for name in ("json", "md", "png")}
+    outputs = ("--json", files["json"], "--markdown", files["md"], "--plot", files["png"])
+    rows = f"fp32,default,{shift_recipe(tmp_path)}"
+    arguments = ("--model", "tiny", "--rows", rows, "--batch", "2,1", "--processes", "1", "--work", tmp_path / "work")
+    assert run(*arguments, *outputs) == 0
+    captured = capsys.readouterr()
+    assert "batch 2: round 2 of 2" in captured.err
+    for text in ("Full precision", "default", "images/s", "KL", "90.1%", "most images a second", "roofline"):
+        assert text in captured.out
+    report = json.loads(files["json"].read_text())
+    assert [row["name"] for row in report["rows"]] == ["fp32", "default", "shift"]
+    for row in report["rows"]:
+        assert [speed["batch"] for speed in row["speeds"]] == [1, 2]
+        assert all(len(speed["samples"]) == 2 for speed in row["speeds"])
+        assert row["speeds"][0]["peak_memory_bytes"] > 1e6
+        assert sum(row["split"]["parts"].values()) == pytest.approx(row["split"]["total"])
+        assert 0 < row["roofline_share"] < 1
+        assert [found["cores"] for found in row["predictions"]] == [1, 16]
+    full, default, shift = report["rows"]
+    assert full["speeds"][0]["ratio"]["mean"] == 1
+    assert (full["paper_ratio"], default["paper_ratio"]) == (1, None)
+    assert default["agreement"]["kl"] == pytest.approx(0.00604, abs=1e-5)
+    assert shift["agreement"] is None
+    assert shift["notes"][0] == "weights rounded to nearest"
+    assert "of the demo model's attention" in shift["notes"][1]
+    assert len(report["machine_speeds"]) == 2
+    assert report["settings"]["batches"] == [1, 2]
+    text = files["md"].read_text()
+    assert "| Full precision | 32/32 |" in text
+    assert "- shift: weights rounded to nearest; theta" in text
+    assert "Prediction" not in text  # of the paper's model alone
+    assert files["png"].read_bytes().startswith(b"\x89PNG")
+    built = {path.name for path in (tmp_path / "work").iterdir()}
+    assert built == {"model.json", "fp32", "default", "shift"}
+
+    # Again: with what is there, and nothing is built.
+    assert run("--model", "tiny", "--rows", "default", "--work", tmp_path / "work") == 0
+    assert "building graphs" not in capsys.readouterr().err
+
+
+def test_peers_stand_below_the_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fake(name: str, **settings: Any) -> Contender:
+        return Contender(name, (sys.executable, str(FAKE), json.dumps({"name": name, **settings})))
+
+    asked: list[object] = []
+
+    def peers(source: Source, work: Path, threads: int) -> list[Contender]:
+        asked.extend((source.name, work, threads))
+        return [fake("engine", seconds=[4.0]), fake("none", first='{"error": "gone"}')]
+
+    monkeypatch.setattr("nextscale.cli.table_c.find_peers", lambda: peers)
+    work, out = tmp_path / "work", tmp_path / "table.json"
+    assert run("--model", "demo", *FLOAT_ROW, "--work", work, "--peers", "--json", out) == 0
+    assert asked == ["tiny", work / "peers", 1]
+    assert "left out: none: gone" in capsys.readouterr().out
+    report = json.loads(out.read_text())
+    assert [row["name"] for row in report["rows"]] == ["fp32", "engine"]
+    assert report["rows"][1]["speeds"][0]["images_per_second"]["mean"] == 0.25
+    assert report["failures"] == {"none": "none: gone"}
+
+
+def test_peers_are_found_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nextscale.cli.table_c.PEERS_MODULE", "nextscale.evaluate.no_such_module")
+    assert find_peers() is None
+    monkeypatch.setattr("nextscale.cli.table_c.PEERS_MODULE", "nextscale.evaluate.throughput")
+    assert find_peers() is None
+    monkeypatch.setattr("nextscale.evaluate.throughput.peers", lambda source, work, threads: [], raising=False)
+    found = find_peers()
+    assert found is not None
+    assert found(tiny_source(), Path("work"), 2) == []
+
+
+BAD_USAGE = {
+    "unknown model": (["--model", "var-d17"], "no preset 'var-d17'"),
+    "unknown row": (["--model", "demo", "--rows", "fp32,nothing"], 'no recipe is named "nothing"'),
+    "a row twice": (["--model", "demo", "--rows", "fp32,fp32"], "has a row twice"),
+    "batch 0": (["--model", "demo", "--batch", "0"], "images at a time of 1 or more"),
+    "one repetition": (["--model", "demo", "--repetitions", "1"], "1 is not in the range"),
+    "half a checkpoint": (["--var", "var.pth"], "--var and --vae go together"),
+    "demo and checkpoint": (["--model", "demo", "--var", "a", "--vae", "b"], "does not go with --var"),
+    "missing checkpoint": (["--var", "none.pth", "--vae", "none.pth"], "none.pth: cannot be read"),
+    "unwritable": (["--json", "/proc/table.json"], "cannot write /proc/table.json"),
+    "work": (["--model", "demo", "--work", "/proc/work"], "cannot make /proc/work"),
+}
+
+
+@pytest.mark.parametrize(("usage", "message"), BAD_USAGE.values(), ids=BAD_USAGE.keys())
+def test_bad_usage_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, usage: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["table-c", *usage]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_many_processes_are_refused_before_the_measurement(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many = len(physical_cpus()) + 1
+    assert run("--model", "demo", *FLOAT_ROW, "--processes", f"1,{many}", "--work", tmp_path / "work") == 2
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[-1] == (
+        f"error: processes {many}: expected 1 to {many - 1}, the cores of this machine"
+    )
+    assert "round" not in captured.err
+
+
+def test_bundles_of_another_model_or_recipe_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work, recipe = tmp_path / "work", tmp_path / "row.toml"
+    recipe.write_text("")
+    assert run("--model", "tiny", "--rows", recipe, "--work", work) == 0
+    assert run("--model", "tiny", "--rows", recipe, "--work", work, "--seed", "1") == 2
+    assert "holds bundles of another model (name tiny, weights random, seed 0)" in capsys.readouterr().err
+    recipe.write_text("[weights]\nbits = 4\n")
+    assert run("--model", "tiny", "--rows", recipe, "--work", work) == 2
+    assert "built with another recipe of that name (weights)" in capsys.readouterr().err
+    assert run("--model", "tiny", "--rows", recipe, "--work", work, "--rebuild") == 0
+    (work / "model.json").unlink()
+    capsys.readouterr()
+    assert run("--model", "tiny", "--rows", recipe, "--work", work, "--rebuild") == 2
+    assert "row: not made by table-c: no model.json beside it" in capsys.readouterr().err
+
+
+def test_an_interruption_leaves_no_half_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measuring, "profile_bundle", interrupted)
+    out = tmp_path / "table.json"
+    assert run("--model", "demo", *FLOAT_ROW, "--work", tmp_path / "work", "--json", out) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "error: interrupted; nothing half-written was left"
+    assert {path.name for path in tmp_path.iterdir()} == {"work"}
+    assert {path.name for path in (tmp_path / "work").iterdir()} == {"model.json", "fp32"}
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
+    if children.is_file():
+        commands = [subprocess.run(["ps", "-o", "args=", pid], capture_output=True, text=True, check=False).stdout
+                    for pid in children.read_text().split()]  # fmt: skip
+        assert not any("bench_worker" in command for command in commands)
