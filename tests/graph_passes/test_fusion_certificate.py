@@ -174,7 +174,8 @@ def test_a_planned_layer_that_no_pass_quantized_is_refused(int8_bundle: Path) ->
 def test_the_manifest_names_each_layers_kernel(int8_bundle: Path) -> None:
     kernels = Bundle.open(int8_bundle).manifest.recipe["kernels"]
     assert kernels["stage"]["blocks.1.ffn.fc2.weight"] == "MatMulIntegerToFloat"
-    assert kernels["decoder"]["decoder.conv_in"] == "QLinearConv"
+    assert kernels["decoder"]["decoder.mid.block_1.conv1"] == "QLinearConv"
+    assert "decoder.conv_in" not in kernels["decoder"]
     assert set(kernels["stage"].values()) == {"MatMulIntegerToFloat"}
 
 
