@@ -37,7 +37,7 @@ def peers(source: Source, work: Path, threads: int, names: Sequence[str] | None 
     Raises:
         NextscaleError: a name is unknown.
     """
-    from nextscale.evaluate.peers.contenders import Workplace, checked_names, contender
+    from nextscale.evaluate.peers.contenders import PeerFolder, checked_names, contender
 
-    place = Workplace.of(source, work)
+    place = PeerFolder.of(source, work)
     return [contender(name, place, threads) for name in checked_names(names)]

@@ -21,7 +21,7 @@ _FAILURE = "import json, sys; print(json.dumps({'error': sys.argv[1]})); sys.exi
 
 
 @dataclass(frozen=True)
-class Workplace:
+class PeerFolder:
     """Where the peers of one model find what they need.
 
     Attributes:
@@ -33,7 +33,7 @@ class Workplace:
     model: Path
 
     @classmethod
-    def of(cls, source: Source, work: Path) -> Workplace:
+    def of(cls, source: Source, work: Path) -> PeerFolder:
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", source.name).strip(".-") or "model"
         work = work.absolute()
         return cls(work, work / f"{name}-{digest(source.var, source.vqvae)}")
@@ -98,7 +98,7 @@ def checked_names(names: Sequence[str] | None) -> tuple[str, ...]:
     return chosen
 
 
-def contender(name: str, place: Workplace, threads: int) -> Contender:
+def contender(name: str, place: PeerFolder, threads: int) -> Contender:
     """One peer's process."""
     library, _, precision = name.rpartition("-")
     missing = place.missing(name)

@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 
 from nextscale.evaluate.peers import NAMES
-from nextscale.evaluate.peers.contenders import Workplace, checked_names, contender
+from nextscale.evaluate.peers.contenders import PeerFolder, checked_names, contender
 from nextscale.evaluate.peers.stored_models import save_models
 from nextscale.export.bundle_writer import atomic_folder
 from nextscale.export.sources import Source, checkpoint_source, demo_source, random_source
@@ -45,7 +45,7 @@ def set_up(
     Raises:
         NextscaleError: a name is unknown.
     """
-    place = Workplace.of(source, work)
+    place = PeerFolder.of(source, work)
     failures: dict[str, str] = {}
     for name in checked_names(names):
         try:
@@ -58,7 +58,7 @@ def set_up(
     return failures
 
 
-def _set_up(name: str, source: Source, place: Workplace, threads: int, log: Log) -> None:
+def _set_up(name: str, source: Source, place: PeerFolder, threads: int, log: Log) -> None:
     library = name.rpartition("-")[0]
     place.model.mkdir(parents=True, exist_ok=True)
     _export(source, place, log)
@@ -85,7 +85,7 @@ def _set_up(name: str, source: Source, place: Workplace, threads: int, log: Log)
             _quantize_openvino(place, folder, threads)
 
 
-def _export(source: Source, place: Workplace, log: Log) -> None:
+def _export(source: Source, place: PeerFolder, log: Log) -> None:
     if place.exported.exists():
         return
     from nextscale.evaluate.peers.exported_graphs import export_graphs
@@ -96,7 +96,7 @@ def _export(source: Source, place: Workplace, log: Log) -> None:
         host_weights(source.var, source.vqvae).save(folder / "host.npz")
 
 
-def _install(place: Workplace, log: Log) -> None:
+def _install(place: PeerFolder, log: Log) -> None:
     """Make OpenVINO's environment, or make it again if it is of other packages or half made."""
     packages = "\n".join(OPENVINO_PACKAGES) + "\n"
     if place.installed.exists() and place.installed.read_text(encoding="utf-8") == packages:
@@ -108,7 +108,7 @@ def _install(place: Workplace, log: Log) -> None:
     place.installed.write_text(packages, encoding="utf-8")
 
 
-def _quantize_openvino(place: Workplace, folder: Path, threads: int) -> None:
+def _quantize_openvino(place: PeerFolder, folder: Path, threads: int) -> None:
     files = {name: str(place.exported / f"{name}.onnx") for name in ("condition", "step", "decoder")}
     arguments = files | {
         "host_weights": str(place.exported / "host.npz"),
@@ -137,7 +137,7 @@ def check(source: Source, work: Path, threads: int, names: Sequence[str], log: L
     failures: dict[str, str] = {}
     for name in names:
         try:
-            with Worker(contender(name, Workplace.of(source, work), threads)) as worker:
+            with Worker(contender(name, PeerFolder.of(source, work), threads)) as worker:
                 worker.request(1, 0)
                 reply = worker.request(1, 1)
         except NextscaleError as error:
