@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
-from kernel_rates import kernel_rates
 from provenance import RESULTS, provenance, publish
 
+from nextscale.evaluate.kernel_rates import kernel_rates
 from nextscale.runtime.bench import BenchReport, Measurement, bench
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.session import SessionOptions
@@ -63,17 +63,15 @@ def main(model: str, threads: int, repetitions: int, work: Path) -> None:
     """Build what is missing, measure, print and keep the results."""
     folder = work / model
     builds = {recipe: built(model, recipe, folder, threads) for recipe in RECIPES}
-    before = kernel_rates(threads)
+    options = SessionOptions(threads=threads)
+    before = kernel_rates(options)
     report = bench(
         [Bundle.open(folder / recipe) for recipe in RECIPES],
-        options=SessionOptions(threads=threads),
+        options=options,
         repetitions=repetitions,
         log=lambda line: print(line, file=sys.stderr),
     )
-    rates = {
-        name: (rate + after) / 2
-        for (name, rate), after in zip(before.items(), kernel_rates(threads).values(), strict=True)
-    }
+    rates = {name: rate / 1e9 for name, rate in asdict(before.mean_with(kernel_rates(options))).items()}
     publish(f"full_size_{model}", _report(model, threads, builds, rates, report))
     document = json.dumps({"kernel_gflops": rates, **report.to_json()}, indent=1)
     (RESULTS / f"full_size_{model}.json").write_text(document + "\n", encoding="utf-8")

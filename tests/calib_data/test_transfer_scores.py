@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from model_infos import VAR_D16
 
 from nextscale.calib_data.attention_scores import COUNTED, THETA_STEPS, ScoreStatistics, count_scores
 from nextscale.calib_data.choose_theta import attentive_shares, choose_theta
@@ -14,7 +15,6 @@ from nextscale.runtime.image_io import write_files
 from nextscale.runtime.manifest import ModelInfo
 
 MODEL = ModelInfo(10, (1, 2, 4), 64, 4096, 2, 256, 2, 32, 4)
-D16 = ModelInfo(1000, (1, 2, 3, 4, 5, 6, 8, 10, 13, 16), 256, 4096, 16, 1024, 16, 32, 16)
 THETAS = (0.01, 0.05, 0.2)
 
 
@@ -68,9 +68,9 @@ def test_other_stages_take_the_nearest(written: tuple[ScoreStatistics, Path]) ->
 
 
 def test_what_is_shipped_fits_the_papers_model() -> None:
-    statistics = demo_statistics(D16)
-    choice = choose_theta(statistics, D16, BitWidths(8, 8), 0.01)
+    statistics = demo_statistics(VAR_D16)
+    choice = choose_theta(statistics, VAR_D16, BitWidths(8, 8), 0.01)
     assert 0.001 < choice.theta < 0.02
     assert 0.009 < choice.extra_share <= 0.01
     assert choice.rows[:4] == (1, 5, 14, 30)
-    assert all(rows <= tokens for rows, tokens in zip(choice.rows, keys(D16), strict=True))
+    assert all(rows <= tokens for rows, tokens in zip(choice.rows, keys(VAR_D16), strict=True))

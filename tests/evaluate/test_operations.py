@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from model_infos import VAR_D16
 from tiny_model import tiny_models, tiny_source
 
 from nextscale.evaluate.operations import (
@@ -17,57 +18,44 @@ from nextscale.evaluate.operations import (
     queries,
     score_cost,
 )
-from nextscale.runtime.manifest import ModelInfo
 
-PATCH_NUMS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
-D16 = ModelInfo(
-    num_classes=1000,
-    patch_nums=PATCH_NUMS,
-    image_size=256,
-    vocab_size=4096,
-    depth=16,
-    embed_dim=1024,
-    num_heads=16,
-    latent_channels=32,
-    latent_size=16,
-)
 W4A6 = BitWidths(4, 6)
 
 
 def test_table_b_baseline_of_var_d16() -> None:
     """3.72T: printed with two decimals."""
-    assert model_cost(D16, W4A6).operations / 1e12 == pytest.approx(3.72, abs=0.005)
+    assert model_cost(VAR_D16, W4A6).operations / 1e12 == pytest.approx(3.72, abs=0.005)
 
 
 def test_table_b_eq_11_of_var_d16() -> None:
     """1.17G; the memory of 0.22M is a 32nd of the formula's bits."""
-    cost = score_cost(D16)
+    cost = score_cost(VAR_D16)
     assert cost.operations / 1e9 == pytest.approx(1.17, abs=0.005)
     assert cost.memory / 32 / 1e6 == pytest.approx(0.22, abs=0.005)
 
 
 def test_the_parts_of_var_d16() -> None:
     """The figures behind 3.72T, in G: 24 * (137 + 2.9 + ...) + 36 * 9.4."""
-    found = {part: count.sum() / 1e9 for part, count in multiply_adds(D16).items()}
+    found = {part: count.sum() / 1e9 for part, count in multiply_adds(VAR_D16).items()}
     expected = {"blocks": 136.9, "attention": 9.39, "head": 2.85, "ada_ln": 1.028, "word_embed": 0.02225}
     assert found == pytest.approx(expected, rel=1e-3)
-    bits = bit_operations(D16, W4A6)
-    assert bits["attention"].sum() == 36 * multiply_adds(D16)["attention"].sum()
-    assert bits["blocks"].sum() == 24 * multiply_adds(D16)["blocks"].sum()
+    bits = bit_operations(VAR_D16, W4A6)
+    assert bits["attention"].sum() == 36 * multiply_adds(VAR_D16)["attention"].sum()
+    assert bits["blocks"].sum() == 24 * multiply_adds(VAR_D16)["blocks"].sum()
 
 
 def test_eq_13_of_table_b_exceeds_what_scores_that_sum_to_1_allow() -> None:
     """sum(2n) < 2 / theta a head; even with both rows of guidance 33.35G is more."""
-    heads = D16.num_heads * D16.depth
-    bound = np.full(D16.num_stages, heads * 2 / 0.05)
-    one_row = aggregate_cost(D16, W4A6, np.zeros(D16.num_stages), bound).operations
+    heads = VAR_D16.num_heads * VAR_D16.depth
+    bound = np.full(VAR_D16.num_stages, heads * 2 / 0.05)
+    one_row = aggregate_cost(VAR_D16, W4A6, np.zeros(VAR_D16.num_stages), bound).operations
     assert one_row == pytest.approx(16.04e9, rel=1e-3)
     assert 2 * one_row < 33.35e9
 
 
 def test_tokens_of_each_stage() -> None:
-    assert queries(D16).sum() == D16.num_tokens == 680
-    assert keys(D16).tolist() == [1, 5, 14, 30, 55, 91, 155, 255, 424, 680]
+    assert queries(VAR_D16).sum() == VAR_D16.num_tokens == 680
+    assert keys(VAR_D16).tolist() == [1, 5, 14, 30, 55, 91, 155, 255, 424, 680]
 
 
 def test_weights_are_those_of_the_torch_model() -> None:
@@ -94,8 +82,8 @@ def test_copies_cost_what_appendix_d_says() -> None:
     for n in (1, 2, 4):
         tokens, copies = np.zeros(10), np.zeros(10)
         tokens[2], copies[2] = 1, 2 * n
-        assert duplicate_cost(D16, tokens, copies) == Cost(16 * (2 * n - 1) * (9 + 64), 2 * n * (9 + 16 * 64))
-        assert aggregate_cost(D16, W4A6, tokens, copies) == Cost(0, (2 * n - 1) * 36 * 64 * 9)
+        assert duplicate_cost(VAR_D16, tokens, copies) == Cost(16 * (2 * n - 1) * (9 + 64), 2 * n * (9 + 16 * 64))
+        assert aggregate_cost(VAR_D16, W4A6, tokens, copies) == Cost(0, (2 * n - 1) * 36 * 64 * 9)
 
 
 def test_costs_add_up() -> None:

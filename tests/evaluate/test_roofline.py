@@ -1,30 +1,19 @@
 from __future__ import annotations
 
 import pytest
+from model_infos import VAR_D16
 
 from nextscale.evaluate.kernel_rates import KernelRates, kernel_rates
 from nextscale.evaluate.roofline import CONVOLUTIONS, XEON_6226R, linear_operations, roofline_seconds
 from nextscale.graph_passes.recipe import load_recipe
-from nextscale.runtime.manifest import ModelInfo
 from nextscale.runtime.session import SessionOptions
 
-D16 = ModelInfo(
-    num_classes=1000,
-    patch_nums=(1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
-    image_size=256,
-    vocab_size=4096,
-    depth=16,
-    embed_dim=1024,
-    num_heads=16,
-    latent_channels=32,
-    latent_size=16,
-)
 RATES = KernelRates(float32=1e9, int8=4e9)
 
 
 def test_linear_operations_of_d16() -> None:
     """0.55 T: 12 C^2 in each block for 2 x 680 tokens, and C V for 680."""
-    operations = linear_operations(D16)
+    operations = linear_operations(VAR_D16)
     blocks = sum(count for name, count in operations.items() if ".attn." in name or ".ffn." in name)
     assert blocks == 2 * 12 * 1024**2 * 16 * 2 * 680
     assert operations["head"] == 2 * 1024 * 4096 * 680
@@ -41,7 +30,7 @@ def test_linear_operations_of_d16() -> None:
     ],
 )
 def test_each_layer_has_the_rate_of_its_numbers(recipe: str, floats: set[str] | None) -> None:
-    operations = linear_operations(D16) | {CONVOLUTIONS: 1000}
+    operations = linear_operations(VAR_D16) | {CONVOLUTIONS: 1000}
     expected = sum(
         count / (RATES.float32 if floats is None or name in floats else RATES.int8)
         for name, count in operations.items()

@@ -1,0 +1,15 @@
+"""Descriptions of models that tests count operations of."""
+
+from nextscale.runtime.manifest import ModelInfo
+
+VAR_D16 = ModelInfo(
+    num_classes=1000,
+    patch_nums=(1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
+    image_size=256,
+    vocab_size=4096,
+    depth=16,
+    embed_dim=1024,
+    num_heads=16,
+    latent_channels=32,
+    latent_size=16,
+)
