@@ -18,6 +18,8 @@ from nextscale.graph_passes.linear_layers import linear_layers, nearest
 from nextscale.graph_passes.qparams import QuantizedWeight
 from nextscale.graph_passes.quantize_linear_dynamic import quantize_linear_by_image, quantize_linear_by_token
 
+from .bias_model import not_a_bias
+
 Weights = dict[str, NDArray[np.float32]]
 Floats = NDArray[np.float64]
 Pass = Callable[..., ir.Model]
@@ -214,30 +216,6 @@ def test_the_model_is_not_changed(make_integer: Pass, weights: Weights) -> None:
     assert ir.to_proto(model).SerializeToString() == before
 
 
-def not_a_bias(case: str) -> ir.Model:
-    """A layer `a`, whose product meets something that the zero point's term must not swallow."""
-    rng = np.random.default_rng(0)
-    builder = new_builder("no_bias")
-    op, constants = builder.op, Constants(builder)
-    x = builder.input("x", ir.DataType.FLOAT, ["R", "l", K])
-    stage = builder.input("stage", ir.DataType.INT64, [])
-    product = op.MatMul(x, constants("a.weight", rng.normal(size=(K, K)).astype(np.float32)), _name="a")
-    bias = constants("bias", rng.normal(size=K).astype(np.float32))
-    sums = {
-        "another activation": lambda: op.Add(product, x),
-        "a constant of two axes": lambda: op.Add(constants("rows", np.ones((1, K), np.float32)), product),
-        "two consumers": lambda: op.Add(op.Add(product, bias), op.Tanh(product)),
-        "a graph output": lambda: op.Add(product, bias),
-        "a product": lambda: op.Mul(product, bias),
-        "a bias from the left": lambda: op.Add(bias, product),
-    }
-    add_output(builder, sums[case](), "y", ir.DataType.FLOAT, ["R", "l", K])
-    if case == "a graph output":
-        add_output(builder, product, "product", ir.DataType.FLOAT, ["R", "l", K])
-    add_output(builder, op.Identity(stage), "same_stage", ir.DataType.INT64, [])
-    return finish(builder)
-
-
 @pytest.mark.parametrize(
     ("case", "adds"),
     {
@@ -251,7 +229,7 @@ def not_a_bias(case: str) -> ir.Model:
 )
 def test_only_a_bias_of_the_layer_alone_is_taken_in(case: str, adds: int, x: NDArray[np.float32]) -> None:
     """One Add more than before; with a bias it is inside, too. The numbers are the layer's in any case."""
-    before = not_a_bias(case)
+    before = not_a_bias(case, K)
     after = quantize_linear_by_image(before, {"a": ROWS}, 8, nearest())
     assert Counter(node.op_type for node in after.graph)["Add"] == adds
     onnx.checker.check_model(ir.to_proto(after), full_check=True)

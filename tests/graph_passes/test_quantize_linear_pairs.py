@@ -19,6 +19,8 @@ from nextscale.graph_passes.qparams import ActivationQParams, QuantizedWeight, R
 from nextscale.graph_passes.quantize_linear import quantize_linear
 from nextscale.graph_passes.quantize_linear_pairs import PairRanges, quantize_linear_pairs
 
+from .bias_model import not_a_bias
+
 Floats = NDArray[np.float32]
 Weights = dict[str, Floats]
 Ranges = Mapping[str, PairRanges]
@@ -231,30 +233,6 @@ def test_the_model_is_not_changed(weights: Weights, x: Floats) -> None:
     assert ir.to_proto(model).SerializeToString() == before
 
 
-def not_a_bias(case: str) -> ir.Model:
-    """A layer `a`, whose product meets something that the integer product must not swallow."""
-    rng = np.random.default_rng(0)
-    builder = new_builder("no_bias")
-    op, constants = builder.op, Constants(builder)
-    x = builder.input("x", ir.DataType.FLOAT, ["2B", "l", K])
-    stage = builder.input("stage", ir.DataType.INT64, [])
-    product = op.MatMul(x, constants("a.weight", rng.normal(size=(K, K)).astype(np.float32)), _name="a")
-    bias = constants("bias", rng.normal(size=K).astype(np.float32))
-    sums = {
-        "another activation": lambda: op.Add(product, x),
-        "a constant of two axes": lambda: op.Add(constants("rows", np.ones((1, K), np.float32)), product),
-        "two consumers": lambda: op.Add(op.Add(product, bias), op.Tanh(product)),
-        "a graph output": lambda: op.Add(product, bias),
-        "a product": lambda: op.Mul(product, bias),
-        "a bias from the left": lambda: op.Add(bias, product),
-    }
-    add_output(builder, sums[case](), "y", ir.DataType.FLOAT, ["2B", "l", K])
-    if case == "a graph output":
-        add_output(builder, product, "product", ir.DataType.FLOAT, ["2B", "l", K])
-    add_output(builder, op.Identity(stage), "same_stage", ir.DataType.INT64, [])
-    return finish(builder)
-
-
 @pytest.mark.parametrize(
     ("case", "adds"),
     {
@@ -268,7 +246,7 @@ def not_a_bias(case: str) -> ir.Model:
 )
 def test_only_a_bias_of_the_layer_alone_is_taken_in(case: str, adds: int, x: Floats) -> None:
     """y_u + y_d is one Add, and a bias goes into the product; the numbers are the layer's in any case."""
-    before = not_a_bias(case)
+    before = not_a_bias(case, K)
     after = quantize_linear_pairs(before, {"a": pair_of(x)}, "stage", 8, nearest())
     assert Counter(node.op_type for node in after.graph)["Add"] == adds
     onnx.checker.check_model(ir.to_proto(after), full_check=True)
