@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -44,13 +44,14 @@ class RecipeBundles:
         work: the folder.
         session: threads and memory.
         roundings: where reconstructed weights lie, {recipe}.safetensors.
-        map_folders: `nextscale calibrate`'s folders, by whether their maps are matched; without one a build samples.
+        token_maps, matched_maps: `nextscale calibrate`'s folders; without one a build samples.
     """
 
     work: Path
     session: SessionOptions
     roundings: Path
-    map_folders: Mapping[bool, Path]
+    token_maps: Path | None
+    matched_maps: Path | None
 
     @cached_property
     def source(self) -> Source:
@@ -119,7 +120,7 @@ class RecipeBundles:
 
     def _token_maps(self, recipe: Recipe) -> TokenMaps | None:
         """As many of the maps as the recipe calibrates on, as if a build had sampled them."""
-        folder = self.map_folders.get(recipe.calibration.matching != "none")
+        folder = self.token_maps if recipe.calibration.matching == "none" else self.matched_maps
         if folder is None or recipe.precision == "fp32":
             return None
         maps, count = TokenMaps.load(folder, self.source.model_info()), recipe.calibration.images

@@ -48,8 +48,7 @@ def main(
 ) -> None:
     """Build, compare, print and keep the results."""
     work.mkdir(parents=True, exist_ok=True)
-    folders = {matched: path for matched, path in ((False, token_maps), (True, matched_maps)) if path is not None}
-    bundles = RecipeBundles(work, SessionOptions(threads=threads), roundings, folders)
+    bundles = RecipeBundles(work, SessionOptions(threads=threads), roundings, token_maps, matched_maps)
     wanted = [limited(load_recipe(one), calibration_images) for one in recipes.split(",")]
     done = {recipe.name for recipe in wanted if bundles.measured(recipe.name, images, cfg_scale)}
     compared = [recipe for recipe in wanted if recipe.name in done or bundles.can_build(recipe)]

@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 from provenance import RESULTS, publish
 
 from nextscale.calib_data.rounding import Rounding
-from nextscale.calib_data.simulate import SimulatedVAR, required_ranges
+from nextscale.calib_data.simulate import SimulatedVAR
 from nextscale.calib_data.simulated_agreement import simulated_agreement
 from nextscale.calib_data.simulated_attention import ShiftAndSum
 from nextscale.calib_data.simulated_generation import generate
-from nextscale.calib_data.simulated_ranges import FULL_PRECISION, equalize, observe
+from nextscale.calib_data.simulated_ranges import FULL_PRECISION, calibrated
 from nextscale.evaluate.feature_network import FeatureNetwork
 from nextscale.evaluate.image_metrics import image_metrics
 from nextscale.evaluate.image_statistics import ImageStatistics, image_statistics, read_statistics
@@ -95,21 +95,19 @@ class Pictures:
     ) -> SimulatedVAR:
         """The recipe's model, calibrated as its graph would be."""
         seen = (calibration[0][: recipe.calibration.images], calibration[1][: recipe.calibration.images])
-        quantizer, batch = self.vqvae.quantize, min(self.batch, 16)
-        if rounding is None:
-            equalization = equalize(self.var, quantizer, *seen, recipe.equalization.alpha, batch_size=batch)
-        else:  # learned with this one
+        equalization = None
+        if rounding is not None:  # learned with its own
             equalization = Equalization(
                 {name: torch.from_numpy(found).to(self.device) for name, found in rounding.factors.items()}
             )
-        ranges = {}
-        if required_ranges(self.var, recipe):
-            rule, bits = recipe.activations.range, recipe.activations.bits
-            ranges = observe(
-                self.var, quantizer, *seen, equalization=equalization, rule=rule, bits=bits, batch_size=batch
-            )
-        simulated = SimulatedVAR(
-            self.var, recipe, ranges=ranges, equalization=equalization, shift_and_sum=shift_and_sum
+        simulated = calibrated(
+            self.var,
+            self.vqvae.quantize,
+            recipe,
+            *seen,
+            equalization=equalization,
+            shift_and_sum=shift_and_sum,
+            batch_size=min(self.batch, 16),
         )
         if rounding is not None:
             for name in rounding.layers:

@@ -101,8 +101,7 @@ def main(
 ) -> None:
     """Build, compare, time, print and keep the results."""
     work.mkdir(parents=True, exist_ok=True)
-    folders = {matched: path for matched, path in ((False, token_maps), (True, matched_maps)) if path is not None}
-    bundles = RecipeBundles(work, SessionOptions(threads=threads), roundings, folders)
+    bundles = RecipeBundles(work, SessionOptions(threads=threads), roundings, token_maps, matched_maps)
     wanted = {recipe.name: recipe for recipe in map(find_recipe, recipes.split(","))}
     variants = {name: recipe for name, recipe in wanted.items() if bundles.can_build(recipe)}
     for recipe in (load_recipe(FULL_PRECISION), *variants.values()):

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nextscale.calib_data.rounding import LayerBits, Rounding, codes_of, nearest_up, weight_sha256
-from nextscale.calib_data.simulate import Condition, SimulatedVAR, required_ranges
+from nextscale.calib_data.simulate import Condition, SimulatedVAR
 from nextscale.calib_data.simulated_agreement import simulated_agreement
 from nextscale.calib_data.simulated_attention import ShiftAndSum, Span
-from nextscale.calib_data.simulated_ranges import FULL_PRECISION, equalize, observe, teacher_forced_inputs
+from nextscale.calib_data.simulated_ranges import FULL_PRECISION, calibrated, teacher_forced_inputs
 from nextscale.calib_data.soft_rounding import SoftRounding, undecided
 from nextscale.calib_data.unit_store import Learned, UnitStore
 from nextscale.evaluate.teacher_forced import Agreement
@@ -155,21 +155,9 @@ def reconstruct(
     train = len(labels) - max(1, round(len(labels) * settings.held_out))
     seen = labels[:train], token_maps[:train]
     batch, cfg_scale = settings.batch_size, settings.cfg_scale
-    equalization = equalize(var, quantizer, *seen, recipe.equalization.alpha, cfg_scale=cfg_scale, batch_size=batch)
-    ranges = {}
-    if required_ranges(var, recipe):
-        rule, bits = recipe.activations.range, recipe.activations.bits
-        ranges = observe(
-            var,
-            quantizer,
-            *seen,
-            equalization=equalization,
-            rule=rule,
-            bits=bits,
-            cfg_scale=cfg_scale,
-            batch_size=batch,
-        )
-    simulated = SimulatedVAR(var, recipe, ranges=ranges, equalization=equalization, shift_and_sum=shift_and_sum)
+    simulated = calibrated(
+        var, quantizer, recipe, *seen, shift_and_sum=shift_and_sum, cfg_scale=cfg_scale, batch_size=batch
+    )
 
     def held_out() -> Agreement:
         rest = labels[train:], token_maps[train:]
@@ -206,7 +194,7 @@ def reconstruct(
         "shift_and_sum": None if shift_and_sum is None else asdict(shift_and_sum),
         "units": {name: dict(found.report) for name, found in learned.items()},
     }
-    factors = {name: found.cpu().numpy() for name, found in equalization.factors.items()}
+    factors = {name: found.cpu().numpy() for name, found in simulated.equalization.factors.items()}
     return Rounding(layers, factors, recipe.as_dict(), report)
 
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nextscale.calib_data.observe_histograms import BINS, choose_range
-from nextscale.calib_data.simulate import NOT_EQUALIZED, SimulatedVAR, part_name
+from nextscale.calib_data.simulate import NOT_EQUALIZED, SimulatedVAR, part_name, required_ranges
+from nextscale.calib_data.simulated_attention import ShiftAndSum
 from nextscale.export.equalization import Equalization, choose_equalization, equalizable_layers
 from nextscale.export.multi_scale_quantizer import MultiScaleQuantizer
 from nextscale.export.var import VAR
@@ -126,6 +127,48 @@ def equalize(
         simulated(part_labels, teacher_forced_inputs(quantizer, maps), cfg_scale)
     magnitudes = {layer: largest[linears[0]] for layer, linears in equalizable_layers(var).items()}
     return choose_equalization(var, magnitudes, alpha)
+
+
+def calibrated(
+    var: VAR,
+    quantizer: MultiScaleQuantizer,
+    recipe: Recipe,
+    labels: NDArray[np.int64],
+    token_maps: NDArray[np.int64],
+    *,
+    equalization: Equalization | None = None,
+    shift_and_sum: ShiftAndSum | None = None,
+    cfg_scale: float = DEFAULT_CFG_SCALE,
+    batch_size: int = 4,
+) -> SimulatedVAR:
+    """The simulation of a recipe with the equalization and ranges that token maps show, weights rounded to nearest.
+
+    Args:
+        var, quantizer, labels, token_maps, cfg_scale, batch_size: as in `observe`; no range is observed that the recipe
+            does not need.
+        recipe: what to simulate.
+        equalization: known already; None finds it.
+        shift_and_sum: of recipes that have it.
+    Raises:
+        NextscaleError: shift_and_sum is missing, or does not fit.
+    """
+    if equalization is None:
+        alpha = recipe.equalization.alpha
+        equalization = equalize(var, quantizer, labels, token_maps, alpha, cfg_scale=cfg_scale, batch_size=batch_size)
+    ranges = {}
+    if required_ranges(var, recipe):
+        ranges = observe(
+            var,
+            quantizer,
+            labels,
+            token_maps,
+            equalization=equalization,
+            rule=recipe.activations.range,
+            bits=recipe.activations.bits,
+            cfg_scale=cfg_scale,
+            batch_size=batch_size,
+        )
+    return SimulatedVAR(var, recipe, ranges=ranges, equalization=equalization, shift_and_sum=shift_and_sum)
 
 
 class _Extremes:
