@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
@@ -27,13 +29,45 @@ def sample(
     maximum = op.ReduceMax(logits, [-1], keepdims=1)
     mass = op.Exp(op.Sub(logits, maximum))
     weights = op.Where(op.Less(logits, _smallest_kept(op, logits, maximum, mass, top_k, top_p)), 0.0, mass)
-    cumulated = op.CumSum(weights, -1)
-    total = op.Slice(cumulated, [-1], [2**31 - 1], [-1])
-    target = op.Mul(op.Unsqueeze(op.Min(uniforms, MAX_UNIFORM), [-1]), total)
-    # Entries up to the target number as many as the index of the first one past it.
-    passed = op.Cast(op.LessOrEqual(cumulated, target), to=ir.DataType.FLOAT)
-    sampled = op.Cast(op.ReduceSum(passed, [-1], keepdims=0), to=ir.DataType.INT64)
+    sampled = _first_past(op, weights, op.Min(uniforms, MAX_UNIFORM))
     return op.Where(op.Less(forced, 0), sampled, forced)
+
+
+def _first_past(op: OpBuilder, weights: ir.Value, uniforms: ir.Value) -> ir.Value:
+    """The first entry whose cumulated weight exceeds uniform * total: [B, l, V], [B, l] -> int64 [B, l].
+
+    Found block by block and then inside the block, since ONNX Runtime cumulates slowly: a fifteenth of the time.
+    """
+    blocks = op.Reshape(weights, [0, 0, -1, _block(weights)])
+    sums = op.ReduceSum(blocks, [-1], keepdims=0)
+    ends = op.CumSum(sums, -1)
+    target = op.Unsqueeze(op.Mul(uniforms, _last(op, ends)), [-1])
+    block = _count(op, op.LessOrEqual(ends, target))
+    begin = op.GatherND(op.CumSum(sums, -1, exclusive=1), block, batch_dims=2)
+    inside = op.CumSum(op.GatherND(blocks, block, batch_dims=2), -1)
+    # Rounding may leave less in the block than is looked for: then its last entry that has a weight is found.
+    rest = op.Min(op.Sub(op.Squeeze(target, [-1]), begin), op.Mul(_last(op, inside), MAX_UNIFORM))
+    within = _count(op, op.LessOrEqual(inside, op.Unsqueeze(rest, [-1])))
+    return op.Squeeze(op.Add(op.Mul(block, _block(weights)), within), [-1])
+
+
+def _block(weights: ir.Value) -> int:
+    """Entries of a block: the divisor of V nearest to its square root."""
+    assert weights.shape is not None
+    entries = weights.shape[-1]
+    assert isinstance(entries, int)
+    return max(divisor for divisor in range(1, math.isqrt(entries) + 1) if entries % divisor == 0)
+
+
+def _last(op: OpBuilder, x: ir.Value) -> ir.Value:
+    """The last entry of each row: [B, l, n] -> [B, l]."""
+    return op.Squeeze(op.Slice(x, [-1], [2**31 - 1], [-1]), [-1])
+
+
+def _count(op: OpBuilder, passed: ir.Value) -> ir.Value:
+    """How many are true: bool [B, l, n] -> int64 [B, l, 1]. As many as the index of the first that is not."""
+    counted = op.ReduceSum(op.Cast(passed, to=ir.DataType.FLOAT), [-1], keepdims=1)
+    return op.Cast(counted, to=ir.DataType.INT64)
 
 
 def _smallest_kept(

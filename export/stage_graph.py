@@ -149,7 +149,9 @@ class StageParts:
         inputs = linear(op, constants, "word_embed", inputs, var.word_embed.weight, var.word_embed.bias)
         start = op.Add(embedding, rows(op, constants("pos_start", var.pos_start), [0], op.Mul(is_first, [first]), 1))
         x = op.Concat(start, op.Concat(inputs, inputs, axis=0), axis=1)
-        return modulation, op.Add(x, rows(op, self.position, span.begin, span.end, 1))
+        x = op.Add(x, rows(op, self.position, span.begin, span.end, 1))
+        x.shape = ir.Shape(["2B", "l", self.config.embed_dim])
+        return modulation, x
 
     def modulation(self, op: OpBuilder, embedding: ir.Value) -> ir.Value:
         """gamma1, gamma2, 1 + scale1, 1 + scale2, shift1, shift2 of each block and 1 + scale, shift of the head.

@@ -15,6 +15,7 @@ from nextscale.graph_passes.quantize_linear import quantize_linear
 from nextscale.graph_passes.quantize_linear_dynamic import quantize_linear_by_image, quantize_linear_by_token
 from nextscale.graph_passes.quantize_linear_pairs import PairRanges, quantize_linear_pairs
 from nextscale.graph_passes.recipe import LayerChoice, Recipe
+from nextscale.graph_passes.split_rows import split_rows
 
 # They depend on the class alone; their input's range is known from the class embedding, without observing.
 CLASS_LAYER = "ada_lin"
@@ -22,6 +23,7 @@ CLASS_LAYER = "ada_lin"
 # head, and both rows begin with the same token map.
 UNGUIDED_LAYERS = frozenset({"head", "word_embed"})
 GUIDED_ROWS = 2
+GUIDED_AXIS = "2B"
 # tanh-GELU's minimum is -0.1700.
 GELU_MINIMUM = -0.171
 
@@ -95,6 +97,7 @@ def quantize_stage(stage_model: ir.Model, plan: StagePlan) -> ir.Model:
     # The ways of choosing ranges touch different layers and could stand in any order.
     model = quantize_linear(model, plan.ranges, "stage", bits, plan.rounder, recipe.weights.packed)
     model = quantize_linear_pairs(model, plan.pair_ranges, "stage", bits, plan.rounder, recipe.weights.packed)
+    model = split_rows(model, GUIDED_AXIS) if plan.pair_ranges else model
     rows = {name: rows_of_image(name) for name, choice in layers.dynamic.items() if choice == "image"}
     model = quantize_linear_by_image(model, rows, bits, plan.rounder, recipe.weights.packed)
     tokens = [name for name, choice in layers.dynamic.items() if choice == "token"]
