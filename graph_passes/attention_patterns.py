@@ -44,6 +44,11 @@ class AttentionPattern:
         return _input(self.scores, 1)
 
     @property
+    def logits(self) -> ir.Value:
+        """The softmax's input, [..., T', T]."""
+        return _input(self.softmax, 0)
+
+    @property
     def weights(self) -> ir.Value:
         """The softmax's output, [..., T', T]; each row sums to 1."""
         return self.softmax.outputs[0]

@@ -102,7 +102,7 @@ def expand(
         weights: float32 [R, H, l, T], attention weights.
         value: float32 [R, H, T, d].
         v_scale: V's step size, broadcasts to [R, 1, 1, 1].
-        codes: uint8 [R, H, l, T], of the weights: exponents if `finest_exponent` is given, else linear.
+        codes: uint8 [R, H, l, T], of the weights: E - x of 2^-x if `finest_exponent` is given, else linear.
         finest_exponent: E, the largest exponent.
         bits: of V.
         stage: int64 []; None where there is one stage.
@@ -127,8 +127,10 @@ def expand(
             extra = Term(extra_codes, residual, _like(op, residual, 0))
             return [Term(codes, plain, ones, FINEST), extra], overflow
         residual = op.Cast(residual, to=INT8)
-        kept = op.Min(codes, op.Unsqueeze(_exponents_left(op, weights, tokens, finest_exponent), [2]))
-        extra_codes = _divided(op, extra_codes, tokens.shift, finest_exponent)
+        # A weight of 2^-E cannot be divided: m is the smallest code that can.
+        smallest = op.Cast(_scatter(op, weights, tokens.index, tokens.shift), to=UINT8)
+        kept = op.Max(codes, op.Unsqueeze(smallest, [2]))
+        extra_codes = _divided(op, extra_codes, tokens.shift)
         return [
             Term(
                 op.Concat(kept, extra_codes, axis=3),
@@ -147,7 +149,7 @@ def expand(
     extra_codes = _columns(op, codes, op.GatherElements(tokens.index, owner, axis=2))
     if finest_exponent is None:
         return [Term(codes, plain, ones, FINEST), Term(extra_codes, copied, _like(op, copied, 0))], overflow
-    extra_codes = _divided(op, extra_codes, op.GatherElements(tokens.shift, owner, axis=2), finest_exponent)
+    extra_codes = _divided(op, extra_codes, op.GatherElements(tokens.shift, owner, axis=2))
     counts = [op.Cast(op.Slice(part, [0], [1], [3]), to=INT8) for part in (others, _column(op, valid))]
     return [
         Term(
@@ -266,16 +268,10 @@ def _scatter(op: OpBuilder, weights: ir.Value, index: ir.Value, updates: ir.Valu
     return op.ScatterElements(zeros, index, updates, axis=2)
 
 
-def _exponents_left(op: OpBuilder, weights: ir.Value, tokens: AttentiveTokens, finest: int) -> ir.Value:
-    """E - m of each token, uint8 [R, H, T]: the weight divided by 2n must not leave the range of exponents."""
-    shift = _scatter(op, weights, tokens.index, tokens.shift)
-    return op.Cast(op.Sub(float(finest), shift), to=UINT8)
-
-
-def _divided(op: OpBuilder, exponents: ir.Value, shift: ir.Value, finest: int) -> ir.Value:
-    """min(x + m, E): uint8 [R, H, l, k] and m float32 [R, H, k]."""
-    added = op.Add(exponents, op.Unsqueeze(op.Cast(shift, to=UINT8), [2]))
-    return op.Min(added, constant(op, "finest_exponent", np.array(finest, np.uint8)))
+def _divided(op: OpBuilder, codes: ir.Value, shift: ir.Value) -> ir.Value:
+    """max(c - m, 0): uint8 [R, H, l, k] and m float32 [R, H, k]."""
+    by = op.Unsqueeze(op.Cast(shift, to=UINT8), [2])
+    return op.Sub(op.Max(codes, by), by)
 
 
 def _like(op: OpBuilder, values: ir.Value, number: int) -> ir.Value:

@@ -113,7 +113,7 @@ def _integer(softmax: ir.Node, pieces: dict[str, list[ir.Node]]) -> Iterator[Att
     for name in readers:
         if name in pieces:
             nodes = pieces[name]
-            value = _only(_operands(nodes, weights), f"{name}: values, which its integer product reads")
+            value = _only(_operands(nodes, softmax), f"{name}: values, which its integer product reads")
             made = [
                 output
                 for node in nodes
@@ -125,15 +125,16 @@ def _integer(softmax: ir.Node, pieces: dict[str, list[ir.Node]]) -> Iterator[Att
             )
 
 
-def _operands(nodes: list[ir.Node], weights: ir.Value) -> list[ir.Value]:
-    """The floats other than the weights that the piece reads of the graph around it."""
+def _operands(nodes: list[ir.Node], softmax: ir.Node) -> list[ir.Value]:
+    """The floats that the piece reads of the graph around it, other than the weights and their logits."""
     inside = {output for node in nodes for output in node.outputs}
     read = dict.fromkeys(value for node in nodes for value in node.inputs if value is not None)
     return [
         value
         for value in read
         if value not in inside
-        and value is not weights
+        and value is not softmax.inputs[0]
+        and value is not softmax.outputs[0]
         and not value.is_initializer()
         and not (value.is_graph_input() and value.dtype != ir.DataType.FLOAT)
     ]

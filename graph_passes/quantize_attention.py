@@ -119,9 +119,12 @@ def _quantize_mix(
 ) -> ir.Value | None:
     """weights value with the weights as codes of their quantizer; returns the overflow counter, if there is one."""
 
-    def body(op: OpBuilder, a: ir.Value, v: ir.Value, stage: ir.Value | None = None) -> Sequence[ir.Value]:
+    def body(
+        op: OpBuilder, logits: ir.Value, a: ir.Value, v: ir.Value, stage: ir.Value | None = None
+    ) -> Sequence[ir.Value]:
         v_scale = symmetric_scale(op, "value", v, bits, rows, None if known is None else known.value)
-        codes = _exponents(op, a, bits, rows, weights) if weights.startswith("log2") else _linear(op, a, bits, weights)
+        powers = weights.startswith("log2")
+        codes = _powers_of_two(op, logits, a, bits, rows, weights) if powers else _linear(op, a, bits, weights)
         if shift_and_sum is None:
             values = signed_codes(op, v, v_scale, bits)
             ones = op.ConstantOfShape(
@@ -131,7 +134,7 @@ def _quantize_mix(
         terms, overflow = expand(op, a, v, v_scale, codes.codes, codes.finest, bits, shift_and_sum, stage)
         return [_mix(op, codes, terms, v_scale), overflow]
 
-    operands = [pattern.weights, pattern.value]
+    operands = [pattern.logits, pattern.weights, pattern.value]
     if stage is not None and shift_and_sum is not None:
         operands.append(stage)
     product, *overflow = splice(pattern.graph, f"{pattern.name}/integer", operands, body, before=pattern.mix)
@@ -159,7 +162,7 @@ class WeightCodes:
     """Codes of attention weights.
 
     Attributes:
-        codes: uint8 [R, H, l, T]; exponents x of 2^-x if `finest` is set, linear otherwise.
+        codes: uint8 [R, H, l, T]; E - x of a weight 2^-x if `finest` is set, linear otherwise.
         finest: E, the largest exponent; a unit of the product then is 2^-E.
         scale: of a unit, broadcasts to [R, H, l, d]; None: the product is divided by the sum of the weights' codes.
     """
@@ -169,12 +172,22 @@ class WeightCodes:
     scale: ir.Value | None
 
 
-def _exponents(op: OpBuilder, a: ir.Value, bits: int, rows: int, weights: AttentionWeights) -> WeightCodes:
-    """x = clip(round(-log2(A / s)), 0, E) (Eq. 4)."""
+def _powers_of_two(
+    op: OpBuilder, logits: ir.Value, a: ir.Value, bits: int, rows: int, weights: AttentionWeights
+) -> WeightCodes:
+    """E - x with x = clip(round(-log2(A / s)), 0, E) (Eq. 4).
+
+    A row's logits are the logarithms of its weights up to a constant, so that no logarithm of A is taken: with p the
+    largest weight of the row and z its logit, ln(A / s) = logit - (z + ln(s / p)).
+    """
     finest = min(2**bits - 1, FINEST_EXPONENT)
-    s = image_extreme(op, a, rows, largest=True) if weights == "log2" else op.ReduceMax(a, [-1], keepdims=1)
-    exponents = op.Round(op.Div(op.Log(op.Div(s, a)), math.log(2)))
-    codes = op.Cast(op.Clip(exponents, 0.0, float(finest)), to=ir.DataType.UINT8)
+    shift, p = op.ReduceMax(logits, [-1], keepdims=1), op.ReduceMax(a, [-1], keepdims=1)
+    s = p
+    if weights == "log2":
+        s = image_extreme(op, p, rows, largest=True)
+        shift = op.Add(shift, op.Log(op.Div(s, p)))
+    ln2, zero = constant(op, "ln2", np.array(math.log(2), np.float32)), np.array(finest, np.uint8)
+    codes = op.QuantizeLinear(op.Sub(logits, shift), ln2, constant(op, "finest_exponent", zero))
     return WeightCodes(codes, finest, op.Mul(s, 2.0**-finest) if weights == "log2" else None)
 
 
@@ -208,14 +221,45 @@ def _mix(op: OpBuilder, codes: WeightCodes, terms: Sequence[Term], v_scale: ir.V
 
 
 def _limbs(op: OpBuilder, codes: ir.Value, finest: int | None) -> list[tuple[ir.Value, int]]:
-    """u8 operands and their multipliers: linear codes as they are; 2^(E - x) byte by byte."""
+    """u8 operands and their multipliers: linear codes as they are; 2^c byte by byte.
+
+    Byte i is 2^(c - 8i) where that is 1 to 128. Arithmetic on u8 costs a tenth of a bit operation on wider integers.
+    """
     if finest is None:
         return [(codes, 1)]
-    largest = constant(op, "largest_power", np.array(2**finest, np.uint32))
-    power = op.BitShift(largest, op.Cast(codes, to=ir.DataType.UINT32), direction="RIGHT")
-    limbs = []
-    for i in range(finest // 8 + 1):
-        by = constant(op, f"limb_{i}", np.array(8 * i, np.uint32))
-        byte = op.BitwiseAnd(op.BitShift(power, by, direction="RIGHT"), constant(op, "byte", np.array(255, np.uint32)))
-        limbs.append((op.Cast(byte, to=ir.DataType.UINT8), 256**i))
-    return limbs
+    # reached[i] is 1 where c is 8i or more, 0 elsewhere.
+    reached = [_reached(op, codes, 8 * i) for i in range(1, finest // 8 + 1)]
+    within = codes
+    for step in reached:
+        within = op.Sub(within, op.Mul(step, _u8(op, 8)))
+    power = _power(op, within)
+    if not reached:
+        return [(power, 1)]
+    begins, ends = [_u8(op, 1), *reached], [*reached, None]
+    windows = [begin if end is None else op.Sub(begin, end) for begin, end in zip(begins, ends, strict=True)]
+    return [(op.Mul(power, window), 256**i) for i, window in enumerate(windows)]
+
+
+def _reached(op: OpBuilder, codes: ir.Value, level: int) -> ir.Value:
+    """1 where a code is at least `level`, 0 elsewhere: uint8."""
+    below = _u8(op, level - 1)
+    return op.Sub(op.Min(op.Max(codes, below), _u8(op, level)), below)
+
+
+def _power(op: OpBuilder, exponent: ir.Value) -> ir.Value:
+    """2^x of x from 0 to 7, uint8.
+
+    A sigmoid of integers is a table of 256 entries, and below zero it is nearly the exponential function: its values at
+    (x - 17) ln 2, in units of 2^-17, are less than 2^x by a thousandth at most, and rounded. (Farther below zero they
+    would be nearer, but ONNX Runtime cuts its sigmoid off at -18.)
+    """
+    offset = 17
+    scales = [("ln2", math.log(2)), ("power_unit", 2.0**-offset)]
+    step, unit = (constant(op, name, np.array(scale, np.float32)) for name, scale in scales)
+    power = op.QLinearSigmoid(exponent, step, _u8(op, offset), unit, _u8(op, 0), _domain=MICROSOFT)
+    power.dtype, power.shape = ir.DataType.UINT8, exponent.shape
+    return power
+
+
+def _u8(op: OpBuilder, number: int) -> ir.Value:
+    return constant(op, f"u8.{number}", np.array(number, np.uint8))
