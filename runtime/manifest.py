@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -330,7 +331,11 @@ def _verify(fields: _Fields, model: ModelInfo) -> VerifyInfo:
     if not labels or len(rows) != len(labels):
         fields.refuse("token_maps", f"one row for each of {len(labels)} class_labels", len(rows))
     cfg_scale = fields.get("cfg_scale")
-    if not isinstance(cfg_scale, int | float) or isinstance(cfg_scale, bool) or not 0 <= cfg_scale < float("inf"):
+    if (
+        not isinstance(cfg_scale, int | float)
+        or isinstance(cfg_scale, bool)
+        or not 0 <= cfg_scale <= sys.float_info.max
+    ):
         fields.refuse("cfg_scale", "a number of at least 0", cfg_scale)
     return VerifyInfo(labels, fields.integer("seed", 0, 2**64 - 1), float(cfg_scale), rows)
 

@@ -129,6 +129,7 @@ BAD_MANIFESTS = {
     "verify tokens": (change("verify", "token_maps", 0, value=[0]), "verify.token_maps[0]: expected a list of 14"),
     "verify token": (change("verify", "token_maps", 0, 3, value=16), "verify.token_maps[0][3]: expected an integer"),
     "verify cfg": (change("verify", "cfg_scale", value=-1), "verify.cfg_scale: expected a number of at least 0"),
+    "verify cfg beyond floats": (change("verify", "cfg_scale", value=10**400), "verify.cfg_scale: expected a number"),
 }
 
 

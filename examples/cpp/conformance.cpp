@@ -1,0 +1,365 @@
+// Holds nextscale.hpp to a conformance suite: `conformance SUITE`, the folder that tests/conformance/make_suite.py
+// made. tests/conformance/README.md says what each part demands. Prints what does not hold; the exit code is 0 if all
+// does.
+
+#include <cstdlib>
+#include <exception>
+#include <iostream>
+#include <iterator>
+#include <thread>
+#include <typeinfo>
+
+#include "nextscale.hpp"
+
+namespace {
+
+namespace fs = std::filesystem;
+using nextscale::Bundle;
+using nextscale::Generator;
+using nextscale::Request;
+using nextscale::detail::Json;
+
+std::string read_file(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  if (!file) throw std::runtime_error(path.string() + ": cannot be read");
+  return text;
+}
+
+const Json& get(const Json& object, const char* key) {
+  const Json* value = object.find(key);
+  if (value == nullptr) throw std::runtime_error(std::string("the suite has no key \"") + key + "\"");
+  return *value;
+}
+
+std::string text(const Json& object, const char* key) { return get(object, key).text; }
+bool is_null(const Json& value) { return value.is(Json::Type::null); }
+
+/// A number; the texts "nan" and "inf" stand for what JSON lacks.
+double number(const Json& value) {
+  if (!value.is(Json::Type::string)) return value.as_double();
+  return value.text == "nan" ? std::nan("") : std::numeric_limits<double>::infinity();
+}
+
+std::uint32_t word(const Json& value) { return static_cast<std::uint32_t>(std::stoul(value.text, nullptr, 16)); }
+
+/// All numbers of a list of rows, or of a plain list.
+template <typename T, typename Convert>
+std::vector<T> flattened(const Json& rows, Convert convert) {
+  std::vector<T> values;
+  for (const Json& row : rows.items) {
+    if (row.is(Json::Type::array)) {
+      for (const Json& item : row.items) values.push_back(convert(item));
+    } else {
+      values.push_back(convert(row));
+    }
+  }
+  return values;
+}
+
+std::vector<std::int64_t> integers(const Json& rows) {
+  return flattened<std::int64_t>(rows, [](const Json& item) { return item.as_int64().value(); });
+}
+
+std::vector<std::string> texts(const Json& list) {
+  return flattened<std::string>(list, [](const Json& item) { return item.text; });
+}
+
+Request read_request(const Json& value) {
+  Request request;
+  request.class_labels = integers(get(value, "class_labels"));
+  request.seed = std::stoull(text(value, "seed"));
+  request.first_image = std::stoull(text(value, "first_image"));
+  request.cfg_scale = number(get(value, "cfg_scale"));
+  request.top_p = number(get(value, "top_p"));
+  request.top_k = is_null(get(value, "top_k")) ? std::nullopt : get(value, "top_k").as_int64();
+  request.batch_size = is_null(get(value, "batch_size")) ? std::nullopt : get(value, "batch_size").as_int64();
+  request.forced_tokens = integers(get(value, "forced_tokens"));
+  request.uniforms =
+      flattened<float>(get(value, "uniforms"), [](const Json& item) { return static_cast<float>(number(item)); });
+  return request;
+}
+
+std::string sha256(const void* data, std::size_t size) {
+  nextscale::detail::Sha256 hash;
+  hash.update(data, size);
+  return hash.hexadecimal();
+}
+
+/// The Python name of an exception's type.
+std::string error_name(const std::exception& error) {
+  const std::type_info& type = typeid(error);
+  if (type == typeid(nextscale::BundleError)) return "BundleError";
+  if (type == typeid(nextscale::ClassLabelError)) return "ClassLabelError";
+  if (type == typeid(nextscale::RequestError)) return "RequestError";
+  if (type == typeid(nextscale::Cancelled)) return "Cancelled";
+  if (type == typeid(nextscale::Error)) return "NextscaleError";
+  return type.name();
+}
+
+class Conformance {
+ public:
+  explicit Conformance(const fs::path& folder)
+      : folder_(folder), suite_(nextscale::detail::JsonReader::read(read_file(folder / "suite.json"))) {}
+
+  /// Run every case. Returns whether all hold.
+  bool run() {
+    defaults();
+    random_numbers();
+    requests();
+    request_errors();
+    cancellations();
+    class_names();
+    threads_errors();
+    broken_bundles();
+    damaged_manifests();
+    std::cout << passed_ << " passed, " << failed_ << " failed\n";
+    return failed_ == 0 && passed_ > 0;
+  }
+
+ private:
+  void check(bool holds, const std::string& what) {
+    const std::lock_guard<std::mutex> lock(counting_);
+    ++(holds ? passed_ : failed_);
+    if (!holds) std::cout << "FAILED " << what << '\n';
+  }
+
+  /// `action` must throw the case's error, with its texts in one line.
+  template <typename Action>
+  void check_refused(const Json& item, const std::string& what, Action action) {
+    try {
+      action();
+    } catch (const std::exception& error) {
+      const std::string message = error.what();
+      bool holds =
+          error_name(error) == text(item, "error") && !message.empty() && message.find('\n') == std::string::npos;
+      const Json* contains = item.find("contains");
+      for (const std::string& part : contains != nullptr ? texts(*contains) : std::vector<std::string>()) {
+        holds = holds && message.find(part) != std::string::npos;
+      }
+      check(holds, what + ": " + error_name(error) + ": " + message);
+      return;
+    }
+    check(false, what + ": nothing was refused");
+  }
+
+  const std::vector<Json>& cases(const char* group) const { return get(suite_, group).items; }
+  fs::path bundle_path(const Json& item) const { return folder_ / fs::u8path(text(item, "bundle")); }
+
+  /// The generator of a case's bundle, made at its first use.
+  const Generator& generator(const Json& item, int threads) {
+    nextscale::SessionOptions options;
+    options.threads = threads;
+    const auto key = std::make_pair(text(item, "bundle"), threads);
+    const auto place = generators_.find(key);
+    if (place != generators_.end()) return place->second;
+    return generators_.emplace(key, Generator(bundle_path(item), options)).first->second;
+  }
+
+  void defaults() {
+    const Request expected = read_request(get(suite_, "defaults")), found;
+    check(found.class_labels == expected.class_labels && found.seed == expected.seed &&
+              found.first_image == expected.first_image && found.cfg_scale == expected.cfg_scale &&
+              found.top_k == expected.top_k && found.top_p == expected.top_p &&
+              found.forced_tokens == expected.forced_tokens && found.uniforms == expected.uniforms &&
+              found.batch_size == expected.batch_size,
+          "defaults of a request");
+  }
+
+  void random_numbers() {
+    for (const Json& item : cases("philox")) {
+      std::array<std::uint32_t, 4> counter{}, words{};
+      std::array<std::uint32_t, 2> key{};
+      for (std::size_t i = 0; i < 4; ++i) counter[i] = word(get(item, "counter").items.at(i));
+      for (std::size_t i = 0; i < 4; ++i) words[i] = word(get(item, "words").items.at(i));
+      for (std::size_t i = 0; i < 2; ++i) key[i] = word(get(item, "key").items.at(i));
+      check(nextscale::philox4x32(counter, key) == words, "philox");
+    }
+    for (const Json& item : cases("uniforms")) {
+      const auto expected = integers(get(item, "values"));
+      const auto found =
+          nextscale::uniforms(std::stoull(text(item, "seed")), std::stoull(text(item, "image")), expected.size());
+      bool holds = true;
+      for (std::size_t i = 0; i < expected.size(); ++i) {
+        holds = holds && static_cast<double>(found[i]) * 16777216.0 == static_cast<double>(expected[i]);
+      }
+      check(holds, "uniforms of seed " + text(item, "seed"));
+    }
+  }
+
+  /// One run of a request against what is expected.
+  void check_request(const Generator& generator, const Json& item, bool streaming, const std::string& what) {
+    const Json& expected = get(item, "expected");
+    std::vector<std::string> previews, images;
+    nextscale::OnStage on_stage;
+    if (streaming) {
+      on_stage = [&previews](const nextscale::StageResult& stage) {
+        const nextscale::Images preview = stage.preview();
+        previews.push_back(sha256(preview.pixels.data(), preview.pixels.size()));
+        return true;
+      };
+    }
+    try {
+      const nextscale::Generation result = generator.generate(read_request(item), on_stage);
+      for (std::size_t i = 0; i < result.images.count; ++i) {
+        images.push_back(sha256(result.images.image(i), result.images.bytes_per_image()));
+      }
+      check(result.token_maps == integers(get(expected, "token_maps")), what + ": tokens");
+      check(images == texts(get(expected, "images_sha256")), what + ": images");
+      if (streaming) check(previews == texts(get(expected, "previews_sha256")), what + ": previews");
+    } catch (const std::exception& error) {
+      check(false, what + ": " + error.what());
+    }
+  }
+
+  void requests() {
+    for (const int threads : {1, 2}) {
+      for (const Json& item : cases("requests")) {
+        for (const bool streaming : {false, true}) {
+          check_request(generator(item, threads), item, streaming,
+                        text(item, "bundle") + ": " + text(item, "name") + ": " + std::to_string(threads) +
+                            " threads, " + (streaming ? "streaming" : "one call"));
+        }
+      }
+    }
+    // One generator, several threads, which all load it first.
+    const Json& item = cases("requests").front();
+    const Generator shared(bundle_path(item));
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 8; ++i) {
+      threads.emplace_back([&, i] {
+        for (const Json& other : cases("requests")) {
+          if (text(other, "bundle") == text(item, "bundle")) {
+            check_request(shared, other, i % 2 == 0, "shared by threads: " + text(other, "name"));
+          }
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    check_stream(item);
+  }
+
+  /// The pull form gives the tokens of the other two, and its results outlive it.
+  void check_stream(const Json& item) {
+    std::optional<nextscale::StageResult> last;
+    std::vector<std::int64_t> tokens;
+    {
+      const Generator passing(bundle_path(item));
+      nextscale::Stream stream = passing.stream(read_request(item));
+      while (auto stage = stream.next()) {
+        tokens.insert(tokens.end(), stage->tokens.begin(), stage->tokens.end());
+        last = std::move(stage);
+      }
+      check(!stream.next(), "a stream that ended goes on");
+    }
+    const Json& expected = get(item, "expected");
+    check(tokens == integers(get(expected, "token_maps")), "stream: tokens");
+    const nextscale::Images images = last->preview();
+    check(sha256(images.image(0), images.bytes_per_image()) == texts(get(expected, "images_sha256")).at(0),
+          "stream: image");
+  }
+
+  void request_errors() {
+    for (const Json& item : cases("request_errors")) {
+      const Generator& tested = generator(item, 1);
+      check_refused(item, text(item, "name"), [&] { tested.generate(read_request(item)); });
+      check_refused(item, text(item, "name") + ", streaming",
+                    [&] { tested.generate(read_request(item), [](const nextscale::StageResult&) { return true; }); });
+    }
+  }
+
+  void cancellations() {
+    for (const Json& item : cases("cancellations")) {
+      const std::int64_t wanted = get(item, "callbacks").as_int64().value();
+      std::int64_t calls = 0;
+      const std::atomic<bool> cancel = wanted == 0;
+      check_refused(item, text(item, "name"), [&] {
+        generator(item, 1).generate(
+            read_request(item), [&](const nextscale::StageResult&) { return ++calls != wanted; }, &cancel);
+      });
+      check(calls == wanted, text(item, "name") + ": " + std::to_string(calls) + " callbacks");
+    }
+  }
+
+  void class_names() {
+    for (const Json& item : cases("class_names")) {
+      const Bundle& bundle = generator(item, 1).bundle();
+      const std::string what = "class \"" + text(item, "text") + "\"";
+      if (const Json* label = item.find("label")) {
+        try {
+          check(bundle.class_label(text(item, "text")) == label->as_int64().value(), what);
+        } catch (const nextscale::Error& error) {
+          check(false, what + ": " + error.what());
+        }
+      } else {
+        check_refused(item, what, [&] { bundle.class_label(text(item, "text")); });
+      }
+    }
+  }
+
+  void threads_errors() {
+    for (const Json& item : cases("threads_errors")) {
+      nextscale::SessionOptions options;
+      options.threads = static_cast<int>(get(item, "threads").as_int64().value());
+      check_refused(item, text(get(suite_, "threads_errors").items.front(), "bundle"),
+                    [&] { Generator(bundle_path(item), options); });
+    }
+  }
+
+  void broken_bundles() {
+    for (const Json& item : cases("broken_bundles")) {
+      const std::string step = text(item, "step"), what = "broken bundle: " + text(item, "name");
+      if (step == "open") {
+        check_refused(item, what, [&] { Bundle::open(bundle_path(item)); });
+        continue;
+      }
+      const Bundle bundle = Bundle::open(bundle_path(item));
+      if (step == "verify_hashes") {
+        check_refused(item, what, [&] { bundle.verify_hashes(); });
+        continue;
+      }
+      bundle.verify_hashes();
+      check_refused(item, what, [&] {
+        Generator(bundle).load({nextscale::Graph::generate, nextscale::Graph::stage, nextscale::Graph::decoder});
+      });
+    }
+  }
+
+  void damaged_manifests() {
+    for (const Json& item : cases("damaged_manifests")) {
+      const std::string manifest = read_file(folder_ / text(item, "file"));
+      if (!is_null(get(item, "error"))) {
+        check_refused(item, text(item, "file"), [&] { nextscale::Manifest::parse(manifest); });
+        continue;
+      }
+      try {
+        nextscale::Manifest::parse(manifest);
+        check(true, "");
+      } catch (const std::exception& error) {
+        check(false, text(item, "file") + ": " + error.what());
+      }
+    }
+  }
+
+  fs::path folder_;
+  Json suite_;
+  std::map<std::pair<std::string, int>, Generator> generators_;
+  std::mutex counting_;
+  int passed_ = 0;
+  int failed_ = 0;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 2) {
+    std::cerr << "usage: conformance SUITE\nSUITE is a folder made by tests/conformance/make_suite.py\n";
+    return 2;
+  }
+  try {
+    return Conformance(fs::u8path(argv[1])).run() ? EXIT_SUCCESS : EXIT_FAILURE;
+  } catch (const std::exception& error) {
+    std::cerr << "conformance: " << error.what() << '\n';
+    return 2;
+  }
+}

@@ -1,0 +1,1827 @@
+// nextscale.hpp: pictures from a nextscale bundle, in C++17 on ONNX Runtime. Copy this one file.
+//
+//     nextscale::Generator generator("d16-int8");
+//     nextscale::Request request;
+//     request.class_labels = {207, 88};
+//     request.seed = 0;
+//     nextscale::Generation result = generator.generate(request);
+//     result.images.image(0);  // height x width x 3 bytes, RGB
+//
+// The same bundle, request and seed give the same tokens and the same bytes as the Python package, on one machine and
+// release of ONNX Runtime, whatever the number of threads. docs/bundle.md describes a bundle.
+//
+// Needs ONNX Runtime's C++ header and library, 1.22 or later, and nothing else. Symbols below: B images, L tokens of
+// an image, V entries of the codebook, H x W pixels. Everything but namespace `detail` is for you.
+
+#ifndef NEXTSCALE_HPP
+#define NEXTSCALE_HPP
+
+#include <onnxruntime_cxx_api.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <initializer_list>
+#include <limits>
+#include <locale>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+namespace nextscale {
+
+// ---------------------------------------------------------------------------------------------------------- errors
+
+/// An expected failure. `what()` is one line of UTF-8: what is wrong, where, what was expected, what to do.
+/// Thrown itself for what the types below do not cover, such as a failure inside ONNX Runtime.
+class Error : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+/// A bundle that is missing, damaged, newer than this header, or not what its manifest says.
+class BundleError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// A class that the bundle's model does not have.
+class ClassLabelError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// A parameter of a request outside its range, or of another size.
+class RequestError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// The caller cancelled a generation; nothing is wrong and nothing was produced.
+class Cancelled : public Error {
+ public:
+  using Error::Error;
+};
+
+// --------------------------------------------------------------------------------------------------------- options
+
+/// How a generator uses the machine. The values here are those of the Python package.
+struct SessionOptions {
+  /// Threads of one operator, 1 to 1024; 0 takes one for each physical core.
+  int threads = 0;
+  /// Idle threads spin for a moment before they sleep: faster alone, slower on a busy machine.
+  bool spinning = true;
+  /// Keep freed memory for the next operator; without it a picture takes about a quarter longer.
+  bool memory_arena = true;
+  /// Plan one block of memory for each set of shapes; costs memory, gains no time for these graphs.
+  bool memory_pattern = false;
+};
+
+// -------------------------------------------------------------------------------------------------- random numbers
+
+/// Ten rounds of Philox4x32 (Salmon et al., SC 2011).
+std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter, std::array<std::uint32_t, 2> key);
+
+/// The numbers that decide image `image` of a seed: one in [0, 1) for each token, the same in any batch and language.
+///
+/// Token t takes word t % 4 of Philox4x32-10 with key (low, high half of seed) and counter
+/// (t / 4, low, high half of image, 0), as (word >> 8) * 2^-24.
+std::vector<float> uniforms(std::uint64_t seed, std::uint64_t image, std::size_t length);
+
+// -------------------------------------------------------------------------------------------------------- manifest
+
+/// The graphs of a bundle.
+enum class Graph { generate, stage, decoder };
+
+/// The sizes of a model.
+struct ModelInfo {
+  std::int64_t num_classes = 0;          ///< Labels are 0 to num_classes - 1; num_classes is the null class.
+  std::vector<std::int64_t> patch_nums;  ///< Side length of each stage's token map, ascending.
+  std::int64_t image_size = 0;           ///< H and W.
+  std::int64_t vocab_size = 0;           ///< V.
+  std::int64_t depth = 0;
+  std::int64_t embed_dim = 0;
+  std::int64_t num_heads = 0;
+  std::int64_t latent_channels = 0;
+  std::int64_t latent_size = 0;
+
+  std::size_t num_stages() const { return patch_nums.size(); }
+  /// L, the tokens of all stages.
+  std::int64_t num_tokens() const;
+};
+
+/// One dimension of a tensor: a size, or a symbol such as "B", or neither where nothing is known.
+struct Dimension {
+  std::optional<std::int64_t> size;
+  std::string symbol;
+};
+
+/// A graph's input or output; `dtype` is "float32", "float16", "int64", "int32", "int8" or "uint8".
+struct TensorInfo {
+  std::string name;
+  std::string dtype;
+  std::vector<Dimension> shape;
+};
+
+/// A tensor that is carried from one stage to the next; it starts as zeros, with "B" and "2B" replaced.
+struct StateInfo {
+  std::string input;
+  std::string output;
+  std::string dtype;
+  std::vector<Dimension> initial_shape;
+};
+
+/// One ONNX file and its contract; only `stage` has a state.
+struct GraphInfo {
+  std::string file;
+  std::vector<TensorInfo> inputs;
+  std::vector<TensorInfo> outputs;
+  std::vector<StateInfo> state;
+};
+
+/// What a file must be: its size in bytes and the sha256 of its content in lower-case hexadecimal.
+struct FileInfo {
+  std::uint64_t size = 0;
+  std::string sha256;
+};
+
+/// manifest.json, schema 1: what a host needs of it. Keys that are not known are ignored.
+struct Manifest {
+  std::string name;
+  std::string recipe;   ///< The name of the quantization recipe.
+  std::string licence;  ///< Of the weights.
+  ModelInfo model;
+  std::vector<std::string> class_names;  ///< One a class, or none at all.
+  std::map<Graph, GraphInfo> graphs;
+  std::map<std::string, FileInfo> files;
+
+  /// Parse and check a manifest; `where` is how errors name it.
+  /// Throws BundleError: no JSON, a newer schema, or a key that is missing, of another type or at odds with another.
+  static Manifest parse(std::string_view text, const std::string& where = "manifest.json");
+};
+
+// ---------------------------------------------------------------------------------------------------------- bundle
+
+/// A folder whose manifest was read and whose files all have the size the manifest gives.
+class Bundle {
+ public:
+  /// Read a bundle's manifest and check its files; with `verify_hashes` also read every file and compare its sha256.
+  /// Throws BundleError: no bundle there, or one that is damaged, newer, or has a file outside its folder.
+  static Bundle open(const std::filesystem::path& folder, bool verify_hashes = false);
+
+  const std::filesystem::path& path() const { return path_; }
+  const Manifest& manifest() const { return manifest_; }
+  const ModelInfo& model() const { return manifest_.model; }
+  std::filesystem::path graph_path(Graph graph) const;
+
+  /// Read every file and compare its sha256. Throws BundleError: a file's content is not what the manifest says.
+  void verify_hashes() const;
+
+  /// The id of a class, from its digits or its name in any case of ASCII letters. Where names list synonyms separated
+  /// by commas, each synonym is a name.
+  /// Throws ClassLabelError: an id out of range, an unknown name, or a name that several classes share.
+  std::int64_t class_label(std::string_view name) const;
+
+  /// A class's name, or its id as text where it has none.
+  std::string class_name(std::int64_t label) const;
+
+ private:
+  Bundle(std::filesystem::path path, Manifest manifest) : path_(std::move(path)), manifest_(std::move(manifest)) {}
+  void check_file(const std::string& name, const FileInfo& info) const;
+
+  std::filesystem::path path_;
+  Manifest manifest_;
+};
+
+// --------------------------------------------------------------------------------------------- requests and results
+
+/// B images to generate.
+struct Request {
+  /// [B], at least one; 0 to num_classes.
+  std::vector<std::int64_t> class_labels;
+  /// The same seed gives the same pictures.
+  std::uint64_t seed = 0;
+  /// Image i of the result is image first_image + i of the seed, whatever the batch.
+  std::uint64_t first_image = 0;
+  /// Guidance strength, at least 0; 0 is none.
+  double cfg_scale = 4.0;
+  /// Keep the k likeliest tokens, 0 (off) to V; unset is 900, or V if smaller. 1 is greedy.
+  std::optional<std::int64_t> top_k;
+  /// Keep the likeliest tokens of this probability mass, 0 (off) to 1.
+  double top_p = 0.96;
+  /// Empty, or [B, L]: entries of the codebook to take instead of sampling, -1 to sample.
+  std::vector<std::int64_t> forced_tokens;
+  /// Empty, or [B, L] in [0, 1): instead of those of seed and first_image.
+  std::vector<float> uniforms;
+  /// Images at a time, at least 1; unset is all at once.
+  std::optional<std::int64_t> batch_size;
+};
+
+/// Pictures, [count, height, width, 3] bytes, RGB, row by row.
+struct Images {
+  std::size_t count = 0;
+  std::size_t height = 0;
+  std::size_t width = 0;
+  std::vector<std::uint8_t> pixels;
+
+  std::size_t bytes_per_image() const { return height * width * 3; }
+  /// Picture `index`: bytes_per_image() bytes.
+  const std::uint8_t* image(std::size_t index) const { return pixels.data() + index * bytes_per_image(); }
+};
+
+/// Generated images.
+struct Generation {
+  Images images;
+  /// [B, L], stages in order, row-major; of the form of Request::forced_tokens.
+  std::vector<std::int64_t> token_maps;
+};
+
+namespace detail {
+class Engine;
+struct Inputs;
+}  // namespace detail
+
+/// One finished stage of a batch; it may outlive the stream and the generator it came from.
+class StageResult {
+ public:
+  std::size_t stage = 0;             ///< In [0, num_stages).
+  std::size_t num_stages = 0;        ///< Stages of an image.
+  std::size_t first = 0;             ///< Position of the batch's first image in the request.
+  std::size_t count = 0;             ///< Images of the batch.
+  std::vector<std::int64_t> tokens;  ///< [count, pn * pn], the tokens taken.
+
+  /// Decode the picture as it is after this stage, [count, H, W, 3]; after the last stage, the picture.
+  Images preview() const;
+
+ private:
+  friend class Stream;
+  std::shared_ptr<detail::Engine> engine_;
+  std::shared_ptr<Ort::Value> f_hat_;
+};
+
+/// Called after each stage; returning false cancels.
+using OnStage = std::function<bool(const StageResult&)>;
+
+/// A generation that goes on by one stage a call; letting go of it stops the work. For one thread at a time.
+class Stream {
+ public:
+  /// Run the next stage; nothing once all are done. Throws Error: ONNX Runtime failed.
+  std::optional<StageResult> next();
+
+ private:
+  friend class Generator;
+  Stream(std::shared_ptr<detail::Engine> engine, std::shared_ptr<const detail::Inputs> inputs, std::size_t first,
+         std::size_t count);
+
+  std::shared_ptr<detail::Engine> engine_;
+  std::shared_ptr<const detail::Inputs> inputs_;
+  std::size_t first_;
+  std::size_t count_;
+  std::size_t stage_ = 0;
+  std::vector<Ort::Value> feeds_;
+  std::vector<std::shared_ptr<Ort::Value>> state_;
+};
+
+// ------------------------------------------------------------------------------------------------------- generator
+
+/// Generates pictures from a bundle.
+///
+/// Graphs are loaded when first needed. One generator serves several threads at the same time: a call keeps its state
+/// to itself. Copies share the loaded graphs.
+class Generator {
+ public:
+  /// Throws BundleError: the folder holds no usable bundle; Error: an option out of range, or ONNX Runtime too old.
+  explicit Generator(const std::filesystem::path& bundle, const SessionOptions& options = {});
+  explicit Generator(Bundle bundle, const SessionOptions& options = {});
+
+  const Bundle& bundle() const;
+
+  /// Load graphs now instead of at the first use: `generate`, or `stage` and `decoder` for streaming.
+  /// Throws BundleError: ONNX Runtime cannot load a graph, or its inputs and outputs are not the manifest's.
+  void load(std::initializer_list<Graph> graphs) const;
+
+  /// Generate B images: one call of generate.onnx a batch. With `on_stage` or `cancel` one call of stage.onnx a stage,
+  /// which gives the same tokens and pictures.
+  ///
+  /// on_stage: called after each stage, in this thread.
+  /// cancel: looked at before each stage; another thread may set it.
+  ///
+  /// Throws ClassLabelError, RequestError: a parameter is out of range, and nothing was run; Cancelled: `on_stage`
+  /// returned false or `cancel` is set; BundleError: a graph cannot be loaded; Error: ONNX Runtime failed.
+  Generation generate(const Request& request, const OnStage& on_stage = nullptr,
+                      const std::atomic<bool>* cancel = nullptr) const;
+
+  /// Generate B images stage by stage, all in one batch:
+  ///
+  ///     auto stream = generator.stream(request);
+  ///     while (auto stage = stream.next()) show(stage->preview());
+  ///
+  /// Throws ClassLabelError, RequestError: a parameter is out of range, and nothing was run.
+  Stream stream(const Request& request) const;
+
+ private:
+  std::shared_ptr<detail::Engine> engine_;
+};
+
+// ==================================================================================================================
+// From here on: how it is done.
+// ==================================================================================================================
+
+namespace detail {
+
+// ------------------------------------------------------------------------------------------------------------ text
+
+/// A number as printf's %g has it, whatever the program's locale.
+inline std::string general(double value) {
+  std::ostringstream out;
+  out.imbue(std::locale::classic());
+  out << value;
+  return out.str();
+}
+
+inline std::string utf8(const std::filesystem::path& path) {
+  const auto text = path.u8string();  // std::u8string from C++20 on
+  return std::string(text.begin(), text.end());
+}
+
+inline std::filesystem::path path_of_utf8(const std::string& text) {
+#ifdef __cpp_lib_char8_t
+  return std::filesystem::path(std::u8string(text.begin(), text.end()));
+#else
+  return std::filesystem::u8path(text);
+#endif
+}
+
+/// A message on one line of no more than 300 bytes.
+inline std::string one_line(std::string_view text) {
+  std::string line;
+  for (const char c : text) {
+    const bool space = static_cast<unsigned char>(c) <= ' ';
+    if (!space) {
+      line += c;
+    } else if (!line.empty() && line.back() != ' ') {
+      line += ' ';
+    }
+  }
+  while (!line.empty() && line.back() == ' ') line.pop_back();
+  return line.substr(0, 300);
+}
+
+template <typename Items, typename Text>
+std::string join(const Items& items, Text text_of) {
+  std::string out;
+  for (const auto& item : items) out += (out.empty() ? "" : ", ") + text_of(item);
+  return out;
+}
+
+/// The code point of valid UTF-8 at `position`, which moves past it.
+inline std::uint32_t next_code_point(std::string_view text, std::size_t& position) {
+  const auto first = static_cast<unsigned char>(text[position++]);
+  if (first < 0x80) return first;
+  const int further = first < 0xE0 ? 1 : first < 0xF0 ? 2 : 3;
+  std::uint32_t point = first & (0x3Fu >> further);
+  for (int i = 0; i < further; ++i) point = (point << 6) | (static_cast<unsigned char>(text[position++]) & 0x3Fu);
+  return point;
+}
+
+/// Whether valid UTF-8 holds neither controls, nor separators but the space, nor what changes a line's direction, nor
+/// code points without a character: what may be shown on one line of a terminal.
+inline bool is_printable(std::string_view text) {
+  static constexpr std::uint32_t refused[][2] = {
+      {0x00, 0x1F},       {0x7F, 0xA0},       {0xAD, 0xAD},       {0x600, 0x605},   {0x61C, 0x61C},   {0x6DD, 0x6DD},
+      {0x70F, 0x70F},     {0x1680, 0x1680},   {0x180E, 0x180E},   {0x2000, 0x200F}, {0x2028, 0x202F}, {0x205F, 0x206F},
+      {0x3000, 0x3000},   {0xD800, 0xF8FF},   {0xFDD0, 0xFDEF},   {0xFEFF, 0xFEFF}, {0xFFF0, 0xFFFB}, {0xFFFE, 0xFFFF},
+      {0x1FFFE, 0x1FFFF}, {0xE0000, 0xE0FFF}, {0xF0000, 0x10FFFF}};
+  for (std::size_t position = 0; position < text.size();) {
+    const std::uint32_t point = next_code_point(text, position);
+    for (const auto& range : refused) {
+      if (range[0] <= point && point <= range[1]) return false;
+    }
+  }
+  return true;
+}
+
+// ---------------------------------------------------------------------------------------------------------- sha256
+
+/// SHA-256 (FIPS 180-4).
+class Sha256 {
+ public:
+  void update(const void* data, std::size_t size) {
+    const auto* bytes = static_cast<const std::uint8_t*>(data);
+    length_ += size;
+    while (size > 0) {
+      const std::size_t taken = (std::min)(size, block_.size() - filled_);
+      std::memcpy(block_.data() + filled_, bytes, taken);
+      filled_ += taken;
+      bytes += taken;
+      size -= taken;
+      if (filled_ == block_.size()) compress();
+    }
+  }
+
+  /// The digest in lower-case hexadecimal; the object is spent after it.
+  std::string hexadecimal() {
+    const std::uint64_t bits = length_ * 8;
+    const std::uint8_t one = 0x80, zero = 0;
+    update(&one, 1);
+    while (filled_ != 56) update(&zero, 1);
+    std::array<std::uint8_t, 8> end{};
+    for (std::size_t i = 0; i < 8; ++i) end[i] = static_cast<std::uint8_t>(bits >> (56 - 8 * i));
+    update(end.data(), end.size());
+    static constexpr char digits[] = "0123456789abcdef";
+    std::string text;
+    for (const std::uint32_t word : state_) {
+      for (int shift = 28; shift >= 0; shift -= 4) text += digits[(word >> shift) & 15u];
+    }
+    return text;
+  }
+
+ private:
+  static std::uint32_t rotate(std::uint32_t x, int n) { return (x >> n) | (x << (32 - n)); }
+
+  void compress() {
+    static constexpr std::uint32_t constants[64] = {
+        0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
+        0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
+        0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
+        0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967,
+        0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85,
+        0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070,
+        0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
+        0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
+    std::array<std::uint32_t, 64> w{};
+    for (std::size_t i = 0; i < 16; ++i) {
+      w[i] = (std::uint32_t{block_[4 * i]} << 24) | (std::uint32_t{block_[4 * i + 1]} << 16) |
+             (std::uint32_t{block_[4 * i + 2]} << 8) | std::uint32_t{block_[4 * i + 3]};
+    }
+    for (std::size_t i = 16; i < 64; ++i) {
+      const std::uint32_t s0 = rotate(w[i - 15], 7) ^ rotate(w[i - 15], 18) ^ (w[i - 15] >> 3);
+      const std::uint32_t s1 = rotate(w[i - 2], 17) ^ rotate(w[i - 2], 19) ^ (w[i - 2] >> 10);
+      w[i] = w[i - 16] + s0 + w[i - 7] + s1;
+    }
+    auto [a, b, c, d, e, f, g, h] = state_;
+    for (std::size_t i = 0; i < 64; ++i) {
+      const std::uint32_t s1 = rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25);
+      const std::uint32_t t1 = h + s1 + ((e & f) ^ (~e & g)) + constants[i] + w[i];
+      const std::uint32_t s0 = rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22);
+      const std::uint32_t t2 = s0 + ((a & b) ^ (a & c) ^ (b & c));
+      h = g, g = f, f = e, e = d + t1, d = c, c = b, b = a, a = t1 + t2;
+    }
+    const std::array<std::uint32_t, 8> added = {a, b, c, d, e, f, g, h};
+    for (std::size_t i = 0; i < 8; ++i) state_[i] += added[i];
+    filled_ = 0;
+  }
+
+  std::array<std::uint32_t, 8> state_ = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
+                                         0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+  std::array<std::uint8_t, 64> block_{};
+  std::size_t filled_ = 0;
+  std::uint64_t length_ = 0;
+};
+
+// ------------------------------------------------------------------------------------------------------------ JSON
+
+/// A value of a JSON document (RFC 8259). Numbers keep their text, so that integers stay exact.
+struct Json {
+  enum class Type { null, boolean, integer, real, string, array, object };
+
+  Type type = Type::null;
+  bool boolean = false;
+  std::string text;               ///< Of a string, UTF-8; of a number, as written.
+  std::vector<Json> items;        ///< Of an array; of an object, the values in the order of `keys`.
+  std::vector<std::string> keys;  ///< Of an object, ascending; of equal keys the last one counts.
+
+  bool is(Type wanted) const { return type == wanted; }
+
+  /// The value of a key of an object; null where there is none.
+  const Json* find(std::string_view key) const {
+    const auto place = std::lower_bound(keys.begin(), keys.end(), key);
+    if (place == keys.end() || *place != key) return nullptr;
+    return &items[static_cast<std::size_t>(place - keys.begin())];
+  }
+
+  /// The integer, if it is one of 64 bits.
+  std::optional<std::int64_t> as_int64() const {
+    const bool negative = text.front() == '-';
+    const auto magnitude = as_magnitude(negative ? 1 : 0);
+    const std::uint64_t limit = std::uint64_t{1} << 63;
+    if (!magnitude || *magnitude > limit || (*magnitude == limit && !negative)) return std::nullopt;
+    return static_cast<std::int64_t>(negative ? std::uint64_t{0} - *magnitude : *magnitude);
+  }
+
+  std::optional<std::uint64_t> as_uint64() const { return text.front() == '-' ? std::nullopt : as_magnitude(0); }
+
+  /// The number as a double; infinite beyond its range.
+  double as_double() const {
+    std::istringstream in(text);
+    in.imbue(std::locale::classic());
+    double value = 0;
+    in >> value;
+    return in.fail() ? std::numeric_limits<double>::infinity() : value;
+  }
+
+ private:
+  std::optional<std::uint64_t> as_magnitude(std::size_t begin) const {
+    constexpr std::uint64_t most = (std::numeric_limits<std::uint64_t>::max)();
+    std::uint64_t value = 0;
+    for (std::size_t i = begin; i < text.size(); ++i) {
+      const auto digit = static_cast<std::uint64_t>(text[i] - '0');
+      if (value > (most - digit) / 10) return std::nullopt;
+      value = value * 10 + digit;
+    }
+    return value;
+  }
+};
+
+/// What a document breaks of JSON's rules, or of the reader's limits.
+class JsonError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+/// Reads a document that nobody vouches for: depth and the number of values are bounded, text is valid UTF-8.
+class JsonReader {
+ public:
+  static constexpr int kMaxDepth = 64;
+  static constexpr std::size_t kMaxValues = std::size_t{1} << 20;
+  static constexpr std::size_t kMaxDigits = 4300;
+
+  /// Throws JsonError.
+  static Json read(std::string_view text) {
+    JsonReader reader(text);
+    if (text.substr(0, 3) == "\xEF\xBB\xBF") reader.position_ = 3;
+    Json value = reader.value(0);
+    reader.skip_space();
+    if (reader.position_ != text.size()) reader.fail("expected the end");
+    return value;
+  }
+
+ private:
+  explicit JsonReader(std::string_view text) : text_(text) {}
+
+  [[noreturn]] void fail(const std::string& what) const {
+    throw JsonError(what + " at byte " + std::to_string(position_));
+  }
+
+  /// The next character; 0 at the end, which no rule expects.
+  char peek() const { return position_ < text_.size() ? text_[position_] : '\0'; }
+
+  bool take(char expected) {
+    if (peek() != expected) return false;
+    ++position_;
+    return true;
+  }
+
+  void skip_space() {
+    while (peek() == ' ' || peek() == '\t' || peek() == '\n' || peek() == '\r') ++position_;
+  }
+
+  Json value(int depth) {
+    if (depth > kMaxDepth) fail("more than " + std::to_string(kMaxDepth) + " levels");
+    if (++values_ > kMaxValues) fail("more than " + std::to_string(kMaxValues) + " values");
+    skip_space();
+    Json result;
+    switch (peek()) {
+      case '{':
+        read_object(result, depth);
+        break;
+      case '[':
+        read_array(result, depth);
+        break;
+      case '"':
+        result.type = Json::Type::string;
+        result.text = string();
+        break;
+      case 't':
+        word("true");
+        result.type = Json::Type::boolean;
+        result.boolean = true;
+        break;
+      case 'f':
+        word("false");
+        result.type = Json::Type::boolean;
+        break;
+      case 'n':
+        word("null");
+        break;
+      default:
+        read_number(result);
+    }
+    return result;
+  }
+
+  void word(std::string_view expected) {
+    if (text_.substr(position_, expected.size()) != expected) fail("expected a value");
+    position_ += expected.size();
+  }
+
+  void read_object(Json& result, int depth) {
+    result.type = Json::Type::object;
+    std::vector<std::pair<std::string, Json>> members;
+    ++position_;
+    skip_space();
+    if (!take('}')) {
+      do {
+        skip_space();
+        if (peek() != '"') fail("expected a key");
+        std::string key = string();
+        skip_space();
+        if (!take(':')) fail("expected a colon");
+        members.emplace_back(std::move(key), value(depth + 1));
+        skip_space();
+      } while (take(','));
+      if (!take('}')) fail("expected a comma or the object's end");
+    }
+    std::stable_sort(members.begin(), members.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+    for (auto& [key, item] : members) {
+      if (!result.keys.empty() && result.keys.back() == key) {
+        result.items.back() = std::move(item);
+      } else {
+        result.keys.push_back(std::move(key));
+        result.items.push_back(std::move(item));
+      }
+    }
+  }
+
+  void read_array(Json& result, int depth) {
+    result.type = Json::Type::array;
+    ++position_;
+    skip_space();
+    if (take(']')) return;
+    do {
+      result.items.push_back(value(depth + 1));
+      skip_space();
+    } while (take(','));
+    if (!take(']')) fail("expected a comma or the array's end");
+  }
+
+  std::size_t digits() {
+    const std::size_t begin = position_;
+    while (peek() >= '0' && peek() <= '9') ++position_;
+    return position_ - begin;
+  }
+
+  void read_number(Json& result) {
+    const std::size_t begin = position_;
+    result.type = Json::Type::integer;
+    take('-');
+    const bool zero = peek() == '0';
+    if (zero ? !take('0') : digits() == 0) fail("expected a value");
+    if (take('.')) {
+      result.type = Json::Type::real;
+      if (digits() == 0) fail("expected a digit");
+    }
+    if (peek() == 'e' || peek() == 'E') {
+      ++position_;
+      result.type = Json::Type::real;
+      if (!take('+')) take('-');
+      if (digits() == 0) fail("expected a digit");
+    }
+    if (position_ - begin > kMaxDigits) fail("a number of more than " + std::to_string(kMaxDigits) + " digits");
+    result.text = text_.substr(begin, position_ - begin);
+  }
+
+  std::string string() {
+    std::string out;
+    ++position_;
+    while (!take('"')) {
+      const auto c = static_cast<unsigned char>(peek());
+      if (c < 0x20) fail(position_ < text_.size() ? "a control character" : "a text without end");
+      if (c == '\\') {
+        ++position_;
+        escape(out);
+      } else {
+        copy_character(out);
+      }
+    }
+    return out;
+  }
+
+  void escape(std::string& out) {
+    static constexpr std::string_view names = "\"\\/bfnrt", values = "\"\\/\b\f\n\r\t";
+    const char name = peek();
+    const std::size_t known = names.find(name);
+    if (name != '\0' && known != std::string_view::npos) {
+      ++position_;
+      out += values[known];
+      return;
+    }
+    if (!take('u')) fail("an unknown escape");
+    std::uint32_t point = four_digits();
+    if (point >= 0xD800 && point < 0xDC00 && text_.substr(position_, 2) == "\\u") {
+      position_ += 2;
+      const std::uint32_t low = four_digits();
+      if (low < 0xDC00 || low > 0xDFFF) fail("half of a surrogate pair");
+      point = 0x10000 + ((point - 0xD800) << 10) + (low - 0xDC00);
+    } else if (point >= 0xD800 && point <= 0xDFFF) {
+      fail("half of a surrogate pair");
+    }
+    append_utf8(out, point);
+  }
+
+  std::uint32_t four_digits() {
+    std::uint32_t value = 0;
+    for (int i = 0; i < 4; ++i, ++position_) {
+      const char c = peek();
+      const int digit = c >= '0' && c <= '9'   ? c - '0'
+                        : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                        : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                               : -1;
+      if (digit < 0) fail("expected four hexadecimal digits");
+      value = value * 16 + static_cast<std::uint32_t>(digit);
+    }
+    return value;
+  }
+
+  static void append_utf8(std::string& out, std::uint32_t point) {
+    if (point < 0x80) {
+      out += static_cast<char>(point);
+      return;
+    }
+    const int further = point < 0x800 ? 1 : point < 0x10000 ? 2 : 3;
+    static constexpr std::uint32_t leads[] = {0, 0xC0, 0xE0, 0xF0};
+    out += static_cast<char>(leads[further] | (point >> (6 * further)));
+    for (int i = further - 1; i >= 0; --i) out += static_cast<char>(0x80 | ((point >> (6 * i)) & 0x3F));
+  }
+
+  /// Copy one character of UTF-8: no overlong form, no surrogate, nothing beyond U+10FFFF.
+  void copy_character(std::string& out) {
+    const auto byte = [this](std::size_t offset) {
+      return position_ + offset < text_.size() ? static_cast<unsigned char>(text_[position_ + offset]) : 0u;
+    };
+    const unsigned first = byte(0), second = byte(1);
+    std::size_t length = 1;
+    if (first >= 0x80) {
+      length = first < 0xE0 ? 2 : first < 0xF0 ? 3 : 4;
+      const unsigned low = first == 0xE0 ? 0xA0 : first == 0xF0 ? 0x90 : 0x80;
+      const unsigned high = first == 0xED ? 0x9F : first == 0xF4 ? 0x8F : 0xBF;
+      bool valid = first >= 0xC2 && first <= 0xF4 && second >= low && second <= high;
+      for (std::size_t i = 2; i < length; ++i) valid = valid && (byte(i) & 0xC0u) == 0x80;
+      if (!valid) fail("no UTF-8");
+    }
+    out.append(text_.substr(position_, length));
+    position_ += length;
+  }
+
+  std::string_view text_;
+  std::size_t position_ = 0;
+  std::size_t values_ = 0;
+};
+
+/// Append a value as JSON until `out` has more than `limit` bytes.
+inline void append_json(std::string& out, const Json& value, std::size_t limit) {
+  const auto quoted = [&out](const std::string& text) {
+    out += '"';
+    for (const char c : text) {
+      const auto byte = static_cast<unsigned char>(c);
+      if (c == '"' || c == '\\') out += '\\';
+      if (byte >= 0x20 && byte < 0x7F) {
+        out += c;
+      } else {
+        char escaped[8];
+        std::snprintf(escaped, sizeof escaped, "\\x%02x", byte);
+        out += escaped;
+      }
+    }
+    out += '"';
+  };
+  switch (value.type) {
+    case Json::Type::null:
+      out += "null";
+      break;
+    case Json::Type::boolean:
+      out += value.boolean ? "true" : "false";
+      break;
+    case Json::Type::string:
+      quoted(value.text.substr(0, limit));
+      break;
+    case Json::Type::integer:
+    case Json::Type::real:
+      out += value.text.substr(0, limit);
+      break;
+    case Json::Type::array:
+    case Json::Type::object: {
+      const bool object = value.is(Json::Type::object);
+      out += object ? '{' : '[';
+      for (std::size_t i = 0; i < value.items.size() && out.size() <= limit; ++i) {
+        if (i > 0) out += ", ";
+        if (object) {
+          quoted(value.keys[i].substr(0, limit));
+          out += ": ";
+        }
+        append_json(out, value.items[i], limit);
+      }
+      out += object ? '}' : ']';
+    }
+  }
+}
+
+/// A value as JSON, short enough for one line.
+inline std::string shown(const Json& value) {
+  std::string text;
+  append_json(text, value, 80);
+  return text.size() <= 80 ? text : text.substr(0, 77) + "...";
+}
+
+inline std::string shown(std::string_view text) {
+  Json value;
+  value.type = Json::Type::string;
+  value.text = text;
+  return shown(value);
+}
+
+// -------------------------------------------------------------------------------------------------------- manifest
+
+constexpr std::int64_t kSchema = 1;
+constexpr std::size_t kManifestLimit = std::size_t{32} << 20;  // bytes; a real one is below 1 MB
+constexpr std::size_t kStateDimensions = 8;
+constexpr std::int64_t kStateElements = std::int64_t{1} << 28;  // of one image; a real f_hat has 32,768
+constexpr std::int64_t kMaxInt64 = (std::numeric_limits<std::int64_t>::max)();
+
+using Contract = std::vector<std::pair<std::string, std::string>>;  // names and dtypes, in the order errors list them
+
+inline const Contract& request_inputs() {
+  static const Contract contract = {{"class_labels", "int64"}, {"uniforms", "float32"}, {"forced_tokens", "int64"},
+                                    {"cfg_scale", "float32"},  {"top_k", "int64"},      {"top_p", "float32"}};
+  return contract;
+}
+
+inline const char* graph_name(Graph graph) {
+  return graph == Graph::generate ? "generate" : graph == Graph::stage ? "stage" : "decoder";
+}
+
+/// A JSON object whose reads are checked; errors name the key by its full path.
+class Fields {
+ public:
+  Fields(const Json& value, const std::string& where, std::string path)
+      : value_(value), where_(where), path_(std::move(path)) {
+    if (!value.is(Json::Type::object)) {
+      throw BundleError(where_ + ": " + (path_.empty() ? "document" : path_) + ": expected a JSON object, found " +
+                        shown(value));
+    }
+  }
+
+  const Json& value() const { return value_; }
+
+  /// Throw the error every refusal of a value ends in.
+  [[noreturn]] void refuse(const std::string& key, const std::string& expected, const std::string& found) const {
+    throw BundleError(where_ + ": " + full(key) + ": expected " + expected + ", found " + found);
+  }
+
+  const Json& get(const std::string& key) const {
+    const Json* found = value_.find(key);
+    if (found == nullptr) {
+      throw BundleError(where_ + ": key \"" + one_line(full(key)) + "\" is missing; build the bundle again");
+    }
+    return *found;
+  }
+
+  Fields fields(const std::string& key) const { return Fields(get(key), where_, full(key)); }
+  Fields fields(const std::string& key, const Json& value) const { return Fields(value, where_, full(key)); }
+
+  std::int64_t as_integer(const std::string& key, const Json& value, std::int64_t minimum = 0,
+                          std::int64_t maximum = kMaxInt64) const {
+    const auto number = value.is(Json::Type::integer) ? value.as_int64() : std::nullopt;
+    if (!number || *number < minimum || *number > maximum) {
+      const std::string limit = maximum == kMaxInt64
+                                    ? "of at least " + std::to_string(minimum)
+                                    : "from " + std::to_string(minimum) + " to " + std::to_string(maximum);
+      refuse(key, "an integer " + limit, shown(value));
+    }
+    return *number;
+  }
+
+  std::int64_t integer(const std::string& key, std::int64_t minimum = 0, std::int64_t maximum = kMaxInt64) const {
+    return as_integer(key, get(key), minimum, maximum);
+  }
+
+  std::string as_text(const std::string& key, const Json& value) const {
+    if (!value.is(Json::Type::string) || !is_printable(value.text)) {
+      refuse(key, "a line of printable text", shown(value));
+    }
+    return value.text;
+  }
+
+  std::string text(const std::string& key) const { return as_text(key, get(key)); }
+
+  /// Read a list with `read(key of the item, item)`.
+  template <typename Read>
+  auto items(const std::string& key, Read read) const {
+    const Json& list = get(key);
+    if (!list.is(Json::Type::array)) refuse(key, "a list", shown(list));
+    std::vector<decltype(read(key, list))> result;
+    result.reserve(list.items.size());
+    for (std::size_t i = 0; i < list.items.size(); ++i) {
+      result.push_back(read(key + "[" + std::to_string(i) + "]", list.items[i]));
+    }
+    return result;
+  }
+
+  std::string dtype() const {
+    static const std::set<std::string> known = {"float32", "float16", "int64", "int32", "int8", "uint8"};
+    const std::string value = text("dtype");
+    if (known.count(value) == 0) {
+      refuse("dtype", "one of float32, float16, int64, int32, int8, uint8", shown(get("dtype")));
+    }
+    return value;
+  }
+
+ private:
+  std::string full(const std::string& key) const { return path_.empty() ? key : path_ + "." + key; }
+
+  const Json& value_;
+  const std::string& where_;
+  std::string path_;
+};
+
+/// Whether text is a file name without any way out of its folder, on Linux and on Windows.
+inline bool is_plain_name(const std::string& name) {
+  return !name.empty() && is_printable(name) && name != "." && name != ".." &&
+         name.find_first_of("/\\:*?\"<>|") == std::string::npos;
+}
+
+inline ModelInfo read_model(const Fields& fields) {
+  ModelInfo model;
+  model.patch_nums = fields.items(
+      "patch_nums", [&](const std::string& key, const Json& item) { return fields.as_integer(key, item, 1, 4096); });
+  if (model.patch_nums.empty() || !std::is_sorted(model.patch_nums.begin(), model.patch_nums.end())) {
+    fields.refuse("patch_nums", "side lengths in ascending order", shown(fields.get("patch_nums")));
+  }
+  model.num_classes = fields.integer("num_classes", 1);
+  model.image_size = fields.integer("image_size", 1);
+  model.vocab_size = fields.integer("vocab_size", 1);
+  model.depth = fields.integer("depth", 1);
+  model.embed_dim = fields.integer("embed_dim", 1);
+  model.num_heads = fields.integer("num_heads", 1);
+  model.latent_channels = fields.integer("latent_channels", 1);
+  model.latent_size = fields.integer("latent_size", 1);
+  if (model.latent_size != model.patch_nums.back()) {
+    fields.refuse("latent_size", std::to_string(model.patch_nums.back()) + ", the last of patch_nums",
+                  std::to_string(model.latent_size));
+  }
+  return model;
+}
+
+inline FileInfo read_file_info(const Fields& fields) {
+  FileInfo info;
+  info.sha256 = fields.text("sha256");
+  for (char& c : info.sha256) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+  if (info.sha256.size() != 64 || info.sha256.find_first_not_of("0123456789abcdef") != std::string::npos) {
+    fields.refuse("sha256", "64 hexadecimal digits", shown(info.sha256));
+  }
+  info.size = static_cast<std::uint64_t>(fields.integer("size"));
+  return info;
+}
+
+inline TensorInfo read_tensor(const Fields& fields) {
+  TensorInfo tensor;
+  tensor.name = fields.text("name");
+  tensor.dtype = fields.dtype();
+  tensor.shape = fields.items("shape", [&](const std::string& key, const Json& item) {
+    if (item.is(Json::Type::null)) return Dimension{};
+    if (item.is(Json::Type::string)) return Dimension{std::nullopt, item.text};
+    return Dimension{fields.as_integer(key, item), ""};
+  });
+  return tensor;
+}
+
+inline StateInfo read_state(const Fields& fields) {
+  StateInfo state;
+  state.initial_shape = fields.items("initial_shape", [&](const std::string& key, const Json& item) {
+    if (item.is(Json::Type::string) && (item.text == "B" || item.text == "2B")) {
+      return Dimension{std::nullopt, item.text};
+    }
+    return Dimension{fields.as_integer(key, item, 0, std::int64_t{1} << 31), ""};
+  });
+  std::int64_t elements = 1;  // sizes of 0 count as 1, so that no product of the others overflows
+  for (const Dimension& dimension : state.initial_shape) {
+    if (elements <= kStateElements) elements *= (std::max)(dimension.size.value_or(1), std::int64_t{1});
+  }
+  if (state.initial_shape.size() > kStateDimensions || elements > kStateElements) {
+    fields.refuse("initial_shape",
+                  "at most " + std::to_string(kStateDimensions) + " dimensions of " + std::to_string(kStateElements) +
+                      " elements in all",
+                  shown(fields.get("initial_shape")));
+  }
+  state.input = fields.text("input");
+  state.output = fields.text("output");
+  state.dtype = fields.dtype();
+  return state;
+}
+
+inline std::string listed(const Contract& contract) {
+  Contract first = contract;
+  first.resize((std::min)(contract.size(), std::size_t{8}));
+  std::string text = join(first, [](const auto& item) { return item.first + " (" + item.second + ")"; });
+  return contract.size() > first.size() ? text + ", ..." : text;
+}
+
+/// Read one graph; it must have the contract's inputs and outputs, or a host could not run it. More outputs do no
+/// harm: a bundle made for debugging has them.
+inline GraphInfo read_graph(const Fields& fields, Graph kind, const std::map<std::string, FileInfo>& files) {
+  GraphInfo graph;
+  graph.file = fields.text("file");
+  if (files.count(graph.file) == 0) {
+    fields.refuse("file", "a plain file name that \"files\" lists", shown(graph.file));
+  }
+  const auto tensor = [&](const std::string& key, const Json& item) { return read_tensor(fields.fields(key, item)); };
+  if (kind == Graph::stage) {
+    graph.state = fields.items(
+        "state", [&](const std::string& key, const Json& item) { return read_state(fields.fields(key, item)); });
+  }
+  graph.inputs = fields.items("inputs", tensor);
+  graph.outputs = fields.items("outputs", tensor);
+
+  Contract inputs, outputs;
+  if (kind == Graph::decoder) {
+    inputs = {{"f_hat", "float32"}};
+    outputs = {{"images", "uint8"}};
+  } else {
+    inputs = request_inputs();
+    outputs = kind == Graph::generate ? Contract{{"images", "uint8"}, {"token_maps", "int64"}}
+                                      : Contract{{"tokens", "int64"}, {"logits", "float32"}};
+  }
+  if (kind == Graph::stage) {
+    inputs.emplace_back("stage", "int64");
+    for (const StateInfo& item : graph.state) {
+      inputs.emplace_back(item.input, item.dtype);
+      outputs.emplace_back(item.output, item.dtype);
+    }
+  }
+  const auto by_name = [](const std::vector<TensorInfo>& tensors) {
+    std::map<std::string, std::string> result;
+    for (const TensorInfo& item : tensors) result[item.name] = item.dtype;
+    return result;
+  };
+  // Of equal names the last one counts, in what is expected as in what is found.
+  const auto expected_of = [](const Contract& contract) {
+    std::map<std::string, std::string> result;
+    for (const auto& [name, dtype] : contract) result[name] = dtype;
+    return result;
+  };
+  const auto shown_map = [](const std::map<std::string, std::string>& found) {
+    return one_line(listed(Contract(found.begin(), found.end())));
+  };
+  const auto found_inputs = by_name(graph.inputs), found_outputs = by_name(graph.outputs);
+  if (found_inputs != expected_of(inputs)) {
+    fields.refuse("inputs", "the contract's, " + listed(inputs), shown_map(found_inputs));
+  }
+  for (const auto& [name, dtype] : expected_of(outputs)) {
+    const auto found = found_outputs.find(name);
+    if (found == found_outputs.end() || found->second != dtype) {
+      fields.refuse("outputs", "the contract's, " + listed(outputs), shown_map(found_outputs));
+    }
+  }
+  const auto is_f_hat = [](const StateInfo& item) { return item.input == "f_hat"; };
+  if (kind == Graph::stage && std::none_of(graph.state.begin(), graph.state.end(), is_f_hat)) {
+    fields.refuse("state", "an entry for \"f_hat\"", shown(fields.get("state")));
+  }
+  return graph;
+}
+
+/// The record of the greedy generation made at build time: checked as a part of the manifest, then let go.
+inline void check_verify(const Fields& fields, const ModelInfo& model) {
+  const auto labels = fields.items("class_labels", [&](const std::string& key, const Json& item) {
+    return fields.as_integer(key, item, 0, model.num_classes);
+  });
+  const std::int64_t num_tokens = model.num_tokens();
+  const auto rows = fields.items("token_maps", [&](const std::string& key, const Json& row) {
+    if (!row.is(Json::Type::array) || static_cast<std::int64_t>(row.items.size()) != num_tokens) {
+      fields.refuse(key, "a list of " + std::to_string(num_tokens) + " tokens", shown(row));
+    }
+    for (std::size_t i = 0; i < row.items.size(); ++i) {
+      fields.as_integer(key + "[" + std::to_string(i) + "]", row.items[i], 0, model.vocab_size - 1);
+    }
+    return true;
+  });
+  if (labels.empty() || rows.size() != labels.size()) {
+    fields.refuse("token_maps", "one row for each of " + std::to_string(labels.size()) + " class_labels",
+                  std::to_string(rows.size()));
+  }
+  const Json& cfg_scale = fields.get("cfg_scale");
+  const bool number = cfg_scale.is(Json::Type::integer) || cfg_scale.is(Json::Type::real);
+  if (!number || !(cfg_scale.as_double() >= 0) || std::isinf(cfg_scale.as_double())) {
+    fields.refuse("cfg_scale", "a number of at least 0", shown(cfg_scale));
+  }
+  const Json& seed = fields.get("seed");
+  if (!seed.is(Json::Type::integer) || !(seed.as_uint64() || seed.as_int64() == 0)) {
+    fields.refuse("seed", "an integer from 0 to 2^64 - 1", shown(seed));
+  }
+}
+
+inline std::string newer_schema(const std::string& where, std::int64_t schema, const Json& document) {
+  const Json* versions = document.find("versions");
+  const Json* maker = versions != nullptr && versions->is(Json::Type::object) ? versions->find("nextscale") : nullptr;
+  const bool known =
+      maker != nullptr && maker->is(Json::Type::string) && maker->text.size() < 40 && is_printable(maker->text);
+  return where + ": schema " + std::to_string(schema) + " is newer than schema " + std::to_string(kSchema) +
+         ", which this nextscale.hpp reads: take " +
+         (known ? "that of nextscale " + maker->text + " or later" : std::string("a newer one"));
+}
+
+// ---------------------------------------------------------------------------------------------------------- engine
+
+inline std::size_t size_of_dtype(const std::string& dtype) {
+  return dtype == "int64" ? 8 : dtype == "float32" || dtype == "int32" ? 4 : dtype == "float16" ? 2 : 1;
+}
+
+inline ONNXTensorElementDataType element_type(const std::string& dtype) {
+  return dtype == "float32"   ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT
+         : dtype == "float16" ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16
+         : dtype == "int64"   ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64
+         : dtype == "int32"   ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32
+         : dtype == "int8"    ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8
+                              : ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+}
+
+inline std::string line(const TensorInfo& tensor) {
+  return tensor.dtype + " [" +
+         join(tensor.shape,
+              [](const Dimension& dimension) {
+                return dimension.size             ? std::to_string(*dimension.size)
+                       : dimension.symbol.empty() ? std::string("?")
+                                                  : dimension.symbol;
+              }) +
+         "]";
+}
+
+/// A loaded graph's input or output in the manifest's words.
+inline TensorInfo describe(const std::string& name, const Ort::TypeInfo& info) {
+  TensorInfo tensor;
+  tensor.name = name;
+  if (info.GetONNXType() != ONNX_TYPE_TENSOR) {
+    tensor.dtype = "no tensor";
+    return tensor;
+  }
+  const auto shape_info = info.GetTensorTypeAndShapeInfo();
+  tensor.dtype = "another type";
+  for (const char* dtype : {"float32", "float16", "int64", "int32", "int8", "uint8"}) {
+    if (element_type(dtype) == shape_info.GetElementType()) tensor.dtype = dtype;
+  }
+  const std::vector<std::int64_t> sizes = shape_info.GetShape();
+  const std::vector<const char*> symbols = shape_info.GetSymbolicDimensions();
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    tensor.shape.push_back(sizes[i] >= 0 ? Dimension{sizes[i], ""} : Dimension{std::nullopt, symbols[i]});
+  }
+  return tensor;
+}
+
+/// Types are equal, and ranks and sizes wherever both sides tell (an unknown rank reads as no dimensions).
+inline bool agree(const TensorInfo& expected, const TensorInfo& found) {
+  if (expected.dtype != found.dtype) return false;
+  if (found.shape.empty()) return true;
+  return std::equal(expected.shape.begin(), expected.shape.end(), found.shape.begin(), found.shape.end(),
+                    [](const Dimension& a, const Dimension& b) { return !a.size || !b.size || *a.size == *b.size; });
+}
+
+/// The first input or output that is not as the manifest says; empty if all are.
+inline std::string contract_difference(const std::vector<TensorInfo>& declared, const std::vector<TensorInfo>& actual,
+                                       const std::string& kind) {
+  std::map<std::string, const TensorInfo*> expected, found;
+  for (const TensorInfo& tensor : declared) expected[tensor.name] = &tensor;
+  for (const TensorInfo& tensor : actual) found[tensor.name] = &tensor;
+  for (const auto& [name, tensor] : expected) {
+    const auto place = found.find(name);
+    if (place == found.end()) return kind + " \"" + name + "\" is only in the manifest";
+    if (!agree(*tensor, *place->second)) {
+      return kind + " \"" + name + "\": the manifest says " + line(*tensor) + ", the file " + line(*place->second);
+    }
+  }
+  for (const auto& item : found) {
+    if (expected.count(item.first) == 0) return kind + " \"" + one_line(item.first) + "\" is only in the file";
+  }
+  return "";
+}
+
+/// A checked request: what every graph takes, for all images of it.
+struct Inputs {
+  std::vector<std::int64_t> class_labels;   // [B]
+  std::vector<float> uniforms;              // [B, L]
+  std::vector<std::int64_t> forced_tokens;  // [B, L]
+  float cfg_scale;
+  std::int64_t top_k;
+  float top_p;
+  std::size_t batch_size;
+};
+
+/// A tensor that shares the memory of a (const) array, which must outlive it.
+template <typename T>
+Ort::Value shared_tensor(const T* data, std::size_t count, std::initializer_list<std::int64_t> shape) {
+  static const Ort::MemoryInfo memory = Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeDefault);
+  return Ort::Value::CreateTensor<T>(memory, const_cast<T*>(data), count, shape.begin(), shape.size());
+}
+
+/// The six inputs of images first to first + count - 1, in the order of request_inputs().
+inline std::vector<Ort::Value> make_feeds(const Inputs& inputs, std::size_t first, std::size_t count) {
+  const std::size_t length = inputs.uniforms.size() / inputs.class_labels.size();
+  const auto b = static_cast<std::int64_t>(count), l = static_cast<std::int64_t>(length);
+  std::vector<Ort::Value> feeds;
+  feeds.push_back(shared_tensor(inputs.class_labels.data() + first, count, {b}));
+  feeds.push_back(shared_tensor(inputs.uniforms.data() + first * length, count * length, {b, l}));
+  feeds.push_back(shared_tensor(inputs.forced_tokens.data() + first * length, count * length, {b, l}));
+  feeds.push_back(shared_tensor(&inputs.cfg_scale, 1, {}));
+  feeds.push_back(shared_tensor(&inputs.top_k, 1, {}));
+  feeds.push_back(shared_tensor(&inputs.top_p, 1, {}));
+  return feeds;
+}
+
+/// The sessions of a bundle. Everything ONNX Runtime throws leaves here as an Error.
+class Engine {
+ public:
+  Engine(Bundle bundle, const SessionOptions& options)
+      : bundle_(std::move(bundle)), options_(options), environment_(make_environment(options)) {}
+
+  const Bundle& bundle() const { return bundle_; }
+  const GraphInfo& info(Graph graph) const { return bundle_.manifest().graphs.at(graph); }
+
+  Ort::Session& session(Graph graph) {
+    const std::lock_guard<std::mutex> lock(loading_);
+    auto& session = sessions_[static_cast<std::size_t>(graph)];
+    if (session == nullptr) session = open_session(graph);
+    return *session;
+  }
+
+  /// Throws RequestError, ClassLabelError.
+  std::shared_ptr<const Inputs> check(const Request& request) const;
+
+  std::vector<Ort::Value> run(Graph graph, const std::vector<const char*>& input_names,
+                              const std::vector<const OrtValue*>& inputs,
+                              const std::vector<const char*>& output_names) {
+    Ort::Session& loaded = session(graph);
+    std::vector<Ort::Value> outputs;
+    outputs.reserve(output_names.size());
+    std::vector<OrtValue*> raw(output_names.size(), nullptr);
+    try {
+      Ort::ThrowOnError(Ort::GetApi().Run(loaded, nullptr, input_names.data(), inputs.data(), inputs.size(),
+                                          output_names.data(), output_names.size(), raw.data()));
+    } catch (const Ort::Exception& error) {
+      throw Error(utf8(bundle_.graph_path(graph)) + ": onnxruntime failed: " + one_line(error.what()));
+    }
+    for (OrtValue* value : raw) outputs.emplace_back(value);
+    return outputs;
+  }
+
+  /// Zeros of a state's initial shape.
+  static std::shared_ptr<Ort::Value> initial_state(const StateInfo& state, std::size_t batch) {
+    std::vector<std::int64_t> shape;
+    std::size_t bytes = size_of_dtype(state.dtype);
+    for (const Dimension& dimension : state.initial_shape) {
+      const auto size =
+          dimension.size ? static_cast<std::size_t>(*dimension.size) : batch * (dimension.symbol == "2B" ? 2 : 1);
+      if (size != 0 && bytes > (std::numeric_limits<std::size_t>::max)() / 2 / size) {
+        throw RequestError("batch of " + std::to_string(batch) + ": the state \"" + state.input +
+                           "\" would be larger than any memory");
+      }
+      bytes *= size;
+      shape.push_back(static_cast<std::int64_t>(size));
+    }
+    const Ort::AllocatorWithDefaultOptions allocator;
+    try {
+      auto value = std::make_shared<Ort::Value>(
+          Ort::Value::CreateTensor(allocator, shape.data(), shape.size(), element_type(state.dtype)));
+      if (bytes > 0) std::memset(value->GetTensorMutableRawData(), 0, bytes);
+      return value;
+    } catch (const Ort::Exception& error) {
+      throw Error("state \"" + state.input + "\": onnxruntime failed: " + one_line(error.what()));
+    }
+  }
+
+  Images decode(const Ort::Value& f_hat, std::size_t count) {
+    const auto outputs = run(Graph::decoder, {"f_hat"}, {f_hat}, {"images"});
+    const auto size = static_cast<std::size_t>(bundle_.model().image_size);
+    Images images{count, size, size, {}};
+    images.pixels = values<std::uint8_t>(
+        Graph::decoder, "images", outputs[0],
+        {static_cast<std::int64_t>(count), bundle_.model().image_size, bundle_.model().image_size, 3});
+    return images;
+  }
+
+  /// A copy of an output's values; its type was checked when the graph was loaded, its shape is checked here.
+  template <typename T>
+  std::vector<T> values(Graph graph, const char* name, const Ort::Value& value,
+                        const std::vector<std::int64_t>& expected) const {
+    if (value.GetTensorTypeAndShapeInfo().GetShape() != expected) {
+      throw BundleError(utf8(bundle_.graph_path(graph)) + ": output \"" + name + "\" has another shape than the " +
+                        "manifest's model; build the bundle again");
+    }
+    std::size_t count = 1;
+    for (const std::int64_t size : expected) count *= static_cast<std::size_t>(size);
+    const T* data = value.GetTensorData<T>();
+    return std::vector<T>(data, data + count);
+  }
+
+ private:
+  static std::string version() { return OrtGetApiBase()->GetVersionString(); }
+
+  static Ort::Env make_environment(const SessionOptions& options) {
+    if (options.threads < 0 || options.threads > 1024) {
+      throw Error("threads " + std::to_string(options.threads) +
+                  " is out of range: expected 1 to 1024, or 0 for all cores");
+    }
+    int major = 0, minor = 0;
+    std::sscanf(version().c_str(), "%d.%d", &major, &minor);
+    if (major < 1 || (major == 1 && minor < 22)) {
+      throw Error("onnxruntime " + version() + " is too old: bundles need 1.22 or later; update the library");
+    }
+    if (OrtGetApiBase()->GetApi(ORT_API_VERSION) == nullptr) {
+      throw Error("onnxruntime " + version() + " is older than the headers that this program was compiled with (API " +
+                  std::to_string(ORT_API_VERSION) + "): update the library or compile with its headers");
+    }
+    try {
+      return Ort::Env(ORT_LOGGING_LEVEL_ERROR, "nextscale");
+    } catch (const Ort::Exception& error) {
+      throw Error("onnxruntime " + version() + " cannot start: " + one_line(error.what()));
+    }
+  }
+
+  std::unique_ptr<Ort::Session> open_session(Graph graph) const {
+    const std::filesystem::path path = bundle_.graph_path(graph);
+    std::unique_ptr<Ort::Session> session;
+    std::string difference;
+    try {
+      Ort::SessionOptions settings;
+      settings.SetIntraOpNumThreads(options_.threads);
+      settings.SetInterOpNumThreads(1);
+      options_.memory_arena ? settings.EnableCpuMemArena() : settings.DisableCpuMemArena();
+      options_.memory_pattern ? settings.EnableMemPattern() : settings.DisableMemPattern();
+      settings.SetLogSeverityLevel(ORT_LOGGING_LEVEL_ERROR);  // what is wrong comes back as an exception anyway
+      settings.AddConfigEntry("session.intra_op.allow_spinning", options_.spinning ? "1" : "0");
+      session = std::make_unique<Ort::Session>(environment_, path.c_str(), settings);
+      difference = difference_of(*session, info(graph));
+    } catch (const Ort::Exception& error) {
+      throw BundleError(utf8(path) + ": onnxruntime " + version() + " cannot load it: " + one_line(error.what()));
+    }
+    if (!difference.empty()) {
+      throw BundleError(utf8(path) + ": not the graph that the manifest describes: " + difference);
+    }
+    return session;
+  }
+
+  static std::string difference_of(const Ort::Session& session, const GraphInfo& graph) {
+    const Ort::AllocatorWithDefaultOptions allocator;
+    std::vector<TensorInfo> inputs, outputs;
+    for (std::size_t i = 0; i < session.GetInputCount(); ++i) {
+      inputs.push_back(describe(session.GetInputNameAllocated(i, allocator).get(), session.GetInputTypeInfo(i)));
+    }
+    for (std::size_t i = 0; i < session.GetOutputCount(); ++i) {
+      outputs.push_back(describe(session.GetOutputNameAllocated(i, allocator).get(), session.GetOutputTypeInfo(i)));
+    }
+    const std::string difference = contract_difference(graph.inputs, inputs, "input");
+    return difference.empty() ? contract_difference(graph.outputs, outputs, "output") : difference;
+  }
+
+  Bundle bundle_;
+  SessionOptions options_;
+  Ort::Env environment_;
+  std::mutex loading_;
+  std::array<std::unique_ptr<Ort::Session>, 3> sessions_;
+};
+
+/// Refuse a number outside 0 to maximum; written so that NaN is refused.
+inline float checked_number(const char* name, double value, double maximum) {
+  const double limit = (std::min)(maximum, static_cast<double>((std::numeric_limits<float>::max)()));
+  if (!(value >= 0 && value <= limit)) {
+    throw RequestError(std::string(name) + " " + general(value) + " is out of range: expected " +
+                       (std::isinf(maximum) ? "a finite number of at least 0" : "0 to " + general(maximum)));
+  }
+  return static_cast<float>(value);
+}
+
+inline std::string label_range(const ModelInfo& model) {
+  return "0 to " + std::to_string(model.num_classes - 1) + " (" + std::to_string(model.num_classes) +
+         " is the null class)";
+}
+
+inline std::shared_ptr<const Inputs> Engine::check(const Request& request) const {
+  const ModelInfo& model = bundle_.model();
+  const std::size_t batch = request.class_labels.size();
+  const auto length = static_cast<std::size_t>(model.num_tokens());
+  const std::string shape = "[" + std::to_string(batch) + ", " + std::to_string(length) + "]";
+  for (const std::int64_t label : request.class_labels) {
+    if (label < 0 || label > model.num_classes) {
+      throw ClassLabelError("class " + std::to_string(label) + " is out of range: expected " + label_range(model));
+    }
+  }
+  if (batch == 0) throw RequestError("class_labels is empty: expected at least one class");
+
+  auto inputs = std::make_shared<Inputs>();
+  inputs->class_labels = request.class_labels;
+  inputs->uniforms = request.uniforms;
+  if (request.uniforms.empty()) {
+    if (request.first_image > (std::numeric_limits<std::uint64_t>::max)() - (batch - 1)) {
+      throw RequestError("first_image " + std::to_string(request.first_image) +
+                         " is out of range: expected 0 to 2^64 - " + std::to_string(batch));
+    }
+    inputs->uniforms.reserve(batch * length);
+    for (std::size_t i = 0; i < batch; ++i) {
+      const auto numbers = nextscale::uniforms(request.seed, request.first_image + i, length);
+      inputs->uniforms.insert(inputs->uniforms.end(), numbers.begin(), numbers.end());
+    }
+  } else if (request.uniforms.size() != batch * length) {
+    throw RequestError("uniforms: expected " + shape + " floats, found " + std::to_string(request.uniforms.size()));
+  }
+  for (const float u : inputs->uniforms) {
+    if (!(u >= 0 && u < 1)) throw RequestError("uniforms: expected numbers of at least 0 and below 1");
+  }
+
+  inputs->forced_tokens = request.forced_tokens;
+  if (request.forced_tokens.empty()) {
+    inputs->forced_tokens.assign(batch * length, -1);
+  } else if (request.forced_tokens.size() != batch * length) {
+    throw RequestError("forced_tokens: expected " + shape + " integers, found " +
+                       std::to_string(request.forced_tokens.size()));
+  }
+  const auto [least, most] = std::minmax_element(inputs->forced_tokens.begin(), inputs->forced_tokens.end());
+  if (*least < -1 || *most >= model.vocab_size) {
+    throw RequestError("forced_tokens: expected -1 (sample) to " + std::to_string(model.vocab_size - 1) + ", found " +
+                       std::to_string(*least) + " to " + std::to_string(*most));
+  }
+
+  inputs->cfg_scale = checked_number("cfg_scale", request.cfg_scale, std::numeric_limits<double>::infinity());
+  inputs->top_k = request.top_k.value_or((std::min)(std::int64_t{900}, model.vocab_size));
+  if (inputs->top_k < 0 || inputs->top_k > model.vocab_size) {
+    throw RequestError("top_k " + std::to_string(inputs->top_k) + " is out of range: expected 0 (off) to " +
+                       std::to_string(model.vocab_size) + ", the entries of the codebook");
+  }
+  inputs->top_p = checked_number("top_p", request.top_p, 1.0);
+  const std::int64_t batch_size = request.batch_size.value_or(static_cast<std::int64_t>(batch));
+  if (batch_size < 1) {
+    throw RequestError("batch_size " + std::to_string(batch_size) + " is out of range: expected at least 1");
+  }
+  inputs->batch_size = static_cast<std::size_t>((std::min)(batch_size, static_cast<std::int64_t>(batch)));
+  return inputs;
+}
+
+inline std::vector<const char*> names_of(const Contract& contract) {
+  std::vector<const char*> names;
+  for (const auto& item : contract) names.push_back(item.first.c_str());
+  return names;
+}
+
+inline std::vector<const OrtValue*> pointers(const std::vector<Ort::Value>& values) {
+  return std::vector<const OrtValue*>(values.begin(), values.end());
+}
+
+[[noreturn]] inline void throw_cancelled(std::size_t done, std::size_t num_stages) {
+  throw Cancelled("cancelled after " + std::to_string(done) + " of " + std::to_string(num_stages) + " stages");
+}
+
+/// A class's name as it is compared: ASCII letters in lower case, "_" as a space, one space between words.
+inline std::string folded(std::string_view name) {
+  std::string out;
+  for (char c : name) {
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
+    if (c == '_' || c == '\t' || c == '\n' || c == '\r' || c == '\v' || c == '\f') c = ' ';
+    if (c != ' ' || (!out.empty() && out.back() != ' ')) out += c;
+  }
+  if (!out.empty() && out.back() == ' ') out.pop_back();
+  return out;
+}
+
+/// The synonyms that a class's name lists, folded.
+inline std::vector<std::string> synonyms(const std::string& name) {
+  std::vector<std::string> parts;
+  for (std::size_t begin = 0; begin <= name.size();) {
+    const std::size_t end = (std::min)(name.find(',', begin), name.size());
+    parts.push_back(folded(std::string_view(name).substr(begin, end - begin)));
+    begin = end + 1;
+  }
+  return parts;
+}
+
+}  // namespace detail
+
+// -------------------------------------------------------------------------------------------------- random numbers
+
+inline std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter, std::array<std::uint32_t, 2> key) {
+  for (int round = 0; round < 10; ++round) {
+    const std::uint64_t product0 = std::uint64_t{0xD2511F53} * counter[0];
+    const std::uint64_t product1 = std::uint64_t{0xCD9E8D57} * counter[2];
+    counter = {static_cast<std::uint32_t>(product1 >> 32) ^ counter[1] ^ key[0], static_cast<std::uint32_t>(product1),
+               static_cast<std::uint32_t>(product0 >> 32) ^ counter[3] ^ key[1], static_cast<std::uint32_t>(product0)};
+    key = {key[0] + 0x9E3779B9u, key[1] + 0xBB67AE85u};
+  }
+  return counter;
+}
+
+inline std::vector<float> uniforms(std::uint64_t seed, std::uint64_t image, std::size_t length) {
+  const std::array<std::uint32_t, 2> key = {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)};
+  std::vector<float> numbers(length);
+  for (std::size_t t = 0; t < length; t += 4) {
+    const auto words = philox4x32({static_cast<std::uint32_t>(t / 4), static_cast<std::uint32_t>(image),
+                                   static_cast<std::uint32_t>(image >> 32), 0},
+                                  key);
+    for (std::size_t i = t; i < (std::min)(t + 4, length); ++i) {
+      numbers[i] = static_cast<float>(words[i - t] >> 8) * (1.0f / 16777216.0f);
+    }
+  }
+  return numbers;
+}
+
+// -------------------------------------------------------------------------------------------- manifest and bundle
+
+inline std::int64_t ModelInfo::num_tokens() const {
+  std::int64_t total = 0;
+  for (const std::int64_t pn : patch_nums) total += pn * pn;
+  return total;
+}
+
+inline Manifest Manifest::parse(std::string_view text, const std::string& where) {
+  detail::Json document;
+  try {
+    document = detail::JsonReader::read(text);
+  } catch (const detail::JsonError& error) {
+    throw BundleError(where + ": not a JSON document (" + error.what() + "); the file is damaged or not a manifest");
+  }
+  const detail::Fields root(document, where, "");
+  const std::int64_t schema = root.integer("schema", 1);
+  if (schema > detail::kSchema) throw BundleError(detail::newer_schema(where, schema, document));
+
+  Manifest manifest;
+  manifest.model = detail::read_model(root.fields("model"));
+  const detail::Fields files = root.fields("files");
+  for (const std::string& name : files.value().keys) {
+    if (!detail::is_plain_name(name)) {
+      root.refuse("files", "plain file names inside the bundle's folder", detail::shown(name));
+    }
+    manifest.files[name] = detail::read_file_info(files.fields(name));
+  }
+  const detail::Fields graphs = root.fields("graphs");
+  for (const Graph graph : {Graph::generate, Graph::stage, Graph::decoder}) {
+    manifest.graphs[graph] = detail::read_graph(graphs.fields(detail::graph_name(graph)), graph, manifest.files);
+  }
+  const detail::Json* names = document.find("class_names");
+  if (names != nullptr && !names->is(detail::Json::Type::null)) {
+    manifest.class_names = root.items(
+        "class_names", [&](const std::string& key, const detail::Json& item) { return root.as_text(key, item); });
+    if (static_cast<std::int64_t>(manifest.class_names.size()) != manifest.model.num_classes) {
+      root.refuse("class_names", std::to_string(manifest.model.num_classes) + " names, as model.num_classes says",
+                  std::to_string(manifest.class_names.size()));
+    }
+  }
+  manifest.name = root.text("name");
+  manifest.recipe = root.fields("recipe").text("name");
+  detail::check_verify(root.fields("verify"), manifest.model);
+  root.fields("versions");
+  manifest.licence = root.text("licence");
+  return manifest;
+}
+
+inline Bundle Bundle::open(const std::filesystem::path& folder, bool verify_hashes) {
+  std::error_code ignored;
+  if (!std::filesystem::is_directory(folder, ignored)) {
+    throw BundleError(detail::utf8(folder) + ": no such folder; expected a bundle made by `nextscale build`");
+  }
+  const std::filesystem::path path = folder / "manifest.json";
+  const std::string where = detail::utf8(path);
+  if (!std::filesystem::exists(path, ignored)) {
+    throw BundleError(where + ": the file is missing; expected a bundle made by `nextscale build`");
+  }
+  const auto size = std::filesystem::file_size(path, ignored);
+  if (!ignored && size > detail::kManifestLimit) {
+    throw BundleError(where + ": larger than " + std::to_string(detail::kManifestLimit) +
+                      " bytes, which no manifest is");
+  }
+  std::ifstream file(path, std::ios::binary);
+  std::string text(ignored ? 0 : static_cast<std::size_t>(size), '\0');
+  file.read(text.data(), static_cast<std::streamsize>(text.size()));
+  if (ignored || !file) throw BundleError(where + ": cannot be read");
+
+  Bundle bundle(folder, Manifest::parse(text, where));
+  for (const auto& [name, info] : bundle.manifest_.files) bundle.check_file(name, info);
+  if (verify_hashes) bundle.verify_hashes();
+  return bundle;
+}
+
+inline void Bundle::check_file(const std::string& name, const FileInfo& info) const {
+  const std::filesystem::path file = path_ / detail::path_of_utf8(name);
+  const std::string where = detail::utf8(file);
+  std::error_code unresolved, unreadable;
+  const auto target = std::filesystem::weakly_canonical(file, unresolved);
+  if (unresolved || target.parent_path() != std::filesystem::canonical(path_, unresolved)) {
+    throw BundleError(where +
+                      ": the file is a link out of the bundle's folder, as in a download cache; "
+                      "make a real copy of the folder (cp -rL) and use that");
+  }
+  if (!std::filesystem::is_regular_file(file, unreadable)) {
+    throw BundleError(where + ": the file is missing; copy or build the bundle again");
+  }
+  const auto size = std::filesystem::file_size(file, unreadable);
+  if (unreadable || size != info.size) {
+    throw BundleError(where + ": " + (unreadable ? std::string("unknown") : std::to_string(size)) +
+                      " bytes, but the manifest says " + std::to_string(info.size) +
+                      ": the file was truncated or changed; copy or build the bundle again");
+  }
+}
+
+inline std::filesystem::path Bundle::graph_path(Graph graph) const {
+  return path_ / detail::path_of_utf8(manifest_.graphs.at(graph).file);
+}
+
+inline void Bundle::verify_hashes() const {
+  std::vector<char> chunk(std::size_t{1} << 20);
+  for (const auto& [name, info] : manifest_.files) {
+    const std::filesystem::path path = path_ / detail::path_of_utf8(name);
+    std::ifstream file(path, std::ios::binary);
+    detail::Sha256 hash;
+    while (file) {
+      file.read(chunk.data(), static_cast<std::streamsize>(chunk.size()));
+      hash.update(chunk.data(), static_cast<std::size_t>(file.gcount()));
+    }
+    if (!file.eof()) throw BundleError(detail::utf8(path) + ": cannot be read");
+    if (hash.hexadecimal() != info.sha256) {
+      throw BundleError(
+          detail::utf8(path) +
+          ": the content was changed (sha256 differs from the manifest's); copy or build the bundle again");
+    }
+  }
+}
+
+inline std::int64_t Bundle::class_label(std::string_view name) const {
+  const std::string wanted = detail::folded(name);
+  const std::string quoted = "\"" + detail::one_line(name) + "\"";
+  const ModelInfo& model = manifest_.model;
+  if (!wanted.empty() && wanted.find_first_not_of("0123456789") == std::string::npos) {
+    detail::Json number;
+    number.text = wanted;
+    const auto label = number.as_int64();
+    if (!label || *label > model.num_classes) {
+      throw ClassLabelError("class " + (wanted.size() <= 20 ? wanted : wanted.substr(0, 20) + "...") +
+                            " is out of range: expected " + detail::label_range(model));
+    }
+    return *label;
+  }
+  const auto& names = manifest_.class_names;
+  if (names.empty()) {
+    throw ClassLabelError("class " + quoted + ": this bundle has no class names; give an id from 0 to " +
+                          std::to_string(model.num_classes - 1));
+  }
+  std::vector<std::size_t> whole, parts, near;
+  for (std::size_t label = 0; label < names.size(); ++label) {
+    const std::string known = detail::folded(names[label]);
+    const auto alternatives = detail::synonyms(names[label]);
+    if (known == wanted) whole.push_back(label);
+    if (std::count(alternatives.begin(), alternatives.end(), wanted) > 0) parts.push_back(label);
+    if (!wanted.empty() && known.find(wanted) != std::string::npos) near.push_back(label);
+  }
+  const auto& found = whole.empty() ? parts : whole;
+  if (found.size() == 1) return static_cast<std::int64_t>(found[0]);
+  const auto listed = [&](std::vector<std::size_t> labels) {
+    labels.resize((std::min)(labels.size(), std::size_t{8}));
+    return detail::join(labels, [&](std::size_t label) { return std::to_string(label) + " (" + names[label] + ")"; });
+  };
+  if (!found.empty()) {
+    throw ClassLabelError("class " + quoted + " is the name of " + std::to_string(found.size()) +
+                          " classes: give an id of " + listed(found));
+  }
+  near.resize((std::min)(near.size(), std::size_t{8}));
+  const std::string nearest =
+      detail::join(near, [&](std::size_t label) { return names[label] + " (" + std::to_string(label) + ")"; });
+  throw ClassLabelError("no class is named " + quoted + "; " +
+                        (nearest.empty() ? "the manifest's class_names lists the names" : "nearest: " + nearest));
+}
+
+inline std::string Bundle::class_name(std::int64_t label) const {
+  const auto& names = manifest_.class_names;
+  const bool known = label >= 0 && label < static_cast<std::int64_t>(names.size());
+  return known ? names[static_cast<std::size_t>(label)] : std::to_string(label);
+}
+
+// ------------------------------------------------------------------------------------------------------ generation
+
+inline Images StageResult::preview() const { return engine_->decode(*f_hat_, count); }
+
+inline Stream::Stream(std::shared_ptr<detail::Engine> engine, std::shared_ptr<const detail::Inputs> inputs,
+                      std::size_t first, std::size_t count)
+    : engine_(std::move(engine)),
+      inputs_(std::move(inputs)),
+      first_(first),
+      count_(count),
+      feeds_(detail::make_feeds(*inputs_, first, count)) {
+  for (const StateInfo& item : engine_->info(Graph::stage).state) {
+    state_.push_back(detail::Engine::initial_state(item, count));
+  }
+}
+
+inline std::optional<StageResult> Stream::next() {
+  const ModelInfo& model = engine_->bundle().model();
+  if (stage_ == model.num_stages()) return std::nullopt;
+  const auto& state = engine_->info(Graph::stage).state;
+  const auto index = static_cast<std::int64_t>(stage_);
+  const Ort::Value stage = detail::shared_tensor(&index, 1, {});
+
+  auto input_names = detail::names_of(detail::request_inputs());
+  auto inputs = detail::pointers(feeds_);
+  std::vector<const char*> output_names = {"tokens"};
+  input_names.push_back("stage");
+  inputs.push_back(stage);
+  for (std::size_t i = 0; i < state.size(); ++i) {
+    input_names.push_back(state[i].input.c_str());
+    inputs.push_back(*state_[i]);
+    output_names.push_back(state[i].output.c_str());
+  }
+  auto outputs = engine_->run(Graph::stage, input_names, inputs, output_names);
+
+  StageResult result;
+  result.stage = stage_;
+  result.num_stages = model.num_stages();
+  result.first = first_;
+  result.count = count_;
+  result.tokens = engine_->values<std::int64_t>(
+      Graph::stage, "tokens", outputs[0],
+      {static_cast<std::int64_t>(count_), model.patch_nums[stage_] * model.patch_nums[stage_]});
+  result.engine_ = engine_;
+  for (std::size_t i = 0; i < state.size(); ++i) {
+    state_[i] = std::make_shared<Ort::Value>(std::move(outputs[i + 1]));
+    if (state[i].input == "f_hat") result.f_hat_ = state_[i];
+  }
+  ++stage_;
+  return result;
+}
+
+inline Generator::Generator(const std::filesystem::path& bundle, const SessionOptions& options)
+    : Generator(Bundle::open(bundle), options) {}
+
+inline Generator::Generator(Bundle bundle, const SessionOptions& options)
+    : engine_(std::make_shared<detail::Engine>(std::move(bundle), options)) {}
+
+inline const Bundle& Generator::bundle() const { return engine_->bundle(); }
+
+inline void Generator::load(std::initializer_list<Graph> graphs) const {
+  for (const Graph graph : graphs) engine_->session(graph);
+}
+
+inline Generation Generator::generate(const Request& request, const OnStage& on_stage,
+                                      const std::atomic<bool>* cancel) const {
+  const auto inputs = engine_->check(request);
+  const ModelInfo& model = bundle().model();
+  const std::size_t total = inputs->class_labels.size();
+  const auto size = static_cast<std::size_t>(model.image_size);
+  const auto length = static_cast<std::size_t>(model.num_tokens());
+
+  Generation result;
+  result.images = {total, size, size, {}};
+  result.token_maps.resize(total * length);
+  // Memory is taken once a picture has shown that the model's image_size is no lie.
+  const auto append_images = [&result](const std::vector<std::uint8_t>& pixels) {
+    result.images.pixels.reserve(result.images.count * result.images.bytes_per_image());
+    result.images.pixels.insert(result.images.pixels.end(), pixels.begin(), pixels.end());
+  };
+  for (std::size_t first = 0; first < total; first += inputs->batch_size) {
+    const std::size_t count = (std::min)(inputs->batch_size, total - first);
+    if (!on_stage && cancel == nullptr) {
+      const auto feeds = detail::make_feeds(*inputs, first, count);
+      const auto outputs = engine_->run(Graph::generate, detail::names_of(detail::request_inputs()),
+                                        detail::pointers(feeds), {"images", "token_maps"});
+      const auto b = static_cast<std::int64_t>(count);
+      append_images(engine_->values<std::uint8_t>(Graph::generate, "images", outputs[0],
+                                                  {b, model.image_size, model.image_size, 3}));
+      const auto tokens =
+          engine_->values<std::int64_t>(Graph::generate, "token_maps", outputs[1], {b, model.num_tokens()});
+      std::copy(tokens.begin(), tokens.end(), result.token_maps.begin() + static_cast<std::ptrdiff_t>(first * length));
+      continue;
+    }
+    Stream stream(engine_, inputs, first, count);
+    std::optional<StageResult> last;
+    std::size_t done = 0;  // tokens of an image
+    for (std::size_t stage = 0; stage < model.num_stages(); ++stage) {
+      if (cancel != nullptr && cancel->load()) detail::throw_cancelled(stage, model.num_stages());
+      last = stream.next();
+      const std::size_t taken = last->tokens.size() / count;
+      for (std::size_t i = 0; i < count; ++i) {
+        std::copy_n(last->tokens.begin() + static_cast<std::ptrdiff_t>(i * taken), taken,
+                    result.token_maps.begin() + static_cast<std::ptrdiff_t>((first + i) * length + done));
+      }
+      done += taken;
+      if (on_stage && !on_stage(*last)) detail::throw_cancelled(stage + 1, model.num_stages());
+    }
+    append_images(last->preview().pixels);
+  }
+  return result;
+}
+
+inline Stream Generator::stream(const Request& request) const {
+  const auto inputs = engine_->check(request);
+  return Stream(engine_, inputs, 0, inputs->class_labels.size());
+}
+
+}  // namespace nextscale
+
+#endif  // NEXTSCALE_HPP

@@ -1,0 +1,381 @@
+using System;
+using System.Collections.Generic;
+using System.Globalization;
+using System.IO;
+using System.Linq;
+using System.Security.Cryptography;
+using System.Threading;
+
+namespace NextScale
+{
+    /// <summary>Holds this library to what the Python runtime does: tests/conformance/README.md describes the suite.
+    /// </summary>
+    internal sealed class Conformance : IDisposable
+    {
+        private static readonly Dictionary<string, Type> Errors = new Dictionary<string, Type>
+        {
+            { "NextscaleError", typeof(NextScaleException) }, { "BundleError", typeof(BundleException) },
+            { "ClassLabelError", typeof(ClassLabelException) }, { "RequestError", typeof(RequestException) },
+            { "Cancelled", typeof(OperationCanceledException) },
+        };
+
+        private static readonly int[] ThreadCounts = { 1, 2 };
+
+        private readonly string folder;
+        private readonly Fields suite;
+        private readonly Dictionary<string, Generator> generators = new Dictionary<string, Generator>();
+        private int passed;
+        private int failed;
+
+        private Conformance(string folder)
+        {
+            this.folder = folder;
+            string path = Path.Combine(folder, "suite.json");
+            if (!File.Exists(path))
+                throw new NextScaleException($"{path}: no such file; tests/conformance/README.md tells how to make it");
+            suite = new Fields(Json.Parse(File.ReadAllBytes(path)), path, "");
+        }
+
+        /// <returns>0 if every case holds, else 1.</returns>
+        public static int Run(string folder)
+        {
+            using (var conformance = new Conformance(folder))
+            {
+                conformance.RunAll();
+                Console.WriteLine($"{conformance.passed} passed, {conformance.failed} failed");
+                return conformance.failed == 0 ? 0 : 1;
+            }
+        }
+
+        public void Dispose()
+        {
+            foreach (Generator generator in generators.Values) generator.Dispose();
+        }
+
+        private void RunAll()
+        {
+            Each("philox", (name, item) => Check(name, () =>
+            {
+                uint[] words = Words(item, "counter"), key = Words(item, "key");
+                Uniforms.Philox4x32(words, key[0], key[1]);
+                return Same(words, Words(item, "words"));
+            }));
+            Each("uniforms", (name, item) => Check(name, () =>
+            {
+                long[] values = Integers(item.Get("values"));
+                float[] found = Uniforms.OfImage(
+                    Arguments.UInt64(item.Text("seed")), Arguments.UInt64(item.Text("image")), values.Length);
+                return Same(found.Select(number => (double)number * (1 << 24)), values.Select(value => (double)value));
+            }));
+            Each("requests", RunRequest);
+            Each("request_errors", (name, item) =>
+            {
+                var neverTold = new Telling(stage => { throw new InvalidOperationException("it has run"); });
+                Refused($"{name}, generate", item, () => GeneratorFor(item, 1).Generate(Request(item)));
+                Refused($"{name}, streaming", item, () => GeneratorFor(item, 1).Generate(Request(item), neverTold));
+            });
+            Each("cancellations", RunCancellation);
+            Each("class_names", RunClassName);
+            Each("threads_errors", (name, item) => Refused(name, item, () => new Generator(
+                Folder(item), new GeneratorOptions { Threads = (int)item.Integer("threads", long.MinValue) })));
+            Each("broken_bundles", RunBrokenBundle);
+            Each("damaged_manifests", (name, item) =>
+            {
+                byte[] content = File.ReadAllBytes(Path.Combine(folder, item.Text("file")));
+                if (item.Get("error") == null) Check(name, () => Use(Manifest.Parse(content, name)));
+                else Refused(name, item, () => Manifest.Parse(content, name));
+            });
+            RunTogether();
+            RunDisposal();
+        }
+
+        private void RunRequest(string name, Fields item)
+        {
+            Fields expected = item.Object("expected");
+            long[][] tokenMaps = Rows(expected.Get("token_maps"), Integers);
+            string[] images = Texts(expected, "images_sha256"), previews = Texts(expected, "previews_sha256");
+            foreach (int threads in ThreadCounts)
+            {
+                Check($"{name}, {threads} threads, generate", () =>
+                {
+                    Generation made = GeneratorFor(item, threads).Generate(Request(item));
+                    return Same(made, tokenMaps, images);
+                });
+                Check($"{name}, {threads} threads, streaming", () =>
+                {
+                    var seen = new List<string>();
+                    Generation made = GeneratorFor(item, threads).Generate(
+                        Request(item), new Telling(stage => seen.Add(Sha256(stage.Preview()))));
+                    return Same(made, tokenMaps, images) ?? Same(seen, previews);
+                });
+            }
+        }
+
+        private void RunCancellation(string name, Fields item)
+        {
+            long callbacks = item.Integer("callbacks");
+            int calls = 0;
+            Refused(name, item, () =>
+            {
+                using (var source = new CancellationTokenSource())
+                {
+                    if (callbacks == 0) source.Cancel();
+                    GeneratorFor(item, 1).Generate(Request(item), new Telling(stage =>
+                    {
+                        if (++calls == callbacks) source.Cancel();
+                    }), source.Token);
+                }
+            });
+            Check($"{name}, callbacks", () => calls == callbacks ? null : $"{calls} callbacks, expected {callbacks}");
+        }
+
+        private void RunClassName(string name, Fields item)
+        {
+            Bundle bundle = Bundle.Open(Folder(item));
+            string text = item.Text("text");
+            if (!item.Value.ContainsKey("label")) Refused(name, item, () => bundle.ClassLabel(text));
+            else Check(name, () => Same(new[] { bundle.ClassLabel(text) }, new[] { item.Integer("label") }));
+        }
+
+        private void RunBrokenBundle(string name, Fields item)
+        {
+            string step = item.Text("step");
+            Bundle bundle = null;
+            Action open = () => bundle = Bundle.Open(Folder(item));
+            Action hashes = () => bundle.VerifyHashes();
+            Action load = () =>
+            {
+                using (var generator = new Generator(bundle)) generator.Load("generate", "stage", "decoder");
+            };
+            Action[] steps = { open, hashes, load };
+            int last = Array.IndexOf(new[] { "open", "verify_hashes", "load" }, step);
+            Check($"{name}, steps before", () =>
+            {
+                foreach (Action before in steps.Take(last)) before();
+                return null;
+            });
+            Refused(name, item, steps[last]);
+        }
+
+        /// <summary>All requests of the first bundle at the same time, from several threads.</summary>
+        private void RunTogether()
+        {
+            List<Fields> items = Cases("requests").Where(
+                item => item.Text("bundle") == Cases("requests")[0].Text("bundle")).ToList();
+            Check("requests from several threads", () =>
+            {
+                Generator generator = GeneratorFor(items[0], 1);
+                var tasks = Enumerable.Range(0, 4 * items.Count).Select(i => new
+                {
+                    expected = Rows(items[i % items.Count].Object("expected").Get("token_maps"), Integers),
+                    made = generator.GenerateAsync(
+                        Request(items[i % items.Count]), i % 2 == 0 ? null : new Telling(stage => { })),
+                }).ToList();
+                return tasks.Select(task => Same(
+                    task.made.Result.TokenMaps.SelectMany(row => row), task.expected.SelectMany(row => row)))
+                    .FirstOrDefault(difference => difference != null);
+            });
+        }
+
+        /// <summary>Generate with a manifest that damage left acceptable, on the files of the first bundle: that works,
+        /// or is refused by a documented exception.</summary>
+        private string Use(Manifest manifest)
+        {
+            try
+            {
+                using (var generator = new Generator(new Bundle(Folder(Cases("requests")[0]), manifest)))
+                {
+                    generator.Generate(new GenerationRequest(0));
+                    generator.Generate(new GenerationRequest(0), new Telling(stage => stage.Preview()));
+                }
+            }
+            catch (NextScaleException error)
+            {
+                return Wording.IsPrintable(error.Message) ? null : $"not one line: {error.Message}";
+            }
+            return null;
+        }
+
+        /// <summary>What a caller may do around the end of a generator's life.</summary>
+        private void RunDisposal()
+        {
+            Fields item = Cases("requests")[0];
+            Check("a preview after its call and a disposal inside a call", () =>
+            {
+                var stages = new List<StageProgress>();
+                var generator = new Generator(Folder(item));
+                generator.Generate(Request(item), new Telling(stages.Add));
+                string problem = Same(
+                    stages.Select(stage => Sha256(stage.Preview())), Texts(item.Object("expected"), "previews_sha256"));
+                Generation made = generator.Generate(Request(item), new Telling(stage => generator.Dispose()));
+                return problem ?? Same(made.Images.Select(image => Sha256(new[] { image })),
+                                       Texts(item.Object("expected"), "images_sha256"));
+            });
+            Check("a disposed generator refuses", () =>
+            {
+                var generator = new Generator(Folder(item));
+                generator.Dispose();
+                try
+                {
+                    generator.Generate(Request(item));
+                }
+                catch (ObjectDisposedException)
+                {
+                    return null;
+                }
+                return "not refused";
+            });
+            Check("a cancelled task", () =>
+            {
+                using (var generator = new Generator(Folder(item)))
+                using (var source = new CancellationTokenSource())
+                {
+                    bool cancelled = generator
+                        .GenerateAsync(Request(item), new Telling(stage => source.Cancel()), source.Token)
+                        .ContinueWith(task => task.IsCanceled).Result;
+                    return cancelled ? null : "the task was not cancelled";
+                }
+            });
+        }
+
+        private void Each(string group, Action<string, Fields> run)
+        {
+            int number = 0;
+            foreach (Fields item in Cases(group))
+            {
+                object label = item.Value.ContainsKey("name") ? item.Get("name") : number;
+                string bundle = item.Value.ContainsKey("bundle") ? item.Text("bundle") + ", " : "";
+                run($"{group}: {bundle}{label}", item);
+                number++;
+            }
+        }
+
+        private List<Fields> Cases(string group)
+        {
+            return suite.Items(group, (owner, key, value) => owner.Nested(key, value)).ToList();
+        }
+
+        /// <summary>Run a case that says what is wrong, or null.</summary>
+        private void Check(string name, Func<string> run)
+        {
+            string problem;
+            try
+            {
+                problem = run();
+            }
+            catch (Exception error)
+            {
+                problem = error.ToString();
+            }
+            if (problem == null)
+            {
+                passed++;
+                return;
+            }
+            failed++;
+            Console.WriteLine($"FAILED {name}: {problem}");
+        }
+
+        /// <summary>Run what must end in the case's error, by exactly its type.</summary>
+        private void Refused(string name, Fields item, Action run)
+        {
+            string kind = item.Text("error");
+            string[] contains = item.Value.ContainsKey("contains") ? Texts(item, "contains") : new string[0];
+            Check(name, () =>
+            {
+                try
+                {
+                    run();
+                }
+                catch (Exception error) when (error.GetType() == Errors[kind])
+                {
+                    string missing = contains.FirstOrDefault(text => !error.Message.Contains(text));
+                    if (missing != null) return $"\"{missing}\" is not in: {error.Message}";
+                    return Wording.IsPrintable(error.Message) ? null : $"not one line: {error.Message}";
+                }
+                return $"not refused; expected {kind}";
+            });
+        }
+
+        private Generator GeneratorFor(Fields item, int threads)
+        {
+            string key = $"{threads} {Folder(item)}";
+            if (!generators.ContainsKey(key))
+                generators[key] = new Generator(Folder(item), new GeneratorOptions { Threads = threads });
+            return generators[key];
+        }
+
+        private string Folder(Fields item)
+        {
+            return Path.Combine(folder, item.Text("bundle"));
+        }
+
+        private static GenerationRequest Request(Fields item)
+        {
+            return new GenerationRequest(Integers(item.Get("class_labels")))
+            {
+                Seed = Arguments.UInt64(item.Text("seed")),
+                FirstImage = Arguments.UInt64(item.Text("first_image")),
+                CfgScale = Number(item.Get("cfg_scale")),
+                TopK = item.Get("top_k") == null ? (long?)null : item.Integer("top_k", long.MinValue),
+                TopP = Number(item.Get("top_p")),
+                ForcedTokens = Rows(item.Get("forced_tokens"), Integers),
+                Uniforms = Rows(item.Get("uniforms"), row => List(row).Select(value => (float)Number(value)).ToArray()),
+                BatchSize = item.Get("batch_size") == null ? (int?)null : (int)item.Integer("batch_size"),
+            };
+        }
+
+        private static double Number(object value)
+        {
+            var number = value as JsonNumber;
+            return number != null ? number.AsDouble()
+                : (string)value == "inf" ? double.PositiveInfinity : double.NaN;
+        }
+
+        private static uint[] Words(Fields item, string key)
+        {
+            return Texts(item, key).Select(
+                word => uint.Parse(word, NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture)).ToArray();
+        }
+
+        private static string[] Texts(Fields item, string key)
+        {
+            return item.Items(key, (owner, place, value) => (string)value).ToArray();
+        }
+
+        private static List<object> List(object value)
+        {
+            return (List<object>)value;
+        }
+
+        private static long[] Integers(object value)
+        {
+            return List(value).Select(item => Arguments.Int64(item.ToString())).ToArray();
+        }
+
+        private static T[] Rows<T>(object value, Func<object, T> read)
+        {
+            return value == null ? null : List(value).Select(read).ToArray();
+        }
+
+        private static string Same<T>(IEnumerable<T> found, IEnumerable<T> expected)
+        {
+            return found.SequenceEqual(expected)
+                ? null
+                : $"found {string.Join(" ", found.Take(40))}, expected {string.Join(" ", expected.Take(40))}";
+        }
+
+        private static string Same(Generation made, long[][] tokenMaps, string[] images)
+        {
+            return Same(made.TokenMaps.SelectMany(row => row), tokenMaps.SelectMany(row => row))
+                ?? Same(made.Images.Select(image => Sha256(new[] { image })), images);
+        }
+
+        private static string Sha256(byte[][] images)
+        {
+            using (SHA256 sha256 = SHA256.Create())
+                return BitConverter.ToString(sha256.ComputeHash(images.SelectMany(image => image).ToArray()))
+                    .Replace("-", "").ToLowerInvariant();
+        }
+    }
+}

@@ -1,0 +1,72 @@
+using System;
+using System.IO;
+using System.Linq;
+#if NETCOREAPP
+using StbImageWriteSharp;
+#else
+using System.Drawing;
+using System.Drawing.Imaging;
+using System.Runtime.InteropServices;
+#endif
+
+namespace NextScale
+{
+    /// <summary>Pictures to PNG files: never half a file.</summary>
+    internal static class PngFile
+    {
+        /// <summary>A path for each of `count` pictures: FILE.png alone, or FILE-0000.png and so on.</summary>
+        public static string[] Paths(string path, int count)
+        {
+            if (!path.EndsWith(".png", StringComparison.OrdinalIgnoreCase))
+                throw new UsageException($"--out {Wording.Printable(path)}: give a name that ends in .png");
+            string folder = Path.GetDirectoryName(Path.GetFullPath(path));
+            if (!Directory.Exists(folder))
+                throw new NextScaleException($"cannot write {path}: there is no folder {folder}");
+            string stem = path.Substring(0, path.Length - 4);
+            return count == 1
+                ? new[] { path }
+                : Enumerable.Range(0, count).Select(i => $"{stem}-{i:d4}.png").ToArray();
+        }
+
+        /// <param name="rgb">size * size * 3 bytes, rows from the top.</param>
+        public static void Write(string path, byte[] rgb, int size)
+        {
+            string temporary = path + ".part";
+            try
+            {
+                using (FileStream stream = File.Create(temporary)) Encode(stream, rgb, size);
+                if (File.Exists(path)) File.Delete(path);
+                File.Move(temporary, path);
+            }
+            catch (Exception error) when (error is IOException || error is UnauthorizedAccessException)
+            {
+                File.Delete(temporary);
+                throw new NextScaleException($"cannot write {path}: {Wording.OneLine(error)}", error);
+            }
+        }
+
+#if NETCOREAPP
+        private static void Encode(Stream stream, byte[] rgb, int size)
+        {
+            new ImageWriter().WritePng(rgb, size, size, ColorComponents.RedGreenBlue, stream);
+        }
+#else
+        private static void Encode(Stream stream, byte[] rgb, int size)
+        {
+            using (var bitmap = new Bitmap(size, size, PixelFormat.Format24bppRgb))
+            {
+                var whole = new Rectangle(0, 0, size, size);
+                BitmapData data = bitmap.LockBits(whole, ImageLockMode.WriteOnly, PixelFormat.Format24bppRgb);
+                var row = new byte[size * 3];
+                for (int y = 0; y < size; y++)
+                {
+                    for (int i = 0; i < row.Length; i++) row[i] = rgb[y * row.Length + i / 3 * 3 + 2 - i % 3];  // BGR
+                    Marshal.Copy(row, 0, data.Scan0 + y * data.Stride, row.Length);
+                }
+                bitmap.UnlockBits(data);
+                bitmap.Save(stream, ImageFormat.Png);
+            }
+        }
+#endif
+    }
+}

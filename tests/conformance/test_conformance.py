@@ -1,0 +1,196 @@
+"""The Python runtime against the suite, and the suite against mistakes in its making."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conformance.damaged_manifests import damaged_manifests
+from conformance.make_suite import CASES, DAMAGED, arguments, make_suite, results
+from fake_bundle import read_manifest
+
+from nextscale import runtime
+from nextscale.runtime import Bundle, Generator, NextscaleError, SessionOptions, StageResult
+from nextscale.runtime.manifest import parse_manifest
+from nextscale.runtime.uniforms import philox4x32, uniforms
+
+Case = dict[str, Any]
+CASE_GROUPS: dict[str, list[Case]] = json.loads(CASES.read_text())
+
+
+def ids(case: Case) -> str:
+    return str(case.get("name") or case.get("text") or case)
+
+
+@pytest.fixture(scope="session")
+def suite_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_suite(tmp_path_factory.mktemp("conformance") / "suite").parent
+
+
+@pytest.fixture(scope="session")
+def suite(suite_folder: Path) -> dict[str, Any]:
+    return json.loads((suite_folder / "suite.json").read_text())
+
+
+@pytest.fixture
+def fake(suite_folder: Path) -> Path:
+    return suite_folder / "bundles" / "fake"
+
+
+@contextmanager
+def refuses(case: Case) -> Iterator[None]:
+    """A block in which the case's error must be raised, by exactly its type."""
+    with pytest.raises(getattr(runtime, case["error"])) as caught:
+        yield
+    message = str(caught.value)
+    assert caught.type.__name__ == case["error"]
+    assert "\n" not in message
+    assert all(text in message for text in case["contains"]), message
+
+
+def find(suite: dict[str, Any], group: str, name: str) -> Case:
+    [case] = [case for case in suite[group] if case["name"] == name]
+    return case
+
+
+def test_defaults(suite: dict[str, Any]) -> None:
+    parameters = inspect.signature(Generator.generate).parameters
+    for name, value in arguments(suite["defaults"]).items():
+        assert value == ([] if name == "class_labels" else parameters[name].default), name
+
+
+@pytest.mark.parametrize("case", CASE_GROUPS["philox"], ids=["zeros", "ones", "pi"])
+def test_philox(case: Case) -> None:
+    counter, words = (np.array([int(word, 16) for word in case[key]], np.uint32) for key in ("counter", "words"))
+    low, high = (int(word, 16) for word in case["key"])
+    assert philox4x32(counter, (low, high)).tolist() == words.tolist()
+
+
+@pytest.mark.parametrize("case", CASE_GROUPS["uniforms"], ids=lambda case: case["seed"])
+def test_uniforms(case: Case) -> None:
+    [numbers] = uniforms(int(case["seed"]), [int(case["image"])], len(case["values"]))
+    assert (numbers * 2.0**24).tolist() == case["values"]
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["generate", "streaming"])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("bundle", ["fake", "tiny-fp32", "tiny-int8"])
+def test_requests(suite_folder: Path, suite: dict[str, Any], bundle: str, threads: int, streaming: bool) -> None:
+    generator = Generator(suite_folder / "bundles" / bundle, SessionOptions(threads=threads))
+    requests = [request for request in suite["requests"] if request["bundle"] == f"bundles/{bundle}"]
+    assert len(requests) == len(CASE_GROUPS["requests"])
+    for request in requests:
+        expected = request["expected"]
+        kept = expected if streaming else {key: expected[key] for key in ("token_maps", "images_sha256")}
+        assert results(generator, request, streaming) == kept, request["name"]
+
+
+def test_the_requests_tell_the_parameters_apart(suite: dict[str, Any]) -> None:
+    """Each parameter must matter in some request, or a runtime that ignores it would pass."""
+    expected = {request["name"]: request["expected"] for request in suite["requests"] if "fake" in request["bundle"]}
+    tokens = {json.dumps(item["token_maps"]) for item in expected.values()}
+    assert len(tokens) == len(expected)
+    assert expected["three at a time"]["token_maps"][2] == expected["one at a time"]["token_maps"][0]
+
+
+@pytest.mark.parametrize("case", CASE_GROUPS["request_errors"], ids=ids)
+@pytest.mark.parametrize("streaming", [False, True], ids=["generate", "streaming"])
+def test_request_errors(suite: dict[str, Any], fake: Path, case: Case, streaming: bool) -> None:
+    request = find(suite, "request_errors", case["name"])
+    with refuses(case):
+        results(Generator(fake), request, streaming)
+
+
+@pytest.mark.parametrize("case", CASE_GROUPS["cancellations"], ids=ids)
+def test_cancellations(suite: dict[str, Any], fake: Path, case: Case) -> None:
+    request = find(suite, "cancellations", case["name"])
+    calls: list[int] = []
+    flag = threading.Event()
+    if case["callbacks"] == 0:
+        flag.set()
+
+    def on_stage(stage: StageResult) -> bool:
+        calls.append(stage.stage)
+        return len(calls) != case["callbacks"]
+
+    with refuses(case):
+        Generator(fake).generate(**arguments(request), on_stage=on_stage, cancel=flag)
+    assert len(calls) == case["callbacks"]
+
+
+@pytest.mark.parametrize("case", CASE_GROUPS["class_names"], ids=ids)
+def test_class_names(fake: Path, case: Case) -> None:
+    bundle = Bundle.open(fake)
+    if "label" in case:
+        assert bundle.class_label(case["text"]) == case["label"]
+    else:
+        with refuses(case):
+            bundle.class_label(case["text"])
+
+
+@pytest.mark.parametrize("case", CASE_GROUPS["threads_errors"], ids=ids)
+def test_threads_errors(case: Case) -> None:
+    with refuses(case):
+        SessionOptions(threads=case["threads"])
+
+
+@pytest.mark.parametrize("case", CASE_GROUPS["broken_bundles"], ids=ids)
+def test_broken_bundles(suite_folder: Path, suite: dict[str, Any], case: Case) -> None:
+    folder = suite_folder / find(suite, "broken_bundles", case["name"])["bundle"]
+    refused = {**case, "error": "BundleError"}
+    if case["step"] == "open":
+        with refuses(refused):
+            Bundle.open(folder)
+        return
+    bundle = Bundle.open(folder)
+    if case["step"] == "verify_hashes":
+        with refuses(refused):
+            bundle.verify_hashes()
+        return
+    bundle.verify_hashes()
+    with refuses(refused):
+        Generator(bundle).load("generate", "stage", "decoder")
+
+
+def test_damaged_manifests(suite_folder: Path, suite: dict[str, Any]) -> None:
+    cases = suite["damaged_manifests"]
+    assert len(cases) == DAMAGED
+    accepted = sum(case["error"] is None for case in cases)
+    assert 0 < accepted < DAMAGED // 2
+    for case in cases:
+        text = (suite_folder / case["file"]).read_bytes()
+        if case["error"] is None:
+            parse_manifest(text)
+        else:
+            with refuses({**case, "contains": []}):
+                parse_manifest(text)
+
+
+def test_damage_comes_from_the_seed(fake: Path) -> None:
+    manifest = read_manifest(fake)
+    first = list(damaged_manifests(manifest, 20, seed=1))
+    assert first == list(damaged_manifests(manifest, 20, seed=1))
+    assert first != list(damaged_manifests(manifest, 20, seed=2))
+    assert len(set(first)) == 20
+
+
+def test_a_suite_without_the_tiny_model_needs_no_torch(tmp_path: Path) -> None:
+    path = make_suite(tmp_path / "suite", tiny=False, damaged=5)
+    document = json.loads(path.read_text())
+    assert {request["bundle"] for request in document["requests"]} == {"bundles/fake"}
+    with pytest.raises(FileExistsError):
+        make_suite(tmp_path / "suite", tiny=False, damaged=5)
+
+
+def test_every_error_type_has_a_case() -> None:
+    groups = ("request_errors", "cancellations", "class_names", "threads_errors")
+    named = {case["error"] for group in groups for case in CASE_GROUPS[group] if "error" in case} | {"BundleError"}
+    assert named == {"BundleError", "Cancelled", "ClassLabelError", "NextscaleError", "RequestError"}
+    assert all(issubclass(getattr(runtime, name), NextscaleError) for name in named)
