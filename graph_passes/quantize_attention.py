@@ -21,7 +21,7 @@ from onnxscript import OpBuilder
 from nextscale.graph_passes.attention_patterns import AttentionPattern, attention_patterns
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum, Term, expand
 from nextscale.graph_passes.graph_edit import MICROSOFT, constant, integer_matmul, replace, splice
-from nextscale.graph_passes.quantize_linear_dynamic import TINY, image_extreme, positive, quantize_rows
+from nextscale.graph_passes.quantize_linear_dynamic import TINY, image_extreme, positive, quantize_images, quantize_rows
 
 AttentionWeights = Literal["log2", "log2-row", "row", "uniform"]
 # Powers of two as fine as three bytes hold.
@@ -97,7 +97,7 @@ def _quantize_scores(pattern: AttentionPattern, bits: int, rows: int, known: Mag
         q_scale = symmetric_scale(op, "query", query, bits, rows, None if known is None else known.query)
         k_scale = symmetric_scale(op, "key", key, bits, rows, None if known is None else known.key)
         zero_point = constant(op, "middle", np.array(middle, np.uint8))
-        codes = quantize_rows(op, query, q_scale, zero_point, 0, 2**bits - 1)
+        codes = quantize_images(op, query, q_scale, zero_point, 0, 2**bits - 1)
         keys = signed_codes(op, key, k_scale, bits)
         one = constant(op, "one", np.array(1, np.float32))
         scale = op.Mul(q_scale, k_scale)
@@ -154,7 +154,7 @@ def symmetric_scale(op: OpBuilder, name: str, x: ir.Value, bits: int, rows: int,
 def signed_codes(op: OpBuilder, x: ir.Value, scale: ir.Value, bits: int) -> ir.Value:
     """s8 codes of x [R, H, T, d], centred."""
     zero_point = constant(op, "signed_zero_point", np.array(0, np.int8))
-    return quantize_rows(op, x, scale, zero_point, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    return quantize_images(op, x, scale, zero_point, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def _linear(op: OpBuilder, a: ir.Value, bits: int, weights: AttentionWeights) ->
     zero_point = constant(op, "weights_zero_point", np.array(0, np.uint8))
     if weights == "uniform":
         scale = constant(op, "weights_scale", np.array(1 / qmax, np.float32))
-        return WeightCodes(quantize_rows(op, a, scale, zero_point, 0, qmax), None, scale)
+        return WeightCodes(quantize_images(op, a, scale, zero_point, 0, qmax), None, scale)
     scale = positive(op, op.Mul(op.ReduceMax(a, [-1], keepdims=1), 1 / qmax))
     return WeightCodes(quantize_rows(op, a, scale, zero_point, 0, qmax), None, None)
 

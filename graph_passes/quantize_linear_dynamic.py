@@ -144,23 +144,41 @@ def positive(op: OpBuilder, scale: ir.Value) -> ir.Value:
     return op.Where(op.Less(scale, TINY), 1.0, scale)
 
 
+def quantize_images(
+    op: OpBuilder, x: ir.Value, scale: ir.Value, zero_point: ir.Value, qmin: int, qmax: int
+) -> ir.Value:
+    """Codes of x, of zero_point's type, from qmin to qmax.
+
+    Args:
+        x: float32 [R, ...].
+        scale: float32 [] or [R, 1, ...].
+        zero_point: u8 or s8, broadcasts to scale.
+    """
+    if scale.shape is not None and len(scale.shape) == 0:
+        return _capped(op, op.QuantizeLinear(x, scale, zero_point), qmin, qmax)
+    return _capped(op, _along_rows(op, op.Flatten(x, axis=1), x, scale, zero_point), qmin, qmax)
+
+
 def quantize_rows(op: OpBuilder, x: ir.Value, scale: ir.Value, zero_point: ir.Value, qmin: int, qmax: int) -> ir.Value:
     """Codes of x, of zero_point's type, from qmin to qmax.
 
     Args:
         x: float32 [..., n].
-        scale: float32 [] or [..., 1], which may broadcast.
+        scale: float32 [..., 1].
         zero_point: u8 or s8, broadcasts to scale.
     """
-    if scale.shape is not None and len(scale.shape) == 0:
-        codes = op.QuantizeLinear(x, scale, zero_point)
-    else:
-        # One scale for each row: QuantizeLinear takes them along axis 0 without a pass of its own.
-        shape = op.Shape(x)
-        rows = op.Concat(op.Slice(shape, [0], [-1], [0]), [1], axis=0)
-        flat = op.Reshape(x, op.Concat([-1], op.Slice(shape, [-1], [2**31], [0]), axis=0))
-        scales, zero_points = (op.Reshape(op.Expand(value, rows), [-1]) for value in (scale, zero_point))
-        codes = op.Reshape(op.QuantizeLinear(flat, scales, zero_points, axis=0), shape, allowzero=1)
+    flat = op.Reshape(x, op.Concat([-1], op.Shape(x, start=-1), axis=0))
+    return _capped(op, _along_rows(op, flat, x, scale, zero_point), qmin, qmax)
+
+
+def _along_rows(op: OpBuilder, flat: ir.Value, x: ir.Value, scale: ir.Value, zero_point: ir.Value) -> ir.Value:
+    """Codes of x, given as the rows of a matrix: QuantizeLinear takes a scale for each without a pass of its own."""
+    scales = op.Reshape(scale, [-1])
+    zero_points = op.Reshape(op.Expand(zero_point, op.Shape(scale)), [-1])
+    return op.Reshape(op.QuantizeLinear(flat, scales, zero_points, axis=0), op.Shape(x), allowzero=1)
+
+
+def _capped(op: OpBuilder, codes: ir.Value, qmin: int, qmax: int) -> ir.Value:
     limits = np.iinfo(np.int8 if qmin < 0 else np.uint8)
     if (qmin, qmax) == (limits.min, limits.max):
         return codes
@@ -174,7 +192,7 @@ def _quantize_by_image(op: OpBuilder, x: ir.Value, rows: int, bits: int) -> Sequ
     low, high = image_extreme(op, x, rows, largest=False), image_extreme(op, x, rows, largest=True)
     scale = positive(op, op.Div(op.Sub(high, low), float(qmax)))
     zero_point = op.Clip(op.Round(op.Div(op.Neg(low), scale)), 0.0, float(qmax))
-    codes = quantize_rows(op, x, scale, op.Cast(zero_point, to=ir.DataType.UINT8), 0, qmax)
+    codes = quantize_images(op, x, scale, op.Cast(zero_point, to=ir.DataType.UINT8), 0, qmax)
     return codes, scale, op.Sub(zero_point, float(2 ** (bits - 1)))
 
 
@@ -206,6 +224,8 @@ def _quantize_by_token(op: OpBuilder, x: ir.Value, zero_point: int, bits: int) -
     high = op.ReduceMax(x, [-1], keepdims=1)
     low = op.ReduceMin(x, [-1], keepdims=1)
     scale = positive(op, op.Max(op.Div(high, float(qmax - zero_point)), op.Div(op.Neg(low), float(zero_point))))
+    # A stage may have no tokens of a kind: ONNX Runtime leaves the last axis of nothing as it is.
+    scale = op.Reshape(scale, [0, 0, 1])
     at = constant(op, "zero_point", np.array(zero_point, np.uint8))
     return quantize_rows(op, x, scale, at, 0, qmax), scale
 

@@ -318,8 +318,9 @@ def test_inputs_of_nothing_give_the_bias(make_integer: Pass, weights: Weights) -
     assert bound_b.max() == 0 if make_integer is by_token else bound_b.max() < 1e-3
 
 
-def test_a_stage_without_tokens_has_no_outputs(weights: Weights) -> None:
-    y_a, y_b, y_d = run(by_image(layers_model(weights)), np.zeros((2 * ROWS, 0, K), np.float32))
+@both
+def test_a_stage_without_tokens_has_no_outputs(make_integer: Pass, weights: Weights) -> None:
+    y_a, y_b, y_d = run(make_integer(layers_model(weights)), np.zeros((2 * ROWS, 0, K), np.float32))
     assert y_a.shape == y_b.shape == y_d.shape == (2 * ROWS, 0, N)
 
 
