@@ -20,11 +20,17 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from nextscale.graph_passes.pipeline import CLASS_LAYER
 from nextscale.graph_passes.qparams import WeightQParams
+from nextscale.graph_passes.recipe import Recipe
 from nextscale.runtime.errors import NextscaleError, OutputError
 
 SCHEMA = "nextscale.rounding/1"
 BITS, FACTORS = "bits.", "equalization."
+# What of a recipe the rounding was learned for, and what of that it does not depend on: how codes are stored, and the
+# budget that a theta may come from.
+TABLES = ("weights", "activations", "attention", "equalization", "layers")
+INDEPENDENT = frozenset({"weights.packed", "attention.budget"})
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,29 @@ class Rounding:
     factors: Mapping[str, NDArray[np.float32]]
     recipe: Mapping[str, Any]
     report: Mapping[str, Any] = field(default_factory=dict)
+
+    def require(
+        self, recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], channels: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        """Find out before a long computation whether this was learned for such a recipe and model.
+
+        Args:
+            recipe: of the bundle.
+            shapes: [out, in] of the linear layers that it makes integer.
+            channels: [C] of the layers that it equalizes (`export.equalization`).
+        Raises:
+            NextscaleError: it was learned for another recipe, other layers, or another shape of them.
+        """
+        where = f"recipe {recipe.name}: the rounding is that of {self.recipe['name']}"
+        differing = _differing(_settings(self.recipe), _settings(recipe.as_dict()))
+        if differing:
+            raise NextscaleError(f"{where}, with {', '.join(differing)}; give one that was learned with this recipe")
+        learned = {name: shape for name, shape in shapes.items() if is_learned(name)}
+        differing = _differing({name: found.up.shape for name, found in self.layers.items()}, learned)
+        differing += _differing({name: found.shape for name, found in self.factors.items()}, channels)
+        if differing:
+            further = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+            raise NextscaleError(f"{where} for another model, with {differing[0]}{further}; reconstruct this model")
 
     def codes(self, layer: str, weight: NDArray[np.float32]) -> NDArray[np.int8]:
         """The layer's codes, int8 [out, in].
@@ -125,6 +154,11 @@ class Rounding:
         return cls(layers, factors, recipe, report)
 
 
+def is_learned(layer: str) -> bool:
+    """Whether reconstruction learns the layer's rounding where it is integer: adaLN's and word_embed's it does not."""
+    return layer == "head" or (layer.startswith("blocks.") and CLASS_LAYER not in layer)
+
+
 def codes_of(weight: NDArray[np.float32], qparams: WeightQParams, up: NDArray[np.bool_]) -> NDArray[np.int8]:
     """clip(floor(w / s) + up, qmin, qmax): float32 and bool [out, in] -> int8 [out, in]."""
     scale, qmin, qmax = (field[:, None] for field in (qparams.scale, qparams.qmin, qparams.qmax))
@@ -148,6 +182,25 @@ def weight_sha256(weight: NDArray[np.float32]) -> str:
     digest = hashlib.sha256(repr(weight.shape).encode())
     digest.update(np.ascontiguousarray(weight, np.float32).tobytes())
     return digest.hexdigest()
+
+
+def _settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What the rounding depends on, "weights.bits" and so on, of a recipe's plain values."""
+    found = dict[str, Any]()
+    for table in TABLES:
+        values = recipe.get(table)
+        if isinstance(values, Mapping):
+            found |= {f"{table}.{key}": value for key, value in values.items()}
+    return {key: value for key, value in found.items() if key not in INDEPENDENT}
+
+
+def _differing(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """One text for each key whose values are not the same."""
+    return [
+        f"{key} {found.get(key, 'unset')} instead of {expected.get(key, 'unset')}"
+        for key in {**expected, **found}
+        if found.get(key) != expected.get(key)
+    ]
 
 
 def _unpacked(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.bool_]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nextscale.calib_data.token_maps import read_npz
 from nextscale.runtime.errors import NextscaleError
 
 SETTINGS_FILE = "settings.json"
@@ -46,22 +47,31 @@ class UnitStore:
             return
         try:
             found = json.loads(path.read_bytes())
-        except ValueError:
-            found = {}
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise NextscaleError(f"{path}: damaged; remove {folder} or choose another --out")
         differing = [key for key, value in fingerprint.items() if found.get(key) != value]
         if differing:
             others = ", ".join(differing)
-            raise NextscaleError(f"{folder}: holds another reconstruction (other {others}); give another folder")
+            raise NextscaleError(
+                f"{folder}: holds another reconstruction (other {others}); remove it or choose another --out"
+            )
 
     def load(self, unit: str, layers: Sequence[str]) -> Learned | None:
         """What an earlier run learned; None if it did not come to this unit."""
         if self.folder is None or not (path := self.folder / f"{unit}.npz").exists():
             return None
         try:
-            with np.load(path) as file:
-                return Learned({name: file[name] for name in layers}, json.loads(str(file["report"])))
-        except (OSError, ValueError, KeyError) as error:
-            raise NextscaleError(f"{path}: damaged ({error}); remove it") from None
+            arrays = read_npz(path, (*layers, "report"))
+            report = json.loads(str(arrays.pop("report")))
+        except (ValueError, RecursionError):
+            report = None
+        except NextscaleError as error:
+            raise NextscaleError(f"{error}; remove it") from None
+        if not isinstance(report, dict) or any(up.dtype != np.bool_ for up in arrays.values()):
+            raise NextscaleError(f"{path}: damaged: not a unit's rounding and report; remove it")
+        return Learned(arrays, report)
 
     def save(self, unit: str, learned: Learned) -> None:
         if self.folder is not None:

@@ -13,6 +13,7 @@ from nextscale.runtime.bench import FORMS, BenchReport, Measurement
 from nextscale.runtime.bench import bench as run_bench
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.image_io import require_writable, write_files
+from nextscale.runtime.machine import Machine
 from nextscale.runtime.session import SessionOptions
 from nextscale.runtime.statistics import Interval
 
@@ -68,7 +69,8 @@ def _print(report: BenchReport) -> None:
     console.width = max(console.width, 120) if not console.is_terminal else console.width
     machine, versions = report.machine, report.versions
     console.print(
-        f"{machine.cpu}, {machine.logical_cpus} logical CPUs, {' '.join(machine.isa) or 'no known ISA flags'}"
+        f"{machine.cpu}, {machine.logical_cpus} logical CPUs, {' '.join(machine.isa) or 'no known ISA flags'}: "
+        f"{_exactness(machine)}"
     )
     console.print(
         f"threads {report.settings['threads'] or 'all'}, {report.settings['repetitions']} interleaved repetitions, "
@@ -82,6 +84,15 @@ def _print(report: BenchReport) -> None:
             console.print(
                 f"{measurement.bundle}, batch {measurement.batch}: stages {stages}, decoder {decoder} ms an image"
             )
+
+
+def _exactness(machine: Machine) -> str:
+    """What integer products are here."""
+    if machine.has_int8_dot:
+        return "u8 x s8 products are exact"
+    if machine.saturates:
+        return "u8 x s8 products saturate, but for bundles built with --reduce-range"
+    return "whether u8 x s8 products are exact is not known"
 
 
 def _table(measurements: tuple[Measurement, ...]) -> Table:

@@ -1,5 +1,6 @@
 """`nextscale build`: a checkpoint, a preset with random weights or the demo model into a bundle."""
 
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,14 +25,18 @@ from nextscale.calib_data.token_maps import TokenMaps
 from nextscale.cli.options import IntegerList, threads
 from nextscale.export.build import build_bundle
 from nextscale.export.bundle_writer import require_absent
-from nextscale.export.plan import BuildOptions
+from nextscale.export.plan import BuildOptions, require_reducible
 from nextscale.export.sources import checkpoint_source, demo_source, random_source, require_plain_name
-from nextscale.graph_passes.recipe import load_recipe
+from nextscale.graph_passes.recipe import MAX_IMAGES, Recipe, load_recipe
+from nextscale.runtime.bundle import Bundle
+from nextscale.runtime.errors import NextscaleError
 from nextscale.runtime.session import SessionOptions
 
 CHECKPOINT = click.Path(path_type=Path)
 # What the tensors of a checkpoint may not tell, and a preset does.
 UNTOLD = ("patch_nums", "num_heads", "quant_resi", "using_znorm")
+# What `reconstruct` has, too.
+OF_RECONSTRUCT = ("var", "vae", "preset", "patch_nums", "num_heads", "quant_resi", "recipe")
 
 
 @click.command()
@@ -64,8 +69,13 @@ UNTOLD = ("patch_nums", "num_heads", "quant_resi", "using_znorm")
 @click.option(
     "--calibration", type=click.Path(path_type=Path), metavar="DIR", help="Token maps of `nextscale calibrate`."
 )
-@click.option("--calibration-images", type=click.IntRange(1), help="Instead of the recipe's number.")
+@click.option("--calibration-images", type=click.IntRange(1, MAX_IMAGES), help="Instead of the recipe's number.")
 @click.option("--rounding", type=CHECKPOINT, metavar="FILE", help="Weights learned by `nextscale reconstruct`.")
+@click.option(
+    "--reduce-range",
+    is_flag=True,
+    help="For CPUs without VNNI, whose integer products would saturate: coarser weights that never do.",
+)
 @click.option("--debug", is_flag=True, help="Let the graph count attentive tokens without a place.")
 @click.option(
     "--seed",
@@ -93,6 +103,7 @@ def build(
     calibration: Path | None,
     calibration_images: int | None,
     rounding: Path | None,
+    reduce_range: bool,
     debug: bool,
     seed: int,
     threads: int,
@@ -110,6 +121,13 @@ def build(
     chosen = load_recipe(recipe or precision or "default")
     if calibration_images is not None:
         chosen = replace(chosen, calibration=replace(chosen.calibration, images=calibration_images))
+    if chosen.precision == "fp32":
+        _refuse(f"recipe {chosen.name}: full precision", "rounding", "calibration", "reduce_range")
+    if reduce_range:
+        require_reducible(chosen)
+    model_told = model is not None or random_weights or (var is not None and vae is not None)
+    if chosen.weights.rounding == "reconstructed" and rounding is None and model_told:
+        raise NextscaleError(_missing_rounding(chosen))
     name = require_plain_name(name or out.name)
     if model == "demo":
         _refuse("demo", "var", "vae", *UNTOLD, "preset", "random_weights", "class_names")
@@ -136,10 +154,27 @@ def build(
         token_maps=None if calibration is None else TokenMaps.load(calibration, source.model_info()),
         rounding=None if rounding is None else Rounding.load(rounding),
         count_overflow=debug,
+        reduce_range=reduce_range,
     )
     with show_steps() as progress:
         bundle = build_bundle(source, out, options, progress)
     click.echo(f"{bundle.path}: {bundle.manifest.name}, {chosen.name}, {bundle.manifest.size / 1e6:.1f} MB")
+    _tell_saturation(bundle)
+
+
+def _tell_saturation(bundle: Bundle) -> None:
+    """One line for those who will run the bundle on a CPU on which products were seen to saturate."""
+    found = bundle.manifest.recipe.get("saturation", {"can_saturate": {}})
+    errors = {name: item["error"] or 0.0 for name, item in found["can_saturate"].items()}
+    worst = max(errors, key=lambda name: errors[name], default=None)
+    if worst is not None and errors[worst] > 0:
+        learned = bundle.manifest.recipe["weights"]["rounding"] == "reconstructed"
+        click.echo(
+            f"on CPUs without VNNI {sum(error > 0 for error in errors.values())} of {found['products']} integer layers "
+            f"saturate ({worst} the most: its result changes by {errors[worst]:.1%}); for those build "
+            + ("a recipe that rounds to nearest with --reduce-range" if learned else "with --reduce-range"),
+            err=True,
+        )
 
 
 def _refuse(what: str, *options: str) -> None:
@@ -148,6 +183,31 @@ def _refuse(what: str, *options: str) -> None:
     given = [f"--{option.replace('_', '-')}" for option in options if source_of(option) != ParameterSource.DEFAULT]
     if given:
         raise click.UsageError(f"{what} does not go with {', '.join(given)}")
+
+
+def _missing_rounding(recipe: Recipe) -> str:
+    """What to run for the weights that the recipe wants, with what the command line says of the model."""
+    begin = f"recipe {recipe.name}: its weights are reconstructed"
+    context = click.get_current_context()
+    given = context.params
+    if given["random_weights"]:
+        return f"{begin}, which random ones cannot be; choose a recipe that rounds to nearest"
+    command = ["nextscale", "reconstruct", *([given["model"]] if given["model"] else [])]
+    for option in OF_RECONSTRUCT:
+        if context.get_parameter_source(option) != ParameterSource.DEFAULT:
+            value = given[option]
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            command += [f"--{option.replace('_', '-')}", text]
+    notes = []
+    command += ["--calibration", str(given["calibration"] or "MAPS")]
+    if given["calibration"] is None:
+        notes.append("MAPS: made by `nextscale calibrate`")
+    if recipe.attention.shift_and_sum != "off":
+        command += ["--theta", "THETA"]
+        notes.append("THETA: chosen by `nextscale theta`")
+    file = f"{recipe.name}.safetensors"
+    hint = f" ({'; '.join(notes)})" if notes else ""
+    return f"{begin}; run `{shlex.join([*command, '--out', file])}`{hint}, and give {file} with --rounding"
 
 
 class _Steps:

@@ -13,7 +13,6 @@ from nextscale import __version__
 from nextscale.cli import options
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.image_io import Writer, make_grid, npz_writer, png_writer, require_writable, write_files
-from nextscale.runtime.machine import saturation_warning
 from nextscale.runtime.next_scale_loop import Generation, Generator, StageResult
 from nextscale.runtime.request import DEFAULT_CFG_SCALE, DEFAULT_TOP_K, DEFAULT_TOP_P, resolve_top_k
 from nextscale.runtime.session import SessionOptions
@@ -78,9 +77,6 @@ def generate(
         "top_p": top_p,
     }
     generator = Generator(bundle, SessionOptions(threads=threads, spinning=spinning))
-    warning = saturation_warning(str(bundle.manifest.recipe["name"]))
-    if warning:
-        click.echo(warning, err=True)
     console = Console(stderr=True, quiet=quiet)
     with _Progress(console, len(labels), batch, bundle.model.num_stages) as progress:
         result = generator.generate(labels, batch_size=batch, on_stage=progress.advance, **sampling)

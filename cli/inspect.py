@@ -12,20 +12,27 @@ from rich.table import Table
 
 from nextscale.cli import options
 from nextscale.runtime.bundle import Bundle
+from nextscale.runtime.errors import NextscaleError
 from nextscale.runtime.manifest import GraphInfo, Manifest
 
 
 @click.command()
 @click.argument("bundle_dir", metavar="DIR", type=options.BUNDLE)
 @click.option("--classes", is_flag=True, help="List the classes instead.")
+@click.option("--saturation", is_flag=True, help="List the layers that saturate on CPUs without VNNI instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def inspect(bundle_dir: Path, classes: bool, as_json: bool) -> None:
+def inspect(bundle_dir: Path, classes: bool, saturation: bool, as_json: bool) -> None:
     """Show what is in the bundle in DIR: model, recipe, files, and the inputs and outputs of its graphs."""
+    if classes and saturation:
+        raise click.UsageError("--classes and --saturation exclude each other")
     bundle = Bundle.open(bundle_dir)
     manifest = bundle.manifest
     names = {label: bundle.class_name(label) for label in range(manifest.model.num_classes)}
     if as_json:
-        click.echo(json.dumps(names if classes else _summary(bundle), indent=1))
+        shown = names if classes else _saturation(bundle) if saturation else _summary(bundle)
+        click.echo(json.dumps(shown, indent=1))
+    elif saturation:
+        Console(highlight=False, markup=False).print(_saturation_table(_saturation(bundle)))
     elif classes:
         for label, name in names.items():
             click.echo(f"{label}\t{name}")
@@ -52,8 +59,13 @@ def _overview(bundle: Bundle) -> Table:
         "model": f"{model.depth} blocks of width {model.embed_dim}, {model.num_heads} heads, {model.vocab_size} codes",
         "pictures": f"{model.image_size} x {model.image_size} pixels of {model.num_classes} classes",
         "stages": f"{', '.join(map(str, model.patch_nums))} ({model.num_tokens} tokens)",
-        **{f"recipe: {key}": _line(value) for key, value in manifest.recipe.items() if key != "kernels"},
+        **{
+            f"recipe: {key}": _line(value)
+            for key, value in manifest.recipe.items()
+            if key not in ("kernels", "saturation")
+        },
         **_kernel_rows(manifest.recipe.get("kernels")),
+        **_saturation_row(manifest.recipe.get("saturation")),
         **{f"version: {key}": _line(value) for key, value in manifest.versions.items()},
         "licence": manifest.licence,
     }
@@ -92,6 +104,41 @@ def _kernel_rows(kernels: Any) -> dict[str, str]:
         for graph, found in kernels.items()
         if isinstance(found, dict)
     }
+
+
+def _saturation_row(found: Any) -> dict[str, str]:
+    """How many layers can saturate; `--saturation` names them."""
+    if not isinstance(found, dict) or not isinstance(found.get("can_saturate"), dict):
+        return {}
+    number = f"{len(found['can_saturate'])} of {_line(found.get('products'))}"
+    return {"can saturate without VNNI": f"{number} integer layers" if found["can_saturate"] else "none"}
+
+
+def _saturation(bundle: Bundle) -> dict[str, Any]:
+    """What the build found, by layer.
+
+    Raises:
+        NextscaleError: the bundle has no integer layers, or its manifest does not tell.
+    """
+    found = bundle.manifest.recipe.get("saturation")
+    layers = found.get("can_saturate") if isinstance(found, dict) else None
+    if not isinstance(layers, dict) or not all(isinstance(item, dict) for item in layers.values()):
+        raise NextscaleError(
+            f"{bundle.path}: its manifest tells nothing of saturation: it is of full precision, or built by an older "
+            "nextscale; build it again"
+        )
+    return layers
+
+
+def _saturation_table(layers: dict[str, Any]) -> Table:
+    table = Table(title="integer layers that can saturate on CPUs without VNNI")
+    table.add_column("layer", overflow="fold")
+    table.add_column("pairs of products that do", justify="right")
+    table.add_column("change of its result", justify="right")
+    for name, item in layers.items():
+        shares = (item.get("pairs"), item.get("error"))
+        table.add_row(_line(name), *(f"{x:.2%}" if isinstance(x, float) else "not observed" for x in shares))
+    return table
 
 
 def _line(value: Any) -> str:

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from nextscale.calib_data.reconstruct import OnStep, ReconstructionSettings, Step
 from nextscale.calib_data.reconstruct import reconstruct as learn
+from nextscale.calib_data.simulate import linear_names
 from nextscale.calib_data.simulated_attention import ShiftAndSum
 from nextscale.calib_data.token_maps import ARRAYS, read_npz
 from nextscale.cli.options import IntegerList
@@ -26,6 +27,7 @@ from nextscale.runtime.errors import NextscaleError, OutputError
 
 FILE = click.Path(path_type=Path)
 DEFAULTS = ReconstructionSettings()
+SUFFIX = ".safetensors"
 
 
 @click.command()
@@ -75,6 +77,8 @@ def reconstruct(
     nextscale calibrate demo-fp32 --out demo-maps
     nextscale reconstruct demo --recipe brecq-w4a6 --calibration demo-maps --out demo-w4a6.safetensors
     """
+    if out.suffix != SUFFIX:
+        raise click.UsageError(f"--out {out}: rounding is written as safetensors; give a name that ends in {SUFFIX}")
     if out.exists():
         raise OutputError(f"{out}: exists already; choose another --out or remove it first")
     if not out.absolute().parent.is_dir():
@@ -92,24 +96,30 @@ def reconstruct(
         source = checkpoint_source("model", var, vae, preset, patch_nums, num_heads, quant_resi)
     else:
         raise click.UsageError("which model? Give --var and --vae, or `nextscale reconstruct demo`")
+    recipe.require_layers(linear_names(source.var))
     shift_and_sum = _shift_and_sum(recipe, theta, places, source.var.config)
     path = calibration / ARRAYS if calibration is not None else token_maps
     assert path is not None
     labels, maps = read_token_maps(path, source.var.config)
     settings = replace(DEFAULTS, iterations=iterations, batch_size=batch, seed=seed)
     work = out.with_name(f"{out.name}.partial")
-    with _progress() as show, _gpu_memory():
-        rounding = learn(
-            source.var.to(device),
-            source.vqvae.quantize.to(device),
-            recipe,
-            labels[:images],
-            maps[:images],
-            settings,
-            shift_and_sum=shift_and_sum,
-            work=work,
-            on_step=show,
-        )
+    try:
+        with _progress() as show, _gpu_memory():
+            rounding = learn(
+                source.var.to(device),
+                source.vqvae.quantize.to(device),
+                recipe,
+                labels[:images],
+                maps[:images],
+                settings,
+                shift_and_sum=shift_and_sum,
+                work=work,
+                on_step=show,
+            )
+    except KeyboardInterrupt:
+        if work.exists():
+            click.echo(f"what is finished is in {work}; the same command goes on from there", err=True)
+        raise
     rounding.save(out)
     shutil.rmtree(work)
     report = rounding.report

@@ -54,6 +54,8 @@ def report(
     nextscale bench demo-fp32 demo-int8 --json bench.json
     nextscale report demo-fp32 demo-int8 evaluate.json bench.json --out report.html
     """
+    if out.suffix.lower() != ".html":
+        raise click.UsageError(f"--out {out}: the page is written as HTML; give a name that ends in .html")
     if importlib.util.find_spec("matplotlib") is None:
         raise NextscaleError('a report needs matplotlib, which is not installed: pip install "nextscale[eval]"')
     inputs = read_inputs(paths)

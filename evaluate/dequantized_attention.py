@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from nextscale.graph_passes.expand_attentive_tokens import FINEST, GRID
 from nextscale.graph_passes.observe_attention import AttentionProduct
-from nextscale.graph_passes.pipeline import GUIDED_ROWS
+from nextscale.graph_passes.pipeline import GUIDED_ROWS, attention_bits
 from nextscale.graph_passes.quantize_attention import FINEST_EXPONENT
 from nextscale.graph_passes.quantize_linear_dynamic import TINY
 
@@ -59,7 +59,7 @@ class AttentionQuantizer:
         scale, theta, places = (product.constant(name) for name in ("value_scale", "theta", "places"))
         return cls(
             recipe["attention"]["weights"],
-            recipe["activations"]["bits"],
+            attention_bits(recipe["activations"]["bits"], recipe.get("reduce_range", False)),
             None if scale is None else np.float32(scale),
             None if theta is None else np.float32(theta),
             () if places is None else tuple(places.tolist()),

@@ -10,6 +10,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
+from nextscale.evaluate.saturation import as_report, measure_saturation
 from nextscale.evaluate.teacher_forced import teacher_forced
 from nextscale.export.bundle_writer import (
     BundleInfo,
@@ -83,9 +84,9 @@ def _build_integer(
         progress("quantizing")
         stage_model = build_stage_graph(source.var, source.vqvae.quantize, plan.equalization)
         stage_model = quantize_stage(stage_model, plan.stage)
-        decoder_model = quantize_decoder(decoder_model, plan.decoder_ranges)
+        decoder_model = quantize_decoder(decoder_model, plan.decoder_ranges, options.reduce_range)
         progress("writing")
-        recipe = options.recipe.as_dict() | dict(plan.report)
+        recipe = options.recipe.as_dict() | dict(plan.report) | {"reduce_range": options.reduce_range}
         _write(source, folder, stage_model, decoder_model, recipe)
 
         progress("checking kernels")
@@ -93,6 +94,8 @@ def _build_integer(
         certificates = {name: certify(folder / f"{name}.onnx", options.session) for name in planned}
         for name, layers in planned.items():
             certificates[name].require_integer(layers)
+        progress("emulating CPUs without VNNI")
+        saturation = measure_saturation(Bundle.open(folder), stage_model, decoder_model, options.session)
         progress("comparing with full precision", 0, AGREEMENT_IMAGES)
         found = teacher_forced(
             Generator(Path(work) / "full_precision", options.session),
@@ -103,6 +106,7 @@ def _build_integer(
         )["integer"]
     return recipe | {
         "agreement": {"images": found.images, "kl": found.kl, "top1": found.top1, "cfg_scale": DEFAULT_CFG_SCALE},
+        "saturation": as_report(saturation),
         "kernels": {name: certificates[name].by_layer() for name in ("stage", "decoder")},
     }
 

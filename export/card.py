@@ -13,7 +13,7 @@ from nextscale.runtime.manifest import ModelInfo
 def bundle_card(name: str, description: str, licence: str, model: ModelInfo, recipe: Mapping[str, Any]) -> str:
     """The text of card.md."""
     size = model.image_size
-    settings = {key: value for key, value in recipe.items() if key not in ("agreement", "kernels")}
+    settings = {key: value for key, value in recipe.items() if key not in ("agreement", "kernels", "saturation")}
     return f"""# {name}
 
 {description}

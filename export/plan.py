@@ -26,10 +26,10 @@ from nextscale.export.stage_graph import build_stage_graph
 from nextscale.export.var import VAR
 from nextscale.graph_passes.attention_patterns import AttentionPattern, attention_patterns
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
-from nextscale.graph_passes.linear_layers import WeightRounder, nearest
+from nextscale.graph_passes.linear_layers import WeightRounder, linear_layers, nearest, reduced_range
 from nextscale.graph_passes.observe_ranges import PARTS, expose_inputs, observe_channels, observe_pairs, observe_ranges
-from nextscale.graph_passes.pipeline import StagePlan, stage_layers
-from nextscale.graph_passes.qparams import QuantizedWeight, Range, WeightQParams
+from nextscale.graph_passes.pipeline import StageLayers, StagePlan, stage_layers
+from nextscale.graph_passes.qparams import PAIR_LIMIT, WEIGHT_QMAX, QuantizedWeight, Range, WeightQParams
 from nextscale.graph_passes.quantize_attention import Magnitudes
 from nextscale.graph_passes.quantize_decoder import (
     DecoderRanges,
@@ -75,6 +75,7 @@ class BuildOptions:
         rounding: of a recipe with reconstructed weights.
         theta: of a recipe with shift-and-sum, chosen before; None chooses it from the model's own attention.
         count_overflow: let the graph count attentive tokens without a place.
+        reduce_range: keep every pair of integer products within 16 bits, for CPUs without VNNI.
     """
 
     recipe: Recipe
@@ -85,6 +86,7 @@ class BuildOptions:
     rounding: Rounding | None = None
     theta: ThetaChoice | None = None
     count_overflow: bool = False
+    reduce_range: bool = False
 
     def calibration(self) -> CalibrationSettings:
         return CalibrationSettings(self.recipe.calibration.images, self.seed, batch_size=self.batch_size)
@@ -129,11 +131,12 @@ def make_plan(
         NextscaleError: the recipe needs reconstructed weights, and there are none, or others.
     """
     recipe, report = options.recipe, dict[str, Any]()
-    if (recipe.weights.rounding == "reconstructed") != (options.rounding is not None):
-        raise NextscaleError(_rounding_mismatch(options))
+    if options.reduce_range:
+        require_reducible(recipe)
+    layers = stage_layers(stage_model, recipe)
+    _require_rounding(source.var, stage_model, layers, options)
     patterns = attention_patterns(stage_model.graph)
     attention_inputs = _attention_inputs(patterns) if _static_attention(recipe) else {}
-    layers = stage_layers(stage_model, recipe)
     observed = [*layers.static, *layers.dynamic, *(name for names in attention_inputs.values() for name in names)]
     # Layers that share an input see the same channels: the first of them is observed for all.
     channels = [linears[0] for linears in equalizable_layers(source.var).values()]
@@ -197,18 +200,41 @@ def make_plan(
         _rounder(options),
         {name: _magnitudes(calibration, names) for name, names in attention_inputs.items()} or None,
         shift_and_sum,
+        options.reduce_range,
     )
     return Plan(stage, equalization, calibration.decoder_ranges, report)
 
 
-def _rounding_mismatch(options: BuildOptions) -> str:
-    name = options.recipe.name
-    if options.rounding is None:
-        return (
-            f"recipe {name}: its weights are reconstructed; run `nextscale reconstruct` with it first, and give the "
-            "file with --rounding"
+def require_reducible(recipe: Recipe) -> None:
+    """Raise NextscaleError if the recipe's weights were learned for codes that --reduce-range would take from them."""
+    largest = 2 * min(2**recipe.weights.bits - 1, WEIGHT_QMAX) * (2**recipe.activations.bits - 1)
+    if recipe.weights.rounding == "reconstructed" and largest > PAIR_LIMIT:
+        raise NextscaleError(
+            f"recipe {recipe.name}: its rounding was learned for {recipe.weights.bits} bits, which --reduce-range"
+            " would undo; choose a recipe that rounds to nearest"
         )
-    return f"recipe {name}: rounds weights to nearest, so it takes no --rounding"
+
+
+def _require_rounding(var: VAR, stage_model: ir.Model, layers: StageLayers, options: BuildOptions) -> None:
+    """Refuse a rounding that is missing, of no use, or of another recipe or model."""
+    recipe, rounding = options.recipe, options.rounding
+    if recipe.weights.rounding == "nearest":
+        if rounding is not None:
+            raise NextscaleError(f"recipe {recipe.name}: rounds weights to nearest, so it takes no --rounding")
+        return
+    if rounding is None:
+        raise NextscaleError(
+            f"recipe {recipe.name}: its weights are reconstructed; run `nextscale reconstruct` with it first, and give "
+            "the file with --rounding"
+        )
+    weights = {layer.name: layer.weight.const_value for layer in linear_layers(stage_model.graph)}
+    shapes = {name: tuple(weight.shape.numpy())[::-1] for name, weight in weights.items() if weight is not None}
+    equalized = equalizable_layers(var) if recipe.equalization.alpha > 0 else {}
+    rounding.require(
+        recipe,
+        {name: shapes[name] for name in layers.names()},
+        {layer: shapes[linears[0]][1:] for layer, linears in equalized.items()},
+    )
 
 
 def _static_attention(recipe: Recipe) -> bool:
@@ -322,6 +348,8 @@ def _chosen_theta(bundle: Bundle, calibration: Calibration, options: BuildOption
 def _rounder(options: BuildOptions) -> WeightRounder:
     weights, rounding = options.recipe.weights, options.rounding
     to_nearest = nearest(weights.bits, weights.range)
+    if options.reduce_range and rounding is None:
+        return reduced_range(weights.bits, weights.range, options.recipe.activations.bits)
     if rounding is None:
         return to_nearest
 

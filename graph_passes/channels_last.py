@@ -90,8 +90,9 @@ class ChannelsLast:
         integer: Collection[Convolution],
         ranges: Mapping[ir.Value, Range],
         channels: Mapping[ir.Value, Range],
+        reduce_range: bool = False,
     ) -> None:
-        self.source, self.channels = source, channels
+        self.source, self.channels, self.reduce_range = source, channels, reduce_range
         self.integer = {layer.name for layer in integer}
         self.qparams = {value: ActivationQParams.from_range(observed) for value, observed in ranges.items()}
         opsets = {**source.graph.opset_imports, MICROSOFT: 1}
@@ -169,7 +170,7 @@ class ChannelsLast:
         )
         observed = self.channels[layer.y]
         bias = layer.bias - observed.minimum
-        integers = [integer_kernel(weight, bias, activation) for _, weight, _ in kernels]
+        integers = [integer_kernel(weight, bias, activation, self.reduce_range) for _, weight, _ in kernels]
         finest = np.max([kernel.weight.scale for kernel in integers], axis=0) * activation.scale[0]
         y.result_form = _Affine.codes(observed, finest)
         parts = [
@@ -239,7 +240,7 @@ class ChannelsLast:
     def _integer_linear(self, layer: Convolution) -> None:
         """A 1x1 convolution as the rows' matrix product: u8 [B, n, in] -> float32 [B, n, out]."""
         activation = self.qparams[layer.x]
-        kernel = integer_kernel(layer.weight[:, :, 0, 0], layer.bias, activation)
+        kernel = integer_kernel(layer.weight[:, :, 0, 0], layer.bias, activation, self.reduce_range)
         y = self.microsoft.MatMulIntegerToFloat(
             self._codes(layer.x),
             self._constant(f"{layer.name}.codes", np.ascontiguousarray(kernel.weight.codes.T)),

@@ -11,6 +11,7 @@ from nextscale.graph_passes.qparams import WEIGHT_QMAX, WEIGHT_QMIN, ActivationQ
 
 # Half of int32: the other half is for the products, of which 2^30 / (255 * 127) = 33,000 fit.
 BIAS_LIMIT = 2.0**30
+WEIGHT_BITS = ACTIVATION_BITS = 8
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,14 @@ class IntegerKernel:
 
 
 def integer_kernel(
-    weight: NDArray[np.float32], bias: NDArray[np.float32], activation: ActivationQParams
+    weight: NDArray[np.float32], bias: NDArray[np.float32], activation: ActivationQParams, reduce_range: bool = False
 ) -> IntegerKernel:
-    """Quantize a kernel float32 [out, ...] and its bias [out] for inputs with the parameters `activation`.
+    """Quantize a kernel float32 [out, in, ...] and its bias [out] for inputs with the parameters `activation`.
 
     A channel whose weights are so small beside its bias that the bias would leave int32 gets a coarser weight scale.
+    With `reduce_range` no pair of products leaves 16 bits.
     """
-    quantized = QuantizedWeight.per_channel(weight, axis=0)
+    quantized = _reduced_range(weight) if reduce_range else QuantizedWeight.per_channel(weight, axis=0)
     step = np.float64(activation.scale[0])
     scale = np.maximum(quantized.scale, np.abs(bias) / (BIAS_LIMIT * step)).astype(np.float32)
     if np.any(scale != quantized.scale):
@@ -36,3 +38,10 @@ def integer_kernel(
         codes = np.clip(np.round(weight / columns), WEIGHT_QMIN, WEIGHT_QMAX).astype(np.int8)
         quantized = QuantizedWeight(codes, scale, quantized.qmin)
     return IntegerKernel(quantized, np.round(bias / (step * scale)).astype(np.int32))
+
+
+def _reduced_range(weight: NDArray[np.float32]) -> QuantizedWeight:
+    """The reduction of a channels-last convolution is over positions, and over the channels of each."""
+    last = np.moveaxis(weight, 1, -1)
+    quantized = QuantizedWeight.reduced_range(last, 0, WEIGHT_BITS, "max", ACTIVATION_BITS)
+    return QuantizedWeight(np.ascontiguousarray(np.moveaxis(quantized.codes, -1, 1)), quantized.scale, quantized.qmin)

@@ -74,6 +74,11 @@ def nearest(bits: int = 8, rule: RangeRule = "max") -> WeightRounder:
     return lambda name, weight: QuantizedWeight.per_channel(weight, 1, bits, rule)
 
 
+def reduced_range(bits: int, rule: RangeRule, activation_bits: int) -> WeightRounder:
+    """Round to nearest, in steps so coarse that no pair of products leaves 16 bits."""
+    return lambda name, weight: QuantizedWeight.reduced_range(weight, 1, bits, rule, activation_bits)
+
+
 @dataclass(frozen=True)
 class IntegerWeight:
     """A layer's weight in the graph: codes s8 [K, N], scale float32 [N], and the sums of the codes, int64 [N]."""

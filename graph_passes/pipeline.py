@@ -26,6 +26,8 @@ GUIDED_ROWS = 2
 GUIDED_AXIS = "2B"
 # tanh-GELU's minimum is -0.1700.
 GELU_MINIMUM = -0.171
+# 2 * 127 * 64 fits in 16 bits, 2 * 255 * 128 does not.
+REDUCED_ATTENTION_BITS = 7
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,13 @@ class StageLayers:
 
 
 def stage_layers(stage_model: ir.Model, recipe: Recipe) -> StageLayers:
-    """The linear layers that `recipe` makes integer."""
+    """The linear layers that `recipe` makes integer.
+
+    Raises:
+        NextscaleError: the recipe names a layer that the model does not have.
+    """
     names = [layer.name for layer in linear_layers(stage_model.graph)]
+    recipe.require_layers(names)
     choices = {name: choice for name in names if (choice := recipe.layer_choice(name)) != "float"}
     by_class = [name for name in choices if CLASS_LAYER in name]
     observed = {name: choice for name, choice in choices.items() if name not in by_class}
@@ -72,6 +79,7 @@ class StagePlan:
         rounder: makes the integer weights.
         magnitudes: of q, k and v, where attention is integer with static ranges.
         shift_and_sum: where the recipe asks for it.
+        reduce_range: attention keeps every pair of products within 16 bits, as `rounder` is to do for the layers.
     """
 
     recipe: Recipe
@@ -81,6 +89,7 @@ class StagePlan:
     rounder: WeightRounder
     magnitudes: Mapping[str, Magnitudes] | None = None
     shift_and_sum: ShiftAndSum | None = field(default=None)
+    reduce_range: bool = False
 
 
 def quantize_stage(stage_model: ir.Model, plan: StagePlan) -> ir.Model:
@@ -90,9 +99,9 @@ def quantize_stage(stage_model: ir.Model, plan: StagePlan) -> ir.Model:
     model = stage_model
     # Attention first: its pattern is float MatMuls, and what is around it does not matter to it.
     if recipe.attention.products == "integer":
-        weights = recipe.attention.weights
+        weights, of_all = recipe.attention.weights, attention_bits(bits, plan.reduce_range)
         model = quantize_attention(
-            model, weights, bits, GUIDED_ROWS, plan.magnitudes, plan.shift_and_sum, stage_input="stage"
+            model, weights, of_all, GUIDED_ROWS, plan.magnitudes, plan.shift_and_sum, stage_input="stage"
         )
     # The ways of choosing ranges touch different layers and could stand in any order.
     model = quantize_linear(model, plan.ranges, "stage", bits, plan.rounder, recipe.weights.packed)
@@ -103,6 +112,11 @@ def quantize_stage(stage_model: ir.Model, plan: StagePlan) -> ir.Model:
     tokens = [name for name, choice in layers.dynamic.items() if choice == "token"]
     zero_points = {name: token_zero_point(plan.minima[name], bits) for name in tokens}
     return quantize_linear_by_token(model, zero_points, bits, plan.rounder, recipe.weights.packed)
+
+
+def attention_bits(bits: int, reduce_range: bool) -> int:
+    """Of attention's four operands; none of them is constant, so that their codes alone keep 16 bits."""
+    return min(bits, REDUCED_ATTENTION_BITS) if reduce_range else bits
 
 
 def rows_of_image(layer: str) -> int:

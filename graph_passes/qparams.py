@@ -12,6 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 WEIGHT_QMIN, WEIGHT_QMAX = -127, 127
+# Without VNNI, x86 adds the products of two neighbours along the reduction in 16 bits and cuts off what is beyond
+# (vpmaddubsw).
+PAIR_LIMIT = 2**15 - 1
 
 RangeRule = Literal["max", "percentile", "mse"]
 WEIGHT_PERCENTILES = (0.1, 99.9)
@@ -87,6 +90,37 @@ class QuantizedWeight:
         qparams = WeightQParams.choose(weight, axis, bits, rule)
         return cls(qparams.quantize(weight, axis), qparams.scale, qparams.qmin)
 
+    @classmethod
+    def reduced_range(
+        cls, weight: NDArray[np.float32], axis: int, bits: int, rule: RangeRule, activation_bits: int
+    ) -> QuantizedWeight:
+        """The same in steps so coarse that no pair of products with u8 activations leaves 16 bits.
+
+        Args:
+            weight: sliced along `axis`, the reduction is over the other axes in their order.
+            axis, bits, rule: as for `per_channel`.
+            activation_bits: of the activations.
+        """
+        qparams = WeightQParams.choose(weight, axis, bits, rule)
+        clipped = qparams.clip(weight, axis)
+        channels = np.moveaxis(clipped, axis, 0).reshape(weight.shape[axis], -1)
+        # One less than fits: rounding adds half a step to either.
+        most = np.float32(PAIR_LIMIT // (2**activation_bits - 1) - 1)
+        scale = np.maximum(qparams.scale, largest_pair_sum(channels) / most)
+        coarse = WeightQParams(scale, qparams.qmin, qparams.qmax)
+        return cls(coarse.quantize(clipped, axis), scale, qparams.qmin)
+
+
+def largest_pair_sum(rows: NDArray) -> NDArray:
+    """The largest magnitude that two neighbours of one sign add up to in each row; a last one alone counts too.
+
+    Neighbours are 0 and 1, 2 and 3, ...: [N, K] -> [N].
+    """
+    padded = np.pad(rows, ((0, 0), (0, rows.shape[1] % 2)))
+    by_sign = [np.maximum(padded, 0), np.maximum(-padded, 0)]
+    largest: NDArray = np.max([(part[:, ::2] + part[:, 1::2]).max(axis=1) for part in by_sign], axis=0)
+    return largest
+
 
 @dataclass(frozen=True)
 class WeightQParams:
@@ -127,6 +161,11 @@ class WeightQParams:
         scale = _step(high - low, steps)
         zero_point = np.clip(np.round(-low / scale), 0, steps)
         return cls(scale, (-zero_point).astype(np.int8), (steps - zero_point).astype(np.int8))
+
+    def clip(self, weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+        """The nearest values that have a code, before rounding."""
+        scale, qmin, qmax = (field.reshape(self._shape(weight.ndim, axis)) for field in self._fields())
+        return np.clip(weight, qmin * scale, qmax * scale)
 
     def quantize(self, weight: NDArray[np.float32], axis: int) -> NDArray[np.int8]:
         """The nearest codes, of `weight`'s shape."""

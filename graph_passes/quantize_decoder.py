@@ -62,12 +62,13 @@ def observe_decoder(model: ir.Model) -> ir.Model:
     return observe_channels(observed, observed_results(model), axes=(0, 2, 3))
 
 
-def quantize_decoder(model: ir.Model, ranges: DecoderRanges) -> ir.Model:
+def quantize_decoder(model: ir.Model, ranges: DecoderRanges, reduce_range: bool = False) -> ir.Model:
     """The int8 form of a float decoder graph: f_hat float32 [B, Cvae, h, w] -> images uint8 [B, H, W, 3].
 
     Args:
         model: of `build_decoder_graph`; not modified.
         ranges: of its values.
+        reduce_range: keep every pair of products within 16 bits, for CPUs without VNNI.
     Raises:
         PatternRefused: a node of the graph is part of no layer that is known here.
         ValueError: a range is missing.
@@ -82,7 +83,7 @@ def quantize_decoder(model: ir.Model, ranges: DecoderRanges) -> ir.Model:
     inputs = {layer.x: ranges.inputs[layer.name] for layer in integer}
     results = (layer.y for layer in integer if layer.kernel_size > 1)
     channels = {value: ranges.results[name] for value, name in zip(results, readers, strict=True)}
-    return ChannelsLast(model, integer, inputs, channels).build(layers)
+    return ChannelsLast(model, integer, inputs, channels, reduce_range).build(layers)
 
 
 def _integer_convolutions(layers: Sequence[Layer]) -> list[Convolution]:

@@ -6,9 +6,10 @@ A recipe is a small TOML file; `recipes/` beside this file has those that come w
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -27,6 +28,7 @@ LayerChoice = Literal["float", "tensor", "stage", "pair", "image", "token"]
 AttentionWeights = Literal["log2", "log2-row", "row", "uniform"]
 Matching = Literal["none", "published", "stagewise"]
 MIN_BITS, MAX_BITS = 2, 8
+MAX_IMAGES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,18 @@ class Recipe:
 
     def layer_choice(self, name: str) -> LayerChoice:
         """How the linear layer `name` is quantized; the longest ending in `layers` decides."""
-        matching = [end for end in self.layers if name == end or name.endswith("." + end)]
+        matching = [end for end in self.layers if _ends_with(name, end)]
         return self.layers[max(matching, key=len)] if matching else self.activations.granularity
+
+    def require_layers(self, names: Collection[str]) -> None:
+        """Raise NextscaleError if a name in `layers` is the end of none of the linear layers' names."""
+        for end in self.layers:
+            if not any(_ends_with(name, end) for name in names):
+                ends = dict.fromkeys(re.sub(r"^blocks\.\d+\.", "", name) for name in names)
+                raise NextscaleError(
+                    f'recipe {self.name}: layers."{end}" is no linear layer of the model; expected one of '
+                    f"{', '.join(ends)}, or one in a block, such as blocks.0.attn.q"
+                )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for a manifest."""
@@ -99,6 +111,11 @@ class Recipe:
 
     def check(self, where: str = "recipe") -> None:
         """Raise NextscaleError where values do not go together."""
+        if self.precision == "fp32":
+            plain = Recipe(self.name, self.description, "fp32")
+            idle = [key for key, value in self.as_dict().items() if value != plain.as_dict()[key]]
+            if idle:
+                raise NextscaleError(f'{where}: precision = "fp32" quantizes nothing; remove {", ".join(idle)}')
         for part, bits in (("weights", self.weights.bits), ("activations", self.activations.bits)):
             if not MIN_BITS <= bits <= MAX_BITS:
                 raise NextscaleError(f"{where}: {part}.bits is {bits}; expected {MIN_BITS} to {MAX_BITS}")
@@ -112,8 +129,15 @@ class Recipe:
             raise NextscaleError(f"{where}: attention.budget is {self.attention.budget}; expected 0 to 1")
         if not 0 <= self.equalization.alpha <= 1:
             raise NextscaleError(f"{where}: equalization.alpha is {self.equalization.alpha}; expected 0 to 1")
-        if self.calibration.images < 1:
-            raise NextscaleError(f"{where}: calibration.images is {self.calibration.images}; expected at least 1")
+        if not 1 <= self.calibration.images <= MAX_IMAGES:
+            raise NextscaleError(
+                f"{where}: calibration.images is {self.calibration.images}; expected 1 to {MAX_IMAGES}"
+            )
+
+
+def _ends_with(name: str, end: str) -> bool:
+    """Whether the last parts of a layer's name are `end`."""
+    return name == end or name.endswith("." + end)
 
 
 def recipe_names() -> list[str]:

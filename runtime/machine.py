@@ -2,8 +2,10 @@
 
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -12,7 +14,7 @@ from nextscale import __version__
 
 # The integer and wide float instruction sets that decide which kernels ONNX Runtime takes.
 _ISA = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
-_CPUINFO = Path("/proc/cpuinfo")
+CPUINFO = Path("/proc/cpuinfo")
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
@@ -27,12 +29,18 @@ class Machine:
 
     @property
     def has_int8_dot(self) -> bool:
-        """Whether u8 x s8 products are exact and fast; without it they may saturate."""
+        """Whether there are instructions for u8 x s8 products, which are exact and fast."""
         return any(name in self.isa for name in ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp"))
 
+    @property
+    def saturates(self) -> bool:
+        """Whether ONNX Runtime adds pairs of u8 x s8 products in 16 bits (vpmaddubsw), which large codes exceed."""
+        return "avx2" in self.isa and not self.has_int8_dot
 
-def describe_machine(cpuinfo: Path = _CPUINFO) -> Machine:
+
+def describe_machine(cpuinfo: Path | None = None) -> Machine:
     """This machine, as far as the operating system tells."""
+    cpuinfo = cpuinfo or CPUINFO
     fields: dict[str, str] = {}
     if cpuinfo.is_file():
         for line in cpuinfo.read_text().splitlines():
@@ -62,17 +70,22 @@ def physical_cpus(topology: Path = _TOPOLOGY) -> list[int]:
     return sorted(found.values())
 
 
-def saturation_warning(recipe: str, machine: Machine | None = None) -> str | None:
-    """A line for users of an integer bundle on a CPU whose u8 x s8 products may saturate; None where all is well.
+def saturation_warning(recipe: Mapping[str, Any], machine: Machine | None = None) -> str | None:
+    """A line for users of an integer bundle on a CPU whose u8 x s8 products saturate; None where all is well.
 
-    Without VNNI, x86 adds pairs of products in 16 bits (vpmaddubsw), which large codes overflow.
+    Args:
+        recipe: of the bundle's manifest; one that a build found never to saturate is well everywhere.
+        machine: this one if it is not told.
     """
     machine = machine or describe_machine()
-    if recipe == "fp32" or machine.has_int8_dot:
+    if recipe.get("precision") != "int8" or not machine.saturates:
+        return None
+    found = recipe.get("saturation")
+    if isinstance(found, dict) and found.get("can_saturate") == {}:
         return None
     return (
-        f"warning: {machine.cpu} has no VNNI instructions: integer products may saturate there, and pictures suffer; "
-        "`nextscale verify` tells how much"
+        f"{machine.cpu} has no VNNI instructions: integer products saturate there, and pictures suffer; "
+        "`nextscale verify` tells how much, a bundle built with --reduce-range is exact"
     )
 
 

@@ -1,9 +1,11 @@
 """The next-scale loop: labels in, token maps and pictures out, in one call or stage by stage."""
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, SupportsIndex
 
 import numpy as np
@@ -12,11 +14,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.errors import Cancelled, NextscaleError, RequestError
+from nextscale.runtime.machine import saturation_warning
 from nextscale.runtime.request import DEFAULT_CFG_SCALE, DEFAULT_TOP_P, Request
 from nextscale.runtime.session import SessionOptions, first_line, open_session
 
 Images = NDArray[np.uint8]
 Labels = Sequence[str | SupportsIndex] | NDArray[np.integer]
+_warned: set[Path] = set()
 
 
 class CancelFlag(Protocol):
@@ -262,10 +266,20 @@ class Generator:
 
     def _session(self, graph: str) -> onnxruntime.InferenceSession:
         with self._loading:
+            if not self._sessions:
+                _warn_of_saturation(self.bundle)
             if graph not in self._sessions:
                 path, info = self.bundle.graph_path(graph), self.bundle.manifest.graphs[graph]
                 self._sessions[graph] = open_session(path, info, self.options)
             return self._sessions[graph]
+
+
+def _warn_of_saturation(bundle: Bundle) -> None:
+    """Log a warning, once a process and bundle, where the bundle's integer products are not exact."""
+    warning = saturation_warning(bundle.manifest.recipe)
+    if warning is not None and bundle.path not in _warned:
+        _warned.add(bundle.path)
+        logging.getLogger(__name__).warning("%s: %s", bundle.path, warning)
 
 
 def _ort_value(array: NDArray[Any]) -> onnxruntime.OrtValue:

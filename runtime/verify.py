@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.errors import NextscaleError
-from nextscale.runtime.machine import describe_machine
+from nextscale.runtime.machine import saturation_warning
 from nextscale.runtime.next_scale_loop import Generation, Generator
 from nextscale.runtime.session import SessionOptions
 
@@ -95,8 +95,8 @@ def _check_stored_tokens(generator: Generator, greedy: Generation) -> Check:
     )
     if agreement >= MINIMUM_AGREEMENT:
         return Check("tokens", True, f"{detail}: this machine rounds differently")
-    if not describe_machine().has_int8_dot:
-        detail += "; this CPU has no VNNI or dot-product instructions, so int8 products may saturate"
+    if saturation_warning(generator.bundle.manifest.recipe) is not None:
+        detail += "; this CPU has no VNNI instructions, so that integer products saturate"
     return Check("tokens", False, detail)
 
 

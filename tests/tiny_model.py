@@ -6,15 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from nextscale.calib_data.rounding import LayerBits, Rounding, is_learned, weight_sha256
 from nextscale.export.build import build_bundle
 from nextscale.export.plan import BuildOptions
 from nextscale.export.presets import Preset
 from nextscale.export.random_weights import random_models
 from nextscale.export.sources import Source
+from nextscale.export.stage_graph import build_stage_graph
 from nextscale.export.var import VAR, VARConfig
 from nextscale.export.vqvae import VQVAE, VQVAEConfig
+from nextscale.graph_passes.linear_layers import linear_layers
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.runtime.session import SessionOptions
 
@@ -59,6 +63,18 @@ def tiny_recipe(name: str) -> Recipe:
 def tiny_options(name: str, **options: Any) -> BuildOptions:
     """How to build with the recipe `name`."""
     return BuildOptions(tiny_recipe(name), session=ONE_THREAD, **options)
+
+
+def rounded_down(recipe: Recipe, source: Source | None = None) -> Rounding:
+    """What reconstruction might find for the tiny model, or `source`, and a recipe that equalizes nothing."""
+    source = source or tiny_source()
+    layers = {}
+    for layer in linear_layers(build_stage_graph(source.var, source.vqvae.quantize).graph):
+        assert layer.weight.const_value is not None
+        if is_learned(layer.name) and recipe.layer_choice(layer.name) != "float":
+            rows = np.ascontiguousarray(layer.weight.const_value.numpy().T)
+            layers[layer.name] = LayerBits(np.zeros(rows.shape, np.bool_), weight_sha256(rows))
+    return Rounding(layers, {}, recipe.as_dict())
 
 
 def build_tiny(out: Path, precision: str, source: Source | None = None) -> Path:

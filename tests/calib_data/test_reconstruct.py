@@ -14,11 +14,12 @@ from safetensors.numpy import load_file, save_file
 from tiny_model import NUM_CLASSES, L, V, tiny_models
 
 from nextscale.calib_data.reconstruct import ReconstructionSettings, Step, reconstruct, units
-from nextscale.calib_data.rounding import LayerBits, Rounding, codes_of, nearest_up, weight_sha256
-from nextscale.calib_data.simulate import SimulatedVAR, folded_weights
+from nextscale.calib_data.rounding import LayerBits, Rounding, codes_of, is_learned, nearest_up, weight_sha256
+from nextscale.calib_data.simulate import SimulatedVAR, folded_weights, linear_names
 from nextscale.calib_data.simulated_agreement import simulated_agreement
 from nextscale.calib_data.simulated_attention import ShiftAndSum
 from nextscale.calib_data.soft_rounding import SoftRounding, undecided
+from nextscale.calib_data.unit_store import UnitStore
 from nextscale.export.equalization import Equalization
 from nextscale.graph_passes.qparams import RangeRule, WeightQParams
 from nextscale.graph_passes.recipe import EqualizationRecipe, Recipe, load_recipe
@@ -167,6 +168,14 @@ def test_units_have_only_integer_layers() -> None:
     assert layers["head"] == ("head",)
 
 
+def test_every_layer_that_is_learned_is_in_a_unit() -> None:
+    var, _ = tiny_models()
+    layers = [layer for unit in units(SimulatedVAR(var, load_recipe("brecq-w8a8")), 4.0) for layer in unit.layers]
+    assert [name for name in linear_names(var) if is_learned(name)] == layers
+    shared, _ = tiny_models(shared_aln=True)
+    assert [name for name in linear_names(shared) if is_learned(name)] == layers
+
+
 class Stopped(Exception):
     """Ctrl-C."""
 
@@ -190,11 +199,43 @@ def test_an_interrupted_run_continues(tmp_path: Path) -> None:
 
 def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
     learn(load_recipe("brecq-w4a6"), work=tmp_path)
-    with pytest.raises(NextscaleError, match=r"holds another reconstruction \(other recipe, settings\)"):
+    expected = r"holds another reconstruction \(other recipe, settings\); remove it or choose another --out"
+    with pytest.raises(NextscaleError, match=expected):
         learn(load_recipe("brecq-w4a4"), replace(FEW, seed=1), work=tmp_path)
-    (tmp_path / "head.npz").write_bytes(b"no archive")
-    with pytest.raises(NextscaleError, match=r"head\.npz: damaged .*; remove it"):
-        learn(load_recipe("brecq-w4a6"), work=tmp_path)
+
+
+UP = np.ones((2, 3), np.bool_)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"no archive", r"damaged: .*; remove it"),
+        (b"", r"damaged: .*; remove it"),
+        (b"PK\x03\x04" + bytes(100), r"damaged: File is not a zip file; remove it"),
+        ({"up": UP}, r"report is not a file in the archive; remove it"),
+        ({"report": "{}"}, r"up is not a file in the archive; remove it"),
+        ({"up": UP, "report": "{"}, r"damaged: not a unit's rounding and report; remove it"),
+        ({"up": UP, "report": "[]"}, r"damaged: not a unit's rounding and report; remove it"),
+        ({"up": UP.astype(np.float32), "report": "{}"}, r"damaged: not a unit's rounding and report; remove it"),
+    ],
+    ids=["text", "empty", "half an archive", "no report", "no layer", "no JSON", "a list", "floats"],
+)
+def test_a_damaged_unit_is_refused(content: bytes | dict[str, Any], message: str, tmp_path: Path) -> None:
+    store, path = UnitStore(tmp_path, {}), tmp_path / "head.npz"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.savez(path, **content)
+    with pytest.raises(NextscaleError, match=rf"head\.npz: .*{message}"):
+        store.load("head", ["up"])
+
+
+@pytest.mark.parametrize("settings", ["", "[]", "3", "[" * 100_000, "\xff"], ids=["empty", "list", "3", "deep", "0xff"])
+def test_damaged_settings_are_refused(settings: str, tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text(settings, "latin-1")
+    with pytest.raises(NextscaleError, match=rf"settings\.json: damaged; remove {tmp_path} or choose another --out"):
+        UnitStore(tmp_path, {"seed": 0})
 
 
 def test_what_cannot_be_reconstructed_is_refused() -> None:

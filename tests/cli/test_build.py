@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import re
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -8,13 +10,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from tiny_model import CLASS_NAMES, L, tiny_models, tiny_preset
+from tiny_model import CLASS_NAMES, L, rounded_down, tiny_models, tiny_preset
 from torch import Tensor
 
-from nextscale.calib_data.rounding import Rounding
+from nextscale.calib_data.token_maps import TokenMaps
 from nextscale.cli.main import main
 from nextscale.export import presets, random_weights
 from nextscale.export.sources import Source
@@ -294,7 +297,17 @@ BAD_USAGE = {
     "recipe and precision": (["demo", "--recipe", "default", "--precision", "fp32"], "give one of the two"),
     "no token maps": (["demo", "--calibration", "none"], "none"),
     "no rounding": (["demo", "--recipe", "brecq-w4a6", "--rounding", "none.safetensors"], "none.safetensors"),
-    "no calibration": (["--calibration-images", "0"], "0 is not in the range x>=1"),
+    "rounding of full precision": (
+        ["demo", "--precision", "fp32", "--rounding", "none", "--calibration", "none"],
+        "recipe fp32: full precision does not go with --rounding, --calibration",
+    ),
+    "rounding of random weights": (
+        ["--preset", "var-d16", "--random-weights", "--recipe", "brecq-w4a6"],
+        "recipe brecq-w4a6: its weights are reconstructed, which random ones cannot be; choose a recipe that rounds to",
+    ),
+    "no model to round": (["--recipe", "brecq-w4a6"], "what to build?"),
+    "no calibration": (["--calibration-images", "0"], "0 is not in the range 1<=x<=1000000"),
+    "far too many images": (["--calibration-images", str(10**20)], "is not in the range 1<=x<=1000000"),
     "seed negative": (["--seed", "-1"], "-1 is not in the range"),
     "seed too large": (["--seed", str(2**64)], "18446744073709551616 is not in the range"),
 }
@@ -378,12 +391,39 @@ def test_rounding_that_a_recipe_needs_or_does_not_take(
     checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, learned = tmp_path / "bundle", tmp_path / "learned.safetensors"
-    code = main(arguments(checkpoints, out, "--recipe", "brecq-w4a6"))
-    assert_refused(capsys, code, "recipe brecq-w4a6: its weights are reconstructed; run `nextscale reconstruct`")
-    Rounding({}, {}, load_recipe("brecq-w4a6").as_dict()).save(learned)
+    model = f"--var {checkpoints}/var.pth --vae {checkpoints}/vae.pth --patch-nums 1,2,3,4"
+    for recipe, given, further in (
+        ("brecq-w4a6", (), "--calibration MAPS --out brecq-w4a6.safetensors` (MAPS: made by `nextscale calibrate`)"),
+        ("brecq-w4a6", ("--calibration", "my maps"), "--calibration 'my maps' --out brecq-w4a6.safetensors`, and give"),
+        ("ours-w4a6", ("--calibration", "m"), "--calibration m --theta THETA --out ours-w4a6.safetensors` (THETA: ch"),
+    ):
+        code = main(arguments(checkpoints, out, "--recipe", recipe, *given))
+        command = f"run `nextscale reconstruct {model} --recipe {recipe} {further}"
+        assert_refused(capsys, code, f"recipe {recipe}: its weights are reconstructed; {command}")
+    code = main(["build", "demo", "--recipe", "brecq-w4a6", "--out", str(out)])
+    assert_refused(capsys, code, "run `nextscale reconstruct demo --recipe brecq-w4a6 --calibration MAPS --out ")
+    rounded_down(load_recipe("brecq-w4a6")).save(learned)
     code = main(arguments(checkpoints, out, "--recipe", "rtn-w4a6", "--rounding", learned))
     assert_refused(capsys, code, "recipe rtn-w4a6: rounds weights to nearest, so it takes no --rounding")
+    code = main(arguments(checkpoints, out, "--recipe", "brecq-w4a4", "--rounding", learned))
+    assert_refused(capsys, code, "recipe brecq-w4a4: the rounding is that of brecq-w4a6, with activations.bits 6")
     assert [path.name for path in tmp_path.iterdir()] == ["learned.safetensors"]
+    assert main(arguments(checkpoints, out, "--recipe", "brecq-w4a6", "--rounding", learned)) == 0
+
+
+def test_the_command_that_is_told_makes_the_rounding(
+    checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a number for THETA; fewer iterations are faster."""
+    monkeypatch.chdir(tmp_path)
+    maps = TokenMaps(np.arange(2), np.zeros((2, L), np.int64), {})
+    maps.save(tmp_path / "maps")
+    build = arguments(checkpoints, tmp_path / "bundle", "--recipe", "ours-w4a6", "--calibration", "maps")
+    assert main(build) == 2
+    told = re.search("run `nextscale (.*?)`", capsys.readouterr().err)
+    assert told is not None
+    assert main([*shlex.split(told[1].replace("THETA", "0.1")), "--iterations", "1"]) == 0
+    assert main([*build, "--rounding", "ours-w4a6.safetensors"]) == 0
 
 
 # Processes

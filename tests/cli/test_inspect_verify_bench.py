@@ -1,11 +1,14 @@
 import json
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_bundle import read_manifest, write_manifest
 
 from nextscale.cli.main import main
+from nextscale.runtime import machine
 
 
 def test_inspect_shows_what_is_in_a_bundle(fake_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -25,6 +28,45 @@ def test_inspect_as_json(fake_bundle: Path, capsys: pytest.CaptureFixture[str]) 
 def test_inspect_lists_the_classes(fake_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(fake_bundle), "--classes"]) == 0
     assert capsys.readouterr().out.splitlines()[1] == "1\ttabby cat"
+
+
+def with_saturation(folder: Path, layers: dict[str, Any]) -> None:
+    manifest = read_manifest(folder)
+    manifest["recipe"]["saturation"] = {"products": 9, "can_saturate": layers}
+    write_manifest(folder, manifest)
+
+
+def test_inspect_lists_the_layers_that_saturate(damaged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    layers = {"blocks.0.fc1": {"pairs": 0.0125, "error": 0.5}, "blocks.0.ada": {"pairs": None, "error": None}}
+    with_saturation(damaged, layers)
+    assert main(["inspect", str(damaged)]) == 0
+    assert "2 of 9 integer layers" in capsys.readouterr().out
+    assert main(["inspect", str(damaged), "--saturation"]) == 0
+    out = capsys.readouterr().out
+    assert [line.split()[-2:] for line in out.splitlines() if "blocks.0.fc1" in line] == [["50.00%", "│"]]
+    assert "1.25%" in out
+    assert "not observed" in out
+    assert main(["inspect", str(damaged), "--saturation", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == layers
+
+
+def test_inspect_of_a_bundle_that_never_saturates(damaged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with_saturation(damaged, {})
+    assert main(["inspect", str(damaged)]) == 0
+    assert re.search("can saturate without VNNI *│ none", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("found", [None, 3, {"can_saturate": [1]}, {"can_saturate": {"a": 1}}], ids=str)
+def test_inspect_refuses_saturation_that_the_manifest_does_not_tell(
+    damaged: Path, capsys: pytest.CaptureFixture[str], found: Any
+) -> None:
+    manifest = read_manifest(damaged)
+    manifest["recipe"] |= {} if found is None else {"saturation": found}
+    write_manifest(damaged, manifest)
+    assert main(["inspect", str(damaged)]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(damaged), "--saturation"]) == 2
+    assert "its manifest tells nothing of saturation" in capsys.readouterr().err
 
 
 def test_inspect_prints_no_control_characters(damaged: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,6 +123,29 @@ def test_bench_prints_a_table_and_writes_json(
     report = json.loads(path.read_text())
     assert len(report["measurements"]) == 8
     assert report["settings"]["threads"] == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("avx2 avx_vnni", "avx2 avx_vnni: u8 x s8 products are exact"),
+        ("avx2", "avx2: u8 x s8 products saturate, but for bundles built with --reduce-range"),
+        ("", "no known ISA flags: whether u8 x s8 products are exact is not known"),
+    ],
+)
+def test_bench_says_what_integer_products_are_here(
+    fake_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: str,
+    said: str,
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"model name\t: A CPU\nflags\t\t: {flags}\n")
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+    arguments = ["bench", str(fake_bundle), "--form", "generate", "--threads", "1", "--repetitions", "2", "--quiet"]
+    assert main([*arguments, "--no-memory"]) == 0
+    assert said in capsys.readouterr().out
 
 
 def test_bench_refuses_an_unwritable_json_before_measuring(

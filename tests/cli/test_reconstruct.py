@@ -23,6 +23,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_weights(var, folder / "var.safetensors")
     save_weights(vqvae, folder / "vae.safetensors")
     np.savez(folder / "token_maps.npz", class_labels=LABELS, token_maps=MAPS)
+    (folder / "token_maps.npz.toml").write_text('[weights]\nrounding = "reconstructed"\n[layers]\n"fc3" = "float"\n')
     return folder
 
 
@@ -67,6 +68,33 @@ def test_a_finished_unit_is_not_learned_again(
     assert f"{work}: holds another reconstruction" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("interrupted", ["while observing", "while learning"])
+def test_an_interrupt_tells_how_to_go_on(
+    checkpoints: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    interrupted: str,
+) -> None:
+    """If there is anything to go on from."""
+    out, maps = tmp_path / "rounding.safetensors", ("--token-maps", checkpoints / "token_maps.npz")
+    work = tmp_path / "rounding.safetensors.partial"
+
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    place = "calibrated" if interrupted == "while observing" else "_Reconstruction._learn"
+    with monkeypatch.context() as patch:
+        patch.setattr(f"nextscale.calib_data.reconstruct.{place}", interrupt)
+        assert run(checkpoints, out, *maps) == 130
+    told = [line for line in capsys.readouterr().err.splitlines() if line]
+    further = [f"what is finished is in {work}; the same command goes on from there"] if work.exists() else []
+    assert told == [*further, "error: interrupted; nothing half-written was left"]
+    assert work.exists() == (interrupted == "while learning")
+    assert run(checkpoints, out, *maps) == 0
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
 BAD_USAGE = {
     "no maps": ((), "give either --calibration or --token-maps"),
     "both": (("--calibration", ".", "--token-maps", "none"), "give either --calibration or --token-maps"),
@@ -82,7 +110,9 @@ BAD_USAGE = {
     "one image": (("--token-maps", "{maps}", "--images", "1"), "1 is not in the range"),
     "iterations": (("--iterations", "0"), "0 is not in the range"),
     "device": (("--token-maps", "{maps}", "--device", "tpu"), "'tpu' is not one of"),
-    "out": (("--token-maps", "{maps}", "--out", "/proc/none/file"), "no folder /proc/none"),
+    "out": (("--token-maps", "{maps}", "--out", "/proc/none/file.safetensors"), "no folder /proc/none"),
+    "out of another kind": (("--token-maps", "{maps}", "--out", "r.txt"), "r.txt: rounding is written as safetensors"),
+    "no such layer": (("--token-maps", "{maps}", "--recipe", "{maps}.toml"), 'layers."fc3" is no linear layer of'),
     "demo and var": (("demo", "--token-maps", "{maps}"), "demo does not go with --var"),
 }
 
@@ -92,7 +122,7 @@ def test_bad_usage_is_one_line(
     checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], usage: tuple[str, ...], message: str
 ) -> None:
     maps = str(checkpoints / "token_maps.npz")
-    assert run(checkpoints, tmp_path / "out", *(argument.format(maps=maps) for argument in usage)) == 2
+    assert run(checkpoints, tmp_path / "out.safetensors", *(argument.format(maps=maps) for argument in usage)) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: ")
@@ -102,7 +132,7 @@ def test_bad_usage_is_one_line(
 
 
 def test_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--recipe", "brecq-w4a6", "--token-maps", "x", "--out", str(tmp_path / "out")]
+    arguments = ["--recipe", "brecq-w4a6", "--token-maps", "x", "--out", str(tmp_path / "out.safetensors")]
     assert main(["reconstruct", *arguments]) == 2
     assert "which model?" in capsys.readouterr().err
 
@@ -110,7 +140,7 @@ def test_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_existing_file_is_not_overwritten(
     checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "out"
+    out = tmp_path / "out.safetensors"
     out.write_text("mine")
     assert run(checkpoints, out, "--token-maps", checkpoints / "token_maps.npz") == 2
     assert "exists already" in capsys.readouterr().err
@@ -134,6 +164,6 @@ def test_token_maps_of_another_model(
 ) -> None:
     path = tmp_path / "maps.npz"
     np.savez(path, **{"class_labels": LABELS, "token_maps": MAPS, **changed})  # type: ignore[arg-type]
-    assert run(checkpoints, tmp_path / "out", "--token-maps", path) == 2
+    assert run(checkpoints, tmp_path / "out.safetensors", "--token-maps", path) == 2
     assert f"{path}: " in (error := capsys.readouterr().err)
     assert message in error

@@ -86,6 +86,7 @@ BAD_USAGE = {
     "a folder of nothing": (["{tmp}"], "manifest.json: the file is missing"),
     "a file of nothing": (["{bundle}/weights.data"], "weights.data: no JSON"),
     "out": (["{bundle}", "--out", "/proc/r.html"], "cannot write /proc/r.html"),
+    "out as text": (["{bundle}", "--out", "{tmp}/r.txt"], "r.txt: the page is written as HTML; give a name that"),
     "images": (["{bundle}", "--images", "-1"], "-1 is not in the range"),
     "class": (["{bundle}", "--class", "unicorn"], 'no class is named "unicorn"'),
     "cfg": (["{bundle}", "--cfg-scale", "-1"], "cfg_scale -1 is out of range"),

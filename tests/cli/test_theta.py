@@ -77,6 +77,7 @@ BAD_USAGE = {
     "images": (["--images", "0"], "0 is not in the range"),
     "json": (["--json", "/proc/figures.json"], "cannot write /proc/figures.json"),
     "plot": (["--plot", "/proc/plot.png"], "cannot write /proc/plot.png"),
+    "plot as PDF": (["--plot", "plot.pdf"], "--plot plot.pdf: the plot is written as PNG; give a name that ends in"),
 }
 
 

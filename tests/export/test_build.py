@@ -44,6 +44,7 @@ STEPS = {
         "quantizing",
         "writing",
         "checking kernels",
+        "emulating CPUs without VNNI",
         "comparing with full precision",
         "generating the stored tokens",
     ],

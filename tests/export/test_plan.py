@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from tiny_model import NUM_CLASSES, ONE_THREAD, PATCH_NUMS, L, V, no_progress, tiny_source
+from tiny_model import NUM_CLASSES, ONE_THREAD, PATCH_NUMS, L, V, no_progress, rounded_down, tiny_source
 
-from nextscale.calib_data.rounding import LayerBits, Rounding, weight_sha256
+from nextscale.calib_data.rounding import LayerBits
 from nextscale.calib_data.token_maps import TokenMaps
 from nextscale.export.build import _write
 from nextscale.export.decoder_graph import build_decoder_graph
@@ -29,6 +31,8 @@ from nextscale.graph_passes.recipe import (
     LayerChoice,
     Recipe,
     WeightRecipe,
+    load_recipe,
+    recipe_names,
 )
 from nextscale.runtime.errors import NextscaleError
 
@@ -257,31 +261,33 @@ def test_matched_token_maps_are_sampled(source: Source, tmp_path: Path) -> None:
 RECONSTRUCTED = Recipe("learned", weights=WeightRecipe(4, rounding="reconstructed"), calibration=CALIBRATION)
 
 
-def rounding_of(source: Source, layer: str) -> Rounding:
-    """All of one layer's weights rounded down."""
-    stage = build_stage_graph(source.var, source.vqvae.quantize)
-    (weight,) = (x.weight.const_value for x in linear_layers(stage.graph) if x.name == layer)
-    assert weight is not None
-    rows = np.ascontiguousarray(weight.numpy().T)
-    bits = LayerBits(np.zeros(rows.shape, np.bool_), weight_sha256(rows))
-    return Rounding({layer: bits}, {}, RECONSTRUCTED.as_dict(), {})
-
-
 def test_reconstructed_weights_are_taken(source: Source, tmp_path: Path) -> None:
     """And those that no unit has are rounded to nearest."""
-    layer = "blocks.0.ffn.fc1"
-    plan = plan_of(source, tmp_path, RECONSTRUCTED, rounding=rounding_of(source, layer))
+    plan = plan_of(source, tmp_path, RECONSTRUCTED, rounding=rounded_down(RECONSTRUCTED, source))
     stage = build_stage_graph(source.var, source.vqvae.quantize)
     floats = {x.name: x.weight.const_value for x in linear_layers(stage.graph)}
-    for name in (layer, "blocks.1.ffn.fc1"):
+    for name in ("blocks.0.ffn.fc1", "blocks.1.ada_lin.1", "word_embed"):
         weight = floats[name]
         assert weight is not None
         nearest = QuantizedWeight.per_channel(weight.numpy(), 1, 4)
         found = plan.stage.rounder(name, weight.numpy())
         np.testing.assert_array_equal(found.scale, nearest.scale)
         down = nearest.codes.astype(np.int64) - found.codes
-        assert set(np.unique(down)) == ({0, 1} if name == layer else {0})
+        assert set(np.unique(down)) == ({0, 1} if name == "blocks.0.ffn.fc1" else {0})
     quantized(source, plan)
+
+
+def test_how_codes_are_stored_and_a_budget_need_not_be_the_same(source: Source, tmp_path: Path) -> None:
+    """They are not what the rounding was learned for; nor are a name, a description and the token maps."""
+    other = replace(
+        RECONSTRUCTED,
+        name="other",
+        description="Another.",
+        weights=replace(RECONSTRUCTED.weights, packed=True),
+        attention=AttentionRecipe(budget=0.5),
+        calibration=CalibrationRecipe(images=3),
+    )
+    quantized(source, plan_of(source, tmp_path, other, rounding=rounded_down(RECONSTRUCTED, source)))
 
 
 def test_reconstructed_weights_that_are_missing(source: Source, tmp_path: Path) -> None:
@@ -292,12 +298,100 @@ def test_reconstructed_weights_that_are_missing(source: Source, tmp_path: Path) 
 
 def test_reconstructed_weights_that_nobody_asked_for(source: Source, tmp_path: Path) -> None:
     with pytest.raises(NextscaleError, match="recipe nearest: rounds weights to nearest, so it takes no --rounding"):
-        plan_of(source, tmp_path, Recipe("nearest"), rounding=rounding_of(source, "head"))
+        plan_of(source, tmp_path, Recipe("nearest"), rounding=rounded_down(RECONSTRUCTED, source))
+    assert not list(tmp_path.iterdir())
+
+
+OTHERS: dict[str, tuple[dict[str, object], str]] = {
+    "bits": ({"weights": WeightRecipe(8, rounding="reconstructed")}, "with weights.bits 8 instead of 4; give one"),
+    "range": ({"weights": WeightRecipe(4, "mse", "reconstructed")}, "with weights.range mse instead of max; give one"),
+    "activations": (
+        {"activations": ActivationRecipe(6, "pair")},
+        "with activations.bits 6 instead of 8, activations.granularity pair instead of stage; give one",
+    ),
+    "attention": ({"attention": AttentionRecipe("integer")}, "with attention.products integer instead of float;"),
+    "equalization": ({"equalization": EqualizationRecipe(0.5)}, "with equalization.alpha 0.5 instead of 0.0; give one"),
+    "layers": ({"layers": {"ffn.fc2": "float"}}, "with layers.ffn.fc2 float instead of unset; give one"),
+}
+
+
+@pytest.mark.parametrize(("changed", "message"), OTHERS.values(), ids=OTHERS.keys())
+def test_reconstructed_weights_of_another_recipe(
+    source: Source, tmp_path: Path, changed: dict[str, object], message: str
+) -> None:
+    """Refused before anything is calibrated, by what differs."""
+    other = replace(RECONSTRUCTED, name="other", **changed)  # type: ignore[arg-type]
+    expected = re.escape(f"recipe learned: the rounding is that of other, {message}")
+    with pytest.raises(NextscaleError, match=expected) as caught:
+        plan_of(source, tmp_path, RECONSTRUCTED, rounding=rounded_down(other, source))
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_rounding_of_a_recipe_that_has_no_such_settings(source: Source, tmp_path: Path) -> None:
+    """A file may say anything."""
+    rounding = replace(rounded_down(RECONSTRUCTED, source), recipe={"name": "odd", "weights": {"bits": 4}, "layers": 3})
+    with pytest.raises(NextscaleError, match=r"that of odd, with weights\.range unset instead of max, .*; give one"):
+        plan_of(source, tmp_path, RECONSTRUCTED, rounding=rounding)
+
+
+def test_reconstructed_weights_of_other_layers(source: Source, tmp_path: Path) -> None:
+    """Too few, too many, or of another shape: another model's, whatever the recipe."""
+    whole, head = rounded_down(RECONSTRUCTED, source), {"head": LayerBits(np.zeros((V, 32), np.bool_), "")}
+    for layers, message in (
+        ({name: bits for name, bits in whole.layers.items() if name != "head"}, "head unset instead of (128, 64);"),
+        ({**whole.layers, **head}, "head (128, 32) instead of (128, 64);"),
+        (rounded_down(RECONSTRUCTED, tiny_source(depth=3)).layers, "blocks.2.attn.q (64, 64) instead of unset and 5 m"),
+    ):
+        with pytest.raises(NextscaleError, match=re.escape(f"that of learned for another model, with {message}")):
+            plan_of(source, tmp_path, RECONSTRUCTED, rounding=replace(whole, layers=layers))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("alpha", "factors", "message"),
+    [
+        (0.0, {"head": 64}, "head (64,) instead of unset;"),
+        (0.5, {}, "blocks.0.attn.qkv unset instead of (64,) and 6 more;"),
+        (0.5, {f"blocks.{i}.{x}": 64 for i in range(2) for x in ("attn.qkv", "attn.proj", "ffn.fc1")} | {"head": 32},
+         "head (32,) instead of (64,);"),
+    ],
+    ids=["of no equalization", "missing", "of another width"],
+)  # fmt: skip
+def test_factors_of_other_layers(
+    source: Source, tmp_path: Path, alpha: float, factors: dict[str, int], message: str
+) -> None:
+    recipe = replace(RECONSTRUCTED, equalization=EqualizationRecipe(alpha))
+    found = {name: np.ones(width, np.float32) for name, width in factors.items()}
+    with pytest.raises(NextscaleError, match=re.escape(f"for another model, with {message}")):
+        plan_of(source, tmp_path, recipe, rounding=replace(rounded_down(recipe, source), factors=found))
     assert not list(tmp_path.iterdir())
 
 
 def test_reconstructed_weights_of_another_model(source: Source, tmp_path: Path) -> None:
     """Found when the weights are rounded, by their sums."""
-    plan = plan_of(source, tmp_path, RECONSTRUCTED, rounding=rounding_of(tiny_source(seed=1), "head"))
-    with pytest.raises(NextscaleError, match="head"):
+    plan = plan_of(source, tmp_path, RECONSTRUCTED, rounding=rounded_down(RECONSTRUCTED, tiny_source(seed=1)))
+    with pytest.raises(NextscaleError, match="has other weights or another equalization"):
         quantized(source, plan)
+
+
+# Layers
+
+
+@pytest.mark.parametrize("name", ["ffn.fc3", "c2", "blocks.0", "blocks.2.ffn.fc2", ""])
+def test_a_layer_that_the_model_does_not_have(source: Source, name: str) -> None:
+    stage = build_stage_graph(source.var, source.vqvae.quantize)
+    ends = "ada_lin.1, head_nm.ada_lin.1, word_embed, attn.q, attn.k, attn.v, attn.proj, ffn.fc1, ffn.fc2, head"
+    expected = re.escape(f'recipe mine: layers."{name}" is no linear layer of the model; expected one of {ends}, or')
+    with pytest.raises(NextscaleError, match=expected):
+        stage_layers(stage, Recipe("mine", layers={"head": "float", name: "float"}))
+
+
+@pytest.mark.parametrize("shared_aln", [False, True])
+def test_layers_by_the_end_of_their_names(shared_aln: bool) -> None:
+    model = tiny_source(shared_aln=shared_aln)
+    stage = build_stage_graph(model.var, model.vqvae.quantize)
+    assert stage_layers(stage, Recipe("float", layers=ALL_FLOAT)).names() == (["shared_ada_lin.1"] * shared_aln)
+    for recipe in map(load_recipe, recipe_names()):
+        stage_layers(stage, recipe)
+    assert "blocks.1.attn.k" not in stage_layers(stage, Recipe("one", layers={"blocks.1.attn.k": "float"})).names()

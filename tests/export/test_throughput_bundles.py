@@ -3,9 +3,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from tiny_model import ONE_THREAD, no_progress, tiny_preset, tiny_source
+from tiny_model import ONE_THREAD, no_progress, rounded_down, tiny_preset, tiny_source
 
 from nextscale.calib_data.rounding import Rounding
 from nextscale.export.presets import get_preset
@@ -63,8 +62,7 @@ def test_places_are_the_demo_models_where_weights_are_random(tmp_path: Path, ran
 
 def test_learned_rounding_is_taken_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = replace(load_recipe("brecq-w8a8"), calibration=CalibrationRecipe(images=2))
-    factors: dict[str, np.ndarray] = {}
-    monkeypatch.setattr(Rounding, "load", lambda path: Rounding({}, factors, recipe.as_dict()))
+    monkeypatch.setattr(Rounding, "load", lambda path: rounded_down(recipe))
     (tmp_path / "brecq-w8a8.safetensors").touch()
     made = replace(bundles(tmp_path / "work", True), roundings=tmp_path)
     ((row,), _) = made.build([recipe], no_progress)

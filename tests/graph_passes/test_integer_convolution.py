@@ -3,7 +3,7 @@
 import numpy as np
 
 from nextscale.graph_passes.integer_convolution import integer_kernel
-from nextscale.graph_passes.qparams import ActivationQParams, Range
+from nextscale.graph_passes.qparams import PAIR_LIMIT, ActivationQParams, Range, largest_pair_sum
 
 
 def activation(low, high):
@@ -39,3 +39,15 @@ def test_an_input_that_is_always_zero_keeps_the_bias():
     kernel = integer_kernel(np.ones((1, 1, 1, 1), np.float32), bias, x)
     step = kernel.weight.scale * x.scale[0]
     assert np.all(np.abs(kernel.bias * step - bias) <= 0.5001 * step)
+
+
+def test_a_reduced_range_keeps_pairs_of_channels_within_16_bits():
+    rng = np.random.default_rng(1)
+    weight = rng.standard_normal((7, 5, 3, 3)).astype(np.float32)
+    bias, x = rng.standard_normal(7).astype(np.float32), activation(-1, 3)
+    full, reduced = (integer_kernel(weight, bias, x, reduce_range) for reduce_range in (False, True))
+    over_positions = [np.moveaxis(k.weight.codes.astype(int), 1, -1).reshape(7, -1) for k in (full, reduced)]
+    assert 255 * largest_pair_sum(over_positions[0]).max() > PAIR_LIMIT
+    assert 255 * largest_pair_sum(over_positions[1]).max() <= PAIR_LIMIT
+    step = reduced.weight.scale.reshape(-1, 1, 1, 1)
+    assert np.all(np.abs(reduced.weight.codes * step - weight) <= 0.5001 * step)

@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from nextscale.graph_passes.qparams import (
+    PAIR_LIMIT,
     WEIGHT_QMAX,
     ActivationQParams,
     QuantizedWeight,
     Range,
     RangeRule,
     WeightQParams,
+    largest_pair_sum,
 )
 
 # Beyond these the arithmetic of float32 itself ends: a range's width, or a step of it, is no normal number.
@@ -98,9 +100,9 @@ def test_merging_ranges_holds_both(a: float, b: float, c: float, d: float) -> No
 
 
 @st.composite
-def weights(draw: st.DrawFn) -> tuple[np.ndarray, int]:
+def weights(draw: st.DrawFn, largest: float = LARGE) -> tuple[np.ndarray, int]:
     shape = draw(array_shapes(min_dims=1, max_dims=4, max_side=4))
-    weight = draw(arrays(np.float32, shape, elements=st.floats(-LARGE, LARGE, width=32)))
+    weight = draw(arrays(np.float32, shape, elements=st.floats(-largest, largest, width=32)))
     return weight, draw(st.integers(-len(shape), len(shape) - 1))
 
 
@@ -303,3 +305,45 @@ def test_four_bits_by_hand() -> None:
     assert quantized.codes[:, 0].tolist() == [-5, -2, 0, 0, 10]
     assert quantized.qmin.tolist() == [-5]
     assert quantized.scale[0] == np.float32(0.2)
+
+
+# Within 16 bits a pair
+
+
+def test_the_largest_pair_is_of_neighbours_of_one_sign() -> None:
+    rows = np.array([[1, 2, 3, -4], [-5, -6, 100, -100], [0, 0, 0, 0], [9, -9, -1, -1]])
+    assert largest_pair_sum(rows).tolist() == [4, 100, 0, 9]
+    assert largest_pair_sum(np.array([[1, 1, -7]])).tolist() == [7]
+
+
+@given(weights(1000), st.integers(2, 8), st.integers(2, 8), st.sampled_from(RULES))
+def test_no_codes_of_activations_take_a_pair_of_a_reduced_range_beyond_16_bits(
+    drawn: tuple[np.ndarray, int], bits: int, activation_bits: int, rule: RangeRule
+) -> None:
+    weight, axis = drawn
+    quantized = QuantizedWeight.reduced_range(weight, axis, bits, rule, activation_bits)
+    rows = np.moveaxis(quantized.codes, axis, 0).reshape(weight.shape[axis], -1).astype(int)
+    assert ((2**activation_bits - 1) * largest_pair_sum(rows) <= PAIR_LIMIT).all()
+    assert (rows >= quantized.qmin[:, None]).all()
+
+
+@given(weights(1000), st.integers(2, 8), st.sampled_from(RULES))
+def test_a_reduced_range_has_steps_of_at_most_twice_the_size(
+    drawn: tuple[np.ndarray, int], bits: int, rule: RangeRule
+) -> None:
+    weight, axis = drawn
+    full = QuantizedWeight.per_channel(weight, axis, bits, rule)
+    reduced = QuantizedWeight.reduced_range(weight, axis, bits, rule, 8)
+    assert (reduced.scale >= full.scale).all()
+    assert (reduced.scale <= (2 + SLACK) * full.scale).all()
+    if bits < 7:  # nothing to reduce
+        np.testing.assert_array_equal(reduced.codes, full.codes)
+
+
+def test_a_reduced_range_rounds_to_nearest() -> None:
+    """In steps that the pair with the largest sum asks for: 120 + 80 of 127 here."""
+    weight = np.float32([[120, 80, -10, 127, 5]])
+    quantized = QuantizedWeight.reduced_range(weight, 0, 8, "max", 8)
+    assert quantized.scale == pytest.approx([200 / 127], rel=SLACK)
+    assert quantized.codes.tolist() == [[76, 51, -6, 81, 3]]
+    np.testing.assert_array_equal(QuantizedWeight.reduced_range(weight, 0, 8, "max", 7).codes, weight.astype(np.int8))

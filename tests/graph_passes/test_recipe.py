@@ -136,7 +136,19 @@ REFUSED = {
     "negative budget": ("[attention]\nbudget = -0.1", r"attention\.budget is -0\.1; expected 0 to 1"),
     "no budget": ("[attention]\nbudget = nan", r"attention\.budget is nan; expected 0 to 1"),
     "large alpha": ("[equalization]\nalpha = 1.5", r"equalization\.alpha is 1\.5; expected 0 to 1"),
-    "no images": ("[calibration]\nimages = 0", r"calibration\.images is 0; expected at least 1"),
+    "no images": ("[calibration]\nimages = 0", r"calibration\.images is 0; expected 1 to 1000000"),
+    "far too many images": (
+        f"[calibration]\nimages = {10**18}",
+        r"calibration\.images is 1000000000000000000; expected 1 to 1000000",
+    ),
+    "full precision of few bits": (
+        'precision = "fp32"\n[weights]\nbits = 4\n[layers]\n"head" = "float"',
+        r'precision = "fp32" quantizes nothing; remove weights, layers',
+    ),
+    "full precision by calibration": (
+        'precision = "fp32"\n[calibration]\nimages = 8',
+        r'precision = "fp32" quantizes nothing; remove calibration',
+    ),
     "not TOML": ("[weights", r"not a TOML file: "),
 }
 

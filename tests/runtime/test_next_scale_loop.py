@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_bundle import L, V, write_fake_bundle
+from fake_bundle import L, V, read_manifest, write_fake_bundle, write_manifest
 
-from nextscale.runtime import Cancelled, ClassLabelError, Generator, NextscaleError, RequestError, StageResult
+from nextscale.runtime import Cancelled, ClassLabelError, Generator, NextscaleError, RequestError, StageResult, machine
 from nextscale.runtime.uniforms import uniforms
 
 
@@ -213,3 +213,35 @@ def test_a_failure_inside_onnxruntime_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(NextscaleError, match=r"stage\.onnx: onnxruntime failed: .*") as caught:
         generator._run("stage", ["tokens"], {})
     assert "\n" not in str(caught.value)
+
+
+def old_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What /proc/cpuinfo says on a CPU without VNNI."""
+    (tmp_path / "cpuinfo").write_text("model name\t: Old CPU\nflags\t\t: fpu avx2 fma\n")
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+
+
+def test_loading_an_integer_bundle_where_products_saturate_warns_once(
+    damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    old_cpu(tmp_path, monkeypatch)
+    Generator(damaged).load("generate", "stage")
+    assert not caplog.messages  # of full precision
+    manifest = read_manifest(damaged)
+    manifest["recipe"]["precision"] = "int8"
+    write_manifest(damaged, manifest)
+    for _ in range(2):
+        Generator(damaged).load("generate", "stage")
+    (message,) = caplog.messages
+    assert message.startswith(f"{damaged}: Old CPU has no VNNI instructions")
+
+
+def test_loading_a_bundle_that_never_saturates_warns_nobody(
+    damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    old_cpu(tmp_path, monkeypatch)
+    manifest = read_manifest(damaged)
+    manifest["recipe"] |= {"precision": "int8", "saturation": {"products": 3, "can_saturate": {}}}
+    write_manifest(damaged, manifest)
+    Generator(damaged).load("generate")
+    assert not caplog.messages
