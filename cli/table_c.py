@@ -27,10 +27,11 @@ from nextscale.runtime.image_io import Writer, require_writable, write_files
 from nextscale.runtime.session import SessionOptions
 
 PEERS_MODULE = "nextscale.evaluate.peers"
+ALL_PEERS = "all"
 
 
 def find_peers() -> Callable[..., list[Contender]] | None:
-    """What makes the peers' contenders, `peers(source, work, threads)`, where nextscale has it."""
+    """What makes the peers' contenders, `peers(source, work, threads, names)`, where nextscale has it."""
     if importlib.util.find_spec(PEERS_MODULE) is None:
         return None
     found: Callable[..., list[Contender]] | None = getattr(importlib.import_module(PEERS_MODULE), "peers", None)
@@ -58,8 +59,11 @@ def peers_option(command: Callable[..., None]) -> Callable[..., None]:
         return command
     return click.option(
         "--peers",
-        is_flag=True,
-        help=f"Also measure what a user would run instead; `python -m {PEERS_MODULE}.setup --work WORK/peers …` first.",
+        is_flag=False,
+        flag_value=ALL_PEERS,
+        metavar="[NAME,…]",
+        help="Also measure what a user would run instead, all of it or these (each holds the model in memory); "
+        f"`python -m {PEERS_MODULE}.setup --work WORK/peers …` first.",
     )(command)
 
 
@@ -108,7 +112,7 @@ def table_c(
     markdown_path: Path | None,
     plot_path: Path | None,
     quiet: bool,
-    peers: bool = False,
+    peers: str | None = None,
 ) -> None:
     """Measure the rows of the paper's Table C on this machine: images a second of the whole generation.
 
@@ -132,10 +136,11 @@ def table_c(
         rows, shown, rebuild
     )
     contenders = []
-    if peers:
+    if peers is not None:
         make_peers = find_peers()
         assert make_peers is not None
-        contenders = make_peers(origin.load(), work / "peers", threads)
+        names = None if peers == ALL_PEERS else peers.split(",")
+        contenders = make_peers(origin.load(), work / "peers", threads, names)
     table = measure_table_c(
         built,
         operations,

@@ -97,14 +97,15 @@ def test_peers_stand_below_the_rows(
 
     asked: list[object] = []
 
-    def peers(source: Source, work: Path, threads: int) -> list[Contender]:
-        asked.extend((source.name, work, threads))
+    def peers(source: Source, work: Path, threads: int, names: list[str] | None) -> list[Contender]:
+        asked.append((source.name, work, threads, names))
         return [fake("engine", seconds=[4.0]), fake("none", first='{"error": "gone"}')]
 
     monkeypatch.setattr("nextscale.cli.table_c.find_peers", lambda: peers)
     work, out = tmp_path / "work", tmp_path / "table.json"
     assert run("--model", "demo", *FLOAT_ROW, "--work", work, "--peers", "--json", out) == 0
-    assert asked == ["tiny", work / "peers", 1]
+    assert run("--model", "demo", *FLOAT_ROW, "--work", work, "--peers", "engine,none", "--repetitions", 2) == 0
+    assert asked == [("tiny", work / "peers", 1, None), ("tiny", work / "peers", 1, ["engine", "none"])]
     assert "left out: none: gone" in capsys.readouterr().out
     report = json.loads(out.read_text())
     assert [row["name"] for row in report["rows"]] == ["fp32", "engine"]
@@ -117,10 +118,10 @@ def test_peers_are_found_where_there_are_any(monkeypatch: pytest.MonkeyPatch) ->
     assert find_peers() is None
     monkeypatch.setattr("nextscale.cli.table_c.PEERS_MODULE", "nextscale.evaluate.throughput")
     assert find_peers() is None
-    monkeypatch.setattr("nextscale.evaluate.throughput.peers", lambda source, work, threads: [], raising=False)
+    monkeypatch.setattr("nextscale.evaluate.throughput.peers", lambda source, work, threads, names: [], raising=False)
     found = find_peers()
     assert found is not None
-    assert found(tiny_source(), Path("work"), 2) == []
+    assert found(tiny_source(), Path("work"), 2, None) == []
 
 
 BAD_USAGE = {
