@@ -100,7 +100,7 @@ class TableC:
         model: what was built, plain values.
         machine, versions: of this process.
         settings: of the measurement.
-        rates: of matrix products, the mean of before and after.
+        rates: of matrix products, the better of before and after.
         operations: of one image's linear layers and convolutions.
         rows: recipes in the order asked for, then peers.
         failures: by name why a peer is missing.
@@ -187,7 +187,7 @@ def measure_table_c(
         warmup=warmup,
         log=log,
     )
-    rates = before.mean_with(kernel_rates(options))
+    rates = before.best_with(kernel_rates(options))
     operations = linear_operations(bundles[0].bundle.model) | {CONVOLUTIONS: convolution_operations}
     by_name = {item.recipe.name: tuple(speed for speed in speeds if speed.name == item.recipe.name) for item in bundles}
     rows = []

@@ -48,4 +48,5 @@ def test_rates_of_this_machine() -> None:
     rates = kernel_rates(SessionOptions(threads=1), repetitions=2)
     assert rates.float32 > 1e8
     assert rates.int8 > 1e8
-    assert rates.mean_with(rates) == rates
+    assert rates.mean_with(rates) == rates.best_with(rates) == rates
+    assert KernelRates(1, 4).best_with(KernelRates(3, 2)) == KernelRates(3, 4)
