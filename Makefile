@@ -1,6 +1,8 @@
-# make demo   build the demo model's bundles, compare full precision with int8, draw a sheet
-# make test   lint, types and tests
-# Both set up what they need in .venv. TORCH is what pip is asked for; PyPI's Linux build brings CUDA packages of
+# make demo      build the demo model's bundles, compare full precision with int8, draw a sheet
+# make test      lint, types and tests
+# make examples  build the C++ and C# examples and hold them to Python; on Debian, Ubuntu and their like. SUITE_FLAGS go
+#                to tests/conformance/make_suite.py, such as SUITE_FLAGS="--bundle out/demo/int8"
+# Each sets up what it needs in .venv. TORCH is what pip is asked for; PyPI's Linux build brings CUDA packages of
 # several GB, so on such a machine point TORCH at a CPU wheel: make demo TORCH=path/or/url/of/torch-cpu.whl
 
 PYTHON ?= python3
@@ -8,8 +10,13 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_FLAGS ?=
+SUITE_FLAGS ?=
+ONNXRUNTIME := build/third_party/onnxruntime
+SUITE := build/suite
 
-.PHONY: demo test lint clean
+MAKEFLAGS += --no-print-directory
+
+.PHONY: demo test lint examples clean
 
 demo: $(VENV)/.ready
 	$(BIN)/nextscale demo $(DEMO_FLAGS)
@@ -21,6 +28,21 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	cd build && $(abspath $(BIN))/mypy --config-file ../pyproject.toml
+
+examples: $(VENV)/.ready
+	examples/install_packages.sh c++=g++ cmake=cmake npm=npm libpng-dev
+	$(BIN)/python examples/fetch_onnxruntime.py $(ONNXRUNTIME)
+	cmake -S examples/cpp -B build/cpp -DONNXRUNTIME_ROOT=$(abspath $(ONNXRUNTIME))
+	cmake --build build/cpp --parallel 2
+	cmake -S examples/cpp -B build/cpp-sanitize -DONNXRUNTIME_ROOT=$(abspath $(ONNXRUNTIME)) -DNEXTSCALE_SANITIZE=ON
+	cmake --build build/cpp-sanitize --parallel 2 --target conformance
+	PYTHON=$(abspath $(BIN))/python examples/csharp/mono/build.sh
+	rm -rf $(SUITE)
+	PYTHONPATH=tests $(BIN)/python -m conformance.make_suite $(SUITE) $(SUITE_FLAGS)
+	build/cpp/conformance $(SUITE)
+	build/cpp-sanitize/conformance $(SUITE)
+	build/csharp/nextscale conformance $(SUITE)
+	PYTHONPATH=tests $(BIN)/python -m conformance.check_programs $(SUITE) --cpp build/cpp --csharp build/csharp
 
 # The strict mode lays a tree of links that type checkers can follow. A folder is newer when a file in it is new.
 $(VENV)/.ready: pyproject.toml $(patsubst %,%/.,calib_data cli demo evaluate evaluate/peers export graph_passes runtime)

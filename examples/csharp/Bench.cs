@@ -5,6 +5,7 @@ using System.Globalization;
 using System.IO;
 using System.Linq;
 using System.Text;
+using Microsoft.ML.OnnxRuntime;
 
 namespace NextScale
 {
@@ -127,7 +128,8 @@ namespace NextScale
             arguments.RequireAllUsed();
             using (var item = new BenchCase(folder, form, options))
             {
-                Say("\"ready\": true, \"load_seconds\": {0:f6}", item.LoadSeconds);
+                Say("\"ready\": true, \"load_seconds\": {0:f6}, \"versions\": {{\"onnxruntime\": \"{1}\"}}",
+                    item.LoadSeconds, OrtEnv.Instance().GetVersionString());
                 for (string line; (line = Console.ReadLine()) != null;)
                 {
                     var request = new Fields(Json.Parse(Encoding.UTF8.GetBytes(line)), "request", "");

@@ -4,6 +4,12 @@
 #   onnxruntime::onnxruntime the target to link
 
 set(_places "${ONNXRUNTIME_ROOT}" "$ENV{ONNXRUNTIME_ROOT}")
+# What was found for another folder is looked for again.
+if(DEFINED onnxruntime_PLACES AND NOT onnxruntime_PLACES STREQUAL _places)
+  unset(onnxruntime_INCLUDE_DIR CACHE)
+  unset(onnxruntime_LIBRARY CACHE)
+endif()
+set(onnxruntime_PLACES "${_places}" CACHE INTERNAL "Where onnxruntime was looked for")
 find_path(onnxruntime_INCLUDE_DIR onnxruntime_cxx_api.h
   HINTS ${_places} PATH_SUFFIXES include include/onnxruntime include/onnxruntime/core/session)
 find_library(onnxruntime_LIBRARY onnxruntime HINTS ${_places} PATH_SUFFIXES lib lib64)
@@ -12,7 +18,7 @@ unset(_places)
 include(FindPackageHandleStandardArgs)
 find_package_handle_standard_args(onnxruntime
   REQUIRED_VARS onnxruntime_LIBRARY onnxruntime_INCLUDE_DIR
-  REASON_FAILURE_MESSAGE "unpack the release archive, or run fetch_onnxruntime.py, and set ONNXRUNTIME_ROOT")
+  REASON_FAILURE_MESSAGE "unpack the release archive, or run examples/fetch_onnxruntime.py, and set ONNXRUNTIME_ROOT")
 
 if(onnxruntime_FOUND AND NOT TARGET onnxruntime::onnxruntime)
   add_library(onnxruntime::onnxruntime UNKNOWN IMPORTED)

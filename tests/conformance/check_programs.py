@@ -1,0 +1,180 @@
+"""Hold the programs of examples/ to the Python runtime: the same pictures, a measurement's protocol, one-line errors.
+
+    PYTHONPATH=tests python -m conformance.check_programs SUITE --cpp build/cpp --csharp build/csharp
+
+SUITE is a folder that make_suite wrote. `conformance OUT` of each language checks the libraries; this checks what is
+built around them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from nextscale.runtime import Bundle, Generator, NextscaleError, SessionOptions
+from nextscale.runtime.contender import Contender, Worker
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+CLASS, SEED = 3, 7  # the seed is that of the programs in examples/minimal
+FORMS = ("generate", "streaming")
+PICTURE = ("--class", CLASS, "--seed", SEED, "--out")
+REFUSED = 2  # the exit code of bad input
+
+
+@dataclass(frozen=True)
+class Programs:
+    """How the programs of a language are started; None: it has none of that kind."""
+
+    language: str
+    minimal: tuple[str, ...]
+    with_progress: tuple[str, ...] | None = None
+    generate: tuple[str, ...] | None = None
+    bench: tuple[str, ...] | None = None
+    worker: tuple[str, ...] | None = None
+
+
+def check_programs(suite: Path, cpp: Path, csharp: Path) -> Iterator[tuple[str, str | None]]:
+    """Run every program on every good bundle of the suite and on a broken one.
+
+    Args:
+        suite: a folder that make_suite wrote.
+        cpp, csharp: the folders of the built programs.
+    Yields:
+        what was checked, and what is wrong with it, or None.
+    """
+    document = json.loads((suite / "suite.json").read_text())
+    bundles = [suite / name for name in dict.fromkeys(request["bundle"] for request in document["requests"])]
+    broken = next(suite / case["bundle"] for case in document["broken_bundles"] if case["name"] == "no manifest")
+    nextscale = f"{csharp}/nextscale"
+    languages = (
+        Programs("Python", (sys.executable, f"{EXAMPLES}/minimal/minimal.py")),
+        Programs(
+            "C++",
+            minimal=(f"{cpp}/minimal/minimal",),
+            with_progress=(f"{cpp}/minimal/with_progress",),
+            generate=(f"{cpp}/generate",),
+            bench=(f"{cpp}/bench",),
+            worker=(f"{cpp}/bench", "--worker"),
+        ),
+        Programs(
+            "C#",
+            minimal=(f"{csharp}/Minimal",),
+            with_progress=(f"{csharp}/WithProgress",),
+            generate=(nextscale, "generate"),
+            bench=(nextscale, "bench"),
+            worker=(nextscale, "bench-worker"),
+        ),
+    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for bundle in bundles:
+            [picture] = Generator(bundle, SessionOptions(threads=1)).generate([CLASS], seed=SEED).images
+            for programs in languages:
+                for what, wrong in _check_language(programs, bundle, picture, folder):
+                    yield f"{programs.language}, {what}, {bundle}", wrong
+        for programs in languages:
+            for what, wrong in _check_errors(programs, broken, folder):
+                yield f"{programs.language}, {what}, {broken}", wrong
+
+
+def _check_language(
+    programs: Programs, bundle: Path, picture: NDArray[np.uint8], folder: Path
+) -> Iterator[tuple[str, str | None]]:
+    ppm, png = folder / "picture.ppm", folder / "picture.png"
+    stages = Bundle.open(bundle).model.num_stages
+    yield "minimal", draws((*programs.minimal, bundle, CLASS), ppm, picture, lines=0)
+    if programs.with_progress:
+        yield "with progress", draws((*programs.with_progress, bundle, CLASS), ppm, picture, lines=stages)
+    if programs.generate:
+        yield "generate", draws((*programs.generate, bundle, *PICTURE), png, picture, lines=1)
+    if programs.bench:
+        yield "bench", tells_speed((*programs.bench, bundle, "--repetitions", 2, "--threads", 1))
+    if programs.worker:
+        for form in FORMS:
+            yield f"worker, {form}", measures((*programs.worker, str(bundle), "--form", form, "--threads", "1"))
+
+
+def _check_errors(programs: Programs, broken: Path, folder: Path) -> Iterator[tuple[str, str | None]]:
+    out = folder / "none.ppm"
+    if programs.with_progress:
+        yield "with progress", refuses((*programs.with_progress, broken, CLASS, out))
+    if programs.generate:
+        yield "generate", refuses((*programs.generate, broken, *PICTURE, out))
+    if programs.bench:
+        yield "bench", refuses((*programs.bench, broken))
+    yield "nothing written", "a file was written" if out.exists() else None
+
+
+def draws(command: Sequence[object], out: Path, picture: NDArray[np.uint8], lines: int) -> str | None:
+    """The program writes the picture to the file that is its last argument, and so many lines to stdout."""
+    out.unlink(missing_ok=True)
+    done = _run((*command, out))
+    if done.returncode != 0 or done.stderr:
+        return f"exit code {done.returncode}, stderr {done.stderr!r}"
+    if done.stdout.count("\n") != lines:
+        return f"expected {lines} lines on stdout, found {done.stdout!r}"
+    with Image.open(out) as image:
+        found = np.asarray(image)
+    return None if np.array_equal(found, picture) else "another picture than Python's"
+
+
+def tells_speed(command: Sequence[object]) -> str | None:
+    """The program prints images a second of both forms."""
+    done = _run(command)
+    if done.returncode != 0 or done.stderr or done.stdout.count("images/s") != len(FORMS):
+        return f"exit code {done.returncode}, stdout {done.stdout!r}, stderr {done.stderr!r}"
+    return None
+
+
+def measures(command: tuple[str, ...]) -> str | None:
+    """The program keeps the protocol of nextscale/runtime/contender.py."""
+    try:
+        with Worker(Contender(command[0], command)) as worker:
+            replies = [worker.request(batch, seed=1) for batch in (1, 2)]
+            done = worker.load_seconds > 0 and all(reply.seconds * reply.peak_memory_bytes > 0 for reply in replies)
+            return None if done else str(replies)
+    except NextscaleError as error:
+        return str(error)
+
+
+def refuses(command: Sequence[object]) -> str | None:
+    """The program refuses a bundle without a manifest in one clear line."""
+    done = _run(command)
+    one_line = done.stderr.count("\n") == 1 and "manifest.json: the file is missing" in done.stderr
+    if done.returncode != REFUSED or done.stdout or not one_line:
+        return f"exit code {done.returncode}, stdout {done.stdout!r}, stderr {done.stderr!r}"
+    return None
+
+
+def _run(command: Sequence[object]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("suite", type=Path, metavar="SUITE", help="a folder that make_suite wrote")
+    parser.add_argument("--cpp", type=Path, required=True, metavar="DIR", help="where CMake built examples/cpp")
+    parser.add_argument("--csharp", type=Path, required=True, metavar="DIR", help="where the C# programs are")
+    options = parser.parse_args()
+    passed = failed = 0
+    for what, wrong in check_programs(options.suite.resolve(), options.cpp.resolve(), options.csharp.resolve()):
+        passed += wrong is None
+        failed += wrong is not None
+        if wrong is not None:
+            print(f"FAILED {what}: {wrong}", file=sys.stderr)
+    print(f"{passed} passed, {failed} failed")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
