@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from provenance import provenance, publish
 
-from nextscale.evaluate.teacher_forced import Agreement, _kl, evaluation_labels, summarize, teacher_forced
+from nextscale.evaluate.teacher_forced import Agreement, evaluation_labels, kl_divergence, summarize, teacher_forced
 from nextscale.export.build import build_bundle
 from nextscale.export.plan import BuildOptions
 from nextscale.export.sources import demo_source
@@ -86,7 +86,7 @@ def fed(emulator: tuple[str, ...], bundle: Path, maps: Path, threads: int) -> Fe
 def agreement(expected: Fed, found: Fed, sizes: NDArray[np.float64]) -> Agreement:
     """Of the logits, over the images."""
     ends = np.cumsum(sizes).astype(int)[:-1]
-    kl, same = _kl(expected.logits, found.logits), expected.logits.argmax(-1) == found.logits.argmax(-1)
+    kl, same = kl_divergence(expected.logits, found.logits), expected.logits.argmax(-1) == found.logits.argmax(-1)
     by_stage = [
         np.stack([part.sum(1) for part in np.split(figure.astype(np.float64), ends, axis=1)], axis=1)
         for figure in (kl, same)

@@ -82,7 +82,8 @@ def teacher_forced(
         expected = [stage.outputs["logits"] for stage in stages]
         for name, candidate in candidates.items():
             found = [stage.outputs["logits"] for stage in stream(candidate, tokens)]
-            divergence[name].append(np.stack([_kl(p, q).sum(1) for p, q in zip(expected, found, strict=True)], 1))
+            apart = [kl_divergence(p, q).sum(1) for p, q in zip(expected, found, strict=True)]
+            divergence[name].append(np.stack(apart, 1))
             same = [p.argmax(-1) == q.argmax(-1) for p, q in zip(expected, found, strict=True)]
             agreeing[name].append(np.stack([s.sum(1).astype(np.float64) for s in same], 1))
         on_images(min(first + batch_size, images))
@@ -125,7 +126,7 @@ def summarize(divergence: NDArray[np.float64], agreeing: NDArray[np.float64], si
     )
 
 
-def _kl(p_logits: NDArray[np.float32], q_logits: NDArray[np.float32]) -> NDArray[np.float64]:
+def kl_divergence(p_logits: NDArray[np.float32], q_logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """KL(p || q) of softmax distributions over the last axis, in nats: [B, l, V] twice -> [B, l]."""
     log_p, log_q = _log_softmax(p_logits), _log_softmax(q_logits)
     divergence: NDArray[np.float64] = (np.exp(log_p) * (log_p - log_q)).sum(-1)

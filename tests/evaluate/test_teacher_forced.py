@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_model import NUM_CLASSES, ONE_THREAD, L, V, build_tiny, tiny_source
 
-from nextscale.evaluate.teacher_forced import _kl, as_json, evaluation_labels, summarize, teacher_forced
+from nextscale.evaluate.teacher_forced import as_json, evaluation_labels, kl_divergence, summarize, teacher_forced
 from nextscale.runtime import Generator
 from nextscale.runtime.errors import NextscaleError
 
@@ -24,29 +24,31 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def test_kl_of_known_distributions() -> None:
     half, quarter = np.log(np.float32([[[0.5, 0.5]]])), np.log(np.float32([[[0.25, 0.75]]]))
     expected = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
-    assert _kl(half, quarter).shape == (1, 1)
-    assert _kl(half, quarter)[0, 0] == pytest.approx(expected, abs=1e-7)  # of float32 logits
+    assert kl_divergence(half, quarter).shape == (1, 1)
+    assert kl_divergence(half, quarter)[0, 0] == pytest.approx(expected, abs=1e-7)  # of float32 logits
     back = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
-    assert _kl(quarter, half)[0, 0] == pytest.approx(back, abs=1e-7)
+    assert kl_divergence(quarter, half)[0, 0] == pytest.approx(back, abs=1e-7)
 
 
 def test_kl_of_a_distribution_with_itself_is_0_whatever_the_offset() -> None:
     logits = np.random.default_rng(0).normal(0, 5, (2, 3, 50)).astype(np.float32)
-    assert (_kl(logits, logits) == 0).all()
-    np.testing.assert_allclose(_kl(logits, logits + np.float32(64)), 0, atol=1e-4)  # 64 takes 6 bits of float32's 24
+    assert (kl_divergence(logits, logits) == 0).all()
+    np.testing.assert_allclose(
+        kl_divergence(logits, logits + np.float32(64)), 0, atol=1e-4
+    )  # 64 takes 6 bits of float32's 24
 
 
 def test_kl_is_never_negative_and_that_of_its_definition() -> None:
     rng = np.random.default_rng(1)
     p, q = (rng.normal(0, 3, (2, 3, 50)).astype(np.float32) for _ in range(2))
-    found = _kl(p, q)
+    found = kl_divergence(p, q)
     assert (found >= 0).all()
     np.testing.assert_allclose(found, (softmax(p) * np.log(softmax(p) / softmax(q))).sum(-1), rtol=1e-12)
 
 
 def test_kl_of_large_logits_is_finite() -> None:
     p, q = np.float32([[[1000, -1000]]]), np.float32([[[-1000, 1000]]])
-    assert _kl(p, q)[0, 0] == pytest.approx(2000)
+    assert kl_divergence(p, q)[0, 0] == pytest.approx(2000)
 
 
 def test_figures_are_means_over_tokens_and_errors_over_images() -> None:
