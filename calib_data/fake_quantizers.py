@@ -234,15 +234,14 @@ def fake_values(values: Tensor, scale: Tensor, bits: int, shifts: Tensor) -> Ten
         values: float32 [R, H, T, d].
         scale: s_v, broadcast against values.
         bits: of the codes.
-        shifts: m, float32 [R, H, T]; 2n = 2**m, and m = 0 is plain rounding, half to even.
+        shifts: m, float32 [R, H, T]; 2n = 2**m, and m = 0 is plain rounding.
     """
     with torch.no_grad():
         qmax, zero_point = 2**bits - 1, 2 ** (bits - 1)
-        plain = (values / scale).round_().clamp_(-zero_point, zero_point - 1)
         fine = (values / scale).add_(zero_point).clamp_(-1, qmax + 1).mul_(FINE_STEPS).add_(0.5).floor_()
         copies = shifts.exp2()[..., None]
         sums = fine.div_(FINE_STEPS).mul_(copies).add_(0.5).floor_()
         codes = torch.minimum(sums.clamp_min_(0), copies * qmax).div_(copies)
-        quantized = torch.where(shifts[..., None] > 0, codes.sub_(zero_point), plain).mul_(scale)
+        quantized = codes.sub_(zero_point).mul_(scale)
     found: Tensor = _StraightThrough.apply(values, quantized)
     return found

@@ -95,13 +95,13 @@ class AttentionQuantizer:
             scale = _positive(_largest(np.abs(v)) * np.float32(2 / qmax))
         else:
             scale = np.full((1, 1, 1, 1), self.value_scale)
-        codes = np.clip(np.round(v / scale), -zero_point, zero_point - 1)
-        if self.theta is not None:
+        if self.theta is None:
+            codes = np.clip(np.round(v / scale), -zero_point, zero_point - 1)
+        else:
             u = np.clip(v / scale + np.float32(zero_point), -1, qmax + 1).astype(np.float64)
             u = np.floor(GRID * u + 0.5) / GRID
             two_n = np.exp2(shift)[..., None]
-            fine = np.clip(np.floor(two_n * u + 0.5), 0, two_n * qmax) / two_n - zero_point  # F / 2n
-            codes = np.where(two_n > 1, fine, codes)
+            codes = np.clip(np.floor(two_n * u + 0.5), 0, two_n * qmax) / two_n - zero_point  # F / 2n
         return codes.astype(np.float64) * scale.astype(np.float64)
 
     def _weights(self, a: Float32, shift: NDArray[np.int64]) -> tuple[Float64, NDArray[np.bool_]]:

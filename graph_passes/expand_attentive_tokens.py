@@ -6,8 +6,8 @@ batch and head. Both forms represent an attentive token by F / 2n, the sum of th
     duplicate: 2n rows of codes of shifted values, with the weight divided by 2n (Eq. 13)
     residual:  the code itself, and one more row r = F - 2n v_hat with the weight divided by 2n
 
-All of it is exact: attentive rows of V are put on a grid of 2^-15 steps first, on which the sums of Eq. 9 have no
-rounding in float32, and the products are integers. So the two forms give the same integers (docs/quantization.md).
+All of it is exact: V is put on a grid of 2^-15 steps first, on which the sums of Eq. 9 have no rounding in float32, and
+the products are integers. So the two forms give the same integers (docs/quantization.md).
 """
 
 from __future__ import annotations
@@ -76,11 +76,13 @@ class AttentiveTokens:
         index: int64 [R, H, k], the token in each place.
         shift: float32 [R, H, k], m = log2(2n), 0 where the place is empty.
         two_n: float32 [R, H, k], 2^m.
+        u: float32 [R, H, k, d], the values in steps of V's scale.
     """
 
     index: ir.Value
     shift: ir.Value
     two_n: ir.Value
+    u: ir.Value
 
 
 def expand(
@@ -88,7 +90,6 @@ def expand(
     weights: ir.Value,
     value: ir.Value,
     v_scale: ir.Value,
-    v_codes: ir.Value,
     codes: ir.Value,
     finest_exponent: int | None,
     bits: int,
@@ -101,55 +102,54 @@ def expand(
         weights: float32 [R, H, l, T], attention weights.
         value: float32 [R, H, T, d].
         v_scale: V's step size, broadcasts to [R, 1, 1, 1].
-        v_codes: int8 [R, H, T, d], of the values.
         codes: uint8 [R, H, l, T], of the weights: E - x of 2^-x if `finest_exponent` is given, else linear.
         finest_exponent: E, the largest exponent.
         bits: of V.
         stage: int64 []; None where there is one stage.
     """
     qmax, zero_point = float(2**bits - 1), float(2 ** (bits - 1))
+    u = _on_grid(op, value, v_scale, qmax, zero_point)
+    base = _floor_codes(op, op.Add(u, 0.5), qmax)
     # A weight of 2^-E cannot be divided further.
     largest_shift = min(FINEST.bit_length() - 1, FINEST if finest_exponent is None else finest_exponent)
-    places, overflow = _attentive_tokens(op, weights, shift_and_sum, stage, largest_shift)
-    at = _spread(op, places.index, value)
-    u = _on_grid(op, op.GatherElements(value, at, axis=2), v_scale, qmax, zero_point)
-    ones = _like(op, v_codes, 1)
+    tokens, overflow = _attentive_tokens(op, weights, u, shift_and_sum, stage, largest_shift)
+    plain = op.Cast(op.Sub(base, zero_point), to=INT8)
+    ones = _like(op, plain, 1)
     if shift_and_sum.form == "residual":
-        two_n = _column(op, places.two_n)
-        finer = op.Min(_floor_codes(op, op.Add(op.Mul(two_n, u), 0.5), None), op.Mul(two_n, qmax))
-        coarse = op.Add(op.Cast(op.GatherElements(v_codes, at, axis=2), to=FLOAT), zero_point)
-        taken = _column(op, op.Cast(op.Greater(places.shift, 0.0), to=FLOAT))
-        residual = op.Mul(op.Sub(finer, op.Mul(two_n, coarse)), taken)
-        extra_codes = _columns(op, codes, places.index)
+        finer = _floor_codes(op, op.Add(op.Mul(_column(op, tokens.two_n), tokens.u), 0.5), None)
+        finer = op.Min(finer, op.Mul(_column(op, tokens.two_n), qmax))
+        coarse = _floor_codes(op, op.Add(tokens.u, 0.5), qmax)
+        residual = op.Sub(finer, op.Mul(_column(op, tokens.two_n), coarse))
+        extra_codes = _columns(op, codes, tokens.index)
         if finest_exponent is None:
-            residual = op.Mul(residual, op.Div(float(FINEST), two_n))
+            residual = op.Mul(residual, op.Div(float(FINEST), _column(op, tokens.two_n)))
             residual = op.Cast(residual, to=INT8)
             extra = Term(extra_codes, residual, _like(op, residual, 0))
-            return [Term(codes, v_codes, ones, FINEST), extra], overflow
+            return [Term(codes, plain, ones, FINEST), extra], overflow
         residual = op.Cast(residual, to=INT8)
         # A weight of 2^-E cannot be divided: m is the smallest code that can.
-        smallest = op.Cast(_scatter(op, weights, places.index, places.shift), to=UINT8)
+        smallest = op.Cast(_scatter(op, weights, tokens.index, tokens.shift), to=UINT8)
         kept = op.Max(codes, op.Unsqueeze(smallest, [2]))
-        extra_codes = _divided(op, extra_codes, places.shift)
+        extra_codes = _divided(op, extra_codes, tokens.shift)
         return [
             Term(
                 op.Concat(kept, extra_codes, axis=3),
-                op.Concat(v_codes, residual, axis=2),
+                op.Concat(plain, residual, axis=2),
                 op.Concat(ones, _like(op, residual, 0), axis=2),
             )
         ], overflow
-    attentive = _column(op, _scatter(op, weights, places.index, op.Cast(op.Greater(places.shift, 0.0), to=FLOAT)))
+    attentive = _column(op, _scatter(op, weights, tokens.index, op.Cast(op.Greater(tokens.shift, 0.0), to=FLOAT)))
     others = op.Sub(1.0, attentive)
-    plain = op.Cast(op.Mul(op.Cast(v_codes, to=FLOAT), others), to=INT8)
+    plain = op.Cast(op.Mul(op.Sub(base, zero_point), others), to=INT8)
     copies = _copies if finest_exponent is not None else _repeated_copies
-    owner, offset, valid = copies(op, places, shift_and_sum, stage)
-    source = op.GatherElements(u, _spread(op, owner, u), axis=2)
+    owner, offset, valid = copies(op, tokens, shift_and_sum, stage)
+    source = op.GatherElements(tokens.u, _spread(op, owner, tokens.u), axis=2)
     shifted = _floor_codes(op, op.Add(source, _column(op, offset)), qmax)
     copied = op.Cast(op.Mul(op.Sub(shifted, zero_point), _column(op, valid)), to=INT8)
-    extra_codes = _columns(op, codes, op.GatherElements(places.index, owner, axis=2))
+    extra_codes = _columns(op, codes, op.GatherElements(tokens.index, owner, axis=2))
     if finest_exponent is None:
         return [Term(codes, plain, ones, FINEST), Term(extra_codes, copied, _like(op, copied, 0))], overflow
-    extra_codes = _divided(op, extra_codes, op.GatherElements(places.shift, owner, axis=2))
+    extra_codes = _divided(op, extra_codes, op.GatherElements(tokens.shift, owner, axis=2))
     counts = [op.Cast(op.Slice(part, [0], [1], [3]), to=INT8) for part in (others, _column(op, valid))]
     return [
         Term(
@@ -172,9 +172,14 @@ def _floor_codes(op: OpBuilder, x: ir.Value, qmax: float | None) -> ir.Value:
 
 
 def _attentive_tokens(
-    op: OpBuilder, weights: ir.Value, shift_and_sum: ShiftAndSum, stage: ir.Value | None, largest_shift: int
+    op: OpBuilder,
+    weights: ir.Value,
+    u: ir.Value,
+    shift_and_sum: ShiftAndSum,
+    stage: ir.Value | None,
+    largest_shift: int,
 ) -> tuple[AttentiveTokens, ir.Value]:
-    """The highest scores (Eq. 11) and their orders (Eq. 14); and how many above theta have no place."""
+    """The highest scores (Eq. 11), their orders (Eq. 14) and values; and how many above theta have no place."""
     theta = np.float32(shift_and_sum.theta)
     score = op.ReduceMean(weights, [2], keepdims=0)
     places = _at_stage(op, "places", shift_and_sum.places, stage)
@@ -192,7 +197,8 @@ def _attentive_tokens(
     limit = constant(op, "theta", theta.reshape(()))
     placed = op.Greater(shift, 0.0)
     counted = [op.ReduceSum(op.Cast(x, to=INT64), keepdims=0) for x in (op.Greater(score, limit), placed)]
-    return AttentiveTokens(index, shift, two_n), op.Sub(*counted)
+    values = op.GatherElements(u, _spread(op, index, u), axis=2)
+    return AttentiveTokens(index, shift, two_n, values), op.Sub(*counted)
 
 
 def _copies(

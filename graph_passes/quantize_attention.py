@@ -125,13 +125,13 @@ def _quantize_mix(
         v_scale = symmetric_scale(op, "value", v, bits, rows, None if known is None else known.value)
         powers = weights.startswith("log2")
         codes = _powers_of_two(op, logits, a, bits, rows, weights) if powers else _linear(op, a, bits, weights)
-        values = signed_codes(op, v, v_scale, bits)
         if shift_and_sum is None:
+            values = signed_codes(op, v, v_scale, bits)
             ones = op.ConstantOfShape(
                 op.Concat(op.Shape(values, end=3), [1], axis=0), value=ir.tensor([1], dtype=ir.DataType.INT8)
             )
             return [_mix(op, codes, [Term(codes.codes, values, ones)], v_scale)]
-        terms, overflow = expand(op, a, v, v_scale, values, codes.codes, codes.finest, bits, shift_and_sum, stage)
+        terms, overflow = expand(op, a, v, v_scale, codes.codes, codes.finest, bits, shift_and_sum, stage)
         return [_mix(op, codes, terms, v_scale), overflow]
 
     operands = [pattern.logits, pattern.weights, pattern.value]

@@ -78,13 +78,15 @@ def mix(
     qmax, zero_point = 2**bits - 1, 2 ** (bits - 1)
     v_scale = scale_of(image_magnitude(v, rows) if magnitude is None else magnitude, bits)
     m = np.zeros(a.shape[:2] + a.shape[3:], np.int64)
-    fine = signed_codes(v, v_scale, bits).astype(np.float64)
-    if theta is not None:
+    if theta is None:
+        fine = signed_codes(v, v_scale, bits).astype(np.float64)
+    else:
         m = orders(
             a.mean(axis=2, dtype=np.float32), theta, places, qmax if weights.startswith("log2") else LARGEST_ORDER
         )
         u = np.clip(v / v_scale + np.float32(zero_point), np.float32(-1), np.float32(qmax + 1))
         u = np.floor(u.astype(np.float64) * 2**15 + 0.5) / 2**15
+        fine = np.clip(np.floor(u + 0.5), 0, qmax) - zero_point
         for exponent in range(1, int(m.max()) + 1):
             two_n = 2**exponent
             attentive = m == exponent

@@ -155,10 +155,10 @@ def test_theorem_1_as_an_identity(bits: int, m: int, place: float, ends: int | N
         assert abs(found.item() + zero_point - u) <= 1 / (4 * n)  # Eq. 10
 
 
-def test_a_token_that_is_not_attentive_is_rounded_half_to_even() -> None:
+def test_a_token_that_is_not_attentive_is_rounded_half_up() -> None:
     values = torch.tensor([-1.5, 0.5, 1.5, 100.0]).view(1, 1, 1, 4)
     found = fake_values(values, torch.ones(1), 4, torch.zeros(1, 1, 1))
-    assert found.flatten().tolist() == [-2.0, 0.0, 2.0, 7.0]
+    assert found.flatten().tolist() == [-1.0, 1.0, 2.0, 7.0]
 
 
 def test_gradients_pass_straight_through_but_not_where_a_static_range_clips() -> None:
