@@ -348,10 +348,9 @@ def _chosen_theta(bundle: Bundle, calibration: Calibration, options: BuildOption
 def _rounder(options: BuildOptions) -> WeightRounder:
     weights, rounding = options.recipe.weights, options.rounding
     to_nearest = nearest(weights.bits, weights.range)
-    if options.reduce_range and rounding is None:
-        return reduced_range(weights.bits, weights.range, options.recipe.activations.bits)
     if rounding is None:
-        return to_nearest
+        reduced = reduced_range(weights.bits, weights.range, options.recipe.activations.bits)
+        return reduced if options.reduce_range else to_nearest
 
     def round_weight(name: str, weight: np.ndarray) -> QuantizedWeight:
         if name not in rounding.layers:

@@ -52,7 +52,7 @@ def _first_past(op: OpBuilder, weights: ir.Value, uniforms: ir.Value) -> ir.Valu
 
 
 def _block(weights: ir.Value) -> int:
-    """Entries of a block: the divisor of V nearest to its square root."""
+    """Entries of a block: the largest divisor of V up to its square root."""
     assert weights.shape is not None
     entries = weights.shape[-1]
     assert isinstance(entries, int)

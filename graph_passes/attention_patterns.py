@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from nextscale.graph_passes.graph_edit import input_of, is_operator
+
 
 @dataclass(frozen=True)
 class AttentionPattern:
@@ -37,16 +39,16 @@ class AttentionPattern:
 
     @property
     def query(self) -> ir.Value:
-        return _input(self.scores, 0)
+        return input_of(self.scores, 0)
 
     @property
     def key(self) -> ir.Value:
-        return _input(self.scores, 1)
+        return input_of(self.scores, 1)
 
     @property
     def logits(self) -> ir.Value:
         """The softmax's input, [..., T', T]."""
-        return _input(self.softmax, 0)
+        return input_of(self.softmax, 0)
 
     @property
     def weights(self) -> ir.Value:
@@ -55,7 +57,7 @@ class AttentionPattern:
 
     @property
     def value(self) -> ir.Value:
-        return _input(self.mix, 1)
+        return input_of(self.mix, 1)
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def refusals(graph: ir.Graph) -> list[Refusal]:
 
 def _matches(graph: ir.Graph) -> Iterator[AttentionPattern | Refusal]:
     for node in graph:
-        if _is(node, "Softmax"):
+        if is_operator(node, "Softmax"):
             yield _match(node)
         for attribute in node.attributes.values():
             if attribute.type == ir.AttributeType.GRAPH:
@@ -95,11 +97,11 @@ def _match(softmax: ir.Node) -> AttentionPattern | Refusal:
     mix = _consumer(softmax.outputs[0])
     if isinstance(mix, str):
         return Refusal(softmax, mix)
-    scores = _product(_input(softmax, 0))
+    scores = _product(input_of(softmax, 0))
     if scores is None:
         return Refusal(softmax, "its input is no MatMul with only constant factors and masks behind it")
     for product, i, operand in ((scores, 0, "query"), (scores, 1, "key"), (mix, 1, "value")):
-        if _is_constant(_input(product, i)):
+        if _is_constant(input_of(product, i)):
             return Refusal(softmax, f"the {operand} side of {product.name} is a constant: a linear layer, no attention")
     assert isinstance(mix.graph, ir.Graph)
     return AttentionPattern(scores, softmax, mix, mix.graph)
@@ -109,7 +111,7 @@ def _refused_axis(softmax: ir.Node) -> str | None:
     axis = softmax.attributes.get_int("axis", -1)
     if axis == -1:
         return None
-    shape = _input(softmax, 0).shape or softmax.outputs[0].shape
+    shape = input_of(softmax, 0).shape or softmax.outputs[0].shape
     if shape is None:
         return f"axis {axis} of a tensor of unknown rank may not be the last"
     return None if axis == len(shape) - 1 else f"axis {axis} is not the last of {len(shape)}"
@@ -124,9 +126,9 @@ def _consumer(weights: ir.Value) -> ir.Node | str:
         if len(uses) != 1:
             return f"its output has {len(uses)} consumers, not the product with the values alone"
         node, i = uses[0]
-        if _is(node, "Identity"):
+        if is_operator(node, "Identity"):
             weights = node.outputs[0]
-        elif _is(node, "MatMul"):
+        elif is_operator(node, "MatMul"):
             return node if i == 0 else f"{node.name} has it as the right operand"
         else:
             return f"its consumer {node.name} is {node.op_type}, not MatMul"
@@ -135,27 +137,17 @@ def _consumer(weights: ir.Value) -> ir.Node | str:
 def _product(value: ir.Value) -> ir.Node | None:
     """The MatMul that makes `value`, up to constant factors and added masks; of two that are added, neither."""
     node = value.producer()
-    if node is None or _is(node, "MatMul"):
+    if node is None or is_operator(node, "MatMul"):
         return node
-    if _is(node, "Identity") or (_is(node, "Div") and _is_constant(_input(node, 1))):
-        return _product(_input(node, 0))
-    if _is(node, "Mul") and _is_constant(_input(node, 0)) != _is_constant(_input(node, 1)):
-        return _product(_input(node, 0 if _is_constant(_input(node, 1)) else 1))
-    if _is(node, "Add"):
-        found = [product for product in map(_product, (_input(node, 0), _input(node, 1))) if product is not None]
+    if is_operator(node, "Identity") or (is_operator(node, "Div") and _is_constant(input_of(node, 1))):
+        return _product(input_of(node, 0))
+    if is_operator(node, "Mul") and _is_constant(input_of(node, 0)) != _is_constant(input_of(node, 1)):
+        return _product(input_of(node, 0 if _is_constant(input_of(node, 1)) else 1))
+    if is_operator(node, "Add"):
+        found = [product for product in map(_product, (input_of(node, 0), input_of(node, 1))) if product is not None]
         return found[0] if len(found) == 1 else None
     return None
 
 
-def _is(node: ir.Node, op_type: str) -> bool:
-    return node.op_type == op_type and node.domain == ""
-
-
 def _is_constant(value: ir.Value) -> bool:
     return ir.convenience.get_const_tensor(value) is not None
-
-
-def _input(node: ir.Node, i: int) -> ir.Value:
-    value = node.inputs[i]
-    assert value is not None
-    return value

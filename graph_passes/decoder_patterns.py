@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from nextscale.graph_passes.graph_edit import input_of
 from nextscale.runtime.errors import NextscaleError
 
 Floats = NDArray[np.float32]
@@ -123,7 +124,7 @@ def _convolution(node: ir.Node) -> tuple[Layer, list[ir.Node]]:
         raise PatternRefused(node, f"expected an ungrouped 1x1 or 3x3 kernel, found weights {list(weight.shape)}")
     if ks == 3 and "pads" not in node.attributes:
         raise PatternRefused(node, "a 3x3 convolution without padding changes the size")
-    return Convolution(_name(node), _input(node, 0), node.outputs[0], weight, bias), [node]
+    return Convolution(_name(node), input_of(node, 0), node.outputs[0], weight, bias), [node]
 
 
 def _upsampled_convolution(node: ir.Node) -> tuple[Layer, list[ir.Node]]:
@@ -142,7 +143,7 @@ def _upsampled_convolution(node: ir.Node) -> tuple[Layer, list[ir.Node]]:
     assert isinstance(layer, Convolution)
     if layer.kernel_size != 3:
         raise PatternRefused(conv, "expected a 3x3 kernel after upsampling")
-    upsampled = Convolution(layer.name, _input(node, 0), layer.y, layer.weight, layer.bias, upsampled=True)
+    upsampled = Convolution(layer.name, input_of(node, 0), layer.y, layer.weight, layer.bias, upsampled=True)
     return upsampled, [node, conv]
 
 
@@ -158,14 +159,14 @@ def _group_norm(node: ir.Node) -> tuple[Layer, list[ir.Node]]:
     for affine, parameter in ((mul, weight), (add, bias)):
         if parameter.ndim != 3 or parameter.shape[1:] != (1, 1) or len(parameter) % shape[1]:
             raise PatternRefused(affine, f"expected an affine [C, 1, 1], found {list(parameter.shape)}")
-    nodes = [node, norm, _shape_of(back, _input(node, 0)), back, mul, add]
+    nodes = [node, norm, _shape_of(back, input_of(node, 0)), back, mul, add]
     y = add.outputs[0]
     silu = _silu(y)
     if silu:
         nodes += silu
         y = silu[-1].outputs[0]
     eps = norm.attributes.get_float("epsilon", 1e-5)
-    layer = GroupNorm(_name(norm), _input(node, 0), y, weight.ravel(), bias.ravel(), int(shape[1]), eps, bool(silu))
+    layer = GroupNorm(_name(norm), input_of(node, 0), y, weight.ravel(), bias.ravel(), int(shape[1]), eps, bool(silu))
     return layer, nodes
 
 
@@ -180,7 +181,7 @@ def _silu(x: ir.Value) -> list[ir.Node]:
 
 
 def _residual(node: ir.Node) -> tuple[Layer, list[ir.Node]]:
-    a, b = _input(node, 0), _input(node, 1)
+    a, b = input_of(node, 0), input_of(node, 1)
     if a.const_value is not None or b.const_value is not None:
         raise PatternRefused(node, "expected the sum of two activations, found a constant")
     return Residual(_name(node), a, b, node.outputs[0]), [node]
@@ -203,7 +204,7 @@ def _attention(node: ir.Node) -> tuple[Layer, list[ir.Node]]:
     if softmax.attributes.get_int("axis", -1) not in (-1, 2):
         raise PatternRefused(softmax, "expected a Softmax over the keys")
     nodes = [node, split, query, scores, softmax, weights, mix, _shape_of(back), back]
-    return Attention(_name(scores), _input(node, 0), back.outputs[0]), nodes
+    return Attention(_name(scores), input_of(node, 0), back.outputs[0]), nodes
 
 
 def _picture(node: ir.Node) -> tuple[Layer, list[ir.Node]]:
@@ -214,13 +215,13 @@ def _picture(node: ir.Node) -> tuple[Layer, list[ir.Node]]:
         raise PatternRefused(node, f"expected 127.5 x + 127.5 clipped to [0, 255], channels last, found {found}")
     if cast.attributes.get_int("to") != ir.DataType.UINT8:
         raise PatternRefused(cast, "expected a picture of uint8")
-    return Picture(_name(node), _input(node, 0), transpose.outputs[0]), [node, add, round_, clip, cast, transpose]
+    return Picture(_name(node), input_of(node, 0), transpose.outputs[0]), [node, add, round_, clip, cast, transpose]
 
 
 def _shape_of(reshape: ir.Node, like: ir.Value | None = None) -> ir.Node:
     """The Shape node (of `like`) that a Reshape back to four dimensions takes its shape from."""
-    shape = _input(reshape, 1).producer()
-    if shape is None or shape.op_type != "Shape" or (like is not None and _input(shape, 0) is not like):
+    shape = input_of(reshape, 1).producer()
+    if shape is None or shape.op_type != "Shape" or (like is not None and input_of(shape, 0) is not like):
         raise PatternRefused(reshape, f"expected the shape of {like.name!r}" if like else "expected a Shape's result")
     return shape
 
@@ -255,12 +256,6 @@ def _sole_reader(value: ir.Value) -> ir.Node:
 
 def _feeds(node: ir.Node, op_type: str) -> bool:
     return any(reader.op_type == op_type for reader in node.outputs[0].consumers())
-
-
-def _input(node: ir.Node, index: int) -> ir.Value:
-    value = node.inputs[index]
-    assert value is not None
-    return value
 
 
 def _name(node: ir.Node) -> str:

@@ -50,6 +50,18 @@ def replace(old: ir.Value, new: ir.Value) -> None:
     node.graph.remove(node, safe=True)
 
 
+def input_of(node: ir.Node, i: int) -> ir.Value:
+    """The node's input i, which must be there."""
+    value = node.inputs[i]
+    assert value is not None
+    return value
+
+
+def is_operator(node: ir.Node, op_type: str) -> bool:
+    """Whether it is this operator of ONNX's own, not one of another domain with that name."""
+    return node.op_type == op_type and node.domain == ""
+
+
 def constant(op: OpBuilder, name: str, array: np.ndarray) -> ir.Value:
     """An initializer of the piece under construction; one name always means the same array."""
     made = op.builder.graph.initializers.get(name)

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from nextscale.graph_passes.graph_edit import input_of, is_operator
+
 # Each row of the outputs comes from the same row of the operands; the first of these broadcast others.
 ROW_WISE = frozenset({"Add", "Gelu", "LayerNormalization", "Mul", "Sub"})
 Halves = tuple[ir.Value, ir.Value]
@@ -28,7 +30,7 @@ def split_rows(model: ir.Model, rows: str) -> ir.Model:
     model = model.clone()
     apart = _Apart(model.graph, rows)
     for node in list(model.graph):
-        if _splits_rows(node) and (halves := apart.of(_input(node, 0))) is not None:
+        if _splits_rows(node) and (halves := apart.of(input_of(node, 0))) is not None:
             for output, half in zip(node.outputs, halves, strict=True):
                 output.replace_all_uses_with(half)
     RemoveUnusedNodesPass()(model)
@@ -53,12 +55,14 @@ class _Apart:
         if node is None:
             return None
         if _joins_rows(node):
-            return _input(node, 0), _input(node, 1)
-        if node.op_type == "Split" and node.domain == "" and node.attributes.get_int("axis", 0) != 0:
-            return self._of_each(node, value, {0: self.or_split(_input(node, 0))})
+            return input_of(node, 0), input_of(node, 1)
+        if is_operator(node, "Split") and node.attributes.get_int("axis", 0) != 0:
+            return self._of_each(node, value, {0: self.or_split(input_of(node, 0))})
         if node.op_type not in ROW_WISE or node.domain != "":
             return None
-        operands = {i: self.or_split(_input(node, i)) for i in range(len(node.inputs)) if not _is_row(_input(node, i))}
+        operands = {
+            i: self.or_split(input_of(node, i)) for i in range(len(node.inputs)) if not _is_row(input_of(node, i))
+        }
         return self._of_each(node, value, operands)
 
     def or_split(self, value: ir.Value) -> Halves | None:
@@ -109,21 +113,13 @@ class _Apart:
 
 
 def _splits_rows(node: ir.Node) -> bool:
-    two = node.op_type == "Split" and node.domain == "" and len(node.outputs) == 2
-    return two and node.attributes.get_int("axis", 0) == 0
+    return is_operator(node, "Split") and len(node.outputs) == 2 and node.attributes.get_int("axis", 0) == 0
 
 
 def _joins_rows(node: ir.Node) -> bool:
-    two = node.op_type == "Concat" and node.domain == "" and len(node.inputs) == 2
-    return two and node.attributes.get_int("axis", 0) == 0
+    return is_operator(node, "Concat") and len(node.inputs) == 2 and node.attributes.get_int("axis", 0) == 0
 
 
 def _is_row(value: ir.Value) -> bool:
     """Whether it is a constant that all rows share."""
     return value.const_value is not None and len(value.const_value.shape) < 2
-
-
-def _input(node: ir.Node, i: int) -> ir.Value:
-    value = node.inputs[i]
-    assert value is not None
-    return value

@@ -77,11 +77,11 @@ def saturation_warning(recipe: Mapping[str, Any], machine: Machine | None = None
         recipe: of the bundle's manifest; one that a build found never to saturate is well everywhere.
         machine: this one if it is not told.
     """
-    machine = machine or describe_machine()
-    if recipe.get("precision") != "int8" or not machine.saturates:
-        return None
     found = recipe.get("saturation")
-    if isinstance(found, dict) and found.get("can_saturate") == {}:
+    if recipe.get("precision") != "int8" or (isinstance(found, dict) and found.get("can_saturate") == {}):
+        return None
+    machine = machine or describe_machine()
+    if not machine.saturates:
         return None
     return (
         f"{machine.cpu} has no VNNI instructions: integer products saturate there, and pictures suffer; "

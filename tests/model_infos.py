@@ -1,4 +1,4 @@
-"""Descriptions of models that tests count operations of."""
+"""Descriptions of models that several tests count with."""
 
 from nextscale.runtime.manifest import ModelInfo
 
@@ -12,4 +12,15 @@ VAR_D16 = ModelInfo(
     num_heads=16,
     latent_channels=32,
     latent_size=16,
+)
+THREE_STAGES = ModelInfo(
+    num_classes=10,
+    patch_nums=(1, 2, 4),
+    image_size=64,
+    vocab_size=4096,
+    depth=2,
+    embed_dim=256,
+    num_heads=2,
+    latent_channels=32,
+    latent_size=4,
 )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from model_infos import THREE_STAGES as MODEL
 from numpy.typing import NDArray
 from tiny_model import NUM_CLASSES, ONE_THREAD, PATCH_NUMS, L
 
@@ -33,19 +34,7 @@ from nextscale.evaluate.operations import BitWidths, aggregate_cost, duplicate_c
 from nextscale.graph_passes.observe_scores import PREFIX
 from nextscale.runtime import Bundle, Generator
 from nextscale.runtime.errors import NextscaleError
-from nextscale.runtime.manifest import ModelInfo
 
-MODEL = ModelInfo(
-    num_classes=10,
-    patch_nums=(1, 2, 4),
-    image_size=64,
-    vocab_size=4096,
-    depth=2,
-    embed_dim=256,
-    num_heads=2,
-    latent_channels=32,
-    latent_size=4,
-)
 W4A6 = BitWidths(4, 6)
 IMAGES = 3
 HEADS = IMAGES * 2 * MODEL.num_heads * MODEL.depth

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from model_infos import THREE_STAGES as MODEL
 from model_infos import VAR_D16
 
 from nextscale.calib_data.attention_scores import COUNTED, THETA_STEPS, ScoreStatistics, count_scores
@@ -12,9 +13,7 @@ from nextscale.calib_data.choose_theta import attentive_shares, choose_theta
 from nextscale.calib_data.transfer_scores import demo_statistics, statistics_writer
 from nextscale.evaluate.operations import BitWidths, keys
 from nextscale.runtime.image_io import write_files
-from nextscale.runtime.manifest import ModelInfo
 
-MODEL = ModelInfo(10, (1, 2, 4), 64, 4096, 2, 256, 2, 32, 4)
 THETAS = (0.01, 0.05, 0.2)
 
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import attention_oracle as oracle
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 import pytest
-from numpy.typing import NDArray
+from stage_runs import Array, run_stages
 from tiny_model import ONE_THREAD, no_progress, tiny_source
 
 from nextscale.export.build import _write
@@ -37,7 +35,6 @@ from nextscale.graph_passes.recipe import (
     WeightRecipe,
 )
 
-Array = NDArray[Any]
 CALIBRATION = CalibrationRecipe(images=2)
 RECIPES = {
     "static W8A8, equalized": Recipe(
@@ -127,32 +124,6 @@ def output_of(layer: LinearLayer) -> ir.Value:
     """What the layer gives, with its bias if one is added."""
     ((consumer, _),) = layer.node.outputs[0].uses()
     return consumer.outputs[0] if consumer.op_type == "Add" else layer.node.outputs[0]
-
-
-def run_stages(model: ir.Model, source: Source, num_stages: int | None) -> list[dict[str, Array]]:
-    """All outputs of two images, stage after stage, of all stages or the first ones."""
-    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
-    info, rng = source.model_info(), np.random.default_rng(0)
-    feeds: dict[str, Array] = {
-        "class_labels": np.array([1, 7]),
-        "uniforms": rng.random((2, info.num_tokens), np.float32),
-        "forced_tokens": np.full((2, info.num_tokens), -1),
-        "cfg_scale": np.array(2, np.float32),
-        "top_k": np.array(0),
-        "top_p": np.array(0, np.float32),
-    }
-    sizes = {"B": 2, "2B": 4, "T": 0, "M": 0}
-    state = [value for value in session.get_inputs() if value.name not in (*feeds, "stage")]
-    for value in state:
-        feeds[value.name] = np.zeros([sizes.get(size, size) for size in value.shape], np.float32)
-    names = [value.name for value in session.get_outputs()]
-    stages = []
-    for si in range(num_stages or info.num_stages):
-        found = dict(zip(names, session.run(names, feeds | {"stage": np.array(si)}), strict=True))
-        stages.append(found)
-        for value in state:
-            feeds[value.name] = found[f"present.{value.name.removeprefix('past_key_values.')}"]
-    return stages
 
 
 def activation_codes(built: Built, layer: str, x: Array, si: int) -> tuple[Array, Array]:
