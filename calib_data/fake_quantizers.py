@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from nextscale.graph_passes.qparams import Range
+from nextscale.graph_passes.quantize_attention import POWERS
+from nextscale.graph_passes.quantize_linear_dynamic import LEAST_SCALE
 from nextscale.graph_passes.recipe import AttentionWeights
 
 # GELU is never below; a layer behind it spends no codes on what never comes.
 GELU_MINIMUM = -0.171
-# Powers of two from 1 to 2**-23: three bytes.
-LARGEST_EXPONENT = 23
 # Kernel orders n = 2**(m - 1) up to 64.
 LARGEST_SHIFT = 7
 # V's grid before rounding, so that sums over its codes are exact in float32.
@@ -77,8 +77,8 @@ def symmetric_scale(magnitude: Tensor, bits: int) -> Tensor:
 
 
 def normal(scale: Tensor) -> Tensor:
-    """The same, or 1 where it is no normal number, so that all there becomes zero."""
-    return scale.masked_fill(scale < torch.finfo(torch.float32).tiny, 1.0)
+    """The same, or LEAST_SCALE where it is less."""
+    return scale.clamp_min(LEAST_SCALE)
 
 
 def of_image(rows: Tensor, paired: bool) -> Tensor:
@@ -173,27 +173,21 @@ def equal_ranges(observed: Range) -> Range:
     return Range(np.min(observed.minimum, keepdims=True), np.max(observed.maximum, keepdims=True))
 
 
-def largest_exponent(bits: int) -> int:
-    """E."""
-    return min(2**bits - 1, LARGEST_EXPONENT)
-
-
-def fake_attention(weights: Tensor, kind: AttentionWeights, bits: int, shifts: Tensor | None = None) -> Tensor:
+def fake_attention(weights: Tensor, kind: AttentionWeights, bits: int) -> Tensor:
     """A as its codes count in the product with V, normalised where the recipe does.
 
     Args:
         weights: A, float32 [R, H, l, T], rows paired.
         kind: the quantizer's name.
         bits: of the codes.
-        shifts: m of each token, float32 [R, H, T] (`kernel_shifts`); None without shift-and-sum.
     """
     with torch.no_grad():
-        quantized = _quantized_attention(weights.detach(), kind, bits, shifts)
+        quantized = _quantized_attention(weights.detach(), kind, bits)
     found: Tensor = _StraightThrough.apply(weights, quantized)
     return found
 
 
-def _quantized_attention(weights: Tensor, kind: AttentionWeights, bits: int, shifts: Tensor | None) -> Tensor:
+def _quantized_attention(weights: Tensor, kind: AttentionWeights, bits: int) -> Tensor:
     qmax = 2**bits - 1
     if kind == "uniform":
         return (weights * qmax).round_().div_(qmax)
@@ -204,22 +198,21 @@ def _quantized_attention(weights: Tensor, kind: AttentionWeights, bits: int, shi
     scale = row_maximum
     if kind == "log2":
         scale = of_image(row_maximum.amax((1, 2, 3)), True)[:, None, None, None]
-    exponents = (weights / scale).log2_().neg_().round_().clamp_(0, largest_exponent(bits))  # Eq. 4
-    if shifts is not None:  # Eq. 13: a weight divided by 2**m has no code below 2**-E.
-        exponents = torch.minimum(exponents, (largest_exponent(bits) - shifts)[:, :, None])
-    powers = exponents.neg_().exp2_()
+    exponents = (weights / scale).log2_().neg_().round_().clamp_(0, qmax)  # Eq. 4
+    is_zero = exponents - exponents.amin(-1, keepdim=True) >= POWERS
+    powers = exponents.neg_().exp2_().masked_fill_(is_zero, 0)
     return powers.mul_(scale) if kind == "log2" else powers.div_(powers.sum(-1, keepdim=True))
 
 
-def kernel_shifts(weights: Tensor, theta: float, places: int, largest: int = LARGEST_SHIFT) -> Tensor:
+def kernel_shifts(weights: Tensor, theta: float, places: int) -> Tensor:
     """m of each token at one stage's queries, 0 for those that are not attentive: [R, H, l, T] -> float32 [R, H, T].
 
     Score (Eq. 11) above theta makes a token attentive, with order n = 2**(m - 1) (Eq. 14); of more than `places` the
-    highest scores win, the first among equals. m is at most `largest`.
+    highest scores win, the first among equals. m is at most LARGEST_SHIFT.
     """
     score = weights.detach().mean(dim=2)
     # ceil(log2(score / theta)) is how many of theta, 2 theta, 4 theta, ... lie below the score.
-    doublings = torch.arange(largest, dtype=torch.float32, device=score.device).exp2_()
+    doublings = torch.arange(LARGEST_SHIFT, dtype=torch.float32, device=score.device).exp2_()
     shifts = torch.bucketize(score, doublings * theta).float()
     if places >= score.shape[-1]:
         return shifts
@@ -238,9 +231,9 @@ def fake_values(values: Tensor, scale: Tensor, bits: int, shifts: Tensor) -> Ten
     """
     with torch.no_grad():
         qmax, zero_point = 2**bits - 1, 2 ** (bits - 1)
-        fine = (values / scale).add_(zero_point).clamp_(-1, qmax + 1).mul_(FINE_STEPS).add_(0.5).floor_()
+        fine = (values * (FINE_STEPS / scale)).round_().div_(FINE_STEPS).add_(zero_point).clamp_(-1, qmax + 1)
         copies = shifts.exp2()[..., None]
-        sums = fine.div_(FINE_STEPS).mul_(copies).add_(0.5).floor_()
+        sums = fine.mul_(copies).add_(0.5).floor_()
         codes = torch.minimum(sums.clamp_min_(0), copies * qmax).div_(copies)
         quantized = codes.sub_(zero_point).mul_(scale)
     found: Tensor = _StraightThrough.apply(values, quantized)

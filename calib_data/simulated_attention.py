@@ -13,12 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nextscale.calib_data.fake_quantizers import (
-    LARGEST_SHIFT,
     fake_affine,
     fake_attention,
     fake_values,
     kernel_shifts,
-    largest_exponent,
     stage_maximum,
     symmetric_scale,
 )
@@ -129,15 +127,14 @@ class SimulatedAttention:
         return torch.cat(mixed, dim=2)
 
     def _mix(self, weights: Tensor, values: Tensor, scale: Tensor, si: int) -> Tensor:
-        """A V at the queries of stage `si`: [R, H, l, T], [R, H, T, d] -> [R, H, l, d]."""
+        """A V at the queries of stage `si`: [R, H, l, T], [R, H, T, d] -> [R, H, l, d].
+
+        Of an attentive token also log2 weights that are too small to be divided count F / 2n; in the graph, the code.
+        """
         if self.shift_and_sum is None:
             return fake_attention(weights, self.recipe.weights, self.bits) @ self._codes(values, scale)
-        # A log2 weight cannot count more than its largest power of two.
-        largest = LARGEST_SHIFT
-        if self.recipe.weights in ("log2", "log2-row"):
-            largest = min(largest, largest_exponent(self.bits))
-        shifts = kernel_shifts(weights, self.shift_and_sum.theta, self.shift_and_sum.places[si], largest)
-        weights = fake_attention(weights, self.recipe.weights, self.bits, shifts)
+        shifts = kernel_shifts(weights, self.shift_and_sum.theta, self.shift_and_sum.places[si])
+        weights = fake_attention(weights, self.recipe.weights, self.bits)
         return weights @ fake_values(values, scale, self.bits, shifts)
 
     def _magnitude(self, part: str, x: Tensor, level: Tensor, span: Span) -> Tensor:

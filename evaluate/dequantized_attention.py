@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from nextscale.graph_passes.expand_attentive_tokens import FINEST, GRID
 from nextscale.graph_passes.observe_attention import AttentionProduct
 from nextscale.graph_passes.pipeline import GUIDED_ROWS, attention_bits
-from nextscale.graph_passes.quantize_attention import FINEST_EXPONENT
-from nextscale.graph_passes.quantize_linear_dynamic import TINY
+from nextscale.graph_passes.quantize_attention import POWERS
+from nextscale.graph_passes.quantize_linear_dynamic import LEAST_SCALE
 
 Float32: TypeAlias = NDArray[np.float32]
 Float64: TypeAlias = NDArray[np.float64]
@@ -26,8 +26,9 @@ class Dequantized:
 
     Attributes:
         weights: A_hat, float64 [R, H, l, T].
-        values: V_hat, float64 [R, H, T, d]; F / 2n for attentive tokens.
-        representable: bool [R, H, l, T], the weights that log2's finest power does not replace by a larger one.
+        values: V_hat, float64 [R, H, T, d]; F / 2n for attentive tokens, also where a log2 weight is too small to be
+            divided by 2n and the graph takes the plain code.
+        representable: bool [R, H, l, T], the weights that log2's powers reach.
     """
 
     weights: Float64
@@ -65,15 +66,10 @@ class AttentionQuantizer:
             () if places is None else tuple(places.tolist()),
         )
 
-    @property
-    def _finest(self) -> int | None:
-        """E, the largest exponent of log2 weights."""
-        return min(2**self.bits - 1, FINEST_EXPONENT) if self.weights.startswith("log2") else None
-
     def dequantize(self, a: Float32, v: Float32, stage: int) -> Dequantized:
         """What the codes of A [R, H, l, T] and V [R, H, T, d] mean at a stage."""
         shift = self._shift(a, stage)
-        a_hat, representable = self._weights(a, shift)
+        a_hat, representable = self._weights(a)
         return Dequantized(a_hat, self._values(v, shift), representable)
 
     def _shift(self, a: Float32, stage: int) -> NDArray[np.int64]:
@@ -82,8 +78,7 @@ class AttentionQuantizer:
         if self.theta is None:
             return np.zeros(tokens, np.int64)
         score = a.mean(axis=2, dtype=np.float32)  # Eq. 11
-        largest = min(FINEST.bit_length() - 1, FINEST if self._finest is None else self._finest)
-        doublings = np.float32(2) ** np.arange(largest, dtype=np.float32)
+        doublings = np.float32(2) ** np.arange(FINEST.bit_length() - 1, dtype=np.float32)
         shift = (score[..., None] > self.theta * doublings).sum(-1)
         places = self.places[stage if len(self.places) > 1 else 0]
         rank = np.argsort(np.argsort(-score, axis=-1, kind="stable"), axis=-1, kind="stable")
@@ -98,23 +93,24 @@ class AttentionQuantizer:
         if self.theta is None:
             codes = np.clip(np.round(v / scale), -zero_point, zero_point - 1)
         else:
-            u = np.clip(v / scale + np.float32(zero_point), -1, qmax + 1).astype(np.float64)
-            u = np.floor(GRID * u + 0.5) / GRID
+            u = np.round(v * (np.float32(GRID) / scale)).astype(np.float64) / GRID
+            u = np.clip(u + zero_point, -1, qmax + 1)
             two_n = np.exp2(shift)[..., None]
             codes = np.clip(np.floor(two_n * u + 0.5), 0, two_n * qmax) / two_n - zero_point  # F / 2n
         return codes.astype(np.float64) * scale.astype(np.float64)
 
-    def _weights(self, a: Float32, shift: NDArray[np.int64]) -> tuple[Float64, NDArray[np.bool_]]:
+    def _weights(self, a: Float32) -> tuple[Float64, NDArray[np.bool_]]:
         qmax, rowmax = 2**self.bits - 1, a.max(axis=-1, keepdims=True)
         representable = np.ones(a.shape, bool)
-        finest = self._finest
-        if finest is not None:
+        if self.weights.startswith("log2"):
             s = _largest(a) if self.weights == "log2" else rowmax
             with np.errstate(divide="ignore", over="ignore"):
                 x = np.round(np.log(s / a) / np.float32(math.log(2)))
-            representable = x <= finest
-            x = np.minimum(np.clip(x, 0, finest), (finest - shift)[:, :, None])  # Eq. 13
-            codes, unit = np.exp2(-x.astype(np.float64)), s.astype(np.float64)
+            representable = x <= qmax
+            x = np.clip(x, 0, qmax)  # Eq. 4
+            is_zero = x - x.min(axis=-1, keepdims=True) >= POWERS
+            representable &= ~is_zero
+            codes, unit = np.where(is_zero, 0, np.exp2(-x.astype(np.float64))), s.astype(np.float64)
         else:
             scale = _positive(rowmax * np.float32(1 / qmax)) if self.weights == "row" else np.float32(1 / qmax)
             codes = np.clip(np.round(a / scale), 0, qmax).astype(np.float64)
@@ -131,5 +127,5 @@ def _largest(x: Float32) -> Float32:
 
 
 def _positive(scale: Float32) -> Float32:
-    """The scale, or 1 where it is no normal number."""
-    return np.where(scale < TINY, np.float32(1), scale)
+    """The scale, or the least that there is."""
+    return np.maximum(scale, np.float32(LEAST_SCALE))

@@ -76,7 +76,7 @@ class AttentiveTokens:
         index: int64 [R, H, k], the token in each place.
         shift: float32 [R, H, k], m = log2(2n), 0 where the place is empty.
         two_n: float32 [R, H, k], 2^m.
-        u: float32 [R, H, k, d], the values in steps of V's scale.
+        u: float32 [R, H, k, d], the values in steps of V's scale, from its lowest code.
     """
 
     index: ir.Value
@@ -91,7 +91,7 @@ def expand(
     value: ir.Value,
     v_scale: ir.Value,
     codes: ir.Value,
-    finest_exponent: int | None,
+    powers: bool,
     bits: int,
     shift_and_sum: ShiftAndSum,
     stage: ir.Value | None,
@@ -102,18 +102,15 @@ def expand(
         weights: float32 [R, H, l, T], attention weights.
         value: float32 [R, H, T, d].
         v_scale: V's step size, broadcasts to [R, 1, 1, 1].
-        codes: uint8 [R, H, l, T], of the weights: E - x of 2^-x if `finest_exponent` is given, else linear.
-        finest_exponent: E, the largest exponent.
+        codes: uint8 [R, H, l, T], of the weights.
+        powers: whether a code c stands for a power of two, 2^(c - 1) units, and 0 for zero; else it stands for c.
         bits: of V.
         stage: int64 []; None where there is one stage.
     """
     qmax, zero_point = float(2**bits - 1), float(2 ** (bits - 1))
-    u = _on_grid(op, value, v_scale, qmax, zero_point)
-    base = _floor_codes(op, op.Add(u, 0.5), qmax)
-    # A weight of 2^-E cannot be divided further.
-    largest_shift = min(FINEST.bit_length() - 1, FINEST if finest_exponent is None else finest_exponent)
-    tokens, overflow = _attentive_tokens(op, weights, u, shift_and_sum, stage, largest_shift)
-    plain = op.Cast(op.Sub(base, zero_point), to=INT8)
+    steps = op.Round(op.Mul(value, op.Div(GRID, v_scale)))
+    plain = _codes_of_steps(op, steps, bits)
+    tokens, overflow = _attentive_tokens(op, weights, steps, bits, shift_and_sum, stage)
     ones = _like(op, plain, 1)
     if shift_and_sum.form == "residual":
         finer = _floor_codes(op, op.Add(op.Mul(_column(op, tokens.two_n), tokens.u), 0.5), None)
@@ -121,49 +118,42 @@ def expand(
         coarse = _floor_codes(op, op.Add(tokens.u, 0.5), qmax)
         residual = op.Sub(finer, op.Mul(_column(op, tokens.two_n), coarse))
         extra_codes = _columns(op, codes, tokens.index)
-        if finest_exponent is None:
-            residual = op.Mul(residual, op.Div(float(FINEST), _column(op, tokens.two_n)))
+        if powers:
             residual = op.Cast(residual, to=INT8)
-            extra = Term(extra_codes, residual, _like(op, residual, 0))
-            return [Term(codes, plain, ones, FINEST), extra], overflow
+            extra = Term(_divided(op, extra_codes, tokens.shift), residual, _like(op, residual, 0))
+            return [Term(codes, plain, ones), extra], overflow
+        residual = op.Mul(residual, op.Div(float(FINEST), _column(op, tokens.two_n)))
         residual = op.Cast(residual, to=INT8)
-        # A weight of 2^-E cannot be divided: m is the smallest code that can.
-        smallest = op.Cast(_scatter(op, weights, tokens.index, tokens.shift), to=UINT8)
-        kept = op.Max(codes, op.Unsqueeze(smallest, [2]))
-        extra_codes = _divided(op, extra_codes, tokens.shift)
-        return [
-            Term(
-                op.Concat(kept, extra_codes, axis=3),
-                op.Concat(plain, residual, axis=2),
-                op.Concat(ones, _like(op, residual, 0), axis=2),
-            )
-        ], overflow
-    attentive = _column(op, _scatter(op, weights, tokens.index, op.Cast(op.Greater(tokens.shift, 0.0), to=FLOAT)))
-    others = op.Sub(1.0, attentive)
-    plain = op.Cast(op.Mul(op.Sub(base, zero_point), others), to=INT8)
-    copies = _copies if finest_exponent is not None else _repeated_copies
+        extra = Term(extra_codes, residual, _like(op, residual, 0))
+        return [Term(codes, plain, ones, FINEST), extra], overflow
+    copies = _copies if powers else _repeated_copies
     owner, offset, valid = copies(op, tokens, shift_and_sum, stage)
     source = op.GatherElements(tokens.u, _spread(op, owner, tokens.u), axis=2)
     shifted = _floor_codes(op, op.Add(source, _column(op, offset)), qmax)
-    copied = op.Cast(op.Mul(op.Sub(shifted, zero_point), _column(op, valid)), to=INT8)
-    extra_codes = _columns(op, codes, op.GatherElements(tokens.index, owner, axis=2))
-    if finest_exponent is None:
-        return [Term(codes, plain, ones, FINEST), Term(extra_codes, copied, _like(op, copied, 0))], overflow
-    extra_codes = _divided(op, extra_codes, op.GatherElements(tokens.shift, owner, axis=2))
-    counts = [op.Cast(op.Slice(part, [0], [1], [3]), to=INT8) for part in (others, _column(op, valid))]
-    return [
-        Term(
-            op.Concat(codes, extra_codes, axis=3),
-            op.Concat(plain, copied, axis=2),
-            op.Concat(*counts, axis=2),
-        )
-    ], overflow
+    valid = _column(op, valid)
+    copied = op.Cast(op.Mul(op.Sub(shifted, zero_point), valid), to=INT8)
+    copy_codes = _columns(op, codes, op.GatherElements(tokens.index, owner, axis=2))
+    if powers:
+        copy_codes = _divided(op, copy_codes, op.GatherElements(tokens.shift, owner, axis=2))
+        counts = op.Cast(op.Slice(valid, [0], [1], [3]), to=INT8)
+        kept = _undivided(op, codes, _scatter(op, weights, tokens.index, tokens.shift))
+        return [Term(kept, plain, ones), Term(copy_codes, copied, counts)], overflow
+    attentive = _scatter(op, weights, tokens.index, op.Cast(op.Greater(tokens.shift, 0.0), to=FLOAT))
+    plain = op.Mul(plain, _column(op, op.Cast(op.Sub(1.0, attentive), to=INT8)))
+    return [Term(codes, plain, ones, FINEST), Term(copy_codes, copied, _like(op, copied, 0))], overflow
 
 
-def _on_grid(op: OpBuilder, value: ir.Value, scale: ir.Value, qmax: float, zero_point: float) -> ir.Value:
-    """u = v / s + z in steps of 2^-15, clipped where its codes no longer change."""
-    u = op.Clip(op.Add(op.Div(value, scale), zero_point), -1.0, qmax + 1)
-    return op.Div(op.Floor(op.Add(op.Mul(u, GRID), 0.5)), GRID)
+def _codes_of_steps(op: OpBuilder, steps: ir.Value, bits: int) -> ir.Value:
+    """clip(floor(v / s + 1/2), -z, M - z) of v in steps of 2^-15 s: int8.
+
+    QuantizeLinear rounds ties to even; a quarter of a step moves them up, and nothing else past one.
+    """
+    z = 2 ** (bits - 1)
+    grid, zero = constant(op, "grid", np.array(GRID, np.float32)), constant(op, "zero", np.array(0, np.int8))
+    codes = op.QuantizeLinear(op.Add(steps, 0.25), grid, zero)
+    if bits == 8:
+        return codes
+    return op.Clip(codes, *(constant(op, f"code.{end}", np.array(end, np.int8)) for end in (-z, z - 1)))
 
 
 def _floor_codes(op: OpBuilder, x: ir.Value, qmax: float | None) -> ir.Value:
@@ -174,10 +164,10 @@ def _floor_codes(op: OpBuilder, x: ir.Value, qmax: float | None) -> ir.Value:
 def _attentive_tokens(
     op: OpBuilder,
     weights: ir.Value,
-    u: ir.Value,
+    steps: ir.Value,
+    bits: int,
     shift_and_sum: ShiftAndSum,
     stage: ir.Value | None,
-    largest_shift: int,
 ) -> tuple[AttentiveTokens, ir.Value]:
     """The highest scores (Eq. 11), their orders (Eq. 14) and values; and how many above theta have no place."""
     theta = np.float32(shift_and_sum.theta)
@@ -186,7 +176,7 @@ def _attentive_tokens(
     # One at least, if unused: ONNX Runtime does not reduce an axis of what is empty.
     top, index = op.TopK(score, op.Clip(places, 1, op.Squeeze(op.Shape(weights, start=3))), axis=-1, _outputs=2)
     # ceil(log2(score / theta)) is how many of theta, 2 theta, 4 theta, ... lie below the score.
-    doublings = np.float32(2) ** np.arange(largest_shift + 1, dtype=np.float32)
+    doublings = np.float32(2) ** np.arange(FINEST.bit_length(), dtype=np.float32)
     thresholds = constant(op, "thresholds", theta * doublings[:-1])
     above = op.Cast(op.Greater(op.Unsqueeze(top, [-1]), thresholds), to=FLOAT)
     shift = op.ReduceSum(above, [-1], keepdims=0)
@@ -197,8 +187,10 @@ def _attentive_tokens(
     limit = constant(op, "theta", theta.reshape(()))
     placed = op.Greater(shift, 0.0)
     counted = [op.ReduceSum(op.Cast(x, to=INT64), keepdims=0) for x in (op.Greater(score, limit), placed)]
-    values = op.GatherElements(u, _spread(op, index, u), axis=2)
-    return AttentiveTokens(index, shift, two_n, values), op.Sub(*counted)
+    values = op.Mul(op.GatherElements(steps, _spread(op, index, steps), axis=2), 1 / GRID)
+    # Beyond these no code changes.
+    u = op.Clip(op.Add(values, float(2 ** (bits - 1))), -1.0, float(2**bits))
+    return AttentiveTokens(index, shift, two_n, u), op.Sub(*counted)
 
 
 def _copies(
@@ -269,9 +261,15 @@ def _scatter(op: OpBuilder, weights: ir.Value, index: ir.Value, updates: ir.Valu
 
 
 def _divided(op: OpBuilder, codes: ir.Value, shift: ir.Value) -> ir.Value:
-    """max(c - m, 0): uint8 [R, H, l, k] and m float32 [R, H, k]."""
+    """max(c - m, 0), a weight over 2n if it can be divided: uint8 [R, H, l, k] and m float32 [R, H, k]."""
     by = op.Unsqueeze(op.Cast(shift, to=UINT8), [2])
     return op.Sub(op.Max(codes, by), by)
+
+
+def _undivided(op: OpBuilder, codes: ir.Value, shift: ir.Value) -> ir.Value:
+    """The codes of weights that are not divided, zero for the others: uint8 [R, H, l, T] and m float32 [R, H, T]."""
+    largest = op.Unsqueeze(op.Cast(op.Where(op.Greater(shift, 0.0), shift, 255.0), to=UINT8), [2])
+    return op.Where(op.Greater(codes, largest), constant(op, "no_code", np.array(0, np.uint8)), codes)
 
 
 def _like(op: OpBuilder, values: ir.Value, number: int) -> ir.Value:

@@ -3,7 +3,8 @@
 In a float graph an attention is found by its operators (`attention_patterns`). An integer one is a piece of graph, all
 nodes of which are named "{mix}/integer/..." (`quantize_attention`; `mix` names the second MatMul of the float graph):
 
-    1. The weights: the output of a Softmax that nodes of the piece read. Quantizing leaves the Softmax where it was.
+    1. The weights: the output of a Softmax which nodes of the piece read, or whose input they read. Quantizing leaves
+       the Softmax where it was.
     2. The value: what else the piece reads of the graph's floats. The stage, which chooses shift-and-sum's places, is
        an integer; all other operands are initializers of the piece.
     3. The product: the one value which the piece makes under a name that is not the piece's. It took the name of the
@@ -20,6 +21,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from nextscale.graph_passes.attention_patterns import attention_patterns
+from nextscale.graph_passes.graph_edit import input_of
 from nextscale.graph_passes.quantize_attention import overflow_name
 
 PIECE = "/integer/"
@@ -107,9 +109,10 @@ def _pieces(graph: ir.Graph) -> dict[str, list[ir.Node]]:
 
 
 def _integer(softmax: ir.Node, pieces: dict[str, list[ir.Node]]) -> Iterator[AttentionProduct]:
-    """The attention whose weights are the Softmax's, if an integer piece reads them."""
+    """The attention whose weights are the Softmax's, if an integer piece reads them or their logits."""
     weights = softmax.outputs[0]
-    readers = dict.fromkeys(str(node.name).rpartition(PIECE)[0] for node, _ in weights.uses())
+    read = [*weights.uses(), *input_of(softmax, 0).uses()]
+    readers = dict.fromkeys(str(node.name).rpartition(PIECE)[0] for node, _ in read)
     for name in readers:
         if name in pieces:
             nodes = pieces[name]

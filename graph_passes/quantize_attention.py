@@ -21,11 +21,18 @@ from onnxscript import OpBuilder
 from nextscale.graph_passes.attention_patterns import AttentionPattern, attention_patterns
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum, Term, expand
 from nextscale.graph_passes.graph_edit import MICROSOFT, constant, integer_matmul, replace, splice
-from nextscale.graph_passes.quantize_linear_dynamic import TINY, image_extreme, positive, quantize_images, quantize_rows
+from nextscale.graph_passes.quantize_linear_dynamic import (
+    LEAST_SCALE,
+    by_row,
+    image_extreme,
+    positive,
+    quantize_images,
+    quantize_rows,
+)
 
 AttentionWeights = Literal["log2", "log2-row", "row", "uniform"]
-# Powers of two as fine as three bytes hold.
-FINEST_EXPONENT = 23
+# Powers of two, next to each other, that the codes of a row of weights tell apart; smaller weights are zero.
+POWERS = 15
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,8 @@ def _quantize_scores(pattern: AttentionPattern, bits: int, rows: int, known: Mag
         keys = signed_codes(op, key, k_scale, bits)
         one = constant(op, "one", np.array(1, np.float32))
         scale = op.Mul(q_scale, k_scale)
+        if known is None:
+            scale = by_row(op, scale, 4)
         return [integer_matmul(op, codes, keys, scale, one, zero_point, name=pattern.scores.name)]
 
     operands = [pattern.query, pattern.key]
@@ -130,9 +139,13 @@ def _quantize_mix(
             ones = op.ConstantOfShape(
                 op.Concat(op.Shape(values, end=3), [1], axis=0), value=ir.tensor([1], dtype=ir.DataType.INT8)
             )
-            return [_mix(op, codes, [Term(codes.codes, values, ones)], v_scale)]
-        terms, overflow = expand(op, a, v, v_scale, codes.codes, codes.finest, bits, shift_and_sum, stage)
-        return [_mix(op, codes, terms, v_scale), overflow]
+            terms, overflow = [Term(codes.codes, values, ones)], []
+        if known is None:
+            v_scale = by_row(op, v_scale, 4)
+        if shift_and_sum is not None:
+            terms, count = expand(op, a, v, v_scale, codes.codes, powers, bits, shift_and_sum, stage)
+            overflow = [count]
+        return [_mix(op, codes, terms, v_scale), *overflow]
 
     operands = [pattern.logits, pattern.weights, pattern.value]
     if stage is not None and shift_and_sum is not None:
@@ -143,11 +156,11 @@ def _quantize_mix(
 
 
 def symmetric_scale(op: OpBuilder, name: str, x: ir.Value, bits: int, rows: int, magnitude: float | None) -> ir.Value:
-    """2a / M of the known magnitude a, or of each image's: float32 [R, 1, 1, 1], or [] if it is known."""
+    """2a / M of the known magnitude a, or of each image's: float32 [R], or [] if it is known."""
     steps = 2**bits - 1
     if magnitude is not None:
         scale = np.float32(2 * magnitude / steps)
-        return constant(op, f"{name}_scale", scale.reshape(()) if scale >= TINY else np.array(1, np.float32))
+        return constant(op, f"{name}_scale", np.maximum(scale, np.float32(LEAST_SCALE)).reshape(()))
     return positive(op, op.Mul(image_extreme(op, op.Abs(x), rows, largest=True), 2 / steps))
 
 
@@ -162,33 +175,40 @@ class WeightCodes:
     """Codes of attention weights.
 
     Attributes:
-        codes: uint8 [R, H, l, T]; E - x of a weight 2^-x if `finest` is set, linear otherwise.
-        finest: E, the largest exponent; a unit of the product then is 2^-E.
+        codes: uint8 [R, H, l, T].
+        powers: whether a code c from 1 to POWERS stands for 2^(c - 1) units, and 0 for zero; else it stands for c.
         scale: of a unit, broadcasts to [R, H, l, d]; None: the product is divided by the sum of the weights' codes.
     """
 
     codes: ir.Value
-    finest: int | None
+    powers: bool
     scale: ir.Value | None
 
 
 def _powers_of_two(
     op: OpBuilder, logits: ir.Value, a: ir.Value, bits: int, rows: int, weights: AttentionWeights
 ) -> WeightCodes:
-    """E - x with x = clip(round(-log2(A / s)), 0, E) (Eq. 4).
+    """POWERS - (x - x_row), at least 0, with x = clip(round(-log2(A / s)), 0, M) (Eq. 4) and x_row the row's least.
 
     A row's logits are the logarithms of its weights up to a constant, so that no logarithm of A is taken: with p the
     largest weight of the row and z its logit, ln(A / s) = logit - (z + ln(s / p)).
     """
-    finest = min(2**bits - 1, FINEST_EXPONENT)
-    shift, p = op.ReduceMax(logits, [-1], keepdims=1), op.ReduceMax(a, [-1], keepdims=1)
-    s = p
+    ln2, most = math.log(2), 2**bits - 1
+    shift, least, unit = op.ReduceMax(logits, [-1], keepdims=1), None, None
     if weights == "log2":
-        s = image_extreme(op, p, rows, largest=True)
-        shift = op.Add(shift, op.Log(op.Div(s, p)))
-    ln2, zero = constant(op, "ln2", np.array(math.log(2), np.float32)), np.array(finest, np.uint8)
-    codes = op.QuantizeLinear(op.Sub(logits, shift), ln2, constant(op, "finest_exponent", zero))
-    return WeightCodes(codes, finest, op.Mul(s, 2.0**-finest) if weights == "log2" else None)
+        p = op.ReduceMax(a, [-1], keepdims=1)
+        s = by_row(op, image_extreme(op, p, rows, largest=True), 4)
+        below = op.Div(op.Log(op.Div(s, p)), ln2)
+        least = op.Min(op.Round(below), float(most))
+        shift = op.Add(shift, op.Mul(op.Sub(below, least), ln2))
+        unit = op.Mul(op.Mul(s, 2.0 ** (1 - POWERS)), op.Pow(0.5, least))
+    step = constant(op, "ln2", np.array(ln2, np.float32))
+    codes = op.QuantizeLinear(op.Sub(logits, shift), step, _u8(op, POWERS))
+    if most <= POWERS:  # else x reaches no M within a row
+        last = POWERS - most
+        floor = _u8(op, last) if least is None else op.Cast(op.Add(least, float(last)), to=ir.DataType.UINT8)
+        codes = op.Max(codes, floor)
+    return WeightCodes(codes, True, unit)
 
 
 def _linear(op: OpBuilder, a: ir.Value, bits: int, weights: AttentionWeights) -> WeightCodes:
@@ -197,67 +217,64 @@ def _linear(op: OpBuilder, a: ir.Value, bits: int, weights: AttentionWeights) ->
     zero_point = constant(op, "weights_zero_point", np.array(0, np.uint8))
     if weights == "uniform":
         scale = constant(op, "weights_scale", np.array(1 / qmax, np.float32))
-        return WeightCodes(quantize_images(op, a, scale, zero_point, 0, qmax), None, scale)
+        return WeightCodes(quantize_images(op, a, scale, zero_point, 0, qmax), False, scale)
     scale = positive(op, op.Mul(op.ReduceMax(a, [-1], keepdims=1), 1 / qmax))
-    return WeightCodes(quantize_rows(op, a, scale, zero_point, 0, qmax), None, None)
+    return WeightCodes(quantize_rows(op, a, scale, zero_point, 0, qmax), False, None)
 
 
 def _mix(op: OpBuilder, codes: WeightCodes, terms: Sequence[Term], v_scale: ir.Value) -> ir.Value:
-    """The integer product of all terms, exact in int64, and its float rescale."""
+    """The integer product of all terms, and its float rescale.
+
+    What has the same multiplier is summed in int32, and the sums in float32: rounded once, as long as they are below
+    2^24, with up to 1,023 tokens.
+    """
     normalized = codes.scale is None
-    total = None
+    sums = dict[int, ir.Value]()
     for term in terms:
         values = op.Concat(term.values, term.counts, axis=3) if normalized else term.values
-        for weights, multiplier in _limbs(op, term.codes, codes.finest):
-            part = op.Cast(op.MatMulInteger(weights, values), to=ir.DataType.INT64)
-            part = op.Mul(part, term.multiplier * multiplier)
-            total = part if total is None else op.Add(total, part)
-    total = op.Cast(total, to=ir.DataType.FLOAT)
+        for weights, zero_point, multiplier in _limbs(op, term.codes, codes.powers):
+            part = op.MatMulInteger(weights, values, *([] if zero_point is None else [zero_point]))
+            multiplier *= term.multiplier
+            sums[multiplier] = op.Add(sums[multiplier], part) if multiplier in sums else part
+    total = None
+    for multiplier, integers in sums.items():
+        part = op.Cast(integers, to=ir.DataType.FLOAT)
+        part = part if multiplier == 1 else op.Mul(part, float(multiplier))
+        total = part if total is None else op.Add(total, part)
+    assert total is not None
     if not normalized:
-        return op.Mul(total, op.Div(op.Mul(v_scale, codes.scale), float(terms[0].multiplier)))
+        scale = op.Mul(v_scale, codes.scale)
+        multiplier = terms[0].multiplier
+        return op.Mul(total, scale if multiplier == 1 else op.Div(scale, float(multiplier)))
     width = op.Shape(terms[0].values, start=3)
     product, count = (op.Slice(total, begin, end, [3]) for begin, end in (([0], width), (width, op.Add(width, 1))))
     return op.Mul(op.Div(product, count), v_scale)
 
 
-def _limbs(op: OpBuilder, codes: ir.Value, finest: int | None) -> list[tuple[ir.Value, int]]:
-    """u8 operands and their multipliers: linear codes as they are; 2^c byte by byte.
+def _limbs(op: OpBuilder, codes: ir.Value, powers: bool) -> list[tuple[ir.Value, ir.Value | None, int]]:
+    """u8 operands, their zero points and multipliers: linear codes as they are; powers of two in two.
 
-    Byte i is 2^(c - 8i) where that is 1 to 128. Arithmetic on u8 costs a tenth of a bit operation on wider integers.
+    2^(c - 1) = lo + 128 (hi - 1) with lo = 2^(min(c, 8) - 1), zero for c = 0, and hi = 2^(max(c, 8) - 8).
     """
-    if finest is None:
-        return [(codes, 1)]
-    # reached[i] is 1 where c is 8i or more, 0 elsewhere.
-    reached = [_reached(op, codes, 8 * i) for i in range(1, finest // 8 + 1)]
-    within = codes
-    for step in reached:
-        within = op.Sub(within, op.Mul(step, _u8(op, 8)))
-    power = _power(op, within)
-    if not reached:
-        return [(power, 1)]
-    begins, ends = [_u8(op, 1), *reached], [*reached, None]
-    windows = [begin if end is None else op.Sub(begin, end) for begin, end in zip(begins, ends, strict=True)]
-    return [(op.Mul(power, window), 256**i) for i, window in enumerate(windows)]
+    if not powers:
+        return [(codes, None, 1)]
+    eight, one = _u8(op, 8), _u8(op, 1)
+    return [(_power(op, op.Min(codes, eight), 1), None, 1), (_power(op, op.Max(codes, eight), 8), one, 128)]
 
 
-def _reached(op: OpBuilder, codes: ir.Value, level: int) -> ir.Value:
-    """1 where a code is at least `level`, 0 elsewhere: uint8."""
-    below = _u8(op, level - 1)
-    return op.Sub(op.Min(op.Max(codes, below), _u8(op, level)), below)
+def _power(op: OpBuilder, codes: ir.Value, of_one: int) -> ir.Value:
+    """2^(c - of_one) of codes c from of_one to of_one + 7, zero of the code below: uint8.
 
-
-def _power(op: OpBuilder, exponent: ir.Value) -> ir.Value:
-    """2^x of x from 0 to 7, uint8.
-
-    A sigmoid of integers is a table of 256 entries, and below zero it is nearly the exponential function: its values at
-    (x - 17) ln 2, in units of 2^-17, are less than 2^x by a thousandth at most, and rounded. (Farther below zero they
-    would be nearer, but ONNX Runtime cuts its sigmoid off at -18.)
+    A sigmoid of integers is a table of 256 entries, and below zero it is nearly the exponential function. The largest
+    power lies ten steps below zero: the sigmoid is a thousandth less than exponential there, and farther below ONNX
+    Runtime's own is inexact. Steps are a little longer than ln 2, so that what would be a half is less and becomes
+    zero, while the powers are still rounded to what they are.
     """
-    offset = 17
-    scales = [("ln2", math.log(2)), ("power_unit", 2.0**-offset)]
-    step, unit = (constant(op, name, np.array(scale, np.float32)) for name, scale in scales)
-    power = op.QLinearSigmoid(exponent, step, _u8(op, offset), unit, _u8(op, 0), _domain=MICROSOFT)
-    power.dtype, power.shape = ir.DataType.UINT8, exponent.shape
+    step = 1.008 * math.log(2)
+    scales = [("power_step", step), ("power_unit", math.exp(-10 * step) / 128)]
+    step_size, unit = (constant(op, name, np.array(scale, np.float32)) for name, scale in scales)
+    power = op.QLinearSigmoid(codes, step_size, _u8(op, of_one + 17), unit, _u8(op, 0), _domain=MICROSOFT)
+    power.dtype, power.shape = ir.DataType.UINT8, codes.shape
     return power
 
 

@@ -26,7 +26,8 @@ from nextscale.graph_passes.linear_layers import (
     insert_integer_weight,
 )
 
-TINY = float(np.finfo(np.float32).tiny)
+# Of a range found at run time, where all is zero too: 2^15 over it, and 255 times it, are normal numbers.
+LEAST_SCALE = 2.0**-100
 
 
 def quantize_linear_by_image(
@@ -123,25 +124,24 @@ def layer_bias(layer: LinearLayer) -> ir.Value | None:
 
 
 def image_extreme(op: OpBuilder, x: ir.Value, rows: int, largest: bool) -> ir.Value:
-    """The largest or smallest value of each image or zero, given to each of its rows: [R, ...] -> [R, 1, ...]."""
+    """The largest or smallest value of each image, of nothing -inf or inf, given to its rows: [R, ...] -> [R]."""
     assert x.shape is not None
-    rank = len(x.shape)
     extreme_of = op.ReduceMax if largest else op.ReduceMin
-    by_row = extreme_of(x, [-1], keepdims=1)
-    # A stage may have no tokens of a kind: then the zero is all there is.
-    zeros = op.ConstantOfShape(op.Concat(op.Shape(x, end=1), [1] * (rank - 1), axis=0))
-    for axis in range(rank - 2, 1, -1):
-        by_row = extreme_of(by_row, [axis], keepdims=1)
-    by_row = extreme_of(op.Concat(by_row, zeros, axis=1), [1], keepdims=1)
+    by_row = extreme_of(x, list(range(1, len(x.shape))), keepdims=0)
     if rows == 1:
         return by_row
-    merged = extreme_of(op.Reshape(by_row, [rows, -1, *[1] * (rank - 1)]), [0], keepdims=0)
+    merged = extreme_of(op.Reshape(by_row, [rows, -1]), [0], keepdims=0)
     return op.Concat(*[merged] * rows, axis=0)
 
 
 def positive(op: OpBuilder, scale: ir.Value) -> ir.Value:
-    """The scale, or 1 where it is no normal number, so that all there becomes zero."""
-    return op.Where(op.Less(scale, TINY), 1.0, scale)
+    """The scale, or LEAST_SCALE where it is less."""
+    return op.Max(scale, LEAST_SCALE)
+
+
+def by_row(op: OpBuilder, x: ir.Value, rank: int) -> ir.Value:
+    """[R] -> [R, 1, ...], to broadcast to something of that rank."""
+    return op.Reshape(x, [-1, *[1] * (rank - 1)])
 
 
 def quantize_images(
@@ -151,12 +151,13 @@ def quantize_images(
 
     Args:
         x: float32 [R, ...].
-        scale: float32 [] or [R, 1, ...].
-        zero_point: u8 or s8, broadcasts to scale.
+        scale: float32 [] or [R].
+        zero_point: u8 or s8, of the scale's shape or one for all.
     """
     if scale.shape is not None and len(scale.shape) == 0:
         return _capped(op, op.QuantizeLinear(x, scale, zero_point), qmin, qmax)
-    return _capped(op, _along_rows(op, op.Flatten(x, axis=1), x, scale, zero_point), qmin, qmax)
+    zero_points = op.Expand(zero_point, op.Shape(scale)) if zero_point.const_value is not None else zero_point
+    return _capped(op, op.QuantizeLinear(x, scale, zero_points, axis=0), qmin, qmax)
 
 
 def quantize_rows(op: OpBuilder, x: ir.Value, scale: ir.Value, zero_point: ir.Value, qmin: int, qmax: int) -> ir.Value:
@@ -165,17 +166,13 @@ def quantize_rows(op: OpBuilder, x: ir.Value, scale: ir.Value, zero_point: ir.Va
     Args:
         x: float32 [..., n].
         scale: float32 [..., 1].
-        zero_point: u8 or s8, broadcasts to scale.
+        zero_point: u8 or s8 [].
     """
+    # QuantizeLinear takes a scale for each row of a matrix without a pass of its own.
     flat = op.Reshape(x, op.Concat([-1], op.Shape(x, start=-1), axis=0))
-    return _capped(op, _along_rows(op, flat, x, scale, zero_point), qmin, qmax)
-
-
-def _along_rows(op: OpBuilder, flat: ir.Value, x: ir.Value, scale: ir.Value, zero_point: ir.Value) -> ir.Value:
-    """Codes of x, given as the rows of a matrix: QuantizeLinear takes a scale for each without a pass of its own."""
     scales = op.Reshape(scale, [-1])
-    zero_points = op.Reshape(op.Expand(zero_point, op.Shape(scale)), [-1])
-    return op.Reshape(op.QuantizeLinear(flat, scales, zero_points, axis=0), op.Shape(x), allowzero=1)
+    codes = op.QuantizeLinear(flat, scales, op.Expand(zero_point, op.Shape(scales)), axis=0)
+    return _capped(op, op.Reshape(codes, op.Shape(x), allowzero=1), qmin, qmax)
 
 
 def _capped(op: OpBuilder, codes: ir.Value, qmin: int, qmax: int) -> ir.Value:
@@ -187,13 +184,19 @@ def _capped(op: OpBuilder, codes: ir.Value, qmin: int, qmax: int) -> ir.Value:
 
 
 def _quantize_by_image(op: OpBuilder, x: ir.Value, rows: int, bits: int) -> Sequence[ir.Value]:
-    """Codes [R, l, K], scale [R, 1, 1], and the zero point less 2^(bits-1), [R, 1, 1]."""
-    qmax = 2**bits - 1
-    low, high = image_extreme(op, x, rows, largest=False), image_extreme(op, x, rows, largest=True)
-    scale = positive(op, op.Div(op.Sub(high, low), float(qmax)))
-    zero_point = op.Clip(op.Round(op.Div(op.Neg(low), scale)), 0.0, float(qmax))
-    codes = quantize_images(op, x, scale, op.Cast(zero_point, to=ir.DataType.UINT8), 0, qmax)
-    return codes, scale, op.Sub(zero_point, float(2 ** (bits - 1)))
+    """Codes [R, l, K], scale [R, 1, 1], and the scale times what the zero point is above 2^(bits-1), [R, 1, 1]."""
+    qmax, middle = 2**bits - 1, constant(op, "middle", np.array(2 ** (bits - 1), np.uint8))
+    # A stage may have no tokens of a kind: then zero is all there is.
+    high, below = (
+        op.Max(extreme, 0.0)
+        for extreme in (image_extreme(op, x, rows, largest=True), op.Neg(image_extreme(op, x, rows, largest=False)))
+    )
+    scale = positive(op, op.Div(op.Add(high, below), float(qmax)))
+    zero_point = op.QuantizeLinear(below, scale, axis=0)
+    codes = quantize_images(op, x, scale, zero_point, 0, qmax)
+    scale = by_row(op, scale, 3)
+    one = constant(op, "one", np.array(1, np.float32))
+    return codes, scale, op.Mul(scale, by_row(op, op.DequantizeLinear(zero_point, one, middle), 3))
 
 
 def _multiply_by_image(
@@ -209,12 +212,12 @@ def _multiply_by_image(
     middle: int,
     name: str,
 ) -> Sequence[ir.Value]:
-    """Codes are taken from 2^(bits-1), and what the zero point is off goes into the bias, once an image."""
+    """Codes are taken from 2^(bits-1); `offset`, scale times what the zero point is off, goes into an image's bias."""
     product = integer_matmul(
         op, codes, weight_codes, scale, weight_scale, constant(op, "middle", np.array(middle, np.uint8)), name
     )
-    column = op.Mul(constant(op, "weight_sums", weight.sums.astype(np.float32)), weight_scale)
-    shift = op.Mul(op.Mul(scale, op.Neg(offset)), column)
+    column = op.Mul(constant(op, "negative_weight_sums", -weight.sums.astype(np.float32)), weight_scale)
+    shift = op.Mul(offset, column)
     return [op.Add(product, shift if bias is None else op.Add(shift, bias))]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 LARGEST_ORDER = 64
-FINEST_EXPONENT = 23
+POWERS = 15
 
 
 def image_magnitude(x: NDArray[np.float32], rows: int) -> NDArray[np.float32]:
@@ -21,7 +21,7 @@ def scale_of(magnitude: NDArray[np.float32] | float, bits: int) -> NDArray[np.fl
         scale = np.asarray(2 * magnitude / (2**bits - 1), np.float32)
     else:
         scale = magnitude * np.float32(2 / (2**bits - 1))
-    return np.where(scale >= np.finfo(np.float32).tiny, scale, np.float32(1)).astype(np.float32)
+    return np.maximum(scale, np.float32(2.0**-100))
 
 
 def signed_codes(x: NDArray[np.float32], scale: NDArray[np.float32], bits: int) -> NDArray[np.int64]:
@@ -43,13 +43,10 @@ def scores(
     return product, q_scale * k_scale
 
 
-def orders(score: NDArray[np.float32], theta: float, places: int, largest_shift: int) -> NDArray[np.int64]:
+def orders(score: NDArray[np.float32], theta: float, places: int) -> NDArray[np.int64]:
     """m = log2(2n) of each token (Eq. 14), 0 for those that are not attentive or have no place: [R, H, T]."""
     theta32 = np.float32(theta)
-    m = sum(
-        (score > theta32 * np.float32(2**j)).astype(np.int64)
-        for j in range(min(largest_shift, LARGEST_ORDER.bit_length()))
-    )
+    m = sum((score > theta32 * np.float32(2**j)).astype(np.int64) for j in range(LARGEST_ORDER.bit_length()))
     rank = np.argsort(np.argsort(-score, axis=-1, kind="stable"), axis=-1, kind="stable")
     return np.where(rank < places, m, 0)
 
@@ -79,25 +76,25 @@ def mix(
     v_scale = scale_of(image_magnitude(v, rows) if magnitude is None else magnitude, bits)
     m = np.zeros(a.shape[:2] + a.shape[3:], np.int64)
     if theta is None:
-        fine = signed_codes(v, v_scale, bits).astype(np.float64)
+        plain = fine = signed_codes(v, v_scale, bits).astype(np.float64)
     else:
-        m = orders(
-            a.mean(axis=2, dtype=np.float32), theta, places, qmax if weights.startswith("log2") else LARGEST_ORDER
-        )
-        u = np.clip(v / v_scale + np.float32(zero_point), np.float32(-1), np.float32(qmax + 1))
-        u = np.floor(u.astype(np.float64) * 2**15 + 0.5) / 2**15
-        fine = np.clip(np.floor(u + 0.5), 0, qmax) - zero_point
+        m = orders(a.mean(axis=2, dtype=np.float32), theta, places)
+        u = np.round(v * (np.float32(2**15) / v_scale)).astype(np.float64) / 2**15 + zero_point
+        u = np.clip(u, -1, qmax + 1)
+        plain = np.clip(np.floor(u + 0.5), 0, qmax) - zero_point
+        fine = plain.copy()
         for exponent in range(1, int(m.max()) + 1):
             two_n = 2**exponent
             attentive = m == exponent
             fine[attentive] = shifted_sum(u[attentive], two_n // 2, qmax) / two_n - zero_point
+    divisible = np.ones(a.shape, bool)
     if weights.startswith("log2"):
-        finest = min(qmax, FINEST_EXPONENT)
         s = image_magnitude(a, rows) if weights == "log2" else a.max(axis=-1, keepdims=True)
         with np.errstate(divide="ignore", over="ignore"):
-            x = np.clip(np.round(np.log(s / a) / np.float32(np.log(2))), 0, finest).astype(np.int64)
-        x = np.minimum(x, finest - m[:, :, None, :])
-        value = np.exp2(-x.astype(np.float64))
+            x = np.clip(np.round(np.log(s / a) / np.float32(np.log(2))), 0, qmax).astype(np.int64)
+        code = np.maximum(POWERS - (x - x.min(axis=-1, keepdims=True)), 0)
+        value = np.where(code > 0, np.exp2(-x.astype(np.float64)), 0)
+        divisible = code > m[:, :, None]
         unit: NDArray[np.float64] | float = s.astype(np.float64)
     elif weights == "row":
         value = np.round(a / (a.max(axis=-1, keepdims=True) * np.float32(1 / qmax))).astype(np.float64)
@@ -105,7 +102,7 @@ def mix(
     else:
         value = np.round(a / np.float32(1 / qmax)).astype(np.float64)
         unit = float(np.float32(1 / qmax))
-    product = value @ fine
+    product = (value * divisible) @ fine + (value * ~divisible) @ plain
     if weights in ("row", "log2-row"):
         return product / value.sum(axis=-1, keepdims=True) * v_scale.astype(np.float64)
     return product * unit * v_scale.astype(np.float64)

@@ -170,6 +170,6 @@ def exponents_are_sure(a: NDArray[np.float32], weights: str) -> NDArray[np.bool_
     s = oracle.image_magnitude(a, ROWS) if weights == "log2" else a.max(axis=-1, keepdims=True)
     with np.errstate(divide="ignore"):
         exact = np.log2(s.astype(np.float64)) - np.log2(a.astype(np.float64))
-    exact = np.minimum(exact, 2.0 * oracle.FINEST_EXPONENT)
+    exact = np.minimum(exact, 60.0)
     sure: NDArray[np.bool_] = (np.abs(exact - np.floor(exact) - 0.5) > UNSURE).all(axis=-1)
     return sure

@@ -89,7 +89,7 @@ def test_the_cases_are_what_they_are_called() -> None:
         assert (name == "none attentive") == (counts == 0).all()
         if "too few" in name:
             assert outcome.overflow > 0
-        m = oracle.orders(scores_of(outcome), theta, places[STAGE], LARGEST_ORDER)
+        m = oracle.orders(scores_of(outcome), theta, places[STAGE])
         if name in ("nearly all attentive, the largest orders", "theta 0"):
             assert m.max() == LARGEST_SHIFT
         if name == "some attentive, places too few":
@@ -148,8 +148,7 @@ def test_the_first_stage_has_one_token_of_score_1(weights: AttentionWeights, bit
     outcome = integer_attention(weights, bits, form)(operands, stage=0)
     np.testing.assert_array_equal(outcome.weights, np.ones_like(outcome.weights))
     assert_like_oracle(outcome, operands, weights, bits, shift_and_sum(form), stage=0)
-    exponents = weights.startswith("log2")
-    m = min(6, 2**bits - 1) if exponents else 6  # ceil(log2(1 / 0.03)); E at most
+    m = 6  # ceil(log2(1 / 0.03))
     scale = oracle.scale_of(oracle.image_magnitude(operands.v, ROWS), bits).astype(np.float64)
     # Half a step of the grid, and the rounding of v / s + z and of the output: a few 2^-24 of 2^bits steps.
     slack = 2**-16 + 2**bits * 2**-22
@@ -181,7 +180,7 @@ def test_a_score_of_theta_is_not_attentive() -> None:
         assert_like_oracle(outcome, operands, "row", 8, shift_and_sum("residual", theta))
     assert counts[1 / 16] == 0
     assert counts[1 / 32] > 0
-    m = oracle.orders(np.full((1, 1, 16), 1 / 16, np.float32), 1 / 32, 16, LARGEST_ORDER)
+    m = oracle.orders(np.full((1, 1, 16), 1 / 16, np.float32), 1 / 32, 16)
     assert (m == 1).all()
 
 
@@ -206,7 +205,7 @@ def test_divided_weights_do_not_leave_the_exponents(weights: AttentionWeights) -
     residual, duplicate = (integer_attention(weights, 4, form)(operands) for form in BOTH)
     assert np.array_equal(residual.y, duplicate.y)
     score = scores_of(residual)
-    m = oracle.orders(score, THETA, PLACES[STAGE], LARGEST_ORDER)
+    m = oracle.orders(score, THETA, PLACES[STAGE])
     tops = np.broadcast_to(oracle.image_magnitude(residual.weights, ROWS), (*residual.weights.shape[:3], 1))
     tops = tops if weights == "log2" else residual.weights.max(axis=-1, keepdims=True)
     assert ((residual.weights < tops * 2.0**-15) & (m[:, :, None] > 1)).any()
@@ -221,7 +220,7 @@ def test_divided_weights_do_not_leave_the_exponents(weights: AttentionWeights) -
 def test_the_copies_of_all_attentive_tokens_have_slots(shares: list[float], theta: float, places: int) -> None:
     """Eq. 14: 2n < 2 Score / theta, and scores sum to 1."""
     score = np.array(shares, np.float32) / np.float32(sum(shares))
-    m = oracle.orders(score[None, None], theta, places, LARGEST_ORDER)[0, 0]
+    m = oracle.orders(score[None, None], theta, places)[0, 0]
     (slots,) = ShiftAndSum("duplicate", theta, (places,)).slots()
     assert np.where(m > 0, 2**m, 0).sum() <= slots
 
@@ -230,5 +229,5 @@ def test_slots_are_not_many_more_than_needed() -> None:
     """One token of score 1 just above a power of two times theta needs nearly all of them. One is always there."""
     theta = 1 / 16.001
     assert ShiftAndSum("duplicate", theta, (1, 8)).slots() == [33, 33]
-    assert oracle.orders(np.ones((1, 1, 1), np.float32), theta, 1, LARGEST_ORDER).item() == 5
+    assert oracle.orders(np.ones((1, 1, 1), np.float32), theta, 1).item() == 5
     assert ShiftAndSum("duplicate", 0.0, (0, 3)).slots() == [1, 3 * 2 * LARGEST_ORDER]

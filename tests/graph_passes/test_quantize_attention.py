@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from nextscale.export.graph_builder import add_output, branch, finish, new_builder
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.quantize_attention import (
-    FINEST_EXPONENT,
+    POWERS,
     AttentionWeights,
     Magnitudes,
+    _limbs,
     overflow_name,
     quantize_attention,
 )
@@ -57,7 +58,7 @@ def operands() -> Operands:
 
 def test_the_four_quantizers_are_tested() -> None:
     assert get_args(AttentionWeights) == WEIGHTS
-    assert FINEST_EXPONENT == oracle.FINEST_EXPONENT
+    assert POWERS == oracle.POWERS
 
 
 # Structure
@@ -66,13 +67,12 @@ def test_the_four_quantizers_are_tested() -> None:
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_structure(weights: AttentionWeights, form: Form | None) -> None:
-    """No float product is left; one integer product for the scores, one for each byte or term for the values."""
+    """No float product is left; one integer product for the scores, one for each limb and term for the values."""
     model = quantized(weights, 8, form)
     op_types = Counter(node.op_type for node in model.graph)
     assert op_types["MatMul"] == 0
     assert op_types["MatMulIntegerToFloat"] == 1
-    terms = 2 if form and not weights.startswith("log2") else 1
-    assert op_types["MatMulInteger"] == (3 if weights.startswith("log2") else terms)
+    assert op_types["MatMulInteger"] == (2 if weights.startswith("log2") else 1) * (2 if form else 1)
     (scores,) = (node for node in model.graph if node.op_type == "MatMulIntegerToFloat")
     assert scores.name == "mix/scores/scores"
     assert len(scores.inputs) == 5  # no bias
@@ -81,11 +81,17 @@ def test_structure(weights: AttentionWeights, form: Form | None) -> None:
     assert str(model.graph.outputs[0].shape) == str(attention_model().graph.outputs[0].shape)
 
 
-@pytest.mark.parametrize(("bits", "products"), [(8, 3), (6, 3), (4, 2), (3, 1), (2, 1)])
-def test_powers_of_two_take_as_many_bytes_as_they_need(bits: int, products: int) -> None:
-    """E is 23, 23, 15, 7, 3."""
-    op_types = Counter(node.op_type for node in quantized("log2", bits).graph)
-    assert op_types["MatMulInteger"] == products
+def test_the_tables_are_powers_of_two() -> None:
+    """Of the two limbs of all codes; what lies outside a limb's own codes is cut off before."""
+    builder = new_builder("limbs")
+    codes = builder.input("codes", ir.DataType.UINT8, ["N"])
+    limbs = _limbs(builder.op, codes, powers=True)
+    for i, (limb, _, _) in enumerate(limbs):
+        add_output(builder, limb, f"limb.{i}", ir.DataType.UINT8, ["N"])
+    low, high = session_of(finish(builder)).run(None, {"codes": np.arange(POWERS + 1, dtype=np.uint8)})
+    assert [multiplier for _, _, multiplier in limbs] == [1, 128]
+    total = low.astype(np.int64) + 128 * (high.astype(np.int64) - 1)
+    np.testing.assert_array_equal(total, [0, *2 ** np.arange(POWERS)])
 
 
 def test_the_counter_is_there_only_on_demand() -> None:
@@ -269,7 +275,7 @@ def test_both_rows_of_an_image_share_its_ranges() -> None:
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_very_peaked_attention(weights: AttentionWeights, bits: int, form: Form | None) -> None:
-    """Weights far below 2^-23, and zeros, count as 2^-E; shifts do not lead beyond E."""
+    """Weights far below the largest of their row are zero, or 2^-M with few bits; some are too small to divide."""
     operands = Operands.random(np.random.default_rng(8), peak=25)
     outcome = integer_attention(weights, bits, form)(operands)
     assert (outcome.weights == 0).any()

@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nextscale.graph_passes.expand_attentive_tokens import FINEST, GRID, LARGEST_ORDER
-from nextscale.graph_passes.quantize_attention import FINEST_EXPONENT
+from nextscale.graph_passes.quantize_attention import POWERS
 
 HALF = Fraction(1, 2)
 orders_n = st.sampled_from([2**i for i in range(LARGEST_ORDER.bit_length())])
@@ -177,7 +177,7 @@ thetas = st.floats(2**-12, 1, width=32)
 @example(1.0, 2**-8)
 def test_orders(score: float, theta: float) -> None:
     """m = ceil(log2(Score / theta)), so that Score / 2n is at most theta, but more than half of it."""
-    m = orders(np.full((1, 1, 1), score, np.float32), theta, 1, LARGEST_ORDER).item()
+    m = orders(np.full((1, 1, 1), score, np.float32), theta, 1).item()
     ratio = Fraction(score) / Fraction(theta)
     assert (m > 0) == (ratio > 1)
     if ratio > FINEST:
@@ -189,23 +189,29 @@ def test_orders(score: float, theta: float) -> None:
             assert m == ceil(log2(ratio))
 
 
-@given(st.integers(2, 8), st.data())
-def test_a_divided_power_of_two_is_one(bits: int, data: st.DataObject) -> None:
-    """2n copies of 2^-min(x + m, E) weigh as much as 2^-min(x, E - m), in units of 2^-E."""
-    finest = min(2**bits - 1, FINEST_EXPONENT)
-    x = data.draw(st.integers(0, finest))
-    m = data.draw(st.integers(0, min(finest, LARGEST_ORDER.bit_length())))
-    divided, kept = min(x + m, finest), min(x, finest - m)
-    assert 2**m * 2 ** (finest - divided) == 2 ** (finest - kept)
+codes_of_weights = st.integers(0, POWERS)
 
 
-@given(on_the_grid(), orders_n, st.integers(0, 15))
-def test_both_forms_sum_to_the_same_integer(drawn: tuple[Fraction, int], n: int, x: int) -> None:
-    """With 4-bit exponents: 2n shifted codes at weight / 2n; the code at the weight and the residual at weight / 2n."""
+def units(code: int) -> int:
+    """What the code of a log2 weight stands for."""
+    return 2 ** (code - 1) if code else 0
+
+
+@given(codes_of_weights, st.integers(0, LARGEST_ORDER.bit_length()))
+def test_a_divided_power_of_two_is_one(code: int, m: int) -> None:
+    """Eq. 13: 2n copies of a weight whose exponent has grown by m weigh as much as it did, unless it is too small."""
+    divided = max(code - m, 0)
+    assert 2**m * units(divided) == (units(code) if code > m else 0)
+
+
+@given(on_the_grid(), orders_n, codes_of_weights)
+def test_both_forms_sum_to_the_same_integer(drawn: tuple[Fraction, int], n: int, code: int) -> None:
+    """2n shifted codes at weight / 2n; the code at the weight and the residual at weight / 2n. Else the code alone."""
     u, qmax = drawn
-    finest, m, z = 15, (2 * n).bit_length() - 1, (qmax + 1) // 2
-    code = clip(half_up(u), 0, qmax)
-    divided, kept = 2 ** (finest - min(x + m, finest)), 2 ** (finest - min(x, finest - m))
-    duplicate = sum(divided * (clip(half_up(u + shift), 0, qmax) - z) for shift in shifts(n))
-    residual = kept * (code - z) + divided * (closed_form(u, n, qmax) - 2 * n * code)
+    m, z = (2 * n).bit_length() - 1, (qmax + 1) // 2
+    value = clip(half_up(u), 0, qmax)
+    divided, kept = max(code - m, 0), 0 if code > m else code
+    duplicate = sum(units(divided) * (clip(half_up(u + shift), 0, qmax) - z) for shift in shifts(n))
+    duplicate += units(kept) * (value - z)
+    residual = units(code) * (value - z) + units(divided) * (closed_form(u, n, qmax) - 2 * n * value)
     assert duplicate == residual
