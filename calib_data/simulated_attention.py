@@ -127,10 +127,7 @@ class SimulatedAttention:
         return torch.cat(mixed, dim=2)
 
     def _mix(self, weights: Tensor, values: Tensor, scale: Tensor, si: int) -> Tensor:
-        """A V at the queries of stage `si`: [R, H, l, T], [R, H, T, d] -> [R, H, l, d].
-
-        Of an attentive token also log2 weights that are too small to be divided count F / 2n; in the graph, the code.
-        """
+        """A V at the queries of stage `si`: [R, H, l, T], [R, H, T, d] -> [R, H, l, d]."""
         if self.shift_and_sum is None:
             return fake_attention(weights, self.recipe.weights, self.bits) @ self._codes(values, scale)
         shifts = kernel_shifts(weights, self.shift_and_sum.theta, self.shift_and_sum.places[si])

@@ -26,8 +26,7 @@ class Dequantized:
 
     Attributes:
         weights: A_hat, float64 [R, H, l, T].
-        values: V_hat, float64 [R, H, T, d]; F / 2n for attentive tokens, also where a log2 weight is too small to be
-            divided by 2n and the graph takes the plain code.
+        values: V_hat, float64 [R, H, T, d]; F / 2n for attentive tokens.
         representable: bool [R, H, l, T], the weights that log2's powers reach.
     """
 

@@ -6,6 +6,9 @@ batch and head. Both forms represent an attentive token by F / 2n, the sum of th
     duplicate: 2n rows of codes of shifted values, with the weight divided by 2n (Eq. 13)
     residual:  the code itself, and one more row r = F - 2n v_hat with the weight divided by 2n
 
+Orders n share one product: 1/2n is a multiple of 1/128, so residuals are multiplied by 64/n, copies come 64/n times,
+and the sum of all is divided by 128. Residuals lie in their tokens' places, so that no weights need to be gathered.
+
 All of it is exact: V is put on a grid of 2^-15 steps first, on which the sums of Eq. 9 have no rounding in float32, and
 the products are integers. So the two forms give the same integers (docs/quantization.md).
 """
@@ -45,11 +48,6 @@ class ShiftAndSum:
     places: tuple[int, ...]
     count_overflow: bool = False
 
-    def slots(self) -> list[int]:
-        """For each stage, rows that all copies of `duplicate` need at most: 2n < 2 Score / theta, scores sum to 1."""
-        most = int(2 / self.theta) + 1 if self.theta > 0 else FINEST * max(self.places)
-        return [max(min(places * FINEST, most), 1) for places in self.places]
-
 
 @dataclass(frozen=True)
 class Term:
@@ -76,13 +74,13 @@ class AttentiveTokens:
         index: int64 [R, H, k], the token in each place.
         shift: float32 [R, H, k], m = log2(2n), 0 where the place is empty.
         two_n: float32 [R, H, k], 2^m.
-        u: float32 [R, H, k, d], the values in steps of V's scale, from its lowest code.
+        steps: float32 [R, H, k, d], the values in steps of 2^-15 of V's scale.
     """
 
     index: ir.Value
     shift: ir.Value
     two_n: ir.Value
-    u: ir.Value
+    steps: ir.Value
 
 
 def expand(
@@ -91,7 +89,6 @@ def expand(
     value: ir.Value,
     v_scale: ir.Value,
     codes: ir.Value,
-    powers: bool,
     bits: int,
     shift_and_sum: ShiftAndSum,
     stage: ir.Value | None,
@@ -103,43 +100,20 @@ def expand(
         value: float32 [R, H, T, d].
         v_scale: V's step size, broadcasts to [R, 1, 1, 1].
         codes: uint8 [R, H, l, T], of the weights.
-        powers: whether a code c stands for a power of two, 2^(c - 1) units, and 0 for zero; else it stands for c.
         bits: of V.
         stage: int64 []; None where there is one stage.
     """
-    qmax, zero_point = float(2**bits - 1), float(2 ** (bits - 1))
     steps = op.Round(op.Mul(value, op.Div(GRID, v_scale)))
     plain = _codes_of_steps(op, steps, bits)
-    tokens, overflow = _attentive_tokens(op, weights, steps, bits, shift_and_sum, stage)
     ones = _like(op, plain, 1)
+    tokens, overflow = _attentive_tokens(op, weights, steps, shift_and_sum, stage)
     if shift_and_sum.form == "residual":
-        finer = _floor_codes(op, op.Add(op.Mul(_column(op, tokens.two_n), tokens.u), 0.5), None)
-        finer = op.Min(finer, op.Mul(_column(op, tokens.two_n), qmax))
-        coarse = _floor_codes(op, op.Add(tokens.u, 0.5), qmax)
-        residual = op.Sub(finer, op.Mul(_column(op, tokens.two_n), coarse))
-        extra_codes = _columns(op, codes, tokens.index)
-        if powers:
-            residual = op.Cast(residual, to=INT8)
-            extra = Term(_divided(op, extra_codes, tokens.shift), residual, _like(op, residual, 0))
-            return [Term(codes, plain, ones), extra], overflow
-        residual = op.Mul(residual, op.Div(float(FINEST), _column(op, tokens.two_n)))
-        residual = op.Cast(residual, to=INT8)
-        extra = Term(extra_codes, residual, _like(op, residual, 0))
-        return [Term(codes, plain, ones, FINEST), extra], overflow
-    copies = _copies if powers else _repeated_copies
-    owner, offset, valid = copies(op, tokens, shift_and_sum, stage)
-    source = op.GatherElements(tokens.u, _spread(op, owner, tokens.u), axis=2)
-    shifted = _floor_codes(op, op.Add(source, _column(op, offset)), qmax)
-    valid = _column(op, valid)
-    copied = op.Cast(op.Mul(op.Sub(shifted, zero_point), valid), to=INT8)
+        residual = _placed(op, _residual(op, tokens, bits), tokens.index, plain)
+        return [Term(codes, plain, ones, FINEST), Term(codes, residual, _like(op, residual, 0))], overflow
+    copied, owner = _copies(op, tokens, bits)
+    is_plain = op.Equal(_scatter(op, weights, tokens.index, tokens.shift), 0.0)
+    plain = op.Mul(plain, _column(op, op.Cast(is_plain, to=INT8)))
     copy_codes = _columns(op, codes, op.GatherElements(tokens.index, owner, axis=2))
-    if powers:
-        copy_codes = _divided(op, copy_codes, op.GatherElements(tokens.shift, owner, axis=2))
-        counts = op.Cast(op.Slice(valid, [0], [1], [3]), to=INT8)
-        kept = _undivided(op, codes, _scatter(op, weights, tokens.index, tokens.shift))
-        return [Term(kept, plain, ones), Term(copy_codes, copied, counts)], overflow
-    attentive = _scatter(op, weights, tokens.index, op.Cast(op.Greater(tokens.shift, 0.0), to=FLOAT))
-    plain = op.Mul(plain, _column(op, op.Cast(op.Sub(1.0, attentive), to=INT8)))
     return [Term(codes, plain, ones, FINEST), Term(copy_codes, copied, _like(op, copied, 0))], overflow
 
 
@@ -156,16 +130,10 @@ def _codes_of_steps(op: OpBuilder, steps: ir.Value, bits: int) -> ir.Value:
     return op.Clip(codes, *(constant(op, f"code.{end}", np.array(end, np.int8)) for end in (-z, z - 1)))
 
 
-def _floor_codes(op: OpBuilder, x: ir.Value, qmax: float | None) -> ir.Value:
-    """clip(floor(x), 0, qmax)."""
-    return op.Max(op.Floor(x), 0.0) if qmax is None else op.Clip(op.Floor(x), 0.0, qmax)
-
-
 def _attentive_tokens(
     op: OpBuilder,
     weights: ir.Value,
     steps: ir.Value,
-    bits: int,
     shift_and_sum: ShiftAndSum,
     stage: ir.Value | None,
 ) -> tuple[AttentiveTokens, ir.Value]:
@@ -187,49 +155,40 @@ def _attentive_tokens(
     limit = constant(op, "theta", theta.reshape(()))
     placed = op.Greater(shift, 0.0)
     counted = [op.ReduceSum(op.Cast(x, to=INT64), keepdims=0) for x in (op.Greater(score, limit), placed)]
-    values = op.Mul(op.GatherElements(steps, _spread(op, index, steps), axis=2), 1 / GRID)
-    # Beyond these no code changes.
-    u = op.Clip(op.Add(values, float(2 ** (bits - 1))), -1.0, float(2**bits))
-    return AttentiveTokens(index, shift, two_n, u), op.Sub(*counted)
+    return AttentiveTokens(index, shift, two_n, _rows(op, steps, index)), op.Sub(*counted)
 
 
-def _copies(
-    op: OpBuilder, tokens: AttentiveTokens, shift_and_sum: ShiftAndSum, stage: ir.Value | None
-) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """2n slots for each attentive token, one token's after the other's.
+def _residual(op: OpBuilder, tokens: AttentiveTokens, bits: int) -> ir.Value:
+    """64/n times r, the nearest number of 1/2n steps that the value is above its code: int8 [R, H, k, d]."""
+    two_n, z = _column(op, tokens.two_n), 2 ** (bits - 1)
+    # Beyond the first and last code all copies are clipped.
+    steps = op.Clip(tokens.steps, -z * GRID, (z - 1) * GRID)
+    codes = op.Floor(op.Add(op.Mul(steps, 1 / GRID), 0.5))
+    rest = op.Sub(steps, op.Mul(codes, GRID))
+    residual = op.Floor(op.Add(op.Mul(rest, op.Mul(two_n, 1 / GRID)), 0.5))
+    return op.Cast(op.Mul(residual, op.Div(float(FINEST), two_n)), to=INT8)
+
+
+def _copies(op: OpBuilder, tokens: AttentiveTokens, bits: int) -> tuple[ir.Value, ir.Value]:
+    """128 rows for each place, each of the 2n codes of shifted values (Eq. 9) 64/n times; zeros if the place is empty.
 
     Returns:
-        owner int64 [R, H, J], the place a slot belongs to; the offset (2j + 1) / 4n of copy j, a half step more than
-        Eq. 9's shift; whether the slot is used, float32.
+        the codes int8 [R, H, 128 k, d]; the place that each belongs to, int64 [R, H, 128 k].
     """
-    counts = op.Mul(tokens.two_n, op.Cast(op.Greater(tokens.shift, 0.0), to=FLOAT))
-    ends = op.CumSum(counts, constant(op, "places_axis", np.array(2)))
-    slots = op.Squeeze(_at_stage(op, "slots", shift_and_sum.slots(), stage), [0])
-    slot = op.Cast(op.Range(op.Constant(value_int=0), slots, op.Constant(value_int=1)), to=FLOAT)
-    passed = op.GreaterOrEqual(op.Unsqueeze(slot, [1]), op.Unsqueeze(ends, [2]))
-    owner = op.ReduceSum(op.Cast(passed, to=INT64), [-1], keepdims=0)
-    places = op.Shape(tokens.index, start=2)
-    valid = op.Cast(op.Less(owner, places), to=FLOAT)
-    owner = op.Min(owner, op.Sub(places, 1))
-    start = op.GatherElements(op.Sub(ends, counts), owner, axis=2)
-    two_n = op.GatherElements(tokens.two_n, owner, axis=2)
-    copy = op.Sub(slot, start)
-    return owner, op.Div(op.Add(op.Mul(copy, 2.0), 1.0), op.Mul(two_n, 2.0)), valid
-
-
-def _repeated_copies(
-    op: OpBuilder, tokens: AttentiveTokens, shift_and_sum: ShiftAndSum, stage: ir.Value | None
-) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """128 slots for each place, each of the 2n copies 64 / n times: linear codes cannot be divided by 2n exactly."""
+    z = 2 ** (bits - 1)
     shape = op.Shape(tokens.index)
     each = op.Mul(op.Slice(shape, [2], [3], [0]), FINEST)
     slot = op.Range(op.Constant(value_int=0), op.Squeeze(each, [0]), op.Constant(value_int=1))
     owner = op.Expand(op.Div(slot, FINEST), op.Concat(op.Slice(shape, [0], [2], [0]), each, axis=0))
     two_n = op.GatherElements(tokens.two_n, owner, axis=2)
-    repeat = op.Cast(op.Mod(slot, FINEST), to=FLOAT)
-    copy = op.Floor(op.Div(op.Mul(repeat, two_n), float(FINEST)))
-    valid = op.Cast(op.Greater(two_n, 1.0), to=FLOAT)
-    return owner, op.Div(op.Add(op.Mul(copy, 2.0), 1.0), op.Mul(two_n, 2.0)), valid
+    copy = op.Floor(op.Div(op.Mul(op.Cast(op.Mod(slot, FINEST), to=FLOAT), two_n), float(FINEST)))
+    # A half more than the shift of Eq. 9, from its lowest, and so never negative: (2j + 1) / 4n for copy j.
+    offset = op.Div(op.Add(op.Mul(copy, 2.0), 1.0), op.Mul(two_n, 2.0))
+    # Where the codes of all copies have reached their end.
+    steps = op.Clip(_rows(op, tokens.steps, owner), -(z + 1) * GRID, z * GRID)
+    codes = op.Floor(op.Add(op.Mul(steps, 1 / GRID), _column(op, offset)))
+    codes = op.Mul(op.Clip(codes, -float(z), float(z - 1)), _column(op, op.Cast(op.Greater(two_n, 1.0), to=FLOAT)))
+    return op.Cast(codes, to=INT8), owner
 
 
 def _at_stage(op: OpBuilder, name: str, table: Sequence[int], stage: ir.Value | None) -> ir.Value:
@@ -242,9 +201,23 @@ def _column(op: OpBuilder, x: ir.Value) -> ir.Value:
     return op.Unsqueeze(x, [-1])
 
 
-def _spread(op: OpBuilder, index: ir.Value, like: ir.Value) -> ir.Value:
-    """An index [R, H, k] for each of the last dimension's d entries: [R, H, k, d]."""
-    return op.Expand(_column(op, index), op.Concat([1, 1, 1], op.Shape(like, start=3), axis=0))
+def _rows(op: OpBuilder, x: ir.Value, index: ir.Value) -> ir.Value:
+    """Rows of [R, H, T, d] by an index [R, H, k]: [R, H, k, d]."""
+    return op.GatherND(x, _column(op, index), batch_dims=2)
+
+
+def _placed(op: OpBuilder, rows: ir.Value, index: ir.Value, like: ir.Value) -> ir.Value:
+    """Zeros of the shape [R, H, T, d] of `like`, with the rows int8 [R, H, k, d] at the index [R, H, k]."""
+    shape = op.Shape(index)
+    place = op.Range(
+        op.Constant(value_int=1), op.Add(op.Squeeze(op.Shape(index, start=2)), 1), op.Constant(value_int=1)
+    )
+    nowhere = op.ConstantOfShape(op.Shape(like, end=3), value=ir.tensor([0], dtype=INT64))
+    places = op.ScatterElements(nowhere, index, op.Expand(place, shape), axis=2)
+    nothing = op.ConstantOfShape(
+        op.Concat(op.Shape(like, end=2), [1], op.Shape(like, start=3), axis=0), value=ir.tensor([0], dtype=INT8)
+    )
+    return _rows(op, op.Concat(nothing, rows, axis=2), places)
 
 
 def _columns(op: OpBuilder, codes: ir.Value, index: ir.Value) -> ir.Value:
@@ -258,18 +231,6 @@ def _scatter(op: OpBuilder, weights: ir.Value, index: ir.Value, updates: ir.Valu
     shape = op.Concat(op.Shape(weights, end=2), op.Shape(weights, start=3), axis=0)
     zeros = op.ConstantOfShape(shape, value=ir.tensor([0.0], dtype=FLOAT))
     return op.ScatterElements(zeros, index, updates, axis=2)
-
-
-def _divided(op: OpBuilder, codes: ir.Value, shift: ir.Value) -> ir.Value:
-    """max(c - m, 0), a weight over 2n if it can be divided: uint8 [R, H, l, k] and m float32 [R, H, k]."""
-    by = op.Unsqueeze(op.Cast(shift, to=UINT8), [2])
-    return op.Sub(op.Max(codes, by), by)
-
-
-def _undivided(op: OpBuilder, codes: ir.Value, shift: ir.Value) -> ir.Value:
-    """The codes of weights that are not divided, zero for the others: uint8 [R, H, l, T] and m float32 [R, H, T]."""
-    largest = op.Unsqueeze(op.Cast(op.Where(op.Greater(shift, 0.0), shift, 255.0), to=UINT8), [2])
-    return op.Where(op.Greater(codes, largest), constant(op, "no_code", np.array(0, np.uint8)), codes)
 
 
 def _like(op: OpBuilder, values: ir.Value, number: int) -> ir.Value:

@@ -143,7 +143,7 @@ def _quantize_mix(
         if known is None:
             v_scale = by_row(op, v_scale, 4)
         if shift_and_sum is not None:
-            terms, count = expand(op, a, v, v_scale, codes.codes, powers, bits, shift_and_sum, stage)
+            terms, count = expand(op, a, v, v_scale, codes.codes, bits, shift_and_sum, stage)
             overflow = [count]
         return [_mix(op, codes, terms, v_scale), *overflow]
 
@@ -223,24 +223,27 @@ def _linear(op: OpBuilder, a: ir.Value, bits: int, weights: AttentionWeights) ->
 
 
 def _mix(op: OpBuilder, codes: WeightCodes, terms: Sequence[Term], v_scale: ir.Value) -> ir.Value:
-    """The integer product of all terms, and its float rescale.
-
-    What has the same multiplier is summed in int32, and the sums in float32: rounded once, as long as they are below
-    2^24, with up to 1,023 tokens.
-    """
+    """The integer product of all terms, rounded to float32 once (of less than 1,024 tokens), and its rescale."""
     normalized = codes.scale is None
-    sums = dict[int, ir.Value]()
+    limbs, sums = dict[ir.Value, list[Limb]](), dict[int, ir.Value]()
     for term in terms:
         values = op.Concat(term.values, term.counts, axis=3) if normalized else term.values
-        for weights, zero_point, multiplier in _limbs(op, term.codes, codes.powers):
-            part = op.MatMulInteger(weights, values, *([] if zero_point is None else [zero_point]))
-            multiplier *= term.multiplier
+        if term.codes not in limbs:
+            limbs[term.codes] = _limbs(op, term.codes, codes.powers)
+        for limb in limbs[term.codes]:
+            part = op.MatMulInteger(limb.operand, values, *([] if limb.zero_point is None else [limb.zero_point]))
+            multiplier = limb.multiplier * term.multiplier
             sums[multiplier] = op.Add(sums[multiplier], part) if multiplier in sums else part
+    # Two are each exact in float32, and their sum is rounded once.
+    number = ir.DataType.FLOAT if len(sums) <= 2 else ir.DataType.DOUBLE
     total = None
     for multiplier, integers in sums.items():
-        part = op.Cast(integers, to=ir.DataType.FLOAT)
-        part = part if multiplier == 1 else op.Mul(part, float(multiplier))
+        part = op.Cast(integers, to=number)
+        if multiplier != 1:
+            part = op.Mul(part, constant(op, f"multiplier.{multiplier}", np.array(multiplier, number.numpy())))
         total = part if total is None else op.Add(total, part)
+    if number != ir.DataType.FLOAT:
+        total = op.Cast(total, to=ir.DataType.FLOAT)
     assert total is not None
     if not normalized:
         scale = op.Mul(v_scale, codes.scale)
@@ -251,15 +254,24 @@ def _mix(op: OpBuilder, codes: WeightCodes, terms: Sequence[Term], v_scale: ir.V
     return op.Mul(op.Div(product, count), v_scale)
 
 
-def _limbs(op: OpBuilder, codes: ir.Value, powers: bool) -> list[tuple[ir.Value, ir.Value | None, int]]:
-    """u8 operands, their zero points and multipliers: linear codes as they are; powers of two in two.
+@dataclass(frozen=True)
+class Limb:
+    """multiplier * (operand - zero_point), a part of the weights' codes: uint8 [R, H, l, T]."""
+
+    operand: ir.Value
+    zero_point: ir.Value | None = None
+    multiplier: int = 1
+
+
+def _limbs(op: OpBuilder, codes: ir.Value, powers: bool) -> list[Limb]:
+    """Linear codes as they are; powers of two in two.
 
     2^(c - 1) = lo + 128 (hi - 1) with lo = 2^(min(c, 8) - 1), zero for c = 0, and hi = 2^(max(c, 8) - 8).
     """
     if not powers:
-        return [(codes, None, 1)]
-    eight, one = _u8(op, 8), _u8(op, 1)
-    return [(_power(op, op.Min(codes, eight), 1), None, 1), (_power(op, op.Max(codes, eight), 8), one, 128)]
+        return [Limb(codes)]
+    low, high = (op.Min(codes, _u8(op, 8)), op.Max(codes, _u8(op, 8)))
+    return [Limb(_power(op, low, 1)), Limb(_power(op, high, 8), _u8(op, 1), 128)]
 
 
 def _power(op: OpBuilder, codes: ir.Value, of_one: int) -> ir.Value:

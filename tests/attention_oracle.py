@@ -74,27 +74,22 @@ def mix(
     """
     qmax, zero_point = 2**bits - 1, 2 ** (bits - 1)
     v_scale = scale_of(image_magnitude(v, rows) if magnitude is None else magnitude, bits)
-    m = np.zeros(a.shape[:2] + a.shape[3:], np.int64)
     if theta is None:
-        plain = fine = signed_codes(v, v_scale, bits).astype(np.float64)
+        fine = signed_codes(v, v_scale, bits).astype(np.float64)
     else:
         m = orders(a.mean(axis=2, dtype=np.float32), theta, places)
         u = np.round(v * (np.float32(2**15) / v_scale)).astype(np.float64) / 2**15 + zero_point
         u = np.clip(u, -1, qmax + 1)
-        plain = np.clip(np.floor(u + 0.5), 0, qmax) - zero_point
-        fine = plain.copy()
+        fine = np.clip(np.floor(u + 0.5), 0, qmax) - zero_point
         for exponent in range(1, int(m.max()) + 1):
             two_n = 2**exponent
             attentive = m == exponent
             fine[attentive] = shifted_sum(u[attentive], two_n // 2, qmax) / two_n - zero_point
-    divisible = np.ones(a.shape, bool)
     if weights.startswith("log2"):
         s = image_magnitude(a, rows) if weights == "log2" else a.max(axis=-1, keepdims=True)
         with np.errstate(divide="ignore", over="ignore"):
             x = np.clip(np.round(np.log(s / a) / np.float32(np.log(2))), 0, qmax).astype(np.int64)
-        code = np.maximum(POWERS - (x - x.min(axis=-1, keepdims=True)), 0)
-        value = np.where(code > 0, np.exp2(-x.astype(np.float64)), 0)
-        divisible = code > m[:, :, None]
+        value = np.where(x - x.min(axis=-1, keepdims=True) < POWERS, np.exp2(-x.astype(np.float64)), 0)
         unit: NDArray[np.float64] | float = s.astype(np.float64)
     elif weights == "row":
         value = np.round(a / (a.max(axis=-1, keepdims=True) * np.float32(1 / qmax))).astype(np.float64)
@@ -102,7 +97,7 @@ def mix(
     else:
         value = np.round(a / np.float32(1 / qmax)).astype(np.float64)
         unit = float(np.float32(1 / qmax))
-    product = (value * divisible) @ fine + (value * ~divisible) @ plain
+    product = value @ fine
     if weights in ("row", "log2-row"):
         return product / value.sum(axis=-1, keepdims=True) * v_scale.astype(np.float64)
     return product * unit * v_scale.astype(np.float64)

@@ -86,10 +86,10 @@ def test_the_tables_are_powers_of_two() -> None:
     builder = new_builder("limbs")
     codes = builder.input("codes", ir.DataType.UINT8, ["N"])
     limbs = _limbs(builder.op, codes, powers=True)
-    for i, (limb, _, _) in enumerate(limbs):
-        add_output(builder, limb, f"limb.{i}", ir.DataType.UINT8, ["N"])
+    for i, limb in enumerate(limbs):
+        add_output(builder, limb.operand, f"limb.{i}", ir.DataType.UINT8, ["N"])
     low, high = session_of(finish(builder)).run(None, {"codes": np.arange(POWERS + 1, dtype=np.uint8)})
-    assert [multiplier for _, _, multiplier in limbs] == [1, 128]
+    assert [limb.multiplier for limb in limbs] == [1, 128]
     total = low.astype(np.int64) + 128 * (high.astype(np.int64) - 1)
     np.testing.assert_array_equal(total, [0, *2 ** np.arange(POWERS)])
 
@@ -275,7 +275,7 @@ def test_both_rows_of_an_image_share_its_ranges() -> None:
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_very_peaked_attention(weights: AttentionWeights, bits: int, form: Form | None) -> None:
-    """Weights far below the largest of their row are zero, or 2^-M with few bits; some are too small to divide."""
+    """Weights far below the largest of their row are zero, or 2^-M with few bits."""
     operands = Operands.random(np.random.default_rng(8), peak=25)
     outcome = integer_attention(weights, bits, form)(operands)
     assert (outcome.weights == 0).any()

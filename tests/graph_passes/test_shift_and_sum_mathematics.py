@@ -15,7 +15,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nextscale.graph_passes.expand_attentive_tokens import FINEST, GRID, LARGEST_ORDER
-from nextscale.graph_passes.quantize_attention import POWERS
 
 HALF = Fraction(1, 2)
 orders_n = st.sampled_from([2**i for i in range(LARGEST_ORDER.bit_length())])
@@ -189,29 +188,13 @@ def test_orders(score: float, theta: float) -> None:
             assert m == ceil(log2(ratio))
 
 
-codes_of_weights = st.integers(0, POWERS)
-
-
-def units(code: int) -> int:
-    """What the code of a log2 weight stands for."""
-    return 2 ** (code - 1) if code else 0
-
-
-@given(codes_of_weights, st.integers(0, LARGEST_ORDER.bit_length()))
-def test_a_divided_power_of_two_is_one(code: int, m: int) -> None:
-    """Eq. 13: 2n copies of a weight whose exponent has grown by m weigh as much as it did, unless it is too small."""
-    divided = max(code - m, 0)
-    assert 2**m * units(divided) == (units(code) if code > m else 0)
-
-
-@given(on_the_grid(), orders_n, codes_of_weights)
-def test_both_forms_sum_to_the_same_integer(drawn: tuple[Fraction, int], n: int, code: int) -> None:
-    """2n shifted codes at weight / 2n; the code at the weight and the residual at weight / 2n. Else the code alone."""
+@given(on_the_grid(), orders_n, st.integers(0, 2**14))
+def test_both_forms_sum_to_the_same_integer(drawn: tuple[Fraction, int], n: int, weight: int) -> None:
+    """Eq. 13 in units of 1/128 weight: 2n shifted codes, each 64/n times; the code, and 64/n times the residual."""
     u, qmax = drawn
-    m, z = (2 * n).bit_length() - 1, (qmax + 1) // 2
-    value = clip(half_up(u), 0, qmax)
-    divided, kept = max(code - m, 0), 0 if code > m else code
-    duplicate = sum(units(divided) * (clip(half_up(u + shift), 0, qmax) - z) for shift in shifts(n))
-    duplicate += units(kept) * (value - z)
-    residual = units(code) * (value - z) + units(divided) * (closed_form(u, n, qmax) - 2 * n * value)
+    z, each = (qmax + 1) // 2, FINEST // (2 * n)
+    code = clip(half_up(u), 0, qmax)
+    duplicate = weight * each * sum(clip(half_up(u + shift), 0, qmax) - z for shift in shifts(n))
+    residual = weight * (FINEST * (code - z) + each * (closed_form(u, n, qmax) - 2 * n * code))
     assert duplicate == residual
+    assert Fraction(duplicate, FINEST) == weight * (Fraction(closed_form(u, n, qmax), 2 * n) - z)
