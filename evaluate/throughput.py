@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -13,6 +14,8 @@ from nextscale.runtime.errors import NextscaleError
 from nextscale.runtime.statistics import Interval, mean_interval, ratio_interval
 
 Log = Callable[[str], object]
+# Seconds between turns: idle threads of some runtimes spin on for tens of milliseconds after a reply.
+PAUSE = 0.1
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ def measure(
                 known = repetition >= 0
                 log(f"batch {batch}: " + (f"round {repetition + 1} of {repetitions}" if known else "warming up"))
                 for name in _rotated(list(workers), repetition):
+                    time.sleep(PAUSE)
                     try:
                         reply = workers[name].request(batch, seed + max(repetition, 0))
                     except NextscaleError as error:

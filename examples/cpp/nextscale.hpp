@@ -1363,6 +1363,8 @@ class Engine {
       options_.memory_pattern ? settings.EnableMemPattern() : settings.DisableMemPattern();
       settings.SetLogSeverityLevel(ORT_LOGGING_LEVEL_ERROR);  // what is wrong comes back as an exception anyway
       settings.AddConfigEntry("session.intra_op.allow_spinning", options_.spinning ? "1" : "0");
+      // Threads of a run that has ended would take cores from the next session's for a while.
+      settings.AddConfigEntry("session.force_spinning_stop", "1");
       session = std::make_unique<Ort::Session>(environment_, path.c_str(), settings);
       difference = difference_of(*session, info(graph));
     } catch (const Ort::Exception& error) {

@@ -996,6 +996,8 @@ namespace NextScale
                 LogSeverityLevel = OrtLoggingLevel.ORT_LOGGING_LEVEL_ERROR,  // what is wrong is an exception anyway
             };
             settings.AddSessionConfigEntry("session.intra_op.allow_spinning", options.Spinning ? "1" : "0");
+            // Threads of a run that has ended would take cores from the next session's for a while.
+            settings.AddSessionConfigEntry("session.force_spinning_stop", "1");
             return settings;
         }
 
