@@ -37,7 +37,7 @@ class KernelRates:
 
 
 def kernel_rates(options: SessionOptions, repetitions: int = 15) -> KernelRates:
-    """Of the fastest of interleaved repetitions: what a shared machine gives to others is no property of its kernels."""
+    """Of the fastest of interleaved repetitions: what a shared machine gives others is no property of its kernels."""
     model = _layers()
     observed = Range(np.array([-4], np.float32), np.array([4], np.float32))
     quantized = quantize_linear(model, {f"layer{i}": observed for i in range(LAYERS)}, "stage")
