@@ -19,7 +19,7 @@ def plot_table_c(file: BinaryIO, table: TableC) -> None:
     figure = Figure(figsize=(7.5, 1.4 + 0.34 * len(table.rows) * (0.6 + 0.4 * len(sizes))), layout="constrained")
     axes = figure.subplots()
     height = 0.8 / len(sizes)
-    limit = 1.35 * max(speed.images_per_second.mean for row in table.rows for speed in row.speeds)
+    largest = max(speed.images_per_second.mean for row in table.rows for speed in row.speeds)
     for i, batch in enumerate(sizes):
         color = colormaps["viridis"](0.25 + 0.5 * i / max(1, len(sizes) - 1))
         for y, row in enumerate(table.rows):
@@ -34,12 +34,12 @@ def plot_table_c(file: BinaryIO, table: TableC) -> None:
                     error_kw={"elinewidth": 1, "capsize": 2}, label=f"batch {batch}" if y == 0 else None,
                 )  # fmt: skip
                 text = f"  {rate.mean:.3g}" + (f"   {_quality(row)}" if i == 0 else "")
-                end = min(rate.high, limit) if math.isfinite(rate.high) else rate.mean
+                end = min(rate.high, 1.2 * largest) if math.isfinite(rate.high) else rate.mean
                 # A few rounds on a busy machine have intervals far wider than the bars: the layout must not follow.
                 axes.text(end, place, text, va="center", fontsize=8).set_in_layout(False)
     axes.set_yticks(range(len(table.rows)), [row.method for row in table.rows])
     axes.invert_yaxis()
-    axes.set_xlim(0, limit)
+    axes.set_xlim(0, 1.55 * largest)
     axes.set(xlabel="images/s", title=f"{table.model.get('name', '')} on {table.machine.cpu}")
     axes.title.set_fontsize(10)
     axes.spines[["top", "right"]].set_visible(False)
