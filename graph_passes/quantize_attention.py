@@ -223,7 +223,7 @@ def _linear(op: OpBuilder, a: ir.Value, bits: int, weights: AttentionWeights) ->
 
 
 def _mix(op: OpBuilder, codes: WeightCodes, terms: Sequence[Term], v_scale: ir.Value) -> ir.Value:
-    """The integer product of all terms, rounded to float32 once (of less than 1,024 tokens), and its rescale."""
+    """The integer product of all terms, rounded to float32 once (one term: of up to 1,023 tokens), and its rescale."""
     normalized = codes.scale is None
     limbs, sums = dict[ir.Value, list[Limb]](), dict[int, ir.Value]()
     for term in terms:
@@ -234,8 +234,8 @@ def _mix(op: OpBuilder, codes: WeightCodes, terms: Sequence[Term], v_scale: ir.V
             part = op.MatMulInteger(limb.operand, values, *([] if limb.zero_point is None else [limb.zero_point]))
             multiplier = limb.multiplier * term.multiplier
             sums[multiplier] = op.Add(sums[multiplier], part) if multiplier in sums else part
-    # Two are each exact in float32, and their sum is rounded once.
-    number = ir.DataType.FLOAT if len(sums) <= 2 else ir.DataType.DOUBLE
+    # The limbs of one term are exact in float32; with more terms only float64 makes both forms of shift-and-sum equal.
+    number = ir.DataType.FLOAT if len(terms) == 1 else ir.DataType.DOUBLE
     total = None
     for multiplier, integers in sums.items():
         part = op.Cast(integers, to=number)
