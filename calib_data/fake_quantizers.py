@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nextscale.graph_passes.expand_attentive_tokens import FINEST, GRID
 from nextscale.graph_passes.qparams import Range
 from nextscale.graph_passes.quantize_attention import POWERS
 from nextscale.graph_passes.quantize_linear_dynamic import LEAST_SCALE
@@ -20,9 +21,7 @@ from nextscale.graph_passes.recipe import AttentionWeights
 # GELU is never below; a layer behind it spends no codes on what never comes.
 GELU_MINIMUM = -0.171
 # Kernel orders n = 2**(m - 1) up to 64.
-LARGEST_SHIFT = 7
-# V's grid before rounding, so that sums over its codes are exact in float32.
-FINE_STEPS = 2.0**15
+LARGEST_SHIFT = FINEST.bit_length() - 1
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -231,7 +230,7 @@ def fake_values(values: Tensor, scale: Tensor, bits: int, shifts: Tensor) -> Ten
     """
     with torch.no_grad():
         qmax, zero_point = 2**bits - 1, 2 ** (bits - 1)
-        fine = (values * (FINE_STEPS / scale)).round_().div_(FINE_STEPS).add_(zero_point).clamp_(-1, qmax + 1)
+        fine = (values * (GRID / scale)).round_().div_(GRID).add_(zero_point).clamp_(-1, qmax + 1)
         copies = shifts.exp2()[..., None]
         sums = fine.mul_(copies).add_(0.5).floor_()
         codes = torch.minimum(sums.clamp_min_(0), copies * qmax).div_(copies)

@@ -105,16 +105,22 @@ def expand(
     """
     steps = op.Round(op.Mul(value, op.Div(GRID, v_scale)))
     plain = _codes_of_steps(op, steps, bits)
-    ones = _like(op, plain, 1)
+    ones = column_like(op, plain, 1)
     tokens, overflow = _attentive_tokens(op, weights, steps, shift_and_sum, stage)
     if shift_and_sum.form == "residual":
         residual = _placed(op, _residual(op, tokens, bits), tokens.index, plain)
-        return [Term(codes, plain, ones, FINEST), Term(codes, residual, _like(op, residual, 0))], overflow
+        return [Term(codes, plain, ones, FINEST), Term(codes, residual, column_like(op, residual, 0))], overflow
     copied, owner = _copies(op, tokens, bits)
     is_plain = op.Equal(_scatter(op, weights, tokens.index, tokens.shift), 0.0)
     plain = op.Mul(plain, _column(op, op.Cast(is_plain, to=INT8)))
     copy_codes = _columns(op, codes, op.GatherElements(tokens.index, owner, axis=2))
-    return [Term(codes, plain, ones, FINEST), Term(copy_codes, copied, _like(op, copied, 0))], overflow
+    return [Term(codes, plain, ones, FINEST), Term(copy_codes, copied, column_like(op, copied, 0))], overflow
+
+
+def column_like(op: OpBuilder, values: ir.Value, number: int) -> ir.Value:
+    """int8 [R, H, T, 1], all `number`, for values [R, H, T, d]."""
+    shape = op.Concat(op.Shape(values, end=3), [1], axis=0)
+    return op.ConstantOfShape(shape, value=ir.tensor([number], dtype=INT8))
 
 
 def _codes_of_steps(op: OpBuilder, steps: ir.Value, bits: int) -> ir.Value:
@@ -231,9 +237,3 @@ def _scatter(op: OpBuilder, weights: ir.Value, index: ir.Value, updates: ir.Valu
     shape = op.Concat(op.Shape(weights, end=2), op.Shape(weights, start=3), axis=0)
     zeros = op.ConstantOfShape(shape, value=ir.tensor([0.0], dtype=FLOAT))
     return op.ScatterElements(zeros, index, updates, axis=2)
-
-
-def _like(op: OpBuilder, values: ir.Value, number: int) -> ir.Value:
-    """int8 [R, H, T, 1], all `number`."""
-    shape = op.Concat(op.Shape(values, end=3), [1], axis=0)
-    return op.ConstantOfShape(shape, value=ir.tensor([number], dtype=INT8))

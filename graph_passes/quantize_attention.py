@@ -19,7 +19,7 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from nextscale.graph_passes.attention_patterns import AttentionPattern, attention_patterns
-from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum, Term, expand
+from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum, Term, column_like, expand
 from nextscale.graph_passes.graph_edit import MICROSOFT, constant, integer_matmul, replace, splice
 from nextscale.graph_passes.quantize_linear_dynamic import (
     LEAST_SCALE,
@@ -132,20 +132,14 @@ def _quantize_mix(
         op: OpBuilder, logits: ir.Value, a: ir.Value, v: ir.Value, stage: ir.Value | None = None
     ) -> Sequence[ir.Value]:
         v_scale = symmetric_scale(op, "value", v, bits, rows, None if known is None else known.value)
+        v_unit = v_scale if known is not None else by_row(op, v_scale, 4)
         powers = weights.startswith("log2")
         codes = _powers_of_two(op, logits, a, bits, rows, weights) if powers else _linear(op, a, bits, weights)
         if shift_and_sum is None:
             values = signed_codes(op, v, v_scale, bits)
-            ones = op.ConstantOfShape(
-                op.Concat(op.Shape(values, end=3), [1], axis=0), value=ir.tensor([1], dtype=ir.DataType.INT8)
-            )
-            terms, overflow = [Term(codes.codes, values, ones)], []
-        if known is None:
-            v_scale = by_row(op, v_scale, 4)
-        if shift_and_sum is not None:
-            terms, count = expand(op, a, v, v_scale, codes.codes, bits, shift_and_sum, stage)
-            overflow = [count]
-        return [_mix(op, codes, terms, v_scale), *overflow]
+            return [_mix(op, codes, [Term(codes.codes, values, column_like(op, values, 1))], v_unit)]
+        terms, overflow = expand(op, a, v, v_unit, codes.codes, bits, shift_and_sum, stage)
+        return [_mix(op, codes, terms, v_unit), overflow]
 
     operands = [pattern.logits, pattern.weights, pattern.value]
     if stage is not None and shift_and_sum is not None:

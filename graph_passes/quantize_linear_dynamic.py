@@ -127,10 +127,10 @@ def image_extreme(op: OpBuilder, x: ir.Value, rows: int, largest: bool) -> ir.Va
     """The largest or smallest value of each image, of nothing -inf or inf, given to its rows: [R, ...] -> [R]."""
     assert x.shape is not None
     extreme_of = op.ReduceMax if largest else op.ReduceMin
-    by_row = extreme_of(x, list(range(1, len(x.shape))), keepdims=0)
+    of_rows = extreme_of(x, list(range(1, len(x.shape))), keepdims=0)
     if rows == 1:
-        return by_row
-    merged = extreme_of(op.Reshape(by_row, [rows, -1]), [0], keepdims=0)
+        return of_rows
+    merged = extreme_of(op.Reshape(of_rows, [rows, -1]), [0], keepdims=0)
     return op.Concat(*[merged] * rows, axis=0)
 
 
