@@ -191,7 +191,7 @@ def draw(file: BinaryIO, points: Sequence[Point]) -> None:
     axes.set(yscale="log", xlabel="images/s over full precision, 95% interval", ylabel="KL, nats a token")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.grid(alpha=0.3)
-    axes.legend(loc="best", fontsize="small")
+    axes.legend(loc="lower left", fontsize="small")
     figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
 
 
