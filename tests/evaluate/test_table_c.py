@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from nextscale.evaluate.demo_agreement import demo_agreement
+from nextscale.evaluate.demo_agreement import DemoAgreement, demo_agreement
 from nextscale.evaluate.kernel_rates import KernelRates
 from nextscale.evaluate.table_c import PAPER, ROWS, Prediction, Row, TableC, recommend
 from nextscale.evaluate.table_c_page import markdown, with_interval
@@ -41,8 +41,8 @@ def test_the_papers_ratios() -> None:
 def test_the_report_says_what_a_reader_must_know() -> None:
     split = TimeSplit(1.0, dict.fromkeys(PARTS, 0.2), (0.3, 0.7))
     row = Row(
-        "brecq-w8a8", "BRECQ", "8/8", 1.82, (speed("brecq-w8a8", 0.8),), demo_agreement("brecq-w8a8"), 10**8, split,
-        0.5, 0.4, (Prediction("cpu", 1, 0.3), Prediction("cpu", 16, 4.0)), ("weights rounded to nearest",),
+        "brecq-w8a8", "BRECQ", "8/8", 1.82, (speed("brecq-w8a8", 0.8),), DemoAgreement(1.322, 0.015, 0.203), 10**8,
+        split, 0.5, 0.4, (Prediction("cpu", 1, 0.3), Prediction("cpu", 16, 4.0)), ("weights rounded to nearest",),
     )  # fmt: skip
     table = TableC(
         model={"name": "var-d16", "weights": "random"},
