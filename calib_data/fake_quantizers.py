@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from nextscale.graph_passes.expand_attentive_tokens import FINEST, GRID
+from nextscale.graph_passes.pipeline import GELU_MINIMUM
 from nextscale.graph_passes.qparams import Range
 from nextscale.graph_passes.quantize_attention import POWERS
 from nextscale.graph_passes.quantize_linear_dynamic import LEAST_SCALE
 from nextscale.graph_passes.recipe import AttentionWeights
 
-# GELU is never below; a layer behind it spends no codes on what never comes.
-GELU_MINIMUM = -0.171
 # Kernel orders n = 2**(m - 1) up to 64.
 LARGEST_SHIFT = FINEST.bit_length() - 1
 
