@@ -28,6 +28,7 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	cd build && $(abspath $(BIN))/mypy --config-file ../pyproject.toml
+	cd build && $(abspath $(BIN))/lint-imports ../pyproject.toml
 
 examples: $(VENV)/.ready
 	examples/install_packages.sh c++=g++ cmake=cmake npm=npm libpng-dev
@@ -45,7 +46,7 @@ examples: $(VENV)/.ready
 	PYTHONPATH=tests $(BIN)/python -m conformance.check_programs $(SUITE) --cpp build/cpp --csharp build/csharp
 
 # The strict mode lays a tree of links that type checkers can follow. A folder is newer when a file in it is new.
-$(VENV)/.ready: pyproject.toml $(patsubst %,%/.,calib_data cli demo evaluate evaluate/peers export graph_passes runtime)
+$(VENV)/.ready: pyproject.toml $(patsubst %,%/.,calib_data cli compiler demo evaluate export export/var graph_passes measure measure/peers models models/var paper report runtime simulation)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "setuptools>=77" wheel
 	$(BIN)/pip install --quiet "$(TORCH)"

@@ -27,11 +27,11 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
 from nextscale.cli.main import main as nextscale
-from nextscale.export.presets import Preset
-from nextscale.export.random_weights import random_models
-from nextscale.export.var import VARConfig
-from nextscale.export.vqvae import VQVAEConfig
 from nextscale.graph_passes.recipe import load_recipe, recipe_names
+from nextscale.models.var.presets import Preset
+from nextscale.models.var.random_weights import random_models
+from nextscale.models.var.transformer import VARConfig
+from nextscale.models.var.vqvae import VQVAEConfig
 from nextscale.runtime.machine import describe_machine, versions
 
 ROUNDINGS = Path(__file__).parent / "roundings"

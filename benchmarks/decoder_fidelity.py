@@ -19,10 +19,10 @@ from nextscale.calib_data.token_maps import TokenMaps
 from nextscale.evaluate.feature_network import FeatureNetwork
 from nextscale.evaluate.image_metrics import frechet_distance
 from nextscale.evaluate.image_statistics import image_statistics
-from nextscale.export.sources import demo_source
+from nextscale.measure.statistics import ratio_interval
+from nextscale.models.sources import demo_source
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.session import SessionOptions, open_session
-from nextscale.runtime.statistics import ratio_interval
 
 BATCH = 8
 

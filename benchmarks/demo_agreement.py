@@ -13,11 +13,11 @@ from pathlib import Path
 import click
 from provenance import RESULTS, provenance, publish
 
+from nextscale.compiler.build import build_bundle
+from nextscale.compiler.plan import BuildOptions
 from nextscale.evaluate.teacher_forced import Agreement, as_json, teacher_forced
-from nextscale.export.build import build_bundle
-from nextscale.export.plan import BuildOptions
-from nextscale.export.sources import demo_source
 from nextscale.graph_passes.recipe import load_recipe
+from nextscale.models.sources import demo_source
 from nextscale.runtime.next_scale_loop import Generator
 from nextscale.runtime.session import SessionOptions
 

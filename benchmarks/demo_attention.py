@@ -1,6 +1,6 @@
 """How attention is distributed in the demo model: what `nextscale table-c` gives to models with random weights.
 
-Writes evaluate/statistics/demo_attention.npz from a full-precision bundle of the demo model.
+Writes paper/statistics/demo_attention.npz from a full-precision bundle of the demo model.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy as np
 
 from nextscale.calib_data.attention_scores import collect_scores, observed_bundle
 from nextscale.calib_data.calibrate import CalibrationSettings, calibration_labels
-from nextscale.calib_data.transfer_scores import statistics_writer
+from nextscale.paper.transfer_scores import statistics_writer
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.image_io import write_files
 from nextscale.runtime.session import SessionOptions
 
-OUT = Path(__file__).parents[1] / "evaluate" / "statistics" / "demo_attention.npz"
+OUT = Path(__file__).parents[1] / "paper" / "statistics" / "demo_attention.npz"
 
 
 @click.command()

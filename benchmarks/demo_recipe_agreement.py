@@ -1,6 +1,6 @@
 """Collect the demo model's agreement by recipe into the package, for `nextscale table-c`.
 
-Reads WORK/{recipe}.{images}-{cfg_scale}.json (`recipe_bundles.py` writes them) into demo/recipe_agreement.json.
+Reads WORK/{recipe}.{images}-{cfg_scale}.json (`recipe_bundles.py` writes them) into paper/recipe_agreement.json.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-OUT = Path(__file__).parents[1] / "demo" / "recipe_agreement.json"
+OUT = Path(__file__).parents[1] / "paper" / "recipe_agreement.json"
 RECIPES = "brecq-w8a8,litevar-w8a8,ours-w8a8,ours-litevar-w8a8,default"
 FIGURES = ("kl", "kl_stderr", "top1")
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import click
 from provenance import RESULTS, provenance, publish
 
-from nextscale.evaluate.kernel_rates import kernel_rates
-from nextscale.runtime.bench import BenchReport, Measurement, bench
+from nextscale.measure.bench import BenchReport, Measurement, bench
+from nextscale.measure.kernel_rates import kernel_rates
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.session import SessionOptions
 

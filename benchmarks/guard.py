@@ -24,11 +24,11 @@ from provenance import RESULTS
 from recipe_bundles import FULL_PRECISION, ROUNDINGS, RecipeBundles, log
 from w8a8_front import find_recipe, measure_speed
 
+from nextscale.measure.statistics import Interval
 from nextscale.runtime.errors import NextscaleError
 from nextscale.runtime.machine import describe_machine, versions
 from nextscale.runtime.next_scale_loop import Generator
 from nextscale.runtime.session import SessionOptions
-from nextscale.runtime.statistics import Interval
 
 
 @dataclass(frozen=True)

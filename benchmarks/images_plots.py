@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from nextscale.evaluate.operations import MLP_RATIO, BitWidths, multiply_adds, queries
 from nextscale.graph_passes.recipe import Recipe, load_recipe
+from nextscale.models.var.operations import MLP_RATIO, BitWidths, multiply_adds, queries
 from nextscale.runtime.manifest import ModelInfo
 
 FULL_PRECISION = BitWidths(16, 16)  # as the paper counts it

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from provenance import commit
 
-from nextscale.runtime.statistics import Interval, mean_interval
+from nextscale.measure.statistics import Interval, mean_interval
 
 Row = Mapping[str, Any]
 Rows = Mapping[tuple[str, int], Row]  # by recipe and seed

@@ -26,11 +26,11 @@ import click
 import numpy as np
 from provenance import RESULTS, commit, provenance, publish
 
+from nextscale.measure.bench import FORMS, finite
+from nextscale.measure.contender import Contender, Worker, bundle_contender
+from nextscale.measure.statistics import Interval, mean_interval, ratio_interval
 from nextscale.runtime import Bundle, NextscaleError, SessionOptions
-from nextscale.runtime.bench import FORMS, finite
-from nextscale.runtime.contender import Contender, Worker, bundle_contender
 from nextscale.runtime.machine import describe_machine, versions
-from nextscale.runtime.statistics import Interval, mean_interval, ratio_interval
 
 NAME = "integrations"
 PYTHON = "Python"

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import click
 from provenance import provenance, publish
 
-from nextscale.evaluate.kernel_rates import kernel_rates
+from nextscale.measure.kernel_rates import kernel_rates
 from nextscale.runtime.session import SessionOptions
 
 

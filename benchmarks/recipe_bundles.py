@@ -12,18 +12,18 @@ from typing import Any
 
 import onnxruntime
 
-from nextscale.calib_data.rounding import Rounding
 from nextscale.calib_data.token_maps import TokenMaps
+from nextscale.compiler.build import build_bundle
+from nextscale.compiler.plan import BuildOptions
 from nextscale.evaluate.teacher_forced import as_json, teacher_forced
-from nextscale.export.build import build_bundle
-from nextscale.export.plan import BuildOptions
-from nextscale.export.sources import Source, demo_source
 from nextscale.graph_passes.recipe import Recipe
+from nextscale.models.sources import Source, demo_source
 from nextscale.runtime.bundle import MANIFEST_NAME, Bundle
 from nextscale.runtime.errors import NextscaleError
 from nextscale.runtime.machine import describe_machine
 from nextscale.runtime.next_scale_loop import Generator
 from nextscale.runtime.session import SessionOptions
+from nextscale.simulation.rounding import Rounding
 
 ROUNDINGS = Path(__file__).parent / "roundings"
 FULL_PRECISION = "fp32"

@@ -16,10 +16,10 @@ import click
 import numpy as np
 import torch
 
-from nextscale.calib_data.reconstruct import ReconstructionSettings, Step, reconstruct
-from nextscale.calib_data.simulated_attention import ShiftAndSum
-from nextscale.export.checkpoint import load_models
 from nextscale.graph_passes.recipe import load_recipe
+from nextscale.models.var.checkpoint import load_models
+from nextscale.simulation.reconstruct import ReconstructionSettings, Step, reconstruct
+from nextscale.simulation.simulated_attention import ShiftAndSum
 
 DEFAULTS = ReconstructionSettings()
 DEMO = Path(__file__).parent.parent / "demo"

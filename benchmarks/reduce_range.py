@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from provenance import provenance, publish
 
+from nextscale.compiler.build import build_bundle
+from nextscale.compiler.plan import BuildOptions
 from nextscale.evaluate.teacher_forced import Agreement, evaluation_labels, kl_divergence, summarize, teacher_forced
-from nextscale.export.build import build_bundle
-from nextscale.export.plan import BuildOptions
-from nextscale.export.sources import demo_source
 from nextscale.graph_passes.recipe import load_recipe
+from nextscale.models.sources import demo_source
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.next_scale_loop import Generator
 from nextscale.runtime.session import SessionOptions

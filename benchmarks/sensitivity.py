@@ -17,12 +17,6 @@ import numpy as np
 import torch
 from provenance import RESULTS, commit, publish
 
-from nextscale.calib_data.simulate import SimulatedVAR
-from nextscale.calib_data.simulated_agreement import simulated_agreement
-from nextscale.calib_data.simulated_attention import ShiftAndSum
-from nextscale.calib_data.simulated_ranges import equalize, observe
-from nextscale.export.equalization import Equalization
-from nextscale.export.sources import demo_source
 from nextscale.graph_passes.qparams import Range
 from nextscale.graph_passes.recipe import (
     ActivationRecipe,
@@ -32,6 +26,12 @@ from nextscale.graph_passes.recipe import (
     Recipe,
     WeightRecipe,
 )
+from nextscale.models.sources import demo_source
+from nextscale.models.var.equalization import Equalization
+from nextscale.simulation.simulated_agreement import simulated_agreement
+from nextscale.simulation.simulated_attention import ShiftAndSum
+from nextscale.simulation.simulated_ranges import equalize, observe
+from nextscale.simulation.simulated_var import SimulatedVAR
 
 FLOAT_EMBED: dict[str, LayerChoice] = {"word_embed": "float"}
 ALL_LAYERS = ("attn.q", "attn.k", "attn.v", "attn.proj", "ffn.fc1", "ffn.fc2", "head")

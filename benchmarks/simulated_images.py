@@ -26,23 +26,23 @@ from images_report import report
 from numpy.typing import NDArray
 from provenance import RESULTS, publish
 
-from nextscale.calib_data.rounding import Rounding
-from nextscale.calib_data.simulate import SimulatedVAR
-from nextscale.calib_data.simulated_agreement import simulated_agreement
-from nextscale.calib_data.simulated_attention import ShiftAndSum
-from nextscale.calib_data.simulated_generation import generate
-from nextscale.calib_data.simulated_ranges import FULL_PRECISION, calibrated
 from nextscale.evaluate.feature_network import FeatureNetwork
 from nextscale.evaluate.image_metrics import image_metrics
 from nextscale.evaluate.image_statistics import ImageStatistics, image_statistics, read_statistics
 from nextscale.evaluate.reference_statistics import read_reference
 from nextscale.evaluate.teacher_forced import evaluation_labels
-from nextscale.export.equalization import Equalization
-from nextscale.export.sources import demo_source
 from nextscale.graph_passes.recipe import Recipe, load_recipe
+from nextscale.models.sources import demo_source
+from nextscale.models.var.equalization import Equalization
 from nextscale.runtime.image_io import Writer, write_files
 from nextscale.runtime.request import DEFAULT_CFG_SCALE, DEFAULT_TOP_P, resolve_top_k
 from nextscale.runtime.uniforms import uniforms
+from nextscale.simulation.rounding import Rounding
+from nextscale.simulation.simulated_agreement import simulated_agreement
+from nextscale.simulation.simulated_attention import ShiftAndSum
+from nextscale.simulation.simulated_generation import generate
+from nextscale.simulation.simulated_ranges import FULL_PRECISION, calibrated
+from nextscale.simulation.simulated_var import SimulatedVAR
 
 # As `evaluate.teacher_forced`: token maps that calibration, which has seed 0, did not see.
 AGREEMENT_SEED = 1

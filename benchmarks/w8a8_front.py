@@ -19,13 +19,13 @@ from matplotlib.ticker import FuncFormatter
 from provenance import RESULTS, commit, provenance, publish
 from recipe_bundles import FULL_PRECISION, ROUNDINGS, RecipeBundles, log
 
-from nextscale.evaluate.report_plots import Point, pareto_front
 from nextscale.graph_passes.recipe import Recipe, load_recipe
-from nextscale.runtime.bench import time_batch
+from nextscale.measure.bench import time_batch
+from nextscale.measure.statistics import Interval, ratio_interval
+from nextscale.report.plots import Point, pareto_front
 from nextscale.runtime.machine import describe_machine, versions
 from nextscale.runtime.next_scale_loop import Generator
 from nextscale.runtime.session import SessionOptions
-from nextscale.runtime.statistics import Interval, ratio_interval
 
 HERE = Path(__file__).parent
 FOLDERS = (HERE / "front", HERE / "ablations")  # of recipes that do not come with nextscale

@@ -1,1 +1,1 @@
-"""Token maps for calibration: sampling and observed ranges."""
+"""Calibration: token maps, observed ranges, attention's scores, and theta."""

@@ -10,7 +10,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nextscale.calib_data.attention_scores import EDGES, THETA_STEPS, ScoreStatistics
-from nextscale.evaluate.operations import BitWidths, Cost, aggregate_cost, duplicate_cost, keys, model_cost, score_cost
+from nextscale.models.var.operations import (
+    BitWidths,
+    Cost,
+    aggregate_cost,
+    duplicate_cost,
+    keys,
+    model_cost,
+    score_cost,
+)
 from nextscale.runtime.errors import NextscaleError
 from nextscale.runtime.manifest import ModelInfo
 

@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 from nextscale.cli import options
-from nextscale.runtime.bench import FORMS, BenchReport, Measurement
-from nextscale.runtime.bench import bench as run_bench
+from nextscale.measure.bench import FORMS, BenchReport, Measurement
+from nextscale.measure.bench import bench as run_bench
+from nextscale.measure.statistics import Interval
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.image_io import require_writable, write_files
 from nextscale.runtime.machine import Machine
 from nextscale.runtime.session import SessionOptions
-from nextscale.runtime.statistics import Interval
 
 
 @click.command()

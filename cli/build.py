@@ -20,17 +20,17 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from nextscale.calib_data.rounding import Rounding
 from nextscale.calib_data.token_maps import TokenMaps
 from nextscale.cli.options import IntegerList, threads
-from nextscale.export.build import build_bundle
+from nextscale.compiler.build import build_bundle
+from nextscale.compiler.plan import BuildOptions, require_reducible
 from nextscale.export.bundle_writer import require_absent
-from nextscale.export.plan import BuildOptions, require_reducible
-from nextscale.export.sources import checkpoint_source, demo_source, random_source, require_plain_name
 from nextscale.graph_passes.recipe import MAX_IMAGES, Recipe, load_recipe
+from nextscale.models.sources import checkpoint_source, demo_source, random_source, require_plain_name
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.errors import NextscaleError
 from nextscale.runtime.session import SessionOptions
+from nextscale.simulation.rounding import Rounding
 
 CHECKPOINT = click.Path(path_type=Path)
 # What the tensors of a checkpoint may not tell, and a preset does.

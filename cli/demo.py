@@ -11,12 +11,12 @@ from rich.table import Table
 
 from nextscale.cli.build import show_steps
 from nextscale.cli.options import threads as threads_option
+from nextscale.compiler.build import build_bundle
+from nextscale.compiler.plan import BuildOptions
 from nextscale.evaluate.comparison import Comparison, compare, paired_sheet
 from nextscale.evaluate.teacher_forced import as_json
-from nextscale.export.build import build_bundle
-from nextscale.export.plan import BuildOptions
-from nextscale.export.sources import demo_source
 from nextscale.graph_passes.recipe import load_recipe
+from nextscale.models.sources import demo_source
 from nextscale.runtime.bundle import MANIFEST_NAME, Bundle
 from nextscale.runtime.errors import NextscaleError
 from nextscale.runtime.image_io import png_writer, require_writable, write_files

@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from nextscale.calib_data.reconstruct import OnStep, ReconstructionSettings, Step
-from nextscale.calib_data.reconstruct import reconstruct as learn
-from nextscale.calib_data.simulate import linear_names
-from nextscale.calib_data.simulated_attention import ShiftAndSum
 from nextscale.calib_data.token_maps import ARRAYS, read_npz
 from nextscale.cli.options import IntegerList
-from nextscale.export.sources import checkpoint_source, demo_source
-from nextscale.export.var import VARConfig
 from nextscale.graph_passes.recipe import Recipe, load_recipe
+from nextscale.models.sources import checkpoint_source, demo_source
+from nextscale.models.var.transformer import VARConfig
 from nextscale.runtime.errors import NextscaleError, OutputError
+from nextscale.simulation.reconstruct import OnStep, ReconstructionSettings, Step
+from nextscale.simulation.reconstruct import reconstruct as learn
+from nextscale.simulation.simulated_attention import ShiftAndSum
+from nextscale.simulation.simulated_var import linear_names
 
 FILE = click.Path(path_type=Path)
 DEFAULTS = ReconstructionSettings()

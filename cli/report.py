@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from nextscale.cli import options
-from nextscale.evaluate.report import report_page
-from nextscale.evaluate.report_rows import by_model, read_inputs
-from nextscale.evaluate.report_sheets import Sheet, SheetSettings, make_sheets, sheet_images
+from nextscale.report.report import report_page
+from nextscale.report.rows import by_model, read_inputs
+from nextscale.report.sheets import Sheet, SheetSettings, make_sheets, sheet_images
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.errors import NextscaleError
 from nextscale.runtime.image_io import require_writable, write_files

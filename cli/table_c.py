@@ -14,19 +14,19 @@ from rich.table import Table
 
 from nextscale.cli.build import CHECKPOINT
 from nextscale.cli.options import IntegerList, spinning, threads
-from nextscale.evaluate.table_c import ROWS, TableC, measure_table_c
-from nextscale.evaluate.table_c_page import SPEED_HEADERS, batches, markdown, speed_cells, with_interval
-from nextscale.evaluate.time_split import PARTS
-from nextscale.export.presets import get_preset
-from nextscale.export.sources import checkpoint_source, demo_source, random_source, require_plain_name
-from nextscale.export.throughput_bundles import ModelOrigin, ThroughputBundles, file_sha256
 from nextscale.graph_passes.recipe import Recipe, load_recipe
-from nextscale.runtime.contender import Contender
+from nextscale.measure.contender import Contender
+from nextscale.measure.time_split import PARTS
+from nextscale.models.sources import checkpoint_source, demo_source, random_source, require_plain_name
+from nextscale.models.var.presets import get_preset
+from nextscale.paper.table_c import ROWS, TableC, measure_table_c
+from nextscale.paper.table_c_page import SPEED_HEADERS, batches, markdown, speed_cells, with_interval
+from nextscale.paper.throughput_bundles import ModelOrigin, ThroughputBundles, file_sha256
 from nextscale.runtime.errors import NextscaleError
 from nextscale.runtime.image_io import Writer, require_writable, write_files
 from nextscale.runtime.session import SessionOptions
 
-PEERS_MODULE = "nextscale.evaluate.peers"
+PEERS_MODULE = "nextscale.measure.peers"
 ALL_PEERS = "all"
 
 
@@ -160,7 +160,7 @@ def table_c(
     if markdown_path is not None:
         writers[markdown_path] = lambda file: file.write(markdown(table).encode())
     if plot_path is not None:
-        from nextscale.evaluate.table_c_plot import plot_table_c
+        from nextscale.paper.table_c_plot import plot_table_c
 
         writers[plot_path] = lambda file: plot_table_c(file, table)
     write_files(writers)

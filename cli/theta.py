@@ -28,7 +28,7 @@ from nextscale.calib_data.choose_theta import (
     overhead,
 )
 from nextscale.cli.options import BUNDLE, threads
-from nextscale.evaluate.operations import BitWidths, Cost, model_cost
+from nextscale.models.var.operations import BitWidths, Cost, model_cost
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.errors import NextscaleError
 from nextscale.runtime.image_io import Writer, require_writable, write_files

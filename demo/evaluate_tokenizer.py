@@ -10,8 +10,8 @@ import torch
 
 from nextscale.demo.photographs import Photographs
 from nextscale.demo.train_tokenizer import psnr
-from nextscale.export.checkpoint import load_vqvae
-from nextscale.export.vqvae import PATCH_NUMS_256
+from nextscale.models.var.checkpoint import load_vqvae
+from nextscale.models.var.vqvae import PATCH_NUMS_256
 
 
 @click.command(context_settings={"show_default": True})

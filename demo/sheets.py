@@ -13,9 +13,9 @@ import torch
 from PIL import Image, ImageDraw
 
 from nextscale.demo.photographs import SIDE, Photographs, to_float
-from nextscale.export.checkpoint import load_models, load_vqvae
-from nextscale.export.reference import generate, to_pixels
-from nextscale.export.vqvae import PATCH_NUMS_256
+from nextscale.models.var.checkpoint import load_models, load_vqvae
+from nextscale.models.var.reference import generate, to_pixels
+from nextscale.models.var.vqvae import PATCH_NUMS_256
 from nextscale.runtime.uniforms import uniforms
 
 HERE = Path(__file__).parent

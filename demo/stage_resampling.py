@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nextscale.export.multi_scale_quantizer import MultiScaleQuantizer
-from nextscale.export.resampling import downsampling_matrix, upsampling_matrix
+from nextscale.models.var.multi_scale_quantizer import MultiScaleQuantizer
+from nextscale.models.var.resampling import downsampling_matrix, upsampling_matrix
 
 
 @dataclass

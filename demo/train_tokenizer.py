@@ -31,7 +31,7 @@ from nextscale.demo.training import (
     set_up,
 )
 from nextscale.demo.weights import save_weights
-from nextscale.export.vqvae import VQVAE, VQVAEConfig
+from nextscale.models.var.vqvae import VQVAE, VQVAEConfig
 
 DEMO_VQVAE = VQVAEConfig(ch=64, ch_mult=(1, 2, 2), num_res_blocks=2)
 TINY_VQVAE = VQVAEConfig(ch=32, ch_mult=(1, 1, 1), num_res_blocks=1, vocab_size=64)

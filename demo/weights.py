@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from nextscale.export.var import VAR
-from nextscale.export.vqvae import VQVAE
+from nextscale.models.var.transformer import VAR
+from nextscale.models.var.vqvae import VQVAE
 
 
 def save_weights(model: VQVAE | VAR, path: Path, *, dtype: torch.dtype = torch.float16) -> None:

@@ -1,1 +1,1 @@
-"""How good a bundle is: teacher-forced agreement and divergence from full precision."""
+"""Quality: agreement with full precision, metrics of pictures, errors of attention, saturation."""

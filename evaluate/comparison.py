@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextscale.evaluate.teacher_forced import Agreement, teacher_forced
-from nextscale.runtime.bench import BenchReport, Measurement, bench
+from nextscale.measure.bench import BenchReport, Measurement, bench
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.image_io import make_grid
 from nextscale.runtime.next_scale_loop import Generator

@@ -1,1 +1,1 @@
-"""The torch models, their checkpoints, and the way from torch to an ONNX bundle."""
+"""From a torch model to float32 ONNX graphs, and graphs into a bundle."""

@@ -12,14 +12,14 @@ import onnx_ir as ir
 import torch
 from onnxscript import GraphBuilder, OpBuilder
 
+from nextscale.models.weight import Weight
+
 OPSET = 21
 IR_VERSION = 10
 MICROSOFT = "com.microsoft"
 PRODUCER = "nextscale"
 
 Shape = Sequence[int | str]
-# A tensor, or what makes it each time it is needed: a changed copy of a large weight need not be held.
-Weight = torch.Tensor | Callable[[], torch.Tensor]
 
 
 def new_builder(name: str) -> GraphBuilder:

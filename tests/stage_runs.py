@@ -9,7 +9,7 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
-from nextscale.export.sources import Source
+from nextscale.models.sources import Source
 
 Array = NDArray[Any]
 

@@ -18,13 +18,25 @@ from nextscale import __version__
 
 ROOT = Path(__file__).parents[1]
 # Folders of the distribution, and where they lie in the repository.
-PACKAGES = {
-    "nextscale": "nextscale",
-    **{
-        f"nextscale/{name}": name
-        for name in ("calib_data", "cli", "demo", "evaluate", "evaluate/peers", "export", "graph_passes", "runtime")
-    },
-}
+ROOMS = (
+    "calib_data",
+    "cli",
+    "compiler",
+    "demo",
+    "evaluate",
+    "export",
+    "export/var",
+    "graph_passes",
+    "measure",
+    "measure/peers",
+    "models",
+    "models/var",
+    "paper",
+    "report",
+    "runtime",
+    "simulation",
+)
+PACKAGES = {"nextscale": "nextscale", **{f"nextscale/{room}": room for room in ROOMS}}
 DATA = ("py.typed", ".safetensors", ".json", ".md", "LICENSE-WEIGHTS")
 # A stand-in for an install without the extra `export`: its packages cannot be imported.
 RUN = """
@@ -82,7 +94,7 @@ def test_every_module_and_the_demo_model_are_in_it(wheel: Path) -> None:
         for path in (ROOT / folder).iterdir()
         if path.suffix == ".py" or (package in ("nextscale", "nextscale/demo") and path.name.endswith(DATA))
     }
-    for folder in ("evaluate/statistics", "graph_passes/recipes"):
+    for folder in ("evaluate/statistics", "graph_passes/recipes", "paper/statistics"):
         expected |= {f"nextscale/{folder}/{path.name}" for path in (ROOT / folder).iterdir()}
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from nextscale.calib_data.rounding import LayerBits, Rounding, is_learned, weight_sha256
-from nextscale.export.build import build_bundle
-from nextscale.export.plan import BuildOptions
-from nextscale.export.presets import Preset
-from nextscale.export.random_weights import random_models
-from nextscale.export.sources import Source
-from nextscale.export.stage_graph import build_stage_graph
-from nextscale.export.var import VAR, VARConfig
-from nextscale.export.vqvae import VQVAE, VQVAEConfig
+from nextscale.compiler.build import build_bundle
+from nextscale.compiler.plan import BuildOptions
+from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes.linear_layers import linear_layers
 from nextscale.graph_passes.recipe import Recipe, load_recipe
+from nextscale.models.sources import Source
+from nextscale.models.var.presets import Preset
+from nextscale.models.var.random_weights import random_models
+from nextscale.models.var.transformer import VAR, VARConfig
+from nextscale.models.var.vqvae import VQVAE, VQVAEConfig
 from nextscale.runtime.session import SessionOptions
+from nextscale.simulation.rounding import LayerBits, Rounding, is_learned, weight_sha256
 
 # The models of the tests are small: threads would wait for each other more than they work.
 torch.set_num_threads(1)

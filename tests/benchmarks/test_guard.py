@@ -10,8 +10,8 @@ from types import ModuleType
 
 import pytest
 
+from nextscale.measure.statistics import Interval
 from nextscale.runtime.errors import NextscaleError
-from nextscale.runtime.statistics import Interval
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

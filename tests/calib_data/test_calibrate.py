@@ -12,13 +12,13 @@ from tiny_model import NUM_CLASSES, ONE_THREAD, L, tiny_recipe, tiny_source
 from nextscale.calib_data.calibrate import Calibration, CalibrationSettings, calibrate, calibration_labels
 from nextscale.calib_data.token_maps import TokenMaps
 from nextscale.export import build
-from nextscale.export.decoder_graph import build_decoder_graph
-from nextscale.export.reference import generate
-from nextscale.export.stage_graph import build_stage_graph
+from nextscale.export.var.decoder_graph import build_decoder_graph
+from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes.observe_ranges import PARTS, observe_channels, observe_pairs, observe_ranges
 from nextscale.graph_passes.pipeline import stage_layers
 from nextscale.graph_passes.qparams import Range
 from nextscale.graph_passes.quantize_decoder import integer_convolutions, observe_decoder, observed_results
+from nextscale.models.var.reference import generate
 from nextscale.runtime import Bundle, Generator
 
 # ONNX Runtime and torch add in another order: parity's bound.

@@ -30,8 +30,8 @@ from nextscale.calib_data.choose_theta import (
     overhead,
     theta_index,
 )
-from nextscale.evaluate.operations import BitWidths, aggregate_cost, duplicate_cost, model_cost, score_cost
 from nextscale.graph_passes.observe_scores import PREFIX
+from nextscale.models.var.operations import BitWidths, aggregate_cost, duplicate_cost, model_cost, score_cost
 from nextscale.runtime import Bundle, Generator
 from nextscale.runtime.errors import NextscaleError
 

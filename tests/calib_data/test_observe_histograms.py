@@ -9,8 +9,8 @@ from tiny_model import NUM_CLASSES, ONE_THREAD, PATCH_NUMS, L, V, tiny_source
 
 from nextscale.calib_data.observe_histograms import BINS, PERCENTILES, Observed, choose_range, observe_histograms
 from nextscale.export import build
-from nextscale.export.decoder_graph import build_decoder_graph
-from nextscale.export.stage_graph import build_stage_graph
+from nextscale.export.var.decoder_graph import build_decoder_graph
+from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes.observe_ranges import expose_inputs, input_name
 from nextscale.graph_passes.qparams import ActivationQParams, Range, RangeRule
 from nextscale.runtime import Bundle, Generator

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tiny_model import NUM_CLASSES, L, V, tiny_models
 
-from nextscale.calib_data.rounding import Rounding
 from nextscale.cli.main import main
 from nextscale.demo.weights import save_weights
+from nextscale.simulation.rounding import Rounding
 
 FAST = ("--iterations", 2, "--batch", 2)
 LABELS = np.arange(4) % NUM_CLASSES
@@ -85,7 +85,7 @@ def test_an_interrupt_tells_how_to_go_on(
 
     place = "calibrated" if interrupted == "while observing" else "_Reconstruction._learn"
     with monkeypatch.context() as patch:
-        patch.setattr(f"nextscale.calib_data.reconstruct.{place}", interrupt)
+        patch.setattr(f"nextscale.simulation.reconstruct.{place}", interrupt)
         assert run(checkpoints, out, *maps) == 130
     told = [line for line in capsys.readouterr().err.splitlines() if line]
     further = [f"what is finished is in {work}; the same command goes on from there"] if work.exists() else []

@@ -13,10 +13,10 @@ from tiny_model import tiny_preset, tiny_source
 from nextscale.cli.main import main
 from nextscale.cli.table_c import find_peers
 from nextscale.evaluate import table_c as measuring
-from nextscale.evaluate.kernel_rates import KernelRates
 from nextscale.export import presets
-from nextscale.export.sources import Source
-from nextscale.runtime.contender import Contender
+from nextscale.measure.contender import Contender
+from nextscale.measure.kernel_rates import KernelRates
+from nextscale.models.sources import Source
 from nextscale.runtime.machine import physical_cpus
 
 FAKE = Path(__file__).parents[1] / "fake_worker.py"
@@ -116,9 +116,9 @@ def test_peers_stand_below_the_rows(
 def test_peers_are_found_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nextscale.cli.table_c.PEERS_MODULE", "nextscale.evaluate.no_such_module")
     assert find_peers() is None
-    monkeypatch.setattr("nextscale.cli.table_c.PEERS_MODULE", "nextscale.evaluate.throughput")
+    monkeypatch.setattr("nextscale.cli.table_c.PEERS_MODULE", "nextscale.measure.throughput")
     assert find_peers() is None
-    monkeypatch.setattr("nextscale.evaluate.throughput.peers", lambda source, work, threads, names: [], raising=False)
+    monkeypatch.setattr("nextscale.measure.throughput.peers", lambda source, work, threads, names: [], raising=False)
     found = find_peers()
     assert found is not None
     assert found(tiny_source(), Path("work"), 2, None) == []

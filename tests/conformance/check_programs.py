@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from nextscale.measure.contender import Contender, Worker
 from nextscale.runtime import Bundle, Generator, NextscaleError, SessionOptions
-from nextscale.runtime.contender import Contender, Worker
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CLASS, SEED = 3, 7  # the seed is that of the programs in examples/minimal

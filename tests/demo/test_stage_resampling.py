@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nextscale.demo.stage_resampling import StageResampling
-from nextscale.export.multi_scale_quantizer import MultiScaleQuantizer
+from nextscale.models.var.multi_scale_quantizer import MultiScaleQuantizer
 
 V, CVAE, BATCH = 32, 4, 3
 # float32 sums of up to H*W = 64 (area) or 9 Cvae = 36 (phi) terms of order 1, over four stages: 64 * 2^-23 a stage,

@@ -14,8 +14,8 @@ from click import Command
 from nextscale.demo import train_tokenizer, train_transformer
 from nextscale.demo.training import load_checkpoint
 from nextscale.demo.weights import save_weights
-from nextscale.export.checkpoint import load_models, load_vqvae
-from nextscale.export.vqvae import VQVAE
+from nextscale.models.var.checkpoint import load_models, load_vqvae
+from nextscale.models.var.vqvae import VQVAE
 
 pytestmark = pytest.mark.usefixtures("global_state")
 

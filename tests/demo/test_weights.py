@@ -12,9 +12,9 @@ import nextscale.demo
 from nextscale.demo.train_tokenizer import DEMO_VQVAE
 from nextscale.demo.train_transformer import DEMO_VAR
 from nextscale.demo.weights import save_weights
-from nextscale.export.checkpoint import load_models, load_var, load_vqvae
-from nextscale.export.var import VAR
-from nextscale.export.vqvae import VQVAE
+from nextscale.models.var.checkpoint import load_models, load_var, load_vqvae
+from nextscale.models.var.transformer import VAR
+from nextscale.models.var.vqvae import VQVAE
 
 DEMO = Path(nextscale.demo.__file__).parent
 MAX_BYTES = 40e6

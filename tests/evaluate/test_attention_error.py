@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from tiny_model import CALIBRATION_IMAGES, NUM_CLASSES, ONE_THREAD, build_tiny, no_progress, tiny_source
 
+from nextscale.compiler.build import build_bundle
+from nextscale.compiler.plan import BuildOptions
 from nextscale.evaluate.attention_error import (
     AttentionError,
     as_json,
@@ -27,8 +29,6 @@ from nextscale.evaluate.attention_error import (
 from nextscale.evaluate.dequantized_attention import AttentionQuantizer
 from nextscale.evaluate.plot_attention_error import Curve, plot_attention_error
 from nextscale.evaluate.teacher_forced import evaluation_labels
-from nextscale.export.build import build_bundle
-from nextscale.export.plan import BuildOptions
 from nextscale.graph_passes.observe_attention import output_names
 from nextscale.graph_passes.recipe import ActivationRecipe, AttentionRecipe, CalibrationRecipe, Recipe
 from nextscale.runtime import Bundle, Generator

@@ -10,9 +10,9 @@ import onnx_ir as ir
 import pytest
 from tiny_model import L, V, tiny_models
 
-from nextscale.export.decoder_graph import build_decoder_graph
 from nextscale.export.generate_graph import REQUEST_INPUTS, build_generate_graph, initial_shape, present_name
-from nextscale.export.stage_graph import build_stage_graph
+from nextscale.export.var.decoder_graph import build_decoder_graph
+from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.runtime import Generation, Generator
 from nextscale.runtime.session import SessionOptions
 

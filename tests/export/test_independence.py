@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from tiny_model import NUM_CLASSES, ONE_THREAD, L, V, no_progress, tiny_options, tiny_recipe, tiny_source
 
-from nextscale.export.build import build_bundle
+from nextscale.compiler.build import build_bundle
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.runtime import Generator
 from nextscale.runtime.session import SessionOptions

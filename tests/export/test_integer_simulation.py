@@ -16,11 +16,10 @@ import pytest
 from stage_runs import Array, run_stages
 from tiny_model import ONE_THREAD, no_progress, tiny_source
 
-from nextscale.export.build import _write
-from nextscale.export.decoder_graph import build_decoder_graph
-from nextscale.export.plan import BuildOptions, Plan, make_plan
-from nextscale.export.sources import Source, demo_source
-from nextscale.export.stage_graph import build_stage_graph
+from nextscale.compiler.build import _write
+from nextscale.compiler.plan import BuildOptions, Plan, make_plan
+from nextscale.export.var.decoder_graph import build_decoder_graph
+from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes import pipeline
 from nextscale.graph_passes.attention_patterns import AttentionPattern, attention_patterns
 from nextscale.graph_passes.linear_layers import LinearLayer, linear_layers
@@ -34,6 +33,7 @@ from nextscale.graph_passes.recipe import (
     Recipe,
     WeightRecipe,
 )
+from nextscale.models.sources import Source, demo_source
 
 CALIBRATION = CalibrationRecipe(images=2)
 RECIPES = {

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from nextscale.export.checkpoint import load_models
-from nextscale.export.var import VAR
+from nextscale.models.var.checkpoint import load_models
+from nextscale.models.var.transformer import VAR
 from tests.goldens.parity import (
     CASES,
     CFG_SCALE,

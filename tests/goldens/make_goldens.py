@@ -34,10 +34,10 @@ from parity import (
     sampler_logits,
 )
 
-from nextscale.export.checkpoint import load_models
-from nextscale.export.random_weights import random_models
-from nextscale.export.var import VAR, VARConfig
-from nextscale.export.vqvae import VQVAE, VQVAEConfig
+from nextscale.models.var.checkpoint import load_models
+from nextscale.models.var.random_weights import random_models
+from nextscale.models.var.transformer import VAR, VARConfig
+from nextscale.models.var.vqvae import VQVAE, VQVAEConfig
 
 
 def import_official(reference_dir: Path) -> tuple[Any, Any, Any]:
@@ -49,7 +49,7 @@ def import_official(reference_dir: Path) -> tuple[Any, Any, Any]:
     hub.PyTorchModelHubMixin = type("PyTorchModelHubMixin", (), {})  # type: ignore[attr-defined]
     sys.modules |= {"dist": dist, "huggingface_hub": hub}
     sys.path.insert(0, str(reference_dir))
-    from models import basic_vae, var, vqvae
+    from models import basic_vae, var, vqvae  # noqa: TID251, the official code's
 
     return var, vqvae, basic_vae
 

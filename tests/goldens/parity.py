@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nextscale.export.reference import generate
-from nextscale.export.var import VAR, VARConfig
-from nextscale.export.vqvae import VQVAE, VQVAEConfig
+from nextscale.models.var.reference import generate
+from nextscale.models.var.transformer import VAR, VARConfig
+from nextscale.models.var.vqvae import VQVAE, VQVAEConfig
 
 GOLDENS = Path(__file__).parent
 CFG_SCALE = 1.5

@@ -11,10 +11,10 @@ import torch
 from onnxscript import OpBuilder
 from tiny_model import tiny_models, tiny_source
 
-from nextscale.export.decoder_graph import build_decoder_graph
 from nextscale.export.generate_graph import build_generate_graph
 from nextscale.export.graph_builder import Constants, add_output, finish, new_builder
-from nextscale.export.stage_graph import build_stage_graph
+from nextscale.export.var.decoder_graph import build_decoder_graph
+from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes.attention_patterns import attention_patterns, refusals
 
 H, D, T = 2, 4, 5

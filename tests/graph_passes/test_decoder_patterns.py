@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 from tiny_model import tiny_models
 
-from nextscale.export.decoder_graph import build_decoder_graph
+from nextscale.export.var.decoder_graph import build_decoder_graph
 from nextscale.graph_passes.decoder_patterns import Attention, Convolution, GroupNorm, PatternRefused, parse_layers
 
 

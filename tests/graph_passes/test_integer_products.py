@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 from tiny_model import no_progress, tiny_options, tiny_source
 
-from nextscale.export.build import build_bundle
+from nextscale.compiler.build import build_bundle
 from nextscale.graph_passes.integer_products import expose_operands, integer_products, output_name, reduction_rows
 from nextscale.graph_passes.linear_layers import CODES_SUFFIX
 from nextscale.runtime import Bundle

@@ -8,10 +8,10 @@ import onnx_ir as ir
 import pytest
 from tiny_model import tiny_source
 
-from nextscale.export.decoder_graph import build_decoder_graph
 from nextscale.export.generate_graph import build_generate_graph
 from nextscale.export.graph_builder import add_output, finish, new_builder
-from nextscale.export.stage_graph import build_stage_graph
+from nextscale.export.var.decoder_graph import build_decoder_graph
+from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes.observe_attention import attention_products, observe_attention, output_names
 from nextscale.graph_passes.quantize_attention import Magnitudes, quantize_attention
 

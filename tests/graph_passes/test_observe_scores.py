@@ -7,10 +7,10 @@ import onnxruntime
 import pytest
 from tiny_model import tiny_source
 
-from nextscale.export.decoder_graph import build_decoder_graph
 from nextscale.export.generate_graph import build_generate_graph
 from nextscale.export.graph_builder import add_output, finish, new_builder
-from nextscale.export.stage_graph import build_stage_graph
+from nextscale.export.var.decoder_graph import build_decoder_graph
+from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes.observe_scores import observe_scores, scores_name
 
 D = 4

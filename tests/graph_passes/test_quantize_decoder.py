@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from tiny_model import tiny_models
 from torch import nn
 
-from nextscale.export.autoencoder import NORM_EPS, NORM_GROUPS
-from nextscale.export.decoder_graph import DecoderParts, build_decoder_graph
 from nextscale.export.graph_builder import Constants, add_output, finish, new_builder
+from nextscale.export.var.decoder_graph import DecoderParts, build_decoder_graph
 from nextscale.graph_passes import channels_last
 from nextscale.graph_passes.decoder_patterns import PatternRefused
 from nextscale.graph_passes.integer_convolution import integer_kernel
@@ -32,6 +31,7 @@ from nextscale.graph_passes.quantize_decoder import (
     quantize_decoder,
 )
 from nextscale.graph_passes.subpixel_upsample import subpixel_kernels
+from nextscale.models.var.autoencoder import NORM_EPS, NORM_GROUPS
 
 SEED = 0
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tiny_model import tiny_models, tiny_recipe
 
 from nextscale.export.graph_builder import Constants, add_output, branch, finish, new_builder
-from nextscale.export.stage_graph import build_stage_graph
+from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes.linear_layers import linear_layers, nearest
 from nextscale.graph_passes.pipeline import stage_layers
 from nextscale.graph_passes.qparams import ActivationQParams, QuantizedWeight, Range

@@ -14,7 +14,7 @@ from stage_runs import run_stages
 from tiny_model import tiny_source
 
 from nextscale.export.graph_builder import add_output, finish, new_builder
-from nextscale.export.stage_graph import build_stage_graph
+from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes.linear_layers import nearest
 from nextscale.graph_passes.pipeline import GUIDED_AXIS, stage_layers
 from nextscale.graph_passes.qparams import Range

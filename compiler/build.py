@@ -1,0 +1,148 @@
+"""From a torch model to a bundle: graphs, calibration, quantization, certificate, stored tokens."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from nextscale.compiler.plan import BuildOptions, Progress, make_plan
+from nextscale.evaluate.saturation import as_report, measure_saturation
+from nextscale.evaluate.teacher_forced import teacher_forced
+from nextscale.export.bundle_writer import (
+    BundleInfo,
+    atomic_folder,
+    complete_manifest,
+    write_graphs,
+    write_manifest,
+)
+from nextscale.export.card import bundle_card
+from nextscale.export.generate_graph import build_generate_graph
+from nextscale.export.var.decoder_graph import build_decoder_graph
+from nextscale.export.var.stage_graph import build_stage_graph
+from nextscale.graph_passes.fusion_certificate import certify
+from nextscale.graph_passes.pipeline import quantize_stage, stage_layers
+from nextscale.graph_passes.quantize_decoder import integer_convolutions, quantize_decoder
+from nextscale.models.sources import Source
+from nextscale.runtime.bundle import Bundle
+from nextscale.runtime.next_scale_loop import Generator
+from nextscale.runtime.request import DEFAULT_CFG_SCALE
+from nextscale.runtime.session import SessionOptions
+
+# Greedy, so that few tokens say much; the second label differs from the first in every model.
+VERIFY_LABELS = (0, -1)
+VERIFY_CFG_SCALE = 1.5
+AGREEMENT_IMAGES = 8
+
+
+def build_bundle(source: Source, out: Path, options: BuildOptions, progress: Progress) -> Bundle:
+    """Write the bundle `out`; an interrupted build leaves nothing.
+
+    Raises:
+        OutputError: out exists or cannot be written.
+        NextscaleError: the recipe lacks what it needs, or an integer layer fell back to float in this release of ONNX
+            Runtime.
+    """
+    with atomic_folder(out) as folder, torch.no_grad():
+        progress("building graphs")
+        stage_model = build_stage_graph(source.var, source.vqvae.quantize)
+        decoder_model = build_decoder_graph(source.vqvae)
+        if options.recipe.precision == "fp32":
+            progress("writing")
+            recipe: dict[str, Any] = {"name": options.recipe.name}
+            _write(source, folder, stage_model, decoder_model, recipe)
+        else:
+            recipe = _build_integer(source, folder, stage_model, decoder_model, options, progress)
+        progress("generating the stored tokens")
+        token_maps = _greedy_tokens(folder, options.session)
+        complete_manifest(folder, token_maps, recipe, _card(source, recipe))
+    return Bundle.open(out)
+
+
+def _build_integer(
+    source: Source,
+    folder: Path,
+    stage_model: ir.Model,
+    decoder_model: ir.Model,
+    options: BuildOptions,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Calibrate, quantize, write and check; returns the recipe with what the checks found."""
+    integer = stage_layers(stage_model, options.recipe).names()
+    convolutions = integer_convolutions(decoder_model)
+
+    def write_observed(folder: Path, stage_model: ir.Model, decoder_model: ir.Model) -> None:
+        _write(source, folder, stage_model, decoder_model, {"name": "fp32"})
+
+    # Beside the bundle, since the manifest lists what lies in it; full precision is needed again for the comparison.
+    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.calibration-", dir=folder.parent) as work:
+        plan = make_plan(source, stage_model, decoder_model, Path(work), options, write_observed, progress)
+        progress("quantizing")
+        stage_model = build_stage_graph(source.var, source.vqvae.quantize, plan.equalization)
+        stage_model = quantize_stage(stage_model, plan.stage)
+        decoder_model = quantize_decoder(decoder_model, plan.decoder_ranges, options.reduce_range)
+        progress("writing")
+        recipe = options.recipe.as_dict() | dict(plan.report) | {"reduce_range": options.reduce_range}
+        _write(source, folder, stage_model, decoder_model, recipe)
+
+        progress("checking kernels")
+        planned = {"stage": integer, "decoder": convolutions, "generate": integer + convolutions}
+        certificates = {name: certify(folder / f"{name}.onnx", options.session) for name in planned}
+        for name, layers in planned.items():
+            certificates[name].require_integer(layers)
+        progress("emulating CPUs without VNNI")
+        saturation = measure_saturation(Bundle.open(folder), stage_model, decoder_model, options.session)
+        progress("comparing with full precision", 0, AGREEMENT_IMAGES)
+        found = teacher_forced(
+            Generator(Path(work) / "full_precision", options.session),
+            {"integer": Generator(folder, options.session)},
+            images=AGREEMENT_IMAGES,
+            batch_size=1,  # two models at once: more would need more memory than calibration
+            on_images=lambda done: progress("comparing with full precision", done, AGREEMENT_IMAGES),
+        )["integer"]
+    return recipe | {
+        "agreement": {"images": found.images, "kl": found.kl, "top1": found.top1, "cfg_scale": DEFAULT_CFG_SCALE},
+        "saturation": as_report(saturation),
+        "kernels": {name: certificates[name].by_layer() for name in ("stage", "decoder")},
+    }
+
+
+def _write(
+    source: Source, folder: Path, stage_model: ir.Model, decoder_model: ir.Model, recipe: Mapping[str, Any]
+) -> None:
+    """Compose the single file, write all graphs and a manifest whose stored tokens are still zeros."""
+    models = {
+        "generate": build_generate_graph(stage_model, decoder_model, source.var.config.num_stages),
+        "stage": stage_model,
+        "decoder": decoder_model,
+    }
+    write_graphs(folder, models)
+    model = source.model_info()
+    labels = [label % model.num_classes for label in VERIFY_LABELS]
+    verify = {
+        "class_labels": labels,
+        "seed": 0,
+        "cfg_scale": VERIFY_CFG_SCALE,
+        "token_maps": [[0] * model.num_tokens for _ in labels],
+    }
+    info = BundleInfo(source.name, model, recipe, source.class_names, source.licence, _card(source, recipe))
+    write_manifest(folder, models, info, verify)
+
+
+def _card(source: Source, recipe: Mapping[str, Any]) -> str:
+    return bundle_card(source.name, source.description, source.licence, source.model_info(), recipe)
+
+
+def _greedy_tokens(folder: Path, options: SessionOptions) -> list[list[int]]:
+    """The bundle's own greedy tokens, for `nextscale verify` to compare with."""
+    bundle = Bundle.open(folder)
+    record = bundle.manifest.verify
+    greedy = Generator(bundle, options).generate(
+        record.class_labels, seed=record.seed, cfg_scale=record.cfg_scale, top_k=1, top_p=0.0
+    )
+    tokens: list[list[int]] = greedy.token_maps.tolist()
+    return tokens

@@ -1,0 +1,1 @@
+"""VAR's graphs: one stage, and the VQVAE's decoder."""

@@ -1,0 +1,1 @@
+"""Speed and memory: contenders in turns, confidence intervals, rooflines, peers."""

@@ -1,0 +1,52 @@
+"""ONNX Runtime as a peer: the exported graphs, or their quantized forms, with its own optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnxruntime
+
+from nextscale.measure.peers.host_loop import Floats
+from nextscale.runtime.session import SessionOptions, session_settings
+
+_PROVIDERS = ["CPUExecutionProvider"]
+
+
+class OnnxRuntimeEngine:
+    """Keys and values stay in ONNX Runtime from one stage to the next.
+
+    Args:
+        graphs: the files of condition, step and decoder (`exported_graphs`).
+        threads: of one operator; 0 lets ONNX Runtime choose.
+    """
+
+    compiles = False
+
+    def __init__(self, graphs: Sequence[Path], threads: int) -> None:
+        self.versions = {"onnxruntime": onnxruntime.__version__}
+        settings = session_settings(SessionOptions(threads=threads))
+        self._condition, self._step, self._decoder = (
+            onnxruntime.InferenceSession(str(path), settings, providers=_PROVIDERS) for path in graphs
+        )
+        self._past = {node.name: node.shape for node in self._step.get_inputs() if node.name.startswith("past_")}
+        self._outputs = [node.name for node in self._step.get_outputs()]
+
+    def begin(self, embedding: Floats) -> None:
+        value = onnxruntime.OrtValue.ortvalue_from_numpy
+        blocks, head = self._condition.run(["blocks", "head"], {"embedding": embedding})
+        self._feeds = {"blocks": value(blocks), "head": value(head)}
+        for name, (_, heads, _, width) in self._past.items():
+            empty = onnxruntime.OrtValue.ortvalue_from_shape_and_type
+            self._feeds[name] = empty([len(embedding), heads, 0, width], "float32")
+
+    def stage(self, x: Floats) -> Floats:
+        self._feeds["x"] = onnxruntime.OrtValue.ortvalue_from_numpy(x)
+        logits, *present = self._step.run_with_ort_values(self._outputs, self._feeds)
+        self._feeds |= dict(zip(self._past, present, strict=True))
+        array: Floats = logits.numpy()
+        return array
+
+    def decode(self, f_hat: Floats) -> Floats:
+        pictures: Floats = self._decoder.run(["pictures"], {"f_hat": f_hat})[0]
+        return pictures

@@ -1,0 +1,192 @@
+"""Set the peers up: store and export the model, quantize, and make an environment of its own for OpenVINO.
+
+    python -m nextscale.measure.peers.setup --work FOLDER [--preset var-d16 | --var FILE --vae FILE] [--only NAME]…
+
+Without a model it is the embedded demo model. What is there already is not made again.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import venv
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import click
+
+from nextscale.export.bundle_writer import atomic_folder
+from nextscale.measure.contender import Worker
+from nextscale.measure.peers import NAMES
+from nextscale.measure.peers.contenders import PeerFolder, checked_names, contender
+from nextscale.measure.peers.stored_models import save_models
+from nextscale.models.sources import Source, checkpoint_source, demo_source, random_source
+from nextscale.runtime.errors import NextscaleError
+
+OPENVINO_PACKAGES = ("openvino==2026.4.1", "nncf==3.4.0")
+CALIBRATION_IMAGES = 4
+
+Log = Callable[[str], object]
+
+
+def set_up(
+    source: Source, work: Path, threads: int, names: Sequence[str] | None = None, log: Log = lambda line: None
+) -> dict[str, str]:
+    """Make what the peers need and is not there yet.
+
+    Args:
+        source: the model.
+        work: a folder to work in, made when missing.
+        threads: for exports and quantization; 0 lets each library choose.
+        names: of the peers; None is all.
+        log: called with a line of progress.
+    Returns:
+        by name, why a peer could not be set up; the others are.
+    Raises:
+        NextscaleError: a name is unknown.
+    """
+    place = PeerFolder.of(source, work)
+    failures: dict[str, str] = {}
+    for name in checked_names(names):
+        try:
+            _set_up(name, source, place, threads, log)
+        except Exception as error:  # of pip, exporters and quantizers: the other peers are still wanted
+            failures[name] = " ".join(str(error).split())[:500] or type(error).__name__
+            log(f"{name}: failed: {failures[name]}")
+        else:
+            log(f"{name}: ready")
+    return failures
+
+
+def _set_up(name: str, source: Source, place: PeerFolder, threads: int, log: Log) -> None:
+    library = name.rpartition("-")[0]
+    place.model.mkdir(parents=True, exist_ok=True)
+    _export(source, place, log)
+    if library in ("pytorch", "torch-compile") and not place.models.exists():
+        log("storing the model")
+        with atomic_folder(place.models) as folder:
+            save_models(source.var, source.vqvae, folder)
+    compiled = place.compiled / f"{name}.txt"
+    if library == "torch-compile" and not compiled.exists():
+        log(f"{name}: compiling, some minutes")
+        with Worker(contender(name, place, threads)) as worker:
+            place.compiled.mkdir(exist_ok=True)
+            compiled.write_text(f"{worker.versions}\n", encoding="utf-8")
+    if name == "onnxruntime-int8" and not place.onnxruntime_int8.exists():
+        from nextscale.measure.peers.onnxruntime_quantize import quantize_graphs
+
+        with atomic_folder(place.onnxruntime_int8) as folder:
+            quantize_graphs(place.exported, folder, threads, log)
+    if library == "openvino":
+        _install(place, log)
+    if name == "openvino-int8" and not place.openvino_int8.exists():
+        log(f"openvino: quantizing, calibrated on {CALIBRATION_IMAGES} pictures")
+        with atomic_folder(place.openvino_int8) as folder:
+            _quantize_openvino(place, folder, threads)
+
+
+def _export(source: Source, place: PeerFolder, log: Log) -> None:
+    if place.exported.exists():
+        return
+    from nextscale.measure.peers.exported_graphs import export_graphs
+    from nextscale.measure.peers.host_weights import host_weights
+
+    with atomic_folder(place.exported) as folder:
+        export_graphs(source.var, source.vqvae, folder, log)
+        host_weights(source.var, source.vqvae).save(folder / "host.npz")
+
+
+def _install(place: PeerFolder, log: Log) -> None:
+    """Make OpenVINO's environment, or make it again if it is of other packages or half made."""
+    packages = "\n".join(OPENVINO_PACKAGES) + "\n"
+    if place.installed.exists() and place.installed.read_text(encoding="utf-8") == packages:
+        return
+    log(f"openvino: installing {', '.join(OPENVINO_PACKAGES)}")
+    venv.create(place.environment, clear=True, with_pip=True, symlinks=True)
+    pip = (str(place.openvino_python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    _run((*pip, "--only-binary", ":all:", *OPENVINO_PACKAGES))
+    place.installed.write_text(packages, encoding="utf-8")
+
+
+def _quantize_openvino(place: PeerFolder, folder: Path, threads: int) -> None:
+    files = {name: str(place.exported / f"{name}.onnx") for name in ("condition", "step", "decoder")}
+    arguments = files | {
+        "host_weights": str(place.exported / "host.npz"),
+        "threads": threads,
+        "images": CALIBRATION_IMAGES,
+        "out": str(folder),
+    }
+    root = str(Path(__file__).absolute().parents[3])
+    code = (
+        f"import sys; sys.path.append({root!r}); from nextscale.measure.peers.openvino_quantize import main; "
+        f"main({arguments!r})"
+    )
+    _run((str(place.openvino_python), "-c", code))
+
+
+def _run(command: Sequence[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
+        errors = [line for line in said if line.startswith("ERROR")]
+        raise NextscaleError(f"{Path(command[0]).name}: {(errors or said)[-1]}")
+
+
+def check(source: Source, work: Path, threads: int, names: Sequence[str], log: Log) -> Mapping[str, str]:
+    """Start each peer and let it make two pictures; returns why some failed."""
+    failures: dict[str, str] = {}
+    for name in names:
+        try:
+            with Worker(contender(name, PeerFolder.of(source, work), threads)) as worker:
+                worker.request(1, 0)
+                reply = worker.request(1, 1)
+        except NextscaleError as error:
+            failures[name] = str(error)
+            log(failures[name])
+        else:
+            memory = reply.peak_memory_bytes / 1e6
+            log(f"{name}: {reply.seconds:.2f} s a picture, {memory:.0f} MB, loaded in {worker.load_seconds:.1f} s")
+    return failures
+
+
+@click.command(help=__doc__)
+@click.option("--work", type=click.Path(path_type=Path, file_okay=False), required=True, help="Where to put it all.")
+@click.option("--only", "names", multiple=True, type=click.Choice(NAMES), help="This peer alone; may be repeated.")
+@click.option("--preset", help="A released size with random weights.")
+@click.option("--var", "var_path", type=click.Path(path_type=Path), help="The transformer's checkpoint.")
+@click.option("--vae", "vae_path", type=click.Path(path_type=Path), help="The VQVAE's checkpoint.")
+@click.option("--threads", type=click.IntRange(0, 1024), default=0, help="0: as many as each library likes.")
+@click.option("--check/--no-check", "checked", default=True, help="Make pictures with each peer.")
+def main(
+    work: Path,
+    names: tuple[str, ...],
+    preset: str | None,
+    var_path: Path | None,
+    vae_path: Path | None,
+    threads: int,
+    checked: bool,
+) -> None:
+    def log(line: str) -> None:
+        click.echo(line, err=True)
+
+    try:
+        source = _source(preset, var_path, vae_path)
+        failures = set_up(source, work, threads, names or None, log)
+        if checked:
+            ready = [name for name in checked_names(names or None) if name not in failures]
+            failures |= check(source, work, threads, ready, log)
+    except NextscaleError as error:
+        raise click.ClickException(str(error)) from None
+    sys.exit(1 if failures else 0)
+
+
+def _source(preset: str | None, var_path: Path | None, vae_path: Path | None) -> Source:
+    if var_path is not None and vae_path is not None:
+        return checkpoint_source(var_path.stem, var_path, vae_path)
+    if var_path is not None or vae_path is not None:
+        raise NextscaleError("--var and --vae go together: give both checkpoints, or neither")
+    return demo_source("demo") if preset is None else random_source(preset, preset, 0)
+
+
+if __name__ == "__main__":
+    main()

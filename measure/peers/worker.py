@@ -1,0 +1,111 @@
+"""The process of one peer: speaks the protocol of `nextscale.measure.contender`.
+
+Each request may also hold "top_k" and "top_p", and "save", the path of an .npz for tokens and pictures.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from nextscale.measure.peers.host_loop import Engine, HostWeights, generate
+
+_STATUS = Path("/proc/self/status")
+
+
+def main(arguments: dict[str, Any]) -> None:
+    """Load an engine and answer requests until standard input ends.
+
+    Args:
+        arguments: "engine", a key of `load_engine`; "host_weights", a file; further ones are the engine's.
+    """
+    replies = _take_standard_output()
+    try:
+        begin = time.perf_counter()
+        engine = load_engine(**{name: value for name, value in arguments.items() if name != "host_weights"})
+        weights = HostWeights.load(Path(arguments["host_weights"]))
+        warm = set()
+        if engine.compiles:
+            generate(engine, weights, 1, 0)
+            warm.add(1)
+        versions = {**engine.versions, "numpy": np.__version__, "python": platform.python_version()}
+        _reply(replies, {"ready": True, "load_seconds": time.perf_counter() - begin, "versions": versions})
+        for line in sys.stdin:
+            request = json.loads(line)
+            if engine.compiles and request["batch"] not in warm:
+                generate(engine, weights, request["batch"], 0)
+                warm.add(request["batch"])
+            _reply(replies, answer(engine, weights, **request))
+    except Exception as error:  # whatever a library throws is a line of the table
+        _reply(replies, {"error": one_line(error)})
+        sys.exit(1)
+
+
+def answer(
+    engine: Engine, weights: HostWeights, batch: int, seed: int, save: str | None = None, **sampling: Any
+) -> dict[str, Any]:
+    """Generate one batch and time it."""
+    begin = time.perf_counter()
+    pictures = generate(engine, weights, batch, seed, **sampling)
+    seconds = time.perf_counter() - begin
+    if save is not None:
+        np.savez(save, **pictures._asdict())
+    return {"seconds": seconds, "peak_memory_bytes": peak_memory()}
+
+
+def load_engine(engine: str, threads: int, **options: Any) -> Engine:
+    """The engine of a library, which is imported here alone.
+
+    Args:
+        engine: "torch", "onnxruntime" or "openvino".
+        threads: 0 lets the library choose.
+        options: of the engine; files as texts.
+    """
+    if engine == "torch":
+        from nextscale.measure.peers.torch_engine import TorchEngine
+
+        return TorchEngine(Path(options.pop("folder")), threads, **options)
+    graphs = [Path(options.pop(name)) for name in ("condition", "step", "decoder")]
+    if engine == "onnxruntime":
+        from nextscale.measure.peers.onnxruntime_engine import OnnxRuntimeEngine
+
+        return OnnxRuntimeEngine(graphs, threads)
+    from nextscale.measure.peers.openvino_engine import OpenVinoEngine
+
+    return OpenVinoEngine(graphs, threads, **options)
+
+
+def peak_memory() -> int:
+    """This process's peak resident memory in bytes; `nextscale.measure.bench_worker` says why it is read there."""
+    if _STATUS.is_file():
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message, on one line of bearable length."""
+    text = " ".join(str(error).split())
+    return (text or type(error).__name__)[:500]
+
+
+def _take_standard_output() -> TextIO:
+    """Standard output for replies alone; what libraries print goes to standard error."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return replies
+
+
+def _reply(replies: TextIO, message: dict[str, Any]) -> None:
+    replies.write(json.dumps(message) + "\n")
+    replies.flush()

@@ -1,0 +1,80 @@
+"""How long a model's linear layers and convolutions need at least, and what follows for another CPU.
+
+The roofline is the operations of linear layers and convolutions, at the rate that ONNX Runtime's own matrix products
+reach on the machine; what a bundle takes beyond it goes into attention, sampling, norms, copies and small shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nextscale.graph_passes.recipe import Recipe
+from nextscale.measure.kernel_rates import KernelRates
+from nextscale.models.var.operations import ADA_PARTS, HEAD_ADA_PARTS, MLP_RATIO, queries
+from nextscale.runtime.manifest import ModelInfo
+
+CONVOLUTIONS = "convolutions"
+GUIDED_ROWS = 2
+
+
+@dataclass(frozen=True)
+class Processor:
+    """What a CPU could do at most: the assumptions behind a prediction.
+
+    Attributes:
+        name: as its maker calls it.
+        cores: physical ones of a socket.
+        hertz: what all cores are assumed to keep up.
+        float32, int8: operations a core and cycle, a multiply-add being two.
+        reached: the share of its peak that ONNX Runtime's matrix products are assumed to reach.
+    """
+
+    name: str
+    cores: int
+    hertz: float
+    float32: int
+    int8: int
+    reached: float
+
+    def rates(self, cores: int) -> KernelRates:
+        """Of matrix products on that many cores."""
+        return KernelRates(*(cores * self.hertz * peak * self.reached for peak in (self.float32, self.int8)))
+
+
+# Cascade Lake with two 512-bit units a core: 2 x 16 float32 or 2 x 64 u8 x s8 (AVX512-VNNI) multiply-adds a cycle. The
+# base clock is for light code; with AVX-512 on all cores the real one may be lower, alone on few cores it is higher.
+XEON_6226R = Processor("Intel Xeon Gold 6226R", cores=16, hertz=2.9e9, float32=64, int8=256, reached=0.8)
+
+
+def linear_operations(model: ModelInfo) -> dict[str, int]:
+    """Operations of an image's linear layers with guidance, by the layer's name in block 0; of all blocks together.
+
+    As the graphs run them: adaLN once an image, the head and word_embed on one row an image.
+    """
+    c, depth, tokens = model.embed_dim, model.depth, int(queries(model).sum())
+    square = 2 * c * c * depth * tokens * GUIDED_ROWS
+    embedded = tokens - model.patch_nums[0] ** 2
+    return {
+        **{f"blocks.0.attn.{part}": square for part in ("q", "k", "v", "proj")},
+        **{f"blocks.0.ffn.{part}": MLP_RATIO * square for part in ("fc1", "fc2")},
+        "blocks.0.ada_lin.1": 2 * GUIDED_ROWS * (ADA_PARTS * depth + HEAD_ADA_PARTS) * c * c,
+        "head": 2 * c * model.vocab_size * tokens,
+        "word_embed": 2 * model.latent_channels * c * embedded,
+    }
+
+
+def roofline_seconds(operations: Mapping[str, int], recipe: Recipe, rates: KernelRates) -> float:
+    """Seconds an image, each layer at the rate of the numbers that `recipe` computes it with.
+
+    Args:
+        operations: `linear_operations`, and those of CONVOLUTIONS, which only the recipe fp32 leaves in float32.
+        recipe: of the bundle.
+        rates: of the machine.
+    """
+
+    def rate(layer: str) -> float:
+        is_float = recipe.precision == "fp32" or (layer != CONVOLUTIONS and recipe.layer_choice(layer) == "float")
+        return rates.float32 if is_float else rates.int8
+
+    return sum(count / rate(layer) for layer, count in operations.items())

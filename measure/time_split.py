@@ -1,0 +1,115 @@
+"""Where a generation's time goes, from one profiled run of generate.onnx.
+
+ONNX Runtime's profiler names each operator that it runs; the names are those that the export and the passes gave, with
+what a fusion added. What runs after the Loop over the stages is the decoder. A block's layer norms, GELU, residuals and
+modulation, the embedding and the latent are "other".
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nextscale.measure.contender import Worker, bundle_contender
+from nextscale.runtime.bundle import Bundle
+from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime.session import SessionOptions
+
+LOOP, SUFFIX, BODY = "Loop", "_kernel_time", "SequentialExecutor::Execute"
+_LINEAR = r"(blocks\.\d+\.(attn\.(q|k|v|proj)|ffn\.fc[12]|ada_lin\.1)|(head_nm|shared)[._]ada_lin\.1|head|word_embed)"
+DECODER, OTHER = "decoder", "other"
+# The first that matches from the beginning.
+_PARTS = {
+    DECODER: re.compile(r"decoder/"),
+    "sampling": re.compile(r"stage/sampling/"),
+    # "pair" and "activation" look up the ranges of a stage's linear layers.
+    "linear": re.compile(rf"stage/({_LINEAR}(?![\w])|pair/|activation/)"),
+    "attention": re.compile(r"stage/blocks\.\d+[./]attn[./]"),
+}
+PARTS = (*_PARTS, OTHER)
+
+
+@dataclass(frozen=True)
+class TimeSplit:
+    """Seconds of one profiled generation; profiling slows small operators, so read shares.
+
+    Attributes:
+        total: all of it.
+        parts: by PARTS; they sum to the total.
+        stages: of each stage, without the decoder.
+    """
+
+    total: float
+    parts: Mapping[str, float]
+    stages: tuple[float, ...]
+
+
+def part_of(node: str) -> str:
+    """What a node of generate.onnx, or what a fusion made of it, belongs to: one of PARTS."""
+    return next((part for part, pattern in _PARTS.items() if pattern.match(node)), OTHER)
+
+
+def profile_bundle(bundle: Bundle, options: SessionOptions, folder: Path, batch: int = 1) -> TimeSplit:
+    """Generate twice in a process of its own, and split the time of the second.
+
+    Args:
+        bundle: what to profile.
+        options: of its session.
+        folder: for the profile, which is removed.
+        batch: images at a time.
+    """
+    with tempfile.TemporaryDirectory(prefix=".profile-", dir=folder) as work:
+        profiled = replace(options, profile=str(Path(work).absolute() / "profile"))
+        with Worker(bundle_contender(f"profile of {bundle.path}", bundle, "generate", profiled)) as worker:
+            for seed in range(2):
+                worker.request(batch, seed)
+        files = list(Path(work).iterdir())
+        if len(files) != 1:
+            raise NextscaleError(f"{bundle.path}: onnxruntime wrote no profile")
+        return split_profile(json.loads(files[0].read_text(encoding="utf-8")))
+
+
+def split_profile(events: Iterable[Mapping[str, Any]]) -> TimeSplit:
+    """Split the last run of a profile.
+
+    An operator's own time is what its event has beyond the events inside it: those of a Loop or If are their bodies'.
+    """
+    spans = [event for event in events if event.get("ph") == "X" and event.get("cat") in ("Node", "Session")]
+    run = max((event for event in spans if event["name"] == "model_run"), key=lambda event: event["ts"])
+    end = run["ts"] + run["dur"]
+    inside = sorted(
+        (event for event in spans if run["ts"] <= event["ts"] < end), key=lambda event: (event["ts"], -event["dur"])
+    )
+    loop_ends = [event["ts"] + event["dur"] for event in inside if _is_loop(event)]
+    decoding = min(loop_ends, default=end)
+    parts, stages = dict.fromkeys(PARTS, 0.0), list[float]()
+    # Each event with the time of the events directly inside it, so far.
+    open_events: list[tuple[Mapping[str, Any], list[float]]] = []
+
+    def close() -> None:
+        event, children = open_events.pop()
+        own = event["dur"] - sum(children)
+        part = part_of(str(event["name"]).removesuffix(SUFFIX)) if event["cat"] == "Node" else OTHER
+        parts[DECODER if part == OTHER and event["ts"] >= decoding else part] += own
+        if open_events:
+            parent, siblings = open_events[-1]
+            siblings.append(event["dur"])
+            if event["name"] == BODY and _is_loop(parent):
+                stages.append(event["dur"] / 1e6)
+
+    for event in inside:
+        while open_events and event["ts"] >= open_events[-1][0]["ts"] + open_events[-1][0]["dur"]:
+            close()
+        open_events.append((event, []))
+    while open_events:
+        close()
+    return TimeSplit(run["dur"] / 1e6, {part: micro / 1e6 for part, micro in parts.items()}, tuple(stages))
+
+
+def _is_loop(event: Mapping[str, Any]) -> bool:
+    return event.get("args", {}).get("op_name") == LOOP

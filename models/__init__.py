@@ -1,0 +1,1 @@
+"""Generators in torch, a folder a family; checkpoints into models, and what a family says about its layers."""

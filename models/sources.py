@@ -1,0 +1,178 @@
+"""Where a model to build comes from: a checkpoint, a preset with random weights, or the embedded demo model."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from nextscale.models.var.checkpoint import load_models, load_var, load_vqvae
+from nextscale.models.var.presets import get_preset
+from nextscale.models.var.random_weights import random_models
+from nextscale.models.var.transformer import VAR
+from nextscale.models.var.vqvae import VQVAE
+from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime.manifest import ModelInfo, is_plain_name
+
+CLASS_NAMES_LIMIT = 4 * 2**20  # bytes
+# What ImageNet's lists put before a name.
+WORDNET_ID = re.compile(r"^n\d{8}\s+")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to build from, and what the bundle says about it."""
+
+    var: VAR
+    vqvae: VQVAE
+    name: str
+    description: str
+    licence: str = "that of the checkpoint"
+    class_names: Sequence[str] | None = None
+
+    def model_info(self) -> ModelInfo:
+        config = self.var.config
+        return ModelInfo(
+            num_classes=config.num_classes,
+            patch_nums=config.patch_nums,
+            image_size=self.vqvae.config.image_size,
+            vocab_size=config.vocab_size,
+            depth=config.depth,
+            embed_dim=config.embed_dim,
+            num_heads=config.num_heads,
+            latent_channels=config.z_channels,
+            latent_size=config.patch_nums[-1],
+        )
+
+
+def checkpoint_source(
+    name: str,
+    var_path: Path,
+    vae_path: Path,
+    preset: str | None = None,
+    patch_nums: Sequence[int] | None = None,
+    num_heads: int | None = None,
+    quant_resi: float = 0.5,
+    using_znorm: bool = False,
+    class_names: Path | None = None,
+) -> Source:
+    """A user's checkpoints; `preset` says what they must be, otherwise their shapes and the options do.
+
+    Options and class names are checked before a checkpoint is read.
+    """
+    names = read_class_names(class_names)
+    if preset is not None:
+        expected = get_preset(preset)
+        var, vqvae = load_var(var_path, config=expected.var), load_vqvae(vae_path, config=expected.vqvae)
+    else:
+        var, vqvae = load_models(
+            var_path,
+            vae_path,
+            patch_nums=patch_nums,
+            num_heads=num_heads,
+            quant_resi=quant_resi,
+            using_znorm=using_znorm,
+        )
+    return Source(
+        var,
+        vqvae,
+        name,
+        f"Built from `{var_path.name}` and `{vae_path.name}`.",
+        class_names=_of_all_classes(names, var.config.num_classes),
+    )
+
+
+def random_source(name: str, preset: str, seed: int, class_names: Path | None = None) -> Source:
+    """A preset with random weights: as fast as the real one, and its pictures are noise."""
+    names = _of_all_classes(read_class_names(class_names), get_preset(preset).var.num_classes)
+    var, vqvae = random_models(preset, seed)
+    return Source(
+        var,
+        vqvae,
+        name,
+        f"`{preset}` with random weights (seed {seed}): for measuring speed; its pictures are noise.",
+        licence="none: random numbers",
+        class_names=names,
+    )
+
+
+def demo_source(name: str) -> Source:
+    """The demo model in `nextscale.demo`."""
+    folder = files("nextscale.demo")
+    with as_file(folder / "var.safetensors") as var_path, as_file(folder / "vae.safetensors") as vae_path:
+        var, vqvae = load_models(var_path, vae_path)
+    class_names = json.loads((folder / "class_names.json").read_text(encoding="utf-8"))
+    return Source(
+        var,
+        vqvae,
+        name,
+        "nextscale's demo model, trained on Tiny-ImageNet photographs of 150 classes (`demo/model_card.md` tells how).",
+        licence="weights learned from ImageNet photographs: research use",
+        class_names=class_names,
+    )
+
+
+def require_plain_name(name: str) -> str:
+    """A bundle's name, if it can be one.
+
+    Raises:
+        NextscaleError: it is blank, not printable, or no file name on some system.
+    """
+    if not name.strip() or not is_plain_name(name):
+        raise NextscaleError(
+            f'the name {name!r} cannot name a bundle: expected printable text without /\\:*?"<>|; give another --name'
+        )
+    return name
+
+
+def read_class_names(path: Path | None) -> list[str] | None:
+    """Names in the order of the class ids.
+
+    Args:
+        path: text of one name a line, each perhaps after its WordNet id; or JSON: a list of names, or an object of the
+            form {"0": "tench"} or {"0": ["n01440764", "tench"]}. None: no names.
+    Raises:
+        NextscaleError: the file cannot be read, is of another form, or has a name that is not printable.
+    """
+    if path is None:
+        return None
+    try:
+        if path.stat().st_size > CLASS_NAMES_LIMIT:
+            raise NextscaleError(f"{path}: over {CLASS_NAMES_LIMIT} bytes; expected one class name a line")
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise NextscaleError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise NextscaleError(f"{path}: not UTF-8 text; expected one class name a line, or JSON") from None
+    if text.lstrip().startswith(("[", "{")):
+        names = _parse_json(text, path)
+    else:
+        names = [WORDNET_ID.sub("", line.strip(), count=1) for line in text.splitlines() if line.strip()]
+    for label, name in enumerate(names):
+        if not name.isprintable():
+            raise NextscaleError(f"{path}: the name of class {label} is not printable text: {name!r:.80}")
+    return names
+
+
+def _parse_json(text: str, path: Path) -> list[str]:
+    try:
+        names = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise NextscaleError(f"{path}: not a JSON document ({error})") from None
+    if isinstance(names, dict):
+        in_order = [names.get(str(label)) for label in range(len(names))]
+        names = [entry[1] if isinstance(entry, list) and len(entry) == 2 else entry for entry in in_order]
+    if not all(isinstance(name, str) for name in names):
+        raise NextscaleError(
+            f'{path}: expected a JSON list of strings, {{"0": "tench", …}} or {{"0": ["n01440764", "tench"], …}}'
+        )
+    return list(names)
+
+
+def _of_all_classes(names: list[str] | None, num_classes: int) -> list[str] | None:
+    if names is not None and len(names) != num_classes:
+        raise NextscaleError(f"--class-names has {len(names)} names, but the model has {num_classes} classes")
+    return names

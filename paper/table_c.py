@@ -1,0 +1,284 @@
+"""Table C: images a second of one model by recipe, measured on this machine, with what explains and qualifies it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nextscale.graph_passes.recipe import Recipe
+from nextscale.measure.bench import finite
+from nextscale.measure.contender import Contender, bundle_contender
+from nextscale.measure.kernel_rates import KernelRates, kernel_rates
+from nextscale.measure.roofline import CONVOLUTIONS, XEON_6226R, linear_operations, roofline_seconds
+from nextscale.measure.throughput import Log, MachineSpeed, Speed, measure, measure_processes
+from nextscale.measure.time_split import TimeSplit, profile_bundle
+from nextscale.paper.demo_agreement import DemoAgreement, agreement_provenance, demo_agreement
+from nextscale.runtime.bundle import Bundle
+from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime.machine import Machine, describe_machine, physical_cpus, versions
+from nextscale.runtime.session import SessionOptions
+
+FULL_PRECISION = "fp32"
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """A row of the paper's Table C: images/s of VAR-d16 on an Intel Xeon Gold 6226R, and what it calls it."""
+
+    method: str
+    images_per_second: float
+    half_width: float
+
+
+PAPER = {
+    "fp32": PaperRow("Full precision", 0.1208, 0.0010),
+    "brecq-w8a8": PaperRow("BRECQ", 0.2195, 0.0046),
+    "litevar-w8a8": PaperRow("LiteVAR", 0.1749, 0.0028),
+    "ours-w8a8": PaperRow("Ours", 0.2147, 0.0042),
+    "ours-litevar-w8a8": PaperRow("Ours+LiteVAR", 0.1719, 0.0026),
+}
+ROWS = (*PAPER, "default")
+
+
+@dataclass(frozen=True)
+class TableBundle:
+    """A row to measure: the recipe, its bundle, and how the bundle differs from a full build."""
+
+    recipe: Recipe
+    bundle: Bundle
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Images a second at batch 1 on a CPU that was not measured: the roofline there times the share reached here."""
+
+    processor: str
+    cores: int
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table.
+
+    Attributes:
+        name: the recipe's, or the peer's.
+        method: what the table calls it.
+        bits: of weights and activations, as the paper writes them; empty for a peer.
+        paper_ratio: the paper's images/s over its full precision's; None where the paper has no such row.
+        speeds: one for each batch size.
+        agreement: with full precision on the demo model; None where it was not measured.
+        size_bytes: of the bundle; None for a peer.
+        split: of a profiled run at batch 1.
+        roofline_seconds: what linear layers and convolutions need for an image at the rates measured here.
+        roofline_share: of the time of an image at the smallest batch size.
+        predictions: for the paper's CPU.
+        notes: how the bundle differs from a full build.
+    """
+
+    name: str
+    method: str
+    bits: str
+    paper_ratio: float | None
+    speeds: tuple[Speed, ...]
+    agreement: DemoAgreement | None = None
+    size_bytes: int | None = None
+    split: TimeSplit | None = None
+    roofline_seconds: float | None = None
+    roofline_share: float | None = None
+    predictions: tuple[Prediction, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TableC:
+    """What was measured, and on what.
+
+    Attributes:
+        model: what was built, plain values.
+        machine, versions: of this process.
+        settings: of the measurement.
+        rates: of matrix products, the better of before and after.
+        operations: of one image's linear layers and convolutions.
+        rows: recipes in the order asked for, then peers.
+        failures: by name why a peer is missing.
+        machine_speeds: of the recipe `machine_recipe` in several processes.
+        recommendation: what gives most images a second here.
+        agreement_provenance: how the agreement on the demo model was measured.
+    """
+
+    model: Mapping[str, Any]
+    machine: Machine
+    versions: Mapping[str, str]
+    settings: Mapping[str, Any]
+    rates: KernelRates
+    operations: int
+    rows: tuple[Row, ...]
+    failures: Mapping[str, str]
+    machine_speeds: tuple[MachineSpeed, ...]
+    machine_recipe: str
+    recommendation: str
+    agreement_provenance: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; what is not finite becomes null."""
+        plain: dict[str, Any] = finite(asdict(self))
+        return plain
+
+    def warnings(self) -> list[str]:
+        """Lines on rows that a reader could mistake for good ones."""
+        return [
+            f"{row.method} is far from full precision: KL {row.agreement.kl:.2f} nats a token, top-1 "
+            f"{row.agreement.top1:.0%} on the demo model"
+            for row in self.rows
+            if row.agreement is not None and row.agreement.kl > BAD_KL
+        ]
+
+
+BAD_KL = 0.1  # the likeliest entry of every third token is another, on the demo model
+
+
+def measure_table_c(
+    bundles: Sequence[TableBundle],
+    convolution_operations: int,
+    model: Mapping[str, Any],
+    *,
+    peers: Sequence[Contender] = (),
+    batches: Sequence[int] = (1,),
+    processes: Sequence[int] = (),
+    options: SessionOptions | None = None,
+    repetitions: int = 8,
+    warmup: int = 1,
+    log: Log = lambda line: None,
+) -> TableC:
+    """Measure bundles of one model, and peers, in one interleaved run.
+
+    Args:
+        bundles: a row each.
+        convolution_operations: of the model's decoder, on one image.
+        model: what it is, for the report.
+        peers: what a user would run instead; those that fail are left out.
+        batches: images at a time.
+        processes: also measure this many at the same time, of the recipe `default` or else the last.
+        options: threads and memory, of one process.
+        repetitions: timed rounds.
+        warmup: rounds before them.
+        log: called with a line of progress.
+    Raises:
+        NextscaleError: nothing to measure, a setting out of range, or a bundle that fails.
+    """
+    options = options or SessionOptions()
+    if not bundles:
+        raise NextscaleError("no row to measure")
+    cpus = physical_cpus()
+    for count in processes:
+        if not 1 <= count <= len(cpus):
+            raise NextscaleError(f"processes {count}: expected 1 to {len(cpus)}, the cores of this machine")
+    log("rates of matrix products")
+    before = kernel_rates(options)
+    speeds, failures = measure(
+        [bundle_contender(item.recipe.name, item.bundle, "generate", options) for item in bundles],
+        optional=peers,
+        reference=FULL_PRECISION,
+        batches=batches,
+        repetitions=repetitions,
+        warmup=warmup,
+        log=log,
+    )
+    rates = before.best_with(kernel_rates(options))
+    operations = linear_operations(bundles[0].bundle.model) | {CONVOLUTIONS: convolution_operations}
+    by_name = {item.recipe.name: tuple(speed for speed in speeds if speed.name == item.recipe.name) for item in bundles}
+    rows = []
+    for item in bundles:
+        log(f"profiling {item.recipe.name}")
+        split = profile_bundle(item.bundle, options, item.bundle.path.absolute().parent)
+        rows.append(_row(item, by_name[item.recipe.name], split, rates, operations))
+    rows += [
+        Row(peer.name, peer.name, "", None, tuple(speed for speed in speeds if speed.name == peer.name))
+        for peer in peers
+        if peer.name not in failures
+    ]
+    chosen = next((item for item in bundles if item.recipe.name == "default"), bundles[-1])
+
+    def pinned(share: Sequence[int]) -> Contender:
+        alone = SessionOptions(threads=len(share), spinning=options.spinning)
+        return bundle_contender(chosen.recipe.name, chosen.bundle, "generate", alone, share)
+
+    together = measure_processes(pinned, cpus, processes, batches, repetitions, log) if processes else []
+    return TableC(
+        model=model,
+        machine=describe_machine(),
+        versions=versions(),
+        settings={
+            "threads": options.threads,
+            "spinning": options.spinning,
+            "batches": sorted(set(batches)),
+            "processes": list(processes),
+            "repetitions": repetitions,
+            "warmup": warmup,
+            "order": "interleaved, rotated each round",
+        },
+        rates=rates,
+        operations=sum(operations.values()),
+        rows=tuple(rows),
+        failures=failures,
+        machine_speeds=tuple(together),
+        machine_recipe=chosen.recipe.name,
+        recommendation=recommend(chosen.recipe.name, by_name[chosen.recipe.name], together, options.threads),
+        agreement_provenance=agreement_provenance(),
+    )
+
+
+def recommend(recipe: str, speeds: Sequence[Speed], together: Sequence[MachineSpeed], threads: int) -> str:
+    """What gives most images a second: one process or several, and how many images at a time.
+
+    Args:
+        recipe: what was measured in all these ways.
+        speeds: of one process, at each batch size.
+        together: of several.
+        threads: of the one process; 0 is one for each core.
+    """
+    alone = "1 process of " + (f"{threads} threads" if threads else "a thread for each core")
+    ways = [(speed.images_per_second.mean, f"{alone}, batch {speed.batch}") for speed in speeds]
+    if any(speed.processes == 1 for speed in together):
+        ways = []  # it was measured again beside the others
+    ways += [
+        (
+            speed.images_per_second.mean,
+            f"{speed.processes} pinned {'process' if speed.processes == 1 else 'processes'} of {speed.threads} "
+            f"{'thread' if speed.threads == 1 else 'threads'}, batch {speed.batch}",
+        )
+        for speed in together
+    ]
+    best, way = max(ways)
+    text = f"most images a second on this machine with {recipe}: {way}: {best:.3g} images/s"
+    first, first_way = ways[0]
+    return text if way == first_way else f"{text}, {best / first:.2f} times those of {first_way} ({first:.3g})"
+
+
+def _row(
+    item: TableBundle, speeds: tuple[Speed, ...], split: TimeSplit, rates: KernelRates, operations: Mapping[str, int]
+) -> Row:
+    recipe, paper = item.recipe, PAPER.get(item.recipe.name)
+    least = roofline_seconds(operations, recipe, rates)
+    share = least * speeds[0].images_per_second.mean
+    is_float = recipe.precision == "fp32"
+    return Row(
+        name=recipe.name,
+        method=paper.method if paper else recipe.name,
+        bits="32/32" if is_float else f"{recipe.weights.bits}/{recipe.activations.bits}",
+        paper_ratio=paper.images_per_second / PAPER[FULL_PRECISION].images_per_second if paper else None,
+        speeds=speeds,
+        agreement=demo_agreement(recipe.name),
+        size_bytes=item.bundle.manifest.size,
+        split=split,
+        roofline_seconds=least,
+        roofline_share=share,
+        predictions=tuple(
+            Prediction(XEON_6226R.name, cores, share / roofline_seconds(operations, recipe, XEON_6226R.rates(cores)))
+            for cores in (1, XEON_6226R.cores)
+        ),
+        notes=tuple(item.notes),
+    )

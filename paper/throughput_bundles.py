@@ -1,0 +1,220 @@
+"""The bundles whose speed a throughput table compares: one model by several recipes, built once and kept in a folder.
+
+Speed does not depend on what weights are rounded to, nor on how many images the ranges were observed on. So unless
+there is learned rounding for the model, reconstructed recipes round to nearest; calibration is short and without
+matching; and a model with random weights takes the places of attentive tokens from the demo model's attention.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nextscale.calib_data.choose_theta import choose_theta
+from nextscale.compiler.build import build_bundle
+from nextscale.compiler.plan import BuildOptions, Progress
+from nextscale.graph_passes.recipe import Recipe
+from nextscale.models.sources import Source
+from nextscale.models.var.operations import BitWidths
+from nextscale.models.var.vqvae import VQVAE, VQVAEConfig
+from nextscale.paper.table_c import TableBundle
+from nextscale.paper.transfer_scores import demo_statistics
+from nextscale.runtime.bundle import Bundle
+from nextscale.runtime.errors import NextscaleError, OutputError
+from nextscale.runtime.image_io import require_writable, write_files
+from nextscale.runtime.session import SessionOptions
+from nextscale.simulation.rounding import Rounding
+
+MODEL_FILE = "model.json"
+# What a manifest adds to a recipe, or what its calibration found.
+_OUTCOMES = ("calibration", "shift_and_sum", "agreement", "kernels", "description")
+
+
+@dataclass(frozen=True)
+class ModelOrigin:
+    """Which model it is, and how to get it when a bundle has to be built.
+
+    Attributes:
+        description: plain values that no other model has.
+        load: makes the source.
+        random: whether its weights are random, so that its attention tells nothing.
+    """
+
+    description: Mapping[str, Any]
+    load: Callable[[], Source]
+    random: bool
+
+
+@dataclass(frozen=True)
+class ThroughputBundles:
+    """Bundles of one model in a folder, WORK/{recipe}.
+
+    Attributes:
+        origin: the model.
+        work: the folder.
+        roundings: where learned rounding lies, {recipe}.safetensors; None or no such file: to nearest.
+        calibration_images: at most this many.
+        session: threads and memory of the builds.
+    """
+
+    origin: ModelOrigin
+    work: Path
+    roundings: Path | None
+    calibration_images: int
+    session: SessionOptions
+
+    def build(
+        self, recipes: Sequence[Recipe], progress: Progress, rebuild: bool = False
+    ) -> tuple[list[TableBundle], int]:
+        """The bundles, and the operations of the decoder's convolutions on one image.
+
+        Args:
+            recipes: with names of their own.
+            progress: told each step.
+            rebuild: build those anew that are there.
+        Raises:
+            NextscaleError: the folder holds another model's bundles, one of another recipe of that name, or a folder of
+                that name that was not made here.
+        """
+        try:
+            self.work.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot make {self.work}: {error.strerror}") from None
+        source: Source | None = None
+        operations = self._known_operations()
+        if operations is None:
+            for folder in (self.work / recipe.name for recipe in recipes):
+                if folder.exists():
+                    raise NextscaleError(
+                        f"{folder}: not made by table-c: no {MODEL_FILE} beside it; choose another --work"
+                    )
+            source = self.origin.load()
+            operations = convolution_operations(source.vqvae.config)
+            text = json.dumps({"model": dict(self.origin.description), "convolution_operations": operations}) + "\n"
+            write_files({self.work / MODEL_FILE: lambda file: file.write(text.encode())})
+        rows = []
+        for recipe in recipes:
+            folder = self.work / recipe.name
+            altered, rounding, notes = self._altered(recipe)
+            if rebuild and folder.exists():
+                shutil.rmtree(folder)
+            if folder.exists():
+                bundle = Bundle.open(folder)
+                _require_recipe(bundle, altered)
+            else:
+                source = source or self.origin.load()
+                bundle = self._build_one(source, folder, altered, rounding, progress)
+            found = bundle.manifest.recipe.get("shift_and_sum")
+            if self.origin.random and isinstance(found, dict):
+                places = f"theta {found['theta']:g} and {' '.join(map(str, found['rows']))} places by stage"
+                notes = (*notes, f"{places}, of the demo model's attention")
+            rows.append(TableBundle(recipe, bundle, notes))
+        return rows, operations
+
+    def _known_operations(self) -> int | None:
+        """What model.json says, if it is there and of this model."""
+        path = self.work / MODEL_FILE
+        require_writable([path])
+        if not path.exists():
+            return None
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            model, operations = document["model"], int(document["convolution_operations"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise NextscaleError(f"{path}: damaged; remove the folder or choose another --work") from None
+        if model != dict(self.origin.description):
+            raise NextscaleError(
+                f"{self.work}: holds bundles of another model ({_shown(model)}); choose another --work"
+            )
+        return operations
+
+    def _altered(self, recipe: Recipe) -> tuple[Recipe, Rounding | None, tuple[str, ...]]:
+        """The recipe that is built, its rounding, and what to say about it."""
+        if recipe.precision == "fp32":
+            return recipe, None, ()
+        images = min(self.calibration_images, recipe.calibration.images)
+        notes: tuple[str, ...] = ()
+        rounding = None
+        if recipe.weights.rounding == "reconstructed":
+            path = None if self.roundings is None else self.roundings / f"{recipe.name}.safetensors"
+            if path is not None and path.exists():
+                rounding = Rounding.load(path)
+            else:
+                recipe = replace(recipe, weights=replace(recipe.weights, rounding="nearest"))
+                notes = ("weights rounded to nearest",)
+        calibration = replace(recipe.calibration, images=images, matching="none")
+        return replace(recipe, calibration=calibration), rounding, notes
+
+    def _build_one(
+        self, source: Source, folder: Path, recipe: Recipe, rounding: Rounding | None, progress: Progress
+    ) -> Bundle:
+        theta = None
+        if self.origin.random and recipe.attention.shift_and_sum != "off":
+            model, bits = source.model_info(), BitWidths(recipe.weights.bits, recipe.activations.bits)
+            theta = choose_theta(demo_statistics(model), model, bits, recipe.attention.budget)
+        options = BuildOptions(recipe, session=self.session, rounding=rounding, theta=theta)
+
+        def named(step: str, done: int = 0, total: int = 0) -> None:
+            progress(f"{recipe.name}: {step}", done, total)
+
+        return build_bundle(source, folder, options, named)
+
+
+def file_sha256(path: Path) -> str:
+    """Of a file's content.
+
+    Raises:
+        NextscaleError: it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            digest = hashlib.sha256()
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise NextscaleError(f"{path}: cannot be read ({error.strerror})") from None
+    return digest.hexdigest()
+
+
+def convolution_operations(config: VQVAEConfig) -> int:
+    """Operations of the convolutions that decode one image, a multiply-add being two."""
+    with torch.device("meta"):
+        vqvae = VQVAE(config)
+    counts = list[int]()
+
+    def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        weight = module.get_parameter("weight")
+        counts.append(2 * output.shape[-2] * output.shape[-1] * weight.numel())
+
+    for module in vqvae.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        side = config.patch_nums[-1]
+        vqvae.decode(torch.empty(1, config.z_channels, side, side, device="meta"))
+    return sum(counts)
+
+
+def _require_recipe(bundle: Bundle, recipe: Recipe) -> None:
+    """Refuse a bundle whose recipe has other words."""
+    found = bundle.manifest.recipe
+    expected = {"name": recipe.name} if recipe.precision == "fp32" else recipe.as_dict()
+    plain = json.loads(json.dumps(expected))
+    changed = [key for key in plain if key not in _OUTCOMES and found.get(key) != plain[key]]
+    if changed:
+        raise NextscaleError(
+            f"{bundle.path}: built with another recipe of that name ({', '.join(changed)}); remove it, or give "
+            "--rebuild"
+        )
+
+
+def _shown(model: object) -> str:
+    return ", ".join(f"{key} {value}" for key, value in model.items()) if isinstance(model, dict) else str(model)

@@ -1,0 +1,1 @@
+"""Bundles and result files as one HTML page."""

@@ -1,0 +1,1 @@
+"""The torch twin of the integer graphs, differentiable, and the reconstruction of weights with it."""

@@ -1,0 +1,362 @@
+"""Block reconstruction of weight rounding (BRECQ, Li et al., 2021) for a VAR and a recipe.
+
+The units are the attention part and the feed-forward part of each block, and the head. Each learns the rounding of its
+layers (`soft_rounding`) so that, fed what the quantized units before it give, it comes close to what the
+full-precision model has there; its activations are quantized meanwhile. All else is rounded to nearest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nextscale.evaluate.teacher_forced import Agreement
+from nextscale.graph_passes.recipe import Recipe
+from nextscale.models.var.multi_scale_quantizer import MultiScaleQuantizer
+from nextscale.models.var.transformer import VAR
+from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime.request import DEFAULT_CFG_SCALE
+from nextscale.simulation.rounding import LayerBits, Rounding, codes_of, nearest_up, weight_sha256
+from nextscale.simulation.simulated_agreement import simulated_agreement
+from nextscale.simulation.simulated_attention import ShiftAndSum, Span
+from nextscale.simulation.simulated_ranges import FULL_PRECISION, calibrated, teacher_forced_inputs
+from nextscale.simulation.simulated_var import Condition, SimulatedVAR
+from nextscale.simulation.soft_rounding import SoftRounding, undecided
+from nextscale.simulation.unit_store import Learned, UnitStore
+
+REPORT_EVERY = 50
+# Of the free memory of a GPU, for the two streams of activations.
+STREAMS_SHARE = 0.4
+
+
+@dataclass(frozen=True)
+class ReconstructionSettings:
+    """How to learn.
+
+    Attributes:
+        iterations: steps a unit.
+        batch_size: images a step.
+        learning_rate: Adam's, on V.
+        regularization: weight of the mean of `undecided` beside the error relative to rounding to nearest.
+        warm_up: share of the steps without it.
+        beta: its exponent, annealed from the first to the second value.
+        held_out: share of the token maps that only the comparison sees.
+        cfg_scale: guidance, which the head's input depends on.
+        seed: of the order of the images.
+    """
+
+    iterations: int = 1000
+    batch_size: int = 16
+    learning_rate: float = 0.1
+    regularization: float = 256.0
+    warm_up: float = 0.2
+    beta: tuple[float, float] = (20.0, 2.0)
+    held_out: float = 1 / 8
+    cfg_scale: float = DEFAULT_CFG_SCALE
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """Progress: mean squared error relative to rounding to nearest, and the weighted regulariser."""
+
+    unit: str
+    step: int
+    steps: int
+    error: float
+    regularizer: float
+
+
+class OnStep(Protocol):
+    """Told about progress now and then."""
+
+    def __call__(self, step: Step) -> None: ...
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is reconstructed together: its integer layers, and how it computes its output."""
+
+    name: str
+    layers: tuple[str, ...]
+    run: Callable[[SimulatedVAR, Tensor, Condition, Span], Tensor]
+
+
+def units(simulated: SimulatedVAR, cfg_scale: float) -> list[Unit]:
+    """All units, in order; layers that the recipe leaves float are in none."""
+
+    def unit(name: str, parts: str, run: Callable[[SimulatedVAR, Tensor, Condition, Span], Tensor]) -> Unit:
+        layers = [name if not part else f"{name}.{part}" for part in parts.split(" ")]
+        return Unit(name, tuple(x for x in layers if simulated.linears[x].qparams is not None), run)
+
+    found = []
+    for i in range(simulated.config.depth):
+        found.append(unit(f"blocks.{i}.attn", "q k v proj", partial(_attention, i)))
+        found.append(unit(f"blocks.{i}.ffn", "fc1 fc2", partial(_feed_forward, i)))
+    return [*found, unit("head", "", partial(_head, cfg_scale))]
+
+
+def _attention(i: int, model: SimulatedVAR, x: Tensor, condition: Condition, span: Span) -> Tensor:
+    return model.attention_part(i, x, condition, span)
+
+
+def _feed_forward(i: int, model: SimulatedVAR, x: Tensor, condition: Condition, span: Span) -> Tensor:
+    return model.ffn_part(i, x, condition, span)
+
+
+def _head(cfg_scale: float, model: SimulatedVAR, x: Tensor, condition: Condition, span: Span) -> Tensor:
+    return model.head(model.head_input(x, condition, span, cfg_scale), span)
+
+
+def reconstruct(
+    var: VAR,
+    quantizer: MultiScaleQuantizer,
+    recipe: Recipe,
+    labels: NDArray[np.int64],
+    token_maps: NDArray[np.int64],
+    settings: ReconstructionSettings,
+    *,
+    shift_and_sum: ShiftAndSum | None = None,
+    work: Path | None = None,
+    on_step: OnStep = lambda step: None,
+) -> Rounding:
+    """Learn the rounding of `recipe`'s weights and keep it if it is better than rounding to nearest.
+
+    Args:
+        var, quantizer: full precision, on the device to compute on.
+        recipe: with `rounding = "reconstructed"`.
+        labels, token_maps: int64 [N] and [N, L]; the last of them are held out.
+        settings: how to learn.
+        shift_and_sum: of recipes that have it.
+        work: a folder that keeps each finished unit, so that the same call continues; made if it is missing.
+        on_step: told about progress.
+    Raises:
+        NextscaleError: the recipe rounds to nearest, there are too few images, or `work` belongs to another run.
+    """
+    if recipe.precision == "fp32" or recipe.weights.rounding != "reconstructed":
+        raise NextscaleError(
+            f'recipe {recipe.name} rounds weights to nearest; weights.rounding = "reconstructed" asks for more'
+        )
+    if len(labels) < 2 or len(labels) != len(token_maps):
+        raise NextscaleError(f"reconstruction needs at least 2 images, one of them held out; found {len(labels)}")
+    train = len(labels) - max(1, round(len(labels) * settings.held_out))
+    seen = labels[:train], token_maps[:train]
+    batch, cfg_scale = settings.batch_size, settings.cfg_scale
+    simulated = calibrated(
+        var, quantizer, recipe, *seen, shift_and_sum=shift_and_sum, cfg_scale=cfg_scale, batch_size=batch
+    )
+
+    def held_out() -> Agreement:
+        rest = labels[train:], token_maps[train:]
+        return simulated_agreement(var, quantizer, simulated, *rest, cfg_scale=cfg_scale, batch_size=batch)
+
+    nearest = held_out()
+    store = UnitStore(work, _fingerprint(simulated, labels, token_maps, settings, shift_and_sum))
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=work) as scratch:
+        learned = _Reconstruction(simulated, quantizer, *seen, settings, Path(scratch)).run(store, on_step)
+    seconds = time.monotonic() - began
+    reconstructed = held_out()
+    kept = "reconstructed" if reconstructed.kl < nearest.kl else "nearest"
+    layers = {}
+    for found in learned.values():
+        for name, up in found.up.items():
+            weight = simulated.linears[name].exact.cpu().numpy()
+            qparams = simulated.linears[name].qparams
+            assert qparams is not None
+            layers[name] = LayerBits(
+                up if kept == "reconstructed" else nearest_up(weight, qparams), weight_sha256(weight)
+            )
+    report = {
+        "kept": kept,
+        "images": train,
+        "held_out_images": len(labels) - train,
+        "kl_nearest": nearest.kl,
+        "kl_reconstructed": reconstructed.kl,
+        "kl_reconstructed_stderr": None if math.isnan(reconstructed.kl_stderr) else reconstructed.kl_stderr,
+        "top1_nearest": nearest.top1,
+        "top1_reconstructed": reconstructed.top1,
+        "seconds": seconds,
+        "settings": asdict(settings),
+        "shift_and_sum": None if shift_and_sum is None else asdict(shift_and_sum),
+        "units": {name: dict(found.report) for name, found in learned.items()},
+    }
+    factors = {name: found.cpu().numpy() for name, found in simulated.equalization.factors.items()}
+    return Rounding(layers, factors, recipe.as_dict(), report)
+
+
+class _Reconstruction:
+    """The two streams of activations, and the loop over the units."""
+
+    def __init__(
+        self,
+        simulated: SimulatedVAR,
+        quantizer: MultiScaleQuantizer,
+        labels: NDArray[np.int64],
+        token_maps: NDArray[np.int64],
+        settings: ReconstructionSettings,
+        scratch: Path,
+    ) -> None:
+        self.simulated, self.quantizer, self.settings = simulated, quantizer, settings
+        self.full = SimulatedVAR(simulated.var, FULL_PRECISION)
+        self.span, self.device = simulated.span(), simulated.device
+        self.labels = torch.from_numpy(labels).to(self.device)
+        config = simulated.config
+        shape = (2, len(labels), config.num_tokens, config.embed_dim)
+        # Inputs of the unit as the quantized model and as full precision have them, float32 [2, N, L, C].
+        self.inputs, self.targets = _streams(shape, self.device, scratch)
+        for part in self._chunks():
+            inputs = teacher_forced_inputs(quantizer, torch.from_numpy(token_maps[part]).to(self.device))
+            for stream, model in ((self.inputs, simulated), (self.targets, self.full)):
+                self._put(stream, part, model.embed(model.condition(self.labels[part]), inputs, self.span))
+
+    def run(self, store: UnitStore, on_step: OnStep) -> dict[str, Learned]:
+        """Reconstruct all units, or take those that `store` has."""
+        learned = {}
+        todo = units(self.simulated, self.settings.cfg_scale)
+        for index, unit in enumerate(todo):
+            last = index == len(todo) - 1
+            if not last:
+                self._advance(self.targets, self.full, unit)
+            found = store.load(unit.name, unit.layers)
+            if found is None:
+                found = self._learn(unit, index, last, on_step)
+                store.save(unit.name, found)
+            for name, up in found.up.items():
+                self._set_codes(name, up)
+            if not last:
+                self._advance(self.inputs, self.simulated, unit)
+            learned[unit.name] = found
+        return learned
+
+    def _learn(self, unit: Unit, index: int, last: bool, on_step: OnStep) -> Learned:
+        """Adam on V of the unit's layers."""
+        if not unit.layers:
+            return Learned({})
+        settings, began = self.settings, time.monotonic()
+        images, batch = len(self.labels), min(self.settings.batch_size, len(self.labels))
+        order = np.random.default_rng([settings.seed, index])
+        picks = torch.from_numpy(order.integers(images, size=(settings.iterations, batch))).to(self.device)
+        # Both are judged on the same images, spread over all.
+        judged = torch.linspace(0, images - 1, batch).long().to(self.device)
+        soft = {name: SoftRounding(self.simulated.linears[name]) for name in unit.layers}
+
+        def error(pick: Tensor) -> Tensor:
+            condition = self.simulated.condition(self.labels[pick])
+            with torch.no_grad():
+                target = self._take(self.targets, pick)
+                if last:
+                    target = unit.run(self.full, target, self.full.condition(self.labels[pick]), self.span)
+            found = unit.run(self.simulated, self._take(self.inputs, pick), condition, self.span)
+            return (found - target).square().mean()
+
+        with torch.no_grad():
+            nearest = error(judged).clamp_min(torch.finfo(torch.float32).tiny)
+        optimizer = torch.optim.Adam([layer.logits for layer in soft.values()], lr=settings.learning_rate)
+        with _fast_products():
+            for step in range(settings.iterations):
+                shares = {name: layer.share_up() for name, layer in soft.items()}
+                for name, layer in soft.items():
+                    layer.linear.weight = layer.weight(shares[name])
+                relative = error(picks[step]) / nearest
+                regularizer = _regularizer(shares, step / settings.iterations, settings)
+                optimizer.zero_grad()
+                torch.add(relative, regularizer).backward()
+                optimizer.step()
+                if step % REPORT_EVERY == 0 or step == settings.iterations - 1:
+                    on_step(Step(unit.name, step + 1, settings.iterations, relative.item(), regularizer.item()))
+        up = {name: layer.up() for name, layer in soft.items()}
+        for name, found in up.items():
+            self._set_codes(name, found)
+        with torch.no_grad():
+            relative = error(judged) / nearest
+        report = {"nearest": float(nearest), "relative": float(relative), "seconds": time.monotonic() - began}
+        return Learned(up, report)
+
+    def _set_codes(self, name: str, up: NDArray[np.bool_]) -> None:
+        linear = self.simulated.linears[name]
+        assert linear.qparams is not None
+        linear.set_codes(codes_of(linear.exact.cpu().numpy(), linear.qparams, up))
+
+    def _chunks(self) -> Iterator[slice]:
+        size = self.settings.batch_size
+        return (slice(first, first + size) for first in range(0, len(self.labels), size))
+
+    @torch.no_grad()
+    def _advance(self, stream: Tensor, model: SimulatedVAR, unit: Unit) -> None:
+        """Replace a unit's inputs by its outputs."""
+        for part in self._chunks():
+            x = stream[:, part].flatten(0, 1).to(self.device)
+            self._put(stream, part, unit.run(model, x, model.condition(self.labels[part]), self.span))
+
+    @staticmethod
+    def _put(stream: Tensor, part: slice, rows: Tensor) -> None:
+        stream[:, part] = rows.detach().unflatten(0, (2, -1)).to(stream.device)
+
+    def _take(self, stream: Tensor, pick: Tensor) -> Tensor:
+        """Rows of some images: int64 [B] -> [2B, L, C] on the device."""
+        return stream[:, pick.to(stream.device)].flatten(0, 1).to(self.device)
+
+
+def _regularizer(shares: Mapping[str, Tensor], progress: float, settings: ReconstructionSettings) -> Tensor:
+    """The weighted mean of `undecided` over layers, after the warm-up with an exponent that falls linearly."""
+    done = (progress - settings.warm_up) / (1 - settings.warm_up)
+    if done < 0:
+        return torch.zeros((), device=next(iter(shares.values())).device)
+    first, final = settings.beta
+    beta = first + (final - first) * done
+    return settings.regularization * torch.stack([undecided(share, beta) for share in shares.values()]).mean()
+
+
+@contextlib.contextmanager
+def _fast_products() -> Iterator[None]:
+    """Meanwhile a GPU multiplies float32 matrices as TF32: what is learned needs no more, and quantizers stay exact."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _streams(shape: tuple[int, ...], device: torch.device, scratch: Path) -> tuple[Tensor, Tensor]:
+    """Two float32 tensors: in the GPU's memory if it has room, otherwise in files."""
+    needed = 2 * 4 * math.prod(shape)
+    if device.type == "cuda" and needed < STREAMS_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return torch.empty(shape, device=device), torch.empty(shape, device=device)
+    files = [np.memmap(scratch / name, np.float32, "w+", shape=shape) for name in ("inputs", "targets")]
+    return torch.from_numpy(files[0]), torch.from_numpy(files[1])
+
+
+def _fingerprint(
+    simulated: SimulatedVAR,
+    labels: NDArray[np.int64],
+    token_maps: NDArray[np.int64],
+    settings: ReconstructionSettings,
+    shift_and_sum: ShiftAndSum | None,
+) -> dict[str, Any]:
+    """What a work folder must agree in, as JSON reads it back."""
+    weights = {name: weight_sha256(layer.exact.cpu().numpy()) for name, layer in simulated.linears.items()}
+    images = weight_sha256(np.concatenate((labels[:, None], token_maps), axis=1).astype(np.float32))
+    document = {
+        "recipe": simulated.recipe.as_dict(),
+        "settings": asdict(settings),
+        "shift_and_sum": None if shift_and_sum is None else asdict(shift_and_sum),
+        "images": images,
+        "weights": weights,
+    }
+    found: dict[str, Any] = json.loads(json.dumps(document))
+    return found

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from model_infos import VAR_D16
+from tiny_model import tiny_models, tiny_source
+
+from nextscale.models.var.operations import (
+    BitWidths,
+    Cost,
+    aggregate_cost,
+    bit_operations,
+    duplicate_cost,
+    keys,
+    model_cost,
+    multiply_adds,
+    queries,
+    score_cost,
+)
+
+W4A6 = BitWidths(4, 6)
+
+
+def test_table_b_baseline_of_var_d16() -> None:
+    """3.72T: printed with two decimals."""
+    assert model_cost(VAR_D16, W4A6).operations / 1e12 == pytest.approx(3.72, abs=0.005)
+
+
+def test_table_b_eq_11_of_var_d16() -> None:
+    """1.17G; the memory of 0.22M is a 32nd of the formula's bits."""
+    cost = score_cost(VAR_D16)
+    assert cost.operations / 1e9 == pytest.approx(1.17, abs=0.005)
+    assert cost.memory / 32 / 1e6 == pytest.approx(0.22, abs=0.005)
+
+
+def test_the_parts_of_var_d16() -> None:
+    """The figures behind 3.72T, in G: 24 * (137 + 2.9 + ...) + 36 * 9.4."""
+    found = {part: count.sum() / 1e9 for part, count in multiply_adds(VAR_D16).items()}
+    expected = {"blocks": 136.9, "attention": 9.39, "head": 2.85, "ada_ln": 1.028, "word_embed": 0.02225}
+    assert found == pytest.approx(expected, rel=1e-3)
+    bits = bit_operations(VAR_D16, W4A6)
+    assert bits["attention"].sum() == 36 * multiply_adds(VAR_D16)["attention"].sum()
+    assert bits["blocks"].sum() == 24 * multiply_adds(VAR_D16)["blocks"].sum()
+
+
+def test_eq_13_of_table_b_exceeds_what_scores_that_sum_to_1_allow() -> None:
+    """sum(2n) < 2 / theta a head; even with both rows of guidance 33.35G is more."""
+    heads = VAR_D16.num_heads * VAR_D16.depth
+    bound = np.full(VAR_D16.num_stages, heads * 2 / 0.05)
+    one_row = aggregate_cost(VAR_D16, W4A6, np.zeros(VAR_D16.num_stages), bound).operations
+    assert one_row == pytest.approx(16.04e9, rel=1e-3)
+    assert 2 * one_row < 33.35e9
+
+
+def test_tokens_of_each_stage() -> None:
+    assert queries(VAR_D16).sum() == VAR_D16.num_tokens == 680
+    assert keys(VAR_D16).tolist() == [1, 5, 14, 30, 55, 91, 155, 255, 424, 680]
+
+
+def test_weights_are_those_of_the_torch_model() -> None:
+    """Of its linear layers."""
+    var, _ = tiny_models()
+    info = tiny_source().model_info()
+    linear = sum(module.weight.numel() for module in var.modules() if isinstance(module, torch.nn.Linear))
+    no_cache = model_cost(info, BitWidths(1, 0))
+    assert no_cache.memory == linear
+    assert model_cost(info, BitWidths(0, 1)).memory == 2 * info.num_tokens * info.embed_dim * info.depth
+
+
+def test_each_linear_layer_is_counted_once_a_token() -> None:
+    """Without attention, and adaLN once: a weight makes one multiply-add for each token that it sees."""
+    info = tiny_source().model_info()
+    parts = {name: count.sum() for name, count in multiply_adds(info).items()}
+    once = parts["ada_ln"] // info.num_stages
+    weights = (parts["blocks"] + parts["head"]) / info.num_tokens + parts["word_embed"] / (info.num_tokens - 1) + once
+    assert model_cost(info, BitWidths(1, 0)).memory == weights
+
+
+def test_copies_cost_what_appendix_d_says() -> None:
+    """One token of order n at the third stage of d16: T' = 9, d = 64."""
+    for n in (1, 2, 4):
+        tokens, copies = np.zeros(10), np.zeros(10)
+        tokens[2], copies[2] = 1, 2 * n
+        assert duplicate_cost(VAR_D16, tokens, copies) == Cost(16 * (2 * n - 1) * (9 + 64), 2 * n * (9 + 16 * 64))
+        assert aggregate_cost(VAR_D16, W4A6, tokens, copies) == Cost(0, (2 * n - 1) * 36 * 64 * 9)
+
+
+def test_costs_add_up() -> None:
+    assert Cost(1, 2) + Cost(10, 20) == Cost(11, 22)
+    assert str(W4A6) == "4/6"
