@@ -11,7 +11,7 @@ from tiny_model import NUM_CLASSES, ONE_THREAD, L, tiny_recipe, tiny_source
 
 from nextscale.calib_data.calibrate import Calibration, CalibrationSettings, calibrate, calibration_labels
 from nextscale.calib_data.token_maps import TokenMaps
-from nextscale.export import build
+from nextscale.compiler import build
 from nextscale.export.var.decoder_graph import build_decoder_graph
 from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes.observe_ranges import PARTS, observe_channels, observe_pairs, observe_ranges

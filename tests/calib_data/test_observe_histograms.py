@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from tiny_model import NUM_CLASSES, ONE_THREAD, PATCH_NUMS, L, V, tiny_source
 
 from nextscale.calib_data.observe_histograms import BINS, PERCENTILES, Observed, choose_range, observe_histograms
-from nextscale.export import build
+from nextscale.compiler import build
 from nextscale.export.var.decoder_graph import build_decoder_graph
 from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes.observe_ranges import expose_inputs, input_name

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from nextscale.calib_data.token_maps import TokenMaps
 from nextscale.cli.main import main
-from nextscale.export import presets, random_weights
 from nextscale.graph_passes.recipe import load_recipe
 from nextscale.models.sources import Source
+from nextscale.models.var import presets, random_weights
 from nextscale.runtime import Bundle
 from nextscale.runtime.errors import NextscaleError
 

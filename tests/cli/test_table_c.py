@@ -12,11 +12,11 @@ from tiny_model import tiny_preset, tiny_source
 
 from nextscale.cli.main import main
 from nextscale.cli.table_c import find_peers
-from nextscale.evaluate import table_c as measuring
-from nextscale.export import presets
 from nextscale.measure.contender import Contender
 from nextscale.measure.kernel_rates import KernelRates
 from nextscale.models.sources import Source
+from nextscale.models.var import presets
+from nextscale.paper import table_c as measuring
 from nextscale.runtime.machine import physical_cpus
 
 FAKE = Path(__file__).parents[1] / "fake_worker.py"

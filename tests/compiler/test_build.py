@@ -23,8 +23,9 @@ from tiny_model import (
     tiny_source,
 )
 
+from nextscale.compiler import build, plan
 from nextscale.compiler.build import build_bundle
-from nextscale.export import build, bundle_writer, plan
+from nextscale.export import bundle_writer
 from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes.fusion_certificate import CertifiedLayer, FusionCertificate
 from nextscale.graph_passes.pipeline import stage_layers

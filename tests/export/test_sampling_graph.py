@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from nextscale.export import reference
 from nextscale.export.graph_builder import add_output, finish, new_builder
 from nextscale.export.sampling_graph import sample
+from nextscale.models.var import reference
 from nextscale.runtime.session import SessionOptions, session_settings
 from tests.goldens.parity import SAMPLER_SETTINGS, sampler_logits
 

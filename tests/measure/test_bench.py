@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from fake_bundle import write_fake_bundle
 
+from nextscale.measure import bench as bench_module
 from nextscale.measure.bench import bench, time_batch
 from nextscale.runtime import Bundle, Generator, NextscaleError, SessionOptions
-from nextscale.runtime import bench as bench_module
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import pytest
 import torch
 from tiny_model import NUM_CLASSES, PATCH_NUMS, L, V, tiny_models
 
-from nextscale.export import reference
 from nextscale.graph_passes.observe_ranges import PARTS
 from nextscale.graph_passes.qparams import Range, RangeRule, WeightQParams
 from nextscale.graph_passes.recipe import (
@@ -20,6 +19,7 @@ from nextscale.graph_passes.recipe import (
     WeightRecipe,
     load_recipe,
 )
+from nextscale.models.var import reference
 from nextscale.models.var.equalization import Equalization, equalizable_layers
 from nextscale.models.var.transformer import VAR
 from nextscale.models.var.vqvae import VQVAE

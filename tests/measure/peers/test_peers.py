@@ -14,7 +14,6 @@ import pytest
 import torch
 from tiny_model import PATCH_NUMS, tiny_source
 
-from nextscale.export import reference
 from nextscale.measure.contender import Contender, Worker
 from nextscale.measure.peers import NAMES, peers
 from nextscale.measure.peers.host_loop import HostWeights, random_inputs, sample
@@ -23,6 +22,7 @@ from nextscale.measure.peers.setup import set_up
 from nextscale.measure.peers.stored_models import digest, load_models, save_models
 from nextscale.measure.peers.torch_engine import require_compiler
 from nextscale.models.sources import Source
+from nextscale.models.var import reference
 from nextscale.runtime.errors import NextscaleError
 
 FLOAT = ("pytorch-fp32", "onnxruntime-fp32")
