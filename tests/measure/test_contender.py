@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from nextscale.measure import contender
 from nextscale.measure.contender import Contender, Reply, Worker, bundle_contender
-from nextscale.runtime import Bundle, NextscaleError, SessionOptions, contender
+from nextscale.runtime import Bundle, NextscaleError, SessionOptions
 
 FAKE = Path(__file__).parents[1] / "fake_worker.py"
 
