@@ -6,28 +6,22 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 import onnxruntime
 from numpy.typing import ArrayLike, NDArray
 
 from nextscale.runtime.bundle import Bundle
-from nextscale.runtime.errors import Cancelled, NextscaleError, RequestError
+from nextscale.runtime.errors import RequestError
 from nextscale.runtime.machine import saturation_warning
 from nextscale.runtime.request import DEFAULT_CFG_SCALE, DEFAULT_TOP_P, Request
-from nextscale.runtime.session import SessionOptions, first_line, open_session
+from nextscale.runtime.session import SessionOptions, open_session, ort_value, run_session
+from nextscale.runtime.stage_runner import CancelFlag, StageRunner, cancelled
 
 Images = NDArray[np.uint8]
 Labels = Sequence[str | SupportsIndex] | NDArray[np.integer]
 _warned: set[Path] = set()
-
-
-class CancelFlag(Protocol):
-    """What `cancel` needs to be; a threading.Event is one."""
-
-    def is_set(self) -> bool:
-        """Whether to stop."""
 
 
 @dataclass(frozen=True)
@@ -211,10 +205,10 @@ class Generator:
             raise RequestError(
                 f"f_hat: expected float32 [B, {', '.join(map(str, expected))}], found {f_hat.dtype} {list(f_hat.shape)}"
             )
-        return self._decode(_ort_value(np.ascontiguousarray(f_hat)))
+        return self._decode(ort_value(np.ascontiguousarray(f_hat)))
 
     def _generate_at_once(self, request: Request) -> tuple[Images, NDArray[np.int64]]:
-        feeds = {name: _ort_value(array) for name, array in request.feeds().items()}
+        feeds = {name: ort_value(array) for name, array in request.feeds().items()}
         outputs = self._run("generate", ["images", "token_maps"], feeds)
         return outputs["images"].numpy(), outputs["token_maps"].numpy()
 
@@ -229,40 +223,33 @@ class Generator:
         for result in self._stages(request, first, (), cancel):
             token_maps.append(result.tokens)
             if on_stage is not None and on_stage(result) is False:
-                raise _cancelled(result.stage + 1, result.num_stages)
+                raise cancelled(result.stage + 1, result.num_stages)
         return result.preview(), np.concatenate(token_maps, axis=1)
 
     def _stages(
         self, request: Request, first: int, further: Sequence[str], cancel: CancelFlag | None
     ) -> Iterator[StageResult]:
-        """Run the stages; the state stays in ONNX Runtime's tensors and is never copied to numpy."""
-        graph, num_stages = self.bundle.manifest.graphs["stage"], self.bundle.model.num_stages
-        names = list(dict.fromkeys(["tokens", *further, *(item.output for item in graph.state)]))
-        feeds = {name: _ort_value(array) for name, array in request.feeds().items()}
-        state = {item.input: _ort_value(item.initial(len(request))) for item in graph.state}
-        for stage in range(num_stages):
-            if cancel is not None and cancel.is_set():
-                raise _cancelled(stage, num_stages)
-            outputs = self._run("stage", names, {**feeds, **state, "stage": _ort_value(np.array(stage, np.int64))})
-            state = {item.input: outputs[item.output] for item in graph.state}
+        num_stages = self.bundle.model.num_stages
+        for found in self._runner().run(request, further, cancel):
             yield StageResult(
-                stage=stage,
+                stage=found.stage,
                 num_stages=num_stages,
-                tokens=outputs["tokens"].numpy(),
-                outputs={name: outputs[name].numpy() for name in further},
+                tokens=found.tokens,
+                outputs=found.outputs,
                 first=first,
-                _decode=lambda f_hat=state["f_hat"]: self._decode(f_hat),  # type: ignore[misc]
+                _decode=lambda f_hat=found.f_hat: self._decode(f_hat),  # type: ignore[misc]
             )
+
+    def _runner(self) -> StageRunner:
+        state = self.bundle.manifest.graphs["stage"].state
+        path = self.bundle.graph_path("stage")
+        return StageRunner(self._session("stage"), state, self.bundle.model.num_stages, str(path))
 
     def _decode(self, f_hat: onnxruntime.OrtValue) -> Images:
         return self._run("decoder", ["images"], {"f_hat": f_hat})["images"].numpy()
 
     def _run(self, graph: str, names: list[str], feeds: Mapping[str, onnxruntime.OrtValue]) -> dict[str, Any]:
-        session = self._session(graph)
-        try:
-            return dict(zip(names, session.run_with_ort_values(names, dict(feeds)), strict=True))
-        except Exception as error:  # its exceptions have no common base below Exception
-            raise NextscaleError(f"{self.bundle.graph_path(graph)}: onnxruntime failed: {first_line(error)}") from error
+        return run_session(self._session(graph), names, feeds, self.bundle.graph_path(graph))
 
     def _session(self, graph: str) -> onnxruntime.InferenceSession:
         with self._loading:
@@ -280,12 +267,3 @@ def _warn_of_saturation(bundle: Bundle) -> None:
     if warning is not None and bundle.path not in _warned:
         _warned.add(bundle.path)
         logging.getLogger(__name__).warning("%s: %s", bundle.path, warning)
-
-
-def _ort_value(array: NDArray[Any]) -> onnxruntime.OrtValue:
-    """A tensor that shares the array's memory and keeps it alive."""
-    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
-
-
-def _cancelled(done: int, num_stages: int) -> Cancelled:
-    return Cancelled(f"cancelled after {done} of {num_stages} stages")

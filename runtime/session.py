@@ -1,10 +1,13 @@
 """ONNX Runtime sessions with the options that suit a bundle."""
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
+from numpy.typing import NDArray
 
 from nextscale.runtime.errors import BundleError, NextscaleError
 from nextscale.runtime.manifest import GraphInfo, TensorInfo
@@ -93,6 +96,33 @@ def open_session(path: Path, graph: GraphInfo, options: SessionOptions) -> onnxr
     if differences:
         raise BundleError(f"{path}: not the graph that the manifest describes: {differences[0]}")
     return session
+
+
+def run_session(
+    session: onnxruntime.InferenceSession,
+    names: Sequence[str],
+    feeds: Mapping[str, onnxruntime.OrtValue],
+    graph: object,
+) -> dict[str, onnxruntime.OrtValue]:
+    """Run a session once.
+
+    Args:
+        session: of the graph.
+        names: of the outputs to bring back.
+        feeds: inputs by name.
+        graph: how errors name the graph.
+    Raises:
+        NextscaleError: onnxruntime failed.
+    """
+    try:
+        return dict(zip(names, session.run_with_ort_values(list(names), dict(feeds)), strict=True))
+    except Exception as error:  # its exceptions have no common base below Exception
+        raise NextscaleError(f"{graph}: onnxruntime failed: {first_line(error)}") from error
+
+
+def ort_value(array: NDArray[Any]) -> onnxruntime.OrtValue:
+    """A tensor that shares the array's memory and keeps it alive."""
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
 
 def contract_differences(session: onnxruntime.InferenceSession, graph: GraphInfo) -> list[str]:
