@@ -14,7 +14,7 @@ import click
 from provenance import RESULTS, provenance, publish
 
 from nextscale.compiler.build import build_bundle
-from nextscale.compiler.plan import BuildOptions
+from nextscale.compiler.options import BuildOptions
 from nextscale.evaluate.teacher_forced import Agreement, as_json, teacher_forced
 from nextscale.graph_passes.recipe import load_recipe
 from nextscale.models.sources import demo_source

@@ -11,8 +11,8 @@ from pathlib import Path
 import click
 import numpy as np
 
-from nextscale.calib_data.attention_scores import collect_scores, observed_bundle
-from nextscale.calib_data.calibrate import CalibrationSettings, calibration_labels
+from nextscale.calib_data.attention_scores import collect_scores, open_observed
+from nextscale.calib_data.calibration_labels import calibration_labels
 from nextscale.paper.transfer_scores import statistics_writer
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.image_io import write_files
@@ -28,16 +28,12 @@ OUT = Path(__file__).parents[1] / "paper" / "statistics" / "demo_attention.npz"
 def main(bundle_dir: Path, images: int, threads: int) -> None:
     """Sample images with the full-precision bundle BUNDLE_DIR and count what its tokens draw."""
     bundle = Bundle.open(bundle_dir)
-    labels = calibration_labels(bundle.model.num_classes, CalibrationSettings(images=images, seed=0))
+    labels = calibration_labels(bundle.model.num_classes, images, seed=0)
     sampled = np.full((images, bundle.model.num_tokens), -1, np.int64)
-    with observed_bundle(bundle) as observed:
-        statistics = collect_scores(
-            observed,
-            labels,
-            sampled,
-            SessionOptions(threads=threads),
-            on_images=lambda done: print(f"{done}/{images}", file=sys.stderr),
-        )
+    observed = open_observed(bundle, SessionOptions(threads=threads))
+    statistics = collect_scores(
+        observed, labels, sampled, on_images=lambda done: print(f"{done}/{images}", file=sys.stderr)
+    )
     write_files({OUT: statistics_writer(statistics, bundle.model)})
 
 

@@ -14,7 +14,7 @@ import onnxruntime
 
 from nextscale.calib_data.token_maps import TokenMaps
 from nextscale.compiler.build import build_bundle
-from nextscale.compiler.plan import BuildOptions
+from nextscale.compiler.options import BuildOptions
 from nextscale.evaluate.teacher_forced import as_json, teacher_forced
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.sources import Source, demo_source

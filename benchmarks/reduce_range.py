@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from provenance import provenance, publish
 
 from nextscale.compiler.build import build_bundle
-from nextscale.compiler.plan import BuildOptions
+from nextscale.compiler.options import BuildOptions
 from nextscale.evaluate.teacher_forced import Agreement, evaluation_labels, kl_divergence, summarize, teacher_forced
 from nextscale.graph_passes.recipe import load_recipe
 from nextscale.models.sources import demo_source

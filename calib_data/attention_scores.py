@@ -7,25 +7,17 @@ many tokens any theta and kernel order (Eq. 14) has.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from nextscale.calib_data.observed_stage import ObservedStage, OnImages, nobody
 from nextscale.graph_passes.attention_patterns import attention_patterns, refusals
-from nextscale.graph_passes.observe_scores import PREFIX, observe_scores
-from nextscale.runtime.bundle import MANIFEST_NAME, Bundle
-from nextscale.runtime.errors import NextscaleError, OutputError
-from nextscale.runtime.next_scale_loop import Generator
+from nextscale.graph_passes.observe_scores import observe_scores
+from nextscale.runtime.bundle import Bundle
+from nextscale.runtime.errors import NextscaleError
 from nextscale.runtime.session import SessionOptions
 
 THETA_STEPS = 10_000  # the grid of thetas is [0, 1] in steps of 1e-4 (Sec. 4.1)
@@ -66,90 +58,50 @@ class ScoreStatistics:
         return tuple(int(stage) for stage in np.argmax(beyond <= overflow * self.samples, axis=1))
 
 
-@contextmanager
-def observed_bundle(bundle: Bundle) -> Iterator[Bundle]:
-    """A temporary bundle beside `bundle` whose stage graph also gives the scores; the weights are linked, not copied.
+def open_observed(bundle: Bundle, options: SessionOptions) -> ObservedStage:
+    """The bundle's stage graph with the scores of each attention as further outputs.
 
+    Args:
+        bundle: in full precision.
+        options: threads and memory.
     Raises:
         NextscaleError: the stage graph has no attention that can be observed.
-        OutputError: the folder beside cannot be written.
     """
-    try:
-        temporary = tempfile.TemporaryDirectory(
-            prefix=f".{bundle.path.name}.scores-", dir=bundle.path.absolute().parent
-        )
-    except OSError as error:
-        raise OutputError(f"{bundle.path.absolute().parent}: cannot write there ({error.strerror})") from None
-    with temporary as folder:
-        _write_observed(bundle, Path(folder))
-        yield Bundle.open(folder)
-
-
-def _write_observed(bundle: Bundle, folder: Path) -> None:
-    stage_path = bundle.graph_path("stage")
-    model = ir.load(stage_path)
+    path = bundle.graph_path("stage")
+    model = ir.load(path)
     if not attention_patterns(model.graph):
         reasons = "; ".join(map(str, refusals(model.graph))) or "it has no Softmax"
-        raise NextscaleError(f"{stage_path}: no attention found: {reasons}")
-    for name in bundle.manifest.files:
-        if name != stage_path.name:
-            _link(bundle.path / name, folder / name)
-    observed = observe_scores(model)
-    ir.save(observed, folder / stage_path.name)
-    manifest = json.loads((bundle.path / MANIFEST_NAME).read_text(encoding="utf-8"))
-    scores = [str(value.name) for value in observed.graph.outputs if str(value.name).startswith(PREFIX)]
-    manifest["graphs"]["stage"]["outputs"] += [
-        {"name": name, "dtype": "float32", "shape": ["2B", bundle.model.num_heads, "T + l"]} for name in scores
-    ]
-    content = (folder / stage_path.name).read_bytes()
-    manifest["files"][stage_path.name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (folder / MANIFEST_NAME).write_text(json.dumps(manifest), encoding="utf-8")
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, target)
+        raise NextscaleError(f"{path}: no attention found: {reasons}")
+    return ObservedStage.open(bundle, observe_scores(model), options)
 
 
 def collect_scores(
-    observed: Bundle,
+    observed: ObservedStage,
     class_labels: NDArray[np.int64],
     token_maps: NDArray[np.int64],
-    options: SessionOptions,
     *,
     seed: int = 0,
     batch_size: int = 2,
-    on_images: Callable[[int], object] = lambda done: None,
+    on_images: OnImages = nobody,
 ) -> ScoreStatistics:
     """Feed token maps to a full-precision model and count the scores of all its heads.
 
     Args:
-        observed: a float32 bundle whose stage graph gives scores (`observed_bundle`).
+        observed: its stage graph gives scores (`open_observed`).
         class_labels: int64 [N].
         token_maps: int64 [N, L]; -1 is sampled.
-        options: threads and memory.
         seed: of what is sampled.
         batch_size: images at a time.
         on_images: called with the number of images finished, after each batch.
     """
-    outputs = [item.name for item in observed.manifest.graphs["stage"].outputs if item.name.startswith(PREFIX)]
-    generator = Generator(observed, options)
-    model = observed.model
+    model = observed.bundle.model
     histogram = np.zeros((model.num_stages, THETA_STEPS), np.int64)
     attentive = np.zeros((model.num_stages, len(COUNTED), model.num_tokens + 1), np.int64)
-    images = len(class_labels)
-    for first in range(0, images, batch_size):
-        batch = slice(first, first + batch_size)
-        stream = generator.stream(
-            class_labels[batch], seed=seed, first_image=first, forced_tokens=token_maps[batch], outputs=outputs
-        )
-        for stage in stream:
-            for scores in stage.outputs.values():
-                count_scores(scores, histogram[stage.stage], attentive[stage.stage])
-        on_images(min(first + batch_size, images))
-    return ScoreStatistics(histogram, attentive, images, images * 2 * model.num_heads * len(outputs))
+    for _, stage in observed.run(class_labels, token_maps, batch_size=batch_size, on_images=on_images, seed=seed):
+        for scores in stage.outputs.values():
+            count_scores(scores, histogram[stage.stage], attentive[stage.stage])
+    samples = len(class_labels) * 2 * model.num_heads * len(observed.outputs)
+    return ScoreStatistics(histogram, attentive, len(class_labels), samples)
 
 
 def count_scores(scores: NDArray[np.float32], histogram: NDArray[np.int64], attentive: NDArray[np.int64]) -> None:

@@ -2,64 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nextscale.graph_passes.observe_ranges import input_name
+from nextscale.calib_data.observed_stage import ObservedStage, OnImages, nobody
+from nextscale.graph_passes.observe_inputs import Input, Observer
 from nextscale.graph_passes.qparams import ActivationQParams, Range, RangeRule
-from nextscale.runtime.bundle import Bundle
-from nextscale.runtime.next_scale_loop import Generator
 from nextscale.runtime.request import DEFAULT_CFG_SCALE
-from nextscale.runtime.session import SessionOptions
 
 BINS = 2048
 PERCENTILES = (0.0001, 0.9999)
 MSE_FACTORS = tuple(percent / 100 for percent in range(100, 29, -2))
 
 
-# A layer, and which part of its input: all of it, or one of `observe_ranges.PARTS`.
-Observed = tuple[str, str | None]
-
-
 def observe_histograms(
-    exposed: Bundle,
-    ranges: Mapping[Observed, Range],
+    stage: ObservedStage,
+    ranges: Mapping[Input, Range],
     class_labels: NDArray[np.int64],
     token_maps: NDArray[np.int64],
-    options: SessionOptions,
-    on_images: Callable[[int], object],
+    on_images: OnImages = nobody,
     cfg_scale: float = DEFAULT_CFG_SCALE,
-) -> dict[Observed, NDArray[np.int64]]:
-    """How often each layer's input falls into each of BINS equal parts of its range: int64 [S, BINS] each.
+) -> dict[Input, NDArray[np.int64]]:
+    """How often each input falls into each of BINS equal parts of its range: int64 [S, BINS] each.
 
     Args:
-        exposed: a float32 bundle whose stage graph gives the layers' inputs (`expose_inputs`).
+        stage: its graph gives the whole inputs (`exposed_inputs`).
         ranges: the range [S] of each input, or part of one; what lies outside counts at its ends.
         class_labels: int64 [N].
         token_maps: int64 [N, L], fed to the model one image at a time.
-        options: threads and memory.
         on_images: called with the number of images finished.
         cfg_scale: guidance.
     """
-    generator, num_stages = Generator(exposed, options), exposed.model.num_stages
-    counts = {observed: np.zeros((num_stages, BINS), np.int64) for observed in ranges}
-    outputs = sorted({input_name(layer) for layer, _ in ranges})
-    for i in range(len(class_labels)):
-        stream = generator.stream(
-            class_labels[i : i + 1], cfg_scale=cfg_scale, forced_tokens=token_maps[i : i + 1], outputs=outputs
-        )
-        for result in stream:
-            for (layer, part), found in ranges.items():
-                values = _part(result.outputs[input_name(layer)], part).ravel()
-                low, high = found.minimum[result.stage], found.maximum[result.stage]
-                step = max(float(high - low) / BINS, np.finfo(np.float32).tiny)
-                with np.errstate(over="ignore"):  # infinity is clipped like all that is too large
-                    bins = ((values - low) / np.float32(step)).clip(0, BINS - 1).astype(np.int64)
-                counts[layer, part][result.stage] += np.bincount(bins, minlength=BINS)
-        on_images(i + 1)
+    num_stages = stage.bundle.model.num_stages
+    counts = {key: np.zeros((num_stages, BINS), np.int64) for key in ranges}
+    outputs = sorted({observer.output for observer in exposed_inputs(ranges)})
+    for _, result in stage.run(class_labels, token_maps, outputs=outputs, on_images=on_images, cfg_scale=cfg_scale):
+        for key, found in ranges.items():
+            values = _part(result.outputs[_whole(key).output], key.part).ravel()
+            low, high = found.minimum[result.stage], found.maximum[result.stage]
+            step = max(float(high - low) / BINS, np.finfo(np.float32).tiny)
+            with np.errstate(over="ignore"):  # infinity is clipped like all that is too large
+                bins = ((values - low) / np.float32(step)).clip(0, BINS - 1).astype(np.int64)
+            counts[key][result.stage] += np.bincount(bins, minlength=BINS)
     return counts
+
+
+def exposed_inputs(keys: Iterable[Input]) -> list[Observer]:
+    """Observers that give the whole inputs, of which the keys are parts."""
+    return list(dict.fromkeys(map(_whole, keys)))
+
+
+def _whole(key: Input) -> Observer:
+    return Observer(replace(key, part=None), "values")
 
 
 def _part(x: NDArray[np.float32], part: str | None) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from nextscale.calib_data.calibrate import CalibrationSettings, calibration_labels
+from nextscale.calib_data.calibration_labels import calibration_labels
 from nextscale.calib_data.kept_entries import Spool, kept_probabilities
 from nextscale.calib_data.match_probabilities import FIELDS, MatchingReport, match_probabilities
 from nextscale.calib_data.token_maps import TokenMaps, read_npz
@@ -133,9 +133,7 @@ class _Sampling:
         bundle = generator.bundle
         require_full_precision(bundle)
         self._generator, self._settings, self._work, self._progress = generator, settings, work, progress
-        self.labels = calibration_labels(
-            bundle.model.num_classes, CalibrationSettings(images=settings.images, seed=settings.seed)
-        )
+        self.labels = calibration_labels(bundle.model.num_classes, settings.images, settings.seed)
         self._top_k = resolve_top_k(settings.top_k, bundle.model)
         request = Request.create(
             bundle,

@@ -23,7 +23,8 @@ from rich.progress import (
 from nextscale.calib_data.token_maps import TokenMaps
 from nextscale.cli.options import IntegerList, threads
 from nextscale.compiler.build import build_bundle
-from nextscale.compiler.plan import BuildOptions, require_reducible
+from nextscale.compiler.options import BuildOptions
+from nextscale.compiler.rounders import require_reducible
 from nextscale.export.bundle_writer import require_absent
 from nextscale.graph_passes.recipe import MAX_IMAGES, Recipe, load_recipe
 from nextscale.models.sources import checkpoint_source, demo_source, random_source, require_plain_name

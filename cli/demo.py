@@ -12,7 +12,7 @@ from rich.table import Table
 from nextscale.cli.build import show_steps
 from nextscale.cli.options import threads as threads_option
 from nextscale.compiler.build import build_bundle
-from nextscale.compiler.plan import BuildOptions
+from nextscale.compiler.options import BuildOptions
 from nextscale.evaluate.comparison import Comparison, compare, paired_sheet
 from nextscale.evaluate.teacher_forced import as_json
 from nextscale.graph_passes.recipe import load_recipe

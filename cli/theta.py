@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from nextscale.calib_data.attention_scores import ScoreStatistics, collect_scores, observed_bundle
-from nextscale.calib_data.calibrate import CalibrationSettings, calibration_labels
+from nextscale.calib_data.attention_scores import ScoreStatistics, collect_scores, open_observed
+from nextscale.calib_data.calibration_labels import calibration_labels
 from nextscale.calib_data.choose_theta import (
     FORMS,
     Overhead,
@@ -132,20 +132,13 @@ def theta(
 def _collect(bundle: Bundle, images: int, seed: int, options: SessionOptions) -> ScoreStatistics:
     """Scores on images that the model itself samples."""
     model = bundle.model
-    labels = calibration_labels(model.num_classes, CalibrationSettings(images=images, seed=seed))
+    labels = calibration_labels(model.num_classes, images, seed)
     sampled = np.full((images, model.num_tokens), -1, np.int64)
-    with (
-        Progress(console=Console(stderr=True, quiet=not sys.stderr.isatty())) as progress,
-        observed_bundle(bundle) as observed,
-    ):
+    observed = open_observed(bundle, options)
+    with Progress(console=Console(stderr=True, quiet=not sys.stderr.isatty())) as progress:
         task = progress.add_task("observing attention", total=images)
         return collect_scores(
-            observed,
-            labels,
-            sampled,
-            options,
-            seed=seed,
-            on_images=lambda done: progress.update(task, completed=done),
+            observed, labels, sampled, seed=seed, on_images=lambda done: progress.update(task, completed=done)
         )
 
 

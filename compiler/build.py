@@ -10,7 +10,10 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from nextscale.compiler.plan import BuildOptions, Progress, make_plan
+from nextscale.compiler.float_model import FloatModel
+from nextscale.compiler.options import BuildOptions, Progress
+from nextscale.compiler.plan import make_plan
+from nextscale.compiler.rounders import require_reducible, require_rounding
 from nextscale.evaluate.saturation import as_report, measure_saturation
 from nextscale.evaluate.teacher_forced import teacher_forced
 from nextscale.export.bundle_writer import (
@@ -54,7 +57,7 @@ def build_bundle(source: Source, out: Path, options: BuildOptions, progress: Pro
         if options.recipe.precision == "fp32":
             progress("writing")
             recipe: dict[str, Any] = {"name": options.recipe.name}
-            _write(source, folder, stage_model, decoder_model, recipe)
+            write_bundle(source, folder, stage_model, decoder_model, recipe)
         else:
             recipe = _build_integer(source, folder, stage_model, decoder_model, options, progress)
         progress("generating the stored tokens")
@@ -72,33 +75,38 @@ def _build_integer(
     progress: Progress,
 ) -> dict[str, Any]:
     """Calibrate, quantize, write and check; returns the recipe with what the checks found."""
-    integer = stage_layers(stage_model, options.recipe).names()
-    convolutions = integer_convolutions(decoder_model)
+    layers = stage_layers(stage_model, options.recipe)
+    if options.reduce_range:
+        require_reducible(options.recipe)
+    require_rounding(source.var, stage_model, layers, options)
+    integer, convolutions = layers.names(), integer_convolutions(decoder_model)
 
-    def write_observed(folder: Path, stage_model: ir.Model, decoder_model: ir.Model) -> None:
-        _write(source, folder, stage_model, decoder_model, {"name": "fp32"})
+    def write_float(folder: Path, stage_model: ir.Model, decoder_model: ir.Model) -> None:
+        write_bundle(source, folder, stage_model, decoder_model, {"name": "fp32"})
 
     # Beside the bundle, since the manifest lists what lies in it; full precision is needed again for the comparison.
     with tempfile.TemporaryDirectory(prefix=f"{folder.name}.calibration-", dir=folder.parent) as work:
-        plan = make_plan(source, stage_model, decoder_model, Path(work), options, write_observed, progress)
+        progress("writing the full-precision model for calibration")
+        full_precision = FloatModel.write(source, stage_model, decoder_model, Path(work), write_float)
+        plan = make_plan(full_precision, options, progress)
         progress("quantizing")
         stage_model = build_stage_graph(source.var, source.vqvae.quantize, plan.equalization)
         stage_model = quantize_stage(stage_model, plan.stage)
         decoder_model = quantize_decoder(decoder_model, plan.decoder_ranges, options.reduce_range)
         progress("writing")
         recipe = options.recipe.as_dict() | dict(plan.report) | {"reduce_range": options.reduce_range}
-        _write(source, folder, stage_model, decoder_model, recipe)
+        write_bundle(source, folder, stage_model, decoder_model, recipe)
 
         progress("checking kernels")
         planned = {"stage": integer, "decoder": convolutions, "generate": integer + convolutions}
         certificates = {name: certify(folder / f"{name}.onnx", options.session) for name in planned}
-        for name, layers in planned.items():
-            certificates[name].require_integer(layers)
+        for name, names in planned.items():
+            certificates[name].require_integer(names)
         progress("emulating CPUs without VNNI")
         saturation = measure_saturation(Bundle.open(folder), stage_model, decoder_model, options.session)
         progress("comparing with full precision", 0, AGREEMENT_IMAGES)
         found = teacher_forced(
-            Generator(Path(work) / "full_precision", options.session),
+            Generator(full_precision.bundle, options.session),
             {"integer": Generator(folder, options.session)},
             images=AGREEMENT_IMAGES,
             batch_size=1,  # two models at once: more would need more memory than calibration
@@ -111,7 +119,7 @@ def _build_integer(
     }
 
 
-def _write(
+def write_bundle(
     source: Source, folder: Path, stage_model: ir.Model, decoder_model: ir.Model, recipe: Mapping[str, Any]
 ) -> None:
     """Compose the single file, write all graphs and a manifest whose stored tokens are still zeros."""

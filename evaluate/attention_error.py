@@ -15,30 +15,25 @@ nearly they do. Shift-and-sum acts on the values' part alone: with V exact, the 
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from nextscale.calib_data.observed_stage import ObservedStage
 from nextscale.evaluate.dequantized_attention import AttentionQuantizer
 from nextscale.evaluate.noise_correlation import PAIRS, PairSums, noise_pairs
 from nextscale.evaluate.teacher_forced import evaluation_labels
 from nextscale.graph_passes.observe_attention import attention_products, observe_attention, output_names
-from nextscale.runtime.bundle import MANIFEST_NAME, Bundle
-from nextscale.runtime.errors import NextscaleError, OutputError
+from nextscale.runtime.bundle import Bundle
+from nextscale.runtime.errors import NextscaleError
 from nextscale.runtime.next_scale_loop import Generator
 from nextscale.runtime.request import DEFAULT_CFG_SCALE
 from nextscale.runtime.session import SessionOptions
+from nextscale.runtime.stage_runner import StageOutputs
 
 Array: TypeAlias = NDArray[np.float64]
 # The graph and NumPy round a product and a logarithm a little differently; more means that they compute another thing.
@@ -146,7 +141,7 @@ def attention_errors(
 
     Args:
         reference: the full-precision bundle.
-        bundles: of the same model; the reference may be among them. A temporary bundle is made beside each in turn.
+        bundles: of the same model; the reference may be among them.
         options: threads and memory.
         images: N, spread over the classes.
         seed: of the labels and of the sampled token maps.
@@ -155,7 +150,6 @@ def attention_errors(
         on_images: called with the number of images finished, of len(bundles) * images.
     Raises:
         NextscaleError: a bundle is of another model, or its attention cannot be found or is not what its recipe says.
-        OutputError: the folder beside a bundle cannot be written.
     """
     for bundle in bundles:
         if bundle.model != reference.model:
@@ -165,18 +159,13 @@ def attention_errors(
     token_maps = _sample(Generator(reference, options), labels, settings, batch_size)
     results = []
     for k, bundle in enumerate(bundles):
-        with observed_bundle(bundle) as (observed, quantizers):
-            results.append(
-                _measure(
-                    Generator(observed, options),
-                    quantizers,
-                    labels,
-                    token_maps,
-                    settings,
-                    batch_size,
-                    lambda done, before=k * images: on_images(before + done),  # type: ignore[misc]
-                )
-            )
+        stage, quantizers = open_observed(bundle, options)
+
+        def on_batch(done: int, before: int = k * images) -> None:
+            on_images(before + done)
+
+        batches = stage.run(labels, token_maps, batch_size=batch_size, on_images=on_batch, **settings)
+        results.append(_measure(stage.bundle.model.num_stages, quantizers, batches, len(labels)))
         if results[-1].unexplained.sum() > CONSISTENT**2 * results[-1].exact.sum():
             raise NextscaleError(
                 f"{bundle.path}: its attention does not compute what its recipe says; build the bundle again"
@@ -196,31 +185,21 @@ def _sample(
 
 
 def _measure(
-    generator: Generator,
+    num_stages: int,
     quantizers: Mapping[str, AttentionQuantizer | None],
-    labels: NDArray[np.int64],
-    token_maps: NDArray[np.int64],
-    settings: Mapping[str, Any],
-    batch_size: int,
-    on_images: Callable[[int], object],
+    batches: Iterable[tuple[slice, StageOutputs]],
+    images: int,
 ) -> AttentionError:
-    shape = (generator.bundle.model.num_stages, len(quantizers))
+    shape = (num_stages, len(quantizers))
     sums, pairs = np.zeros((6, *shape)), np.zeros((*shape, len(PAIRS), 6))
-    outputs = [output for name in quantizers for output in output_names(name)]
-    for first in range(0, len(labels), batch_size):
-        batch = slice(first, first + batch_size)
-        stream = generator.stream(
-            labels[batch], first_image=first, forced_tokens=token_maps[batch], outputs=outputs, **settings
-        )
-        for stage in stream:
-            for block, (name, quantizer) in enumerate(quantizers.items()):
-                a, v, product = (stage.outputs[output] for output in output_names(name))
-                found = attention_sums(a, v, product, quantizer, stage.stage)
-                sums[:, stage.stage, block] += found[0]
-                pairs[stage.stage, block] += found[1]
-        on_images(min(first + batch_size, len(labels)))
+    for _, stage in batches:
+        for block, (name, quantizer) in enumerate(quantizers.items()):
+            a, v, product = (stage.outputs[output] for output in output_names(name))
+            found = attention_sums(a, v, product, quantizer, stage.stage)
+            sums[:, stage.stage, block] += found[0]
+            pairs[stage.stage, block] += found[1]
     exact, error, weights_part, values_part, unexplained, elements = sums
-    return AttentionError(exact, error, weights_part, values_part, unexplained, elements, pairs, len(labels))
+    return AttentionError(exact, error, weights_part, values_part, unexplained, elements, pairs, images)
 
 
 def attention_sums(
@@ -260,16 +239,15 @@ def _squares(x: Array) -> float:
     return float(np.square(x).sum())
 
 
-@contextmanager
-def observed_bundle(bundle: Bundle) -> Iterator[tuple[Bundle, dict[str, AttentionQuantizer | None]]]:
-    """A temporary bundle beside `bundle` whose stage graph also gives A, V and the product of each attention.
+def open_observed(
+    bundle: Bundle, options: SessionOptions
+) -> tuple[ObservedStage, dict[str, AttentionQuantizer | None]]:
+    """The bundle's stage graph with A, V and the product of each attention as further outputs.
 
-    The weights are linked, not copied. With it come the attention's names, in order, and their quantizers, None for
-    products of floats.
+    With it come the attention's names, in order, and their quantizers, None for products of floats.
 
     Raises:
         NextscaleError: the attention cannot be found.
-        OutputError: the folder beside cannot be written.
     """
     stage_path = bundle.graph_path("stage")
     try:
@@ -283,40 +261,7 @@ def observed_bundle(bundle: Bundle) -> Iterator[tuple[Bundle, dict[str, Attentio
         found.name: AttentionQuantizer.of(found, bundle.manifest.recipe) if found.integer else None
         for found in products
     }
-    try:
-        temporary = tempfile.TemporaryDirectory(
-            prefix=f".{bundle.path.name}.attention-", dir=bundle.path.absolute().parent
-        )
-    except OSError as error:
-        raise OutputError(f"{bundle.path.absolute().parent}: cannot write there ({error.strerror})") from None
-    with temporary as folder:
-        _write(bundle, observed, list(quantizers), Path(folder))
-        yield Bundle.open(folder), quantizers
-
-
-def _write(bundle: Bundle, model: ir.Model, names: Sequence[str], folder: Path) -> None:
-    file = bundle.graph_path("stage").name
-    for name in bundle.manifest.files:
-        if name != file:
-            _link(bundle.path / name, folder / name)
-    ir.save(model, folder / file)
-    manifest = json.loads((bundle.path / MANIFEST_NAME).read_text(encoding="utf-8"))
-    shapes = (["2B", "H", "l", "T + l"], ["2B", "H", "T + l", "d"], ["2B", "H", "l", "d"])
-    manifest["graphs"]["stage"]["outputs"] += [
-        {"name": output, "dtype": "float32", "shape": shape}
-        for name in names
-        for output, shape in zip(output_names(name), shapes, strict=True)
-    ]
-    content = (folder / file).read_bytes()
-    manifest["files"][file] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (folder / MANIFEST_NAME).write_text(json.dumps(manifest), encoding="utf-8")
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, target)
+    return ObservedStage.open(bundle, observed, options), quantizers
 
 
 def as_json(error: AttentionError) -> dict[str, Any]:

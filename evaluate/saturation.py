@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 from numpy.typing import NDArray
 
+from nextscale.calib_data.observed_stage import ObservedStage
+from nextscale.graph_passes.graph_session import open_model
 from nextscale.graph_passes.integer_products import (
     IntegerProduct,
     expose_operands,
@@ -30,8 +31,7 @@ from nextscale.graph_passes.integer_products import (
 from nextscale.graph_passes.pipeline import attention_bits
 from nextscale.graph_passes.qparams import PAIR_LIMIT, largest_pair_sum
 from nextscale.runtime.bundle import Bundle
-from nextscale.runtime.request import Request
-from nextscale.runtime.session import SessionOptions, session_settings
+from nextscale.runtime.session import SessionOptions
 
 Rows = tuple[NDArray[np.uint8], NDArray[np.int64]]  # codes [M, K] and the zero point of each row [M]
 
@@ -253,26 +253,13 @@ def _squares(x: NDArray[Any]) -> float:
 
 def _runs(
     bundle: Bundle, stage: ir.Model, decoder: ir.Model, options: SessionOptions, label: int
-) -> Iterator[tuple[list[IntegerProduct], dict[str, NDArray[Any]]]]:
-    """The products and all outputs of each stage of one image, and of the decoder."""
-    states, request = bundle.manifest.graphs["stage"].state, Request.create(bundle, [label])
-    session, products = _session(bundle, stage, options), integer_products(stage)
-    state = {item.input: item.initial(len(request)) for item in states}
-    for si in range(bundle.model.num_stages):
-        outputs = _run(session, {**request.feeds(), **state, "stage": np.array(si, np.int64)})
-        state = {item.input: outputs[item.output] for item in states}
-        yield products, outputs
-    yield integer_products(decoder), _run(_session(bundle, decoder, options), {"f_hat": state["f_hat"]})
-
-
-def _session(bundle: Bundle, model: ir.Model, options: SessionOptions) -> onnxruntime.InferenceSession:
-    """Of a graph in memory that also gives its operands; its weights are the bundle's."""
-    settings = session_settings(options)
-    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle.path))
-    content = ir.to_proto(expose_operands(model)).SerializeToString()
-    return onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
-
-
-def _run(session: onnxruntime.InferenceSession, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+) -> Iterator[tuple[list[IntegerProduct], Mapping[str, NDArray[Any]]]]:
+    """The products and their operands at each stage of one image, and of the decoder."""
+    observed, products = ObservedStage.open(bundle, expose_operands(stage), options), integer_products(stage)
+    labels, sampled = np.array([label], np.int64), np.full((1, bundle.model.num_tokens), -1, np.int64)
+    for _, found in observed.run(labels, sampled):
+        yield products, found.outputs
+    exposed = expose_operands(decoder)
+    names = [str(output.name) for output in exposed.graph.outputs]
+    outputs = open_model(exposed, bundle.path, options).run(names, {"f_hat": found.f_hat.numpy()})
+    yield integer_products(decoder), dict(zip(names, outputs, strict=True))

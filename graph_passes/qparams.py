@@ -42,6 +42,10 @@ class Range:
         """The largest magnitude of each channel over all stages: [S, C] -> [C]."""
         return np.maximum(np.abs(self.minimum), np.abs(self.maximum)).max(axis=0)
 
+    def over_stages(self) -> Range:
+        """One range for all stages: [S] -> [1]."""
+        return Range(self.minimum.min(keepdims=True), self.maximum.max(keepdims=True))
+
     def equalized(self, factors: NDArray[np.float32]) -> Range:
         """The range over all channels once each is divided by its factor: [S, C], [C] -> [S]."""
         return Range((self.minimum / factors).min(axis=1), (self.maximum / factors).max(axis=1))

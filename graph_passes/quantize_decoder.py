@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from nextscale.graph_passes.channels_last import ChannelsLast
 from nextscale.graph_passes.decoder_patterns import Attention, Convolution, GroupNorm, Layer, Picture, parse_layers
-from nextscale.graph_passes.observe_ranges import observe_channels, observe_ranges
+from nextscale.graph_passes.observe_inputs import PIXELS, Input, Observer
 from nextscale.graph_passes.qparams import Range
 
 
@@ -56,10 +56,10 @@ def observed_results(model: ir.Model) -> list[str]:
     return names
 
 
-def observe_decoder(model: ir.Model) -> ir.Model:
-    """A copy of a float decoder graph that also gives the ranges that int8 needs."""
-    observed = observe_ranges(model, integer_convolutions(model))
-    return observe_channels(observed, observed_results(model), axes=(0, 2, 3))
+def decoder_observers(model: ir.Model) -> tuple[list[Observer], list[Observer]]:
+    """What tells the ranges that int8 needs of a float decoder graph: of `DecoderRanges.inputs`, and of its results."""
+    inputs = [Observer(Input(name), "range") for name in integer_convolutions(model)]
+    return inputs, [Observer(Input(name), "channels", PIXELS) for name in observed_results(model)]
 
 
 def quantize_decoder(model: ir.Model, ranges: DecoderRanges, reduce_range: bool = False) -> ir.Model:

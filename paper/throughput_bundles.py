@@ -20,7 +20,7 @@ from torch import nn
 
 from nextscale.calib_data.choose_theta import choose_theta
 from nextscale.compiler.build import build_bundle
-from nextscale.compiler.plan import BuildOptions, Progress
+from nextscale.compiler.options import BuildOptions, Progress
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.sources import Source
 from nextscale.models.var.operations import BitWidths

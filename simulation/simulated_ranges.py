@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nextscale.calib_data.observe_histograms import BINS, choose_range
-from nextscale.graph_passes.observe_ranges import PARTS
+from nextscale.graph_passes.observe_inputs import PARTS
 from nextscale.graph_passes.pipeline import UNGUIDED_LAYERS
 from nextscale.graph_passes.qparams import Range, RangeRule
 from nextscale.graph_passes.recipe import Recipe

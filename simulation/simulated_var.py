@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nextscale.graph_passes.observe_ranges import PARTS
+from nextscale.graph_passes.observe_inputs import PARTS
 from nextscale.graph_passes.pipeline import CLASS_LAYER, UNGUIDED_LAYERS
 from nextscale.graph_passes.qparams import Range, WeightQParams
 from nextscale.graph_passes.recipe import Recipe
@@ -348,7 +348,7 @@ def class_range(var: VAR) -> Range:
 
 
 def part_name(layer: str, part: str) -> str:
-    """The name of a range of one of `observe_ranges.PARTS` of a layer's input."""
+    """The name of a range of one of `observe_inputs.PARTS` of a layer's input."""
     return f"{layer}.{part}"
 
 

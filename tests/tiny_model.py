@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from nextscale.compiler.build import build_bundle
-from nextscale.compiler.plan import BuildOptions
+from nextscale.compiler.options import BuildOptions
 from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes.linear_layers import linear_layers
 from nextscale.graph_passes.recipe import Recipe, load_recipe

@@ -20,7 +20,7 @@ from nextscale.calib_data.attention_scores import (
     ScoreStatistics,
     collect_scores,
     count_scores,
-    observed_bundle,
+    open_observed,
 )
 from nextscale.calib_data.choose_theta import (
     FORMS,
@@ -32,8 +32,9 @@ from nextscale.calib_data.choose_theta import (
 )
 from nextscale.graph_passes.observe_scores import PREFIX
 from nextscale.models.var.operations import BitWidths, aggregate_cost, duplicate_cost, model_cost, score_cost
-from nextscale.runtime import Bundle, Generator
+from nextscale.runtime import Bundle
 from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime.request import Request
 
 W4A6 = BitWidths(4, 6)
 IMAGES = 3
@@ -206,12 +207,13 @@ def test_scores_are_collected_from_forced_tokens(fp32_bundle: Path, token_maps: 
     """Counted as the outputs of the same stages are, whatever the batch; the observers leave no trace."""
     before = sorted(fp32_bundle.parent.iterdir())
     seen: list[int] = []
-    with observed_bundle(Bundle.open(fp32_bundle)) as observed:
-        collected = collect_scores(observed, LABELS, token_maps, ONE_THREAD, on_images=seen.append)
-        one_by_one = collect_scores(observed, LABELS, token_maps, ONE_THREAD, batch_size=1)
-        names = [f"{PREFIX}blocks.{i}.attn.mix" for i in range(2)]
-        stages = list(Generator(observed, ONE_THREAD).stream(LABELS, forced_tokens=token_maps, outputs=names))
-        observed.verify_hashes()
+    observed = open_observed(Bundle.open(fp32_bundle), ONE_THREAD)
+    collected = collect_scores(observed, LABELS, token_maps, on_images=seen.append)
+    one_by_one = collect_scores(observed, LABELS, token_maps, batch_size=1)
+    names = [f"{PREFIX}blocks.{i}.attn.mix" for i in range(2)]
+    assert list(observed.outputs) == names
+    request = Request.create(observed.bundle, LABELS, forced_tokens=token_maps)
+    stages = list(observed.runner.run(request, names))
     assert seen == [2, 3]
     assert (collected.images, collected.samples) == (3, 3 * 2 * 2 * 2)
     ends = np.cumsum([pn * pn for pn in PATCH_NUMS])
@@ -229,17 +231,12 @@ def test_scores_are_collected_from_forced_tokens(fp32_bundle: Path, token_maps: 
 
 
 def test_tokens_are_sampled_where_none_is_given(fp32_bundle: Path) -> None:
-    with observed_bundle(Bundle.open(fp32_bundle)) as observed:
-        runs = [
-            collect_scores(observed, LABELS, np.full((3, L), -1, np.int64), ONE_THREAD, seed=seed) for seed in (0, 0, 1)
-        ]
+    observed = open_observed(Bundle.open(fp32_bundle), ONE_THREAD)
+    runs = [collect_scores(observed, LABELS, np.full((3, L), -1, np.int64), seed=seed) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(runs[0].histogram, runs[1].histogram)
     assert (runs[0].histogram != runs[2].histogram).any()
 
 
 def test_a_graph_without_attention_is_refused(fake_bundle: Path) -> None:
-    with (
-        pytest.raises(NextscaleError, match=r"stage\.onnx: no attention found"),
-        observed_bundle(Bundle.open(fake_bundle)),
-    ):
-        pass
+    with pytest.raises(NextscaleError, match=r"stage\.onnx: no attention found"):
+        open_observed(Bundle.open(fake_bundle), ONE_THREAD)

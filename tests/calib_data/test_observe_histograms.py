@@ -1,72 +1,76 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
-from tiny_model import NUM_CLASSES, ONE_THREAD, PATCH_NUMS, L, V, tiny_source
+from tiny_model import NUM_CLASSES, ONE_THREAD, PATCH_NUMS, L, V
 
-from nextscale.calib_data.observe_histograms import BINS, PERCENTILES, Observed, choose_range, observe_histograms
-from nextscale.compiler import build
-from nextscale.export.var.decoder_graph import build_decoder_graph
-from nextscale.export.var.stage_graph import build_stage_graph
-from nextscale.graph_passes.observe_ranges import expose_inputs, input_name
+from nextscale.calib_data.observe_histograms import (
+    BINS,
+    PERCENTILES,
+    choose_range,
+    exposed_inputs,
+    observe_histograms,
+)
+from nextscale.calib_data.observed_stage import ObservedStage
+from nextscale.graph_passes.observe_inputs import Input, Observer, observe_inputs
 from nextscale.graph_passes.qparams import ActivationQParams, Range, RangeRule
-from nextscale.runtime import Bundle, Generator
+from nextscale.runtime import Bundle
+from nextscale.runtime.request import Request
 
 N, NUM_STAGES = 2, len(PATCH_NUMS)
 LABELS = np.arange(N) % NUM_CLASSES
 MAPS = np.random.default_rng(0).integers(0, V, (N, L))
 LAYERS = ["blocks.0.attn.q", "blocks.1.ffn.fc2", "head"]
-NAMES: list[Observed] = [(LAYERS[0], "uncond"), (LAYERS[0], "difference"), (LAYERS[1], None), (LAYERS[2], None)]
-Values = dict[Observed, list[NDArray[np.float32]]]
+KEYS = [*Input(LAYERS[0]).parts(), Input(LAYERS[1]), Input(LAYERS[2])]
+Values = dict[Input, list[NDArray[np.float32]]]
 
 
 @pytest.fixture(scope="module")
-def exposed(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def exposed(fp32_bundle: Path) -> ObservedStage:
     """The tiny model, which also gives the layers' inputs."""
-    source, folder = tiny_source(), tmp_path_factory.mktemp("exposed")
-    stage, decoder = build_stage_graph(source.var, source.vqvae.quantize), build_decoder_graph(source.vqvae)
-    build._write(source, folder, expose_inputs(stage, LAYERS), decoder, {"name": "fp32"})
-    return Bundle.open(folder)
+    bundle = Bundle.open(fp32_bundle)
+    model = observe_inputs(ir.load(bundle.graph_path("stage")), exposed_inputs(KEYS))
+    return ObservedStage.open(bundle, model, ONE_THREAD)
 
 
 @pytest.fixture(scope="module")
-def values(exposed: Bundle) -> Values:
+def values(exposed: ObservedStage) -> Values:
     """What each histogram counts, by stage, of all images."""
-    found: Values = {name: [np.zeros(0, np.float32)] * NUM_STAGES for name in NAMES}
-    outputs = [input_name(layer) for layer in LAYERS]
+    found: Values = {key: [np.zeros(0, np.float32)] * NUM_STAGES for key in KEYS}
     for i in range(N):
         one = slice(i, i + 1)
-        for result in Generator(exposed, ONE_THREAD).stream(
-            LABELS[one], cfg_scale=4.0, forced_tokens=MAPS[one], outputs=outputs
-        ):
-            for name in NAMES:
-                x = result.outputs[input_name(name[0])]
-                if name[1] is not None:
+        request = Request.create(exposed.bundle, LABELS[one], cfg_scale=4.0, forced_tokens=MAPS[one])
+        for result in exposed.runner.run(request, exposed.outputs):
+            for key in KEYS:
+                x = result.outputs[Observer(Input(key.node), "values").output]
+                if key.part is not None:
                     cond, uncond = np.split(x, 2)
-                    x = uncond if name[1] == "uncond" else cond - uncond
-                found[name][result.stage] = np.concatenate([found[name][result.stage], x.ravel()])
+                    x = uncond if key.part == "uncond" else cond - uncond
+                found[key][result.stage] = np.concatenate([found[key][result.stage], x.ravel()])
     return found
 
 
-def ranges_of(values: Values) -> dict[Observed, Range]:
+def ranges_of(values: Values) -> dict[Input, Range]:
     return {
         name: Range(np.array([x.min() for x in stages]), np.array([x.max() for x in stages]))
         for name, stages in values.items()
     }
 
 
-def observe(exposed: Bundle, ranges: Mapping[Observed, Range]) -> dict[Observed, NDArray[np.int64]]:
-    return observe_histograms(exposed, ranges, LABELS, MAPS, ONE_THREAD, lambda done: None)
+def observe(exposed: ObservedStage, ranges: Mapping[Input, Range]) -> dict[Input, NDArray[np.int64]]:
+    return observe_histograms(exposed, ranges, LABELS, MAPS)
 
 
-def test_every_value_is_counted_where_it_is(exposed: Bundle, values: Values) -> None:
+def test_every_value_is_counted_where_it_is(exposed: ObservedStage, values: Values) -> None:
     """The head sees one row of each image, other layers two, of which a part is one."""
     ranges = ranges_of(values)
     found = observe(exposed, ranges)
-    assert list(found) == NAMES
+    assert list(found) == KEYS
     for name, counts in found.items():
         assert counts.shape == (NUM_STAGES, BINS)
         for si, x in enumerate(values[name]):
@@ -80,8 +84,8 @@ def test_every_value_is_counted_where_it_is(exposed: Bundle, values: Values) -> 
 
 
 @pytest.mark.parametrize("width", [0.25, 0.0, 1e-44], ids=["narrow", "none", "less than a normal number"])
-def test_what_lies_outside_counts_at_the_ends(exposed: Bundle, values: Values, width: float) -> None:
-    name = NAMES[0]
+def test_what_lies_outside_counts_at_the_ends(exposed: ObservedStage, values: Values, width: float) -> None:
+    name = KEYS[0]
     ends = np.full(NUM_STAGES, width, np.float32)
     counts = observe(exposed, {name: Range(-ends, ends)})[name]
     for si, x in enumerate(values[name]):
@@ -90,9 +94,9 @@ def test_what_lies_outside_counts_at_the_ends(exposed: Bundle, values: Values, w
         assert counts[si][-1] >= (x > width).sum() > 0
 
 
-def test_images_are_told(exposed: Bundle, values: Values) -> None:
+def test_images_are_told(exposed: ObservedStage, values: Values) -> None:
     seen: list[int] = []
-    observe_histograms(exposed, ranges_of(values), LABELS, MAPS, ONE_THREAD, seen.append)
+    observe_histograms(exposed, ranges_of(values), LABELS, MAPS, seen.append)
     assert seen == [1, 2]
 
 

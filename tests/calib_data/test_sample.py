@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from tiny_model import NUM_CLASSES, L, V
 
-from nextscale.calib_data.calibrate import CalibrationSettings, calibration_labels
+from nextscale.calib_data.calibration_labels import calibration_labels
 from nextscale.calib_data.kept_entries import kept_probabilities
 from nextscale.calib_data.match_probabilities import MatchingReport
 from nextscale.calib_data.sample import MATCHINGS, Matching, SamplingSettings, mean_log_probability, sample_token_maps
@@ -62,7 +62,7 @@ def test_without_matching_the_tokens_are_those_of_generate(
     fp32_generator: Generator, results: dict[Matching, Result]
 ) -> None:
     maps, _ = results["none"]
-    labels = calibration_labels(NUM_CLASSES, CalibrationSettings(images=N, seed=3))
+    labels = calibration_labels(NUM_CLASSES, N, seed=3)
     plain = fp32_generator.generate(labels, seed=3, cfg_scale=2.0, top_k=30, top_p=0.9, batch_size=5)
     np.testing.assert_array_equal(maps.class_labels, labels)
     np.testing.assert_array_equal(maps.token_maps, plain.token_maps)

@@ -14,8 +14,11 @@ import pytest
 from tiny_model import NUM_CLASSES, ONE_THREAD, PATCH_NUMS, L, V, no_progress, rounded_down, tiny_source
 
 from nextscale.calib_data.token_maps import TokenMaps
-from nextscale.compiler.build import _write
-from nextscale.compiler.plan import BuildOptions, Plan, make_plan
+from nextscale.compiler.build import write_bundle
+from nextscale.compiler.float_model import FloatModel
+from nextscale.compiler.options import BuildOptions
+from nextscale.compiler.plan import Plan, make_plan
+from nextscale.compiler.rounders import require_rounding
 from nextscale.export.var.decoder_graph import build_decoder_graph
 from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes.linear_layers import linear_layers
@@ -54,11 +57,12 @@ def source() -> Source:
 
 def plan_of(source: Source, folder: Path, recipe: Recipe, progress: object = no_progress, **options: object) -> Plan:
     def write(folder: Path, stage: ir.Model, decoder: ir.Model) -> None:
-        _write(source, folder, stage, decoder, {"name": "fp32"})
+        write_bundle(source, folder, stage, decoder, {"name": "fp32"})
 
     stage, decoder = build_stage_graph(source.var, source.vqvae.quantize), build_decoder_graph(source.vqvae)
     settings = BuildOptions(recipe, session=ONE_THREAD, **options)  # type: ignore[arg-type]
-    return make_plan(source, stage, decoder, folder, settings, write, progress)  # type: ignore[arg-type]
+    require_rounding(source.var, stage, stage_layers(stage, recipe), settings)
+    return make_plan(FloatModel.write(source, stage, decoder, folder, write), settings, progress)  # type: ignore[arg-type]
 
 
 def quantized(source: Source, plan: Plan) -> ir.Model:
@@ -151,11 +155,7 @@ def test_other_rules_narrow_the_ranges_of_pairs(
 ) -> None:
     seen: list[str] = []
     plan = plan_of(source, tmp_path, pair_recipe(rule, bits), lambda step, *further: seen.append(step))
-    assert list(dict.fromkeys(seen)) == [
-        "writing the full-precision model for calibration",
-        "calibrating",
-        "observing distributions",
-    ]
+    assert list(dict.fromkeys(seen)) == ["calibrating", "observing distributions"]
     narrower = 0
     for name, pair in plan.stage.pair_ranges.items():
         outer = widest.stage.pair_ranges[name]

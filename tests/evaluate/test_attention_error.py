@@ -16,7 +16,7 @@ from PIL import Image
 from tiny_model import CALIBRATION_IMAGES, NUM_CLASSES, ONE_THREAD, build_tiny, no_progress, tiny_source
 
 from nextscale.compiler.build import build_bundle
-from nextscale.compiler.plan import BuildOptions
+from nextscale.compiler.options import BuildOptions
 from nextscale.evaluate.attention_error import (
     AttentionError,
     as_json,
@@ -24,7 +24,7 @@ from nextscale.evaluate.attention_error import (
     attention_sums,
     by_block,
     by_stage,
-    observed_bundle,
+    open_observed,
 )
 from nextscale.evaluate.dequantized_attention import AttentionQuantizer
 from nextscale.evaluate.plot_attention_error import Curve, plot_attention_error
@@ -32,7 +32,8 @@ from nextscale.evaluate.teacher_forced import evaluation_labels
 from nextscale.graph_passes.observe_attention import output_names
 from nextscale.graph_passes.recipe import ActivationRecipe, AttentionRecipe, CalibrationRecipe, Recipe
 from nextscale.runtime import Bundle, Generator
-from nextscale.runtime.errors import NextscaleError, OutputError
+from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime.request import Request
 
 WEIGHTS = ("log2", "log2-row", "row", "uniform")
 STAGES, BLOCKS = 4, 2
@@ -209,15 +210,16 @@ def test_figures_are_those_of_the_exposed_values(
     fp32_generator: Generator, bundles: dict[str, Bundle], errors: dict[str, AttentionError]
 ) -> None:
     """Computed once more, image by image."""
-    with observed_bundle(bundles["row"]) as (observed, quantizers):
-        generator, sums = Generator(observed, ONE_THREAD), np.zeros((2, STAGES, BLOCKS))
-        outputs = [output for name in quantizers for output in output_names(name)]
-        for i, label in enumerate(evaluation_labels(NUM_CLASSES, 3, seed=1)):
-            maps = fp32_generator.generate([label], seed=1, first_image=i).token_maps
-            for stage in generator.stream([label], seed=1, first_image=i, forced_tokens=maps, outputs=outputs):
-                for block, name in enumerate(quantizers):
-                    a, v, product = (stage.outputs[output].astype(np.float64) for output in output_names(name))
-                    sums[:, stage.stage, block] += np.square(product - a @ v).sum(), np.square(a @ v).sum()
+    (observed, quantizers), sums = open_observed(bundles["row"], ONE_THREAD), np.zeros((2, STAGES, BLOCKS))
+    outputs = [output for name in quantizers for output in output_names(name)]
+    assert set(quantizers) == {f"blocks.{i}.attn.mix" for i in range(BLOCKS)}
+    for i, label in enumerate(evaluation_labels(NUM_CLASSES, 3, seed=1)):
+        maps = fp32_generator.generate([label], seed=1, first_image=i).token_maps
+        request = Request.create(observed.bundle, [label], seed=1, first_image=i, forced_tokens=maps)
+        for stage in observed.runner.run(request, outputs):
+            for block, name in enumerate(quantizers):
+                a, v, product = (stage.outputs[output].astype(np.float64) for output in output_names(name))
+                sums[:, stage.stage, block] += np.square(product - a @ v).sum(), np.square(a @ v).sum()
     # A batch of 2 rounds a little differently, which moves some codes.
     np.testing.assert_allclose(errors["row"].relative, np.sqrt(sums[0] / sums[1]), rtol=0.02)
 
@@ -232,18 +234,6 @@ def test_a_float_bundle_has_no_error_and_no_shares(fp32_bundle: Path) -> None:
         assert np.isnan(error.values_share).all()
         assert np.isnan(error.correlations()).all()
     assert seen == [2, 3, 5, 6]
-
-
-def test_nothing_is_left_beside_the_bundle(bundles: dict[str, Bundle]) -> None:
-    bundle = bundles["row"]
-    before = sorted(path.name for path in bundle.path.parent.iterdir())
-    with observed_bundle(bundle) as (observed, quantizers):
-        assert len(list(bundle.path.parent.iterdir())) == len(before) + 1
-        assert set(quantizers) == {f"blocks.{i}.attn.mix" for i in range(BLOCKS)}
-        observed.verify_hashes()
-        weights = bundle.path / "weights.data"
-        assert (observed.path / weights.name).stat().st_ino == weights.stat().st_ino
-    assert sorted(path.name for path in bundle.path.parent.iterdir()) == before
 
 
 def test_a_bundle_of_another_model_is_refused(fp32_bundle: Path, tmp_path: Path) -> None:
@@ -279,20 +269,6 @@ def test_a_graph_without_attention_is_refused(fp32_bundle: Path, tmp_path: Path)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(NextscaleError, match=r"stage\.onnx: no attention found"):
         attention_errors(Bundle.open(fp32_bundle), [Bundle.open(folder)], ONE_THREAD, images=1)
-
-
-def test_a_folder_that_cannot_be_written_is_refused(
-    bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("tempfile.TemporaryDirectory", refuse)
-    with (
-        pytest.raises(OutputError, match=r"cannot write there \(Permission denied\)"),
-        observed_bundle(bundles["row"]),
-    ):
-        pass
 
 
 def test_json_is_plain_and_strict(errors: dict[str, AttentionError]) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tiny_model import ONE_THREAD, no_progress, tiny_options, tiny_source
 
 from nextscale.compiler.build import build_bundle
-from nextscale.compiler.plan import require_reducible
+from nextscale.compiler.rounders import require_reducible
 from nextscale.evaluate.saturation import Saturation, as_report, measure_saturation, saturate
 from nextscale.graph_passes.integer_products import integer_products, reduction_rows
 from nextscale.graph_passes.recipe import load_recipe, recipe_names

@@ -16,8 +16,9 @@ import pytest
 from stage_runs import Array, run_stages
 from tiny_model import ONE_THREAD, no_progress, tiny_source
 
-from nextscale.compiler.build import _write
-from nextscale.compiler.plan import BuildOptions, Plan, make_plan
+from nextscale.compiler.build import write_bundle
+from nextscale.compiler.options import BuildOptions
+from nextscale.compiler.plan import Plan, make_plan
 from nextscale.export.var.decoder_graph import build_decoder_graph
 from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes import pipeline
@@ -98,7 +99,7 @@ def build(source: Source, recipe: Recipe, folder: Path, num_stages: int | None =
     stage, decoder = build_stage_graph(source.var, source.vqvae.quantize), build_decoder_graph(source.vqvae)
 
     def write(folder: Path, stage: ir.Model, decoder: ir.Model) -> None:
-        _write(source, folder, stage, decoder, {"name": "fp32"})
+        write_bundle(source, folder, stage, decoder, {"name": "fp32"})
 
     plan = make_plan(source, stage, decoder, folder, BuildOptions(recipe, session=ONE_THREAD), write, no_progress)
     plain = build_stage_graph(source.var, source.vqvae.quantize, plan.equalization)

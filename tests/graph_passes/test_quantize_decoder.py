@@ -21,12 +21,12 @@ from nextscale.export.var.decoder_graph import DecoderParts, build_decoder_graph
 from nextscale.graph_passes import channels_last
 from nextscale.graph_passes.decoder_patterns import PatternRefused
 from nextscale.graph_passes.integer_convolution import integer_kernel
-from nextscale.graph_passes.observe_ranges import channels_name, observed_name
+from nextscale.graph_passes.observe_inputs import observe_inputs
 from nextscale.graph_passes.qparams import ActivationQParams, Range
 from nextscale.graph_passes.quantize_decoder import (
     DecoderRanges,
+    decoder_observers,
     integer_convolutions,
-    observe_decoder,
     observed_results,
     quantize_decoder,
 )
@@ -45,8 +45,10 @@ def run(model: ir.Model, f_hat: NDArray[np.float32], *outputs: str) -> list[NDAr
 
 def observe(model: ir.Model, f_hat: NDArray[np.float32]) -> DecoderRanges:
     inputs, results = integer_convolutions(model), observed_results(model)
-    outputs = [observed_name(name) for name in inputs] + [channels_name(name) for name in results]
-    found = [Range(*ends.reshape(2, -1)) for ends in run(observe_decoder(model), f_hat, *outputs)]
+    observers = [observer for kind in decoder_observers(model) for observer in kind]
+    assert [observer.input.node for observer in observers] == [*inputs, *results]
+    outputs = [observer.output for observer in observers]
+    found = [Range(*ends.reshape(2, -1)) for ends in run(observe_inputs(model, observers), f_hat, *outputs)]
     return DecoderRanges(
         dict(zip(inputs, found[: len(inputs)], strict=True)), dict(zip(results, found[len(inputs) :], strict=True))
     )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_model import NUM_CLASSES, PATCH_NUMS, L, V, tiny_models
 
-from nextscale.graph_passes.observe_ranges import PARTS
+from nextscale.graph_passes.observe_inputs import PARTS
 from nextscale.graph_passes.qparams import Range, RangeRule, WeightQParams
 from nextscale.graph_passes.recipe import (
     ActivationRecipe,

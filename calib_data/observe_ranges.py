@@ -1,0 +1,135 @@
+"""The ranges of the inputs of layers while the model samples token maps, or is fed some."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from nextscale.calib_data.observed_stage import ObservedStage, OnImages, nobody
+from nextscale.graph_passes.observe_inputs import Input, Observer
+from nextscale.graph_passes.qparams import Range
+from nextscale.runtime.request import DEFAULT_CFG_SCALE, DEFAULT_TOP_P, resolve_top_k
+
+F_HAT = "present.f_hat"
+
+
+@dataclass(frozen=True)
+class ObservedRanges:
+    """The smallest and largest value of each observed input.
+
+    Attributes:
+        whole: over all its channels, [S]; [1] for a graph that runs once.
+        by_channel: for each of its channels, [S, C]; [1, C].
+    """
+
+    whole: Mapping[Input, Range] = field(default_factory=dict)
+    by_channel: Mapping[Input, Range] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StageObservation:
+    """What `observe_stage_ranges` found.
+
+    Attributes:
+        class_labels: int64 [N].
+        token_maps: int64 [N, L], those that were taken.
+        f_hat: the latents after the last stage, float32 [N, Cvae, h, w].
+        ranges: of the stage graph's inputs.
+    """
+
+    class_labels: NDArray[np.int64]
+    token_maps: NDArray[np.int64]
+    f_hat: NDArray[np.float32]
+    ranges: ObservedRanges
+
+
+def observe_stage_ranges(
+    stage: ObservedStage,
+    observers: Sequence[Observer],
+    class_labels: NDArray[np.int64],
+    token_maps: NDArray[np.int64],
+    *,
+    seed: int = 0,
+    batch_size: int = 2,
+    on_images: OnImages = nobody,
+) -> StageObservation:
+    """Sample images with the full-precision model, or feed it token maps, and observe ranges on the way.
+
+    Args:
+        stage: its graph gives what the observers name (`observe_inputs`).
+        observers: of "range" and "channels".
+        class_labels: int64 [N].
+        token_maps: int64 [N, L]; -1 is sampled, with the default guidance, top_k and top_p.
+        seed: of what is sampled.
+        batch_size: images at a time.
+        on_images: called with the number of images finished, after each batch.
+    """
+    names = {observer.output for observer in observers}
+    tokens = token_maps.copy()
+    f_hat: list[NDArray[np.float32]] = []
+    extremes = _Extremes(stage.bundle.model.num_stages)
+    slices = stage.bundle.model.stage_slices
+    for images, found in stage.run(
+        class_labels,
+        token_maps,
+        outputs=[*sorted(names), F_HAT],
+        batch_size=batch_size,
+        on_images=on_images,
+        seed=seed,
+        cfg_scale=DEFAULT_CFG_SCALE,
+        top_k=resolve_top_k(None, stage.bundle.model),
+        top_p=DEFAULT_TOP_P,
+    ):
+        tokens[images, slices[found.stage]] = found.tokens
+        for name in names:
+            extremes.widen(name, found.stage, found.outputs[name])
+        if found.stage == len(slices) - 1:
+            f_hat.append(found.outputs[F_HAT])
+    return StageObservation(class_labels, tokens, np.concatenate(f_hat), extremes.ranges(observers))
+
+
+def observe_decoder_ranges(
+    session: onnxruntime.InferenceSession, observers: Sequence[Observer], f_hat: NDArray[np.float32]
+) -> ObservedRanges:
+    """The ranges of a decoder graph's inputs, one image at a time.
+
+    Args:
+        session: of a decoder graph that gives what the observers name.
+        observers: of "range" and "channels".
+        f_hat: latents, float32 [N, Cvae, h, w].
+    """
+    names = [observer.output for observer in observers]
+    extremes = _Extremes(num_stages=1)
+    for one in f_hat:
+        for name, ends in zip(names, session.run(names, {"f_hat": one[None]}), strict=True):
+            extremes.widen(name, 0, ends)
+    return extremes.ranges(observers)
+
+
+class _Extremes:
+    """The smallest and largest value so far, by output: [S] or [S, C] each; zero at a stage that had no values."""
+
+    def __init__(self, num_stages: int) -> None:
+        self._num_stages = num_stages
+        self._ends: dict[str, NDArray[np.float32]] = {}
+
+    def widen(self, name: str, stage: int, ends: NDArray[np.float32]) -> None:
+        """Take in one batch's min and max, [2] or [2, C]."""
+        if name not in self._ends:
+            self._ends[name] = np.full((2, self._num_stages, *ends.shape[1:]), np.inf, np.float32)
+            self._ends[name][1] = -np.inf
+        minimum, maximum = self._ends[name]
+        minimum[stage], maximum[stage] = np.minimum(minimum[stage], ends[0]), np.maximum(maximum[stage], ends[1])
+
+    def ranges(self, observers: Iterable[Observer]) -> ObservedRanges:
+        whole, by_channel = dict[Input, Range](), dict[Input, Range]()
+        for observer in observers:
+            minimum, maximum = self._ends[observer.output]
+            seen = minimum <= maximum
+            found = Range(np.where(seen, minimum, 0), np.where(seen, maximum, 0))
+            (whole if observer.gives == "range" else by_channel)[observer.input] = found
+        return ObservedRanges(whole, by_channel)

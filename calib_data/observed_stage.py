@@ -1,0 +1,92 @@
+"""A stage graph that was altered to give more, running in memory: what observes a model needs no bundle of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from nextscale.graph_passes.graph_session import open_model
+from nextscale.runtime.bundle import Bundle
+from nextscale.runtime.request import Request
+from nextscale.runtime.session import SessionOptions
+from nextscale.runtime.stage_runner import StageOutputs, StageRunner
+
+OnImages = Callable[[int], object]
+
+
+def nobody(done: int) -> None:
+    """An `on_images` that tells nobody."""
+
+
+@dataclass(frozen=True)
+class ObservedStage:
+    """A stage graph of a bundle's model, with more outputs than the bundle's own.
+
+    Attributes:
+        bundle: whose model it is; requests are made for it.
+        runner: of the graph.
+        outputs: the names of what it gives beyond the bundle's stage graph, in order.
+    """
+
+    bundle: Bundle
+    runner: StageRunner
+    outputs: tuple[str, ...]
+
+    @classmethod
+    def open(
+        cls, bundle: Bundle, model: ir.Model, options: SessionOptions, weights: Path | None = None
+    ) -> ObservedStage:
+        """Load the altered graph.
+
+        Args:
+            bundle: of the same model.
+            model: the graph, with the contract of stage.onnx.
+            options: threads and memory.
+            weights: the folder of its external weights; None is the bundle's.
+        """
+        contract = bundle.manifest.graphs["stage"]
+        known = {tensor.name for tensor in contract.outputs}
+        further = [str(value.name) for value in model.graph.outputs if value.name not in known]
+        session = open_model(model, weights or bundle.path, options)
+        return cls(bundle, StageRunner(session, contract.state, bundle.model.num_stages), tuple(further))
+
+    def run(
+        self,
+        class_labels: NDArray[np.int64],
+        token_maps: NDArray[np.int64],
+        *,
+        outputs: Sequence[str] | None = None,
+        batch_size: int = 1,
+        on_images: OnImages = nobody,
+        **settings: Any,
+    ) -> Iterator[tuple[slice, StageOutputs]]:
+        """Feed token maps to the model, batch after batch and stage after stage.
+
+        Image i is image i of the seed, whatever the batch.
+
+        Args:
+            class_labels: int64 [N].
+            token_maps: int64 [N, L]; -1 is sampled.
+            outputs: what to bring back; None is all that `self.outputs` names.
+            batch_size: images at a time.
+            on_images: called with the number of images finished, after each batch.
+            settings: of the request: seed, cfg_scale, top_k, top_p.
+        Yields:
+            which images of the N, and what a stage gave for them.
+        """
+        wanted = self.outputs if outputs is None else outputs
+        for first in range(0, len(class_labels), batch_size):
+            images = slice(first, min(first + batch_size, len(class_labels)))
+            forced = token_maps[images]
+            request = Request.create(
+                self.bundle, class_labels[images], first_image=first, forced_tokens=forced, **settings
+            )
+            for found in self.runner.run(request, wanted):
+                yield images, found
+            on_images(images.stop)
