@@ -13,6 +13,7 @@ DEMO_FLAGS ?=
 SUITE_FLAGS ?=
 ONNXRUNTIME := build/third_party/onnxruntime
 SUITE := build/suite
+DEMO := demo/nextscale-demo
 
 MAKEFLAGS += --no-print-directory
 
@@ -46,12 +47,12 @@ examples: $(VENV)/.ready
 	PYTHONPATH=tests $(BIN)/python -m conformance.check_programs $(SUITE) --cpp build/cpp --csharp build/csharp
 
 # The strict mode lays a tree of links that type checkers can follow. A folder is newer when a file in it is new.
-$(VENV)/.ready: pyproject.toml $(patsubst %,%/.,calib_data cli compiler demo evaluate export export/var graph_passes measure measure/peers models models/var paper report runtime simulation)
+$(VENV)/.ready: pyproject.toml $(DEMO)/pyproject.toml $(patsubst %,%/.,calib_data cli compiler demo $(DEMO)/nextscale_demo evaluate export export/var graph_passes measure measure/peers models models/var paper report runtime simulation)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "setuptools>=77" wheel
 	$(BIN)/pip install --quiet "$(TORCH)"
-	$(BIN)/pip install --quiet --editable ".[dev]" --config-settings editable_mode=strict
+	$(BIN)/pip install --quiet --config-settings editable_mode=strict --editable $(DEMO) --editable ".[demo,dev]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) build out *.egg-info
+	rm -rf $(VENV) build out *.egg-info $(DEMO)/build $(DEMO)/*.egg-info

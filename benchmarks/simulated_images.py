@@ -29,7 +29,7 @@ from provenance import RESULTS, publish
 from nextscale.evaluate.feature_network import FeatureNetwork
 from nextscale.evaluate.image_metrics import image_metrics
 from nextscale.evaluate.image_statistics import ImageStatistics, image_statistics, read_statistics
-from nextscale.evaluate.reference_statistics import read_reference
+from nextscale.evaluate.reference_statistics import read_demo_reference
 from nextscale.evaluate.teacher_forced import evaluation_labels
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.models.sources import demo_source
@@ -56,7 +56,7 @@ class Pictures:
         self.var, self.vqvae = source.var.to(device), source.vqvae.to(device)
         self.model, self.device, self.batch = source.model_info(), device, batch
         self.network = FeatureNetwork("cuda" if device.startswith("cuda") else device, batch_size=batch)
-        self.reference = read_reference().gaussian
+        self.reference = read_demo_reference().gaussian
 
     def generate(self, simulated: SimulatedVAR, images: int, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Token maps int64 [B, L] and pictures uint8 [B, H, W, 3] of the first images of a seed."""
