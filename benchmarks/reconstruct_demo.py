@@ -2,7 +2,7 @@
 
 Each finished recipe leaves OUT/{recipe}.safetensors and a line of figures in OUT/figures.jsonl, and on stdout; one that
 lies in OUT is skipped, and the units of one that was interrupted are not learned again. The token maps are sampled once
-into WORK. On one machine with the same threads the bits come out the same; on another CPU or GPU some differ.
+into WORK. Another CPU or GPU rounds sums otherwise, so that some bits differ there (benchmarks/roundings/README.md).
 """
 
 from __future__ import annotations
