@@ -2,6 +2,8 @@
 # make test      lint, types and tests
 # make examples  build the C++ and C# examples and hold them to Python; on Debian, Ubuntu and their like. SUITE_FLAGS go
 #                to tests/conformance/make_suite.py, such as SUITE_FLAGS="--bundle out/demo/int8"
+# make soak      what takes too long for every commit: all releases of ONNX Runtime that are allowed, the demo model in C++
+#                under sanitizers, 2,000 examples of each property; into benchmarks/results/soak.md
 # Each sets up what it needs in .venv. TORCH is what pip is asked for; PyPI's Linux build brings CUDA packages of
 # several GB, so on such a machine point TORCH at a CPU wheel: make demo TORCH=path/or/url/of/torch-cpu.whl
 
@@ -13,10 +15,11 @@ DEMO_FLAGS ?=
 SUITE_FLAGS ?=
 ONNXRUNTIME := build/third_party/onnxruntime
 SUITE := build/suite
+DEMO := demo/nextscale-demo
 
 MAKEFLAGS += --no-print-directory
 
-.PHONY: demo test lint examples clean
+.PHONY: demo test lint examples soak clean
 
 demo: $(VENV)/.ready
 	$(BIN)/nextscale demo $(DEMO_FLAGS)
@@ -45,13 +48,16 @@ examples: $(VENV)/.ready
 	build/csharp/nextscale conformance $(SUITE)
 	PYTHONPATH=tests $(BIN)/python -m conformance.check_programs $(SUITE) --cpp build/cpp --csharp build/csharp
 
+soak: demo examples
+	$(BIN)/python benchmarks/soak.py out/demo/fp32 out/demo/int8
+
 # The strict mode lays a tree of links that type checkers can follow. A folder is newer when a file in it is new.
-$(VENV)/.ready: pyproject.toml $(patsubst %,%/.,calib_data cli compiler demo evaluate export export/var graph_passes measure measure/peers models models/var paper report runtime simulation)
+$(VENV)/.ready: pyproject.toml $(DEMO)/pyproject.toml $(patsubst %,%/.,calib_data cli compiler demo $(DEMO)/nextscale_demo evaluate export export/var graph_passes measure measure/peers models models/var paper report runtime simulation)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "setuptools>=77" wheel
 	$(BIN)/pip install --quiet "$(TORCH)"
-	$(BIN)/pip install --quiet --editable ".[dev]" --config-settings editable_mode=strict
+	$(BIN)/pip install --quiet --config-settings editable_mode=strict --editable $(DEMO) --editable ".[demo,dev]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) build out *.egg-info
+	rm -rf $(VENV) build out *.egg-info $(DEMO)/build $(DEMO)/*.egg-info

@@ -4,7 +4,8 @@
     python benchmarks/bundle_hashes.py --compare BEFORE.json AFTER.json
 
 Built through the command line, few calibration images each: the demo model with every recipe (and the learned
-roundings in benchmarks/roundings), tiny random models of each option, and var-d16 with random weights and `default`.
+roundings in benchmarks/roundings, which learned_roundings.py brings there), tiny random models of each option, and
+var-d16 with random weights and `default`.
 Calibration rounds as the CPU, the threads and the release of ONNX Runtime do: compare two commits on one machine.
 """
 
@@ -22,6 +23,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from learned_roundings import ROUNDINGS, require_rounding
 from provenance import commit
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
@@ -34,7 +36,6 @@ from nextscale.models.var.transformer import VARConfig
 from nextscale.models.var.vqvae import VQVAEConfig
 from nextscale.runtime.machine import describe_machine, versions
 
-ROUNDINGS = Path(__file__).parent / "roundings"
 GROUPS = ("tiny", "demo", "var-d16")
 Build = Callable[..., dict[str, str]]
 
@@ -165,11 +166,14 @@ def learn(work: Path, model: list[str], further: tuple[str, ...]) -> Iterator[tu
 
 def build_demo(work: Path, further: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
     """Every recipe that comes along."""
+    learned = {
+        recipe: ("--rounding", str(require_rounding(ROUNDINGS / f"{recipe}.safetensors")))
+        for recipe in recipe_names()
+        if load_recipe(recipe).weights.rounding == "reconstructed"
+    }
     for recipe in recipe_names():
-        rounding = ROUNDINGS / f"{recipe}.safetensors"
-        learned = ("--rounding", str(rounding)) if rounding.exists() else ()
         images = None if recipe == "fp32" else 2
-        yield f"demo/{recipe}", build(work, ["demo"], recipe, (*learned, *further), images)
+        yield f"demo/{recipe}", build(work, ["demo"], recipe, (*learned.get(recipe, ()), *further), images)
 
 
 def build_full_size(work: Path, further: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:

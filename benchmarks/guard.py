@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from learned_roundings import ROUNDINGS
 from provenance import RESULTS
-from recipe_bundles import FULL_PRECISION, ROUNDINGS, RecipeBundles, log
+from recipe_bundles import FULL_PRECISION, RecipeBundles, log
 from w8a8_front import find_recipe, measure_speed
 
 from nextscale.measure.statistics import Interval

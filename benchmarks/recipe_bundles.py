@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime
+from learned_roundings import require_rounding
 
 from nextscale.calib_data.token_maps import TokenMaps
 from nextscale.compiler.build import build_bundle
@@ -25,7 +26,6 @@ from nextscale.runtime.next_scale_loop import Generator
 from nextscale.runtime.session import SessionOptions
 from nextscale.simulation.rounding import Rounding
 
-ROUNDINGS = Path(__file__).parent / "roundings"
 FULL_PRECISION = "fp32"
 TOGETHER = 5  # bundles that share the reference's work
 
@@ -67,6 +67,7 @@ class RecipeBundles:
 
         Raises:
             NextscaleError: a bundle is there already, of another recipe of that name.
+            click.ClickException: the recipe's learned rounding is missing.
         """
         folder = self.work / recipe.name
         if folder.exists():
@@ -116,7 +117,9 @@ class RecipeBundles:
         return self.roundings / f"{recipe.name}.safetensors"
 
     def _rounding(self, recipe: Recipe) -> Rounding | None:
-        return None if recipe.weights.rounding == "nearest" else Rounding.load(self._rounding_path(recipe))
+        if recipe.weights.rounding == "nearest":
+            return None
+        return Rounding.load(require_rounding(self._rounding_path(recipe)))
 
     def _token_maps(self, recipe: Recipe) -> TokenMaps | None:
         """As many of the maps as the recipe calibrates on, as if a build had sampled them."""

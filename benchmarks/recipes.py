@@ -1,8 +1,8 @@
 """Recipes against full precision on the demo model: Table 1's settings, and any others.
 
 Each bundle is built once and kept in WORK, each result too, so an interrupted run goes on. Reconstructed recipes take
-their weights from ROUNDINGS/{recipe}.safetensors (`nextscale reconstruct`); one without such a file is left out, and
-the report says so.
+their weights from ROUNDINGS/{recipe}.safetensors (benchmarks/learned_roundings.py brings them); one without such a
+file is left out, and the report says so.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
+from learned_roundings import ROUNDINGS
 from provenance import RESULTS, provenance, publish
-from recipe_bundles import FULL_PRECISION, ROUNDINGS, RecipeBundles
+from recipe_bundles import FULL_PRECISION, RecipeBundles
 
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.runtime.session import SessionOptions

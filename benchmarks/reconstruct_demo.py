@@ -1,6 +1,8 @@
-"""Reconstruct the demo model by several recipes, one after the other; recipes whose artifact lies in OUT are skipped.
+"""Learn the demo model's roundings by several recipes, one after the other: those of benchmarks/roundings.
 
-Each finished recipe leaves OUT/{recipe}.safetensors and a line of figures in OUT/figures.jsonl, and on stdout.
+Each finished recipe leaves OUT/{recipe}.safetensors and a line of figures in OUT/figures.jsonl, and on stdout; one that
+lies in OUT is skipped, and the units of one that was interrupted are not learned again. The token maps are sampled once
+into WORK. Another CPU or GPU rounds sums otherwise, so that some bits differ there (benchmarks/roundings/README.md).
 """
 
 from __future__ import annotations
@@ -15,53 +17,55 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
+from learned_roundings import ROUNDINGS, recorded
 
-from nextscale.graph_passes.recipe import load_recipe
-from nextscale.models.var.checkpoint import load_models
+from nextscale.calib_data.token_maps import ARRAYS
+from nextscale.cli.main import main as nextscale
+from nextscale.graph_passes.recipe import Recipe, load_recipe
+from nextscale.models.sources import demo_source
+from nextscale.models.var.transformer import VARConfig
 from nextscale.simulation.reconstruct import ReconstructionSettings, Step, reconstruct
 from nextscale.simulation.simulated_attention import ShiftAndSum
 
-DEFAULTS = ReconstructionSettings()
-DEMO = Path(__file__).parent.parent / "demo"
+DEFAULTS = ReconstructionSettings(iterations=800)  # as the recorded ones
 FIGURES = ("kept", "kl_nearest", "kl_reconstructed", "kl_reconstructed_stderr", "top1_nearest", "top1_reconstructed")
 
 
-@click.command()
+@click.command(help=__doc__, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--recipes", required=True, help="Names or files, separated by commas.")
-@click.option("--token-maps", type=click.Path(path_type=Path), required=True, help="An .npz, without matching.")
-@click.option("--matched-maps", type=click.Path(path_type=Path), help="For recipes with calibration.matching.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder of the artifacts.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, or cuda:K.")
-@click.option("--iterations", type=int, default=DEFAULTS.iterations, show_default=True)
-@click.option("--batch", type=int, default=DEFAULTS.batch_size, show_default=True)
-@click.option("--images", type=int, help="Use the first N token maps.")
-@click.option("--theta", type=float, default=0.01, show_default=True, help="Of shift-and-sum.")
-@click.option("--places", help="Attentive tokens a stage, separated by commas.  [default: no limit]")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--demo", type=click.Path(path_type=Path), default=DEMO, help="Where the demo model's weights lie.")
-@click.option("--threads", type=int, default=1, show_default=True, help="Of torch on the CPU.")
+@click.option("--out", type=click.Path(path_type=Path), default=ROUNDINGS, help="The folder of the files to make.")
+@click.option("--work", type=click.Path(path_type=Path), default=Path("out/reconstruct"), help="Of the token maps.")
+@click.option("--device", default="cpu", help="cpu, or cuda:K.")
+@click.option("--iterations", type=int, default=DEFAULTS.iterations)
+@click.option("--batch", type=int, default=DEFAULTS.batch_size)
+@click.option("--images", type=int, help="Token maps to use.  [default: all 256]", show_default=False)
+@click.option("--theta", type=float, help="Of shift-and-sum.  [default: the recorded one]", show_default=False)
+@click.option(
+    "--places",
+    help="With --theta: attentive tokens a stage, separated by commas.  [default: no limit]",
+    show_default=False,
+)
+@click.option("--seed", type=int, default=0)
+@click.option("--threads", type=int, default=1, help="Of torch on the CPU.")
 def main(
     recipes: str,
-    token_maps: Path,
-    matched_maps: Path | None,
     out: Path,
+    work: Path,
     device: str,
     iterations: int,
     batch: int,
     images: int | None,
-    theta: float,
+    theta: float | None,
     places: str | None,
     seed: int,
-    demo: Path,
     threads: int,
 ) -> None:
-    """Reconstruct each recipe."""
     torch.set_num_threads(threads)
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
     out.mkdir(parents=True, exist_ok=True)
-    var, vqvae = load_models(demo / "var.safetensors", demo / "vae.safetensors")
-    var, quantizer = var.to(device), vqvae.quantize.to(device)
+    source = demo_source("demo")
+    var, quantizer = source.var.to(device), source.vqvae.quantize.to(device)
     settings = replace(DEFAULTS, iterations=iterations, batch_size=batch, seed=seed)
     for name in recipes.split(","):
         recipe = load_recipe(name)
@@ -69,17 +73,11 @@ def main(
         if artifact.exists():
             log(f"{recipe.name}: done already")
             continue
-        maps = token_maps if recipe.calibration.matching == "none" else matched_maps
-        if maps is None:
-            raise click.UsageError(f"{recipe.name} calibrates on matched token maps: give --matched-maps")
+        maps = token_maps(work, recipe.calibration.matching)
         with np.load(maps) as file:
             labels, tokens = (file[array][:images].astype(np.int64) for array in ("class_labels", "token_maps"))
-        shift_and_sum = None
-        if recipe.attention.shift_and_sum != "off":
-            shift_and_sum = ShiftAndSum.unlimited(theta, var.config)
-            if places is not None:
-                shift_and_sum = ShiftAndSum(theta, tuple(map(int, places.split(","))))
-        began, work = time.monotonic(), out / f"{recipe.name}.partial"
+        shift_and_sum = attentive_tokens(recipe, theta, places, var.config)
+        began, partial = time.monotonic(), out / f"{recipe.name}.partial"
         rounding = reconstruct(
             var,
             quantizer,
@@ -88,18 +86,50 @@ def main(
             tokens,
             settings,
             shift_and_sum=shift_and_sum,
-            work=work,
+            work=partial,
             on_step=lambda step, name=recipe.name: show(name, step),
         )
         rounding.save(artifact)
-        shutil.rmtree(work)
-        figures = {"recipe": recipe.name, "iterations": iterations, "images": len(labels), "token_maps": maps.name}
+        shutil.rmtree(partial)
+        figures = {"recipe": recipe.name, "iterations": iterations, "images": len(labels)}
         figures |= {key: rounding.report[key] for key in FIGURES}
-        figures |= {"theta": theta if shift_and_sum else None, "seconds": round(time.monotonic() - began, 1)}
+        figures |= {"theta": shift_and_sum and shift_and_sum.theta, "seconds": round(time.monotonic() - began, 1)}
         line = json.dumps(figures)
         with (out / "figures.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         print(line, flush=True)
+
+
+def token_maps(work: Path, matching: str) -> Path:
+    """The .npz of 256 token maps that full precision samples, made where it is not there yet."""
+    full, folder = work / "fp32", work / f"maps-{matching}"
+    if not folder.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        if not full.exists():
+            run("build", "demo", "--precision", "fp32", "--out", full)
+        run("calibrate", full, "--matching", matching, "--out", folder)
+    return folder / ARRAYS
+
+
+def run(*arguments: object) -> None:
+    """One nextscale command."""
+    code = nextscale([str(argument) for argument in arguments])
+    if code != 0:
+        sys.exit(code)
+
+
+def attentive_tokens(recipe: Recipe, theta: float | None, places: str | None, config: VARConfig) -> ShiftAndSum | None:
+    """The recipe's shift-and-sum, if it has one: as told, or as the recorded rounding was learned with."""
+    if recipe.attention.shift_and_sum == "off":
+        return None
+    known = recorded().get(recipe.name)
+    if theta is None:
+        if known is None or known.theta is None or known.places is None:
+            raise click.UsageError(f"recipe {recipe.name} has shift-and-sum: give --theta (see `nextscale theta`)")
+        return ShiftAndSum(known.theta, known.places)
+    if places is None:
+        return ShiftAndSum.unlimited(theta, config)
+    return ShiftAndSum(theta, tuple(map(int, places.split(","))))
 
 
 def show(recipe: str, step: Step) -> None:

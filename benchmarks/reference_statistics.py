@@ -1,4 +1,4 @@
-"""Make the reference statistics that are shipped, from the demo model's validation photographs, and check them.
+"""Make the reference statistics of `nextscale-demo` from the demo model's validation photographs, and check them.
 
 Only moments of features are kept, from which no photograph can be had back.
 """
@@ -23,7 +23,8 @@ from nextscale.evaluate.reference_statistics import read_reference, reference_wr
 from nextscale.runtime.image_io import write_files
 
 BATCH = 32
-SHIPPED = Path(__file__).parents[1] / "evaluate" / "statistics" / "demo_photographs.npz"
+PACKAGE = Path(__file__).parents[1] / "demo" / "nextscale-demo" / "nextscale_demo"
+SHIPPED = PACKAGE / "photograph_statistics.npz"
 
 
 def batches(images: Tensor) -> Iterator[NDArray[np.uint8]]:

@@ -23,13 +23,14 @@ import numpy as np
 import torch
 from images_plots import plot_budget, plot_operations
 from images_report import report
+from learned_roundings import ROUNDINGS, require_rounding
 from numpy.typing import NDArray
 from provenance import RESULTS, publish
 
 from nextscale.evaluate.feature_network import FeatureNetwork
 from nextscale.evaluate.image_metrics import image_metrics
 from nextscale.evaluate.image_statistics import ImageStatistics, image_statistics, read_statistics
-from nextscale.evaluate.reference_statistics import read_reference
+from nextscale.evaluate.reference_statistics import read_demo_reference
 from nextscale.evaluate.teacher_forced import evaluation_labels
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.models.sources import demo_source
@@ -56,7 +57,7 @@ class Pictures:
         self.var, self.vqvae = source.var.to(device), source.vqvae.to(device)
         self.model, self.device, self.batch = source.model_info(), device, batch
         self.network = FeatureNetwork("cuda" if device.startswith("cuda") else device, batch_size=batch)
-        self.reference = read_reference().gaussian
+        self.reference = read_demo_reference().gaussian
 
     def generate(self, simulated: SimulatedVAR, images: int, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Token maps int64 [B, L] and pictures uint8 [B, H, W, 3] of the first images of a seed."""
@@ -119,7 +120,7 @@ class Pictures:
 @click.command()
 @click.option("--recipes", default="", help="Names or files, separated by commas; none: only print the table.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("out/images"), show_default=True)
-@click.option("--roundings", type=click.Path(path_type=Path), default=Path(__file__).parent / "roundings")
+@click.option("--roundings", type=click.Path(path_type=Path), default=ROUNDINGS)
 @click.option("--rounding", "one_rounding", type=click.Path(path_type=Path), help="One file, for all of the recipes.")
 @click.option("--token-maps", type=click.Path(path_type=Path), help="An .npz of `nextscale calibrate`.")
 @click.option(
@@ -163,7 +164,7 @@ def main(
         began = time.monotonic()
         rounding = None
         if recipe.weights.rounding == "reconstructed":
-            rounding = Rounding.load(one_rounding or roundings / f"{recipe.name}.safetensors")
+            rounding = Rounding.load(one_rounding or require_rounding(roundings / f"{recipe.name}.safetensors"))
         calibration = held_out[0][:0], held_out[1][:0]
         if token_maps is not None:
             with np.load(token_maps) as file:

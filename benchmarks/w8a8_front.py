@@ -14,10 +14,11 @@ from typing import Any, BinaryIO
 
 import click
 import numpy as np
+from learned_roundings import ROUNDINGS
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from provenance import RESULTS, commit, provenance, publish
-from recipe_bundles import FULL_PRECISION, ROUNDINGS, RecipeBundles, log
+from recipe_bundles import FULL_PRECISION, RecipeBundles, log
 
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.measure.bench import time_batch

@@ -1,4 +1,4 @@
-"""`nextscale demo`: the main job on the embedded demo model, in full precision and int8."""
+"""`nextscale demo`: the main job on the demo model, in full precision and int8."""
 
 import json
 import shutil

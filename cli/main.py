@@ -18,7 +18,7 @@ from nextscale.runtime.errors import NextscaleError
 # name -> what it does. Each is the click command of the same name, - read as _, in the module of that name, imported
 # only when it runs, so that an install without torch has all those that need none.
 COMMANDS = {
-    "demo": "Build, verify, measure and draw with the embedded demo model.",
+    "demo": "Build, verify, measure and draw with the demo model.",
     "build": "Turn a checkpoint, a preset or the demo model into a bundle.",
     "recipes": "List the ways of quantizing.",
     "calibrate": "Sample token maps with a full-precision bundle, for calibration.",

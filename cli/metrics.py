@@ -16,7 +16,7 @@ from nextscale.evaluate.generated_statistics import Sampling
 from nextscale.evaluate.image_comparison import Job, MetricsRow, as_json, compare_images
 from nextscale.evaluate.image_statistics import ImageNetwork
 from nextscale.evaluate.inception_network import InceptionNetwork
-from nextscale.evaluate.reference_statistics import DEMO_REFERENCE, Reference, read_reference
+from nextscale.evaluate.reference_statistics import Reference, read_demo_reference, read_reference
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.errors import OutputError
 from nextscale.runtime.image_io import require_writable, write_files
@@ -143,7 +143,7 @@ class _Progress:
 def _reference(name: str) -> Reference | None:
     if name == "none":
         return None
-    return read_reference(DEMO_REFERENCE if name == "demo" else Path(name))
+    return read_demo_reference() if name == "demo" else read_reference(Path(name))
 
 
 def _make_folder(work: Path) -> None:

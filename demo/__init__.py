@@ -1,1 +1,1 @@
-"""The embedded demo model: weights, class names, model card and recipe."""
+"""How the demo model was made: its training programs. What they made is the distribution in `nextscale-demo/`."""

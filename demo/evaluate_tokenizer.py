@@ -10,13 +10,14 @@ import torch
 
 from nextscale.demo.photographs import Photographs
 from nextscale.demo.train_tokenizer import psnr
+from nextscale.demo.weights import PUBLISHED
 from nextscale.models.var.checkpoint import load_vqvae
 from nextscale.models.var.vqvae import PATCH_NUMS_256
 
 
 @click.command(context_settings={"show_default": True})
 @click.option("--data", type=click.Path(exists=True, path_type=Path), required=True)
-@click.option("--weights", type=click.Path(exists=True, path_type=Path), default=Path(__file__).parent)
+@click.option("--weights", type=click.Path(exists=True, path_type=Path), default=PUBLISHED)
 @click.option("--limit", type=int, default=None, help="About this many photographs.")
 def main(data: Path, weights: Path, limit: int | None) -> None:
     """Print the mean PSNR of the images, and the PSNR of the mean squared error."""

@@ -13,12 +13,12 @@ import torch
 from PIL import Image, ImageDraw
 
 from nextscale.demo.photographs import SIDE, Photographs, to_float
+from nextscale.demo.weights import PUBLISHED
 from nextscale.models.var.checkpoint import load_models, load_vqvae
 from nextscale.models.var.reference import generate, to_pixels
 from nextscale.models.var.vqvae import PATCH_NUMS_256
 from nextscale.runtime.uniforms import uniforms
 
-HERE = Path(__file__).parent
 GAP, CAPTION = 2, 12
 
 
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--weights", type=click.Path(path_type=Path), default=HERE, show_default=True)
+@click.option("--weights", type=click.Path(path_type=Path), default=PUBLISHED, show_default=True)
 @click.option("--classes", help="Comma-separated ids or names; default: every class.")
 @click.option("--count", default=8, show_default=True, help="Pictures a class.")
 @click.option("--cfg-scale", default=3.0, show_default=True)
@@ -69,7 +69,7 @@ def samples(
 
 
 @main.command()
-@click.option("--weights", type=click.Path(path_type=Path), default=HERE, show_default=True)
+@click.option("--weights", type=click.Path(path_type=Path), default=PUBLISHED, show_default=True)
 @click.option("--data", type=click.Path(exists=True, path_type=Path), required=True)
 @click.option("--count", default=64, show_default=True)
 @click.option("--originals", is_flag=True, help="Each photograph before its reconstruction.")

@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 from nextscale.models.var.transformer import VAR
 from nextscale.models.var.vqvae import VQVAE
 
+PUBLISHED = Path("demo/nextscale-demo/nextscale_demo")  # from a checkout's root
+
 
 def save_weights(model: VQVAE | VAR, path: Path, *, dtype: torch.dtype = torch.float16) -> None:
     """Write a model's parameters, atomically, and its configuration as metadata; buffers follow from the latter."""

@@ -1,12 +1,13 @@
-"""Statistics of real images that FID is measured against; those of the demo model's photographs are shipped.
+"""Statistics of real images that FID is measured against; `nextscale-demo` has those of the demo model's photographs.
 
-They are shipped as standard deviations and correlations in 16 bits, which moves FID-E by less than 0.001. A low rank
+It has them as standard deviations and correlations in 16 bits, which moves FID-E by less than 0.001. A low rank
 would not do: 300 of the 1280 directions hold 80% of the variance, and leaving out the rest moves it by more than 1.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.resources import as_file
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,10 @@ from nextscale.evaluate.image_statistics import (
     read_statistics,
     unpack_symmetric,
 )
+from nextscale.models.demo_files import demo_files
 from nextscale.runtime.errors import NextscaleError
 from nextscale.runtime.image_io import Writer, npz_writer
 
-DEMO_REFERENCE = Path(__file__).parent / "statistics" / "demo_photographs.npz"
 CODES = 32767  # a correlation of 1
 
 
@@ -55,7 +56,17 @@ class Reference:
             raise NextscaleError(f"the reference is of {self.image_size}-pixel images, not {image_size}; {hint}")
 
 
-def read_reference(path: Path = DEMO_REFERENCE) -> Reference:
+def read_demo_reference() -> Reference:
+    """The demo model's validation photographs.
+
+    Raises:
+        NextscaleError: `nextscale-demo` is not installed.
+    """
+    with as_file(demo_files().PHOTOGRAPH_STATISTICS) as path:
+        return read_reference(path)
+
+
+def read_reference(path: Path) -> Reference:
     """Read a reference: one that `reference_writer` wrote, a statistics file of this package, or mu and sigma.
 
     Files of other tools with `mu` [D] and `sigma` [D, D] (pytorch-fid, ADM) do not say which network they are of: the
@@ -82,7 +93,7 @@ def read_reference(path: Path = DEMO_REFERENCE) -> Reference:
 
 
 def reference_writer(statistics: ImageStatistics, image_size: int) -> Writer:
-    """Write statistics in the shipped form: mean and standard deviations in float32, correlations in int16."""
+    """Write statistics in the compact form: mean and standard deviations in float32, correlations in int16."""
     gaussian = statistics.gaussian
     deviations = np.sqrt(np.diag(gaussian.covariance))
     divisors = np.where(deviations > 0, deviations, 1)

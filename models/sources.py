@@ -1,4 +1,4 @@
-"""Where a model to build comes from: a checkpoint, a preset with random weights, or the embedded demo model."""
+"""Where a model to build comes from: a checkpoint, a preset with random weights, or the demo model."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import as_file, files
+from importlib.resources import as_file
 from pathlib import Path
 
+from nextscale.models.demo_files import demo_files
 from nextscale.models.var.checkpoint import load_models, load_var, load_vqvae
 from nextscale.models.var.presets import get_preset
 from nextscale.models.var.random_weights import random_models
@@ -100,18 +101,22 @@ def random_source(name: str, preset: str, seed: int, class_names: Path | None = 
 
 
 def demo_source(name: str) -> Source:
-    """The demo model in `nextscale.demo`."""
-    folder = files("nextscale.demo")
-    with as_file(folder / "var.safetensors") as var_path, as_file(folder / "vae.safetensors") as vae_path:
+    """The demo model of the distribution `nextscale-demo`.
+
+    Raises:
+        NextscaleError: it is not installed.
+    """
+    demo = demo_files()
+    with as_file(demo.VAR) as var_path, as_file(demo.VAE) as vae_path:
         var, vqvae = load_models(var_path, vae_path)
-    class_names = json.loads((folder / "class_names.json").read_text(encoding="utf-8"))
     return Source(
         var,
         vqvae,
         name,
-        "nextscale's demo model, trained on Tiny-ImageNet photographs of 150 classes (`demo/model_card.md` tells how).",
+        "nextscale's demo model, trained on Tiny-ImageNet photographs of 150 classes (nextscale-demo's model card "
+        "tells how).",
         licence="weights learned from ImageNet photographs: research use",
-        class_names=class_names,
+        class_names=demo.class_names(),
     )
 
 

@@ -8,9 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 from fake_bundle import write_fake_bundle
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from nextscale.runtime import Generator
+
+
+# `make soak` takes this one.
+settings.register_profile("soak", max_examples=2000, deadline=None)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -37,7 +38,8 @@ ROOMS = (
     "simulation",
 )
 PACKAGES = {"nextscale": "nextscale", **{f"nextscale/{room}": room for room in ROOMS}}
-DATA = ("py.typed", ".safetensors", ".json", ".md", "LICENSE-WEIGHTS")
+DATA = ("py.typed", ".json")
+MAX_BYTES = 1e6
 # A stand-in for an install without the extra `export`: its packages cannot be imported.
 RUN = """
 import sys
@@ -55,22 +57,29 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built without network, from a copy, so that no older build's files get in and none are left here."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy, so that no older build's files get in and none are left here."""
+    source = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     for folder in PACKAGES.values():
-        ignored = shutil.ignore_patterns("__pycache__")
+        ignored = shutil.ignore_patterns("__pycache__", "nextscale-demo")
         shutil.copytree(ROOT / folder, source / folder, ignore=ignored, dirs_exist_ok=True)
-    build = f"from setuptools import build_meta; build_meta.build_wheel({str(out)!r})"
-    done = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True, check=False)
+    return source
+
+
+def built(sources: Path, what: str, out: Path) -> Path:
+    """A "wheel" or an "sdist" of the sources, made without network."""
+    build = f"from setuptools import build_meta; build_meta.build_{what}({str(out)!r})"
+    done = subprocess.run([sys.executable, "-c", build], cwd=sources, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (path,) = out.iterdir()
     return path
 
 
-DEMO_FILES = ("vae.safetensors", "var.safetensors", "class_names.json", "model_card.md")
+@pytest.fixture(scope="session")
+def wheel(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built(sources, "wheel", tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="session")
@@ -87,19 +96,31 @@ def run(unpacked: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=unpacked, capture_output=True, text=True, check=False)
 
 
-def test_every_module_and_the_demo_model_are_in_it(wheel: Path) -> None:
+def test_every_module_is_in_it_and_no_weights(wheel: Path) -> None:
     expected = {
         f"{package}/{path.name}"
         for package, folder in PACKAGES.items()
         for path in (ROOT / folder).iterdir()
-        if path.suffix == ".py" or (package in ("nextscale", "nextscale/demo") and path.name.endswith(DATA))
+        if path.suffix == ".py" or (package in ("nextscale", "nextscale/paper") and path.name.endswith(DATA))
     }
-    for folder in ("evaluate/statistics", "graph_passes/recipes", "paper/statistics"):
+    for folder in ("graph_passes/recipes", "paper/statistics"):
         expected |= {f"nextscale/{folder}/{path.name}" for path in (ROOT / folder).iterdir()}
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert names == expected
-    assert {f"nextscale/demo/{name}" for name in DEMO_FILES} <= names
+    assert wheel.stat().st_size < MAX_BYTES
+
+
+def test_an_sdist_builds_the_same_wheel(sources: Path, wheel: Path, tmp_path: Path) -> None:
+    sdist = built(sources, "sdist", tmp_path / "sdist")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    again = built(tmp_path / f"nextscale-{__version__}", "wheel", tmp_path / "wheel")
+    contents = []
+    for path in (wheel, again):
+        with zipfile.ZipFile(path) as archive:
+            contents.append({name: archive.read(name) for name in archive.namelist()})
+    assert contents[0] == contents[1]
 
 
 def test_its_metadata(wheel: Path) -> None:
@@ -108,7 +129,11 @@ def test_its_metadata(wheel: Path) -> None:
         info = f"nextscale-{__version__}.dist-info"
         metadata = archive.read(f"{info}/METADATA").decode()
         assert "nextscale = nextscale.cli.main:main" in archive.read(f"{info}/entry_points.txt").decode()
-        assert {f"{info}/licenses/LICENSE", f"{info}/licenses/demo/LICENSE-WEIGHTS"} <= set(archive.namelist())
+        assert [name for name in archive.namelist() if "LICENSE" in name] == [f"{info}/licenses/LICENSE"]
+    assert [line for line in metadata.splitlines() if line.startswith("License")] == [
+        "License-Expression: MIT",
+        "License-File: LICENSE",
+    ]
     base = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:") and "extra" not in line]
     names = {line.split()[1].split(">")[0] for line in base}
     assert names == {"numpy", "onnxruntime", "click", "rich", "pillow"}

@@ -2,7 +2,7 @@
 
     python -m nextscale.measure.peers.setup --work FOLDER [--preset var-d16 | --var FILE --vae FILE] [--only NAME]…
 
-Without a model it is the embedded demo model. What is there already is not made again.
+Without a model it is the demo model. What is there already is not made again.
 """
 
 from __future__ import annotations

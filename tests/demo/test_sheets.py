@@ -12,6 +12,8 @@ from PIL import Image
 from nextscale.demo import evaluate_tokenizer, sheets
 from nextscale.demo.photographs import SIDE
 
+LOGS = Path(__file__).parents[2] / "demo" / "nextscale-demo" / "logs"
+
 
 def run(*arguments: object) -> tuple[int, int]:
     """The size of the picture that `sheets` draws."""
@@ -33,15 +35,13 @@ def test_reconstructions_beside_their_originals(data: Path, tmp_path: Path) -> N
 
 def test_curves_of_the_committed_logs(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    logs = Path(__file__).parents[2] / "demo" / "logs"  # not installed
-    assert min(run("curves", "--logs", logs, "--out", tmp_path / "curves.png")) > 0
+    assert min(run("curves", "--logs", LOGS, "--out", tmp_path / "curves.png")) > 0
 
 
 def test_curves_of_one_run(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    logs = Path(__file__).parents[2] / "demo" / "logs"
     for name in ("tokenizer.jsonl", "transformer.jsonl"):
-        (tmp_path / name).write_bytes((logs / name).read_bytes())
+        (tmp_path / name).write_bytes((LOGS / name).read_bytes())
     assert min(run("curves", "--logs", tmp_path, "--out", tmp_path / "curves.png")) > 0
 
 
