@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime
+from progress import log
 
 from nextscale.calib_data.token_maps import TokenMaps
 from nextscale.compiler.build import build_bundle
 from nextscale.compiler.plan import BuildOptions
 from nextscale.evaluate.teacher_forced import as_json, teacher_forced
-from nextscale.graph_passes.recipe import Recipe
+from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.models.sources import Source, demo_source
 from nextscale.runtime.bundle import MANIFEST_NAME, Bundle
 from nextscale.runtime.errors import NextscaleError
@@ -25,15 +25,17 @@ from nextscale.runtime.next_scale_loop import Generator
 from nextscale.runtime.session import SessionOptions
 from nextscale.simulation.rounding import Rounding
 
-ROUNDINGS = Path(__file__).parent / "roundings"
+HERE = Path(__file__).parent
+ROUNDINGS = HERE / "roundings"
+FOLDERS = (HERE / "front", HERE / "ablations")  # of recipes that do not come with nextscale
 FULL_PRECISION = "fp32"
 TOGETHER = 5  # bundles that share the reference's work
 
 
-def log(step: str, done: int = 0, total: int = 0) -> None:
-    """Progress on stderr."""
-    if not total or done % 16 == 0:
-        print(step, f"{done}/{total}" if total else "", file=sys.stderr, flush=True)
+def find_recipe(name: str) -> Recipe:
+    """A recipe by name, from this folder's or those that come with nextscale, or from a file."""
+    here = [folder / f"{name}.toml" for folder in FOLDERS]
+    return load_recipe(next((str(path) for path in here if path.exists()), name))
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,9 @@ class RecipeBundles:
 
     work: Path
     session: SessionOptions
-    roundings: Path
-    token_maps: Path | None
-    matched_maps: Path | None
+    roundings: Path = ROUNDINGS
+    token_maps: Path | None = None
+    matched_maps: Path | None = None
 
     @cached_property
     def source(self) -> Source:
@@ -62,21 +64,27 @@ class RecipeBundles:
         """Whether the weights that the recipe asks for are there."""
         return recipe.weights.rounding == "nearest" or self._rounding_path(recipe).exists()
 
-    def build(self, recipe: Recipe) -> None:
-        """Make WORK/{recipe}, or find it there.
+    def build(self, recipe: Recipe, *, reduce_range: bool = False) -> str:
+        """Make WORK/{recipe}, or WORK/{recipe}-reduced if its range is reduced, or find it there; its name there.
 
         Raises:
             NextscaleError: a bundle is there already, of another recipe of that name.
         """
-        folder = self.work / recipe.name
+        name = f"{recipe.name}-reduced" if reduce_range else recipe.name
+        folder = self.work / name
         if folder.exists():
             _require_recipe(folder, recipe)
-            return
-        log(f"building {recipe.name}")
+            return name
+        log(f"building {name}")
         options = BuildOptions(
-            recipe, session=self.session, token_maps=self._token_maps(recipe), rounding=self._rounding(recipe)
+            recipe,
+            session=self.session,
+            token_maps=self._token_maps(recipe),
+            rounding=self._rounding(recipe),
+            reduce_range=reduce_range,
         )
-        build_bundle(replace(self.source, name=f"demo-{recipe.name}"), folder, options, log)
+        build_bundle(replace(self.source, name=f"demo-{name}"), folder, options, log)
+        return name
 
     def open(self, name: str) -> Generator:
         """A recipe's bundle, ready to generate."""
