@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any
 
+import click
 import onnxruntime
 from progress import log
 
@@ -36,6 +37,37 @@ def find_recipe(name: str) -> Recipe:
     """A recipe by name, from this folder's or those that come with nextscale, or from a file."""
     here = [folder / f"{name}.toml" for folder in FOLDERS]
     return load_recipe(next((str(path) for path in here if path.exists()), name))
+
+
+def with_recipe_bundles(work: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Options that say which bundles of the demo model a program works on; it gets them as `bundles`.
+
+    Args:
+        work: the folder by default.
+    """
+    path = click.Path(path_type=Path)
+    options = (
+        click.option("--work", type=path, default=Path(work), show_default=True),
+        click.option("--roundings", type=path, default=ROUNDINGS, help="Reconstructed weights."),
+        click.option("--token-maps", type=path, help="`nextscale calibrate`'s folder, no matching."),
+        click.option("--matched-maps", type=path, help="The same with matching."),
+        click.option("--threads", type=int, default=2, show_default=True),
+    )
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def run(
+            work: Path, roundings: Path, token_maps: Path | None, matched_maps: Path | None, threads: int, **rest: Any
+        ) -> None:
+            work.mkdir(parents=True, exist_ok=True)
+            session = SessionOptions(threads=threads)
+            command(bundles=RecipeBundles(work, session, roundings, token_maps, matched_maps), **rest)
+
+        for option in reversed(options):
+            run = option(run)
+        return run
+
+    return decorate
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import click
@@ -18,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from progress import log
 from provenance import RESULTS, circumstances, provenance, publish
-from recipe_bundles import FULL_PRECISION, ROUNDINGS, RecipeBundles, find_recipe
+from recipe_bundles import FULL_PRECISION, RecipeBundles, find_recipe, with_recipe_bundles
 
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.measure.bundle_contender import bundle_contender
@@ -50,35 +49,25 @@ def measure_speeds(
 
 @click.command()
 @click.option("--recipes", default=",".join(RANGES + CHOICES + ATTENTION + PAPER), help="Names, separated by commas.")
-@click.option("--work", type=click.Path(path_type=Path), default=Path("out/front"), show_default=True)
-@click.option("--roundings", type=click.Path(path_type=Path), default=ROUNDINGS, help="Reconstructed weights.")
-@click.option("--token-maps", type=click.Path(path_type=Path), help="`nextscale calibrate`'s folder, no matching.")
-@click.option("--matched-maps", type=click.Path(path_type=Path), help="The same with matching.")
+@with_recipe_bundles("out/front")
 @click.option("--images", type=click.IntRange(2), default=256, show_default=True, help="Of the KL.")
 @click.option("--cfg-scale", type=float, default=4.0, show_default=True)
 @click.option("--rounds", type=click.IntRange(2), default=10, show_default=True, help="Of the speed.")
 @click.option("--batch", type=click.IntRange(1), default=4, show_default=True, help="Images a round and bundle.")
-@click.option("--threads", type=int, default=2, show_default=True)
 def main(
+    bundles: RecipeBundles,
     recipes: str,
-    work: Path,
-    roundings: Path,
-    token_maps: Path | None,
-    matched_maps: Path | None,
     images: int,
     cfg_scale: float,
     rounds: int,
     batch: int,
-    threads: int,
 ) -> None:
     """Build, compare, time, print and keep the results."""
-    work.mkdir(parents=True, exist_ok=True)
-    bundles = RecipeBundles(work, SessionOptions(threads=threads), roundings, token_maps, matched_maps)
     wanted = {recipe.name: recipe for recipe in map(find_recipe, recipes.split(","))}
     variants = {name: recipe for name, recipe in wanted.items() if bundles.can_build(recipe)}
     built = [bundles.build(recipe) for recipe in (load_recipe(FULL_PRECISION), *variants.values())]
     agreements = bundles.agreements(list(variants), images, cfg_scale)
-    speeds = measure_speeds({name: Bundle.open(work / name) for name in built}, bundles.session, rounds, batch)
+    speeds = measure_speeds({name: Bundle.open(bundles.work / name) for name in built}, bundles.session, rounds, batch)
     ratios = {name: speed.ratio_to(speeds[FULL_PRECISION]) for name, speed in speeds.items()}
     points = [_point(name, ratios[name], agreements[name]) for name in variants]
     left_out = [name for name in wanted if name not in variants]
@@ -86,7 +75,7 @@ def main(
     lines = [
         "# W8A8 on the demo model: KL against speed",
         "",
-        *provenance(threads),
+        *provenance(bundles.session.threads),
         f"- KL: {images} images with labels over all classes, teacher-forced at cfg_scale {cfg_scale:g}, nats a token, "
         f"mean ± standard error over images; on {machines}",
         f"- speed: {rounds} rounds, {ORDER}, {batch} images at a time, generate.onnx in a process of its own; the "
@@ -108,7 +97,7 @@ def main(
         for name, speed in speeds.items()
     }
     document = {
-        **circumstances({"threads": threads, "cfg_scale": cfg_scale, "rounds": rounds, "batch": batch}),
+        **circumstances({"threads": bundles.session.threads, "cfg_scale": cfg_scale, "rounds": rounds, "batch": batch}),
         FULL_PRECISION: figures[FULL_PRECISION],
         "recipes": {n: {"recipe": r.as_dict(), **agreements[n], **figures[n]} for n, r in variants.items()},
         "left_out": left_out,

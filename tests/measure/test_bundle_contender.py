@@ -1,5 +1,7 @@
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,11 @@ def test_a_bundle_without_its_graph_is_one_line(damaged: Path) -> None:
         Worker(bundle_contender("it", bundle)),
     ):
         pass
+
+
+def test_the_process_needs_neither_torch_nor_onnx() -> None:
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(('torch', 'onnx', 'onnxscript', 'onnx_ir', 'safetensors', 'click')); "
+        "import nextscale.measure.bundle_worker"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
