@@ -13,6 +13,7 @@ import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from onnxruntime import InferenceSession
 from provenance import provenance, publish
 
 from nextscale.calib_data.token_maps import TokenMaps
@@ -46,11 +47,11 @@ def main(reference: Path, bundles: tuple[Path, ...], token_maps: Path, first: in
     opened = [Bundle.open(path) for path in (reference, *bundles)]
     sessions = [open_session(one.graph_path("decoder"), one.manifest.graphs["decoder"], options) for one in opened]
 
-    def decode(session: object, part: slice) -> NDArray[np.uint8]:
-        (images,) = session.run(["images"], {"f_hat": f_hat[part]})  # type: ignore[attr-defined]
-        return images  # type: ignore[no-any-return]
+    def decode(session: InferenceSession, part: slice) -> NDArray[np.uint8]:
+        images: NDArray[np.uint8] = session.run(["images"], {"f_hat": f_hat[part]})[0]
+        return images
 
-    def picture(session: object) -> Callable[[int], float]:
+    def picture(session: InferenceSession) -> Callable[[int], float]:
         return timed(lambda done: decode(session, slice(done, done + 1)))
 
     times = interleave({place: picture(session) for place, session in enumerate(sessions)}, repetitions=rounds)

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +36,8 @@ from nextscale.runtime import Bundle, NextscaleError, SessionOptions
 NAME = "integrations"
 PYTHON = "Python"
 DEFAULTS = "defaults"
+FOUR_IMAGES = "4 images at a time"
 WARMUP = 2  # rounds
-
-
-@dataclass(frozen=True)
-class Turn:
-    """A program in one setting.
-
-    Attributes:
-        contender: the program.
-        batch: images a turn.
-    """
-
-    contender: Contender
-    batch: int = 1
 
 
 @dataclass(frozen=True)
@@ -65,20 +53,26 @@ class Start:
     samples: list[float]
 
 
-def measure_speeds(turns: Mapping[str, Turn], rounds: int) -> dict[str, Speed]:
-    """How fast the programs are; ratios refer to the first.
+def measure_speeds(
+    contenders: Sequence[Contender], rounds: int, batches: Mapping[str, int] | None = None
+) -> dict[str, Speed]:
+    """How fast programs are, by name; ratios refer to the first.
 
+    Args:
+        contenders: the programs.
+        rounds: timed ones.
+        batches: images a turn by name, where it is more than one.
     Raises:
         NextscaleError: a program cannot be started, fails, or runs on another release of ONNX Runtime than the first.
     """
-    with Contest([turn.contender for turn in turns.values()], log=log) as contest:
+    with Contest(contenders, log=log) as contest:
         for worker in contest.workers:
             _require_release(worker, contest.workers[0])
         speeds = contest.speeds(
-            {name: turn.batch for name, turn in turns.items()},
+            {contender.name: (batches or {}).get(contender.name, 1) for contender in contenders},
             repetitions=rounds,
             warmup=WARMUP,
-            reference=next(iter(turns)),
+            reference=contenders[0].name,
         )
     return {speed.name: speed for speed in speeds}
 
@@ -111,14 +105,14 @@ def measure_starts(commands: Mapping[str, Sequence[str]], starts: int) -> dict[s
     return {name: Start(mean_interval(found), found) for name, found in seconds.items()}
 
 
-def languages(bundle: Bundle, form: str, threads: int, cpp: Path, csharp: Path) -> dict[str, Turn]:
+def languages(bundle: Bundle, form: str, threads: int, cpp: Path, csharp: Path) -> list[Contender]:
     """A bundle in the three languages; Python comes first."""
     arguments = (str(bundle.path), "--form", form, "--threads", str(threads))
-    return {
-        PYTHON: Turn(bundle_contender(PYTHON, bundle, form, SessionOptions(threads=threads))),
-        "C++": Turn(Contender("C++", (str(cpp / "bench"), *arguments, "--worker"))),
-        "C#": Turn(Contender("C#", (str(csharp / "nextscale"), "bench-worker", *arguments))),
-    }
+    return [
+        bundle_contender(PYTHON, bundle, form, SessionOptions(threads=threads)),
+        Contender("C++", (str(cpp / "bench"), *arguments, "--worker")),
+        Contender("C#", (str(csharp / "nextscale"), "bench-worker", *arguments)),
+    ]
 
 
 def start_commands(bundle: Bundle, threads: int, cpp: Path, csharp: Path) -> dict[str, list[str]]:
@@ -131,21 +125,18 @@ def start_commands(bundle: Bundle, threads: int, cpp: Path, csharp: Path) -> dic
     }
 
 
-def option_turns(bundle: Bundle, threads: int) -> dict[str, Turn]:
+def with_options(bundle: Bundle, threads: int) -> list[Contender]:
     """The bundle with what docs/integrate.md gives advice on; the defaults come first."""
-
-    def turn(name: str, batch: int = 1, **options: Any) -> Turn:
-        settings = SessionOptions(**{"threads": threads, **options})
-        return Turn(bundle_contender(name, bundle, "generate", settings), batch)
-
-    return {
-        DEFAULTS: turn(DEFAULTS),
-        **({"1 thread": turn("1 thread", threads=1)} if threads > 1 else {}),
-        "4 images at a time": turn("4 images at a time", batch=4),
-        "no spinning": turn("no spinning", spinning=False),
-        "no memory arena": turn("no memory arena", memory_arena=False),
-        "memory pattern": turn("memory pattern", memory_pattern=True),
+    defaults = SessionOptions(threads=threads)
+    settings = {
+        DEFAULTS: defaults,
+        **({"1 thread": SessionOptions(threads=1)} if threads > 1 else {}),
+        FOUR_IMAGES: defaults,
+        "no spinning": replace(defaults, spinning=False),
+        "no memory arena": replace(defaults, memory_arena=False),
+        "memory pattern": replace(defaults, memory_pattern=True),
     }
+    return [bundle_contender(name, bundle, "generate", options) for name, options in settings.items()]
 
 
 @click.command()
@@ -176,7 +167,7 @@ def _measure(bundle: Bundle, threads: int, rounds: int, starts: int, cpp: Path, 
     log(f"{bundle.path}, starts")
     started = measure_starts(start_commands(bundle, threads, cpp.absolute(), csharp.absolute()), starts)
     log(f"{bundle.path}, options")
-    options = measure_speeds(option_turns(bundle, threads), rounds)
+    options = measure_speeds(with_options(bundle, threads), rounds, {FOUR_IMAGES: 4})
     return {
         "recipe": bundle.manifest.recipe["name"],
         "languages": speeds,

@@ -26,7 +26,6 @@ Counts = NDArray[np.int64]
 Means = NDArray[np.float64]
 MLP_RATIO = 4
 ADA_PARTS, HEAD_ADA_PARTS = 6, 2
-GUIDED_ROWS = 2
 SCORE_BITS = 16  # scores, shifts and copies are made in 16 bits (App. D)
 
 
@@ -132,13 +131,13 @@ def linear_operations(model: ModelInfo) -> dict[str, int]:
     Those of a layer are of all blocks together, as the graphs run them: adaLN once an image, the head and word_embed on
     one row an image.
     """
-    c, depth, tokens = model.embed_dim, model.depth, int(queries(model).sum())
-    square = 2 * c * c * depth * tokens * GUIDED_ROWS
+    c, depth, tokens, rows = model.embed_dim, model.depth, int(queries(model).sum()), 2  # of an image with guidance
+    square = 2 * c * c * depth * tokens * rows
     embedded = tokens - model.patch_nums[0] ** 2
     return {
         **{f"blocks.0.attn.{part}": square for part in ("q", "k", "v", "proj")},
         **{f"blocks.0.ffn.{part}": MLP_RATIO * square for part in ("fc1", "fc2")},
-        "blocks.0.ada_lin.1": 2 * GUIDED_ROWS * (ADA_PARTS * depth + HEAD_ADA_PARTS) * c * c,
+        "blocks.0.ada_lin.1": 2 * rows * (ADA_PARTS * depth + HEAD_ADA_PARTS) * c * c,
         "head": 2 * c * model.vocab_size * tokens,
         "word_embed": 2 * model.latent_channels * c * embedded,
     }

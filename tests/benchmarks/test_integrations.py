@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 from fake_contenders import fake_contender as fake
 
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime import Bundle, NextscaleError
 
 
 @pytest.fixture
@@ -21,20 +21,17 @@ def ready(release: str) -> str:
 
 
 def test_programs_are_compared_with_the_first(integrations: ModuleType) -> None:
-    turns = {
-        "defaults": integrations.Turn(fake("defaults", seconds=[2])),
-        "four": integrations.Turn(fake("four", seconds=[4]), batch=4),
-    }
-    speeds = integrations.measure_speeds(turns, 2)
+    contenders = [fake("defaults", seconds=[2]), fake("four", seconds=[4])]
+    speeds = integrations.measure_speeds(contenders, 2, {"four": 4})
     assert {name: speed.images_per_second.mean for name, speed in speeds.items()} == {"defaults": 0.5, "four": 1}
     assert speeds["defaults"].ratio.mean == 1
     assert speeds["four"].ratio.mean == pytest.approx(2)
 
 
 def test_another_release_is_refused(integrations: ModuleType) -> None:
-    turns = {name: integrations.Turn(fake(name, first=ready(release))) for name, release in (("a", "1"), ("b", "2"))}
+    contenders = [fake(name, first=ready(release)) for name, release in (("a", "1"), ("b", "2"))]
     with pytest.raises(NextscaleError, match=r"b runs on onnxruntime 2, a on 1: build .* again"):
-        integrations.measure_speeds(turns, 2)
+        integrations.measure_speeds(contenders, 2)
 
 
 WRITE = "import pathlib, sys; pathlib.Path(sys.argv[1]).touch()"
@@ -51,3 +48,13 @@ def test_starts_are_of_whole_processes(integrations: ModuleType, tmp_path: Path)
 def test_a_program_without_a_picture_is_refused(integrations: ModuleType, code: str, message: str) -> None:
     with pytest.raises(NextscaleError, match=message):
         integrations.measure_starts({"a": [sys.executable, "-c", code]}, 2)
+
+
+def test_options_differ_from_the_defaults(integrations: ModuleType, fake_bundle: Path) -> None:
+    """Each has a command of its own, but for the one that generates more images with the defaults."""
+    bundle = Bundle.open(fake_bundle)
+    commands = {contender.name: contender.command for contender in integrations.with_options(bundle, 2)}
+    assert next(iter(commands)) == "defaults"
+    assert commands[integrations.FOUR_IMAGES] == commands["defaults"]
+    assert len(set(commands.values())) == len(commands) - 1
+    assert "1 thread" not in {contender.name for contender in integrations.with_options(bundle, 1)}
