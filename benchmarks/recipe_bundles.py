@@ -19,6 +19,7 @@ from nextscale.compiler.plan import BuildOptions
 from nextscale.evaluate.teacher_forced import as_json, teacher_forced
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.models.sources import Source, demo_source
+from nextscale.paper.throughput_bundles import changed_words
 from nextscale.runtime.bundle import MANIFEST_NAME, Bundle
 from nextscale.runtime.errors import NextscaleError
 from nextscale.runtime.machine import describe_machine
@@ -105,7 +106,9 @@ class RecipeBundles:
         name = f"{recipe.name}-reduced" if reduce_range else recipe.name
         folder = self.work / name
         if folder.exists():
-            _require_recipe(folder, recipe)
+            changed = changed_words(Bundle.open(folder), recipe)
+            if changed:
+                raise NextscaleError(f"{folder}: built with another recipe ({', '.join(changed)}); remove it")
             return name
         log(f"building {name}")
         options = BuildOptions(
@@ -165,11 +168,3 @@ class RecipeBundles:
             return None
         maps, count = TokenMaps.load(folder, self.source.model_info()), recipe.calibration.images
         return replace(maps, class_labels=maps.class_labels[:count], token_maps=maps.token_maps[:count])
-
-
-def _require_recipe(folder: Path, recipe: Recipe) -> None:
-    """Refuse a bundle whose recipe has other words; what its manifest says of calibration is its outcome."""
-    found, expected = Bundle.open(folder).manifest.recipe, recipe.as_dict()
-    changed = [key for key in expected if key != "calibration" and found.get(key, expected[key]) != expected[key]]
-    if changed:
-        raise NextscaleError(f"{folder}: built with another recipe ({', '.join(changed)}); remove it")

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from nextscale.measure.bundle_contender import FORMS, bundle_contender
-from nextscale.measure.contest import Contest
+from nextscale.measure.contest import Contest, require_batches
 from nextscale.measure.interleaved import ORDER, Log, require_rounds
 from nextscale.measure.provenance import finite, versions
 from nextscale.measure.speed import Speed
@@ -112,8 +112,8 @@ def bench(
     """
     options = options or SessionOptions()
     _require(bool(bundles), "no bundle to measure")
-    _require(bool(batches) and min(batches) >= 1, f"batch sizes {list(batches)}: expected at least one, each 1 or more")
     _require(bool(forms) and set(forms) <= set(FORMS), f"forms {list(forms)}: expected of {', '.join(FORMS)}")
+    require_batches(batches)
     require_rounds(repetitions, warmup)
     cases = [(bundle, form) for bundle in bundles for form in forms]
     contenders = [bundle_contender(f"{bundle.path} ({form})", bundle, form, options) for bundle, form in cases]

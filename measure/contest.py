@@ -84,9 +84,9 @@ class Contest:
             place: batch if isinstance(batch, int) else batch[worker.contender.name]
             for place, worker in self._workers.items()
         }
+        if sizes:
+            require_batches(sorted(set(sizes.values())))
         shown = " or ".join(map(str, sorted(set(sizes.values()))))
-        if min(sizes.values(), default=1) < 1:
-            raise NextscaleError(f"batch {shown}: expected at least 1")
         first: dict[int, float] = {}
 
         def turn(place: int) -> Callable[[int], Reply]:
@@ -115,3 +115,9 @@ class Contest:
     def _failed(self, contender: Contender, error: NextscaleError) -> None:
         self.failures[contender.name] = str(error)
         self._log(f"leaving out {error}")
+
+
+def require_batches(batches: Sequence[int]) -> None:
+    """Raises NextscaleError where such batch sizes cannot be measured."""
+    if not batches or min(batches) < 1:
+        raise NextscaleError(f"batch sizes {list(batches)}: expected at least one, each 1 or more")

@@ -9,7 +9,7 @@ from typing import Any
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.measure.bundle_contender import bundle_contender
 from nextscale.measure.contender import Contender
-from nextscale.measure.contest import Contest
+from nextscale.measure.contest import Contest, require_batches
 from nextscale.measure.interleaved import ORDER, Log, require_rounds
 from nextscale.measure.kernel_rates import KernelRates, kernel_rates
 from nextscale.measure.machine_speed import MachineSpeed, measure_processes, physical_cpus, require_cores
@@ -177,6 +177,7 @@ def measure_table_c(
     options = options or SessionOptions()
     if not bundles:
         raise NextscaleError("no row to measure")
+    require_batches(batches)
     require_rounds(repetitions, warmup)
     cpus = physical_cpus()
     require_cores(processes, cpus)
