@@ -30,11 +30,12 @@ from safetensors.torch import save_file
 
 from nextscale.cli.main import main as nextscale
 from nextscale.graph_passes.recipe import load_recipe, recipe_names
+from nextscale.measure.provenance import versions
 from nextscale.models.var.presets import Preset
 from nextscale.models.var.random_weights import random_models
 from nextscale.models.var.transformer import VARConfig
 from nextscale.models.var.vqvae import VQVAEConfig
-from nextscale.runtime.machine import describe_machine, versions
+from nextscale.runtime.machine import describe_machine
 
 GROUPS = ("tiny", "demo", "var-d16")
 Build = Callable[..., dict[str, str]]

@@ -6,19 +6,22 @@ network makes of that. Times are of interleaved runs.
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from onnxruntime import InferenceSession
 from provenance import provenance, publish
 
 from nextscale.calib_data.token_maps import TokenMaps
 from nextscale.evaluate.feature_network import FeatureNetwork
 from nextscale.evaluate.image_metrics import frechet_distance
 from nextscale.evaluate.image_statistics import image_statistics
+from nextscale.evaluate.psnr import psnr
+from nextscale.measure.interleaved import ORDER, interleave, timed
 from nextscale.measure.statistics import ratio_interval
 from nextscale.models.sources import demo_source
 from nextscale.runtime.bundle import Bundle
@@ -32,7 +35,7 @@ BATCH = 8
 @click.argument("bundles", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--token-maps", type=click.Path(path_type=Path), required=True, help="`nextscale calibrate`'s folder.")
 @click.option("--first", type=int, default=128, show_default=True, help="The first map, beyond those calibrated on.")
-@click.option("--rounds", type=int, default=20, show_default=True, help="Timed rounds, one picture each.")
+@click.option("--rounds", type=click.IntRange(2), default=20, show_default=True, help="Timed, one picture each.")
 @click.option("--threads", type=int, default=2, show_default=True)
 def main(reference: Path, bundles: tuple[Path, ...], token_maps: Path, first: int, rounds: int, threads: int) -> None:
     """Compare the decoders of BUNDLES of the demo model with that of REFERENCE."""
@@ -44,16 +47,14 @@ def main(reference: Path, bundles: tuple[Path, ...], token_maps: Path, first: in
     opened = [Bundle.open(path) for path in (reference, *bundles)]
     sessions = [open_session(one.graph_path("decoder"), one.manifest.graphs["decoder"], options) for one in opened]
 
-    def decode(session: object, part: slice) -> NDArray[np.uint8]:
-        (images,) = session.run(["images"], {"f_hat": f_hat[part]})  # type: ignore[attr-defined]
-        return images  # type: ignore[no-any-return]
+    def decode(session: InferenceSession, part: slice) -> NDArray[np.uint8]:
+        images: NDArray[np.uint8] = session.run(["images"], {"f_hat": f_hat[part]})[0]
+        return images
 
-    times: list[list[float]] = [[] for _ in sessions]
-    for r in range(rounds):
-        for session, seconds in zip(sessions, times, strict=True):
-            began = time.perf_counter()
-            decode(session, slice(r, r + 1))
-            seconds.append(time.perf_counter() - began)
+    def picture(session: InferenceSession) -> Callable[[int], float]:
+        return timed(lambda done: decode(session, slice(done, done + 1)))
+
+    times = interleave({place: picture(session) for place, session in enumerate(sessions)}, repetitions=rounds)
     network = FeatureNetwork("cpu", threads)
     parts = [slice(i, i + BATCH) for i in range(0, len(f_hat), BATCH)]
     pictures = [np.concatenate([decode(session, part) for part in parts]) for session in sessions]
@@ -63,16 +64,15 @@ def main(reference: Path, bundles: tuple[Path, ...], token_maps: Path, first: in
         "",
         *provenance(threads),
         f"- {len(f_hat)} token maps of the demo model, decoded by both; FID-E is between both sets of pictures",
-        f"- times of one picture, {rounds} interleaved rounds",
+        f"- times of one picture, {rounds} rounds, {ORDER}",
         "",
         "| bundle | PSNR, dB | FID-E between them | time over full precision's |",
         "|---|---|---|---|",
     ]
-    for path, images, gaussian, seconds in zip(bundles, pictures[1:], gaussians[1:], times[1:], strict=True):
-        error = np.mean(np.square(images.astype(np.float64) - pictures[0]))
-        ratio = ratio_interval(seconds[1:], times[0][1:])
+    for place, (path, images, gaussian) in enumerate(zip(bundles, pictures[1:], gaussians[1:], strict=True), 1):
+        ratio = ratio_interval(times[place], times[0])
         lines.append(
-            f"| {path.name} | {10 * np.log10(255**2 / error):.2f} | {frechet_distance(gaussian, gaussians[0]):.2f} | "
+            f"| {path.name} | {psnr(pictures[0], images):.2f} | {frechet_distance(gaussian, gaussians[0]):.2f} | "
             f"{ratio.mean:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] |"
         )
     publish("decoder_fidelity", lines)

@@ -6,27 +6,19 @@ Builds both bundles, then compares them on 256 token maps that the float32 bundl
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 
 import click
+from progress import log
 from provenance import RESULTS, provenance, publish
+from recipe_bundles import FULL_PRECISION, RecipeBundles
 
-from nextscale.compiler.build import build_bundle
-from nextscale.compiler.options import BuildOptions
 from nextscale.evaluate.teacher_forced import Agreement, as_json, teacher_forced
 from nextscale.graph_passes.recipe import load_recipe
-from nextscale.models.sources import demo_source
-from nextscale.runtime.next_scale_loop import Generator
 from nextscale.runtime.session import SessionOptions
 
 CFG_SCALES = (1.5, 4.0)
-
-
-def log(step: str, done: int = 0, total: int = 0) -> None:
-    """Progress on stderr."""
-    print(step, f"{done}/{total}" if total else "", file=sys.stderr)
 
 
 @click.command()
@@ -36,12 +28,9 @@ def main(images: int, threads: int) -> None:
     """Build, compare, print and keep the results."""
     session = SessionOptions(threads=threads)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        recipes = [load_recipe(name) for name in ("fp32", "default")]
-        for recipe in recipes:
-            options = BuildOptions(recipe, session=session)
-            build_bundle(demo_source(f"demo-{recipe.name}"), folder / recipe.name, options, log)
-        reference, quantized = (Generator(folder / recipe.name, session) for recipe in recipes)
+        bundles = RecipeBundles(Path(name), session)
+        recipe = load_recipe("default")
+        reference, quantized = (bundles.open(bundles.build(one)) for one in (load_recipe(FULL_PRECISION), recipe))
         found: dict[float, Agreement] = {}
         for cfg_scale in CFG_SCALES:
             log(f"cfg_scale {cfg_scale:g}")
@@ -53,7 +42,7 @@ def main(images: int, threads: int) -> None:
         "",
         *provenance(threads),
         f"- {images} images with labels over all classes, token maps sampled by float32 (top_k 900, top_p 0.96); "
-        f"calibrated on {recipes[1].calibration.images} other images at cfg_scale 4",
+        f"calibrated on {recipe.calibration.images} other images at cfg_scale 4",
         "- KL of the guided distributions before top_k and top_p, mean over tokens ± standard error over images",
         "",
         "| cfg_scale | KL, nats a token | top-1 agreement | KL by stage |",

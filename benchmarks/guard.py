@@ -20,15 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import click
-from learned_roundings import ROUNDINGS
+from progress import log
 from provenance import RESULTS
-from recipe_bundles import FULL_PRECISION, RecipeBundles, log
-from w8a8_front import find_recipe, measure_speed
+from recipe_bundles import FULL_PRECISION, RecipeBundles, find_recipe
+from w8a8_front import measure_speeds
 
+from nextscale.measure.provenance import versions
 from nextscale.measure.statistics import Interval
+from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.errors import NextscaleError
-from nextscale.runtime.machine import describe_machine, versions
-from nextscale.runtime.next_scale_loop import Generator
+from nextscale.runtime.machine import describe_machine
 from nextscale.runtime.session import SessionOptions
 
 
@@ -129,13 +130,13 @@ def _shown(ratio: Interval) -> str:
     return f"{ratio.mean:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
 
 
-def _open(baseline: Baseline, work: Path, names: list[str], options: SessionOptions) -> dict[str, Generator]:
+def _open(baseline: Baseline, work: Path, names: list[str], options: SessionOptions) -> dict[str, Bundle]:
     """Full precision and these recipes' bundles; the demo model's are built where they are missing."""
     if baseline.of_demo:
-        bundles = RecipeBundles(work, options, ROUNDINGS, None, None)
+        bundles = RecipeBundles(work, options)
         for name in (FULL_PRECISION, *names):
             bundles.build(find_recipe(name))
-    return {name: Generator(work / name, options) for name in (FULL_PRECISION, *names)}
+    return {name: Bundle.open(work / name) for name in (FULL_PRECISION, *names)}
 
 
 @click.command()
@@ -159,15 +160,15 @@ def main(path: Path, recipes: str, work: Path, rounds: int, band: float) -> None
         if unknown:
             raise NextscaleError(f"{path}: no ratio of {', '.join(unknown)}; it has {', '.join(baseline.ratios)}")
         work.mkdir(parents=True, exist_ok=True)
-        generators = _open(baseline, work, names, SessionOptions(threads=baseline.threads))
-        speeds = measure_speed(generators, rounds, baseline.batch)
+        options = SessionOptions(threads=baseline.threads)
+        speeds = measure_speeds(_open(baseline, work, names, options), options, rounds, baseline.batch)
     except NextscaleError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     here = " ".join(describe_machine().isa), versions()["onnxruntime"]
     if here != baseline.circumstances:
         log(f"the committed ratios are of another machine or release: {baseline.circumstances}, here {here}")
-    verdicts = judge(baseline.ratios, {name: speeds[name].speedup for name in names}, band)
+    verdicts = judge(baseline.ratios, {name: speeds[name].ratio_to(speeds[FULL_PRECISION]) for name in names}, band)
     print("\n".join(table(verdicts)))
     sys.exit(any(verdict.regressed for verdict in verdicts))
 

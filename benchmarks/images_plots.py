@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -11,14 +10,14 @@ from images_report import BITS, BUDGETS, METHODS, Row, Rows, recipe_name, seeds_
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
+from recipe_bundles import find_recipe
 
-from nextscale.graph_passes.recipe import Recipe, load_recipe
+from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.var.operations import MLP_RATIO, BitWidths, multiply_adds, queries
 from nextscale.runtime.manifest import ModelInfo
 
 FULL_PRECISION = BitWidths(16, 16)  # as the paper counts it
 FLOAT_LAYERS = {"ffn.fc2", "word_embed"}
-ABLATIONS = Path(__file__).parent / "ablations"
 STYLES = {
     "rtn": ("nearest", "tab:gray", "s"),
     "brecq": (METHODS["brecq"], "tab:blue", "o"),
@@ -97,7 +96,7 @@ def plot_operations(file: BinaryIO, rows: Rows, model: ModelInfo, shift_and_sum:
                 row = rows.get((recipe_name(method, bits), 0))
                 if row is not None:
                     extra = shift_and_sum["0.01"]["operations"]
-                    points.append((operations(model, _recipe(row["recipe"]), extra) / 1e9, row[key], bits))
+                    points.append((operations(model, find_recipe(row["recipe"]), extra) / 1e9, row[key], bits))
             points.sort()
             axes.plot(*zip(*(point[:2] for point in points), strict=True), marker=marker, color=colour, label=name)
             if method in LABELLED:
@@ -124,8 +123,3 @@ def plot_operations(file: BinaryIO, rows: Rows, model: ModelInfo, shift_and_sum:
 
 def _labels() -> dict[str, str]:
     return {"kl": "KL, nats a token", "fid_e": "FID-E"}
-
-
-def _recipe(name: str) -> Recipe:
-    path = ABLATIONS / f"{name}.toml"
-    return load_recipe(str(path) if path.exists() else name)

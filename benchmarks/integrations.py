@@ -15,60 +15,29 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
-from provenance import RESULTS, commit, provenance, publish
+from progress import log
+from provenance import RESULTS, circumstances, provenance, publish
 
-from nextscale.measure.bench import FORMS, finite
-from nextscale.measure.contender import Contender, Worker, bundle_contender
-from nextscale.measure.statistics import Interval, mean_interval, ratio_interval
+from nextscale.measure.bundle_contender import FORMS, bundle_contender
+from nextscale.measure.contender import Contender, Worker
+from nextscale.measure.contest import Contest
+from nextscale.measure.interleaved import ORDER, interleave, timed
+from nextscale.measure.provenance import finite
+from nextscale.measure.speed import Speed
+from nextscale.measure.statistics import Interval, mean_interval
 from nextscale.runtime import Bundle, NextscaleError, SessionOptions
-from nextscale.runtime.machine import describe_machine, versions
 
 NAME = "integrations"
 PYTHON = "Python"
 DEFAULTS = "defaults"
-PAUSE = 0.05  # seconds between turns, in which the last program's threads stop spinning
-WARM_UP = 2  # rounds
-
-
-@dataclass(frozen=True)
-class Turn:
-    """A program in one setting.
-
-    Attributes:
-        contender: the program.
-        batch: images a turn.
-    """
-
-    contender: Contender
-    batch: int = 1
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Of one program in one setting.
-
-    Attributes:
-        images_per_second: from the mean of a turn's seconds.
-        over_first: images/s over the first program's of the same round.
-        peak_bytes: of the process.
-        load_seconds: what it took until it could generate.
-        samples: seconds of each round's batch.
-    """
-
-    images_per_second: Interval
-    over_first: Interval
-    peak_bytes: int
-    load_seconds: float
-    samples: list[float]
+FOUR_IMAGES = "4 images at a time"
+WARMUP = 2  # rounds
 
 
 @dataclass(frozen=True)
@@ -84,34 +53,28 @@ class Start:
     samples: list[float]
 
 
-def measure_speeds(turns: Mapping[str, Turn], rounds: int) -> dict[str, Speed]:
-    """Ask every program once a round for a batch of a seed that is the round's.
+def measure_speeds(
+    contenders: Sequence[Contender], rounds: int, batches: Mapping[str, int] | None = None
+) -> dict[str, Speed]:
+    """How fast programs are, by name; ratios refer to the first.
 
+    Args:
+        contenders: the programs.
+        rounds: timed ones.
+        batches: images a turn by name, where it is more than one.
     Raises:
         NextscaleError: a program cannot be started, fails, or runs on another release of ONNX Runtime than the first.
     """
-    names = list(turns)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    peaks: dict[str, int] = {}
-    with ExitStack() as stack:
-        workers = {name: stack.enter_context(Worker(turn.contender)) for name, turn in turns.items()}
-        for worker in workers.values():
-            _require_release(worker, workers[names[0]])
-        for done in range(-WARM_UP, rounds):
-            log(f"round {done + 1} of {rounds}" if done >= 0 else "warming up")
-            for name in shuffled(names, done):
-                time.sleep(PAUSE)
-                reply = workers[name].request(turns[name].batch, seed=done + WARM_UP)
-                peaks[name] = reply.peak_memory_bytes
-                if done >= 0:
-                    seconds[name].append(reply.seconds / turns[name].batch)
-        loads = {name: worker.load_seconds for name, worker in workers.items()}
-    return {
-        name: Speed(
-            mean_interval(found).inverted(), ratio_interval(seconds[names[0]], found), peaks[name], loads[name], found
+    with Contest(contenders, log=log) as contest:
+        for worker in contest.workers:
+            _require_release(worker, contest.workers[0])
+        speeds = contest.speeds(
+            {contender.name: (batches or {}).get(contender.name, 1) for contender in contenders},
+            repetitions=rounds,
+            warmup=WARMUP,
+            reference=contenders[0].name,
         )
-        for name, found in seconds.items()
-    }
+    return {speed.name: speed for speed in speeds}
 
 
 def _require_release(worker: Worker, first: Worker) -> None:
@@ -125,37 +88,31 @@ def _require_release(worker: Worker, first: Worker) -> None:
 
 def measure_starts(commands: Mapping[str, Sequence[str]], starts: int) -> dict[str, Start]:
     """Start every program once a round; what it writes goes to the file that ends its command."""
-    seconds: dict[str, list[float]] = {name: [] for name in commands}
     with tempfile.TemporaryDirectory() as folder:
-        for done in range(-1, starts):
-            log(f"start {done + 1} of {starts}" if done >= 0 else "reading the files once")
-            for name in shuffled(list(commands), done):
-                time.sleep(PAUSE)
-                picture = Path(folder, f"{done}.png")
-                begin = time.perf_counter()
+
+        def start(name: str) -> Callable[[int], float]:
+            picture = Path(folder, "picture.png")
+
+            def run(done: int) -> None:
                 ended = subprocess.run([*commands[name], str(picture)], capture_output=True, text=True, check=False)
-                taken = time.perf_counter() - begin
                 if ended.returncode != 0 or not picture.exists():
                     raise NextscaleError(f"{name}: {' '.join(ended.stderr.split()) or 'it wrote no picture'}")
                 picture.unlink()
-                if done >= 0:
-                    seconds[name].append(taken)
+
+            return timed(run)
+
+        seconds = interleave({name: start(name) for name in commands}, repetitions=starts, log=log)
     return {name: Start(mean_interval(found), found) for name, found in seconds.items()}
 
 
-def shuffled(names: Sequence[str], done: int) -> list[str]:
-    """The order of a round."""
-    return [names[place] for place in np.random.default_rng(done + WARM_UP).permutation(len(names))]
-
-
-def languages(bundle: Bundle, form: str, threads: int, cpp: Path, csharp: Path) -> dict[str, Turn]:
+def languages(bundle: Bundle, form: str, threads: int, cpp: Path, csharp: Path) -> list[Contender]:
     """A bundle in the three languages; Python comes first."""
     arguments = (str(bundle.path), "--form", form, "--threads", str(threads))
-    return {
-        PYTHON: Turn(bundle_contender(PYTHON, bundle, form, SessionOptions(threads=threads))),
-        "C++": Turn(Contender("C++", (str(cpp / "bench"), *arguments, "--worker"))),
-        "C#": Turn(Contender("C#", (str(csharp / "nextscale"), "bench-worker", *arguments))),
-    }
+    return [
+        bundle_contender(PYTHON, bundle, form, SessionOptions(threads=threads)),
+        Contender("C++", (str(cpp / "bench"), *arguments, "--worker")),
+        Contender("C#", (str(csharp / "nextscale"), "bench-worker", *arguments)),
+    ]
 
 
 def start_commands(bundle: Bundle, threads: int, cpp: Path, csharp: Path) -> dict[str, list[str]]:
@@ -168,21 +125,18 @@ def start_commands(bundle: Bundle, threads: int, cpp: Path, csharp: Path) -> dic
     }
 
 
-def option_turns(bundle: Bundle, threads: int) -> dict[str, Turn]:
+def with_options(bundle: Bundle, threads: int) -> list[Contender]:
     """The bundle with what docs/integrate.md gives advice on; the defaults come first."""
-
-    def turn(name: str, batch: int = 1, **options: Any) -> Turn:
-        settings = SessionOptions(**{"threads": threads, **options})
-        return Turn(bundle_contender(name, bundle, "generate", settings), batch)
-
-    return {
-        DEFAULTS: turn(DEFAULTS),
-        **({"1 thread": turn("1 thread", threads=1)} if threads > 1 else {}),
-        "4 images at a time": turn("4 images at a time", batch=4),
-        "no spinning": turn("no spinning", spinning=False),
-        "no memory arena": turn("no memory arena", memory_arena=False),
-        "memory pattern": turn("memory pattern", memory_pattern=True),
+    defaults = SessionOptions(threads=threads)
+    settings = {
+        DEFAULTS: defaults,
+        **({"1 thread": SessionOptions(threads=1)} if threads > 1 else {}),
+        FOUR_IMAGES: defaults,
+        "no spinning": replace(defaults, spinning=False),
+        "no memory arena": replace(defaults, memory_arena=False),
+        "memory pattern": replace(defaults, memory_pattern=True),
     }
+    return [bundle_contender(name, bundle, "generate", options) for name, options in settings.items()]
 
 
 @click.command()
@@ -200,13 +154,7 @@ def main(bundles: tuple[Path, ...], threads: int, rounds: int, starts: int, cpp:
     except NextscaleError as error:
         sys.exit(f"error: {error}")
     publish(NAME, _report(found, opened, threads, rounds, starts))
-    document = {
-        "commit": commit(),
-        "machine": asdict(describe_machine()),
-        "versions": versions(),
-        "settings": {"threads": threads, "rounds": rounds, "starts": starts},
-        "bundles": found,
-    }
+    document = {**circumstances({"threads": threads, "rounds": rounds, "starts": starts}), "bundles": found}
     (RESULTS / f"{NAME}.json").write_text(json.dumps(finite(document), indent=1) + "\n", encoding="utf-8")
 
 
@@ -219,7 +167,7 @@ def _measure(bundle: Bundle, threads: int, rounds: int, starts: int, cpp: Path, 
     log(f"{bundle.path}, starts")
     started = measure_starts(start_commands(bundle, threads, cpp.absolute(), csharp.absolute()), starts)
     log(f"{bundle.path}, options")
-    options = measure_speeds(option_turns(bundle, threads), rounds)
+    options = measure_speeds(with_options(bundle, threads), rounds, {FOUR_IMAGES: 4})
     return {
         "recipe": bundle.manifest.recipe["name"],
         "languages": speeds,
@@ -235,7 +183,7 @@ def _report(
         "# C++ and C# beside Python",
         "",
         *provenance(threads),
-        f"- {rounds} interleaved rounds in a new order each, one image a turn where nothing else is said; ratios are "
+        f"- {rounds} rounds, {ORDER}, one image a turn where nothing else is said; ratios are "
         "of the same round: geometric mean and 95% interval; peak memory and load time are those of one process",
         f"- start to first image: the whole process, to the written PNG, {starts} interleaved starts with the files in "
         "the system's cache; mean, 95% interval and the slowest",
@@ -257,19 +205,14 @@ def _report(
 
 
 def _speed(speed: Mapping[str, Any], first: bool) -> str:
-    over_first = "1" if first else _interval(speed["over_first"], 3)
-    rate, megabytes = speed["images_per_second"]["mean"], speed["peak_bytes"] / 1e6
+    over_first = "1" if first else _interval(speed["ratio"], 3)
+    rate, megabytes = speed["images_per_second"]["mean"], speed["peak_memory_bytes"] / 1e6
     return f"{over_first} | {rate:.3g} | {megabytes:.0f} | {speed['load_seconds']:.2f}"
 
 
 def _interval(interval: Mapping[str, float], places: int) -> str:
     mean, low, high = (f"{interval[key]:.{places}f}" for key in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]"
-
-
-def log(line: str) -> None:
-    """Tell the user how far it is."""
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices in ONNX Runtime (`evaluate.kernel_rates`): the scale of all figures."""
+"""How fast this machine multiplies matrices in ONNX Runtime (`measure.kernel_rates`): the scale of all figures."""
 
 from __future__ import annotations
 

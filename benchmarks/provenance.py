@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from nextscale.runtime.machine import describe_machine, versions
+from nextscale.measure.provenance import versions
+from nextscale.runtime.machine import describe_machine
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -35,6 +39,16 @@ def provenance(threads: int) -> list[str]:
         f"- machine: {machine.cpu}, {machine.logical_cpus} logical CPUs, {' '.join(machine.isa)}, {machine.system}",
         f"- threads: {threads}; {numbers}",
     ]
+
+
+def circumstances(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for a JSON file: commit, machine, versions, and the settings of the measurement."""
+    return {
+        "commit": commit(),
+        "machine": asdict(describe_machine()),
+        "versions": versions(),
+        "settings": dict(settings),
+    }
 
 
 def publish(name: str, lines: list[str]) -> None:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any
 
+import click
 import onnxruntime
-from learned_roundings import require_rounding
+from learned_roundings import ROUNDINGS, require_rounding
+from progress import log
 
 from nextscale.calib_data.token_maps import TokenMaps
 from nextscale.compiler.build import build_bundle
 from nextscale.compiler.options import BuildOptions
 from nextscale.evaluate.teacher_forced import as_json, teacher_forced
-from nextscale.graph_passes.recipe import Recipe
+from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.models.sources import Source, demo_source
+from nextscale.paper.throughput_bundles import changed_words
 from nextscale.runtime.bundle import MANIFEST_NAME, Bundle
 from nextscale.runtime.errors import NextscaleError
 from nextscale.runtime.machine import describe_machine
@@ -26,14 +28,47 @@ from nextscale.runtime.next_scale_loop import Generator
 from nextscale.runtime.session import SessionOptions
 from nextscale.simulation.rounding import Rounding
 
+HERE = Path(__file__).parent
+FOLDERS = (HERE / "front", HERE / "ablations")  # of recipes that do not come with nextscale
 FULL_PRECISION = "fp32"
 TOGETHER = 5  # bundles that share the reference's work
 
 
-def log(step: str, done: int = 0, total: int = 0) -> None:
-    """Progress on stderr."""
-    if not total or done % 16 == 0:
-        print(step, f"{done}/{total}" if total else "", file=sys.stderr, flush=True)
+def find_recipe(name: str) -> Recipe:
+    """A recipe by name, from this folder's or those that come with nextscale, or from a file."""
+    here = [folder / f"{name}.toml" for folder in FOLDERS]
+    return load_recipe(next((str(path) for path in here if path.exists()), name))
+
+
+def with_recipe_bundles(work: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Options that say which bundles of the demo model a program works on; it gets them as `bundles`.
+
+    Args:
+        work: the folder by default.
+    """
+    path = click.Path(path_type=Path)
+    options = (
+        click.option("--work", type=path, default=Path(work), show_default=True),
+        click.option("--roundings", type=path, default=ROUNDINGS, help="Reconstructed weights."),
+        click.option("--token-maps", type=path, help="`nextscale calibrate`'s folder, no matching."),
+        click.option("--matched-maps", type=path, help="The same with matching."),
+        click.option("--threads", type=int, default=2, show_default=True),
+    )
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def run(
+            work: Path, roundings: Path, token_maps: Path | None, matched_maps: Path | None, threads: int, **rest: Any
+        ) -> None:
+            work.mkdir(parents=True, exist_ok=True)
+            session = SessionOptions(threads=threads)
+            command(bundles=RecipeBundles(work, session, roundings, token_maps, matched_maps), **rest)
+
+        for option in reversed(options):
+            run = option(run)
+        return run
+
+    return decorate
 
 
 @dataclass(frozen=True)
@@ -49,9 +84,9 @@ class RecipeBundles:
 
     work: Path
     session: SessionOptions
-    roundings: Path
-    token_maps: Path | None
-    matched_maps: Path | None
+    roundings: Path = ROUNDINGS
+    token_maps: Path | None = None
+    matched_maps: Path | None = None
 
     @cached_property
     def source(self) -> Source:
@@ -62,22 +97,30 @@ class RecipeBundles:
         """Whether the weights that the recipe asks for are there."""
         return recipe.weights.rounding == "nearest" or self._rounding_path(recipe).exists()
 
-    def build(self, recipe: Recipe) -> None:
-        """Make WORK/{recipe}, or find it there.
+    def build(self, recipe: Recipe, *, reduce_range: bool = False) -> str:
+        """Make WORK/{recipe}, or WORK/{recipe}-reduced if its range is reduced, or find it there; its name there.
 
         Raises:
             NextscaleError: a bundle is there already, of another recipe of that name.
             click.ClickException: the recipe's learned rounding is missing.
         """
-        folder = self.work / recipe.name
+        name = f"{recipe.name}-reduced" if reduce_range else recipe.name
+        folder = self.work / name
         if folder.exists():
-            _require_recipe(folder, recipe)
-            return
-        log(f"building {recipe.name}")
+            changed = changed_words(Bundle.open(folder), recipe)
+            if changed:
+                raise NextscaleError(f"{folder}: built with another recipe ({', '.join(changed)}); remove it")
+            return name
+        log(f"building {name}")
         options = BuildOptions(
-            recipe, session=self.session, token_maps=self._token_maps(recipe), rounding=self._rounding(recipe)
+            recipe,
+            session=self.session,
+            token_maps=self._token_maps(recipe),
+            rounding=self._rounding(recipe),
+            reduce_range=reduce_range,
         )
-        build_bundle(replace(self.source, name=f"demo-{recipe.name}"), folder, options, log)
+        build_bundle(replace(self.source, name=f"demo-{name}"), folder, options, log)
+        return name
 
     def open(self, name: str) -> Generator:
         """A recipe's bundle, ready to generate."""
@@ -128,11 +171,3 @@ class RecipeBundles:
             return None
         maps, count = TokenMaps.load(folder, self.source.model_info()), recipe.calibration.images
         return replace(maps, class_labels=maps.class_labels[:count], token_maps=maps.token_maps[:count])
-
-
-def _require_recipe(folder: Path, recipe: Recipe) -> None:
-    """Refuse a bundle whose recipe has other words; what its manifest says of calibration is its outcome."""
-    found, expected = Bundle.open(folder).manifest.recipe, recipe.as_dict()
-    changed = [key for key in expected if key != "calibration" and found.get(key, expected[key]) != expected[key]]
-    if changed:
-        raise NextscaleError(f"{folder}: built with another recipe ({', '.join(changed)}); remove it")

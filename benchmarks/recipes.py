@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import click
-from learned_roundings import ROUNDINGS
 from provenance import RESULTS, provenance, publish
-from recipe_bundles import FULL_PRECISION, RecipeBundles
+from recipe_bundles import FULL_PRECISION, RecipeBundles, with_recipe_bundles
 
 from nextscale.graph_passes.recipe import Recipe, load_recipe
-from nextscale.runtime.session import SessionOptions
 
 METHODS = ("rtn", "brecq", "litevar", "ours", "ours-litevar")
 BITS = ("w8a8", "w6a6", "w4a8", "w4a6", "w4a4")
@@ -26,30 +23,20 @@ TABLE_1 = [f"{method}-{bits}" for bits in BITS for method in METHODS]
 
 @click.command()
 @click.option("--recipes", default=",".join(TABLE_1), help="Names or files, separated by commas; Table 1 by default.")
-@click.option("--work", type=click.Path(path_type=Path), default=Path("out/recipes"), show_default=True)
-@click.option("--roundings", type=click.Path(path_type=Path), default=ROUNDINGS, help="Reconstructed weights.")
-@click.option("--token-maps", type=click.Path(path_type=Path), help="`nextscale calibrate`'s folder, no matching.")
-@click.option("--matched-maps", type=click.Path(path_type=Path), help="The same with matching.")
+@with_recipe_bundles("out/recipes")
 @click.option("--calibration-images", type=int, help="At most this many, instead of each recipe's number.")
 @click.option("--images", type=int, default=256, show_default=True)
 @click.option("--cfg-scale", type=float, default=4.0, show_default=True)
-@click.option("--threads", type=int, default=2, show_default=True)
 @click.option("--name", default="recipes", show_default=True, help="Of the result files.")
 def main(
+    bundles: RecipeBundles,
     recipes: str,
-    work: Path,
-    roundings: Path,
-    token_maps: Path | None,
-    matched_maps: Path | None,
     calibration_images: int | None,
     images: int,
     cfg_scale: float,
-    threads: int,
     name: str,
 ) -> None:
     """Build, compare, print and keep the results."""
-    work.mkdir(parents=True, exist_ok=True)
-    bundles = RecipeBundles(work, SessionOptions(threads=threads), roundings, token_maps, matched_maps)
     wanted = [limited(load_recipe(one), calibration_images) for one in recipes.split(",")]
     done = {recipe.name for recipe in wanted if bundles.measured(recipe.name, images, cfg_scale)}
     compared = [recipe for recipe in wanted if recipe.name in done or bundles.can_build(recipe)]
@@ -62,7 +49,7 @@ def main(
     lines = [
         "# Recipes on the demo model, teacher-forced against full precision",
         "",
-        *provenance(threads),
+        *provenance(bundles.session.threads),
         f"- {images} images with labels over all classes, cfg_scale {cfg_scale:g}; the bundles' integer graphs in ONNX "
         "Runtime",
         "- KL of the guided distributions, nats a token, mean ± standard error over images",

@@ -16,20 +16,18 @@ from pathlib import Path
 import click
 import numpy as np
 from numpy.typing import NDArray
+from progress import log
 from provenance import provenance, publish
+from recipe_bundles import FULL_PRECISION, RecipeBundles
 
-from nextscale.compiler.build import build_bundle
-from nextscale.compiler.options import BuildOptions
+from nextscale.evaluate.psnr import psnr
 from nextscale.evaluate.teacher_forced import Agreement, evaluation_labels, kl_divergence, summarize, teacher_forced
 from nextscale.graph_passes.recipe import load_recipe
-from nextscale.models.sources import demo_source
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.next_scale_loop import Generator
 from nextscale.runtime.session import SessionOptions
 
-# Folder in WORK: recipe, and whether its range is reduced.
-BUNDLES = {"fp32": ("fp32", False), "default": ("default", False), "default-reduced": ("default", True)}
-REFERENCE = "fp32"
+RECIPE = "default"
 EMULATOR = ("qemu-x86_64", "-cpu", "Haswell")
 WORKER = "--feed"
 
@@ -47,19 +45,11 @@ class Fed:
     images: NDArray[np.uint8]
 
 
-def log(step: str, done: int = 0, total: int = 0) -> None:
-    """Progress on stderr."""
-    if not total or done % 16 == 0:
-        print(step, f"{done}/{total}" if total else "", file=sys.stderr, flush=True)
-
-
-def build(work: Path, options: SessionOptions) -> None:
-    """Make the bundles that are not there."""
-    for name, (recipe, reduce_range) in BUNDLES.items():
-        if not (work / name).exists():
-            log(f"building {name}")
-            settings = BuildOptions(load_recipe(recipe), session=options, reduce_range=reduce_range)
-            build_bundle(demo_source(name), work / name, settings, log)
+def build(work: Path, options: SessionOptions) -> list[str]:
+    """Make the bundles that are not there; the candidates' names."""
+    bundles = RecipeBundles(work, options)
+    bundles.build(load_recipe(FULL_PRECISION))
+    return [bundles.build(load_recipe(RECIPE), reduce_range=reduce_range) for reduce_range in (False, True)]
 
 
 def feed(bundle: Path, maps: Path, out: Path, threads: int) -> None:
@@ -94,12 +84,6 @@ def agreement(expected: Fed, found: Fed, sizes: NDArray[np.float64]) -> Agreemen
     return summarize(*by_stage, sizes)
 
 
-def psnr(expected: Fed, found: Fed) -> float:
-    """Of the pictures of the same tokens, dB."""
-    error = np.square(expected.images.astype(np.float64) - found.images).mean()
-    return float(10 * np.log10(255**2 / error)) if error else float("inf")
-
-
 @click.command()
 @click.option("--work", type=click.Path(path_type=Path), default=Path("out/reduce_range"), show_default=True)
 @click.option("--images", type=click.IntRange(2), default=64, show_default=True, help="On this CPU.")
@@ -111,9 +95,8 @@ def main(work: Path, images: int, emulated_images: int, threads: int) -> None:
         raise click.ClickException(f"{EMULATOR[0]} is not installed; it is in Debian's package qemu-user")
     work.mkdir(parents=True, exist_ok=True)
     options = SessionOptions(threads=threads)
-    build(work, options)
-    candidates = [name for name in BUNDLES if name != REFERENCE]
-    reference = Generator(work / REFERENCE, options)
+    candidates = build(work, options)
+    reference = Generator(work / FULL_PRECISION, options)
     log("comparing on this CPU")
     here = teacher_forced(
         reference,
@@ -127,7 +110,7 @@ def main(work: Path, images: int, emulated_images: int, threads: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         maps = Path(folder) / "maps.npz"
         np.savez(maps, labels=labels, tokens=reference.generate(labels, seed=1, batch_size=1).token_maps)
-        expected = fed((), work / REFERENCE, maps, threads)
+        expected = fed((), work / FULL_PRECISION, maps, threads)
         for name in candidates:
             for cpu, emulator in (("this", ()), ("emulated", EMULATOR)):
                 log(f"{name} on the {cpu} CPU")
@@ -135,7 +118,7 @@ def main(work: Path, images: int, emulated_images: int, threads: int) -> None:
                 its = agreement(expected, found, sizes)
                 rows.append(
                     f"| {name} | {cpu} | {its.kl:.4f} ± {its.kl_stderr:.4f} | {its.top1:.1%} "
-                    f"| {psnr(expected, found):.1f} |"
+                    f"| {psnr(expected.images, found.images):.1f} |"
                 )
     publish(
         "reduce_range",

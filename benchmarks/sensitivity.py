@@ -69,7 +69,7 @@ def float_weights(simulated: SimulatedVAR) -> None:
         linear.weight = linear.exact
 
 
-class Measurement:
+class SimulatedDemo:
     """The demo model on one device, with what calibration found kept for all recipes that share it."""
 
     def __init__(self, device: str, maps: Path, images: int, out: Path) -> None:
@@ -132,7 +132,7 @@ class Measurement:
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "sensitivity.json", show_default=True)
 def main(maps: Path, device: str, images: int, out: Path) -> None:
     """Measure all variants."""
-    measure = Measurement(device, maps, images, out)
+    measure = SimulatedDemo(device, maps, images, out)
     base = recipe()
     measure("fp32 path", replace(base, precision="fp32"))
     measure("token", base, cfg_scales=(4.0, 1.5))

@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from nextscale.cli import options
-from nextscale.measure.bench import FORMS, BenchReport, Measurement
+from nextscale.measure.bench import BenchReport, Measurement
 from nextscale.measure.bench import bench as run_bench
+from nextscale.measure.bundle_contender import FORMS
 from nextscale.measure.statistics import Interval
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.image_io import require_writable, write_files
@@ -26,7 +27,6 @@ from nextscale.runtime.session import SessionOptions
 @options.spinning
 @click.option("--repetitions", type=int, default=10, show_default=True, help="Timed rounds.")
 @click.option("--warmup", type=int, default=1, show_default=True, help="Rounds before them.")
-@click.option("--memory/--no-memory", default=True, help="Measure load time and peak memory in fresh processes.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="All figures as JSON.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def bench(
@@ -37,12 +37,12 @@ def bench(
     spinning: bool,
     repetitions: int,
     warmup: int,
-    memory: bool,
     json_path: Path | None,
     quiet: bool,
 ) -> None:
     """Measure the bundles in DIR... in turns, so that a drifting machine slows them all alike.
 
+    Each runs in a process of its own, anew for each batch size, which load time and peak memory are of.
     Figures are means with 95% confidence intervals; speedups refer to the first bundle.
     """
     bundles = [Bundle.open(path) for path in bundle_dirs]
@@ -55,7 +55,6 @@ def bench(
         options=SessionOptions(threads=threads, spinning=spinning),
         repetitions=repetitions,
         warmup=warmup,
-        footprint=memory,
         log=console.print,
     )
     if json_path:

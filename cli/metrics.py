@@ -17,10 +17,11 @@ from nextscale.evaluate.image_comparison import Job, MetricsRow, as_json, compar
 from nextscale.evaluate.image_statistics import ImageNetwork
 from nextscale.evaluate.inception_network import InceptionNetwork
 from nextscale.evaluate.reference_statistics import Reference, read_demo_reference, read_reference
+from nextscale.measure.provenance import versions
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.errors import OutputError
 from nextscale.runtime.image_io import require_writable, write_files
-from nextscale.runtime.machine import describe_machine, versions
+from nextscale.runtime.machine import describe_machine
 from nextscale.runtime.request import DEFAULT_CFG_SCALE, DEFAULT_TOP_K, DEFAULT_TOP_P, resolve_top_k
 from nextscale.runtime.session import SessionOptions
 

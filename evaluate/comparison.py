@@ -47,9 +47,7 @@ def compare(
     log: Callable[[str], object] = lambda line: None,
 ) -> Comparison:
     """Measure speed and memory interleaved, and agreement on `images` teacher-forced images."""
-    report = bench(
-        [reference, quantized], forms=("generate",), options=options, repetitions=repetitions, footprint=True, log=log
-    )
+    report = bench([reference, quantized], forms=("generate",), options=options, repetitions=repetitions, log=log)
     agreements = teacher_forced(
         Generator(reference, options),
         {"quantized": Generator(quantized, options)},

@@ -7,7 +7,8 @@ The protocol is one JSON object a line, on the process's stdin and stdout:
     reply            {"seconds": 1.04, "peak_memory_bytes": 1084000000}
     on failure       {"error": "one clear line"}, and the process ends with exit code 1
 
-The process ends when its stdin does. `bench_worker` is the one that serves a bundle.
+One that generates in stages may add them to its replies: "stage_seconds", a list, and "decoder_seconds". The process
+ends when its stdin does.
 """
 
 import contextlib
@@ -15,20 +16,14 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.errors import NextscaleError
-from nextscale.runtime.session import SessionOptions
 
-_BUNDLE_WORKER = (
-    "import sys; sys.path[:] = {path!r}; from nextscale.measure.bench_worker import main; main({arguments!r})"
-)
 _END_SECONDS = 60  # a profile is written when a session ends
 _SHOWN = 200
 
@@ -50,10 +45,18 @@ class Contender:
 
 @dataclass(frozen=True)
 class Reply:
-    """Seconds of one batch, and the process's peak memory so far."""
+    """What a contender says of one batch.
+
+    Attributes:
+        seconds: of the whole batch.
+        peak_memory_bytes: of the process so far.
+        stage_seconds, decoder_seconds: of the parts; empty and None where the contender does not tell them.
+    """
 
     seconds: float
     peak_memory_bytes: int
+    stage_seconds: tuple[float, ...] = ()
+    decoder_seconds: float | None = None
 
 
 class Worker:
@@ -116,7 +119,12 @@ class Worker:
             self._process.stdin.write(json.dumps({"batch": batch, "seed": seed}) + "\n")
             self._process.stdin.flush()
         reply = self._read()
-        return Reply(self._number(reply, "seconds"), int(self._number(reply, "peak_memory_bytes")))
+        return Reply(
+            self._number(reply, "seconds"),
+            int(self._number(reply, "peak_memory_bytes")),
+            self._numbers(reply, "stage_seconds"),
+            self._number(reply, "decoder_seconds") if "decoder_seconds" in reply else None,
+        )
 
     def kill(self) -> None:
         """End the process at once; a request that waits in another thread then fails."""
@@ -143,10 +151,16 @@ class Worker:
         return reply
 
     def _number(self, reply: Mapping[str, Any], key: str) -> float:
-        value = reply.get(key)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
+        value: Any = reply.get(key)
+        if not _is_amount(value):
             raise self._unexpected(reply)
-        return value
+        return float(value)
+
+    def _numbers(self, reply: Mapping[str, Any], key: str) -> tuple[float, ...]:
+        values = reply.get(key, [])
+        if not isinstance(values, list) or not all(map(_is_amount, values)):
+            raise self._unexpected(reply)
+        return tuple(values)
 
     def _unexpected(self, said: object) -> NextscaleError:
         text = " ".join(str(said).split())[:_SHOWN]
@@ -169,27 +183,6 @@ class Worker:
                     stream.close()
 
 
-def bundle_contender(
-    name: str,
-    bundle: Bundle,
-    form: str = "generate",
-    options: SessionOptions | None = None,
-    cpus: Sequence[int] | None = None,
-) -> Contender:
-    """A bundle in one form, in a process that finds its modules where this one does.
-
-    Args:
-        name: in the results.
-        bundle: what to generate with.
-        form: "generate" or "streaming".
-        options: of its sessions.
-        cpus: the only ones to run on; None is all that this process may use.
-    """
-    arguments = {
-        "bundle": os.path.abspath(bundle.path),
-        "form": form,
-        "options": asdict(options or SessionOptions()),
-        "cpus": None if cpus is None else list(cpus),
-    }
-    code = _BUNDLE_WORKER.format(path=[os.path.abspath(entry) for entry in sys.path], arguments=arguments)
-    return Contender(name, (sys.executable, "-c", code))
+def _is_amount(value: Any) -> bool:
+    """Whether it is a finite number of at least 0."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")

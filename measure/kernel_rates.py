@@ -5,7 +5,7 @@ One linear layer of VAR-d16's last stage with guidance (512 x 1024 x 4096), four
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ import onnxruntime
 from nextscale.export.graph_builder import add_output, finish, new_builder
 from nextscale.graph_passes.qparams import Range
 from nextscale.graph_passes.quantize_linear import quantize_linear
+from nextscale.measure.interleaved import interleave, timed
 from nextscale.runtime.session import SessionOptions, session_settings
 
 ROWS, INNER, COLUMNS, LAYERS = 512, 1024, 4096, 4
@@ -51,15 +52,17 @@ def kernel_rates(options: SessionOptions, repetitions: int = 15) -> KernelRates:
         )
         for graph in (model, quantized)
     ]
-    seconds: list[list[float]] = [[], []]
-    for repetition in range(WARMUP + repetitions):
-        for session, found in zip(sessions, seconds, strict=True):
-            begin = time.perf_counter()
-            session.run(None, feeds)
-            if repetition >= WARMUP:
-                found.append(time.perf_counter() - begin)
+
+    def multiply(session: onnxruntime.InferenceSession) -> Callable[[int], float]:
+        return timed(lambda done: session.run(None, feeds))
+
+    seconds = interleave(
+        {place: multiply(session) for place, session in enumerate(sessions)},
+        repetitions=repetitions,
+        warmup=WARMUP,
+    )
     operations = 2 * ROWS * INNER * COLUMNS * LAYERS
-    return KernelRates(*(operations / min(found) for found in seconds))
+    return KernelRates(*(operations / min(found) for found in seconds.values()))
 
 
 def _layers() -> ir.Model:

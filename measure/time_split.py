@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nextscale.measure.contender import Worker, bundle_contender
+from nextscale.measure.bundle_contender import bundle_contender
+from nextscale.measure.contender import Worker
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.errors import NextscaleError
 from nextscale.runtime.session import SessionOptions

@@ -7,16 +7,21 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nextscale.graph_passes.recipe import Recipe
-from nextscale.measure.bench import finite
-from nextscale.measure.contender import Contender, bundle_contender
+from nextscale.measure.bundle_contender import bundle_contender
+from nextscale.measure.contender import Contender
+from nextscale.measure.contest import Contest, require_batches
+from nextscale.measure.interleaved import ORDER, Log, require_rounds
 from nextscale.measure.kernel_rates import KernelRates, kernel_rates
-from nextscale.measure.roofline import CONVOLUTIONS, XEON_6226R, linear_operations, roofline_seconds
-from nextscale.measure.throughput import Log, MachineSpeed, Speed, measure, measure_processes
+from nextscale.measure.machine_speed import MachineSpeed, measure_processes, physical_cpus, require_cores
+from nextscale.measure.provenance import finite, versions
+from nextscale.measure.roofline import CONVOLUTIONS, XEON_6226R, roofline_seconds
+from nextscale.measure.speed import Speed
 from nextscale.measure.time_split import TimeSplit, profile_bundle
+from nextscale.models.var.operations import linear_operations
 from nextscale.paper.demo_agreement import DemoAgreement, agreement_provenance, demo_agreement
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.errors import NextscaleError
-from nextscale.runtime.machine import Machine, describe_machine, physical_cpus, versions
+from nextscale.runtime.machine import Machine, describe_machine
 from nextscale.runtime.session import SessionOptions
 
 FULL_PRECISION = "fp32"
@@ -172,21 +177,19 @@ def measure_table_c(
     options = options or SessionOptions()
     if not bundles:
         raise NextscaleError("no row to measure")
+    require_batches(batches)
+    require_rounds(repetitions, warmup)
     cpus = physical_cpus()
-    for count in processes:
-        if not 1 <= count <= len(cpus):
-            raise NextscaleError(f"processes {count}: expected 1 to {len(cpus)}, the cores of this machine")
+    require_cores(processes, cpus)
     log("rates of matrix products")
     before = kernel_rates(options)
-    speeds, failures = measure(
-        [bundle_contender(item.recipe.name, item.bundle, "generate", options) for item in bundles],
-        optional=peers,
-        reference=FULL_PRECISION,
-        batches=batches,
-        repetitions=repetitions,
-        warmup=warmup,
-        log=log,
-    )
+    contenders = [bundle_contender(item.recipe.name, item.bundle, "generate", options) for item in bundles]
+    with Contest(contenders, optional=peers, log=log) as contest:
+        speeds = [
+            speed
+            for batch in sorted(set(batches))
+            for speed in contest.speeds(batch, repetitions=repetitions, warmup=warmup, reference=FULL_PRECISION)
+        ]
     rates = before.best_with(kernel_rates(options))
     operations = linear_operations(bundles[0].bundle.model) | {CONVOLUTIONS: convolution_operations}
     by_name = {item.recipe.name: tuple(speed for speed in speeds if speed.name == item.recipe.name) for item in bundles}
@@ -198,7 +201,7 @@ def measure_table_c(
     rows += [
         Row(peer.name, peer.name, "", None, tuple(speed for speed in speeds if speed.name == peer.name))
         for peer in peers
-        if peer.name not in failures
+        if peer.name not in contest.failures
     ]
     chosen = next((item for item in bundles if item.recipe.name == "default"), bundles[-1])
 
@@ -218,12 +221,12 @@ def measure_table_c(
             "processes": list(processes),
             "repetitions": repetitions,
             "warmup": warmup,
-            "order": "interleaved, rotated each round",
+            "order": ORDER,
         },
         rates=rates,
         operations=sum(operations.values()),
         rows=tuple(rows),
-        failures=failures,
+        failures=contest.failures,
         machine_speeds=tuple(together),
         machine_recipe=chosen.recipe.name,
         recommendation=recommend(chosen.recipe.name, by_name[chosen.recipe.name], together, options.threads),

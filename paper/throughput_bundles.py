@@ -108,7 +108,12 @@ class ThroughputBundles:
                 shutil.rmtree(folder)
             if folder.exists():
                 bundle = Bundle.open(folder)
-                _require_recipe(bundle, altered)
+                changed = changed_words(bundle, altered)
+                if changed:
+                    raise NextscaleError(
+                        f"{folder}: built with another recipe of that name ({', '.join(changed)}); remove it, or give "
+                        "--rebuild"
+                    )
             else:
                 source = source or self.origin.load()
                 bundle = self._build_one(source, folder, altered, rounding, progress)
@@ -203,17 +208,12 @@ def convolution_operations(config: VQVAEConfig) -> int:
     return sum(counts)
 
 
-def _require_recipe(bundle: Bundle, recipe: Recipe) -> None:
-    """Refuse a bundle whose recipe has other words."""
+def changed_words(bundle: Bundle, recipe: Recipe) -> list[str]:
+    """In which words of a recipe a bundle's differs, those of its calibration aside; empty if it was built by it."""
     found = bundle.manifest.recipe
     expected = {"name": recipe.name} if recipe.precision == "fp32" else recipe.as_dict()
     plain = json.loads(json.dumps(expected))
-    changed = [key for key in plain if key not in _OUTCOMES and found.get(key) != plain[key]]
-    if changed:
-        raise NextscaleError(
-            f"{bundle.path}: built with another recipe of that name ({', '.join(changed)}); remove it, or give "
-            "--rebuild"
-        )
+    return [key for key in plain if key not in _OUTCOMES and found.get(key) != plain[key]]
 
 
 def _shown(model: object) -> str:

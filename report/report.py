@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from nextscale.calib_data.match_probabilities import total_variation
 from nextscale.measure.bench import Measurement
+from nextscale.measure.provenance import versions
 from nextscale.measure.statistics import Interval
 from nextscale.report.page import (
     Html,
@@ -39,7 +40,7 @@ from nextscale.report.result_files import (
 )
 from nextscale.report.rows import Inputs, Row, collect_rows, row_at
 from nextscale.report.sheets import Sheet
-from nextscale.runtime.machine import Machine, describe_machine, versions
+from nextscale.runtime.machine import Machine, describe_machine
 from nextscale.runtime.manifest import ModelInfo
 
 _NONE = Html("&ndash;")

@@ -1,4 +1,4 @@
-"""What a figure was measured on: CPU, instruction sets, versions."""
+"""The computer: its CPU and instruction sets, and whether integer products are exact on it."""
 
 import os
 import platform
@@ -7,15 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime
-
-from nextscale import __version__
-
 # The integer and wide float instruction sets that decide which kernels ONNX Runtime takes.
 _ISA = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
 CPUINFO = Path("/proc/cpuinfo")
-_TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
 @dataclass(frozen=True)
@@ -55,21 +49,6 @@ def describe_machine(cpuinfo: Path | None = None) -> Machine:
     )
 
 
-def physical_cpus(topology: Path = _TOPOLOGY) -> list[int]:
-    """One logical CPU of each core that this process may run on, in order; all it may, where nobody tells.
-
-    Args:
-        topology: Linux's folder of CPUs.
-    """
-    if not hasattr(os, "sched_getaffinity"):
-        return list(range(os.cpu_count() or 1))
-    found: dict[str, int] = {}
-    for cpu in sorted(os.sched_getaffinity(0)):
-        siblings = topology / f"cpu{cpu}" / "topology" / "thread_siblings_list"
-        found.setdefault(siblings.read_text().strip() if siblings.is_file() else str(cpu), cpu)
-    return sorted(found.values())
-
-
 def saturation_warning(recipe: Mapping[str, Any], machine: Machine | None = None) -> str | None:
     """A line for users of an integer bundle on a CPU whose u8 x s8 products saturate; None where all is well.
 
@@ -87,13 +66,3 @@ def saturation_warning(recipe: Mapping[str, Any], machine: Machine | None = None
         f"{machine.cpu} has no VNNI instructions: integer products saturate there, and pictures suffer; "
         "`nextscale verify` tells how much, a bundle built with --reduce-range is exact"
     )
-
-
-def versions() -> dict[str, str]:
-    """The versions that decide speed and rounding."""
-    return {
-        "nextscale": __version__,
-        "onnxruntime": onnxruntime.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }

@@ -15,9 +15,8 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from nextscale.measure.peak_memory import peak_memory
 from nextscale.measure.peers.host_loop import Engine, HostWeights, generate
-
-_STATUS = Path("/proc/self/status")
 
 
 def main(arguments: dict[str, Any]) -> None:
@@ -80,17 +79,6 @@ def load_engine(engine: str, threads: int, **options: Any) -> Engine:
     from nextscale.measure.peers.openvino_engine import OpenVinoEngine
 
     return OpenVinoEngine(graphs, threads, **options)
-
-
-def peak_memory() -> int:
-    """This process's peak resident memory in bytes; `nextscale.measure.bench_worker` says why it is read there."""
-    if _STATUS.is_file():
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def one_line(error: BaseException) -> str:

@@ -123,3 +123,21 @@ def aggregate_cost(model: ModelInfo, bits: BitWidths, tokens: Means, copies: Mea
     """
     d = model.embed_dim // model.num_heads
     return Cost(0.0, float(((copies - tokens) * bits.activations**2 * d * queries(model)).sum()))
+
+
+def linear_operations(model: ModelInfo) -> dict[str, int]:
+    """Operations of an image's linear layers with guidance, a multiply-add being two: by the layer's name in block 0.
+
+    Those of a layer are of all blocks together, as the graphs run them: adaLN once an image, the head and word_embed on
+    one row an image.
+    """
+    c, depth, tokens, rows = model.embed_dim, model.depth, int(queries(model).sum()), 2  # of an image with guidance
+    square = 2 * c * c * depth * tokens * rows
+    embedded = tokens - model.patch_nums[0] ** 2
+    return {
+        **{f"blocks.0.attn.{part}": square for part in ("q", "k", "v", "proj")},
+        **{f"blocks.0.ffn.{part}": MLP_RATIO * square for part in ("fc1", "fc2")},
+        "blocks.0.ada_lin.1": 2 * rows * (ADA_PARTS * depth + HEAD_ADA_PARTS) * c * c,
+        "head": 2 * c * model.vocab_size * tokens,
+        "word_embed": 2 * model.latent_channels * c * embedded,
+    }

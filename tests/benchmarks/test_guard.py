@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -16,12 +15,9 @@ from nextscale.runtime.errors import NextscaleError
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def guard() -> Iterator[ModuleType]:
-    """The program, which finds its neighbours as it does when it is started."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield importlib.import_module("guard")
+@pytest.fixture
+def guard(program: Callable[[str], ModuleType]) -> ModuleType:
+    return program("guard")
 
 
 def ratio(mean: float, half_width: float = 0.0) -> Interval:

@@ -115,7 +115,7 @@ def test_bench_prints_a_table_and_writes_json(
     path = tmp_path / "bench.json"
     folder = str(fake_bundle)
     arguments = ["bench", folder, folder, "--batch", "1,2", "--threads", "1", "--repetitions", "2", "--json", str(path)]
-    assert main([*arguments, "--no-memory"]) == 0
+    assert main(arguments) == 0
     captured = capsys.readouterr()
     assert "images/s" in captured.out
     assert "decoder" in captured.out
@@ -144,7 +144,7 @@ def test_bench_says_what_integer_products_are_here(
     (tmp_path / "cpuinfo").write_text(f"model name\t: A CPU\nflags\t\t: {flags}\n")
     monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
     arguments = ["bench", str(fake_bundle), "--form", "generate", "--threads", "1", "--repetitions", "2", "--quiet"]
-    assert main([*arguments, "--no-memory"]) == 0
+    assert main(arguments) == 0
     assert said in capsys.readouterr().out
 
 

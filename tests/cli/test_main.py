@@ -114,7 +114,7 @@ def test_the_runtime_commands_need_neither_torch_nor_onnx(fake_bundle: Path, tmp
         ["generate", fake_bundle, "--class", "1", "--out", tmp_path / "a.png"],
         ["inspect", fake_bundle],
         ["verify", fake_bundle],
-        ["bench", fake_bundle, "--repetitions", "2", "--no-memory"],
+        ["bench", fake_bundle, "--repetitions", "2"],
     ):
         python, option, code = command_line(*arguments)
         done = subprocess.run([python, option, block + code], capture_output=True, text=True, check=False)

@@ -32,7 +32,7 @@ def test_bundles_and_what_the_other_commands_wrote(
     evaluate, bench, theta, maps = (tmp_path / name for name in ("e.json", "b.json", "t.json", "maps"))
     pair = [str(fp32_bundle), str(int8_bundle)]
     assert main(["evaluate", *pair, *FAST, "--json", str(evaluate)]) == 0
-    assert main(["bench", *pair, "--repetitions", "2", "--no-memory", "--quiet", "--json", str(bench)]) == 0
+    assert main(["bench", *pair, "--repetitions", "2", "--quiet", "--json", str(bench)]) == 0
     assert main(["theta", pair[0], "--budget", "20%", *FAST, "--json", str(theta)]) == 0
     assert main(["calibrate", pair[0], "--matching", "stagewise", *FAST, "--out", str(maps)]) == 0
     capsys.readouterr()

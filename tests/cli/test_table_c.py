@@ -3,23 +3,21 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from fake_contenders import fake_contender as fake
 from tiny_model import tiny_preset, tiny_source
 
 from nextscale.cli.main import main
 from nextscale.cli.table_c import find_peers
 from nextscale.measure.contender import Contender
 from nextscale.measure.kernel_rates import KernelRates
+from nextscale.measure.machine_speed import physical_cpus
 from nextscale.models.sources import Source
 from nextscale.models.var import presets
 from nextscale.paper import table_c as measuring
-from nextscale.runtime.machine import physical_cpus
 
-FAKE = Path(__file__).parents[1] / "fake_worker.py"
 FAST = ("--repetitions", "2", "--threads", "1", "--calibration-images", "2")
 FLOAT_ROW = ("--rows", "fp32")
 
@@ -92,9 +90,6 @@ def test_rows_are_built_measured_and_written(tmp_path: Path, capsys: pytest.Capt
 def test_peers_stand_below_the_rows(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fake(name: str, **settings: Any) -> Contender:
-        return Contender(name, (sys.executable, str(FAKE), json.dumps({"name": name, **settings})))
-
     asked: list[object] = []
 
     def peers(source: Source, work: Path, threads: int, names: list[str] | None) -> list[Contender]:
@@ -116,9 +111,9 @@ def test_peers_stand_below_the_rows(
 def test_peers_are_found_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nextscale.cli.table_c.PEERS_MODULE", "nextscale.evaluate.no_such_module")
     assert find_peers() is None
-    monkeypatch.setattr("nextscale.cli.table_c.PEERS_MODULE", "nextscale.measure.throughput")
+    monkeypatch.setattr("nextscale.cli.table_c.PEERS_MODULE", "nextscale.measure.contest")
     assert find_peers() is None
-    monkeypatch.setattr("nextscale.measure.throughput.peers", lambda source, work, threads, names: [], raising=False)
+    monkeypatch.setattr("nextscale.measure.contest.peers", lambda source, work, threads, names: [], raising=False)
     found = find_peers()
     assert found is not None
     assert found(tiny_source(), Path("work"), 2, None) == []
@@ -196,4 +191,4 @@ def test_an_interruption_leaves_no_half_file(
     if children.is_file():
         commands = [subprocess.run(["ps", "-o", "args=", pid], capture_output=True, text=True, check=False).stdout
                     for pid in children.read_text().split()]  # fmt: skip
-        assert not any("bench_worker" in command for command in commands)
+        assert not any("bundle_worker" in command for command in commands)

@@ -18,8 +18,9 @@ import numpy as np
 from conformance.damaged_manifests import damaged_manifests
 from fake_bundle import read_manifest, write_fake_bundle, write_manifest
 
+from nextscale.measure.provenance import versions
 from nextscale.runtime import Bundle, BundleError, Generation, Generator, SessionOptions, StageResult
-from nextscale.runtime.machine import describe_machine, versions
+from nextscale.runtime.machine import describe_machine
 from nextscale.runtime.manifest import ModelInfo, parse_manifest
 from nextscale.runtime.uniforms import uniforms
 

@@ -1,22 +1,19 @@
-import json
 import os
-import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_contenders import fake_contender
 
 from nextscale.measure import contender
-from nextscale.measure.contender import Contender, Reply, Worker, bundle_contender
-from nextscale.runtime import Bundle, NextscaleError, SessionOptions
-
-FAKE = Path(__file__).parents[1] / "fake_worker.py"
+from nextscale.measure.contender import Contender, Reply, Worker
+from nextscale.runtime import NextscaleError
 
 
 def fake(**settings: Any) -> Contender:
-    return Contender("fake", (sys.executable, str(FAKE), json.dumps(settings)))
+    return fake_contender("fake", **settings)
 
 
 def is_running(pid: int) -> bool:
@@ -34,6 +31,12 @@ def test_a_worker_says_what_it_is_and_replies() -> None:
     assert not is_running(int(worker.versions["pid"]))
 
 
+def test_parts_of_a_batch_may_be_told() -> None:
+    reply = '{"seconds": 3, "peak_memory_bytes": 5, "stage_seconds": [0.5, 1.5], "decoder_seconds": 1}'
+    with Worker(fake(reply=reply)) as worker:
+        assert worker.request(1, 0) == Reply(3, 5, (0.5, 1.5), 1)
+
+
 def test_its_environment_is_added() -> None:
     program = fake(variable="NEXTSCALE_TEST").command
     with Worker(Contender("fake", program, {"NEXTSCALE_TEST": "set"})) as worker:
@@ -47,6 +50,18 @@ BROKEN = {
     "not ready": ({"first": "{}"}, "it said: {}"),
     "no load time": ({"first": '{"ready": true}'}, "does not keep to the protocol"),
     "no seconds": ({"reply": '{"peak_memory_bytes": 1}'}, "does not keep to the protocol"),
+    "stages as text": (
+        {"reply": '{"seconds": 1, "peak_memory_bytes": 1, "stage_seconds": "1"}'},
+        "does not keep to the protocol",
+    ),
+    "a stage without end": (
+        {"reply": '{"seconds": 1, "peak_memory_bytes": 1, "stage_seconds": [1, Infinity]}'},
+        "does not keep to the protocol",
+    ),
+    "a decoder of null": (
+        {"reply": '{"seconds": 1, "peak_memory_bytes": 1, "decoder_seconds": null}'},
+        "does not keep to the protocol",
+    ),
     "negative seconds": ({"reply": '{"seconds": -1, "peak_memory_bytes": 1}'}, "does not keep to the protocol"),
     "death with a word": ({"die": 3, "stderr": "Traceback\nMemoryError"}, "fake: MemoryError"),
     "silent death": ({"die": 3}, "fake: the process ended with exit code 3"),
@@ -92,27 +107,3 @@ def test_a_request_that_waits_ends_with_the_process() -> None:
         threading.Timer(0.2, worker.kill).start()
         with pytest.raises(NextscaleError, match="ended by signal 9"):
             worker.request(1, 0)
-
-
-def test_a_bundle_is_served(fake_bundle: Path) -> None:
-    bundle, options = Bundle.open(fake_bundle), SessionOptions(threads=1)
-    with Worker(bundle_contender("it", bundle, "streaming", options)) as worker:
-        first, second = worker.request(1, 0), worker.request(2, 1)
-    assert 0 < first.seconds < 60
-    assert 20e6 < first.peak_memory_bytes <= second.peak_memory_bytes < 250e6
-    assert worker.versions.keys() == {"nextscale", "onnxruntime", "numpy", "python"}
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
-def test_a_bundle_keeps_to_its_cpus(fake_bundle: Path) -> None:
-    cpu = sorted(os.sched_getaffinity(0))[-1]
-    with Worker(bundle_contender("it", Bundle.open(fake_bundle), "generate", cpus=[cpu])) as worker:
-        assert os.sched_getaffinity(worker._process.pid) == {cpu}
-
-
-def test_a_profile_is_written_at_the_end(fake_bundle: Path, tmp_path: Path) -> None:
-    options = SessionOptions(threads=1, profile=str(tmp_path / "profile"))
-    with Worker(bundle_contender("it", Bundle.open(fake_bundle), "generate", options)) as worker:
-        worker.request(1, 0)
-    (path,) = tmp_path.iterdir()
-    assert any(event["name"] == "model_run" for event in json.loads(path.read_text()))

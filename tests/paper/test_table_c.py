@@ -6,8 +6,9 @@ import pytest
 
 from nextscale.graph_passes.recipe import recipe_names
 from nextscale.measure.kernel_rates import KernelRates
+from nextscale.measure.machine_speed import MachineSpeed
+from nextscale.measure.speed import Speed
 from nextscale.measure.statistics import Interval
-from nextscale.measure.throughput import MachineSpeed, Speed
 from nextscale.measure.time_split import PARTS, TimeSplit
 from nextscale.paper.demo_agreement import DemoAgreement, demo_agreement
 from nextscale.paper.table_c import PAPER, ROWS, Prediction, Row, TableC, recommend
@@ -17,7 +18,7 @@ from nextscale.runtime.machine import Machine
 
 def speed(name: str, rate: float, batch: int = 1) -> Speed:
     interval = Interval(rate, 0.9 * rate, 1.1 * rate)
-    return Speed(name, batch, interval, Interval(2, 1.8, 2.2), 1.0, 10**9, {"engine": "7"}, (1 / rate,))
+    return Speed(name, batch, interval, Interval(2, 1.8, 2.2), 1.0, 2.0, 10**9, {"engine": "7"}, (1 / rate,))
 
 
 def together(processes: int, rate: float) -> MachineSpeed:

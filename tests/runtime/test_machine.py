@@ -1,10 +1,9 @@
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nextscale.runtime.machine import Machine, describe_machine, physical_cpus, saturation_warning, versions
+from nextscale.runtime.machine import Machine, describe_machine, saturation_warning
 
 
 def test_isa_flags_come_from_cpuinfo(tmp_path: Path) -> None:
@@ -54,17 +53,3 @@ def test_a_cpu_that_saturates_is_named(recipe: dict[str, Any], isa: tuple[str, .
     warning = saturation_warning(recipe, Machine("Old CPU", isa, 4, "Linux"))
     assert (warning is not None) == warned
     assert warning is None or ("Old CPU has no VNNI" in warning and "--reduce-range" in warning)
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux")
-def test_siblings_are_one_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 4, 5})
-    assert physical_cpus(tmp_path) == [0, 1, 2, 4, 5]
-    for cpu, siblings in {0: "0,4", 1: "1,5", 2: "2,6", 4: "0,4", 5: "1,5"}.items():
-        (tmp_path / f"cpu{cpu}" / "topology").mkdir(parents=True)
-        (tmp_path / f"cpu{cpu}" / "topology" / "thread_siblings_list").write_text(f"{siblings}\n")
-    assert physical_cpus(tmp_path) == [0, 1, 2]
-
-
-def test_versions_name_what_matters() -> None:
-    assert versions().keys() == {"nextscale", "onnxruntime", "numpy", "python"}

@@ -120,7 +120,7 @@ def test_a_failure_is_one_line(source: Source, work: Path) -> None:
 def test_a_peer_that_is_not_set_up_says_so(source: Source, tmp_path: Path) -> None:
     found = peers(source, tmp_path, 1)
     assert [item.name for item in found] == list(NAMES)
-    with pytest.raises(NextscaleError, match=r"not set up .*nextscale\.evaluate\.peers\.setup"), Worker(found[-1]):
+    with pytest.raises(NextscaleError, match=r"not set up .*nextscale\.measure\.peers\.setup"), Worker(found[-1]):
         pass
 
 
