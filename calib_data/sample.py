@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +20,13 @@ from nextscale.calib_data.calibrate import CalibrationSettings, calibration_labe
 from nextscale.calib_data.kept_entries import Spool, kept_probabilities
 from nextscale.calib_data.match_probabilities import FIELDS, MatchingReport, match_probabilities
 from nextscale.calib_data.token_maps import TokenMaps, read_npz
+from nextscale.graph_passes.recipe import Matching
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.errors import NextscaleError, OutputError
 from nextscale.runtime.image_io import npz_writer, write_files
 from nextscale.runtime.next_scale_loop import Generator
 from nextscale.runtime.request import DEFAULT_CFG_SCALE, DEFAULT_TOP_P, Request, resolve_top_k
 
-Matching = Literal["none", "published", "stagewise"]
 MATCHINGS: tuple[Matching, ...] = get_args(Matching)
 # What is done, and how many of how many tokens are through the model.
 Progress = Callable[[str, int, int], object]
