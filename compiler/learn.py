@@ -134,7 +134,7 @@ class _Learning:
                 },
             },
         )
-        _open(self.reconstruction, {"reconstruction": asdict(self.settings)})
+        _open(self.reconstruction, asdict(self.settings))
         if resumed:
             self.progress(f"going on from {self.folder}")
 
