@@ -163,13 +163,13 @@ def _learned(
     source: Source, out: Path, options: BuildOptions, settings: ReconstructionSettings, device: Device
 ) -> Bundle:
     """A bundle of learned weights, and what learning them gained."""
-    from nextscale.compiler.learn import learn_bundle, work_folder
+    from nextscale.compiler.learn import learn_bundle, learning_folder
 
     try:
         with show_steps() as progress:
             bundle, rounding = learn_bundle(source, out, options, settings, device, progress)
     except KeyboardInterrupt:
-        if (work := work_folder(out)).exists():
+        if (work := learning_folder(out)).exists():
             click.echo(f"what is finished is in {work}; the same command goes on from there", err=True)
         raise
     click.echo(rounding.summary())

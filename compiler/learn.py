@@ -23,6 +23,7 @@ from typing import Any
 from nextscale.calib_data.choose_theta import ThetaChoice
 from nextscale.calib_data.sample import SamplingSettings, sample_token_maps
 from nextscale.calib_data.token_maps import TokenMaps
+from nextscale.calib_data.work_folder import open_work
 from nextscale.compiler.build import build_bundle
 from nextscale.compiler.plan import BuildOptions, Progress
 from nextscale.compiler.theta import theta_within_budget
@@ -30,21 +31,18 @@ from nextscale.export.bundle_writer import require_absent
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.models.sources import Source
 from nextscale.runtime.bundle import Bundle
-from nextscale.runtime.errors import NextscaleError, OutputError
+from nextscale.runtime.errors import NextscaleError
 from nextscale.runtime.image_io import write_files
 from nextscale.runtime.next_scale_loop import Generator
 from nextscale.simulation.device import Device, on_device, require_device
 from nextscale.simulation.reconstruct import Step, reconstruct
 from nextscale.simulation.reconstruction_settings import ReconstructionSettings
-from nextscale.simulation.rounding import Rounding, differences, weight_sha256
+from nextscale.simulation.rounding import Rounding, weight_sha256
 from nextscale.simulation.simulated_attention import ShiftAndSum
 from nextscale.simulation.simulated_var import linear_names
 
-SETTINGS = "settings.json"
-NAMED = 3  # differing settings that a refusal names
 
-
-def work_folder(out: Path) -> Path:
+def learning_folder(out: Path) -> Path:
     """Where `learn_bundle` keeps what is finished while it makes the bundle `out`."""
     return out.with_name(f"{out.name}.learning")
 
@@ -81,7 +79,7 @@ def learn_bundle(
     require_learned(options.recipe)
     options.recipe.require_layers(linear_names(source.var))
     require_device(device)
-    learning = _Learning(source, options, settings, device, work_folder(out), progress)
+    learning = _Learning(source, options, settings, device, learning_folder(out), progress)
     learning.begin()
     token_maps = learning.token_maps()
     theta = None if options.recipe.attention.shift_and_sum == "off" else learning.theta(token_maps)
@@ -122,7 +120,7 @@ class _Learning:
         """Make the folders, or find out whether an earlier run had the same settings."""
         recipe = self.options.recipe.as_dict()
         del recipe["description"]
-        resumed = _open(
+        resumed = open_work(
             self.folder,
             {
                 "model": _model_settings(self.source),
@@ -134,7 +132,7 @@ class _Learning:
                 },
             },
         )
-        _open(self.reconstruction, asdict(self.settings))
+        open_work(self.reconstruction, asdict(self.settings))
         if resumed:
             self.progress(f"going on from {self.folder}")
 
@@ -202,46 +200,6 @@ class _Learning:
 
     def _on_step(self, step: Step) -> None:
         self.progress(f"learning {step.unit}", step.step, step.steps)
-
-
-def _open(folder: Path, settings: Mapping[str, Any]) -> bool:
-    """Begin in a new folder, or go on in one of the same settings; returns whether it is the latter.
-
-    Raises:
-        NextscaleError: it has other settings, or none.
-        OutputError: it cannot be made.
-    """
-    path = folder / SETTINGS
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        resumed = any(folder.iterdir())
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose another --out") from None
-    if not resumed:
-        _write_json(path, settings)
-        return False
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise NextscaleError(f"{folder}: has no {SETTINGS} of a build to go on with; remove it or choose another --out")
-    differing = differences(_flat(found), _flat(json.loads(json.dumps(settings))))
-    if differing:
-        further = f" and {len(differing) - NAMED} more" if len(differing) > NAMED else ""
-        raise NextscaleError(
-            f"{folder}: was begun with {', '.join(differing[:NAMED])}{further}; give the same again to go on, or "
-            "remove it to begin again"
-        )
-    return True
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"recipe": {"weights": {"bits": 4}}} as {"recipe.weights.bits": 4}."""
-    found = dict[str, Any]()
-    for key, value in settings.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return found
 
 
 def _model_settings(source: Source) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from nextscale.calib_data.work_folder import differences
 from nextscale.graph_passes.pipeline import CLASS_LAYER
 from nextscale.graph_passes.qparams import WeightQParams
 from nextscale.graph_passes.recipe import Recipe
@@ -190,15 +191,6 @@ def weight_sha256(weight: NDArray[np.float32]) -> str:
     digest = hashlib.sha256(repr(weight.shape).encode())
     digest.update(np.ascontiguousarray(weight, np.float32).tobytes())
     return digest.hexdigest()
-
-
-def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """One text for each key whose values are not the same: "weights.bits 4 instead of 6"."""
-    return [
-        f"{key} {found.get(key, 'unset')} instead of {expected.get(key, 'unset')}"
-        for key in {**expected, **found}
-        if found.get(key) != expected.get(key)
-    ]
 
 
 def _settings(recipe: Mapping[str, Any]) -> dict[str, Any]:

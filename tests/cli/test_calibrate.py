@@ -124,7 +124,9 @@ def test_partial_work_of_other_settings_is_refused(
     (tmp_path / "maps.partial").mkdir()
     (tmp_path / "maps.partial" / "settings.json").write_text("{}")
     refused(
-        capsys, run(fp32_bundle, "--out", tmp_path / "maps"), "maps.partial: was begun with another bundle or other"
+        capsys,
+        run(fp32_bundle, "--out", tmp_path / "maps"),
+        "maps.partial: was begun with bundle.name unset instead of ",
     )
 
 

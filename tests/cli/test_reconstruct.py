@@ -67,7 +67,7 @@ def test_a_finished_unit_is_not_learned_again(
     work.mkdir()
     (work / "settings.json").write_text("{}")
     assert run(checkpoints, out, *maps) == 2
-    assert f"{work}: holds another reconstruction" in capsys.readouterr().err
+    assert f"{work}: was begun with recipe.name unset instead of brecq-w4a6, " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("interrupted", ["while observing", "while learning"])

@@ -14,7 +14,7 @@ import torch
 from tiny_model import ONE_THREAD, L, V, build_tiny, no_progress, tiny_recipe, tiny_source
 
 from nextscale.calib_data.token_maps import TokenMaps
-from nextscale.compiler.learn import learn_bundle, work_folder
+from nextscale.compiler.learn import learn_bundle, learning_folder
 from nextscale.compiler.plan import BuildOptions
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.sources import Source
@@ -116,7 +116,7 @@ RUNS = {
 def test_interrupted_in_every_step_and_resumed_gives_the_same(whole: Path, tmp_path: Path) -> None:
     """Every run goes on where the one before was stopped, and says so; no step is done twice."""
     out = tmp_path / whole.name
-    work = work_folder(out)
+    work = learning_folder(out)
     for i, (stop, expected) in enumerate(RUNS[whole.name]):
         progress = Interrupter(*stop or ())
         if stop is not None:
@@ -148,7 +148,7 @@ def test_given_token_maps_are_not_sampled_again(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         learn(out, progress=progress, token_maps=maps)
     assert progress.seen[:2] == [PREPARING, ATTN_0]
-    report = Rounding.load(work_folder(out) / "reconstruction" / "rounding.safetensors").report
+    report = Rounding.load(learning_folder(out) / "reconstruction" / "rounding.safetensors").report
     assert (report["images"], report["held_out_images"]) == (3, 1)
 
 
@@ -191,7 +191,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("changed", "folder", "message"), OTHERS.values(), ids=OTHERS.keys())
 def test_other_settings_are_refused(stopped: Path, changed: dict[str, Any], folder: str, message: str) -> None:
-    work = work_folder(stopped)
+    work = learning_folder(stopped)
     before = {path: path.stat().st_mtime_ns for path in work.rglob("*")}
     with pytest.raises(NextscaleError) as refused:
         learn(stopped, **changed)
@@ -203,21 +203,20 @@ def test_other_settings_are_refused(stopped: Path, changed: dict[str, Any], fold
 def test_learning_can_be_begun_again_alone(stopped: Path, tmp_path: Path) -> None:
     """What the refusal says: token maps stay where only learning has other settings."""
     out, progress = tmp_path / "out", Interrupter(FFN_0)
-    shutil.copytree(work_folder(stopped), work_folder(out))
-    shutil.rmtree(work_folder(out) / "reconstruction")
+    shutil.copytree(learning_folder(stopped), learning_folder(out))
+    shutil.rmtree(learning_folder(out) / "reconstruction")
     with pytest.raises(KeyboardInterrupt):
         learn(out, progress=progress, settings=replace(FEW, iterations=4))
-    assert progress.seen == [f"going on from {work_folder(out)}", PREPARING, ATTN_0, FFN_0]
+    assert progress.seen == [f"going on from {learning_folder(out)}", PREPARING, ATTN_0, FFN_0]
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]"], ids=["none", "half", "a list"])
-def test_a_folder_of_something_else_is_refused(tmp_path: Path, content: str | None) -> None:
-    work = work_folder(tmp_path / "out")
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    work = learning_folder(tmp_path / "out")
     work.mkdir()
     (work / "mine.txt").write_text("precious")
-    if content is not None:
-        (work / "settings.json").write_text(content)
-    with pytest.raises(NextscaleError, match=r"out\.learning: has no settings\.json of a build to go on with; remove"):
+    with pytest.raises(
+        NextscaleError, match=r"out\.learning/settings\.json: missing; remove .*out\.learning or choose"
+    ):
         learn(tmp_path / "out")
     assert (work / "mine.txt").read_text() == "precious"
 
@@ -226,7 +225,7 @@ def test_a_damaged_theta_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         learn(out, SHIFT_AND_SUM, Interrupter(PREPARING))
-    path = work_folder(out) / "theta.json"
+    path = learning_folder(out) / "theta.json"
     for content in ("", "[]", "{}", '{"rows": 3}', '{"rows": [1]}'):
         path.write_text(content)
         with pytest.raises(NextscaleError, match=r"theta\.json: damaged; remove it"):
@@ -260,6 +259,6 @@ def test_an_existing_bundle_is_refused_before_any_work(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_work_folder_that_cannot_be_made_is_one_line() -> None:
+def test_a_learning_folder_that_cannot_be_made_is_one_line() -> None:
     with pytest.raises(OutputError, match=r"/proc/none/out\.learning: cannot be made .*; choose another --out"):
         learn(Path("/proc/none/out"))
