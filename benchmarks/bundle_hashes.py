@@ -134,7 +134,6 @@ def build_tiny(work: Path, further: tuple[str, ...]) -> Iterator[tuple[str, dict
         yield f"tiny/{option}/checkpoints", {file.name: sha256(file.read_bytes()) for file in files}
         model = ["--var", str(files[0]), "--vae", str(files[1]), "--patch-nums", ",".join(map(str, var["patch_nums"]))]
         model += ["--num-heads", str(var["num_heads"])] if var.get("attn_l2_norm") is False else []
-        model += ["--using-znorm"] if option == "znorm" else []
         recipes = ["fp32", "default", "nearest-w4a4", str(written["image-row-a5"])]
         if option == "base":
             recipes = ["fp32", *nearest_recipes(), *map(str, written.values())]

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,17 +20,17 @@ from nextscale.calib_data.calibration_labels import calibration_labels
 from nextscale.calib_data.kept_entries import Spool, kept_probabilities
 from nextscale.calib_data.match_probabilities import FIELDS, MatchingReport, match_probabilities
 from nextscale.calib_data.token_maps import TokenMaps, read_npz
+from nextscale.calib_data.work_folder import open_work
+from nextscale.graph_passes.recipe import Matching
 from nextscale.runtime.bundle import Bundle
-from nextscale.runtime.errors import NextscaleError, OutputError
+from nextscale.runtime.errors import NextscaleError
 from nextscale.runtime.image_io import npz_writer, write_files
 from nextscale.runtime.next_scale_loop import Generator
 from nextscale.runtime.request import DEFAULT_CFG_SCALE, DEFAULT_TOP_P, Request, resolve_top_k
 
-Matching = Literal["none", "published", "stagewise"]
 MATCHINGS: tuple[Matching, ...] = get_args(Matching)
 # What is done, and how many of how many tokens are through the model.
 Progress = Callable[[str, int, int], object]
-SETTINGS = "settings.json"
 _MATCHING_STREAM = 2  # of the seed's random numbers; labels take the seed alone
 
 
@@ -148,7 +148,7 @@ class _Sampling:
             "bundle": {"name": bundle.manifest.name, "sha256": _digest(bundle)},
             "settings": {**asdict(settings), "top_k": self._top_k},
         }
-        _open_work(work, self.identity)
+        open_work(work, self.identity)
 
     def run(self, stages: range, before: NDArray[np.int64]) -> tuple[NDArray[np.int64], MatchingReport]:
         """Sample and match some consecutive stages of all images.
@@ -251,20 +251,3 @@ def _digest(bundle: Bundle) -> str:
     """One sha256 of those of the bundle's files."""
     files = sorted((name, info.sha256) for name, info in bundle.manifest.files.items())
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()
-
-
-def _open_work(work: Path, identity: dict[str, Any]) -> None:
-    """Begin in a new folder, or go on in one of the same bundle and settings."""
-    path = work / SETTINGS
-    text = json.dumps(identity, indent=1) + "\n"
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{work}: cannot be made ({error.strerror}); choose another --out") from None
-    if not any(work.iterdir()):
-        write_files({path: lambda file: file.write(text.encode())})
-    elif not path.is_file() or path.read_text(errors="replace") != text:
-        raise NextscaleError(
-            f"{work}: was begun with another bundle or other settings (see its {SETTINGS}); "
-            "give the same again to go on, or remove it to start anew"
-        )

@@ -10,7 +10,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -84,13 +84,21 @@ class TokenMaps:
         if not folder.is_dir():
             raise NextscaleError(f"{folder}: no such folder; expected one made by `nextscale calibrate`")
         settings = _read_manifest(folder / MANIFEST)
-        path = folder / ARRAYS
+        return replace(cls.from_arrays(folder / ARRAYS, model), settings=settings)
+
+    @classmethod
+    def from_arrays(cls, path: Path, model: ModelInfo) -> TokenMaps:
+        """The same of an .npz with class_labels and token_maps, whoever made it.
+
+        Raises:
+            NextscaleError: it cannot be read, or is not of such a model.
+        """
         arrays = read_npz(path, ("class_labels", "token_maps"))
         labels, token_maps = arrays["class_labels"], arrays["token_maps"]
         images = len(labels) if labels.ndim == 1 else 0
         _check(path, "class_labels", labels, (max(images, 1),), model.num_classes)
         _check(path, "token_maps", token_maps, (images, model.num_tokens), model.vocab_size)
-        return cls(labels, token_maps, settings)
+        return cls(labels, token_maps, {})
 
 
 def require_absent(folder: Path) -> None:

@@ -1,21 +1,23 @@
 """`nextscale calibrate`: token maps of a full-precision bundle, for calibration."""
 
+from __future__ import annotations
+
 import importlib.util
 import shutil
-import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import click
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from nextscale.calib_data.match_probabilities import MatchingReport, total_variation
 from nextscale.calib_data.plot_matching import matching_plot
-from nextscale.calib_data.sample import MATCHINGS, Matching, SamplingSettings, mean_log_probability, sample_token_maps
-from nextscale.calib_data.token_maps import TokenMaps, require_absent
 from nextscale.cli.options import BUNDLE, threads
+from nextscale.cli.progress import show_steps
+from nextscale.graph_passes.recipe import Matching
 from nextscale.runtime.image_io import Writer, npz_writer
 from nextscale.runtime.next_scale_loop import Generator
 from nextscale.runtime.request import DEFAULT_CFG_SCALE, DEFAULT_TOP_P
@@ -29,7 +31,7 @@ from nextscale.runtime.session import SessionOptions
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True)
 @click.option(
     "--matching",
-    type=click.Choice(MATCHINGS),
+    type=click.Choice(get_args(Matching)),
     default="none",
     show_default=True,
     help="Reassign tokens until entries are as frequent as probable: as published, or stage by stage.",
@@ -61,26 +63,22 @@ def calibrate(
     nextscale build demo --precision fp32 --out demo-fp32
     nextscale calibrate demo-fp32 --matching stagewise --out demo-maps
     """
+    from nextscale.calib_data.sample import SamplingSettings, mean_log_probability, sample_token_maps
+    from nextscale.calib_data.token_maps import require_absent
+
     require_absent(out)
     generator = Generator(bundle, SessionOptions(threads=threads))
     settings = SamplingSettings(images, seed, cfg_scale, top_k, top_p, batch, matching)
     work = out.with_name(f"{out.name}.partial")
     log_probability = None
     try:
-        with Progress(console=Console(stderr=True, quiet=not sys.stderr.isatty())) as progress:
-            task = progress.add_task("loading", total=None)
-
-            def show(what: str, done: int, total: int) -> None:
-                progress.update(task, description=what, completed=done, total=total)
-
-            maps, report = sample_token_maps(generator, settings, work, show)
+        with show_steps() as progress:
+            maps, report = sample_token_maps(generator, settings, work, progress)
             if score:
                 log_probability = mean_log_probability(
-                    generator, maps, cfg_scale=cfg_scale, batch_size=batch, progress=show
+                    generator, maps, cfg_scale=cfg_scale, batch_size=batch, progress=progress
                 )
-                maps = TokenMaps(
-                    maps.class_labels, maps.token_maps, {**maps.settings, "log_probability": log_probability}
-                )
+                maps = replace(maps, settings={**maps.settings, "log_probability": log_probability})
     except KeyboardInterrupt:
         click.echo(f"what is finished is in {work}; the same command goes on from there", err=True)
         raise

@@ -9,8 +9,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from nextscale.cli.build import show_steps
 from nextscale.cli.options import threads as threads_option
+from nextscale.cli.progress import show_steps
 from nextscale.compiler.build import build_bundle
 from nextscale.compiler.options import BuildOptions
 from nextscale.evaluate.comparison import Comparison, compare, paired_sheet

@@ -12,8 +12,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from nextscale.cli.build import CHECKPOINT
-from nextscale.cli.options import IntegerList, spinning, threads
+from nextscale.cli.options import CHECKPOINT, IntegerList, spinning, threads
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.measure.contender import Contender
 from nextscale.measure.time_split import PARTS

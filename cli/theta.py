@@ -1,39 +1,34 @@
 """`nextscale theta`: the threshold of attentive tokens, and what shift-and-sum costs with it."""
 
+from __future__ import annotations
+
 import importlib.util
 import json
 import math
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
-from nextscale.calib_data.attention_scores import ScoreStatistics, collect_scores, open_observed
-from nextscale.calib_data.calibration_labels import calibration_labels
-from nextscale.calib_data.choose_theta import (
-    FORMS,
-    Overhead,
-    ThetaChoice,
-    attentive_shares,
-    choose_theta,
-    overhead,
-)
 from nextscale.cli.options import BUNDLE, threads
+from nextscale.cli.progress import show_steps
 from nextscale.models.var.operations import BitWidths, Cost, model_cost
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.errors import NextscaleError
 from nextscale.runtime.image_io import Writer, require_writable, write_files
 from nextscale.runtime.manifest import ModelInfo
 from nextscale.runtime.session import SessionOptions
+
+if TYPE_CHECKING:
+    from nextscale.calib_data.attention_scores import ScoreStatistics
+    from nextscale.calib_data.choose_theta import Overhead, ThetaChoice
 
 TABLE_B_THETAS = (0.05, 0.1, 0.2)
 
@@ -95,6 +90,8 @@ def theta(
     is chosen whose extra operations are within the budget, for each way of expanding attentive tokens: 2n shifted
     copies (duplicate), or one extra row (residual).
     """
+    from nextscale.calib_data.choose_theta import FORMS, attentive_shares, choose_theta, overhead
+
     if plot_path is not None and plot_path.suffix.lower() != ".png":
         raise click.UsageError(f"--plot {plot_path}: the plot is written as PNG; give a name that ends in .png")
     require_writable(path for path in (json_path, plot_path) if path is not None)
@@ -131,14 +128,16 @@ def theta(
 
 def _collect(bundle: Bundle, images: int, seed: int, options: SessionOptions) -> ScoreStatistics:
     """Scores on images that the model itself samples."""
+    from nextscale.calib_data.attention_scores import collect_scores, open_observed
+    from nextscale.calib_data.calibration_labels import calibration_labels
+
     model = bundle.model
     labels = calibration_labels(model.num_classes, images, seed)
     sampled = np.full((images, model.num_tokens), -1, np.int64)
     observed = open_observed(bundle, options)
-    with Progress(console=Console(stderr=True, quiet=not sys.stderr.isatty())) as progress:
-        task = progress.add_task("observing attention", total=images)
+    with show_steps() as progress:
         return collect_scores(
-            observed, labels, sampled, seed=seed, on_images=lambda done: progress.update(task, completed=done)
+            observed, labels, sampled, seed=seed, on_images=lambda done: progress("observing attention", done, images)
         )
 
 

@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nextscale.calib_data.attention_scores import collect_scores, open_observed
 from nextscale.calib_data.calibration_labels import calibration_labels
-from nextscale.calib_data.choose_theta import ThetaChoice, choose_theta
 from nextscale.calib_data.observe_ranges import (
     StageObservation,
     observe_decoder_ranges,
@@ -25,11 +23,8 @@ from nextscale.graph_passes.graph_session import open_model
 from nextscale.graph_passes.observe_inputs import Observer, observe_inputs
 from nextscale.graph_passes.qparams import Range
 from nextscale.graph_passes.quantize_decoder import DecoderRanges, decoder_observers
-from nextscale.models.var.operations import BitWidths
 from nextscale.runtime.next_scale_loop import Generator
 from nextscale.runtime.request import DEFAULT_CFG_SCALE
-
-SCORE_IMAGES = 32
 
 
 @dataclass(frozen=True)
@@ -100,22 +95,3 @@ def _decoder_ranges(model: FloatModel, f_hat: NDArray[np.float32], options: Buil
             for ends in (found.by_channel[observer.input],)
         },
     )
-
-
-def find_theta(
-    model: FloatModel, observation: StageObservation, options: BuildOptions, progress: Progress
-) -> ThetaChoice:
-    """theta within the recipe's budget, and places that are rarely too few, from the model's own attention."""
-    recipe = options.recipe
-    images, step = min(SCORE_IMAGES, len(observation.class_labels)), "observing attention"
-    progress(step, 0, images)
-    statistics = collect_scores(
-        open_observed(model.bundle, options.session),
-        observation.class_labels[:images],
-        observation.token_maps[:images],
-        batch_size=options.batch_size,
-        on_images=lambda done: progress(step, done, images),
-    )
-    bits = BitWidths(recipe.weights.bits, recipe.activations.bits)
-    # The published form's costs, whichever form runs: both then expand the same tokens.
-    return choose_theta(statistics, model.bundle.model, bits, recipe.attention.budget, "duplicate")

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch.nn.functional as F
 
-from nextscale.compiler.calibration import choose_images, find_theta, observe
+from nextscale.compiler.calibration import choose_images, observe
 from nextscale.compiler.choose_ranges import choose_static_ranges, equalize, equalized_ranges
 from nextscale.compiler.float_model import FloatModel
 from nextscale.compiler.options import BuildOptions, Progress
 from nextscale.compiler.rounders import weight_rounder
+from nextscale.compiler.theta import theta_within_budget
 from nextscale.graph_passes.attention_patterns import AttentionPattern, attention_patterns
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.observe_inputs import Input, Observer
@@ -63,7 +64,15 @@ def make_plan(model: FloatModel, options: BuildOptions, progress: Progress) -> P
     report: dict[str, Any] = {"calibration": dict(images.report)}
     shift_and_sum = None
     if recipe.attention.shift_and_sum != "off":
-        choice = options.theta or find_theta(model, observation, options, progress)
+        choice = options.theta or theta_within_budget(
+            model.bundle,
+            recipe,
+            observation.class_labels,
+            observation.token_maps,
+            options.session,
+            options.batch_size,
+            progress,
+        )
         report["shift_and_sum"] = asdict(choice)
         shift_and_sum = ShiftAndSum(recipe.attention.shift_and_sum, choice.theta, choice.rows, options.count_overflow)
     stage = StagePlan(

@@ -57,7 +57,6 @@ def checkpoint_source(
     patch_nums: Sequence[int] | None = None,
     num_heads: int | None = None,
     quant_resi: float = 0.5,
-    using_znorm: bool = False,
     class_names: Path | None = None,
 ) -> Source:
     """A user's checkpoints; `preset` says what they must be, otherwise their shapes and the options do.
@@ -75,7 +74,6 @@ def checkpoint_source(
             patch_nums=patch_nums,
             num_heads=num_heads,
             quant_resi=quant_resi,
-            using_znorm=using_znorm,
         )
     return Source(
         var,

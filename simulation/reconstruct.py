@@ -28,7 +28,7 @@ from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.var.multi_scale_quantizer import MultiScaleQuantizer
 from nextscale.models.var.transformer import VAR
 from nextscale.runtime.errors import NextscaleError
-from nextscale.runtime.request import DEFAULT_CFG_SCALE
+from nextscale.simulation.reconstruction_settings import ReconstructionSettings
 from nextscale.simulation.rounding import LayerBits, Rounding, codes_of, nearest_up, weight_sha256
 from nextscale.simulation.simulated_agreement import simulated_agreement
 from nextscale.simulation.simulated_attention import ShiftAndSum, Span
@@ -40,33 +40,6 @@ from nextscale.simulation.unit_store import Learned, UnitStore
 REPORT_EVERY = 50
 # Of the free memory of a GPU, for the two streams of activations.
 STREAMS_SHARE = 0.4
-
-
-@dataclass(frozen=True)
-class ReconstructionSettings:
-    """How to learn.
-
-    Attributes:
-        iterations: steps a unit.
-        batch_size: images a step.
-        learning_rate: Adam's, on V.
-        regularization: weight of the mean of `undecided` beside the error relative to rounding to nearest.
-        warm_up: share of the steps without it.
-        beta: its exponent, annealed from the first to the second value.
-        held_out: share of the token maps that only the comparison sees.
-        cfg_scale: guidance, which the head's input depends on.
-        seed: of the order of the images.
-    """
-
-    iterations: int = 1000
-    batch_size: int = 16
-    learning_rate: float = 0.1
-    regularization: float = 256.0
-    warm_up: float = 0.2
-    beta: tuple[float, float] = (20.0, 2.0)
-    held_out: float = 1 / 8
-    cfg_scale: float = DEFAULT_CFG_SCALE
-    seed: int = 0
 
 
 @dataclass(frozen=True)

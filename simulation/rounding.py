@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from nextscale.calib_data.work_folder import differences
 from nextscale.graph_passes.pipeline import CLASS_LAYER
 from nextscale.graph_passes.qparams import WeightQParams
 from nextscale.graph_passes.recipe import Recipe
@@ -70,15 +71,23 @@ class Rounding:
             NextscaleError: it was learned for another recipe, other layers, or another shape of them.
         """
         where = f"recipe {recipe.name}: the rounding is that of {self.recipe['name']}"
-        differing = _differing(_settings(self.recipe), _settings(recipe.as_dict()))
+        differing = differences(_settings(self.recipe), _settings(recipe.as_dict()))
         if differing:
             raise NextscaleError(f"{where}, with {', '.join(differing)}; give one that was learned with this recipe")
         learned = {name: shape for name, shape in shapes.items() if is_learned(name)}
-        differing = _differing({name: found.up.shape for name, found in self.layers.items()}, learned)
-        differing += _differing({name: found.shape for name, found in self.factors.items()}, channels)
+        differing = differences({name: found.up.shape for name, found in self.layers.items()}, learned)
+        differing += differences({name: found.shape for name, found in self.factors.items()}, channels)
         if differing:
             further = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
             raise NextscaleError(f"{where} for another model, with {differing[0]}{further}; reconstruct this model")
+
+    def summary(self) -> str:
+        """One line: what learning gained on images that it did not see."""
+        report = self.report
+        return (
+            f"KL of {report['held_out_images']} held-out images {report['kl_nearest']:.4f} rounded to nearest, "
+            f"{report['kl_reconstructed']:.4f} reconstructed; kept: {report['kept']}"
+        )
 
     def codes(self, layer: str, weight: NDArray[np.float32]) -> NDArray[np.int8]:
         """The layer's codes, int8 [out, in].
@@ -192,15 +201,6 @@ def _settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(values, Mapping):
             found |= {f"{table}.{key}": value for key, value in values.items()}
     return {key: value for key, value in found.items() if key not in INDEPENDENT}
-
-
-def _differing(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """One text for each key whose values are not the same."""
-    return [
-        f"{key} {found.get(key, 'unset')} instead of {expected.get(key, 'unset')}"
-        for key in {**expected, **found}
-        if found.get(key) != expected.get(key)
-    ]
 
 
 def _unpacked(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.bool_]:

@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextscale.calib_data.token_maps import read_npz
+from nextscale.calib_data.work_folder import open_work
 from nextscale.runtime.errors import NextscaleError
-
-SETTINGS_FILE = "settings.json"
 
 
 @dataclass(frozen=True)
@@ -34,29 +33,13 @@ class UnitStore:
         fingerprint: plain JSON values that an earlier run in the folder must agree in.
     Raises:
         NextscaleError: the folder holds a run of another fingerprint.
+        OutputError: it cannot be made.
     """
 
     def __init__(self, folder: Path | None, fingerprint: Mapping[str, Any]) -> None:
         self.folder = folder
-        if folder is None:
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / SETTINGS_FILE
-        if not path.exists():
-            _write(path, json.dumps(fingerprint, indent=1).encode())
-            return
-        try:
-            found = json.loads(path.read_bytes())
-        except (ValueError, RecursionError):
-            found = None
-        if not isinstance(found, dict):
-            raise NextscaleError(f"{path}: damaged; remove {folder} or choose another --out")
-        differing = [key for key, value in fingerprint.items() if found.get(key) != value]
-        if differing:
-            others = ", ".join(differing)
-            raise NextscaleError(
-                f"{folder}: holds another reconstruction (other {others}); remove it or choose another --out"
-            )
+        if folder is not None:
+            open_work(folder, fingerprint)
 
     def load(self, unit: str, layers: Sequence[str]) -> Learned | None:
         """What an earlier run learned; None if it did not come to this unit."""
@@ -79,9 +62,3 @@ class UnitStore:
             partial_path = self.folder / f"{unit}.partial.npz"
             np.savez_compressed(partial_path, **arrays)
             os.replace(partial_path, self.folder / f"{unit}.npz")
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial_path = path.with_suffix(".partial")
-    partial_path.write_bytes(content)
-    os.replace(partial_path, path)

@@ -103,18 +103,13 @@ def test_a_float32_checkpoint_keeps_its_numbers(
     assert (manifest.name, manifest.class_names) == ("bundle", None)
 
 
-@pytest.mark.parametrize(
-    ("options", "quant_resi", "using_znorm"),
-    [((), 0.5, False), (("--quant-resi", "0.25", "--using-znorm"), 0.25, True)],
-    ids=["official", "given"],
-)
+@pytest.mark.parametrize(("options", "quant_resi"), [((), 0.5), (("--quant-resi", "0.25"), 0.25)])
 def test_what_a_checkpoint_never_tells_is_an_option(
     checkpoints: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     options: tuple[str, ...],
     quant_resi: float,
-    using_znorm: bool,
 ) -> None:
     sources: list[Source] = []
 
@@ -122,10 +117,9 @@ def test_what_a_checkpoint_never_tells_is_an_option(
         sources.append(source)
         raise NextscaleError("built nothing")
 
-    monkeypatch.setattr("nextscale.cli.build.build_bundle", no_build)
+    monkeypatch.setattr("nextscale.compiler.build.build_bundle", no_build)
     assert main(arguments(checkpoints, tmp_path / "bundle", *options)) == 2
-    config = sources[0].vqvae.config
-    assert (config.quant_resi, config.using_znorm) == (quant_resi, using_znorm)
+    assert sources[0].vqvae.config.quant_resi == quant_resi
 
 
 @pytest.fixture
@@ -266,9 +260,9 @@ def test_class_names_that_cannot_be_read_are_one_line(
 
 
 BAD_USAGE = {
-    "nothing": ([], "what to build?"),
-    "var alone": (["--var", "a.pth"], "what to build?"),
-    "preset alone": (["--preset", "var-d16"], "what to build?"),
+    "nothing": ([], "which model?"),
+    "var alone": (["--var", "a.pth"], "which model?"),
+    "preset alone": (["--preset", "var-d16"], "which model?"),
     "random of nothing": (["--random-weights"], "--random-weights needs --preset"),
     "unknown preset": (["--preset", "var-d17", "--random-weights"], "did you mean var-d16?"),
     "random checkpoint": (
@@ -280,12 +274,8 @@ BAD_USAGE = {
         "--preset does not go with --patch-nums",
     ),
     "preset and quant_resi": (
-        ["--preset", "var-d16", "--var", "a.pth", "--vae", "b.pth", "--quant-resi", "0.5", "--using-znorm"],
-        "--preset does not go with --quant-resi, --using-znorm",
-    ),
-    "random and using_znorm": (
-        ["--preset", "var-d16", "--random-weights", "--using-znorm"],
-        "--random-weights does not go with --using-znorm",
+        ["--preset", "var-d16", "--var", "a.pth", "--vae", "b.pth", "--quant-resi", "0.5"],
+        "--preset does not go with --quant-resi",
     ),
     "demo and quant_resi": (["demo", "--quant-resi", "0.3"], "demo does not go with --quant-resi"),
     "demo and preset": (["demo", "--preset", "var-d16"], "demo does not go with --preset"),
@@ -306,7 +296,27 @@ BAD_USAGE = {
         ["--preset", "var-d16", "--random-weights", "--recipe", "brecq-w4a6"],
         "recipe brecq-w4a6: its weights are reconstructed, which random ones cannot be; choose a recipe that rounds to",
     ),
-    "no model to round": (["--recipe", "brecq-w4a6"], "what to build?"),
+    "learning of random weights": (
+        ["--preset", "var-d16", "--random-weights", "--recipe", "brecq-w4a6", "--learn"],
+        "recipe brecq-w4a6: its weights are reconstructed, which random ones cannot be; choose a recipe that rounds to",
+    ),
+    "learning of nearest": (
+        ["demo", "--learn"],
+        "recipe default: rounds weights to nearest, so there is nothing to learn; leave out --learn, or choose",
+    ),
+    "learning of full precision": (
+        ["demo", "--precision", "fp32", "--learn"],
+        "recipe fp32: full precision does not go with --learn",
+    ),
+    "learning and learned": (
+        ["demo", "--recipe", "brecq-w4a6", "--learn", "--rounding", "none"],
+        "--learn does not go with --rounding",
+    ),
+    "learning's options alone": (
+        ["demo", "--iterations", "5", "--batch", "2", "--device", "cpu"],
+        "a build without --learn does not go with --iterations, --batch, --device",
+    ),
+    "no model to round": (["--recipe", "brecq-w4a6"], "which model?"),
     "no calibration": (["--calibration-images", "0"], "0 is not in the range 1<=x<=1000000"),
     "far too many images": (["--calibration-images", str(10**20)], "is not in the range 1<=x<=1000000"),
     "seed negative": (["--seed", "-1"], "-1 is not in the range"),
@@ -395,12 +405,12 @@ def test_rounding_that_a_recipe_needs_or_does_not_take(
     model = f"--var {checkpoints}/var.pth --vae {checkpoints}/vae.pth --patch-nums 1,2,3,4"
     for recipe, given, further in (
         ("brecq-w4a6", (), "--calibration MAPS --out brecq-w4a6.safetensors` (MAPS: made by `nextscale calibrate`)"),
-        ("brecq-w4a6", ("--calibration", "my maps"), "--calibration 'my maps' --out brecq-w4a6.safetensors`, and give"),
+        ("brecq-w4a6", ("--calibration", "my maps"), "--calibration 'my maps' --out brecq-w4a6.safetensors` and give"),
         ("ours-w4a6", ("--calibration", "m"), "--calibration m --theta THETA --out ours-w4a6.safetensors` (THETA: ch"),
     ):
         code = main(arguments(checkpoints, out, "--recipe", recipe, *given))
         command = f"run `nextscale reconstruct {model} --recipe {recipe} {further}"
-        assert_refused(capsys, code, f"recipe {recipe}: its weights are reconstructed; {command}")
+        assert_refused(capsys, code, f"recipe {recipe}: its weights are reconstructed; add --learn, or {command}")
     code = main(["build", "demo", "--recipe", "brecq-w4a6", "--out", str(out)])
     assert_refused(capsys, code, "run `nextscale reconstruct demo --recipe brecq-w4a6 --calibration MAPS --out ")
     rounded_down(load_recipe("brecq-w4a6")).save(learned)

@@ -123,9 +123,8 @@ def test_partial_work_of_other_settings_is_refused(
 ) -> None:
     (tmp_path / "maps.partial").mkdir()
     (tmp_path / "maps.partial" / "settings.json").write_text("{}")
-    refused(
-        capsys, run(fp32_bundle, "--out", tmp_path / "maps"), "maps.partial: was begun with another bundle or other"
-    )
+    code = run(fp32_bundle, "--out", tmp_path / "maps")
+    refused(capsys, code, "maps.partial: was begun with bundle.name unset instead of tiny, ")
 
 
 BAD_USAGE = {

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tiny_model import NUM_CLASSES, L, V, tiny_models
 
+from nextscale.calib_data.token_maps import TokenMaps
 from nextscale.cli.main import main
 from nextscale.demo.weights import save_weights
 from nextscale.simulation.rounding import Rounding
@@ -23,6 +24,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_weights(var, folder / "var.safetensors")
     save_weights(vqvae, folder / "vae.safetensors")
     np.savez(folder / "token_maps.npz", class_labels=LABELS, token_maps=MAPS)
+    TokenMaps(LABELS, MAPS, {}).save(folder / "maps")
     (folder / "token_maps.npz.toml").write_text('[weights]\nrounding = "reconstructed"\n[layers]\n"fc3" = "float"\n')
     return folder
 
@@ -51,7 +53,7 @@ def test_a_file_is_made(checkpoints: Path, tmp_path: Path, capsys: pytest.Captur
 
 def test_a_folder_of_token_maps_and_shift_and_sum(checkpoints: Path, tmp_path: Path) -> None:
     out = tmp_path / "rounding.safetensors"
-    arguments = ("--calibration", checkpoints, "--theta", 0.1, "--places", "1,2,3,4")
+    arguments = ("--calibration", checkpoints / "maps", "--theta", 0.1, "--places", "1,2,3,4")
     assert run(checkpoints, out, *arguments, recipe="ours-w4a6") == 0
     assert Rounding.load(out).report["shift_and_sum"] == {"theta": 0.1, "places": [1, 2, 3, 4]}
 
@@ -65,7 +67,7 @@ def test_a_finished_unit_is_not_learned_again(
     work.mkdir()
     (work / "settings.json").write_text("{}")
     assert run(checkpoints, out, *maps) == 2
-    assert f"{work}: holds another reconstruction" in capsys.readouterr().err
+    assert f"{work}: was begun with recipe.name unset instead of brecq-w4a6, " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("interrupted", ["while observing", "while learning"])
@@ -113,6 +115,10 @@ BAD_USAGE = {
     "out": (("--token-maps", "{maps}", "--out", "/proc/none/file.safetensors"), "no folder /proc/none"),
     "out of another kind": (("--token-maps", "{maps}", "--out", "r.txt"), "r.txt: rounding is written as safetensors"),
     "no such layer": (("--token-maps", "{maps}", "--recipe", "{maps}.toml"), 'layers."fc3" is no linear layer of'),
+    "preset and patch_nums": (
+        ("--token-maps", "{maps}", "--preset", "var-d16"),
+        "--preset does not go with --patch-nums",
+    ),
     "demo and var": (("demo", "--token-maps", "{maps}"), "demo does not go with --var"),
 }
 
@@ -129,6 +135,16 @@ def test_bad_usage_is_one_line(
     assert captured.err.count("\n") == 1
     assert message in captured.err
     assert not any(tmp_path.iterdir())
+
+
+def test_no_gpu_is_one_line(
+    checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    arguments = ("--token-maps", checkpoints / "token_maps.npz", "--device", "cuda")
+    assert run(checkpoints, tmp_path / "out.safetensors", *arguments) == 2
+    expected = "error: --device cuda: this torch finds no GPU; leave it out to compute on the CPU\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,9 +164,9 @@ def test_an_existing_file_is_not_overwritten(
 
 
 BAD_MAPS = {
-    "another length": ({"token_maps": MAPS[:, 1:]}, "expected [N] and [N, 30]"),
-    "an entry too large": ({"token_maps": np.full_like(MAPS, V)}, "token_maps must be integers from 0 to 127"),
-    "floats": ({"class_labels": LABELS.astype(float)}, "class_labels must be integers from 0 to 9"),
+    "another length": ({"token_maps": MAPS[:, 1:]}, "token_maps: expected int64 [4, 30], found int64 [4, 29]"),
+    "an entry too large": ({"token_maps": np.full_like(MAPS, V)}, "token_maps: expected 0 to 127, found 128 to 128"),
+    "floats": ({"class_labels": LABELS.astype(float)}, "class_labels: expected int64 [4], found float64 [4]"),
 }
 
 

@@ -1,0 +1,55 @@
+"""Progress of long commands: each step a line with its bar and time on stderr, if that is a terminal."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+
+class Steps:
+    """Shows a step until the next one is told of, or it finishes."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._current: tuple[str, TaskID] | None = None
+
+    def __call__(self, step: str, done: int = 0, total: int = 0, note: str = "") -> None:
+        """`step` begins, or has `done` of `total`; `note` stands behind its bar."""
+        if self._current is None or self._current[0] != step:
+            self.finish()
+            self._current = (step, self._progress.add_task(step, total=total or None, note=note))
+        self._progress.update(self._current[1], completed=done, note=note)
+
+    def finish(self) -> None:
+        """The step is done."""
+        if self._current is not None:
+            task = self._current[1]
+            total = self._progress.tasks[task].total or 1
+            self._progress.update(task, total=total, completed=total)
+
+
+@contextmanager
+def show_steps() -> Iterator[Steps]:
+    """What a long function tells goes to stderr, if that is a terminal."""
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True, quiet=not sys.stderr.isatty()),
+    ) as progress:
+        steps = Steps(progress)
+        yield steps
+        steps.finish()

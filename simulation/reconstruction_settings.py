@@ -1,0 +1,32 @@
+"""How long and how carefully reconstruction learns; without torch, so that a command's help is quick."""
+
+from dataclasses import dataclass
+
+from nextscale.runtime.request import DEFAULT_CFG_SCALE
+
+
+@dataclass(frozen=True)
+class ReconstructionSettings:
+    """How to learn.
+
+    Attributes:
+        iterations: steps a unit.
+        batch_size: images a step.
+        learning_rate: Adam's, on V.
+        regularization: weight of the mean of `undecided` beside the error relative to rounding to nearest.
+        warm_up: share of the steps without it.
+        beta: its exponent, annealed from the first to the second value.
+        held_out: share of the token maps that only the comparison sees.
+        cfg_scale: guidance, which the head's input depends on.
+        seed: of the order of the images.
+    """
+
+    iterations: int = 1000
+    batch_size: int = 16
+    learning_rate: float = 0.1
+    regularization: float = 256.0
+    warm_up: float = 0.2
+    beta: tuple[float, float] = (20.0, 2.0)
+    held_out: float = 1 / 8
+    cfg_scale: float = DEFAULT_CFG_SCALE
+    seed: int = 0
