@@ -16,10 +16,11 @@ import click
 import numpy as np
 import torch
 
+from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.recipe import load_recipe
 from nextscale.models.var.checkpoint import load_models
 from nextscale.simulation.reconstruct import ReconstructionSettings, Step, reconstruct
-from nextscale.simulation.simulated_attention import ShiftAndSum
+from nextscale.simulation.simulated_attention import all_places
 
 DEFAULTS = ReconstructionSettings()
 DEMO = Path(__file__).parent.parent / "demo"
@@ -76,9 +77,8 @@ def main(
             labels, tokens = (file[array][:images].astype(np.int64) for array in ("class_labels", "token_maps"))
         shift_and_sum = None
         if recipe.attention.shift_and_sum != "off":
-            shift_and_sum = ShiftAndSum.unlimited(theta, var.config)
-            if places is not None:
-                shift_and_sum = ShiftAndSum(theta, tuple(map(int, places.split(","))))
+            allowed = all_places(var.config) if places is None else tuple(map(int, places.split(",")))
+            shift_and_sum = ShiftAndSum(recipe.attention.shift_and_sum, theta, allowed)
         began, work = time.monotonic(), out / f"{recipe.name}.partial"
         rounding = reconstruct(
             var,

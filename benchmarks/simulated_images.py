@@ -31,6 +31,7 @@ from nextscale.evaluate.image_metrics import image_metrics
 from nextscale.evaluate.image_statistics import ImageStatistics, image_statistics, read_statistics
 from nextscale.evaluate.reference_statistics import read_reference
 from nextscale.evaluate.teacher_forced import evaluation_labels
+from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.models.sources import demo_source
 from nextscale.models.var.equalization import Equalization
@@ -39,7 +40,6 @@ from nextscale.runtime.request import DEFAULT_CFG_SCALE, DEFAULT_TOP_P, resolve_
 from nextscale.runtime.uniforms import uniforms
 from nextscale.simulation.rounding import Rounding
 from nextscale.simulation.simulated_agreement import simulated_agreement
-from nextscale.simulation.simulated_attention import ShiftAndSum
 from nextscale.simulation.simulated_generation import generate
 from nextscale.simulation.simulated_ranges import FULL_PRECISION, calibrated
 from nextscale.simulation.simulated_var import SimulatedVAR
@@ -171,7 +171,7 @@ def main(
         extra = None
         if recipe.attention.shift_and_sum != "off":
             found = json.loads(shift_and_sum.read_text(encoding="utf-8"))[f"{recipe.attention.budget:g}"]
-            extra = ShiftAndSum(found["theta"], tuple(found["places"]))
+            extra = ShiftAndSum(recipe.attention.shift_and_sum, found["theta"], tuple(found["places"]))
         simulated = pictures.simulate(recipe, rounding, extra, calibration)
         statistics = pictures.statistics(simulated, images, seed)
         full = work / f"fp32.seed{0 if recipe.name == 'fp32' else seed}.npz"

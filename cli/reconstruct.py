@@ -16,14 +16,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from nextscale.calib_data.token_maps import ARRAYS, read_npz
 from nextscale.cli.options import IntegerList
+from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.models.sources import checkpoint_source, demo_source
+from nextscale.models.var.layers import linear_shapes
 from nextscale.models.var.transformer import VARConfig
 from nextscale.runtime.errors import NextscaleError, OutputError
 from nextscale.simulation.reconstruct import OnStep, ReconstructionSettings, Step
 from nextscale.simulation.reconstruct import reconstruct as learn
-from nextscale.simulation.simulated_attention import ShiftAndSum
-from nextscale.simulation.simulated_var import linear_names
+from nextscale.simulation.simulated_attention import all_places
 
 FILE = click.Path(path_type=Path)
 DEFAULTS = ReconstructionSettings()
@@ -96,7 +97,7 @@ def reconstruct(
         source = checkpoint_source("model", var, vae, preset, patch_nums, num_heads, quant_resi)
     else:
         raise click.UsageError("which model? Give --var and --vae, or `nextscale reconstruct demo`")
-    recipe.require_layers(linear_names(source.var))
+    recipe.require_layers(list(linear_shapes(source.var.config)))
     shift_and_sum = _shift_and_sum(recipe, theta, places, source.var.config)
     path = calibration / ARRAYS if calibration is not None else token_maps
     assert path is not None
@@ -138,7 +139,8 @@ def _shift_and_sum(
         return None
     if theta is None:
         raise click.UsageError(f"recipe {recipe.name} has shift-and-sum: give --theta (see `nextscale theta`)")
-    return ShiftAndSum.unlimited(theta, config) if places is None else ShiftAndSum(theta, tuple(places))
+    found = all_places(config) if places is None else tuple(places)
+    return ShiftAndSum(recipe.attention.shift_and_sum, theta, found)
 
 
 def read_token_maps(path: Path, config: VARConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

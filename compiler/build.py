@@ -25,7 +25,7 @@ from nextscale.export.generate_graph import build_generate_graph
 from nextscale.export.var.decoder_graph import build_decoder_graph
 from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes.fusion_certificate import certify
-from nextscale.graph_passes.pipeline import quantize_stage, stage_layers
+from nextscale.graph_passes.pipeline import quantize_stage
 from nextscale.graph_passes.quantize_decoder import integer_convolutions, quantize_decoder
 from nextscale.models.sources import Source
 from nextscale.runtime.bundle import Bundle
@@ -72,8 +72,7 @@ def _build_integer(
     progress: Progress,
 ) -> dict[str, Any]:
     """Calibrate, quantize, write and check; returns the recipe with what the checks found."""
-    integer = stage_layers(stage_model, options.recipe).names()
-    convolutions = integer_convolutions(decoder_model)
+    convolutions = integer_convolutions(decoder_model) if options.recipe.decoder.precision == "integer" else []
 
     def write_observed(folder: Path, stage_model: ir.Model, decoder_model: ir.Model) -> None:
         _write(source, folder, stage_model, decoder_model, {"name": "fp32"})
@@ -84,12 +83,14 @@ def _build_integer(
         progress("quantizing")
         stage_model = build_stage_graph(source.var, source.vqvae.quantize, plan.equalization)
         stage_model = quantize_stage(stage_model, plan.stage)
-        decoder_model = quantize_decoder(decoder_model, plan.decoder_ranges, options.reduce_range)
+        if convolutions:
+            decoder_model = quantize_decoder(decoder_model, plan.decoder_ranges, options.reduce_range)
         progress("writing")
         recipe = options.recipe.as_dict() | dict(plan.report) | {"reduce_range": options.reduce_range}
         _write(source, folder, stage_model, decoder_model, recipe)
 
         progress("checking kernels")
+        integer = [*plan.stage.integer.layers]
         planned = {"stage": integer, "decoder": convolutions, "generate": integer + convolutions}
         certificates = {name: certify(folder / f"{name}.onnx", options.session) for name in planned}
         for name, layers in planned.items():

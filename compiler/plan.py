@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 import torch
-import torch.nn.functional as F
 
 from nextscale.calib_data.attention_scores import collect_scores, observed_bundle
 from nextscale.calib_data.calibrate import Calibration, CalibrationSettings, calibrate
@@ -21,9 +20,11 @@ from nextscale.calib_data.token_maps import TokenMaps
 from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes.attention_patterns import AttentionPattern, attention_patterns
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
-from nextscale.graph_passes.linear_layers import WeightRounder, linear_layers, nearest, reduced_range
+from nextscale.graph_passes.integer_model import IntegerModel
+from nextscale.graph_passes.layer_facts import StageFacts
+from nextscale.graph_passes.linear_layers import WeightRounder, nearest, reduced_range
 from nextscale.graph_passes.observe_ranges import PARTS, expose_inputs, observe_channels, observe_pairs, observe_ranges
-from nextscale.graph_passes.pipeline import StageLayers, StagePlan, stage_layers
+from nextscale.graph_passes.pipeline import StagePlan
 from nextscale.graph_passes.qparams import PAIR_LIMIT, WEIGHT_QMAX, QuantizedWeight, Range, WeightQParams
 from nextscale.graph_passes.quantize_attention import Magnitudes
 from nextscale.graph_passes.quantize_decoder import (
@@ -35,7 +36,8 @@ from nextscale.graph_passes.quantize_decoder import (
 from nextscale.graph_passes.quantize_linear_pairs import PairRanges
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.sources import Source
-from nextscale.models.var.equalization import Equalization, choose_equalization, equalizable_layers
+from nextscale.models.var.equalization import Equalization, choose_equalization
+from nextscale.models.var.layers import facts_of
 from nextscale.models.var.operations import BitWidths
 from nextscale.models.var.transformer import VAR
 from nextscale.runtime.bundle import Bundle
@@ -133,13 +135,14 @@ def make_plan(
     recipe, report = options.recipe, dict[str, Any]()
     if options.reduce_range:
         require_reducible(recipe)
-    layers = stage_layers(stage_model, recipe)
-    _require_rounding(source.var, stage_model, layers, options)
+    facts = facts_of(source.var)
+    layers = IntegerModel.decide(recipe, facts, options.reduce_range)
+    _require_rounding(layers, options)
     patterns = attention_patterns(stage_model.graph)
-    attention_inputs = _attention_inputs(patterns) if _static_attention(recipe) else {}
-    observed = [*layers.static, *layers.dynamic, *(name for names in attention_inputs.values() for name in names)]
+    attention_inputs = _attention_inputs(patterns) if layers.static_attention else {}
+    observed = [*layers.static, *(name for names in attention_inputs.values() for name in names)]
     # Layers that share an input see the same channels: the first of them is observed for all.
-    channels = [linears[0] for linears in equalizable_layers(source.var).values()]
+    channels = [linears[0] for linears in facts.equalizable().values()]
     channels = channels if recipe.equalization.alpha > 0 else []
     full_precision = work / "full_precision"
     progress("writing the full-precision model for calibration")
@@ -169,13 +172,13 @@ def make_plan(
     report["calibration"] = {"images": images, "seed": options.seed, "cfg_scale": options.calibration().cfg_scale}
     if token_maps is not None:
         report["calibration"] |= {"token_maps": dict(token_maps.settings)}
-    equalization = _equalization(source.var, calibration, options)
-    ranges = _equalized_ranges(source.var, calibration, equalization)
+    equalization = _equalization(source.var, facts, calibration, options)
+    ranges = _equalized_ranges(facts, calibration, equalization)
     static: dict[Observed, Range] = {(name, None): ranges[name] for name in layers.static}
     static |= {
         (name, part): found
         for name in layers.pairs
-        for part, found in _pair_ranges(source.var, name, calibration, equalization).items()
+        for part, found in _pair_ranges(facts, name, calibration, equalization).items()
     }
     if static and recipe.activations.range != "max":
         exposed = work / "equalized"
@@ -183,24 +186,23 @@ def make_plan(
         equalized = build_stage_graph(source.var, source.vqvae.quantize, equalization)
         write(exposed, expose_inputs(equalized, [*layers.static, *layers.pairs]), decoder_model)
         static = _chosen_ranges(Bundle.open(exposed), static, calibration, options, progress)
-    by_layer = {
-        name: _over_stages(static[name, None]) if choice == "tensor" else static[name, None]
-        for name, choice in layers.static.items()
-    }
+    by_layer = {name: layers.layers[name].static_range(static[name, None]) for name in layers.static}
     shift_and_sum = None
     if recipe.attention.shift_and_sum != "off":
         choice = options.theta or _chosen_theta(bundle, calibration, options, progress)
         form, report["shift_and_sum"] = recipe.attention.shift_and_sum, asdict(choice)
         shift_and_sum = ShiftAndSum(form, choice.theta, choice.rows, options.count_overflow)
     stage = StagePlan(
-        recipe,
-        by_layer | _class_ranges(source.var, layers.by_class),
+        layers,
+        by_layer | layers.known,
         {name: PairRanges(*(static[name, part] for part in PARTS)) for name in layers.pairs},
-        {name: float(ranges[name].minimum.min()) for name in layers.dynamic},
         _rounder(options),
-        {name: _magnitudes(calibration, names) for name, names in attention_inputs.items()} or None,
+        {
+            name: Magnitudes.of(*(calibration.stage_ranges[operand] for operand in operands))
+            for name, operands in attention_inputs.items()
+        }
+        or None,
         shift_and_sum,
-        options.reduce_range,
     )
     return Plan(stage, equalization, calibration.decoder_ranges, report)
 
@@ -215,7 +217,7 @@ def require_reducible(recipe: Recipe) -> None:
         )
 
 
-def _require_rounding(var: VAR, stage_model: ir.Model, layers: StageLayers, options: BuildOptions) -> None:
+def _require_rounding(layers: IntegerModel, options: BuildOptions) -> None:
     """Refuse a rounding that is missing, of no use, or of another recipe or model."""
     recipe, rounding = options.recipe, options.rounding
     if recipe.weights.rounding == "nearest":
@@ -227,28 +229,18 @@ def _require_rounding(var: VAR, stage_model: ir.Model, layers: StageLayers, opti
             f"recipe {recipe.name}: its weights are reconstructed; run `nextscale reconstruct` with it first, and give "
             "the file with --rounding"
         )
-    weights = {layer.name: layer.weight.const_value for layer in linear_layers(stage_model.graph)}
-    shapes = {name: tuple(weight.shape.numpy())[::-1] for name, weight in weights.items() if weight is not None}
-    equalized = equalizable_layers(var) if recipe.equalization.alpha > 0 else {}
+    shapes = {layer.name: layer.shape for layer in layers.facts.layers}
+    equalized = layers.facts.equalizable() if recipe.equalization.alpha > 0 else {}
     rounding.require(
         recipe,
-        {name: shapes[name] for name in layers.names()},
-        {layer: shapes[linears[0]][1:] for layer, linears in equalized.items()},
+        {layer.name: layer.shape for layer in layers.learned()},
+        {name: shapes[linears[0]][1:] for name, linears in equalized.items()},
     )
-
-
-def _static_attention(recipe: Recipe) -> bool:
-    return recipe.attention.products == "integer" and recipe.attention.granularity == "tensor"
 
 
 def _attention_inputs(patterns: list[AttentionPattern]) -> dict[str, list[str]]:
     """The observed names of query, key and value by attention."""
     return {p.name: [f"{p.scores.name}:0", f"{p.scores.name}:1", f"{p.mix.name}:1"] for p in patterns}
-
-
-def _magnitudes(calibration: Calibration, names: list[str]) -> Magnitudes:
-    ranges = (calibration.stage_ranges[name] for name in names)
-    return Magnitudes(*(float(max(-found.minimum.min(), found.maximum.max())) for found in ranges))
 
 
 def _sample(bundle: Bundle, work: Path, options: BuildOptions, progress: Progress) -> TokenMaps:
@@ -261,22 +253,22 @@ def _sample(bundle: Bundle, work: Path, options: BuildOptions, progress: Progres
     return sample_token_maps(Generator(bundle, options.session), settings, work / "sampling", progress)[0]
 
 
-def _equalization(var: VAR, calibration: Calibration, options: BuildOptions) -> Equalization:
+def _equalization(var: VAR, facts: StageFacts, calibration: Calibration, options: BuildOptions) -> Equalization:
     if options.rounding is not None:
         return Equalization({name: torch.from_numpy(found) for name, found in options.rounding.factors.items()})
     if not calibration.channel_ranges:
         return Equalization()
     magnitudes = {
         layer: torch.from_numpy(calibration.channel_ranges[linears[0]].magnitude())
-        for layer, linears in equalizable_layers(var).items()
+        for layer, linears in facts.equalizable().items()
     }
     return choose_equalization(var, magnitudes, options.recipe.equalization.alpha)
 
 
-def _equalized_ranges(var: VAR, calibration: Calibration, equalization: Equalization) -> dict[str, Range]:
+def _equalized_ranges(facts: StageFacts, calibration: Calibration, equalization: Equalization) -> dict[str, Range]:
     """The ranges of the equalized model's layers, from what was observed before."""
     ranges = dict(calibration.stage_ranges)
-    for layer, linears in equalizable_layers(var).items():
+    for layer, linears in facts.equalizable().items():
         if layer in equalization.factors:
             channels = calibration.channel_ranges[linears[0]]
             found = channels.equalized(equalization.factors[layer].numpy())
@@ -284,12 +276,13 @@ def _equalized_ranges(var: VAR, calibration: Calibration, equalization: Equaliza
     return ranges
 
 
-def _pair_ranges(var: VAR, name: str, calibration: Calibration, equalization: Equalization) -> dict[str, Range]:
+def _pair_ranges(
+    facts: StageFacts, name: str, calibration: Calibration, equalization: Equalization
+) -> dict[str, Range]:
     """The ranges of both parts over all channels of the equalized input."""
-    factors = np.ones(1, np.float32)
-    for layer, linears in equalizable_layers(var).items():
-        if name in linears and layer in equalization.factors:
-            factors = equalization.factors[layer].numpy()
+    factors, reads = np.ones(1, np.float32), facts.layer(name).input
+    if reads in equalization.factors:
+        factors = equalization.factors[reads].numpy()
     return {part: channels.equalized(factors) for part, channels in calibration.pair_ranges[name].items()}
 
 
@@ -313,17 +306,6 @@ def _chosen_ranges(
     )
     bits, rule = options.recipe.activations.bits, options.recipe.activations.range
     return {name: choose_range(found, counts[name], bits, rule) for name, found in ranges.items()}
-
-
-def _over_stages(found: Range) -> Range:
-    return Range(found.minimum.min(keepdims=True), found.maximum.max(keepdims=True))
-
-
-def _class_ranges(var: VAR, layers: list[str]) -> dict[str, Range]:
-    """The range of what adaLN's linear layers see: SiLU of the class embeddings, of all classes at once."""
-    activated = F.silu(var.class_emb.weight)
-    both = Range(*(np.array([extreme.item()], np.float32) for extreme in (activated.min(), activated.max())))
-    return dict.fromkeys(layers, both)
 
 
 def _chosen_theta(bundle: Bundle, calibration: Calibration, options: BuildOptions, progress: Progress) -> ThetaChoice:

@@ -38,6 +38,10 @@ class Range:
         """The range that holds both."""
         return Range(np.minimum(self.minimum, other.minimum), np.maximum(self.maximum, other.maximum))
 
+    def over_stages(self) -> Range:
+        """One range for all stages: [S] -> [1]."""
+        return Range(self.minimum.min(keepdims=True), self.maximum.max(keepdims=True))
+
     def magnitude(self) -> NDArray[np.float32]:
         """The largest magnitude of each channel over all stages: [S, C] -> [C]."""
         return np.maximum(np.abs(self.minimum), np.abs(self.maximum)).max(axis=0)

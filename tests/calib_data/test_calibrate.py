@@ -14,10 +14,11 @@ from nextscale.calib_data.token_maps import TokenMaps
 from nextscale.compiler import build
 from nextscale.export.var.decoder_graph import build_decoder_graph
 from nextscale.export.var.stage_graph import build_stage_graph
+from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.observe_ranges import PARTS, observe_channels, observe_pairs, observe_ranges
-from nextscale.graph_passes.pipeline import stage_layers
 from nextscale.graph_passes.qparams import Range
 from nextscale.graph_passes.quantize_decoder import integer_convolutions, observe_decoder, observed_results
+from nextscale.models.var.layers import facts_of
 from nextscale.models.var.reference import generate
 from nextscale.runtime import Bundle, Generator
 
@@ -34,7 +35,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Observed:
     """The tiny model with observers, as a build writes it, and the observed nodes of stage and decoder."""
     source, folder = tiny_source(), tmp_path_factory.mktemp("observed")
     stage, decoder = build_stage_graph(source.var, source.vqvae.quantize), build_decoder_graph(source.vqvae)
-    layers = list(stage_layers(stage, tiny_recipe("static-w8a8")).static)
+    layers = IntegerModel.decide(tiny_recipe("static-w8a8"), facts_of(source.var)).static
     observed_stage = observe_pairs(observe_channels(observe_ranges(stage, layers), BY_CHANNEL), PAIRS)
     build._write(source, folder, observed_stage, observe_decoder(decoder), {"name": "fp32"})
     nodes = integer_convolutions(decoder), observed_results(decoder)

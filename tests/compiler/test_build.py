@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from tiny_model import (
     CALIBRATION_IMAGES,
     CLASS_NAMES,
@@ -23,12 +22,10 @@ from tiny_model import (
     tiny_source,
 )
 
-from nextscale.compiler import build, plan
+from nextscale.compiler import build
 from nextscale.compiler.build import build_bundle
 from nextscale.export import bundle_writer
-from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes.fusion_certificate import CertifiedLayer, FusionCertificate
-from nextscale.graph_passes.pipeline import stage_layers
 from nextscale.models.sources import Source
 from nextscale.runtime import Bundle, Generator
 from nextscale.runtime.errors import NextscaleError, OutputError
@@ -174,17 +171,6 @@ def test_an_existing_folder_is_refused_before_any_work(fp32_bundle: Path) -> Non
     with pytest.raises(OutputError, match="exists already"):
         build_bundle(tiny_source(), fp32_bundle, INT8, lambda *step: pytest.fail("began"))
     assert (fp32_bundle / "manifest.json").read_bytes() == before
-
-
-def test_class_ranges_hold_what_adaln_sees() -> None:
-    var, vqvae = tiny_models()
-    layers = stage_layers(build_stage_graph(var, vqvae.quantize), tiny_recipe("default")).by_class
-    assert set(layers) == {"blocks.0.ada_lin.1", "blocks.1.ada_lin.1", "head_nm.ada_lin.1"}
-    ranges = plan._class_ranges(var, layers)
-    activated = torch.nn.functional.silu(var.class_emb(torch.arange(NUM_CLASSES + 1)))
-    for layer in layers:
-        assert ranges[layer].minimum == activated.min()
-        assert ranges[layer].maximum == activated.max()
 
 
 def test_a_source_describes_its_model() -> None:
