@@ -10,6 +10,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
+from nextscale.compiler.fusion_certificate import certify
 from nextscale.compiler.plan import BuildOptions, Progress, make_plan
 from nextscale.evaluate.saturation import as_report, measure_saturation
 from nextscale.evaluate.teacher_forced import teacher_forced
@@ -24,7 +25,6 @@ from nextscale.export.card import bundle_card
 from nextscale.export.generate_graph import build_generate_graph
 from nextscale.export.var.decoder_graph import build_decoder_graph
 from nextscale.export.var.stage_graph import build_stage_graph
-from nextscale.graph_passes.fusion_certificate import certify
 from nextscale.graph_passes.pipeline import quantize_stage
 from nextscale.graph_passes.quantize_decoder import integer_convolutions, quantize_decoder
 from nextscale.models.sources import Source

@@ -20,14 +20,14 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
-from nextscale.graph_passes.integer_model import attention_bits
-from nextscale.graph_passes.integer_products import (
+from nextscale.evaluate.integer_products import (
     IntegerProduct,
     expose_operands,
     integer_products,
     output_name,
     reduction_rows,
 )
+from nextscale.graph_passes.integer_model import attention_bits
 from nextscale.graph_passes.qparams import PAIR_LIMIT, largest_pair_sum
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.request import Request

@@ -24,8 +24,8 @@ from tiny_model import (
 
 from nextscale.compiler import build
 from nextscale.compiler.build import build_bundle
+from nextscale.compiler.fusion_certificate import CertifiedLayer, FusionCertificate
 from nextscale.export import bundle_writer
-from nextscale.graph_passes.fusion_certificate import CertifiedLayer, FusionCertificate
 from nextscale.models.sources import Source
 from nextscale.runtime import Bundle, Generator
 from nextscale.runtime.errors import NextscaleError, OutputError

@@ -18,6 +18,7 @@ from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.linear_layers import linear_layers, nearest
 from nextscale.graph_passes.qparams import ActivationQParams, QuantizedWeight, Range
 from nextscale.graph_passes.quantize_linear import quantize_linear
+from nextscale.models.var.layers import facts_of
 
 Weights = dict[str, NDArray[np.float32]]
 K, NA, NB = 16, 8, 24

@@ -12,7 +12,7 @@ import pytest
 from tiny_model import no_progress, tiny_options, tiny_source
 
 from nextscale.compiler.build import build_bundle
-from nextscale.graph_passes.integer_products import expose_operands, integer_products, output_name, reduction_rows
+from nextscale.evaluate.integer_products import expose_operands, integer_products, output_name, reduction_rows
 from nextscale.graph_passes.linear_layers import CODES_SUFFIX
 from nextscale.runtime import Bundle
 
