@@ -35,6 +35,7 @@ from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.models.sources import demo_source
 from nextscale.models.var.equalization import Equalization
+from nextscale.models.var.layers import facts_of
 from nextscale.runtime.image_io import Writer, write_files
 from nextscale.runtime.request import DEFAULT_CFG_SCALE, DEFAULT_TOP_P, resolve_top_k
 from nextscale.runtime.uniforms import uniforms
@@ -211,10 +212,11 @@ def main(
     text = json.dumps(results, indent=1) + "\n"
     writers: dict[Path, Writer] = {RESULTS / f"{name}.json": lambda file: file.write(text.encode())}
     if plots:
-        model = demo_source("demo").model_info()
+        source = demo_source("demo")
+        model, facts = source.model_info(), facts_of(source.var)
         expansions = json.loads(shift_and_sum.read_text(encoding="utf-8"))
         writers[RESULTS / "budget.png"] = lambda file: plot_budget(file, rows)
-        writers[RESULTS / "quality_operations.png"] = lambda file: plot_operations(file, rows, model, expansions)
+        writers[RESULTS / "quality_operations.png"] = lambda file: plot_operations(file, rows, model, facts, expansions)
     write_files(writers)
 
 

@@ -189,7 +189,7 @@ def make_plan(
     by_layer = {name: layers.layers[name].static_range(static[name, None]) for name in layers.static}
     shift_and_sum = None
     if recipe.attention.shift_and_sum != "off":
-        choice = options.theta or _chosen_theta(bundle, calibration, options, progress)
+        choice = options.theta or _chosen_theta(bundle, facts, calibration, options, progress)
         form, report["shift_and_sum"] = recipe.attention.shift_and_sum, asdict(choice)
         shift_and_sum = ShiftAndSum(form, choice.theta, choice.rows, options.count_overflow)
     stage = StagePlan(
@@ -308,7 +308,9 @@ def _chosen_ranges(
     return {name: choose_range(found, counts[name], bits, rule) for name, found in ranges.items()}
 
 
-def _chosen_theta(bundle: Bundle, calibration: Calibration, options: BuildOptions, progress: Progress) -> ThetaChoice:
+def _chosen_theta(
+    bundle: Bundle, facts: StageFacts, calibration: Calibration, options: BuildOptions, progress: Progress
+) -> ThetaChoice:
     """theta within the recipe's budget, and places that are rarely too few."""
     recipe = options.recipe
     images, step = min(SCORE_IMAGES, len(calibration.class_labels)), "observing attention"
@@ -324,7 +326,7 @@ def _chosen_theta(bundle: Bundle, calibration: Calibration, options: BuildOption
         )
     bits = BitWidths(recipe.weights.bits, recipe.activations.bits)
     # The published form's costs, whichever form runs: both then expand the same tokens.
-    return choose_theta(statistics, bundle.model, bits, recipe.attention.budget, "duplicate")
+    return choose_theta(statistics, bundle.model, facts, bits, recipe.attention.budget, "duplicate")
 
 
 def _rounder(options: BuildOptions) -> WeightRounder:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from nextscale.graph_passes.graph_edit import Body, add_initializer, is_operator, replace, splice
 from nextscale.graph_passes.qparams import QuantizedWeight, RangeRule
 
-CODES_SUFFIX, PACKED_SUFFIX = ".codes", ".packed"
+WEIGHT_SUFFIX, CODES_SUFFIX, PACKED_SUFFIX = ".weight", ".codes", ".packed"
 
 # A layer's name and its weight float32 [K, N] to its codes; N is axis 1.
 WeightRounder = Callable[[str, NDArray[np.float32]], QuantizedWeight]
@@ -54,6 +54,21 @@ def linear_layers(graph: ir.Graph) -> list[LinearLayer]:
             if attribute.type == ir.AttributeType.GRAPH:
                 layers += linear_layers(attribute.as_graph())
     return layers
+
+
+def linear_layer_shapes(graph: ir.Graph) -> dict[str, tuple[int, int]]:
+    """[out, in] of a graph's linear layers by name; integer weights are named after theirs."""
+    weights = {layer.name: layer.weight for layer in linear_layers(graph)}
+    for name, weight in graph.initializers.items():
+        for suffix in (CODES_SUFFIX, PACKED_SUFFIX):
+            if name.endswith(WEIGHT_SUFFIX + suffix):
+                weights[name.removesuffix(WEIGHT_SUFFIX + suffix)] = weight
+    shapes = {}
+    for name, weight in weights.items():
+        assert weight.const_value is not None
+        features_in, features_out = weight.const_value.shape.numpy()
+        shapes[name] = (int(features_out), int(features_in))
+    return shapes
 
 
 def find_layers(graph: ir.Graph, names: set[str]) -> list[LinearLayer]:

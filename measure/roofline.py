@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from nextscale.graph_passes.layer_facts import StageFacts
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.measure.kernel_rates import KernelRates
-from nextscale.models.var.operations import ADA_PARTS, HEAD_ADA_PARTS, MLP_RATIO, queries
-from nextscale.runtime.manifest import ModelInfo
 
 CONVOLUTIONS = "convolutions"
-GUIDED_ROWS = 2
 
 
 @dataclass(frozen=True)
@@ -47,34 +45,22 @@ class Processor:
 XEON_6226R = Processor("Intel Xeon Gold 6226R", cores=16, hertz=2.9e9, float32=64, int8=256, reached=0.8)
 
 
-def linear_operations(model: ModelInfo) -> dict[str, int]:
-    """Operations of an image's linear layers with guidance, by the layer's name in block 0; of all blocks together.
-
-    As the graphs run them: adaLN once an image, the head and word_embed on one row an image.
-    """
-    c, depth, tokens = model.embed_dim, model.depth, int(queries(model).sum())
-    square = 2 * c * c * depth * tokens * GUIDED_ROWS
-    embedded = tokens - model.patch_nums[0] ** 2
-    return {
-        **{f"blocks.0.attn.{part}": square for part in ("q", "k", "v", "proj")},
-        **{f"blocks.0.ffn.{part}": MLP_RATIO * square for part in ("fc1", "fc2")},
-        "blocks.0.ada_lin.1": 2 * GUIDED_ROWS * (ADA_PARTS * depth + HEAD_ADA_PARTS) * c * c,
-        "head": 2 * c * model.vocab_size * tokens,
-        "word_embed": 2 * model.latent_channels * c * embedded,
-    }
+def linear_operations(facts: StageFacts) -> dict[str, int]:
+    """Operations of an image's linear layers with guidance, as the graphs run them, by the layer's name."""
+    return {layer.name: 2 * layer.shape[0] * layer.shape[1] * layer.rows * sum(layer.tokens) for layer in facts.layers}
 
 
 def roofline_seconds(operations: Mapping[str, int], recipe: Recipe, rates: KernelRates) -> float:
     """Seconds an image, each layer at the rate of the numbers that `recipe` computes it with.
 
     Args:
-        operations: `linear_operations`, and those of CONVOLUTIONS, which only the recipe fp32 leaves in float32.
+        operations: `linear_operations`, and those of CONVOLUTIONS.
         recipe: of the bundle.
         rates: of the machine.
     """
 
     def rate(layer: str) -> float:
-        is_float = recipe.precision == "fp32" or (layer != CONVOLUTIONS and recipe.layer_choice(layer) == "float")
-        return rates.float32 if is_float else rates.int8
+        choice = recipe.decoder.precision if layer == CONVOLUTIONS else recipe.layer_choice(layer)
+        return rates.float32 if recipe.precision == "fp32" or choice == "float" else rates.int8
 
     return sum(count / rate(layer) for layer, count in operations.items())

@@ -13,6 +13,7 @@ from nextscale.measure.kernel_rates import KernelRates, kernel_rates
 from nextscale.measure.roofline import CONVOLUTIONS, XEON_6226R, linear_operations, roofline_seconds
 from nextscale.measure.throughput import Log, MachineSpeed, Speed, measure, measure_processes
 from nextscale.measure.time_split import TimeSplit, profile_bundle
+from nextscale.models.var.layers import facts_of_bundle
 from nextscale.paper.demo_agreement import DemoAgreement, agreement_provenance, demo_agreement
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.errors import NextscaleError
@@ -188,7 +189,7 @@ def measure_table_c(
         log=log,
     )
     rates = before.best_with(kernel_rates(options))
-    operations = linear_operations(bundles[0].bundle.model) | {CONVOLUTIONS: convolution_operations}
+    operations = linear_operations(facts_of_bundle(bundles[0].bundle)) | {CONVOLUTIONS: convolution_operations}
     by_name = {item.recipe.name: tuple(speed for speed in speeds if speed.name == item.recipe.name) for item in bundles}
     rows = []
     for item in bundles:

@@ -10,9 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_ir as ir
 
 from nextscale.graph_passes.layer_facts import LayerFacts, StageFacts
+from nextscale.graph_passes.linear_layers import linear_layer_shapes
 from nextscale.graph_passes.qparams import Range
+from nextscale.runtime.bundle import Bundle
 
 if TYPE_CHECKING:
     from nextscale.models.var.transformer import VAR, VARConfig
@@ -54,6 +57,12 @@ def stage_facts(shapes: Mapping[str, Shape], patch_nums: Sequence[int], class_ra
 def facts_of(var: VAR) -> StageFacts:
     """The facts of a torch model's stage graph."""
     return stage_facts(linear_shapes(var.config), var.config.patch_nums, class_range(var))
+
+
+def facts_of_bundle(bundle: Bundle) -> StageFacts:
+    """The facts of a bundle's layers for counting, from the shapes in its stage graph, float or integer."""
+    shapes = linear_layer_shapes(ir.load(bundle.graph_path("stage")).graph)
+    return stage_facts(shapes, bundle.model.patch_nums)
 
 
 def class_range(var: VAR) -> Range:

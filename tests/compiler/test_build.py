@@ -5,6 +5,7 @@ import errno
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from tiny_model import (
     CALIBRATION_IMAGES,
@@ -26,6 +27,7 @@ from nextscale.compiler import build
 from nextscale.compiler.build import build_bundle
 from nextscale.compiler.fusion_certificate import CertifiedLayer, FusionCertificate
 from nextscale.export import bundle_writer
+from nextscale.graph_passes.recipe import DecoderRecipe
 from nextscale.models.sources import Source
 from nextscale.runtime import Bundle, Generator
 from nextscale.runtime.errors import NextscaleError, OutputError
@@ -107,6 +109,28 @@ def test_int8_weights_take_little_more_than_a_quarter(int8_bundle: Path, fp32_bu
 def test_int8_of_other_models(tmp_path: Path, options: dict[str, bool]) -> None:
     bundle = Bundle.open(build_tiny(tmp_path / "bundle", "int8", tiny_source(**options)))
     assert verify(bundle, ONE_THREAD).passed
+
+
+def test_a_decoder_that_stays_float(tmp_path: Path, fp32_bundle: Path) -> None:
+    """It is that of full precision, and nothing says that it has integer layers."""
+    options = tiny_options("nearest-w4a4")
+    options = dataclasses.replace(
+        options, recipe=dataclasses.replace(options.recipe, decoder=DecoderRecipe(precision="float"))
+    )
+    bundle = build_bundle(tiny_source(), tmp_path / "bundle", options, no_progress)
+    assert verify(bundle, ONE_THREAD).passed
+    found, full = (ir.load(folder / "decoder.onnx").graph for folder in (bundle.path, fp32_bundle))
+    assert [(node.name, node.op_type) for node in found] == [(node.name, node.op_type) for node in full]
+    for name in full.initializers:
+        one, other = (graph.initializers[name].const_value for graph in (found, full))
+        assert one is not None
+        assert other is not None
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
+    recipe = bundle.manifest.recipe
+    assert recipe["decoder"] == {"precision": "float"}
+    assert recipe["kernels"]["decoder"] == {}
+    assert "blocks.0.ffn.fc1.weight" in recipe["kernels"]["stage"]
+    assert not [name for name in recipe["saturation"]["can_saturate"] if name.startswith("decoder")]
 
 
 def test_a_model_of_one_class_has_one_verify_label_twice(tmp_path: Path) -> None:

@@ -63,6 +63,14 @@ def test_exposed_operands_are_u8_and_s8(built: Bundle) -> None:
         assert len(list(again.graph)) == len(list(exposed.graph))
 
 
+def test_an_operator_of_another_domain_is_no_product(built: Bundle) -> None:
+    for graph in ("stage", "decoder"):
+        model = ir.load(built.graph_path(graph))
+        for product in integer_products(model):
+            product.node.domain = "elsewhere"
+        assert integer_products(model) == []
+
+
 def without_weights(model: ir.Model) -> ir.Model:
     """The checker wants to see no file that it cannot find from the working folder."""
     for name, value in list(model.graph.initializers.items()):
