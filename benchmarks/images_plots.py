@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 from recipe_bundles import find_recipe
 
+from nextscale.graph_passes.layer_facts import StageFacts
 from nextscale.graph_passes.recipe import Recipe
-from nextscale.models.var.operations import MLP_RATIO, BitWidths, multiply_adds, queries
+from nextscale.models.var.operations import BitWidths, multiply_adds
 from nextscale.runtime.manifest import ModelInfo
 
 FULL_PRECISION = BitWidths(16, 16)  # as the paper counts it
@@ -31,28 +32,29 @@ STYLES = {
 LABELLED = {"rtn": (4, 4), "ours": (-3, -11), "nearest": (5, 2), "default": (-4, -11), "ours-litevar": (5, 2)}
 
 
-def operations(model: ModelInfo, recipe: Recipe, extra: Mapping[str, Any] | None = None) -> float:
+def operations(model: ModelInfo, facts: StageFacts, recipe: Recipe, extra: Mapping[str, Any] | None = None) -> float:
     """BOPs of an image's row under a recipe, as `nextscale theta` counts them; a product in floats at 16 x 16 bits.
 
     Args:
-        model: the model.
+        model, facts: the model.
         recipe: its bits, layers in float, and attention.
         extra: operations of shift-and-sum at 4/6 bits: those of Eq. 13 (aggregate) go with the activations' bits
             squared, the others are of 16 bits.
     """
     full = FULL_PRECISION.weights * FULL_PRECISION.activations
     if recipe.precision == "fp32":
-        return float(full * sum(int(count.sum()) for count in multiply_adds(model).values()))
+        return float(full * sum(int(count.sum()) for count in multiply_adds(model, facts).values()))
     if not FLOAT_LAYERS.issuperset(recipe.layers) or {*recipe.layers.values()} - {"float"}:
         raise ValueError(f"{recipe.name}: layers {dict(recipe.layers)}; expected only {sorted(FLOAT_LAYERS)} in float")
     a = recipe.activations.bits
-    cost = dict.fromkeys(multiply_adds(model), recipe.weights.bits * a)
+    cost = dict.fromkeys(multiply_adds(model, facts), recipe.weights.bits * a)
     cost["attention"] = a * a if recipe.attention.products == "integer" else full
     if "word_embed" in recipe.layers:
         cost["word_embed"] = full
-    total = float(sum(cost[part] * int(count.sum()) for part, count in multiply_adds(model).items()))
+    total = float(sum(cost[part] * int(count.sum()) for part, count in multiply_adds(model, facts).items()))
     if "ffn.fc2" in recipe.layers:
-        fc2 = MLP_RATIO * model.embed_dim**2 * model.depth * int(queries(model).sum())
+        layers = [layer for layer in facts.layers if layer.name.endswith("ffn.fc2")]
+        fc2 = sum(layer.shape[0] * layer.shape[1] * sum(layer.tokens) for layer in layers)
         total += (full - recipe.weights.bits * a) * fc2
     if recipe.attention.shift_and_sum != "off":
         if extra is None:
@@ -85,7 +87,9 @@ def _spread(axes: Axes, x: Any, values: Sequence[Sequence[float]], colour: str, 
         axes.plot([position] * len(seeds), seeds, ".", color=colour, alpha=0.4)
 
 
-def plot_operations(file: BinaryIO, rows: Rows, model: ModelInfo, shift_and_sum: Mapping[str, Row]) -> None:
+def plot_operations(
+    file: BinaryIO, rows: Rows, model: ModelInfo, facts: StageFacts, shift_and_sum: Mapping[str, Row]
+) -> None:
     """Write a PNG: FID-E and KL by bit operations, a line for each method over settings of bits."""
     figure = Figure(figsize=(13, 4.8), layout="constrained")
     panels = figure.subplots(1, 2)
@@ -96,7 +100,7 @@ def plot_operations(file: BinaryIO, rows: Rows, model: ModelInfo, shift_and_sum:
                 row = rows.get((recipe_name(method, bits), 0))
                 if row is not None:
                     extra = shift_and_sum["0.01"]["operations"]
-                    points.append((operations(model, find_recipe(row["recipe"]), extra) / 1e9, row[key], bits))
+                    points.append((operations(model, facts, find_recipe(row["recipe"]), extra) / 1e9, row[key], bits))
             points.sort()
             axes.plot(*zip(*(point[:2] for point in points), strict=True), marker=marker, color=colour, label=name)
             if method in LABELLED:

@@ -21,11 +21,12 @@ from learned_roundings import ROUNDINGS, recorded
 
 from nextscale.calib_data.token_maps import ARRAYS
 from nextscale.cli.main import main as nextscale
+from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.models.sources import demo_source
 from nextscale.models.var.transformer import VARConfig
 from nextscale.simulation.reconstruct import ReconstructionSettings, Step, reconstruct
-from nextscale.simulation.simulated_attention import ShiftAndSum
+from nextscale.simulation.simulated_attention import all_places
 
 DEFAULTS = ReconstructionSettings(iterations=800)  # as the recorded ones
 FIGURES = ("kept", "kl_nearest", "kl_reconstructed", "kl_reconstructed_stderr", "top1_nearest", "top1_reconstructed")
@@ -126,10 +127,9 @@ def attentive_tokens(recipe: Recipe, theta: float | None, places: str | None, co
     if theta is None:
         if known is None or known.theta is None or known.places is None:
             raise click.UsageError(f"recipe {recipe.name} has shift-and-sum: give --theta (see `nextscale theta`)")
-        return ShiftAndSum(known.theta, known.places)
-    if places is None:
-        return ShiftAndSum.unlimited(theta, config)
-    return ShiftAndSum(theta, tuple(map(int, places.split(","))))
+        return ShiftAndSum(recipe.attention.shift_and_sum, known.theta, known.places)
+    allowed = all_places(config) if places is None else tuple(map(int, places.split(",")))
+    return ShiftAndSum(recipe.attention.shift_and_sum, theta, allowed)
 
 
 def show(recipe: str, step: Step) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from provenance import RESULTS, commit, publish
 
+from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.qparams import Range
 from nextscale.graph_passes.recipe import (
     ActivationRecipe,
@@ -29,14 +30,13 @@ from nextscale.graph_passes.recipe import (
 from nextscale.models.sources import demo_source
 from nextscale.models.var.equalization import Equalization
 from nextscale.simulation.simulated_agreement import simulated_agreement
-from nextscale.simulation.simulated_attention import ShiftAndSum
 from nextscale.simulation.simulated_ranges import equalize, observe
 from nextscale.simulation.simulated_var import SimulatedVAR
 
 FLOAT_EMBED: dict[str, LayerChoice] = {"word_embed": "float"}
 ALL_LAYERS = ("attn.q", "attn.k", "attn.v", "attn.proj", "ffn.fc1", "ffn.fc2", "head")
 # About 1% more operations (`nextscale theta`).
-SHIFT_AND_SUM = ShiftAndSum(0.008, (1, 5, 14, 30, 55, 76, 80, 95, 60, 45))
+SHIFT_AND_SUM = ShiftAndSum("residual", 0.008, (1, 5, 14, 30, 55, 76, 80, 95, 60, 45))
 CALIBRATION_IMAGES = 32
 # Where token maps begin that calibration did not see.
 FIRST_IMAGE = 128

@@ -32,15 +32,16 @@ from nextscale.evaluate.image_metrics import image_metrics
 from nextscale.evaluate.image_statistics import ImageStatistics, image_statistics, read_statistics
 from nextscale.evaluate.reference_statistics import read_demo_reference
 from nextscale.evaluate.teacher_forced import evaluation_labels
+from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.models.sources import demo_source
 from nextscale.models.var.equalization import Equalization
+from nextscale.models.var.layers import facts_of
 from nextscale.runtime.image_io import Writer, write_files
 from nextscale.runtime.request import DEFAULT_CFG_SCALE, DEFAULT_TOP_P, resolve_top_k
 from nextscale.runtime.uniforms import uniforms
 from nextscale.simulation.rounding import Rounding
 from nextscale.simulation.simulated_agreement import simulated_agreement
-from nextscale.simulation.simulated_attention import ShiftAndSum
 from nextscale.simulation.simulated_generation import generate
 from nextscale.simulation.simulated_ranges import FULL_PRECISION, calibrated
 from nextscale.simulation.simulated_var import SimulatedVAR
@@ -172,7 +173,7 @@ def main(
         extra = None
         if recipe.attention.shift_and_sum != "off":
             found = json.loads(shift_and_sum.read_text(encoding="utf-8"))[f"{recipe.attention.budget:g}"]
-            extra = ShiftAndSum(found["theta"], tuple(found["places"]))
+            extra = ShiftAndSum(recipe.attention.shift_and_sum, found["theta"], tuple(found["places"]))
         simulated = pictures.simulate(recipe, rounding, extra, calibration)
         statistics = pictures.statistics(simulated, images, seed)
         full = work / f"fp32.seed{0 if recipe.name == 'fp32' else seed}.npz"
@@ -212,10 +213,11 @@ def main(
     text = json.dumps(results, indent=1) + "\n"
     writers: dict[Path, Writer] = {RESULTS / f"{name}.json": lambda file: file.write(text.encode())}
     if plots:
-        model = demo_source("demo").model_info()
+        source = demo_source("demo")
+        model, facts = source.model_info(), facts_of(source.var)
         expansions = json.loads(shift_and_sum.read_text(encoding="utf-8"))
         writers[RESULTS / "budget.png"] = lambda file: plot_budget(file, rows)
-        writers[RESULTS / "quality_operations.png"] = lambda file: plot_operations(file, rows, model, expansions)
+        writers[RESULTS / "quality_operations.png"] = lambda file: plot_operations(file, rows, model, facts, expansions)
     write_files(writers)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nextscale.calib_data.attention_scores import EDGES, THETA_STEPS, ScoreStatistics
+from nextscale.graph_passes.layer_facts import StageFacts
 from nextscale.models.var.operations import (
     BitWidths,
     Cost,
@@ -95,14 +96,19 @@ def kernel_order(scores: ArrayLike, theta: float) -> NDArray[np.int64]:
 
 
 def overhead(
-    statistics: ScoreStatistics, model: ModelInfo, bits: BitWidths, theta: float, form: Form = "duplicate"
+    statistics: ScoreStatistics,
+    model: ModelInfo,
+    facts: StageFacts,
+    bits: BitWidths,
+    theta: float,
+    form: Form = "duplicate",
 ) -> Overhead:
     """What `theta`, a multiple of 1e-4 above 0, costs on average.
 
     Raises:
         ValueError: theta is off the grid.
     """
-    return _overhead(statistics, statistics.above(), model, bits, theta_index(theta), form)
+    return _overhead(statistics, statistics.above(), model, facts, bits, theta_index(theta), form)
 
 
 def attentive_shares(statistics: ScoreStatistics, model: ModelInfo, thetas: Sequence[float]) -> NDArray[np.float64]:
@@ -120,6 +126,7 @@ def attentive_shares(statistics: ScoreStatistics, model: ModelInfo, thetas: Sequ
 def choose_theta(
     statistics: ScoreStatistics,
     model: ModelInfo,
+    facts: StageFacts,
     bits: BitWidths,
     budget: float = 0.01,
     form: Form = "duplicate",
@@ -135,7 +142,7 @@ def choose_theta(
     above = statistics.above()
 
     def found(index: int) -> Overhead:
-        return _overhead(statistics, above, model, bits, index, form)
+        return _overhead(statistics, above, model, facts, bits, index, form)
 
     least = found(THETA_STEPS)
     if least.share > budget:
@@ -164,7 +171,13 @@ def theta_index(theta: float) -> int:
 
 
 def _overhead(
-    statistics: ScoreStatistics, above: NDArray[np.int64], model: ModelInfo, bits: BitWidths, index: int, form: Form
+    statistics: ScoreStatistics,
+    above: NDArray[np.int64],
+    model: ModelInfo,
+    facts: StageFacts,
+    bits: BitWidths,
+    index: int,
+    form: Form,
 ) -> Overhead:
     # Tokens above theta, 2 theta, 4 theta, ...: 2n is 2 above theta and doubles at each (Eq. 14).
     octaves = [above[:, index << m] for m in range((THETA_STEPS // index).bit_length())]
@@ -178,6 +191,6 @@ def _overhead(
         duplicate_cost(model, tokens, copies),
         aggregate_cost(model, bits, tokens, copies),
     )
-    share = sum(cost.operations for cost in costs) / model_cost(model, bits).operations
+    share = sum(cost.operations for cost in costs) / model_cost(model, facts, bits).operations
     max_order = max((2**m for m, octave in enumerate(octaves) if octave.any()), default=0)
     return Overhead(index / THETA_STEPS, form, *costs, share, max_order)

@@ -16,9 +16,9 @@ from nextscale.runtime.errors import OutputError
 from nextscale.simulation.reconstruction_settings import ReconstructionSettings
 
 if TYPE_CHECKING:
+    from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
     from nextscale.models.var.transformer import VARConfig
     from nextscale.simulation.device import Device
-    from nextscale.simulation.simulated_attention import ShiftAndSum
 
 DEFAULTS = ReconstructionSettings()
 SUFFIX = ".safetensors"
@@ -61,10 +61,10 @@ def reconstruct(
     nextscale reconstruct demo --recipe brecq-w4a6 --calibration demo-maps --out demo-w4a6.safetensors
     """
     from nextscale.calib_data.token_maps import TokenMaps
+    from nextscale.models.var.layers import linear_shapes
     from nextscale.simulation.device import on_device, require_device
     from nextscale.simulation.reconstruct import Step
     from nextscale.simulation.reconstruct import reconstruct as learn
-    from nextscale.simulation.simulated_var import linear_names
 
     if out.suffix != SUFFIX:
         raise click.UsageError(f"--out {out}: rounding is written as safetensors; give a name that ends in {SUFFIX}")
@@ -77,7 +77,7 @@ def reconstruct(
     require_device(device)
     recipe = load_recipe(recipe_name)
     source = model.source("model")
-    recipe.require_layers(linear_names(source.var))
+    recipe.require_layers(list(linear_shapes(source.var.config)))
     shift_and_sum = _shift_and_sum(recipe, theta, places, source.var.config)
     if calibration is not None:
         maps = TokenMaps.load(calibration, source.model_info())
@@ -117,7 +117,8 @@ def reconstruct(
 def _shift_and_sum(
     recipe: Recipe, theta: float | None, places: list[int] | None, config: VARConfig
 ) -> ShiftAndSum | None:
-    from nextscale.simulation.simulated_attention import ShiftAndSum
+    from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
+    from nextscale.simulation.simulated_attention import all_places
 
     if recipe.attention.shift_and_sum == "off":
         if theta is not None or places is not None:
@@ -125,4 +126,5 @@ def _shift_and_sum(
         return None
     if theta is None:
         raise click.UsageError(f"recipe {recipe.name} has shift-and-sum: give --theta (see `nextscale theta`)")
-    return ShiftAndSum.unlimited(theta, config) if places is None else ShiftAndSum(theta, tuple(places))
+    found = all_places(config) if places is None else tuple(places)
+    return ShiftAndSum(recipe.attention.shift_and_sum, theta, found)

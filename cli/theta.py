@@ -19,11 +19,11 @@ from rich.table import Table
 
 from nextscale.cli.options import BUNDLE, threads
 from nextscale.cli.progress import show_steps
+from nextscale.models.var.layers import facts_of_bundle
 from nextscale.models.var.operations import BitWidths, Cost, model_cost
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.errors import NextscaleError
 from nextscale.runtime.image_io import Writer, require_writable, write_files
-from nextscale.runtime.manifest import ModelInfo
 from nextscale.runtime.session import SessionOptions
 
 if TYPE_CHECKING:
@@ -104,18 +104,20 @@ def theta(
             f"{bundle_dir}: recipe {recipe}, but theta is chosen from full precision: build with --precision fp32"
         )
     statistics = _collect(bundle, images, seed, SessionOptions(threads=threads))
-    choices = [choose_theta(statistics, bundle.model, bits, budget, form) for form in FORMS]
+    facts = facts_of_bundle(bundle)
+    choices = [choose_theta(statistics, bundle.model, facts, bits, budget, form) for form in FORMS]
     overheads = [
-        overhead(statistics, bundle.model, bits, value, choice.form)
+        overhead(statistics, bundle.model, facts, bits, value, choice.form)
         for choice in choices
         for value in sorted({*TABLE_B_THETAS, choice.theta})
     ]
     thetas = sorted({found.theta for found in overheads})
     shares = attentive_shares(statistics, bundle.model, thetas)
-    _print(bundle.manifest.name, bits, model_cost(bundle.model, bits), overheads, choices, thetas, shares)
+    baseline = model_cost(bundle.model, facts, bits)
+    _print(bundle.manifest.name, bits, baseline, overheads, choices, thetas, shares)
     writers: dict[Path, Writer] = {}
     if json_path is not None:
-        report = _report(bundle.model, bits, overheads, choices, thetas, shares)
+        report = _report(bits, baseline, overheads, choices, thetas, shares)
         text = json.dumps({"bundle": str(bundle_dir), "images": images, "seed": seed, **report}, indent=1) + "\n"
         writers[json_path] = lambda file: file.write(text.encode())
     if plot_path is not None:
@@ -142,8 +144,8 @@ def _collect(bundle: Bundle, images: int, seed: int, options: SessionOptions) ->
 
 
 def _report(
-    model: ModelInfo,
     bits: BitWidths,
+    baseline: Cost,
     overheads: Sequence[Overhead],
     choices: Sequence[ThetaChoice],
     thetas: Sequence[float],
@@ -151,7 +153,7 @@ def _report(
 ) -> dict[str, Any]:
     return {
         "bits": asdict(bits),
-        "baseline": asdict(model_cost(model, bits)),
+        "baseline": asdict(baseline),
         "overheads": [asdict(found) for found in overheads],
         "choices": [asdict(choice) for choice in choices],
         "attentive_shares": {f"{value:g}": share.tolist() for value, share in zip(thetas, shares, strict=True)},

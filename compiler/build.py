@@ -11,6 +11,7 @@ import onnx_ir as ir
 import torch
 
 from nextscale.compiler.float_model import FloatModel
+from nextscale.compiler.fusion_certificate import certify
 from nextscale.compiler.options import BuildOptions, Progress
 from nextscale.compiler.plan import make_plan
 from nextscale.compiler.rounders import require_reducible, require_rounding
@@ -27,10 +28,11 @@ from nextscale.export.card import bundle_card
 from nextscale.export.generate_graph import build_generate_graph
 from nextscale.export.var.decoder_graph import build_decoder_graph
 from nextscale.export.var.stage_graph import build_stage_graph
-from nextscale.graph_passes.fusion_certificate import certify
-from nextscale.graph_passes.pipeline import quantize_stage, stage_layers
+from nextscale.graph_passes.integer_model import IntegerModel
+from nextscale.graph_passes.pipeline import quantize_stage
 from nextscale.graph_passes.quantize_decoder import integer_convolutions, quantize_decoder
 from nextscale.models.sources import Source
+from nextscale.models.var.layers import facts_of
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.next_scale_loop import Generator
 from nextscale.runtime.request import DEFAULT_CFG_SCALE
@@ -75,11 +77,12 @@ def _build_integer(
     progress: Progress,
 ) -> dict[str, Any]:
     """Calibrate, quantize, write and check; returns the recipe with what the checks found."""
-    layers = stage_layers(stage_model, options.recipe)
     if options.reduce_range:
         require_reducible(options.recipe)
-    require_rounding(source.var, stage_model, layers, options)
-    integer, convolutions = layers.names(), integer_convolutions(decoder_model)
+    integer = IntegerModel.decide(options.recipe, facts_of(source.var), options.reduce_range)
+    require_rounding(integer, options)
+    layers = [*integer.layers]
+    convolutions = integer_convolutions(decoder_model) if options.recipe.decoder.precision == "integer" else []
 
     def write_float(folder: Path, stage_model: ir.Model, decoder_model: ir.Model) -> None:
         write_bundle(source, folder, stage_model, decoder_model, {"name": "fp32"})
@@ -88,17 +91,18 @@ def _build_integer(
     with tempfile.TemporaryDirectory(prefix=f"{folder.name}.calibration-", dir=folder.parent) as work:
         progress("writing the full-precision model for calibration")
         full_precision = FloatModel.write(source, stage_model, decoder_model, Path(work), write_float)
-        plan = make_plan(full_precision, options, progress)
+        plan = make_plan(full_precision, integer, options, progress)
         progress("quantizing")
         stage_model = build_stage_graph(source.var, source.vqvae.quantize, plan.equalization)
         stage_model = quantize_stage(stage_model, plan.stage)
-        decoder_model = quantize_decoder(decoder_model, plan.decoder_ranges, options.reduce_range)
+        if convolutions:
+            decoder_model = quantize_decoder(decoder_model, plan.decoder_ranges, options.reduce_range)
         progress("writing")
         recipe = options.recipe.as_dict() | dict(plan.report) | {"reduce_range": options.reduce_range}
         write_bundle(source, folder, stage_model, decoder_model, recipe)
 
         progress("checking kernels")
-        planned = {"stage": integer, "decoder": convolutions, "generate": integer + convolutions}
+        planned = {"stage": layers, "decoder": convolutions, "generate": layers + convolutions}
         certificates = {name: certify(folder / f"{name}.onnx", options.session) for name in planned}
         for name, names in planned.items():
             certificates[name].require_integer(names)

@@ -80,6 +80,8 @@ def observe(
         batch_size=options.batch_size,
         on_images=lambda done: progress(step, done, count),
     )
+    if options.recipe.decoder.precision == "float":
+        return found, DecoderRanges({}, {})
     return found, _decoder_ranges(model, found.f_hat, options)
 
 

@@ -12,17 +12,18 @@ from nextscale.calib_data.observe_ranges import ObservedRanges, StageObservation
 from nextscale.calib_data.observed_stage import ObservedStage
 from nextscale.compiler.float_model import FloatModel
 from nextscale.compiler.options import BuildOptions, Progress
+from nextscale.graph_passes.integer_model import IntegerModel
+from nextscale.graph_passes.layer_facts import StageFacts
 from nextscale.graph_passes.observe_inputs import Input, observe_inputs
-from nextscale.graph_passes.pipeline import StageLayers
 from nextscale.graph_passes.qparams import Range
-from nextscale.models.var.equalization import Equalization, choose_equalization, equalizable_layers
+from nextscale.models.var.equalization import Equalization, choose_equalization
 from nextscale.models.var.transformer import VAR
 
 # Enough images for the shape of a distribution, of which each gives hundreds of tokens; the rest widen the range.
 HISTOGRAM_IMAGES = 16
 
 
-def equalize(var: VAR, observed: ObservedRanges, options: BuildOptions) -> Equalization:
+def equalize(var: VAR, facts: StageFacts, observed: ObservedRanges, options: BuildOptions) -> Equalization:
     """The equalization that the rounding was learned with, or the recipe's by the magnitudes of channels."""
     if options.rounding is not None:
         return Equalization({name: torch.from_numpy(found) for name, found in options.rounding.factors.items()})
@@ -31,31 +32,31 @@ def equalize(var: VAR, observed: ObservedRanges, options: BuildOptions) -> Equal
         return Equalization()
     magnitudes = {
         layer: torch.from_numpy(observed.by_channel[Input(linears[0])].magnitude())
-        for layer, linears in equalizable_layers(var).items()
+        for layer, linears in facts.equalizable().items()
     }
     return choose_equalization(var, magnitudes, alpha)
 
 
-def equalized_ranges(var: VAR, observed: ObservedRanges, equalization: Equalization) -> dict[Input, Range]:
+def equalized_ranges(facts: StageFacts, observed: ObservedRanges, equalization: Equalization) -> dict[Input, Range]:
     """The ranges [S] of the equalized model's inputs and their parts, from what was observed before."""
     found = dict(observed.whole)
-    layer_of = {linear: layer for layer, linears in equalizable_layers(var).items() for linear in linears}
+    reads = {layer.name: layer.input for layer in facts.layers}
     for key, channels in observed.by_channel.items():
-        factors = equalization.factors.get(layer_of.get(key.node, ""))
+        factors = equalization.factors.get(reads[key.node])
         if factors is not None:
             found[key] = channels.equalized(factors.numpy())
         elif key.part is not None:
             found[key] = channels.equalized(np.ones(1, np.float32))
     # Layers that share an input were observed by channel once.
-    for layer, linears in equalizable_layers(var).items():
-        if layer in equalization.factors:
+    for name, linears in facts.equalizable().items():
+        if name in equalization.factors:
             found |= {Input(linear): found[Input(linears[0])] for linear in linears if Input(linear) in found}
     return found
 
 
 def choose_static_ranges(
     model: FloatModel,
-    layers: StageLayers,
+    integer: IntegerModel,
     ranges: Mapping[Input, Range],
     equalization: Equalization,
     observation: StageObservation,
@@ -66,8 +67,8 @@ def choose_static_ranges(
 
     A rule that looks at distributions gets histograms of the equalized model's inputs.
     """
-    keys = [Input(name) for name in layers.static]
-    keys += [part for name in layers.pairs for part in Input(name).parts()]
+    keys = [Input(name) for name in integer.static]
+    keys += [part for name in integer.pairs for part in Input(name).parts()]
     static = {key: ranges[key] for key in keys}
     rule, bits = options.recipe.activations.range, options.recipe.activations.bits
     if not static or rule == "max":

@@ -28,8 +28,10 @@ from nextscale.compiler.build import build_bundle
 from nextscale.compiler.options import BuildOptions, Progress
 from nextscale.compiler.theta import theta_within_budget
 from nextscale.export.bundle_writer import require_absent
+from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.models.sources import Source
+from nextscale.models.var.layers import facts_of, linear_shapes
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.errors import NextscaleError
 from nextscale.runtime.image_io import write_files
@@ -38,8 +40,6 @@ from nextscale.simulation.device import Device, on_device, require_device
 from nextscale.simulation.reconstruct import Step, reconstruct
 from nextscale.simulation.reconstruction_settings import ReconstructionSettings
 from nextscale.simulation.rounding import Rounding, weight_sha256
-from nextscale.simulation.simulated_attention import ShiftAndSum
-from nextscale.simulation.simulated_var import linear_names
 
 
 def learning_folder(out: Path) -> Path:
@@ -77,7 +77,7 @@ def learn_bundle(
     """
     require_absent(out)
     require_learned(options.recipe)
-    options.recipe.require_layers(linear_names(source.var))
+    options.recipe.require_layers(list(linear_shapes(source.var.config)))
     require_device(device)
     learning = _Learning(source, options, settings, device, learning_folder(out), progress)
     learning.begin()
@@ -165,6 +165,7 @@ class _Learning:
             labels, tokens = maps.class_labels, maps.token_maps
             found = theta_within_budget(
                 self.full_precision,
+                facts_of(self.source.var),
                 self.options.recipe,
                 labels,
                 tokens,
@@ -192,11 +193,15 @@ class _Learning:
                     maps.class_labels,
                     maps.token_maps,
                     self.settings,
-                    shift_and_sum=None if theta is None else ShiftAndSum(theta.theta, theta.rows),
+                    shift_and_sum=self._shift_and_sum(theta),
                     work=self.reconstruction / "units",
                     on_step=self._on_step,
                 ).save(path)
         return Rounding.load(path)
+
+    def _shift_and_sum(self, theta: ThetaChoice | None) -> ShiftAndSum | None:
+        form = self.options.recipe.attention.shift_and_sum
+        return None if theta is None or form == "off" else ShiftAndSum(form, theta.theta, theta.rows)
 
     def _on_step(self, step: Step) -> None:
         self.progress(f"learning {step.unit}", step.step, step.steps)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx_ir as ir
 
 from nextscale.compiler.options import BuildOptions
-from nextscale.graph_passes.linear_layers import WeightRounder, linear_layers, nearest, reduced_range
-from nextscale.graph_passes.pipeline import StageLayers
+from nextscale.graph_passes.integer_model import IntegerModel
+from nextscale.graph_passes.linear_layers import WeightRounder, nearest, reduced_range
 from nextscale.graph_passes.qparams import PAIR_LIMIT, WEIGHT_QMAX, QuantizedWeight, WeightQParams
 from nextscale.graph_passes.recipe import Recipe
-from nextscale.models.var.equalization import equalizable_layers
-from nextscale.models.var.transformer import VAR
 from nextscale.runtime.errors import NextscaleError
 
 
@@ -25,7 +22,7 @@ def require_reducible(recipe: Recipe) -> None:
         )
 
 
-def require_rounding(var: VAR, stage: ir.Model, layers: StageLayers, options: BuildOptions) -> None:
+def require_rounding(integer: IntegerModel, options: BuildOptions) -> None:
     """Find out before a long computation whether the rounding is the one that the recipe needs.
 
     Raises:
@@ -41,13 +38,12 @@ def require_rounding(var: VAR, stage: ir.Model, layers: StageLayers, options: Bu
             f"recipe {recipe.name}: its weights are reconstructed; run `nextscale reconstruct` with it first, and give "
             "the file with --rounding"
         )
-    weights = {layer.name: layer.weight.const_value for layer in linear_layers(stage.graph)}
-    shapes = {name: tuple(weight.shape.numpy())[::-1] for name, weight in weights.items() if weight is not None}
-    equalized = equalizable_layers(var) if recipe.equalization.alpha > 0 else {}
+    shapes = {layer.name: layer.shape for layer in integer.facts.layers}
+    equalized = integer.facts.equalizable() if recipe.equalization.alpha > 0 else {}
     rounding.require(
         recipe,
-        {name: shapes[name] for name in layers.names()},
-        {layer: shapes[linears[0]][1:] for layer, linears in equalized.items()},
+        {layer.name: layer.shape for layer in integer.learned()},
+        {name: shapes[linears[0]][1:] for name, linears in equalized.items()},
     )
 
 

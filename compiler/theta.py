@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from nextscale.calib_data.attention_scores import collect_scores, open_observed
 from nextscale.calib_data.choose_theta import ThetaChoice, choose_theta
 from nextscale.compiler.options import Progress
+from nextscale.graph_passes.layer_facts import StageFacts
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.var.operations import BitWidths
 from nextscale.runtime.bundle import Bundle
@@ -18,6 +19,7 @@ SCORE_IMAGES = 32
 
 def theta_within_budget(
     bundle: Bundle,
+    facts: StageFacts,
     recipe: Recipe,
     class_labels: NDArray[np.int64],
     token_maps: NDArray[np.int64],
@@ -29,6 +31,7 @@ def theta_within_budget(
 
     Args:
         bundle: in full precision.
+        facts: of its stage graph.
         recipe: with shift-and-sum.
         class_labels, token_maps: int64 [N] and [N, L]; the first `SCORE_IMAGES` are fed to the model.
         options: threads and memory.
@@ -48,4 +51,4 @@ def theta_within_budget(
     )
     bits = BitWidths(recipe.weights.bits, recipe.activations.bits)
     # The published form's costs, whichever form runs: both then expand the same tokens.
-    return choose_theta(statistics, bundle.model, bits, recipe.attention.budget, "duplicate")
+    return choose_theta(statistics, bundle.model, facts, bits, recipe.attention.budget, "duplicate")

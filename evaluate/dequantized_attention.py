@@ -10,11 +10,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from nextscale.graph_passes.dynamic_ranges import LEAST_SCALE
 from nextscale.graph_passes.expand_attentive_tokens import FINEST, GRID
+from nextscale.graph_passes.integer_model import attention_bits
+from nextscale.graph_passes.layer_facts import GUIDED_ROWS
 from nextscale.graph_passes.observe_attention import AttentionProduct
-from nextscale.graph_passes.pipeline import GUIDED_ROWS, attention_bits
 from nextscale.graph_passes.quantize_attention import POWERS
-from nextscale.graph_passes.quantize_linear_dynamic import LEAST_SCALE
 
 Float32: TypeAlias = NDArray[np.float32]
 Float64: TypeAlias = NDArray[np.float64]

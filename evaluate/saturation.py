@@ -20,15 +20,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from nextscale.calib_data.observed_stage import ObservedStage
-from nextscale.graph_passes.graph_session import open_model
-from nextscale.graph_passes.integer_products import (
+from nextscale.evaluate.integer_products import (
     IntegerProduct,
     expose_operands,
     integer_products,
     output_name,
     reduction_rows,
 )
-from nextscale.graph_passes.pipeline import attention_bits
+from nextscale.graph_passes.graph_session import open_model
+from nextscale.graph_passes.integer_model import attention_bits
 from nextscale.graph_passes.qparams import PAIR_LIMIT, largest_pair_sum
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.session import SessionOptions

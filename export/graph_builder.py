@@ -12,11 +12,11 @@ import onnx_ir as ir
 import torch
 from onnxscript import GraphBuilder, OpBuilder
 
+from nextscale.graph_passes.graph_edit import MICROSOFT
 from nextscale.models.weight import Weight
 
 OPSET = 21
 IR_VERSION = 10
-MICROSOFT = "com.microsoft"
 PRODUCER = "nextscale"
 
 Shape = Sequence[int | str]

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from onnxscript import GraphBuilder
 
 from nextscale.graph_passes.decoder_patterns import Attention, Convolution, GroupNorm, Layer, Picture, Residual
+from nextscale.graph_passes.graph_edit import MICROSOFT
 from nextscale.graph_passes.integer_convolution import IntegerKernel, integer_kernel
 from nextscale.graph_passes.qparams import ActivationQParams, Range
 from nextscale.graph_passes.subpixel_upsample import subpixel_kernels
 
-MICROSOFT = "com.microsoft"
 Floats = NDArray[np.float32]
 # The picture is round(127.5 (x + 1)).
 PICTURE_STEPS, PICTURE_OFFSET = np.float32(127.5), np.float32(1)

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from nextscale.graph_passes.graph_edit import input_of
+from nextscale.graph_passes.graph_edit import input_of, is_operator
 from nextscale.runtime.errors import NextscaleError
 
 Floats = NDArray[np.float32]
@@ -106,7 +106,7 @@ def parse_layers(graph: ir.Graph) -> list[Layer]:
         recognise = recognisers.get(node.op_type, _group_norm if _feeds(node, "InstanceNormalization") else None)
         if node.op_type == "Reshape" and recognise is None:
             recognise = _attention
-        if recognise is None:
+        if recognise is None or node.domain != "":
             raise PatternRefused(node, "part of no layer of a decoder")
         layer, nodes = recognise(node)
         done.update(nodes)
@@ -172,7 +172,7 @@ def _group_norm(node: ir.Node) -> tuple[Layer, list[ir.Node]]:
 
 def _silu(x: ir.Value) -> list[ir.Node]:
     """Sigmoid and Mul if x is read by x * Sigmoid(x) and by nothing else."""
-    readers = {node.op_type: node for node in x.consumers()}
+    readers = {node.op_type: node for node in x.consumers() if node.domain == ""}
     if set(readers) != {"Sigmoid", "Mul"}:
         return []
     sigmoid, mul = readers["Sigmoid"], readers["Mul"]
@@ -199,7 +199,7 @@ def _attention(node: ir.Node) -> tuple[Layer, list[ir.Node]]:
     if list(scores.inputs) != [query.outputs[0], k] or list(mix.inputs) != [v, weights.outputs[0]]:
         raise PatternRefused(scores, "expected q.T k and v weights.T of one Split")
     for transpose in (query, weights):
-        if transpose.op_type != "Transpose" or list(transpose.attributes.get_ints("perm", [])) != [0, 2, 1]:
+        if not is_operator(transpose, "Transpose") or list(transpose.attributes.get_ints("perm", [])) != [0, 2, 1]:
             raise PatternRefused(transpose, "expected a Transpose of the last two axes")
     if softmax.attributes.get_int("axis", -1) not in (-1, 2):
         raise PatternRefused(softmax, "expected a Softmax over the keys")
@@ -221,7 +221,7 @@ def _picture(node: ir.Node) -> tuple[Layer, list[ir.Node]]:
 def _shape_of(reshape: ir.Node, like: ir.Value | None = None) -> ir.Node:
     """The Shape node (of `like`) that a Reshape back to four dimensions takes its shape from."""
     shape = input_of(reshape, 1).producer()
-    if shape is None or shape.op_type != "Shape" or (like is not None and input_of(shape, 0) is not like):
+    if shape is None or not is_operator(shape, "Shape") or (like is not None and input_of(shape, 0) is not like):
         raise PatternRefused(reshape, f"expected the shape of {like.name!r}" if like else "expected a Shape's result")
     return shape
 
@@ -239,7 +239,7 @@ def _chain(node: ir.Node, *op_types: str, include_first: bool = False) -> list[i
     nodes = [node]
     for op_type in op_types:
         reader = _sole_reader(nodes[-1].outputs[0])
-        if reader.op_type != op_type:
+        if not is_operator(reader, op_type):
             raise PatternRefused(nodes[-1], f"expected {op_type} behind it, found {reader.op_type} {reader.name!r}")
         nodes.append(reader)
     return nodes if include_first else nodes[1:]
@@ -255,7 +255,7 @@ def _sole_reader(value: ir.Value) -> ir.Node:
 
 
 def _feeds(node: ir.Node, op_type: str) -> bool:
-    return any(reader.op_type == op_type for reader in node.outputs[0].consumers())
+    return any(is_operator(reader, op_type) for reader in node.outputs[0].consumers())
 
 
 def _name(node: ir.Node) -> str:

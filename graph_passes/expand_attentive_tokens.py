@@ -24,6 +24,7 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from nextscale.graph_passes.graph_edit import constant
+from nextscale.runtime.errors import NextscaleError
 
 # The residual of order n reaches n, and in a product shared with smaller orders 64 of 1/128 steps.
 LARGEST_ORDER = 64
@@ -47,6 +48,15 @@ class ShiftAndSum:
     theta: float
     places: tuple[int, ...]
     count_overflow: bool = False
+
+    def check(self, num_stages: int) -> None:
+        """Raise NextscaleError unless it fits a model of `num_stages`."""
+        if not 0 <= self.theta <= 1:
+            raise NextscaleError(f"shift-and-sum: theta is {self.theta}; expected 0 to 1")
+        if len(self.places) != num_stages or min(self.places) < 0:
+            raise NextscaleError(
+                f"shift-and-sum: places are {list(self.places)}; expected {num_stages} numbers of at least 0"
+            )
 
 
 @dataclass(frozen=True)

@@ -57,9 +57,9 @@ def input_of(node: ir.Node, i: int) -> ir.Value:
     return value
 
 
-def is_operator(node: ir.Node, op_type: str) -> bool:
-    """Whether it is this operator of ONNX's own, not one of another domain with that name."""
-    return node.op_type == op_type and node.domain == ""
+def is_operator(node: ir.Node, op_type: str, domain: str = "") -> bool:
+    """Whether it is this operator of the domain, by default ONNX's own, not one of another domain with that name."""
+    return node.op_type == op_type and node.domain == domain
 
 
 def constant(op: OpBuilder, name: str, array: np.ndarray) -> ir.Value:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,10 +11,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from nextscale.graph_passes.graph_edit import add_initializer
+from nextscale.graph_passes.graph_edit import Body, add_initializer, is_operator, replace, splice
 from nextscale.graph_passes.qparams import QuantizedWeight, RangeRule
 
-CODES_SUFFIX, PACKED_SUFFIX = ".codes", ".packed"
+WEIGHT_SUFFIX, CODES_SUFFIX, PACKED_SUFFIX = ".weight", ".codes", ".packed"
 
 # A layer's name and its weight float32 [K, N] to its codes; N is axis 1.
 WeightRounder = Callable[[str, NDArray[np.float32]], QuantizedWeight]
@@ -47,13 +47,28 @@ def linear_layers(graph: ir.Graph) -> list[LinearLayer]:
     """The linear layers of a graph and of its subgraphs, in order."""
     layers = []
     for node in graph:
-        weight = node.inputs[1] if node.op_type == "MatMul" else None
+        weight = node.inputs[1] if is_operator(node, "MatMul") else None
         if weight is not None and weight.const_value is not None and len(weight.const_value.shape) == 2:
             layers.append(LinearLayer(node, graph))
         for attribute in node.attributes.values():
             if attribute.type == ir.AttributeType.GRAPH:
                 layers += linear_layers(attribute.as_graph())
     return layers
+
+
+def linear_layer_shapes(graph: ir.Graph) -> dict[str, tuple[int, int]]:
+    """[out, in] of a graph's linear layers by name; integer weights are named after theirs."""
+    weights = {layer.name: layer.weight for layer in linear_layers(graph)}
+    for name, weight in graph.initializers.items():
+        for suffix in (CODES_SUFFIX, PACKED_SUFFIX):
+            if name.endswith(WEIGHT_SUFFIX + suffix):
+                weights[name.removesuffix(WEIGHT_SUFFIX + suffix)] = weight
+    shapes = {}
+    for name, weight in weights.items():
+        assert weight.const_value is not None
+        features_in, features_out = weight.const_value.shape.numpy()
+        shapes[name] = (int(features_out), int(features_in))
+    return shapes
 
 
 def find_layers(graph: ir.Graph, names: set[str]) -> list[LinearLayer]:
@@ -120,3 +135,37 @@ def drop_unused(main: ir.Graph, weight: ir.Value) -> None:
     """Remove a float weight that no layer reads any more."""
     if not weight.uses():
         del main.initializers[str(weight.name)]
+
+
+def sharing(layers: Sequence[LinearLayer]) -> list[list[LinearLayer]]:
+    """Layers with the same input together, in order."""
+    groups: dict[ir.Value, list[LinearLayer]] = {}
+    for layer in layers:
+        groups.setdefault(layer.activation, []).append(layer)
+    return list(groups.values())
+
+
+def substitute(model: ir.Model, layer: LinearLayer, operands: Sequence[ir.Value], body: Body, with_bias: bool) -> None:
+    """Put what `body` builds in the place of the layer's MatMul, and of the Add of its bias if that is among it."""
+    float_weight, node = layer.weight, layer.node
+    old = _consumer(layer) if with_bias else node
+    assert old is not None
+    (product,) = splice(layer.graph, f"{layer.name}/integer", operands, body, before=old)
+    replace(old.outputs[0], product)
+    if with_bias:
+        layer.graph.remove(node, safe=True)
+    drop_unused(model.graph, float_weight)
+
+
+def _consumer(layer: LinearLayer) -> ir.Node | None:
+    uses = tuple(layer.node.outputs[0].uses())
+    return uses[0][0] if len(uses) == 1 else None
+
+
+def layer_bias(layer: LinearLayer) -> ir.Value | None:
+    """The constant [N] that the only consumer adds, if it does."""
+    consumer = _consumer(layer)
+    if consumer is None or not is_operator(consumer, "Add") or layer.node.outputs[0].is_graph_output():
+        return None
+    bias = consumer.inputs[0] if consumer.inputs[1] is layer.node.outputs[0] else consumer.inputs[1]
+    return bias if bias is not None and bias.const_value is not None and len(bias.const_value.shape) == 1 else None

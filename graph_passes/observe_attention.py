@@ -21,7 +21,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from nextscale.graph_passes.attention_patterns import attention_patterns
-from nextscale.graph_passes.graph_edit import input_of
+from nextscale.graph_passes.graph_edit import input_of, is_operator
 from nextscale.graph_passes.quantize_attention import overflow_name
 
 PIECE = "/integer/"
@@ -93,7 +93,7 @@ def attention_products(graph: ir.Graph) -> list[AttentionProduct]:
     return [
         found
         for node in graph
-        if node.op_type == "Softmax"
+        if is_operator(node, "Softmax")
         for found in ([floats[node]] if node in floats else _integer(node, pieces))
     ]
 

@@ -10,18 +10,15 @@ more rows of attentive tokens, stands between the codes and the product (`expand
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from nextscale.graph_passes.attention_patterns import AttentionPattern, attention_patterns
-from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum, Term, column_like, expand
-from nextscale.graph_passes.graph_edit import MICROSOFT, constant, integer_matmul, replace, splice
-from nextscale.graph_passes.quantize_linear_dynamic import (
+from nextscale.graph_passes.dynamic_ranges import (
     LEAST_SCALE,
     by_row,
     image_extreme,
@@ -29,8 +26,11 @@ from nextscale.graph_passes.quantize_linear_dynamic import (
     quantize_images,
     quantize_rows,
 )
+from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum, Term, column_like, expand
+from nextscale.graph_passes.graph_edit import MICROSOFT, constant, integer_matmul, replace, splice
+from nextscale.graph_passes.qparams import Range
+from nextscale.graph_passes.recipe import AttentionWeights
 
-AttentionWeights = Literal["log2", "log2-row", "row", "uniform"]
 # Powers of two, next to each other, that the codes of a row of weights tell apart; smaller weights are zero.
 POWERS = 15
 
@@ -43,6 +43,12 @@ class Magnitudes:
     key: float
     value: float
 
+    @classmethod
+    def of(cls, query: Range, key: Range, value: Range) -> Magnitudes:
+        """Over all stages."""
+        ends = (found.over_stages() for found in (query, key, value))
+        return cls(*(float(max(-found.minimum[0], found.maximum[0])) for found in ends))
+
 
 def quantize_attention(
     model: ir.Model,
@@ -52,6 +58,7 @@ def quantize_attention(
     magnitudes: Mapping[str, Magnitudes] | None = None,
     shift_and_sum: ShiftAndSum | None = None,
     stage_input: str | None = None,
+    names: Collection[str] | None = None,
 ) -> ir.Model:
     """A copy of `model` whose attention is integer.
 
@@ -63,15 +70,18 @@ def quantize_attention(
         magnitudes: static ranges by the name of the second MatMul; None is dynamic, for each image.
         shift_and_sum: how attentive tokens are expanded; None leaves V to its quantizer.
         stage_input: the graph input (int64 []) that chooses shift-and-sum's places; None where there is one stage.
+        names: of the second MatMul of each attention to quantize; None: all of them.
     Raises:
-        ValueError: the graph has no attention, `magnitudes` lacks one, no input is `stage_input`, there are places for
-            several stages without one, or the attentive tokens of a subgraph are to be counted.
+        ValueError: the graph has no attention, or one of `names` is none, `magnitudes` lacks one, no input is
+            `stage_input`, there are places for several stages without one, or the attentive tokens of a subgraph are
+            to be counted.
     """
     model = model.clone()
     model.opset_imports.setdefault(MICROSOFT, 1)
-    patterns = attention_patterns(model.graph)
-    if not patterns:
-        raise ValueError("no MatMul - Softmax - MatMul in the graph")
+    patterns = [found for found in attention_patterns(model.graph) if names is None or found.name in names]
+    missing = {*(names or ())} - {found.name for found in patterns}
+    if missing or not patterns:
+        raise ValueError(f"no MatMul - Softmax - MatMul in the graph{f': {min(missing)!r}' if missing else ''}")
     stage = next((value for value in model.graph.inputs if value.name == stage_input), None)
     if stage is None and stage_input is not None:
         raise ValueError(f"the graph has no input {stage_input!r}")

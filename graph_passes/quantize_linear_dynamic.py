@@ -16,18 +16,17 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from nextscale.graph_passes.graph_edit import MICROSOFT, Body, constant, integer_matmul, replace, splice
+from nextscale.graph_passes.dynamic_ranges import by_row, image_extreme, positive, quantize_images, quantize_rows
+from nextscale.graph_passes.graph_edit import MICROSOFT, constant, integer_matmul, splice
 from nextscale.graph_passes.linear_layers import (
     IntegerWeight,
-    LinearLayer,
     WeightRounder,
-    drop_unused,
     find_layers,
     insert_integer_weight,
+    layer_bias,
+    sharing,
+    substitute,
 )
-
-# Of a range found at run time, where all is zero too: 2^15 over it, and 255 times it, are normal numbers.
-LEAST_SCALE = 2.0**-100
 
 
 def quantize_linear_by_image(
@@ -87,100 +86,6 @@ def quantize_linear_by_token(
             multiply = partial(_multiply_by_token, zero_point=zero_point, name=layer.name)
             substitute(model, layer, [codes, scale, weight.codes, weight.scale], multiply, with_bias=False)
     return model
-
-
-def sharing(layers: Sequence[LinearLayer]) -> list[list[LinearLayer]]:
-    """Layers with the same input together, in order."""
-    groups: dict[ir.Value, list[LinearLayer]] = {}
-    for layer in layers:
-        groups.setdefault(layer.activation, []).append(layer)
-    return list(groups.values())
-
-
-def substitute(model: ir.Model, layer: LinearLayer, operands: Sequence[ir.Value], body: Body, with_bias: bool) -> None:
-    """Put what `body` builds in the place of the layer's MatMul, and of the Add of its bias if that is among it."""
-    float_weight, node = layer.weight, layer.node
-    old = _consumer(layer) if with_bias else node
-    assert old is not None
-    (product,) = splice(layer.graph, f"{layer.name}/integer", operands, body, before=old)
-    replace(old.outputs[0], product)
-    if with_bias:
-        layer.graph.remove(node, safe=True)
-    drop_unused(model.graph, float_weight)
-
-
-def _consumer(layer: LinearLayer) -> ir.Node | None:
-    uses = tuple(layer.node.outputs[0].uses())
-    return uses[0][0] if len(uses) == 1 else None
-
-
-def layer_bias(layer: LinearLayer) -> ir.Value | None:
-    """The constant [N] that the only consumer adds, if it does."""
-    consumer = _consumer(layer)
-    if consumer is None or consumer.op_type != "Add" or layer.node.outputs[0].is_graph_output():
-        return None
-    bias = consumer.inputs[0] if consumer.inputs[1] is layer.node.outputs[0] else consumer.inputs[1]
-    return bias if bias is not None and bias.const_value is not None and len(bias.const_value.shape) == 1 else None
-
-
-def image_extreme(op: OpBuilder, x: ir.Value, rows: int, largest: bool) -> ir.Value:
-    """The largest or smallest value of each image, of nothing -inf or inf, given to its rows: [R, ...] -> [R]."""
-    assert x.shape is not None
-    extreme_of = op.ReduceMax if largest else op.ReduceMin
-    of_rows = extreme_of(x, list(range(1, len(x.shape))), keepdims=0)
-    if rows == 1:
-        return of_rows
-    merged = extreme_of(op.Reshape(of_rows, [rows, -1]), [0], keepdims=0)
-    return op.Concat(*[merged] * rows, axis=0)
-
-
-def positive(op: OpBuilder, scale: ir.Value) -> ir.Value:
-    """The scale, or LEAST_SCALE where it is less."""
-    return op.Max(scale, LEAST_SCALE)
-
-
-def by_row(op: OpBuilder, x: ir.Value, rank: int) -> ir.Value:
-    """[R] -> [R, 1, ...], to broadcast to something of that rank."""
-    return op.Reshape(x, [-1, *[1] * (rank - 1)])
-
-
-def quantize_images(
-    op: OpBuilder, x: ir.Value, scale: ir.Value, zero_point: ir.Value, qmin: int, qmax: int
-) -> ir.Value:
-    """Codes of x, of zero_point's type, from qmin to qmax.
-
-    Args:
-        x: float32 [R, ...].
-        scale: float32 [] or [R].
-        zero_point: u8 or s8, of the scale's shape or one for all.
-    """
-    if scale.shape is not None and len(scale.shape) == 0:
-        return _capped(op, op.QuantizeLinear(x, scale, zero_point), qmin, qmax)
-    zero_points = op.Expand(zero_point, op.Shape(scale)) if zero_point.const_value is not None else zero_point
-    return _capped(op, op.QuantizeLinear(x, scale, zero_points, axis=0), qmin, qmax)
-
-
-def quantize_rows(op: OpBuilder, x: ir.Value, scale: ir.Value, zero_point: ir.Value, qmin: int, qmax: int) -> ir.Value:
-    """Codes of x, of zero_point's type, from qmin to qmax.
-
-    Args:
-        x: float32 [..., n].
-        scale: float32 [..., 1].
-        zero_point: u8 or s8 [].
-    """
-    # QuantizeLinear takes a scale for each row of a matrix without a pass of its own.
-    flat = op.Reshape(x, op.Concat([-1], op.Shape(x, start=-1), axis=0))
-    scales = op.Reshape(scale, [-1])
-    codes = op.QuantizeLinear(flat, scales, op.Expand(zero_point, op.Shape(scales)), axis=0)
-    return _capped(op, op.Reshape(codes, op.Shape(x), allowzero=1), qmin, qmax)
-
-
-def _capped(op: OpBuilder, codes: ir.Value, qmin: int, qmax: int) -> ir.Value:
-    limits = np.iinfo(np.int8 if qmin < 0 else np.uint8)
-    if (qmin, qmax) == (limits.min, limits.max):
-        return codes
-    low, high = (constant(op, f"code.{end}", np.array(end, limits.dtype)) for end in (qmin, qmax))
-    return op.Clip(codes, low, high)
 
 
 def _quantize_by_image(op: OpBuilder, x: ir.Value, rows: int, bits: int) -> Sequence[ir.Value]:

@@ -21,9 +21,16 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from nextscale.graph_passes.graph_edit import MICROSOFT, constant, integer_matmul, splice
-from nextscale.graph_passes.linear_layers import LinearLayer, WeightRounder, find_layers, insert_integer_weight
+from nextscale.graph_passes.linear_layers import (
+    LinearLayer,
+    WeightRounder,
+    find_layers,
+    insert_integer_weight,
+    layer_bias,
+    sharing,
+    substitute,
+)
 from nextscale.graph_passes.qparams import ActivationQParams, Range
-from nextscale.graph_passes.quantize_linear_dynamic import layer_bias, sharing, substitute
 from nextscale.graph_passes.stage_tables import stage_tables
 
 

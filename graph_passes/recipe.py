@@ -62,6 +62,13 @@ class AttentionRecipe:
 
 
 @dataclass(frozen=True)
+class DecoderRecipe:
+    """Its convolutions, 8 bits whatever the transformer's."""
+
+    precision: Literal["integer", "float"] = "integer"
+
+
+@dataclass(frozen=True)
 class EqualizationRecipe:
     """How much of the channels' spread weights take over; 0 is off."""
 
@@ -89,6 +96,7 @@ class Recipe:
     equalization: EqualizationRecipe = field(default_factory=EqualizationRecipe)
     calibration: CalibrationRecipe = field(default_factory=CalibrationRecipe)
     layers: Mapping[str, LayerChoice] = field(default_factory=dict)
+    decoder: DecoderRecipe = field(default_factory=DecoderRecipe)
 
     def layer_choice(self, name: str) -> LayerChoice:
         """How the linear layer `name` is quantized; the longest ending in `layers` decides."""

@@ -55,7 +55,7 @@ def roofline_seconds(operations: Mapping[str, int], recipe: Recipe, rates: Kerne
     """
 
     def rate(layer: str) -> float:
-        is_float = recipe.precision == "fp32" or (layer != CONVOLUTIONS and recipe.layer_choice(layer) == "float")
-        return rates.float32 if is_float else rates.int8
+        choice = recipe.decoder.precision if layer == CONVOLUTIONS else recipe.layer_choice(layer)
+        return rates.float32 if recipe.precision == "fp32" or choice == "float" else rates.int8
 
     return sum(count / rate(layer) for layer, count in operations.items())

@@ -17,6 +17,7 @@ from nextscale.measure.provenance import finite, versions
 from nextscale.measure.roofline import CONVOLUTIONS, XEON_6226R, roofline_seconds
 from nextscale.measure.speed import Speed
 from nextscale.measure.time_split import TimeSplit, profile_bundle
+from nextscale.models.var.layers import facts_of_bundle
 from nextscale.models.var.operations import linear_operations
 from nextscale.paper.demo_agreement import DemoAgreement, agreement_provenance, demo_agreement
 from nextscale.runtime.bundle import Bundle
@@ -191,7 +192,7 @@ def measure_table_c(
             for speed in contest.speeds(batch, repetitions=repetitions, warmup=warmup, reference=FULL_PRECISION)
         ]
     rates = before.best_with(kernel_rates(options))
-    operations = linear_operations(bundles[0].bundle.model) | {CONVOLUTIONS: convolution_operations}
+    operations = linear_operations(facts_of_bundle(bundles[0].bundle)) | {CONVOLUTIONS: convolution_operations}
     by_name = {item.recipe.name: tuple(speed for speed in speeds if speed.name == item.recipe.name) for item in bundles}
     rows = []
     for item in bundles:

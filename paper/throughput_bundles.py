@@ -23,6 +23,7 @@ from nextscale.compiler.build import build_bundle
 from nextscale.compiler.options import BuildOptions, Progress
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.sources import Source
+from nextscale.models.var.layers import facts_of
 from nextscale.models.var.operations import BitWidths
 from nextscale.models.var.vqvae import VQVAE, VQVAEConfig
 from nextscale.paper.table_c import TableBundle
@@ -164,7 +165,7 @@ class ThroughputBundles:
         theta = None
         if self.origin.random and recipe.attention.shift_and_sum != "off":
             model, bits = source.model_info(), BitWidths(recipe.weights.bits, recipe.activations.bits)
-            theta = choose_theta(demo_statistics(model), model, bits, recipe.attention.budget)
+            theta = choose_theta(demo_statistics(model), model, facts_of(source.var), bits, recipe.attention.budget)
         options = BuildOptions(recipe, session=self.session, rounding=rounding, theta=theta)
 
         def named(step: str, done: int = 0, total: int = 0) -> None:

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from nextscale.graph_passes.dynamic_ranges import LEAST_SCALE
 from nextscale.graph_passes.expand_attentive_tokens import FINEST, GRID
-from nextscale.graph_passes.pipeline import GELU_MINIMUM
 from nextscale.graph_passes.qparams import Range
 from nextscale.graph_passes.quantize_attention import POWERS
-from nextscale.graph_passes.quantize_linear_dynamic import LEAST_SCALE
 from nextscale.graph_passes.recipe import AttentionWeights
 
 # Kernel orders n = 2**(m - 1) up to 64.
@@ -153,10 +151,8 @@ class ImageInput:
 class TokenInput:
     """Dynamic, each token by itself, with a fixed zero point: `token`."""
 
-    def __init__(self, observed: Range, bits: int) -> None:
-        # Two bits have no 2**(bits - 3); one code below zero is the least that keeps GELU's negative side.
-        behind_gelu = bool(observed.minimum.min() >= GELU_MINIMUM)
-        self.bits, self.zero_point = bits, max(1, 2 ** (bits - 3)) if behind_gelu else 2 ** (bits - 1)
+    def __init__(self, bits: int, zero_point: int) -> None:
+        self.bits, self.zero_point = bits, zero_point
 
     def __call__(self, x: Tensor, level: Tensor, paired: bool) -> Tensor:
         with torch.no_grad():
@@ -164,11 +160,6 @@ class TokenInput:
             qmax = 2**self.bits - 1
             scale = normal(torch.maximum(maximum / (qmax - self.zero_point), -minimum / self.zero_point))
         return fake_affine(x, scale, float(self.zero_point), self.bits, clips=False)
-
-
-def equal_ranges(observed: Range) -> Range:
-    """One range for all stages: [S] -> [1]."""
-    return Range(np.min(observed.minimum, keepdims=True), np.max(observed.maximum, keepdims=True))
 
 
 def fake_attention(weights: Tensor, kind: AttentionWeights, bits: int) -> Tensor:

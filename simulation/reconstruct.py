@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nextscale.evaluate.teacher_forced import Agreement
+from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.var.multi_scale_quantizer import MultiScaleQuantizer
 from nextscale.models.var.transformer import VAR
@@ -31,7 +31,7 @@ from nextscale.runtime.errors import NextscaleError
 from nextscale.simulation.reconstruction_settings import ReconstructionSettings
 from nextscale.simulation.rounding import LayerBits, Rounding, codes_of, nearest_up, weight_sha256
 from nextscale.simulation.simulated_agreement import simulated_agreement
-from nextscale.simulation.simulated_attention import ShiftAndSum, Span
+from nextscale.simulation.simulated_attention import Span
 from nextscale.simulation.simulated_ranges import FULL_PRECISION, calibrated, teacher_forced_inputs
 from nextscale.simulation.simulated_var import Condition, SimulatedVAR
 from nextscale.simulation.soft_rounding import SoftRounding, undecided
@@ -70,28 +70,11 @@ class Unit:
 
 def units(simulated: SimulatedVAR, cfg_scale: float) -> list[Unit]:
     """All units, in order; layers that the recipe leaves float are in none."""
-
-    def unit(name: str, parts: str, run: Callable[[SimulatedVAR, Tensor, Condition, Span], Tensor]) -> Unit:
-        layers = [name if not part else f"{name}.{part}" for part in parts.split(" ")]
-        return Unit(name, tuple(x for x in layers if simulated.linears[x].qparams is not None), run)
-
-    found = []
-    for i in range(simulated.config.depth):
-        found.append(unit(f"blocks.{i}.attn", "q k v proj", partial(_attention, i)))
-        found.append(unit(f"blocks.{i}.ffn", "fc1 fc2", partial(_feed_forward, i)))
-    return [*found, unit("head", "", partial(_head, cfg_scale))]
-
-
-def _attention(i: int, model: SimulatedVAR, x: Tensor, condition: Condition, span: Span) -> Tensor:
-    return model.attention_part(i, x, condition, span)
-
-
-def _feed_forward(i: int, model: SimulatedVAR, x: Tensor, condition: Condition, span: Span) -> Tensor:
-    return model.ffn_part(i, x, condition, span)
-
-
-def _head(cfg_scale: float, model: SimulatedVAR, x: Tensor, condition: Condition, span: Span) -> Tensor:
-    return model.head(model.head_input(x, condition, span, cfg_scale), span)
+    learned = simulated.integer.learned()
+    return [
+        Unit(name, tuple(layer.name for layer in learned if layer.unit == name), run)
+        for name, run in simulated.units(cfg_scale).items()
+    ]
 
 
 def reconstruct(
@@ -164,7 +147,7 @@ def reconstruct(
         "top1_reconstructed": reconstructed.top1,
         "seconds": seconds,
         "settings": asdict(settings),
-        "shift_and_sum": None if shift_and_sum is None else asdict(shift_and_sum),
+        "shift_and_sum": _plain(shift_and_sum),
         "units": {name: dict(found.report) for name, found in learned.items()},
     }
     factors = {name: found.cpu().numpy() for name, found in simulated.equalization.factors.items()}
@@ -314,6 +297,11 @@ def _streams(shape: tuple[int, ...], device: torch.device, scratch: Path) -> tup
     return torch.from_numpy(files[0]), torch.from_numpy(files[1])
 
 
+def _plain(shift_and_sum: ShiftAndSum | None) -> dict[str, Any] | None:
+    """What the simulation depends on; both forms compute the same."""
+    return None if shift_and_sum is None else {"theta": shift_and_sum.theta, "places": shift_and_sum.places}
+
+
 def _fingerprint(
     simulated: SimulatedVAR,
     labels: NDArray[np.int64],
@@ -327,7 +315,7 @@ def _fingerprint(
     document = {
         "recipe": simulated.recipe.as_dict(),
         "settings": asdict(settings),
-        "shift_and_sum": None if shift_and_sum is None else asdict(shift_and_sum),
+        "shift_and_sum": _plain(shift_and_sum),
         "images": images,
         "weights": weights,
     }

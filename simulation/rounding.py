@@ -21,7 +21,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from nextscale.calib_data.work_folder import differences
-from nextscale.graph_passes.pipeline import CLASS_LAYER
 from nextscale.graph_passes.qparams import WeightQParams
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.runtime.errors import NextscaleError, OutputError
@@ -48,7 +47,7 @@ class Rounding:
 
     Attributes:
         layers: by the linear layer's name in the stage graph.
-        factors: the equalization that was assumed, float32 [C] by layer (`export.equalization`).
+        factors: the equalization that was assumed, float32 [C] by input (`models.var.equalization`).
         recipe: the recipe's values (`Recipe.as_dict`).
         report: figures and settings: losses by unit, KL before and after, what was kept.
     """
@@ -65,8 +64,8 @@ class Rounding:
 
         Args:
             recipe: of the bundle.
-            shapes: [out, in] of the linear layers that it makes integer.
-            channels: [C] of the layers that it equalizes (`export.equalization`).
+            shapes: [out, in] of the linear layers that it makes integer and reconstruction learns.
+            channels: [C] of the inputs that it equalizes (`models.var.equalization`).
         Raises:
             NextscaleError: it was learned for another recipe, other layers, or another shape of them.
         """
@@ -74,8 +73,7 @@ class Rounding:
         differing = differences(_settings(self.recipe), _settings(recipe.as_dict()))
         if differing:
             raise NextscaleError(f"{where}, with {', '.join(differing)}; give one that was learned with this recipe")
-        learned = {name: shape for name, shape in shapes.items() if is_learned(name)}
-        differing = differences({name: found.up.shape for name, found in self.layers.items()}, learned)
+        differing = differences({name: found.up.shape for name, found in self.layers.items()}, shapes)
         differing += differences({name: found.shape for name, found in self.factors.items()}, channels)
         if differing:
             further = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
@@ -161,11 +159,6 @@ class Rounding:
             raise NextscaleError(f"{path}: a damaged rounding file ({type(error).__name__}: {error})") from None
         factors = {name[len(FACTORS) :]: found for name, found in tensors.items() if name.startswith(FACTORS)}
         return cls(layers, factors, recipe, report)
-
-
-def is_learned(layer: str) -> bool:
-    """Whether reconstruction learns the layer's rounding where it is integer: adaLN's and word_embed's it does not."""
-    return layer == "head" or (layer.startswith("blocks.") and CLASS_LAYER not in layer)
 
 
 def codes_of(weight: NDArray[np.float32], qparams: WeightQParams, up: NDArray[np.bool_]) -> NDArray[np.int8]:

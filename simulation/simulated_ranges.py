@@ -11,16 +11,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nextscale.calib_data.observe_histograms import BINS, choose_range
+from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
+from nextscale.graph_passes.integer_model import IntegerModel
+from nextscale.graph_passes.layer_facts import GUIDED_ROWS, StageFacts
 from nextscale.graph_passes.observe_inputs import PARTS
-from nextscale.graph_passes.pipeline import UNGUIDED_LAYERS
 from nextscale.graph_passes.qparams import Range, RangeRule
 from nextscale.graph_passes.recipe import Recipe
-from nextscale.models.var.equalization import Equalization, choose_equalization, equalizable_layers
+from nextscale.models.var.equalization import Equalization, choose_equalization
+from nextscale.models.var.folded import NOT_EQUALIZED
+from nextscale.models.var.layers import facts_of
 from nextscale.models.var.multi_scale_quantizer import MultiScaleQuantizer
 from nextscale.models.var.transformer import VAR
 from nextscale.runtime.request import DEFAULT_CFG_SCALE
-from nextscale.simulation.simulated_attention import ShiftAndSum
-from nextscale.simulation.simulated_var import NOT_EQUALIZED, SimulatedVAR, part_name, required_ranges
+from nextscale.simulation.simulated_attention import OPERANDS, operand_name
+from nextscale.simulation.simulated_var import SimulatedVAR, part_name, required_ranges
 
 # The model itself, as a recipe.
 FULL_PRECISION = Recipe("full precision", precision="fp32")
@@ -66,7 +70,7 @@ def observe(
         batch_size: images at a time.
     Returns:
         [S] for each layer, for the parts of each whose input has both rows of an image (`part_name`), and for
-        f"blocks.{i}.attn.query", ".key" and ".value".
+        attention's operands (`operand_name`).
     """
     simulated = SimulatedVAR(var, FULL_PRECISION, equalization=equalization)
 
@@ -75,30 +79,28 @@ def observe(
             simulated(part_labels, teacher_forced_inputs(quantizer, maps), cfg_scale)
 
     extremes = _Extremes(var.config.num_stages)
-    simulated.watch = partial(_watch_parts, extremes)
+    facts = simulated.integer.facts
+    simulated.watch = partial(_watch_parts, facts, extremes)
     run()
     found = extremes.ranges()
     if rule == "max":
         return found
-    histograms = _Histograms(found, var.config.num_stages, simulated.device)
-    simulated.watch = partial(_watch_parts, histograms)
+    operands = {operand_name(name, operand) for name in facts.attentions for operand in OPERANDS}
+    histograms = _Histograms({n: r for n, r in found.items() if n not in operands}, simulated.device)
+    simulated.watch = partial(_watch_parts, facts, histograms)
     run()
-    clipped = {name: histograms.range_of(name, rule, bits) for name in found if not _is_operand(name)}
-    return found | clipped
+    return found | histograms.chosen(rule, bits)
 
 
-def _watch_parts(watch: Callable[[str, Tensor, Tensor], None], name: str, x: Tensor, level: Tensor) -> None:
-    """Show `watch` the input, and its parts if it has both rows of an image."""
+def _watch_parts(
+    facts: StageFacts, watch: Callable[[str, Tensor, Tensor], None], name: str, x: Tensor, level: Tensor
+) -> None:
+    """Show `watch` the input, and its parts if it is a layer's and has both rows of an image."""
     watch(name, x, level)
-    if not _is_operand(name) and name not in UNGUIDED_LAYERS:
+    if any(layer.name == name and layer.rows == GUIDED_ROWS for layer in facts.layers):
         cond, uncond = x.chunk(2)
         for part, rows in zip(PARTS, (uncond, cond - uncond), strict=True):
             watch(part_name(name, part), rows, level)
-
-
-def _is_operand(name: str) -> bool:
-    """Whether it is one of attention's q, k and v, not a layer's input."""
-    return name.endswith((".query", ".key", ".value"))
 
 
 @torch.no_grad()
@@ -125,7 +127,7 @@ def equalize(
     simulated.watch = watch
     for part_labels, maps in batches(labels, token_maps, batch_size, simulated.device):
         simulated(part_labels, teacher_forced_inputs(quantizer, maps), cfg_scale)
-    magnitudes = {layer: largest[linears[0]] for layer, linears in equalizable_layers(var).items()}
+    magnitudes = {layer: largest[linears[0]] for layer, linears in simulated.integer.facts.equalizable().items()}
     return choose_equalization(var, magnitudes, alpha)
 
 
@@ -156,7 +158,7 @@ def calibrated(
         alpha = recipe.equalization.alpha
         equalization = equalize(var, quantizer, labels, token_maps, alpha, cfg_scale=cfg_scale, batch_size=batch_size)
     ranges = {}
-    if required_ranges(var, recipe):
+    if required_ranges(IntegerModel.decide(recipe, facts_of(var))):
         ranges = observe(
             var,
             quantizer,
@@ -198,18 +200,18 @@ class _Extremes:
 
 
 class _Histograms:
-    """Counts of equal bins over each stage's range, by name: int64 [S, BINS]."""
+    """Counts of equal bins over each stage's range, by name: int64 [S * BINS]."""
 
-    def __init__(self, ranges: dict[str, Range], num_stages: int, device: torch.device) -> None:
-        self.ranges, self.num_stages, self.device = ranges, num_stages, device
+    def __init__(self, ranges: dict[str, Range], device: torch.device) -> None:
+        self.ranges, self.device = ranges, device
         self.counts: dict[str, Tensor] = {}
 
     def __call__(self, name: str, x: Tensor, level: Tensor) -> None:
-        if _is_operand(name):
+        if name not in self.ranges:
             return
         low, high = (torch.from_numpy(end).to(self.device)[level][:, None] for end in self._ends(name))
         bins = ((x - low) * (BINS / (high - low))).long().clamp_(0, BINS - 1) + level[:, None] * BINS
-        counts = torch.bincount(bins.flatten(), minlength=self.num_stages * BINS)
+        counts = torch.bincount(bins.flatten(), minlength=len(self.ranges[name].minimum) * BINS)
         self.counts[name] = self.counts[name] + counts if name in self.counts else counts
 
     def _ends(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -217,7 +219,7 @@ class _Histograms:
         observed = self.ranges[name]
         return observed.minimum, np.maximum(observed.maximum, np.nextafter(observed.minimum, np.float32(np.inf)))
 
-    def range_of(self, name: str, rule: RangeRule, bits: int) -> Range:
-        """The range [S] that `rule` keeps."""
-        counts = self.counts[name].view(self.num_stages, BINS).cpu().numpy()
-        return choose_range(self.ranges[name], counts, bits, rule)
+    def chosen(self, rule: RangeRule, bits: int) -> dict[str, Range]:
+        """The ranges [S] that `rule` keeps."""
+        counts = {name: found.view(-1, BINS).cpu().numpy() for name, found in self.counts.items()}
+        return {name: choose_range(found, counts[name], bits, rule) for name, found in self.ranges.items()}

@@ -9,19 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
+from nextscale.graph_passes.integer_model import IntegerLayer, IntegerModel
 from nextscale.graph_passes.observe_inputs import PARTS
-from nextscale.graph_passes.pipeline import CLASS_LAYER, UNGUIDED_LAYERS
 from nextscale.graph_passes.qparams import Range, WeightQParams
+from nextscale.graph_passes.quantize_attention import Magnitudes
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.var.equalization import Equalization
+from nextscale.models.var.folded import NOT_EQUALIZED, FoldedVAR
+from nextscale.models.var.layers import HEAD_ADA_LIN, SHARED_ADA_LIN
 from nextscale.models.var.transformer import NORM_EPS, VAR, Block, KVCache
 from nextscale.runtime.errors import NextscaleError
 from nextscale.simulation.fake_quantizers import (
@@ -31,54 +36,8 @@ from nextscale.simulation.fake_quantizers import (
     PairInput,
     StaticInput,
     TokenInput,
-    equal_ranges,
 )
-from nextscale.simulation.simulated_attention import ShiftAndSum, SimulatedAttention, Span
-
-NOT_EQUALIZED = Equalization()
-
-
-def linear_names(var: VAR) -> list[str]:
-    """The linear layers, named as in the stage graph."""
-    config = var.config
-    names = ["word_embed", *(["shared_ada_lin.1"] if config.shared_aln else [])]
-    for i in range(config.depth):
-        names += [] if config.shared_aln else [f"blocks.{i}.ada_lin.1"]
-        names += [f"blocks.{i}.attn.{part}" for part in ("q", "k", "v", "proj")]
-        names += [f"blocks.{i}.ffn.fc1", f"blocks.{i}.ffn.fc2"]
-    return [*names, "head_nm.ada_lin.1", "head"]
-
-
-def folded_weights(var: VAR, name: str, equalization: Equalization = NOT_EQUALIZED) -> tuple[Tensor, Tensor | None]:
-    """Weight [out, in] and bias of a linear layer as the stage graph has them (`export/var/stage_graph.py`).
-
-    The scale of attention without l2 norm is in q, equalization in all but adaLN, whose rows it divides: that changes
-    no code, so `SimulatedVAR` divides what they make.
-    """
-    if not name.startswith("blocks."):
-        layer = cast(nn.Linear, var.get_submodule(name))
-        return equalized(equalization, name, layer.weight.detach()), layer.bias.detach()
-    _, i, unit, part = name.split(".")
-    block = cast(Block, var.blocks[int(i)])
-    if part not in "qkv":
-        layer = cast(nn.Linear, var.get_submodule(name))
-        return equalized(equalization, name, layer.weight.detach()), layer.bias.detach()
-    attn, prefix = block.attn, f"blocks.{i}.{unit}"
-    weight = attn.mat_qkv.weight.detach().chunk(3)["qkv".index(part)]
-    bias = {"q": attn.q_bias.detach(), "k": None, "v": attn.v_bias.detach()}[part]
-    if part == "q" and not attn.attn_l2_norm:
-        assert bias is not None
-        weight, bias = weight * attn.scale, bias * attn.scale
-    if part == "v":
-        assert bias is not None
-        weight, bias = (equalization.divide(f"{prefix}.proj", rows) for rows in (weight, bias))
-    return equalized(equalization, f"{prefix}.qkv", weight), bias
-
-
-def equalized(equalization: Equalization, layer: str, weight: Tensor) -> Tensor:
-    """`Equalization.multiply`, evaluated."""
-    found = equalization.multiply(layer, weight)
-    return found if isinstance(found, Tensor) else found()
+from nextscale.simulation.simulated_attention import OPERANDS, SimulatedAttention, Span, operand_name
 
 
 class SimulatedLinear:
@@ -128,10 +87,15 @@ class SimulatedVAR:
     Args:
         var: the model; referenced where its weights are not changed.
         recipe: what is quantized, and how.
-        ranges: what `observe` found, for the layers that need it (`needs_ranges`).
+        ranges: what `observe` found, for all of `required_ranges`.
         equalization: as in the stage graph.
         shift_and_sum: needed by recipes that have it.
         codes: weights' codes by layer instead of those rounded to nearest, int8 [out, in].
+
+    Attributes:
+        integer: what is integer, and how.
+        linears: all linear layers by name.
+        watch: told the name, input [R, l, C] and level of each layer and of attention's operands.
     Raises:
         NextscaleError: ranges or shift_and_sum are missing, or shift_and_sum does not fit.
     """
@@ -148,49 +112,50 @@ class SimulatedVAR:
     ) -> None:
         self.var, self.config, self.recipe, self.equalization = var, var.config, recipe, equalization
         self.device = var.class_emb.weight.device
-        ranges = ranges or {}
-        missing = sorted(required_ranges(var, recipe) - set(ranges))
+        folded, ranges = FoldedVAR(var, equalization), ranges or {}
+        self.integer = IntegerModel.decide(recipe, folded.facts)
+        missing = sorted(required_ranges(self.integer) - set(ranges))
         if missing:
             raise NextscaleError(f"recipe {recipe.name}: no calibrated range of {missing[0]}; observe token maps first")
-        if recipe.attention.shift_and_sum != "off":
-            if shift_and_sum is None:
-                raise NextscaleError(f"recipe {recipe.name} has shift-and-sum: give its theta and places")
+        attention = self.integer.attention
+        if attention is None or attention.shift_and_sum == "off":
+            shift_and_sum = None
+        elif shift_and_sum is None:
+            raise NextscaleError(f"recipe {recipe.name} has shift-and-sum: give its theta and places")
+        else:
             shift_and_sum.check(self.config.num_stages)
         with torch.no_grad():
-            self.linears = {name: self._linear(name, ranges) for name in linear_names(var)}
+            self.linears = {layer.name: self._linear(folded, layer.name, ranges) for layer in folded.facts.layers}
         for name, found in (codes or {}).items():
             self.linears[name].set_codes(found)
-        self.attention = [
-            SimulatedAttention(f"blocks.{i}.attn", recipe, ranges, shift_and_sum) for i in range(self.config.depth)
-        ]
+        self.attention = []
+        for name in folded.facts.attentions:
+            operands = [ranges[operand_name(name, x)] for x in OPERANDS if self.integer.static_attention]
+            self.attention.append(
+                SimulatedAttention(attention, Magnitudes.of(*operands) if operands else None, shift_and_sum)
+            )
         self.watch: Callable[[str, Tensor, Tensor], None] = _nobody
 
-    def _linear(self, name: str, ranges: Mapping[str, Range]) -> SimulatedLinear:
-        weight, bias = folded_weights(self.var, name, self.equalization)
-        choice = self.layer_choice(name)
-        if choice == "float":
+    def _linear(self, folded: FoldedVAR, name: str, ranges: Mapping[str, Range]) -> SimulatedLinear:
+        found, bias = folded.weight(name), folded.bias(name)
+        weight = found if isinstance(found, Tensor) else found()
+        layer, weights = self.integer.layers.get(name), self.integer.weights
+        if layer is None:
             return SimulatedLinear(name, weight, bias, FloatInput(), None)
-        bits, weights = self.recipe.activations.bits, self.recipe.weights
-        quantizer: InputQuantizer
-        if CLASS_LAYER in name:
-            observed = class_range(self.var)
-            quantizer = TokenInput(observed, bits) if choice == "token" else StaticInput(observed, bits, self.device)
-        elif choice == "image":
-            quantizer = ImageInput(bits, self.config.num_stages)
-        elif choice == "token":
-            quantizer = TokenInput(ranges[name], bits)
-        elif _is_pair(name, choice):
-            parts = (ranges[part_name(name, part)] for part in PARTS)
-            quantizer = PairInput(*(StaticInput(observed, bits, self.device) for observed in parts))
-        else:
-            observed = equal_ranges(ranges[name]) if choice == "tensor" else ranges[name]
-            quantizer = StaticInput(observed, bits, self.device)
         qparams = WeightQParams.choose(weight.cpu().numpy(), 0, weights.bits, weights.range)
-        return SimulatedLinear(name, weight, bias, quantizer, qparams)
+        return SimulatedLinear(name, weight, bias, self._input_quantizer(layer, ranges), qparams)
 
-    def layer_choice(self, name: str) -> str:
-        """The recipe's choice for a layer; float for all of them in full precision."""
-        return "float" if self.recipe.precision == "fp32" else self.recipe.layer_choice(name)
+    def _input_quantizer(self, layer: IntegerLayer, ranges: Mapping[str, Range]) -> InputQuantizer:
+        bits, name = self.integer.bits, layer.facts.name
+        if layer.facts.known is not None:
+            return StaticInput(layer.facts.known, bits, self.device)
+        if layer.zero_point is not None:
+            return TokenInput(bits, layer.zero_point)
+        if layer.granularity == "image":
+            return ImageInput(bits, self.config.num_stages)
+        if layer.granularity == "pair":
+            return PairInput(*(StaticInput(ranges[part_name(name, part)], bits, self.device) for part in PARTS))
+        return StaticInput(layer.static_range(ranges[name]), bits, self.device)
 
     def condition(self, labels: Tensor) -> Condition:
         """Class labels int64 [B] to the embeddings of both rows of each image."""
@@ -198,7 +163,7 @@ class SimulatedVAR:
         embedding = F.embedding(torch.cat((labels, null)), self.var.class_emb.weight.detach())
         if not self.config.shared_aln:
             return Condition(embedding, embedding)
-        return Condition(embedding, self._ada_lin("shared_ada_lin.1", embedding).unflatten(-1, (6, -1)))
+        return Condition(embedding, self._ada_lin(SHARED_ADA_LIN, embedding).unflatten(-1, (6, -1)))
 
     def _ada_lin(self, name: str, embedding: Tensor) -> Tensor:
         x = F.silu(embedding)[:, None]
@@ -249,13 +214,15 @@ class SimulatedVAR:
         """x [R, l, C] plus the attention of block i."""
         gamma1, _, scale1, _, shift1, _ = self.modulation(i, condition)
         name, attn = f"blocks.{i}.attn", cast(Block, self.var.blocks[i]).attn
+        operands = (operand_name(self.integer.facts.attentions[i], operand) for operand in OPERANDS)
         h = _norm(x) * scale1 + shift1
         quantized: dict[str, Tensor] = {}
 
         def project(part: str) -> Tensor:
             linear = self.linears[f"{name}.{part}"]
             self.watch(linear.name, h, span.own_level)
-            choice = self.layer_choice(linear.name)
+            layer = self.integer.layers.get(linear.name)
+            choice = "float" if layer is None else layer.granularity
             if choice not in quantized:
                 quantized[choice] = linear.quantize_input(h, span.own_level, True)
             return linear(quantized[choice]).unflatten(-1, (self.config.num_heads, -1)).transpose(1, 2)
@@ -263,8 +230,8 @@ class SimulatedVAR:
         q, k, v = (project(part) for part in "qkv")
         if attn.attn_l2_norm:
             q, k = F.normalize(q, dim=-1) * attn.query_scale().detach(), F.normalize(k, dim=-1)
-        for part, x_part in (("query", q), ("key", k), ("value", v)):
-            self.watch(f"{name}.{part}", x_part.transpose(1, 2).flatten(2), span.own_level)
+        for operand, x_part in zip(operands, (q, k, v), strict=True):
+            self.watch(operand, x_part.transpose(1, 2).flatten(2), span.own_level)
         if cache is not None:
             k, v = cache.extend(k, v)
         mixed = self.attention[i](q, k, v, span).transpose(1, 2).flatten(2)
@@ -279,7 +246,7 @@ class SimulatedVAR:
 
     def head_input(self, x: Tensor, condition: Condition, span: Span, cfg_scale: float | None) -> Tensor:
         """What the head sees: guided rows [B, l, C], since guidance is mixed before it; without, all rows."""
-        parts = self._ada_lin("head_nm.ada_lin.1", condition.embedding).unflatten(-1, (2, -1))
+        parts = self._ada_lin(HEAD_ADA_LIN, condition.embedding).unflatten(-1, (2, -1))
         scale, shift = parts.unsqueeze(1).unbind(2)
         scale, shift = self._divided("head", scale + 1, shift)
         h = _norm(x) * scale + shift
@@ -288,6 +255,14 @@ class SimulatedVAR:
         cond, uncond = h.chunk(2)
         t = (cfg_scale * span.own_level / (self.config.num_stages - 1))[:, None]
         return (1 + t) * cond - t * uncond
+
+    def units(self, cfg_scale: float) -> dict[str, Callable[[SimulatedVAR, Tensor, Condition, Span], Tensor]]:
+        """What computes each part that is reconstructed on its own (`LayerFacts.unit`), in order, of any simulation."""
+        found: dict[str, Callable[[SimulatedVAR, Tensor, Condition, Span], Tensor]] = {}
+        for i in range(self.config.depth):
+            found[f"blocks.{i}.attn"] = partial(_attention_unit, i)
+            found[f"blocks.{i}.ffn"] = partial(_ffn_unit, i)
+        return found | {"head": partial(_head_unit, cfg_scale)}
 
     def head(self, h: Tensor, span: Span, *, guided: bool = True) -> Tensor:
         """Logits of `head_input`, [.., l, C] -> [.., l, V]."""
@@ -333,6 +308,18 @@ class SimulatedVAR:
         return self._transform(self.embed(condition, inputs, span), condition, span, cfg_scale, caches)
 
 
+def _attention_unit(i: int, model: SimulatedVAR, x: Tensor, condition: Condition, span: Span) -> Tensor:
+    return model.attention_part(i, x, condition, span)
+
+
+def _ffn_unit(i: int, model: SimulatedVAR, x: Tensor, condition: Condition, span: Span) -> Tensor:
+    return model.ffn_part(i, x, condition, span)
+
+
+def _head_unit(cfg_scale: float, model: SimulatedVAR, x: Tensor, condition: Condition, span: Span) -> Tensor:
+    return model.head(model.head_input(x, condition, span, cfg_scale), span)
+
+
 def _nobody(name: str, x: Tensor, level: Tensor) -> None:
     """Watches nothing."""
 
@@ -341,33 +328,14 @@ def _norm(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)
 
 
-def class_range(var: VAR) -> Range:
-    """The range of what adaLN's linear layers see: SiLU of the class embeddings, of all classes at once."""
-    activated = F.silu(var.class_emb.weight.detach())
-    return Range(*(np.array([extreme.item()], np.float32) for extreme in activated.aminmax()))
-
-
 def part_name(layer: str, part: str) -> str:
     """The name of a range of one of `observe_inputs.PARTS` of a layer's input."""
     return f"{layer}.{part}"
 
 
-def _is_pair(name: str, choice: str) -> bool:
-    """Whether the layer sees both rows of an image, and the choice takes them apart."""
-    return choice == "pair" and name not in UNGUIDED_LAYERS and CLASS_LAYER not in name
-
-
-def required_ranges(var: VAR, recipe: Recipe) -> set[str]:
-    """The names that `ranges` must hold for a simulation: layers, and attention's static magnitudes."""
-    if recipe.precision == "fp32":
-        return set()
-    names = set()
-    for name in linear_names(var):
-        choice = recipe.layer_choice(name)
-        if _is_pair(name, choice):
-            names |= {part_name(name, part) for part in PARTS}
-        elif CLASS_LAYER not in name and choice in ("tensor", "stage", "pair", "token"):
-            names.add(name)
-    if recipe.attention.products == "integer" and recipe.attention.granularity == "tensor":
-        names |= {f"blocks.{i}.attn.{part}" for i in range(var.config.depth) for part in ("query", "key", "value")}
+def required_ranges(integer: IntegerModel) -> set[str]:
+    """The names that `ranges` must hold for a simulation: layers or their parts, and attention's operands."""
+    names = {*integer.static, *(part_name(name, part) for name in integer.pairs for part in PARTS)}
+    if integer.attention is not None and integer.static_attention:
+        names |= {operand_name(name, operand) for name in integer.attention.names for operand in OPERANDS}
     return names

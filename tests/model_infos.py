@@ -1,6 +1,23 @@
 """Descriptions of models that several tests count with."""
 
+from nextscale.graph_passes.layer_facts import StageFacts
+from nextscale.models.var.layers import linear_shapes, stage_facts
+from nextscale.models.var.transformer import VARConfig
 from nextscale.runtime.manifest import ModelInfo
+
+
+def facts_of(model: ModelInfo) -> StageFacts:
+    """For counting: with an mlp_ratio of 4 and without shared_aln, as all published models for 256 px are."""
+    config = VARConfig(
+        depth=model.depth,
+        embed_dim=model.embed_dim,
+        num_heads=model.num_heads,
+        patch_nums=model.patch_nums,
+        vocab_size=model.vocab_size,
+        z_channels=model.latent_channels,
+    )
+    return stage_facts(linear_shapes(config), model.patch_nums)
+
 
 VAR_D16 = ModelInfo(
     num_classes=1000,

@@ -12,15 +12,17 @@ import torch
 from nextscale.compiler.build import build_bundle
 from nextscale.compiler.options import BuildOptions
 from nextscale.export.var.stage_graph import build_stage_graph
-from nextscale.graph_passes.linear_layers import linear_layers
+from nextscale.graph_passes.integer_model import IntegerModel
+from nextscale.graph_passes.linear_layers import find_layers
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.models.sources import Source
+from nextscale.models.var.layers import facts_of
 from nextscale.models.var.presets import Preset
 from nextscale.models.var.random_weights import random_models
 from nextscale.models.var.transformer import VAR, VARConfig
 from nextscale.models.var.vqvae import VQVAE, VQVAEConfig
 from nextscale.runtime.session import SessionOptions
-from nextscale.simulation.rounding import LayerBits, Rounding, is_learned, weight_sha256
+from nextscale.simulation.rounding import LayerBits, Rounding, weight_sha256
 
 # The models of the tests are small: threads would wait for each other more than they work.
 torch.set_num_threads(1)
@@ -69,11 +71,11 @@ def rounded_down(recipe: Recipe, source: Source | None = None) -> Rounding:
     """What reconstruction might find for the tiny model, or `source`, and a recipe that equalizes nothing."""
     source = source or tiny_source()
     layers = {}
-    for layer in linear_layers(build_stage_graph(source.var, source.vqvae.quantize).graph):
+    learned = {layer.name for layer in IntegerModel.decide(recipe, facts_of(source.var)).learned()}
+    for layer in find_layers(build_stage_graph(source.var, source.vqvae.quantize).graph, learned):
         assert layer.weight.const_value is not None
-        if is_learned(layer.name) and recipe.layer_choice(layer.name) != "float":
-            rows = np.ascontiguousarray(layer.weight.const_value.numpy().T)
-            layers[layer.name] = LayerBits(np.zeros(rows.shape, np.bool_), weight_sha256(rows))
+        rows = np.ascontiguousarray(layer.weight.const_value.numpy().T)
+        layers[layer.name] = LayerBits(np.zeros(rows.shape, np.bool_), weight_sha256(rows))
     return Rounding(layers, {}, recipe.as_dict())
 
 

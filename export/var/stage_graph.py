@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import cast
 
 import numpy as np
@@ -19,14 +18,12 @@ from onnxscript import OpBuilder
 from nextscale.export.graph_builder import Constants, add_output, finish, linear, new_builder, rows, scalar_at
 from nextscale.export.sampling_graph import sample
 from nextscale.models.var.equalization import Equalization
+from nextscale.models.var.folded import NOT_EQUALIZED, FoldedVAR
+from nextscale.models.var.layers import GUIDED_AXIS, HEAD_ADA_LIN, SHARED_ADA_LIN, STAGE_INPUT
 from nextscale.models.var.multi_scale_quantizer import MultiScaleQuantizer, Phi, phi_index
 from nextscale.models.var.resampling import downsampling_matrix, upsampling_matrix
 from nextscale.models.var.transformer import NORM_EPS, VAR, Block
-from nextscale.models.weight import Weight
 
-NOT_EQUALIZED = Equalization()
-# For each part of a modulation the layer whose input it scales or shifts (models/var/equalization.py), if any.
-Feeds = Sequence[str | None]
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 
 
@@ -51,7 +48,7 @@ def build_stage_graph(var: VAR, quantizer: MultiScaleQuantizer, equalization: Eq
     latent: list[int | str] = ["B", config.z_channels, side, side]
     num_modulations = 6 * config.depth + 2
 
-    stage = builder.input("stage", INT64, [])
+    stage = builder.input(STAGE_INPUT, INT64, [])
     labels = builder.input("class_labels", INT64, ["B"])
     uniforms = builder.input("uniforms", FLOAT, ["B", config.num_tokens])
     forced = builder.input("forced_tokens", INT64, ["B", config.num_tokens])
@@ -59,11 +56,11 @@ def build_stage_graph(var: VAR, quantizer: MultiScaleQuantizer, equalization: Eq
     top_k = builder.input("top_k", INT64, [])
     top_p = builder.input("top_p", FLOAT, [])
     f_hat = builder.input("f_hat", FLOAT, latent)
-    modulation = builder.input("modulation", FLOAT, ["2B", "M", c])
+    modulation = builder.input("modulation", FLOAT, [GUIDED_AXIS, "M", c])
     past = [
         (
-            builder.input(f"past_key_values.{i}.key", FLOAT, ["2B", heads, head_dim, "T"]),
-            builder.input(f"past_key_values.{i}.value", FLOAT, ["2B", heads, "T", head_dim]),
+            builder.input(f"past_key_values.{i}.key", FLOAT, [GUIDED_AXIS, heads, head_dim, "T"]),
+            builder.input(f"past_key_values.{i}.value", FLOAT, [GUIDED_AXIS, heads, "T", head_dim]),
         )
         for i in range(config.depth)
     ]
@@ -93,10 +90,10 @@ def build_stage_graph(var: VAR, quantizer: MultiScaleQuantizer, equalization: Eq
     add_output(builder, tokens, "tokens", INT64, ["B", "l"])
     add_output(builder, logits, "logits", FLOAT, ["B", "l", config.vocab_size])
     add_output(builder, f_hat, "present.f_hat", FLOAT, latent)
-    add_output(builder, modulation, "present.modulation", FLOAT, ["2B", num_modulations, c])
+    add_output(builder, modulation, "present.modulation", FLOAT, [GUIDED_AXIS, num_modulations, c])
     for i, (key, value) in enumerate(present):
-        add_output(builder, key, f"present.{i}.key", FLOAT, ["2B", heads, head_dim, "T + l"])
-        add_output(builder, value, f"present.{i}.value", FLOAT, ["2B", heads, "T + l", head_dim])
+        add_output(builder, key, f"present.{i}.key", FLOAT, [GUIDED_AXIS, heads, head_dim, "T + l"])
+        add_output(builder, value, f"present.{i}.value", FLOAT, [GUIDED_AXIS, heads, "T + l", head_dim])
     return finish(builder)
 
 
@@ -107,7 +104,7 @@ class StageParts:
         self, var: VAR, quantizer: MultiScaleQuantizer, constants: Constants, equalization: Equalization
     ) -> None:
         self.var, self.config, self.quantizer, self.constants = var, var.config, quantizer, constants
-        self.equalization = equalization
+        self.folded = FoldedVAR(var, equalization)
         self.position = constants("position", var.position())
 
     def torch_block(self, i: int) -> Block:
@@ -147,11 +144,11 @@ class StageParts:
         matrix = constants("downsampling", downsampling_matrix(self.config.patch_nums))
         latent = op.Transpose(op.Reshape(f_hat, [0, 0, -1]), perm=[0, 2, 1])
         inputs = op.MatMul(rows(op, matrix, begin, end, 0), latent)
-        inputs = linear(op, constants, "word_embed", inputs, var.word_embed.weight, var.word_embed.bias)
+        inputs = self.linear(op, "word_embed", inputs)
         start = op.Add(embedding, rows(op, constants("pos_start", var.pos_start), [0], op.Mul(is_first, [first]), 1))
         x = op.Concat(start, op.Concat(inputs, inputs, axis=0), axis=1)
         x = op.Add(x, rows(op, self.position, span.begin, span.end, 1))
-        x.shape = ir.Shape(["2B", "l", self.config.embed_dim])
+        x.shape = ir.Shape([GUIDED_AXIS, "l", self.config.embed_dim])
         return modulation, x
 
     def modulation(self, op: OpBuilder, embedding: ir.Value) -> ir.Value:
@@ -160,45 +157,27 @@ class StageParts:
         The class embedding [2B, 1, C] -> [2B, 6 * depth + 2, C] (no rows in, none out). The ones are added here, once
         an image, not at every use.
         """
-        c, depth, var, constants = self.config.embed_dim, self.config.depth, self.var, self.constants
+        c, depth, constants = self.config.embed_dim, self.config.depth, self.constants
         activated = op.Mul(embedding, op.Sigmoid(embedding))
 
-        def ada_lin(name: str, silu_and_linear: torch.nn.Module, ones: list[float], feeds: Feeds) -> ir.Value:
-            layer = cast(torch.nn.Sequential, silu_and_linear)[1]
-            assert isinstance(layer, torch.nn.Linear)
-            bias = layer.bias.detach() + torch.tensor(ones).repeat_interleave(c)
-            weight: Weight = layer.weight.detach()
-            if self.equalization.factors:
-                weight = partial(self.equalized, feeds, layer.weight.detach())
-            return linear(op, constants, name, activated, weight, self.equalized(feeds, bias))
+        def ada_lin(name: str) -> ir.Value:
+            return linear(op, constants, name, activated, *self.folded.modulation(name))
 
-        ones = [0.0, 0.0, 1.0, 1.0, 0.0, 0.0]
-        feeds = [(None, None, *[f"blocks.{i}.attn.qkv", f"blocks.{i}.ffn.fc1"] * 2) for i in range(depth)]
         if self.config.shared_aln:
-            shared = op.Unsqueeze(ada_lin("shared_ada_lin.1", var.shared_ada_lin, ones, (None,) * 6), [2])
+            shared = op.Unsqueeze(ada_lin(SHARED_ADA_LIN), [2])
             gss = torch.cat([self.torch_block(i).ada_gss for i in range(depth)], dim=1).reshape(depth, 6 * c)
             parts = [op.Add(shared, constants("ada_gss", gss))]
-            if self.equalization.factors:
-                gains = torch.stack([self.equalized(feed, torch.ones(6 * c)) for feed in feeds])
+            gains = self.folded.gains()
+            if gains is not None:
                 parts = [op.Mul(parts[0], constants("ada_gains", gains))]
         else:
-            parts = [
-                ada_lin(f"blocks.{i}.ada_lin.1", self.torch_block(i).ada_lin, ones, feeds[i]) for i in range(depth)
-            ]
-        parts.append(ada_lin("head_nm.ada_lin.1", var.head_nm.ada_lin, [1.0, 0.0], ("head", "head")))
+            parts = [ada_lin(f"blocks.{i}.ada_lin.1") for i in range(depth)]
+        parts.append(ada_lin(HEAD_ADA_LIN))
         return op.Concat(*(op.Reshape(part, [0, -1, c]) for part in parts), axis=1)
 
-    def equalized(self, feeds: Feeds, modulation: torch.Tensor) -> torch.Tensor:
-        """Rows that make a modulation, [len(feeds) * C, ...], each C of them for the layer whose input it scales."""
-        if not self.equalization.factors:
-            return modulation
-        parts = modulation.chunk(len(feeds))
-        return torch.cat(
-            [
-                part if layer is None else self.equalization.divide(layer, part)
-                for layer, part in zip(feeds, parts, strict=True)
-            ]
-        )
+    def linear(self, op: OpBuilder, name: str, x: ir.Value) -> ir.Value:
+        """A folded layer: [..., in] -> [..., out]."""
+        return linear(op, self.constants, name, x, self.folded.weight(name), self.folded.bias(name))
 
     def layer_norm(self, op: OpBuilder, x: ir.Value, scale: ir.Value, shift: ir.Value) -> ir.Value:
         """Modulated LayerNorm: x [2B, l, C], scale (1 + adaLN's) and shift [2B, 1, C]."""
@@ -209,7 +188,6 @@ class StageParts:
         self, op: OpBuilder, i: int, x: ir.Value, modulations: Sequence[ir.Value], key: ir.Value, value: ir.Value
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         """One block: x [2B, l, C], past key [2B, H, d, T] and value [2B, H, T, d] -> x and the present ones."""
-        ffn, name = self.torch_block(i).ffn, f"blocks.{i}"
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulations
         h = self.layer_norm(op, x, scale1, shift1)
         op.builder.push_module("attn")
@@ -217,10 +195,8 @@ class StageParts:
         op.builder.pop_module()
         x = op.Add(x, op.Mul(h, gamma1))
         h = self.layer_norm(op, x, scale2, shift2)
-        fc1 = self.equalization.multiply(f"{name}.ffn.fc1", ffn.fc1.weight.detach())
-        h = linear(op, self.constants, f"{name}.ffn.fc1", h, fc1, ffn.fc1.bias)
-        h = op.Gelu(h, approximate="tanh")
-        h = linear(op, self.constants, f"{name}.ffn.fc2", h, ffn.fc2.weight, ffn.fc2.bias)
+        h = op.Gelu(self.linear(op, f"blocks.{i}.ffn.fc1", h), approximate="tanh")
+        h = self.linear(op, f"blocks.{i}.ffn.fc2", h)
         return op.Add(x, op.Mul(h, gamma2)), key, value
 
     def attention(
@@ -228,21 +204,7 @@ class StageParts:
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         """softmax(q K) V over this stage's tokens and the past ones; K is kept transposed, [2B, H, d, T]."""
         attn, name, heads = self.torch_block(i).attn, f"blocks.{i}.attn", self.config.num_heads
-        c, equalization = self.config.embed_dim, self.equalization
-        weight_q, weight_k, weight_v = attn.mat_qkv.weight.detach().chunk(3)
-        bias_q = attn.q_bias.detach()
-        weight_v, bias_v = (equalization.divide(f"{name}.proj", rows) for rows in (weight_v, attn.v_bias.detach()))
-        if not self.config.attn_l2_norm:
-            weight_q, bias_q = weight_q * attn.scale, bias_q * attn.scale
-
-        def project(part: str, rows: torch.Tensor, bias: torch.Tensor | None) -> ir.Value:
-            weight = equalization.multiply(f"{name}.qkv", rows)
-            y = linear(op, self.constants, f"{name}.{part}", x, weight, bias)
-            return op.Reshape(y, [0, 0, heads, -1])
-
-        q = project("q", weight_q, bias_q)
-        k = project("k", weight_k, None)
-        v = project("v", weight_v, bias_v)
+        q, k, v = (op.Reshape(self.linear(op, f"{name}.{part}", x), [0, 0, heads, -1]) for part in "qkv")
         if self.config.attn_l2_norm:
             q, k = op.LpNormalization(q, axis=-1, p=2), op.LpNormalization(k, axis=-1, p=2)
         q = op.Transpose(q, perm=[0, 2, 1, 3])
@@ -252,9 +214,8 @@ class StageParts:
         value = op.Concat(value, op.Transpose(v, perm=[0, 2, 1, 3]), axis=2)
         weights = op.Softmax(op.MatMul(q, key, _name=f"{name}.scores"), axis=-1)
         out = op.Transpose(op.MatMul(weights, value, _name=f"{name}.mix"), perm=[0, 2, 1, 3])
-        out = op.Reshape(out, [0, 0, c])
-        proj = equalization.multiply(f"{name}.proj", attn.proj.weight.detach())
-        return linear(op, self.constants, f"{name}.proj", out, proj, attn.proj.bias), key, value
+        out = op.Reshape(out, [0, 0, self.config.embed_dim])
+        return self.linear(op, f"{name}.proj", out), key, value
 
     def guided_logits(
         self, op: OpBuilder, x: ir.Value, scale: ir.Value, shift: ir.Value, stage: ir.Value, cfg_scale: ir.Value
@@ -267,8 +228,7 @@ class StageParts:
         cond, uncond = op.Split(h, axis=0, num_outputs=2, _outputs=["head.cond", "head.uncond"])
         t = op.Div(op.Mul(cfg_scale, op.Cast(stage, to=FLOAT)), float(self.config.num_stages - 1))
         mixed = op.Sub(op.Mul(cond, op.Add(t, 1.0)), op.Mul(uncond, t))
-        weight = self.equalization.multiply("head", self.var.head.weight.detach())
-        return linear(op, self.constants, "head", mixed, weight, self.var.head.bias)
+        return self.linear(op, "head", mixed)
 
     def accumulate(self, op: OpBuilder, tokens: ir.Value, f_hat: ir.Value, stage: ir.Value, span: Span) -> ir.Value:
         """f_hat + phi_si(bicubic_up(codebook[tokens])) (VAR, Alg. 2): tokens [B, l], f_hat [B, Cvae, h, w]."""

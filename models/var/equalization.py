@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from nextscale.models.var.transformer import VAR, Block
-from nextscale.models.weight import Weight
 
 # A channel that was all but silent during calibration may wake up later: no factor may be far from the others.
 LARGEST_FACTOR = 64.0
@@ -22,29 +21,19 @@ LARGEST_FACTOR = 64.0
 
 @dataclass(frozen=True)
 class Equalization:
-    """Factors by layer: float32 [C] for each of "blocks.{i}.attn.qkv", ".attn.proj", ".ffn.fc1" and "head"."""
+    """Factors by the input that they divide (`StageFacts.equalizable`): float32 [C] each."""
 
     factors: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def multiply(self, layer: str, weight: Tensor) -> Weight:
-        """The layer's weight [out, C] for equalized inputs; the same tensor if the layer is not equalized."""
-        return (lambda: weight * self.factors[layer]) if layer in self.factors else weight
+    def multiply(self, name: str, weight: Tensor) -> Tensor:
+        """A weight [out, C] that reads the divided input; the same tensor if the input is not divided."""
+        return weight * self.factors[name] if name in self.factors else weight
 
-    def divide(self, layer: str, rows: Tensor) -> Tensor:
-        """What makes the layer's input channels, [C, ...], equalized; the same tensor if the layer is not."""
-        if layer not in self.factors:
+    def divide(self, name: str, rows: Tensor) -> Tensor:
+        """What makes the input's channels, [C, ...], divided; the same tensor if the input is not."""
+        if name not in self.factors:
             return rows
-        return rows / self.factors[layer].view(-1, *[1] * (rows.dim() - 1))
-
-
-def equalizable_layers(var: VAR) -> dict[str, list[str]]:
-    """For each layer that can be equalized at no cost, the linear layers of the stage graph that share its input."""
-    layers = {}
-    for i in range(var.config.depth):
-        layers[f"blocks.{i}.attn.qkv"] = [f"blocks.{i}.attn.{part}" for part in "qkv"]
-        layers[f"blocks.{i}.attn.proj"] = [f"blocks.{i}.attn.proj"]
-        layers[f"blocks.{i}.ffn.fc1"] = [f"blocks.{i}.ffn.fc1"]
-    return {**layers, "head": ["head"]}
+        return rows / self.factors[name].view(-1, *[1] * (rows.dim() - 1))
 
 
 def choose_equalization(var: VAR, magnitudes: Mapping[str, Tensor], alpha: float) -> Equalization:
@@ -52,7 +41,7 @@ def choose_equalization(var: VAR, magnitudes: Mapping[str, Tensor], alpha: float
 
     Args:
         var: the model.
-        magnitudes: for each layer of `equalizable_layers`, the largest |input| of each channel, a, float32 [C].
+        magnitudes: for each input of `StageFacts.equalizable`, the largest |input| of each channel, a, float32 [C].
         alpha: how much of the spread the weights take; w is the largest |weight| that meets the channel.
     """
     factors = {}
@@ -68,7 +57,7 @@ def choose_equalization(var: VAR, magnitudes: Mapping[str, Tensor], alpha: float
 
 
 def _weight(var: VAR, layer: str) -> Tensor:
-    """The torch weight [out, C] of a layer named as in `equalizable_layers`."""
+    """The torch weight [out, C] that reads an input named as in `StageFacts.equalizable`."""
     if layer == "head":
         return var.head.weight.detach()
     _, i, _, name = layer.split(".")

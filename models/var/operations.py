@@ -2,7 +2,7 @@
 
 A product of an a-bit by a b-bit matrix costs a * b bit operations (BOPs) a multiply-add. The convention is the paper's:
 one row (no guidance), without the tokenizer's decoder, and adaLN's linear layers at every stage as the official code
-runs them (our graphs run them once an image).
+runs them (our graphs run them once an image); a shared one it runs once, too.
 
 Checked against Table B, VAR-d16 at 4/6 bits: 24 * (136.9 G blocks + 2.85 G head + 1.03 G adaLN + 0.02 G word_embed)
 + 36 * 9.39 G attention = 3.717 T, the paper's 3.72 T; Eq. 11 is 1.173 G, the paper's 1.17 G. What does not agree:
@@ -20,12 +20,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from nextscale.graph_passes.layer_facts import StageFacts
+from nextscale.models.var.layers import ADA_LN, BLOCKS, HEAD, SHARED_ADA_LIN, WORD_EMBED
 from nextscale.runtime.manifest import ModelInfo
 
 Counts = NDArray[np.int64]
 Means = NDArray[np.float64]
-MLP_RATIO = 4
-ADA_PARTS, HEAD_ADA_PARTS = 6, 2
+ATTENTION = "attention"
 SCORE_BITS = 16  # scores, shifts and copies are made in 16 bits (App. D)
 
 
@@ -61,38 +62,35 @@ def keys(model: ModelInfo) -> Counts:
     return np.cumsum(queries(model))
 
 
-def multiply_adds(model: ModelInfo) -> dict[str, Counts]:
+def multiply_adds(model: ModelInfo, facts: StageFacts) -> dict[str, Counts]:
     """Multiply-adds of each part at each stage, int64 [S].
 
-    A model with an mlp_ratio of 4 and without shared_aln, as all published ones for 256 px are.
+    Args:
+        model: the model.
+        facts: of its linear layers (`models.var.layers`).
     """
-    c, depth, tokens = model.embed_dim, model.depth, queries(model)
-    embedded = tokens.copy()
-    embedded[0] = 0  # the first stage starts from the class
-    return {
-        "blocks": (4 + 2 * MLP_RATIO) * c * c * depth * tokens,
-        "attention": 2 * c * depth * tokens * keys(model),
-        "head": c * model.vocab_size * tokens,
-        "ada_ln": np.full_like(tokens, (ADA_PARTS * depth + HEAD_ADA_PARTS) * c * c),
-        "word_embed": model.latent_channels * c * embedded,
-    }
+    tokens = queries(model)
+    counts = {part: np.zeros_like(tokens) for part in (BLOCKS, ATTENTION, HEAD, ADA_LN, WORD_EMBED)}
+    counts[ATTENTION] += 2 * model.embed_dim * model.depth * tokens * keys(model)
+    for layer in facts.layers:
+        at_every_stage = layer.part == ADA_LN and layer.name != SHARED_ADA_LIN
+        seen = np.ones_like(tokens) if at_every_stage else np.array(layer.tokens)
+        counts[layer.part] += layer.shape[0] * layer.shape[1] * seen
+    return counts
 
 
-def bit_operations(model: ModelInfo, bits: BitWidths) -> dict[str, Counts]:
+def bit_operations(model: ModelInfo, facts: StageFacts, bits: BitWidths) -> dict[str, Counts]:
     """BOPs of each part at each stage, int64 [S]: attention multiplies two activations, the others a weight and one."""
     linear, attention = bits.weights * bits.activations, bits.activations**2
-    return {
-        part: count * (attention if part == "attention" else linear) for part, count in multiply_adds(model).items()
-    }
+    found = multiply_adds(model, facts)
+    return {part: count * (attention if part == ATTENTION else linear) for part, count in found.items()}
 
 
-def model_cost(model: ModelInfo, bits: BitWidths) -> Cost:
+def model_cost(model: ModelInfo, facts: StageFacts, bits: BitWidths) -> Cost:
     """The baseline of Table B: all operations; the weights that multiply, and K and V of all tokens."""
-    c, depth = model.embed_dim, model.depth
-    per_block = 4 + 2 * MLP_RATIO + ADA_PARTS
-    weights = (per_block * depth + HEAD_ADA_PARTS) * c * c + (model.vocab_size + model.latent_channels) * c
-    cache = 2 * c * depth * model.num_tokens
-    operations = sum(int(count.sum()) for count in bit_operations(model, bits).values())
+    weights = sum(layer.shape[0] * layer.shape[1] for layer in facts.layers)
+    cache = 2 * model.embed_dim * model.depth * model.num_tokens
+    operations = sum(int(count.sum()) for count in bit_operations(model, facts, bits).values())
     return Cost(bits.weights * weights + bits.activations * cache, operations)
 
 
@@ -125,19 +123,9 @@ def aggregate_cost(model: ModelInfo, bits: BitWidths, tokens: Means, copies: Mea
     return Cost(0.0, float(((copies - tokens) * bits.activations**2 * d * queries(model)).sum()))
 
 
-def linear_operations(model: ModelInfo) -> dict[str, int]:
-    """Operations of an image's linear layers with guidance, a multiply-add being two: by the layer's name in block 0.
+def linear_operations(facts: StageFacts) -> dict[str, int]:
+    """Operations of an image's linear layers with guidance, a multiply-add being two, by the layer's name.
 
-    Those of a layer are of all blocks together, as the graphs run them: adaLN once an image, the head and word_embed on
-    one row an image.
+    As the graphs run them: adaLN once an image, the head and word_embed on one row an image.
     """
-    c, depth, tokens, rows = model.embed_dim, model.depth, int(queries(model).sum()), 2  # of an image with guidance
-    square = 2 * c * c * depth * tokens * rows
-    embedded = tokens - model.patch_nums[0] ** 2
-    return {
-        **{f"blocks.0.attn.{part}": square for part in ("q", "k", "v", "proj")},
-        **{f"blocks.0.ffn.{part}": MLP_RATIO * square for part in ("fc1", "fc2")},
-        "blocks.0.ada_lin.1": 2 * rows * (ADA_PARTS * depth + HEAD_ADA_PARTS) * c * c,
-        "head": 2 * c * model.vocab_size * tokens,
-        "word_embed": 2 * model.latent_channels * c * embedded,
-    }
+    return {layer.name: 2 * layer.shape[0] * layer.shape[1] * layer.rows * sum(layer.tokens) for layer in facts.layers}

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from model_infos import THREE_STAGES as MODEL
+from model_infos import facts_of
 from numpy.typing import NDArray
 from tiny_model import NUM_CLASSES, ONE_THREAD, PATCH_NUMS, L
 
@@ -38,6 +39,7 @@ from nextscale.runtime.request import Request
 
 W4A6 = BitWidths(4, 6)
 IMAGES = 3
+FACTS = facts_of(MODEL)
 HEADS = IMAGES * 2 * MODEL.num_heads * MODEL.depth
 KEYS = (1, 5, 21)
 GRID = np.arange(1, THETA_STEPS + 1) / THETA_STEPS
@@ -119,7 +121,7 @@ def test_costs_are_those_of_every_token(
 ) -> None:
     tokens, copies = expected_sums([np.minimum(found, 1) for found in scores], theta)
     for form in FORMS:
-        found = overhead(statistics, MODEL, W4A6, theta, form)
+        found = overhead(statistics, MODEL, FACTS, W4A6, theta, form)
         made = copies if form == "duplicate" else 2 * tokens
         assert found.scores == score_cost(MODEL)
         for cost, expected in (
@@ -127,7 +129,7 @@ def test_costs_are_those_of_every_token(
             (found.aggregate, aggregate_cost(MODEL, W4A6, tokens, made)),
         ):
             assert (cost.memory, cost.operations) == pytest.approx((expected.memory, expected.operations), rel=1e-12)
-        assert found.share == found.total.operations / model_cost(MODEL, W4A6).operations
+        assert found.share == found.total.operations / model_cost(MODEL, FACTS, W4A6).operations
         assert found.max_order == max(kernel_order(np.minimum(stage, 1), theta).max() for stage in scores)
 
 
@@ -138,22 +140,22 @@ def test_theta_is_the_smallest_of_the_grid_within_the_budget(
 ) -> None:
     """Against a search of all 10,000, which also tells that operations never grow with theta."""
     assert form in FORMS
-    shares = np.array([overhead(statistics, MODEL, W4A6, theta, form).share for theta in GRID])
+    shares = np.array([overhead(statistics, MODEL, FACTS, W4A6, theta, form).share for theta in GRID])
     assert (np.diff(shares) <= 1e-15).all()
-    choice = choose_theta(statistics, MODEL, W4A6, budget, form)
+    choice = choose_theta(statistics, MODEL, FACTS, W4A6, budget, form)
     assert choice.theta == GRID[np.argmax(shares <= budget)]
     assert choice.extra_share <= budget
     assert choice.images == IMAGES
 
 
 def test_the_residual_form_affords_a_smaller_theta(statistics: ScoreStatistics) -> None:
-    duplicate, residual = (choose_theta(statistics, MODEL, W4A6, 0.01, form) for form in FORMS)
+    duplicate, residual = (choose_theta(statistics, MODEL, FACTS, W4A6, 0.01, form) for form in FORMS)
     assert residual.theta < duplicate.theta
 
 
 def test_rows_are_as_many_as_most_heads_need(scores: list[NDArray[np.float32]], statistics: ScoreStatistics) -> None:
     for overflow in (0.0, 0.1, 0.5):
-        choice = choose_theta(statistics, MODEL, W4A6, 0.01, overflow=overflow)
+        choice = choose_theta(statistics, MODEL, FACTS, W4A6, 0.01, overflow=overflow)
         counted = EDGES[COUNTED[theta_index(choice.theta) >= COUNTED].max()]
         assert 0.9 * choice.theta < counted <= np.float32(choice.theta)
         for found, rows, t in zip(scores, choice.rows, KEYS, strict=True):
@@ -165,17 +167,17 @@ def test_rows_are_as_many_as_most_heads_need(scores: list[NDArray[np.float32]], 
 
 def test_a_budget_below_eq_11_is_refused(statistics: ScoreStatistics) -> None:
     with pytest.raises(NextscaleError, match=r"a budget of 0\.00% is too small: the scores alone"):
-        choose_theta(statistics, MODEL, W4A6, 1e-6)
+        choose_theta(statistics, MODEL, FACTS, W4A6, 1e-6)
 
 
 @pytest.mark.parametrize("theta", [0.0, -0.1, 1.1, 0.00005, 0.12345])
 def test_a_theta_off_the_grid_is_refused(statistics: ScoreStatistics, theta: float) -> None:
     with pytest.raises(ValueError, match="no multiple"):
-        overhead(statistics, MODEL, W4A6, theta)
+        overhead(statistics, MODEL, FACTS, W4A6, theta)
 
 
 def test_a_choice_survives_json(statistics: ScoreStatistics) -> None:
-    choice = choose_theta(statistics, MODEL, W4A6)
+    choice = choose_theta(statistics, MODEL, FACTS, W4A6)
     assert type(choice)(**{**json.loads(json.dumps(asdict(choice))), "rows": choice.rows}) == choice
 
 

@@ -19,10 +19,11 @@ from nextscale.calib_data.observe_ranges import (
 )
 from nextscale.calib_data.observed_stage import ObservedStage, OnImages, nobody
 from nextscale.graph_passes.graph_session import open_model
+from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.observe_inputs import Input, Observer, observe_inputs
-from nextscale.graph_passes.pipeline import stage_layers
 from nextscale.graph_passes.qparams import Range
 from nextscale.graph_passes.quantize_decoder import decoder_observers
+from nextscale.models.var.layers import facts_of
 from nextscale.models.var.reference import generate
 from nextscale.runtime import Bundle, Generator
 
@@ -66,7 +67,9 @@ class Observed:
 def observed(fp32_bundle: Path) -> Observed:
     bundle = Bundle.open(fp32_bundle)
     model = ir.load(bundle.graph_path("stage"))
-    layers = [Input(name) for name in stage_layers(model, tiny_recipe("static-w8a8")).static]
+    layers = [
+        Input(name) for name in IntegerModel.decide(tiny_recipe("static-w8a8"), facts_of(tiny_source().var)).static
+    ]
     observers = [Observer(key, "range") for key in layers]
     observers += [Observer(key, "channels") for key in (*BY_CHANNEL, *(part for key in PAIRS for part in key.parts()))]
     stage = ObservedStage.open(bundle, observe_inputs(model, observers), ONE_THREAD)

@@ -355,7 +355,7 @@ def test_an_unwritable_out_is_one_line(
 def test_a_failed_certificate_is_one_line(
     checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("nextscale.graph_passes.fusion_certificate.INTEGER_KERNELS", frozenset({"None"}))
+    monkeypatch.setattr("nextscale.compiler.fusion_certificate.INTEGER_KERNELS", frozenset({"None"}))
     code = main(arguments(checkpoints, tmp_path / "bundle"))
     assert_refused(capsys, code, "integer layers fell back to float in onnxruntime")
     assert not list(tmp_path.iterdir())

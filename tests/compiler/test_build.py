@@ -5,8 +5,8 @@ import errno
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
-import torch
 from tiny_model import (
     CALIBRATION_IMAGES,
     CLASS_NAMES,
@@ -23,12 +23,11 @@ from tiny_model import (
     tiny_source,
 )
 
-from nextscale.compiler import build, plan
+from nextscale.compiler import build
 from nextscale.compiler.build import build_bundle
+from nextscale.compiler.fusion_certificate import CertifiedLayer, FusionCertificate
 from nextscale.export import bundle_writer
-from nextscale.export.var.stage_graph import build_stage_graph
-from nextscale.graph_passes.fusion_certificate import CertifiedLayer, FusionCertificate
-from nextscale.graph_passes.pipeline import stage_layers
+from nextscale.graph_passes.recipe import DecoderRecipe
 from nextscale.models.sources import Source
 from nextscale.runtime import Bundle, Generator
 from nextscale.runtime.errors import NextscaleError, OutputError
@@ -112,6 +111,28 @@ def test_int8_of_other_models(tmp_path: Path, options: dict[str, bool]) -> None:
     assert verify(bundle, ONE_THREAD).passed
 
 
+def test_a_decoder_that_stays_float(tmp_path: Path, fp32_bundle: Path) -> None:
+    """It is that of full precision, and nothing says that it has integer layers."""
+    options = tiny_options("nearest-w4a4")
+    options = dataclasses.replace(
+        options, recipe=dataclasses.replace(options.recipe, decoder=DecoderRecipe(precision="float"))
+    )
+    bundle = build_bundle(tiny_source(), tmp_path / "bundle", options, no_progress)
+    assert verify(bundle, ONE_THREAD).passed
+    found, full = (ir.load(folder / "decoder.onnx").graph for folder in (bundle.path, fp32_bundle))
+    assert [(node.name, node.op_type) for node in found] == [(node.name, node.op_type) for node in full]
+    for name in full.initializers:
+        one, other = (graph.initializers[name].const_value for graph in (found, full))
+        assert one is not None
+        assert other is not None
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
+    recipe = bundle.manifest.recipe
+    assert recipe["decoder"] == {"precision": "float"}
+    assert recipe["kernels"]["decoder"] == {}
+    assert "blocks.0.ffn.fc1.weight" in recipe["kernels"]["stage"]
+    assert not [name for name in recipe["saturation"]["can_saturate"] if name.startswith("decoder")]
+
+
 def test_a_model_of_one_class_has_one_verify_label_twice(tmp_path: Path) -> None:
     source = dataclasses.replace(tiny_source(num_classes=1), class_names=None)
     bundle = Bundle.open(build_tiny(tmp_path / "bundle", "fp32", source))
@@ -174,17 +195,6 @@ def test_an_existing_folder_is_refused_before_any_work(fp32_bundle: Path) -> Non
     with pytest.raises(OutputError, match="exists already"):
         build_bundle(tiny_source(), fp32_bundle, INT8, lambda *step: pytest.fail("began"))
     assert (fp32_bundle / "manifest.json").read_bytes() == before
-
-
-def test_class_ranges_hold_what_adaln_sees() -> None:
-    var, vqvae = tiny_models()
-    layers = stage_layers(build_stage_graph(var, vqvae.quantize), tiny_recipe("default")).by_class
-    assert set(layers) == {"blocks.0.ada_lin.1", "blocks.1.ada_lin.1", "head_nm.ada_lin.1"}
-    ranges = plan._class_ranges(var, layers)
-    activated = torch.nn.functional.silu(var.class_emb(torch.arange(NUM_CLASSES + 1)))
-    for layer in layers:
-        assert ranges[layer].minimum == activated.min()
-        assert ranges[layer].maximum == activated.max()
 
 
 def test_a_source_describes_its_model() -> None:

@@ -21,8 +21,9 @@ from nextscale.compiler.plan import Plan, make_plan
 from nextscale.compiler.rounders import require_rounding
 from nextscale.export.var.decoder_graph import build_decoder_graph
 from nextscale.export.var.stage_graph import build_stage_graph
+from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.linear_layers import linear_layers
-from nextscale.graph_passes.pipeline import quantize_stage, stage_layers
+from nextscale.graph_passes.pipeline import quantize_stage
 from nextscale.graph_passes.qparams import QuantizedWeight, Range, RangeRule
 from nextscale.graph_passes.recipe import (
     ActivationRecipe,
@@ -36,6 +37,7 @@ from nextscale.graph_passes.recipe import (
     recipe_names,
 )
 from nextscale.models.sources import Source
+from nextscale.models.var.layers import facts_of
 from nextscale.runtime.errors import NextscaleError
 from nextscale.simulation.rounding import LayerBits
 
@@ -61,8 +63,10 @@ def plan_of(source: Source, folder: Path, recipe: Recipe, progress: object = no_
 
     stage, decoder = build_stage_graph(source.var, source.vqvae.quantize), build_decoder_graph(source.vqvae)
     settings = BuildOptions(recipe, session=ONE_THREAD, **options)  # type: ignore[arg-type]
-    require_rounding(source.var, stage, stage_layers(stage, recipe), settings)
-    return make_plan(FloatModel.write(source, stage, decoder, folder, write), settings, progress)  # type: ignore[arg-type]
+    integer = IntegerModel.decide(recipe, facts_of(source.var), settings.reduce_range)
+    require_rounding(integer, settings)
+    model = FloatModel.write(source, stage, decoder, folder, write)
+    return make_plan(model, integer, settings, progress)  # type: ignore[arg-type]
 
 
 def quantized(source: Source, plan: Plan) -> ir.Model:
@@ -85,7 +89,7 @@ def test_a_range_a_stage(source: Source, tmp_path: Path) -> None:
     assert names(plan.stage.ranges) == sorted([*BLOCKS, *BY_CLASS, "head", "word_embed"])
     for name, found in plan.stage.ranges.items():
         assert found.minimum.shape == found.maximum.shape == ((1,) if name in BY_CLASS else (S,)), name
-    assert (plan.stage.pair_ranges, plan.stage.minima, plan.stage.magnitudes) == ({}, {}, None)
+    assert (plan.stage.pair_ranges, plan.stage.magnitudes) == ({}, None)
     assert plan.equalization.factors == {}
     assert plan.report == {"calibration": {"images": 2, "seed": 0, "cfg_scale": 4.0}}
     assert linear_layers(quantized(source, plan).graph) == []
@@ -170,7 +174,7 @@ def test_other_rules_narrow_the_ranges_of_pairs(
     quantized(source, plan)
 
 
-def test_dynamic_ranges_keep_only_their_minima(source: Source, tmp_path: Path) -> None:
+def test_dynamic_ranges_are_not_observed(source: Source, tmp_path: Path) -> None:
     recipe = Recipe(
         "dynamic",
         activations=ActivationRecipe(granularity="token"),
@@ -180,9 +184,10 @@ def test_dynamic_ranges_keep_only_their_minima(source: Source, tmp_path: Path) -
     plan = plan_of(source, tmp_path, recipe)
     assert names(plan.stage.pair_ranges) == ["blocks.0.attn.q"]
     assert names(plan.stage.ranges) == sorted([*BY_CLASS, "head"])
-    assert names(plan.stage.minima) == sorted(set(BLOCKS) - {"blocks.0.attn.q"})
-    assert -0.171 <= plan.stage.minima["blocks.0.ffn.fc2"] < 0
-    assert plan.stage.minima["blocks.0.ffn.fc1"] < -0.5
+    stage = onnx.load(tmp_path / "full_precision" / "stage.onnx", load_external_data=False).graph
+    outputs = {output.name for output in stage.output}
+    assert {"observed.head", "pairs.blocks.0.attn.q.uncond"} <= outputs
+    assert not outputs & {f"observed.{name}" for name in BLOCKS}
     assert [layer.name for layer in linear_layers(quantized(source, plan).graph)] == ["word_embed"]
 
 
@@ -226,8 +231,8 @@ def test_a_recipe_whose_layers_are_all_float(source: Source, tmp_path: Path) -> 
     """Only the decoder is left to calibrate; the stage graph is full precision's, whatever the rule."""
     recipe = Recipe("float", activations=ActivationRecipe(range="mse"), calibration=CALIBRATION, layers=ALL_FLOAT)
     plan = plan_of(source, tmp_path, recipe)
-    assert stage_layers(build_stage_graph(source.var, source.vqvae.quantize), recipe).names() == []
-    assert (plan.stage.ranges, plan.stage.pair_ranges, plan.stage.minima) == ({}, {}, {})
+    assert plan.stage.integer.layers == {}
+    assert (plan.stage.ranges, plan.stage.pair_ranges) == ({}, {})
     assert plan.decoder_ranges.inputs
     expected = ir.to_proto(build_stage_graph(source.var, source.vqvae.quantize)).SerializeToString()
     assert ir.to_proto(quantized(source, plan)).SerializeToString() == expected
@@ -380,18 +385,19 @@ def test_reconstructed_weights_of_another_model(source: Source, tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["ffn.fc3", "c2", "blocks.0", "blocks.2.ffn.fc2", ""])
 def test_a_layer_that_the_model_does_not_have(source: Source, name: str) -> None:
-    stage = build_stage_graph(source.var, source.vqvae.quantize)
     ends = "ada_lin.1, head_nm.ada_lin.1, word_embed, attn.q, attn.k, attn.v, attn.proj, ffn.fc1, ffn.fc2, head"
     expected = re.escape(f'recipe mine: layers."{name}" is no linear layer of the model; expected one of {ends}, or')
     with pytest.raises(NextscaleError, match=expected):
-        stage_layers(stage, Recipe("mine", layers={"head": "float", name: "float"}))
+        IntegerModel.decide(Recipe("mine", layers={"head": "float", name: "float"}), facts_of(source.var))
 
 
 @pytest.mark.parametrize("shared_aln", [False, True])
 def test_layers_by_the_end_of_their_names(shared_aln: bool) -> None:
     model = tiny_source(shared_aln=shared_aln)
-    stage = build_stage_graph(model.var, model.vqvae.quantize)
-    assert stage_layers(stage, Recipe("float", layers=ALL_FLOAT)).names() == (["shared_ada_lin.1"] * shared_aln)
+    facts = facts_of(model.var)
+    floats = IntegerModel.decide(Recipe("float", layers=ALL_FLOAT), facts).layers
+    assert list(floats) == (["shared_ada_lin.1"] * shared_aln)
     for recipe in map(load_recipe, recipe_names()):
-        stage_layers(stage, recipe)
-    assert "blocks.1.attn.k" not in stage_layers(stage, Recipe("one", layers={"blocks.1.attn.k": "float"})).names()
+        IntegerModel.decide(recipe, facts)
+    one = IntegerModel.decide(Recipe("one", layers={"blocks.1.attn.k": "float"}), facts)
+    assert "blocks.1.attn.k" not in one.layers

@@ -12,8 +12,8 @@ from tiny_model import ONE_THREAD, no_progress, tiny_options, tiny_source
 
 from nextscale.compiler.build import build_bundle
 from nextscale.compiler.rounders import require_reducible
+from nextscale.evaluate.integer_products import integer_products, reduction_rows
 from nextscale.evaluate.saturation import Saturation, as_report, measure_saturation, saturate
-from nextscale.graph_passes.integer_products import integer_products, reduction_rows
 from nextscale.graph_passes.recipe import load_recipe, recipe_names
 from nextscale.runtime import Bundle
 from nextscale.runtime.errors import NextscaleError

@@ -24,7 +24,7 @@ from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes import pipeline
 from nextscale.graph_passes.attention_patterns import AttentionPattern, attention_patterns
 from nextscale.graph_passes.linear_layers import LinearLayer, linear_layers
-from nextscale.graph_passes.pipeline import CLASS_LAYER, quantize_stage, rows_of_image, token_zero_point
+from nextscale.graph_passes.pipeline import quantize_stage
 from nextscale.graph_passes.qparams import ActivationQParams, QuantizedWeight, Range
 from nextscale.graph_passes.recipe import (
     ActivationRecipe,
@@ -37,6 +37,8 @@ from nextscale.graph_passes.recipe import (
 from nextscale.models.sources import Source, demo_source
 
 CALIBRATION = CalibrationRecipe(images=2)
+# Of these an image is one row; of all others two, with its class and without.
+UNGUIDED = ("word_embed", "head")
 RECIPES = {
     "static W8A8, equalized": Recipe(
         "a", activations=ActivationRecipe(range="mse"), equalization=EqualizationRecipe(0.85), calibration=CALIBRATION
@@ -46,7 +48,7 @@ RECIPES = {
         activations=ActivationRecipe(granularity="token"),
         attention=AttentionRecipe("integer", "tensor", "row", "residual"),
         calibration=CALIBRATION,
-        layers={"ffn.fc2": "stage"},
+        layers={"attn.proj": "stage"},
     ),
     "the paper's W4A6": Recipe(
         "c",
@@ -69,6 +71,9 @@ RECIPES = {
         equalization=EqualizationRecipe(0.85),
         calibration=CALIBRATION,
         layers={"blocks.1.attn.k": "stage"},
+    ),
+    "W4A2, a range a token": Recipe(
+        "g", weights=WeightRecipe(4), activations=ActivationRecipe(2, "token"), calibration=CALIBRATION
     ),
     "W4A6, pairs": Recipe(
         "f",
@@ -130,23 +135,28 @@ def output_of(layer: LinearLayer) -> ir.Value:
 def activation_codes(built: Built, layer: str, x: Array, si: int) -> tuple[Array, Array]:
     """Codes less the zero point, as float64 integers, and the scale."""
     bits, qmax = built.recipe.activations.bits, 2**built.recipe.activations.bits - 1
-    choice = "stage" if CLASS_LAYER in layer else built.recipe.layer_choice(layer)
+    choice = "stage" if "ada_lin" in layer else built.recipe.layer_choice(layer)
     if choice in ("tensor", "stage", "pair"):  # a pair that is one row: of the head, or of classes
         return static_codes(built.plan.stage.ranges[layer], x, si, bits)
     if choice == "image":
-        rows = rows_of_image(layer)
+        rows = 1 if layer in UNGUIDED else 2
         images = x.reshape(rows, len(x) // rows, -1)
         low, high = (np.tile(reduce(images, (0, 2)), rows)[:, None, None] for reduce in (lowest, highest))
         scale = ((high - low) / np.float32(qmax)).astype(np.float32)
         zero_point = np.clip(np.round(-low / scale), 0, qmax)
     else:
-        z = token_zero_point(built.plan.stage.minima[layer], bits)
+        z = zero_point_of_tokens(bits, behind_gelu=layer.endswith("fc2"))
         scale = np.maximum(
             x.max(-1, keepdims=True) / np.float32(qmax - z), -x.min(-1, keepdims=True) / np.float32(z)
         ).astype(np.float32)
         zero_point = np.full_like(scale, z)
     codes = np.clip(np.round(x / scale) + zero_point, 0, qmax)
     return codes.astype(np.float64) - zero_point, scale
+
+
+def zero_point_of_tokens(bits: int, behind_gelu: bool) -> int:
+    """Written out from docs/quantization.md."""
+    return {2: 1, 3: 1, 4: 2, 5: 4, 6: 8, 7: 16, 8: 32}[bits] if behind_gelu else 2 ** (bits - 1)
 
 
 def static_codes(found: Range, x: Array, si: int, bits: int) -> tuple[Array, Array]:
@@ -226,7 +236,7 @@ def test_every_linear_layer(built: Built) -> None:
             checked += 1
     assert checked > 0
     pairs = {layer.name for layer in built.layers if built.recipe.layer_choice(layer.name) == "pair"}
-    guided = {name for name in pairs if rows_of_image(name) == 2 and CLASS_LAYER not in name}
+    guided = {name for name in pairs if name not in UNGUIDED and "ada_lin" not in name}
     assert built.plan.stage.pair_ranges.keys() == guided
 
 

@@ -53,6 +53,14 @@ def set_group(model):
     node(model, "decoder.conv_in").attributes["group"] = ir.AttrInt64("group", 2)
 
 
+def set_foreign_conv(model):
+    node(model, "decoder.conv_in").domain = "elsewhere"
+
+
+def set_foreign_norm(model):
+    node(model, "decoder.norm_out").domain = "elsewhere"
+
+
 def set_linear_upsampling(model):
     resize = next(node for node in model.graph if node.op_type == "Resize")
     resize.name = "upsample"
@@ -85,6 +93,8 @@ def set_second_reader(model):
         (set_conv_stride, r"'decoder.conv_in' \(Conv\): expected strides of 1, found"),
         (set_conv_without_padding, r"'decoder.conv_in' \(Conv\): a 3x3 convolution without padding"),
         (set_group, r"'decoder.conv_in' \(Conv\): expected an ungrouped"),
+        (set_foreign_conv, r"'decoder.conv_in' \(Conv\): part of no layer"),
+        (set_foreign_norm, r"norm_out.grouped' \(Reshape\): expected Split behind it"),
         (set_linear_upsampling, r"'upsample' \(Resize\): expected nearest upsampling x2, found .*linear"),
         (set_scales, r"'upsample' \(Resize\): expected nearest upsampling x2, found .*3.0"),
         (set_norm_affine, r"norm1' \(InstanceNormalization\): expected .* without an affine"),

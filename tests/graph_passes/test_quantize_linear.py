@@ -14,10 +14,11 @@ from tiny_model import tiny_models, tiny_recipe
 
 from nextscale.export.graph_builder import Constants, add_output, branch, finish, new_builder
 from nextscale.export.var.stage_graph import build_stage_graph
+from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.linear_layers import linear_layers, nearest
-from nextscale.graph_passes.pipeline import stage_layers
 from nextscale.graph_passes.qparams import ActivationQParams, QuantizedWeight, Range
 from nextscale.graph_passes.quantize_linear import quantize_linear
+from nextscale.models.var.layers import facts_of
 
 Weights = dict[str, NDArray[np.float32]]
 K, NA, NB = 16, 8, 24
@@ -225,15 +226,15 @@ def test_the_stage_graphs_linear_layers() -> None:
     """All but word_embed are integer, and guided rows are pairs."""
     var, vqvae = tiny_models()
     model = build_stage_graph(var, vqvae.quantize)
-    layers = stage_layers(model, tiny_recipe("default"))
+    layers = IntegerModel.decide(tiny_recipe("default"), facts_of(var))
     block = ["attn.q", "attn.k", "attn.v", "attn.proj", "ffn.fc1", "ffn.fc2"]
     guided = [f"blocks.{i}.{part}" for i in range(2) for part in block]
-    assert (layers.pairs, list(layers.static)) == (guided, ["head"])
-    static = stage_layers(model, tiny_recipe("static-w8a8"))
-    assert (static.pairs, list(static.static)) == ([], [*guided, "head"])
-    assert layers.by_class == ["blocks.0.ada_lin.1", "blocks.1.ada_lin.1", "head_nm.ada_lin.1"]
+    assert (layers.pairs, layers.static) == (guided, ["head"])
+    static = IntegerModel.decide(tiny_recipe("static-w8a8"), facts_of(var))
+    assert (static.pairs, static.static) == ([], [*guided, "head"])
+    assert list(layers.known) == ["blocks.0.ada_lin.1", "blocks.1.ada_lin.1", "head_nm.ada_lin.1"]
     one = np.ones(1, np.float32)
-    quantized = quantize_linear(model, dict.fromkeys(layers.names(), Range(-one, one)), "stage")
+    quantized = quantize_linear(model, dict.fromkeys(layers.layers, Range(-one, one)), "stage")
     assert {layer.name for layer in linear_layers(quantized.graph)} == {"word_embed"}
 
 

@@ -54,6 +54,8 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         [layers]
         "ffn.fc2" = "float"
         "head" = "token"
+        [decoder]
+        precision = "float"
     """
     recipe = load_recipe(write(tmp_path, text))
     assert recipe.name == "own"
@@ -62,6 +64,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     assert isinstance(recipe.attention.budget, float)
     assert recipe.activations == Recipe("own").activations
     assert recipe.layers == {"ffn.fc2": "float", "head": "token"}
+    assert recipe.decoder.precision == "float"
 
 
 def test_an_empty_file_is_the_default_of_everything(tmp_path: Path) -> None:

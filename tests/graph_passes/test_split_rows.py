@@ -15,13 +15,14 @@ from tiny_model import tiny_source
 
 from nextscale.export.graph_builder import add_output, finish, new_builder
 from nextscale.export.var.stage_graph import build_stage_graph
+from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.linear_layers import nearest
-from nextscale.graph_passes.pipeline import GUIDED_AXIS, stage_layers
 from nextscale.graph_passes.qparams import Range
 from nextscale.graph_passes.quantize_linear import quantize_linear
 from nextscale.graph_passes.quantize_linear_pairs import PairRanges, quantize_linear_pairs
 from nextscale.graph_passes.recipe import load_recipe
 from nextscale.graph_passes.split_rows import split_rows
+from nextscale.models.var.layers import GUIDED_AXIS, facts_of
 
 FLOAT = ir.DataType.FLOAT
 
@@ -104,13 +105,13 @@ def test_the_model_is_not_changed_and_a_second_time_changes_nothing() -> None:
 def stage_graph(apart: bool) -> ir.Model:
     source = tiny_source()
     model = build_stage_graph(source.var, source.vqvae.quantize)
-    layers, stages = stage_layers(model, load_recipe("default")), source.var.config.num_stages
+    layers, stages = IntegerModel.decide(load_recipe("default"), facts_of(source.var)), source.var.config.num_stages
 
     def both(largest: float) -> Range:
         ends = np.full(stages, largest, np.float32)
         return Range(-ends, ends)
 
-    by_class = {name: Range(np.array([-1], np.float32), np.array([4], np.float32)) for name in layers.by_class}
+    by_class = {name: Range(np.array([-1], np.float32), np.array([4], np.float32)) for name in layers.known}
     model = quantize_linear(model, dict.fromkeys(layers.static, both(4)) | by_class, "stage")
     pairs = dict.fromkeys(layers.pairs, PairRanges(both(4), both(1)))
     model = quantize_linear_pairs(model, pairs, "stage", 8, nearest())

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from model_infos import VAR_D16
+from model_infos import VAR_D16, facts_of
 
 from nextscale.graph_passes.recipe import load_recipe
 from nextscale.measure.kernel_rates import KernelRates, kernel_rates
@@ -17,12 +17,12 @@ RATES = KernelRates(float32=1e9, int8=4e9)
     [
         ("fp32", None),
         ("brecq-w8a8", set()),
-        ("litevar-w8a8", {"blocks.0.ffn.fc2"}),
+        ("litevar-w8a8", {f"blocks.{i}.ffn.fc2" for i in range(16)}),
         ("default", {"word_embed"}),
     ],
 )
 def test_each_layer_has_the_rate_of_its_numbers(recipe: str, floats: set[str] | None) -> None:
-    operations = linear_operations(VAR_D16) | {CONVOLUTIONS: 1000}
+    operations = linear_operations(facts_of(VAR_D16)) | {CONVOLUTIONS: 1000}
     expected = sum(
         count / (RATES.float32 if floats is None or name in floats else RATES.int8)
         for name, count in operations.items()

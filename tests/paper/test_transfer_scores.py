@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from model_infos import THREE_STAGES as MODEL
-from model_infos import VAR_D16
+from model_infos import VAR_D16, facts_of
 
 from nextscale.calib_data.attention_scores import COUNTED, THETA_STEPS, ScoreStatistics, count_scores
 from nextscale.calib_data.choose_theta import attentive_shares, choose_theta
@@ -68,7 +68,7 @@ def test_other_stages_take_the_nearest(written: tuple[ScoreStatistics, Path]) ->
 
 def test_what_is_shipped_fits_the_papers_model() -> None:
     statistics = demo_statistics(VAR_D16)
-    choice = choose_theta(statistics, VAR_D16, BitWidths(8, 8), 0.01)
+    choice = choose_theta(statistics, VAR_D16, facts_of(VAR_D16), BitWidths(8, 8), 0.01)
     assert 0.001 < choice.theta < 0.02
     assert 0.009 < choice.extra_share <= 0.01
     assert choice.rows[:4] == (1, 5, 14, 30)

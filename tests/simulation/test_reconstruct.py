@@ -13,15 +13,18 @@ import torch
 from safetensors.numpy import load_file, save_file
 from tiny_model import NUM_CLASSES, L, V, tiny_models
 
+from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.qparams import RangeRule, WeightQParams
 from nextscale.graph_passes.recipe import EqualizationRecipe, Recipe, load_recipe
 from nextscale.models.var.equalization import Equalization
+from nextscale.models.var.folded import FoldedVAR
+from nextscale.models.var.layers import linear_shapes
 from nextscale.runtime.errors import NextscaleError, OutputError
 from nextscale.simulation.reconstruct import ReconstructionSettings, Step, reconstruct, units
-from nextscale.simulation.rounding import LayerBits, Rounding, codes_of, is_learned, nearest_up, weight_sha256
+from nextscale.simulation.rounding import LayerBits, Rounding, codes_of, nearest_up, weight_sha256
 from nextscale.simulation.simulated_agreement import simulated_agreement
-from nextscale.simulation.simulated_attention import ShiftAndSum
-from nextscale.simulation.simulated_var import SimulatedVAR, folded_weights, linear_names
+from nextscale.simulation.simulated_attention import all_places
+from nextscale.simulation.simulated_var import SimulatedVAR
 from nextscale.simulation.soft_rounding import SoftRounding, undecided
 from nextscale.simulation.unit_store import UnitStore
 
@@ -36,12 +39,13 @@ FEW = ReconstructionSettings(iterations=3, batch_size=4)
 def learn(recipe: Recipe, settings: ReconstructionSettings = FEW, images: int = N, **options: Any) -> Rounding:
     var, vqvae = tiny_models()
     if recipe.attention.shift_and_sum != "off":
-        options["shift_and_sum"] = ShiftAndSum.unlimited(0.1, var.config)
+        options["shift_and_sum"] = ShiftAndSum(recipe.attention.shift_and_sum, 0.1, all_places(var.config))
     return reconstruct(var, vqvae.quantize, recipe, LABELS[:images], MAPS[:images], settings, **options)
 
 
 def floats(layer: str, factors: dict[str, torch.Tensor] | None = None) -> np.ndarray:
-    return folded_weights(tiny_models()[0], layer, Equalization(factors or {}))[0].numpy()
+    found = FoldedVAR(tiny_models()[0], Equalization(factors or {})).weight(layer)
+    return (found if isinstance(found, torch.Tensor) else found()).numpy()
 
 
 @pytest.fixture(scope="module")
@@ -169,11 +173,12 @@ def test_units_have_only_integer_layers() -> None:
 
 
 def test_every_layer_that_is_learned_is_in_a_unit() -> None:
-    var, _ = tiny_models()
-    layers = [layer for unit in units(SimulatedVAR(var, load_recipe("brecq-w8a8")), 4.0) for layer in unit.layers]
-    assert [name for name in linear_names(var) if is_learned(name)] == layers
-    shared, _ = tiny_models(shared_aln=True)
-    assert [name for name in linear_names(shared) if is_learned(name)] == layers
+    """All but adaLN's and word_embed."""
+    for options in ({}, {"shared_aln": True}):
+        var, _ = tiny_models(**options)
+        layers = [layer for unit in units(SimulatedVAR(var, load_recipe("brecq-w8a8")), 4.0) for layer in unit.layers]
+        names = [name for name in linear_shapes(var.config) if "ada_lin" not in name and name != "word_embed"]
+        assert layers == names
 
 
 class Stopped(Exception):

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from nextscale.graph_passes.recipe import ActivationRecipe, AttentionRecipe, AttentionWeights, Recipe
-from nextscale.simulation.simulated_attention import ShiftAndSum, SimulatedAttention, Span
+from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
+from nextscale.graph_passes.integer_model import IntegerAttention
+from nextscale.graph_passes.recipe import AttentionWeights
+from nextscale.simulation.simulated_attention import SimulatedAttention, Span
 
 R, H, L, T, D = 4, 2, 6, 17, 8
 # The second of two stages.
@@ -21,13 +23,9 @@ SPAN = Span(1, (L,), T - L, torch.tensor([0] * (T - L) + [1] * L), 2)
 def test_both_products(weights: AttentionWeights, bits: int, theta: float | None, places: int) -> None:
     rng = np.random.default_rng(bits)
     q, k, v = (rng.normal(0, 1.5, (R, H, length, D)).astype(np.float32) for length in (L, T, T))
-    recipe = Recipe(
-        "test",
-        activations=ActivationRecipe(bits),
-        attention=AttentionRecipe("integer", "image", weights, "off" if theta is None else "residual"),
-    )
-    shift_and_sum = None if theta is None else ShiftAndSum(theta, (0, places))
-    simulated = SimulatedAttention("blocks.0.attn", recipe, {}, shift_and_sum)
+    choice = IntegerAttention(("mix",), bits, "image", weights, "off" if theta is None else "residual")
+    shift_and_sum = None if theta is None else ShiftAndSum("residual", theta, (0, places))
+    simulated = SimulatedAttention(choice, None, shift_and_sum)
     found = simulated(*(torch.from_numpy(x) for x in (q, k, v)), SPAN).numpy()
 
     product, scale = oracle.scores(q, k.swapaxes(2, 3), bits, 2)

@@ -9,6 +9,8 @@ import pytest
 import torch
 from tiny_model import NUM_CLASSES, PATCH_NUMS, L, V, tiny_models
 
+from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
+from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.observe_inputs import PARTS
 from nextscale.graph_passes.qparams import Range, RangeRule, WeightQParams
 from nextscale.graph_passes.recipe import (
@@ -20,17 +22,17 @@ from nextscale.graph_passes.recipe import (
     load_recipe,
 )
 from nextscale.models.var import reference
-from nextscale.models.var.equalization import Equalization, equalizable_layers
+from nextscale.models.var.equalization import Equalization
+from nextscale.models.var.layers import facts_of, linear_shapes
 from nextscale.models.var.transformer import VAR
 from nextscale.models.var.vqvae import VQVAE
 from nextscale.runtime.errors import NextscaleError
 from nextscale.runtime.uniforms import uniforms
 from nextscale.simulation.fake_quantizers import PairInput, StaticInput
 from nextscale.simulation.simulated_agreement import guided_logits, simulated_agreement
-from nextscale.simulation.simulated_attention import ShiftAndSum
 from nextscale.simulation.simulated_generation import generate
 from nextscale.simulation.simulated_ranges import FULL_PRECISION, equalize, observe, teacher_forced_inputs
-from nextscale.simulation.simulated_var import SimulatedVAR, linear_names, required_ranges
+from nextscale.simulation.simulated_var import SimulatedVAR, required_ranges
 
 N, CFG_SCALE = 3, 4.0
 RNG = np.random.default_rng(0)
@@ -41,7 +43,7 @@ VARIANTS: Mapping[str, dict[str, bool]] = {
     "shared adaLN": {"shared_aln": True},
     "no l2 norm": {"attn_l2_norm": False},
 }
-SHIFT_AND_SUM = ShiftAndSum(0.1, (1, 3, 4, 2))
+SHIFT_AND_SUM = ShiftAndSum("residual", 0.1, (1, 3, 4, 2))
 
 
 def recipe(activations: Granularity = "image", bits: int = 8, **attention: str) -> Recipe:
@@ -97,7 +99,7 @@ def test_full_precision_is_the_model_itself(options: dict[str, bool]) -> None:
 def test_equalization_leaves_full_precision_unchanged(options: dict[str, bool]) -> None:
     var, vqvae = tiny_models(**options)
     generator = torch.Generator().manual_seed(0)
-    factors = {name: torch.rand(64, generator=generator) * 3 + 0.3 for name in equalizable_layers(var)}
+    factors = {name: torch.rand(64, generator=generator) * 3 + 0.3 for name in facts_of(var).equalizable()}
     plain = logits(SimulatedVAR(var, FULL_PRECISION), vqvae)
     equalized = logits(SimulatedVAR(var, FULL_PRECISION, equalization=Equalization(factors)), vqvae)
     assert not torch.equal(plain, equalized)
@@ -179,7 +181,7 @@ def test_every_layer_of_the_model_is_simulated() -> None:
     matrices = sum(p.numel() for p in var.parameters() if p.dim() == 2)
     embeddings = var.class_emb.weight.numel() + var.lvl_embed.weight.numel()
     assert sum(layer.exact.numel() for layer in simulated.linears.values()) == matrices - embeddings
-    assert list(simulated.linears) == linear_names(var)
+    assert list(simulated.linears) == list(linear_shapes(var.config))
 
 
 @pytest.mark.parametrize("rule", ["percentile", "mse"])
@@ -187,7 +189,8 @@ def test_other_ranges_lie_within_min_max(rule: RangeRule) -> None:
     var, vqvae = tiny_models()
     widest = observe(var, vqvae.quantize, LABELS, MAPS)
     found = observe(var, vqvae.quantize, LABELS, MAPS, rule=rule, bits=4)
-    assert found.keys() == widest.keys() >= required_ranges(var, recipe("stage", products="integer"))
+    integer = IntegerModel.decide(recipe("stage", products="integer", granularity="tensor"), facts_of(var))
+    assert found.keys() == widest.keys() >= required_ranges(integer)
     narrower = 0
     for name, inner in found.items():
         outer = widest[name]
@@ -195,7 +198,7 @@ def test_other_ranges_lie_within_min_max(rule: RangeRule) -> None:
         assert (inner.maximum <= np.maximum(outer.maximum, 0)).all()
         narrower += int((inner.maximum < outer.maximum).any())
     assert narrower > 10
-    key = "blocks.0.attn.key"
+    key = "blocks.0.attn.mix.key"
     np.testing.assert_array_equal(found[key].maximum, widest[key].maximum)
 
 
@@ -230,15 +233,15 @@ def test_what_is_missing_is_named() -> None:
         SimulatedVAR(var, recipe("stage"))
     with pytest.raises(NextscaleError, match=r"no calibrated range of blocks\.0\.attn\.k\.difference"):
         SimulatedVAR(var, recipe("pair"))
-    with pytest.raises(NextscaleError, match=r"no calibrated range of blocks\.0\.attn\.key"):
+    with pytest.raises(NextscaleError, match=r"no calibrated range of blocks\.0\.attn\.mix\.key"):
         SimulatedVAR(var, recipe("image", products="integer", granularity="tensor"))
     shifted = recipe("image", products="integer", shift_and_sum="residual")
     with pytest.raises(NextscaleError, match="give its theta and places"):
         SimulatedVAR(var, shifted)
     with pytest.raises(NextscaleError, match="expected 4 numbers"):
-        SimulatedVAR(var, shifted, shift_and_sum=ShiftAndSum(0.1, (1,)))
+        SimulatedVAR(var, shifted, shift_and_sum=ShiftAndSum("residual", 0.1, (1,)))
     with pytest.raises(NextscaleError, match="theta is 2"):
-        SimulatedVAR(var, shifted, shift_and_sum=ShiftAndSum(2, (1, 1, 1, 1)))
+        SimulatedVAR(var, shifted, shift_and_sum=ShiftAndSum("residual", 2, (1, 1, 1, 1)))
 
 
 def test_observed_parts_are_those_of_the_inputs() -> None:
@@ -246,7 +249,7 @@ def test_observed_parts_are_those_of_the_inputs() -> None:
     var, vqvae = tiny_models()
     found = observe(var, vqvae.quantize, LABELS, MAPS, batch_size=2)
     sizes = [pn * pn for pn in PATCH_NUMS]
-    for name in linear_names(var):
+    for name in linear_shapes(var.config):
         guided = name.startswith("blocks.") and "ada_lin" not in name
         assert [f"{name}.{part}" in found for part in PARTS] == [guided, guided]
     seen: dict[str, torch.Tensor] = {}

@@ -11,7 +11,8 @@ from tiny_model import L, tiny_models
 
 from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes.qparams import Range
-from nextscale.models.var.equalization import LARGEST_FACTOR, Equalization, choose_equalization, equalizable_layers
+from nextscale.models.var.equalization import LARGEST_FACTOR, Equalization, choose_equalization
+from nextscale.models.var.layers import facts_of
 from nextscale.models.var.transformer import VAR
 
 
@@ -41,7 +42,7 @@ def test_any_factors_leave_the_function_unchanged(shared_aln: bool) -> None:
     with torch.no_grad():
         var, vqvae = tiny_models(shared_aln=shared_aln)
         generator = torch.Generator().manual_seed(0)
-        factors = {name: torch.rand(64, generator=generator) * 3 + 0.3 for name in equalizable_layers(var)}
+        factors = {name: torch.rand(64, generator=generator) * 3 + 0.3 for name in facts_of(var).equalizable()}
         plain = first_logits(var, vqvae.quantize, Equalization())
         equalized = first_logits(var, vqvae.quantize, Equalization(factors))
     # Each product of a factor and its inverse rounds once: float32's epsilon through two blocks, with room.

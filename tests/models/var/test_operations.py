@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from model_infos import VAR_D16
-from tiny_model import tiny_models, tiny_source
+from model_infos import VAR_D16, facts_of
+from tiny_model import no_progress, tiny_options, tiny_source
 
+from nextscale.compiler.build import build_bundle
+from nextscale.models.var import layers
 from nextscale.models.var.operations import (
     BitWidths,
     Cost,
@@ -19,13 +24,15 @@ from nextscale.models.var.operations import (
     queries,
     score_cost,
 )
+from nextscale.models.var.transformer import KVCache
 
 W4A6 = BitWidths(4, 6)
+D16 = facts_of(VAR_D16)
 
 
 def test_table_b_baseline_of_var_d16() -> None:
     """3.72T: printed with two decimals."""
-    assert model_cost(VAR_D16, W4A6).operations / 1e12 == pytest.approx(3.72, abs=0.005)
+    assert model_cost(VAR_D16, D16, W4A6).operations / 1e12 == pytest.approx(3.72, abs=0.005)
 
 
 def test_table_b_eq_11_of_var_d16() -> None:
@@ -37,12 +44,12 @@ def test_table_b_eq_11_of_var_d16() -> None:
 
 def test_the_parts_of_var_d16() -> None:
     """The figures behind 3.72T, in G: 24 * (137 + 2.9 + ...) + 36 * 9.4."""
-    found = {part: count.sum() / 1e9 for part, count in multiply_adds(VAR_D16).items()}
+    found = {part: count.sum() / 1e9 for part, count in multiply_adds(VAR_D16, D16).items()}
     expected = {"blocks": 136.9, "attention": 9.39, "head": 2.85, "ada_ln": 1.028, "word_embed": 0.02225}
     assert found == pytest.approx(expected, rel=1e-3)
-    bits = bit_operations(VAR_D16, W4A6)
-    assert bits["attention"].sum() == 36 * multiply_adds(VAR_D16)["attention"].sum()
-    assert bits["blocks"].sum() == 24 * multiply_adds(VAR_D16)["blocks"].sum()
+    bits = bit_operations(VAR_D16, D16, W4A6)
+    assert bits["attention"].sum() == 36 * multiply_adds(VAR_D16, D16)["attention"].sum()
+    assert bits["blocks"].sum() == 24 * multiply_adds(VAR_D16, D16)["blocks"].sum()
 
 
 def test_eq_13_of_table_b_exceeds_what_scores_that_sum_to_1_allow() -> None:
@@ -59,23 +66,54 @@ def test_tokens_of_each_stage() -> None:
     assert keys(VAR_D16).tolist() == [1, 5, 14, 30, 55, 91, 155, 255, 424, 680]
 
 
-def test_weights_are_those_of_the_torch_model() -> None:
+OPTIONS: dict[str, dict[str, Any]] = {"base": {}, "shared adaLN": {"shared_aln": True}, "mlp ratio": {"mlp_ratio": 2.5}}
+options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+
+
+@options
+def test_weights_are_those_of_the_torch_model(options: dict[str, Any]) -> None:
     """Of its linear layers."""
-    var, _ = tiny_models()
-    info = tiny_source().model_info()
-    linear = sum(module.weight.numel() for module in var.modules() if isinstance(module, torch.nn.Linear))
-    no_cache = model_cost(info, BitWidths(1, 0))
+    source = tiny_source(**options)
+    info, facts = source.model_info(), layers.facts_of(source.var)
+    linear = sum(module.weight.numel() for module in source.var.modules() if isinstance(module, torch.nn.Linear))
+    no_cache = model_cost(info, facts, BitWidths(1, 0))
     assert no_cache.memory == linear
-    assert model_cost(info, BitWidths(0, 1)).memory == 2 * info.num_tokens * info.embed_dim * info.depth
+    assert model_cost(info, facts, BitWidths(0, 1)).memory == 2 * info.num_tokens * info.embed_dim * info.depth
 
 
-def test_each_linear_layer_is_counted_once_a_token() -> None:
-    """Without attention, and adaLN once: a weight makes one multiply-add for each token that it sees."""
-    info = tiny_source().model_info()
-    parts = {name: count.sum() for name, count in multiply_adds(info).items()}
-    once = parts["ada_ln"] // info.num_stages
-    weights = (parts["blocks"] + parts["head"]) / info.num_tokens + parts["word_embed"] / (info.num_tokens - 1) + once
-    assert model_cost(info, BitWidths(1, 0)).memory == weights
+@options
+def test_operations_are_those_that_the_official_code_runs(options: dict[str, Any]) -> None:
+    """Of each linear layer, counted by a hook in the torch model, stage by stage with a cache."""
+    source = tiny_source(**options)
+    var, info = source.var, source.model_info()
+    counted = dict.fromkeys(("blocks", "head", "ada_ln", "word_embed"), 0)
+
+    def count(name: str, module: torch.nn.Linear, x: torch.Tensor) -> None:
+        part = "ada_ln" if "ada_lin" in name else name.split(".")[0]
+        counted[part] += x.numel() * module.out_features
+
+    for name, module in var.named_modules():
+        if isinstance(module, torch.nn.Linear) and not name.endswith("mat_qkv"):
+            module.register_forward_pre_hook(lambda module, x, name=name: count(name, module, x[0]))
+        if name.endswith("attn"):  # which takes mat_qkv's weight, not the module
+            module.register_forward_pre_hook(lambda module, x: count("blocks", module.mat_qkv, x[0]))
+    with torch.no_grad():
+        embedding, cond = var.condition(torch.zeros(1, dtype=torch.int64))
+        caches = [KVCache() for _ in range(info.depth)]
+        for si, tokens in enumerate(queries(info)):
+            inputs = torch.zeros(1, int(tokens), info.latent_channels) if si else None
+            var.stage_logits(var.embed(embedding, inputs, si), embedding, cond, caches)
+    found = multiply_adds(info, layers.facts_of(var))
+    assert {part: int(found[part].sum()) for part in counted} == counted
+
+
+@pytest.mark.parametrize("recipe", ["fp32", "default", "nearest-w4a4"])
+def test_a_bundle_is_counted_by_its_own_graph(recipe: str, tmp_path: Path) -> None:
+    """Float, integer or packed."""
+    source = tiny_source(mlp_ratio=2.5)
+    bundle = build_bundle(source, tmp_path / "bundle", tiny_options(recipe), no_progress)
+    info, facts = source.model_info(), layers.facts_of(source.var)
+    assert model_cost(bundle.model, layers.facts_of_bundle(bundle), W4A6) == model_cost(info, facts, W4A6)
 
 
 def test_copies_cost_what_appendix_d_says() -> None:

@@ -11,9 +11,9 @@ import onnxruntime
 import pytest
 from tiny_model import ONE_THREAD
 
+from nextscale.compiler.fusion_certificate import CertifiedLayer, FusionCertificate, certify
 from nextscale.export.bundle_writer import write_graphs
 from nextscale.export.graph_builder import Constants, add_output, finish, new_builder
-from nextscale.graph_passes.fusion_certificate import CertifiedLayer, FusionCertificate, certify
 from nextscale.graph_passes.linear_layers import nearest
 from nextscale.graph_passes.qparams import Range
 from nextscale.graph_passes.quantize_linear import quantize_linear

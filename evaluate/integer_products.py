@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from nextscale.graph_passes.graph_edit import MICROSOFT, is_operator
 from nextscale.graph_passes.linear_layers import CODES_SUFFIX
 
 Kind = Literal["linear", "scores", "mix", "convolution"]
@@ -105,19 +106,19 @@ def reduction_rows(weight: NDArray[np.int8]) -> NDArray[np.int8]:
 def _product(node: ir.Node, is_observable: bool) -> IntegerProduct | None:
     inputs: list[ir.Value | None] = [*node.inputs, *[None] * 9]
     kind: Kind
-    if node.op_type == "MatMul":
+    if is_operator(node, "MatMul"):
         sources = [value.producer() if value is not None else None for value in inputs[:2]]
-        if any(source is None or source.op_type != "DequantizeLinear" for source in sources):
+        if any(source is None or not is_operator(source, "DequantizeLinear") for source in sources):
             return None
         (codes, _, zero_point), (weight, scale, *_) = (source.inputs for source in sources if source is not None)
         kind = "linear"
-    elif node.op_type == "MatMulIntegerToFloat":
+    elif is_operator(node, "MatMulIntegerToFloat", MICROSOFT):
         codes, weight, _, scale, zero_point = inputs[:5]
         kind = "linear" if _is_weight(weight) else "scores"
-    elif node.op_type == "MatMulInteger":
+    elif is_operator(node, "MatMulInteger"):
         codes, weight, zero_point, scale = *inputs[:3], None
         kind = "mix"
-    elif node.op_type == "QLinearConv":
+    elif is_operator(node, "QLinearConv", MICROSOFT):
         codes, _, zero_point, weight, scale = inputs[:5]
         kind = "convolution"
     else:

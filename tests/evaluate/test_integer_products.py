@@ -12,7 +12,7 @@ import pytest
 from tiny_model import no_progress, tiny_options, tiny_source
 
 from nextscale.compiler.build import build_bundle
-from nextscale.graph_passes.integer_products import expose_operands, integer_products, output_name, reduction_rows
+from nextscale.evaluate.integer_products import expose_operands, integer_products, output_name, reduction_rows
 from nextscale.graph_passes.linear_layers import CODES_SUFFIX
 from nextscale.runtime import Bundle
 
@@ -61,6 +61,14 @@ def test_exposed_operands_are_u8_and_s8(built: Bundle) -> None:
         again = expose_operands(exposed)
         assert [value.name for value in again.graph.outputs] == [value.name for value in exposed.graph.outputs]
         assert len(list(again.graph)) == len(list(exposed.graph))
+
+
+def test_an_operator_of_another_domain_is_no_product(built: Bundle) -> None:
+    for graph in ("stage", "decoder"):
+        model = ir.load(built.graph_path(graph))
+        for product in integer_products(model):
+            product.node.domain = "elsewhere"
+        assert integer_products(model) == []
 
 
 def without_weights(model: ir.Model) -> ir.Model:
