@@ -154,8 +154,8 @@ def report(outcomes: list[Outcome], threads: int) -> list[str]:
         "# What takes too long for every commit",
         "",
         *provenance(threads),
-        "- releases: `nextscale verify` of each bundle, and the token maps of 8 images against those of the release above; "
-        "one token that is sampled otherwise changes those of all later stages",
+        "- releases: `nextscale verify` of each bundle, and the token maps of 8 images against those of the release "
+        "above: one token that is sampled otherwise changes those of all later stages",
         "",
         "| check | | | seconds |",
         "|---|---|---|---|",
