@@ -3,8 +3,9 @@
     make soak    # builds what this needs, runs it, and writes benchmarks/results/soak.md
 
 Each release that is allowed gets an environment of its own with the wheel, as an app would have it: it verifies both
-bundles, and its token maps and pictures are compared with those of the release that is installed here. Others may round
-otherwise, so that tokens differ; to fail is to refuse a bundle or not to pass `nextscale verify`.
+bundles, and its token maps are compared with those of the release that is installed here. Another may round otherwise,
+and one token that is sampled otherwise changes those of all later stages: to fail is not to have other tokens, but to
+refuse a bundle or not to pass `nextscale verify`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 from provenance import provenance, publish
 
 ROOT = Path(__file__).parents[1]
@@ -93,7 +95,7 @@ def sanitized(bundle: Path, conformance: Path, suite: Path) -> Outcome:
 
 
 def one_release(
-    release: str, wheel: Path, expected: dict[Path, dict[str, np.ndarray]], folder: Path, threads: int
+    release: str, wheel: Path, expected: dict[Path, NDArray[np.int64]], folder: Path, threads: int
 ) -> Outcome:
     """An environment with that release, both bundles in it."""
     began, check = time.monotonic(), f"onnxruntime {release}"
@@ -106,27 +108,25 @@ def one_release(
         if done.returncode != 0:
             return Outcome(check, False, last_line(done), time.monotonic() - began)
     details = []
-    for bundle, images in expected.items():
+    for bundle, token_maps in expected.items():
         done = run([str(programs / "nextscale"), "verify", str(bundle), "--threads", str(threads)], ROOT)
         if done.returncode != 0:
             return Outcome(check, False, f"{bundle.name}: {last_line(done)}", time.monotonic() - began)
         found = generated(programs, bundle, folder, threads)
-        tokens = np.mean(found["token_maps"] == images["token_maps"])
-        pixels = np.abs(found["images"].astype(int) - images["images"]).max()
-        same = "same tokens" if tokens == 1 else f"{tokens:.1%} of tokens the same"
-        details.append(f"{bundle.name}: {same}, pixels within {pixels}")
+        same = np.mean(found == token_maps)
+        details.append(f"{bundle.name}: {'all' if same == 1 else f'{same:.1%}'} of the sampled tokens the same")
     return Outcome(check, True, "; ".join(details), time.monotonic() - began)
 
 
-def generated(programs: Path, bundle: Path, folder: Path, threads: int) -> dict[str, np.ndarray]:
-    """Token maps and images that an environment's `nextscale generate` makes."""
+def generated(programs: Path, bundle: Path, folder: Path, threads: int) -> NDArray[np.int64]:
+    """Token maps [8, L] that an environment's `nextscale generate` samples."""
     out = folder / f"{bundle.name}.npz"
     command = [str(programs / "nextscale"), "generate", str(bundle), *IMAGES, "--npz", str(out)]
     done = run([*command, "--threads", str(threads), "--quiet"], ROOT)
     if done.returncode != 0:
         raise click.ClickException(last_line(done))
     with np.load(out) as arrays:
-        return {name: arrays[name] for name in ("token_maps", "images")}
+        return np.asarray(arrays["token_maps"], np.int64)
 
 
 def build_wheel(work: Path) -> Path:
@@ -154,7 +154,8 @@ def report(outcomes: list[Outcome], threads: int) -> list[str]:
         "# What takes too long for every commit",
         "",
         *provenance(threads),
-        f"- token maps and pictures of 8 images, seed 0, against those of the release above; {sys.platform}",
+        "- releases: `nextscale verify` of each bundle, and the token maps of 8 images against those of the release "
+        "above: one token that is sampled otherwise changes those of all later stages",
         "",
         "| check | | | seconds |",
         "|---|---|---|---|",
