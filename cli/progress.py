@@ -44,11 +44,12 @@ def show_steps() -> Iterator[Steps]:
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=None),  # what the texts leave of the line
         MofNCompleteColumn(),
         TextColumn("{task.fields[note]}"),
         TimeElapsedColumn(),
         console=Console(stderr=True, quiet=not sys.stderr.isatty()),
+        expand=True,
     ) as progress:
         steps = Steps(progress)
         yield steps

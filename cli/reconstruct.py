@@ -90,8 +90,7 @@ def reconstruct(
         with show_steps() as progress, on_device(device, source.var, source.vqvae.quantize):
 
             def show(step: Step) -> None:
-                losses = f"error {step.error:.3f} of nearest's, undecided {step.regularizer:.4f}"
-                progress(step.unit, step.step, step.steps, losses)
+                progress(step.unit, step.step, step.steps, f"error {step.error:.3f} of nearest's")
 
             progress("preparing")
             rounding = learn(

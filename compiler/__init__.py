@@ -1,1 +1,7 @@
 """The driver: a recipe into a plan, a plan through the passes, graphs into a bundle with a certificate."""
+
+from nextscale.compiler.build import build_bundle
+from nextscale.compiler.learn import learn_bundle
+from nextscale.compiler.options import BuildOptions, Progress
+
+__all__ = ["BuildOptions", "Progress", "build_bundle", "learn_bundle"]

@@ -14,8 +14,8 @@ import torch
 from tiny_model import ONE_THREAD, L, V, build_tiny, no_progress, tiny_recipe, tiny_source
 
 from nextscale.calib_data.token_maps import TokenMaps
-from nextscale.compiler.learn import learn_bundle, learning_folder
-from nextscale.compiler.options import BuildOptions
+from nextscale.compiler import BuildOptions, learn_bundle
+from nextscale.compiler.learn import learning_folder
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.sources import Source
 from nextscale.runtime import Bundle
