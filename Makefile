@@ -2,6 +2,7 @@
 # make test      lint, types and tests
 # make examples  build the C++ and C# examples and hold them to Python; on Debian, Ubuntu and their like. SUITE_FLAGS go
 #                to tests/conformance/make_suite.py, such as SUITE_FLAGS="--bundle out/demo/int8"
+# make docs      the API page of nextscale.runtime in build/docs; checks that docs/architecture.md shows today's rooms
 # make soak      what takes too long for every commit: all releases of ONNX Runtime that are allowed, the demo model in C++
 #                under sanitizers, 2,000 examples of each property; into benchmarks/results/soak.md
 # Each sets up what it needs in .venv. TORCH is what pip is asked for; PyPI's Linux build brings CUDA packages of
@@ -19,7 +20,7 @@ DEMO := demo/nextscale-demo
 
 MAKEFLAGS += --no-print-directory
 
-.PHONY: demo test lint examples soak clean
+.PHONY: demo test lint examples docs soak clean
 
 demo: $(VENV)/.ready
 	$(BIN)/nextscale demo $(DEMO_FLAGS)
@@ -47,6 +48,10 @@ examples: $(VENV)/.ready
 	build/cpp-sanitize/conformance $(SUITE)
 	build/csharp/nextscale conformance $(SUITE)
 	PYTHONPATH=tests $(BIN)/python -m conformance.check_programs $(SUITE) --cpp build/cpp --csharp build/csharp
+
+docs: $(VENV)/.ready
+	$(BIN)/python docs/draw_rooms.py --check
+	$(BIN)/pdoc nextscale.runtime --output-directory build/docs
 
 soak: demo examples
 	$(BIN)/python benchmarks/soak.py out/demo/fp32 out/demo/int8
