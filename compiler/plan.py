@@ -138,7 +138,7 @@ def make_plan(
     facts = facts_of(source.var)
     layers = IntegerModel.decide(recipe, facts, options.reduce_range)
     _require_rounding(layers, options)
-    patterns = attention_patterns(stage_model.graph)
+    patterns = [found for found in attention_patterns(stage_model.graph) if found.name in facts.attentions]
     attention_inputs = _attention_inputs(patterns) if layers.static_attention else {}
     observed = [*layers.static, *(name for names in attention_inputs.values() for name in names)]
     # Layers that share an input see the same channels: the first of them is observed for all.
