@@ -50,7 +50,8 @@ def make_plan(model: FloatModel, integer: IntegerModel, options: BuildOptions, p
         progress: told each step.
     """
     recipe, var, facts = options.recipe, model.source.var, integer.facts
-    operands = _operands(attention_patterns(model.stage.graph)) if integer.static_attention else {}
+    patterns = [found for found in attention_patterns(model.stage.graph) if found.name in facts.attentions]
+    operands = _operands(patterns) if integer.static_attention else {}
     images = choose_images(model, options, progress)
     observers = _observers(integer, recipe.equalization.alpha > 0, operands)
     observation, decoder_ranges = observe(model, observers, images, options, progress)

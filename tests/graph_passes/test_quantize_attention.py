@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from nextscale.export.graph_builder import add_output, branch, finish, new_builder
+from nextscale.graph_passes.attention_patterns import attention_patterns
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.quantize_attention import (
     POWERS,
@@ -104,6 +105,24 @@ def test_the_model_is_not_changed() -> None:
     before = ir.to_proto(model).SerializeToString()
     quantize_attention(model, "log2", 8, ROWS, None, shift_and_sum("residual"), "stage")
     assert ir.to_proto(model).SerializeToString() == before
+
+
+def test_only_attention_of_the_given_names_becomes_integer() -> None:
+    """One that no name is given for stays as it is, such as a text's."""
+    builder = new_builder("two")
+    op = builder.op
+    x = builder.input("x", ir.DataType.FLOAT, [2, 1, 3, 4])
+    for name in ("text", "image"):
+        key = op.Transpose(x, perm=[0, 1, 3, 2])
+        weights = op.Softmax(op.MatMul(x, key, _name=f"{name}.scores"), axis=-1)
+        x = op.MatMul(weights, x, _name=f"{name}.mix")
+        x.dtype, x.shape = ir.DataType.FLOAT, ir.Shape([2, 1, 3, 4])
+    add_output(builder, x, "y", ir.DataType.FLOAT, [2, 1, 3, 4])
+    model = finish(builder)
+    mixed = quantize_attention(model, "row", 8, ROWS, names=["image.mix"])
+    assert [found.name for found in attention_patterns(mixed.graph)] == ["text.mix"]
+    with pytest.raises(ValueError, match=r"no MatMul - Softmax - MatMul in the graph: 'other\.mix'"):
+        quantize_attention(model, "row", 8, ROWS, names=["image.mix", "other.mix"])
 
 
 # Refusals and idempotence
