@@ -259,7 +259,7 @@ def _runs(
     session, products = _session(bundle, stage, options), integer_products(stage)
     state = {item.input: item.initial(len(request)) for item in states}
     for si in range(bundle.model.num_stages):
-        outputs = _run(session, {**request.feeds(), **state, "stage": np.array(si, np.int64)})
+        outputs = _run(session, {**request.arrays, **state, "stage": np.array(si, np.int64)})
         state = {item.input: outputs[item.output] for item in states}
         yield products, outputs
     yield integer_products(decoder), _run(_session(bundle, decoder, options), {"f_hat": state["f_hat"]})

@@ -1,7 +1,6 @@
 """A bundle on disk: its manifest, its files and the names of its classes."""
 
 import difflib
-import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,12 +8,13 @@ from operator import index
 from pathlib import Path
 from typing import SupportsIndex
 
-from nextscale.runtime.errors import BundleError, ClassLabelError
-from nextscale.runtime.manifest import Manifest, ModelInfo, parse_manifest
+from nextscale.runtime.errors import BundleError, ClassLabelError, NextscaleError
+from nextscale.runtime.file_hash import file_sha256
+from nextscale.runtime.manifest import Manifest, ModelInfo
+from nextscale.runtime.manifest_reader import parse_manifest
 
 MANIFEST_NAME = "manifest.json"
 _MANIFEST_LIMIT = 32 * 2**20  # bytes; a real one is below 1 MB
-_CHUNK = 1 << 20
 _SHOWN = 8
 
 
@@ -55,7 +55,7 @@ class Bundle:
         return self.manifest.model
 
     def graph_path(self, graph: str) -> Path:
-        """The ONNX file of "generate", "stage" or "decoder"."""
+        """The ONNX file of "stage", "decoder" or, where the bundle has it, "generate"."""
         return self.path / self.manifest.graphs[graph].file
 
     def verify_hashes(self) -> None:
@@ -73,14 +73,11 @@ class Bundle:
     def changed_files(self) -> Iterator[str]:
         """Names of the files whose sha256 differs from the manifest's, as each is read."""
         for name, info in self.manifest.files.items():
-            digest = hashlib.sha256()
             try:
-                with open(self.path / name, "rb") as file:
-                    while chunk := file.read(_CHUNK):
-                        digest.update(chunk)
-            except OSError as error:
-                raise BundleError(f"{self.path / name}: cannot be read: {error.strerror}") from None
-            if digest.hexdigest() != info.sha256:
+                found = file_sha256(self.path / name)
+            except NextscaleError as error:
+                raise BundleError(str(error)) from None
+            if found != info.sha256:
                 yield name
 
     def class_label(self, name: str | SupportsIndex) -> int:
