@@ -70,7 +70,7 @@ class JsonNode:
 
     def integer(self, minimum: int = 0, maximum: int = _LARGEST_INTEGER) -> int:
         if not isinstance(self.value, int) or isinstance(self.value, bool) or not minimum <= self.value <= maximum:
-            limit = f"of at least {minimum}" if maximum >= _LARGEST_INTEGER else f"from {minimum} to {maximum}"
+            limit = f"of at least {minimum}" if maximum == _LARGEST_INTEGER else f"from {minimum} to {maximum}"
             self.refuse(f"an integer {limit}")
         return self.value
 
