@@ -10,7 +10,7 @@ from typing import SupportsIndex
 
 from nextscale.runtime.errors import BundleError, ClassLabelError, NextscaleError
 from nextscale.runtime.file_hash import file_sha256
-from nextscale.runtime.manifest import Manifest, ModelInfo
+from nextscale.runtime.manifest import GraphInfo, Manifest, ModelInfo
 from nextscale.runtime.manifest_reader import parse_manifest
 
 MANIFEST_NAME = "manifest.json"
@@ -54,9 +54,19 @@ class Bundle:
     def model(self) -> ModelInfo:
         return self.manifest.model
 
-    def graph_path(self, graph: str) -> Path:
-        """The ONNX file of "stage", "decoder" or, where the bundle has it, "generate"."""
-        return self.path / self.manifest.graphs[graph].file
+    def graph(self, role: str) -> GraphInfo:
+        """The graph "stage", "decoder" or, where the bundle has it, "generate".
+
+        Raises:
+            BundleError: the bundle has no such graph.
+        """
+        if role not in self.manifest.graphs:
+            raise BundleError(f'{self.path}: the bundle has no graph "{role}": load stage and decoder')
+        return self.manifest.graphs[role]
+
+    def graph_path(self, role: str) -> Path:
+        """The ONNX file of a graph; see `graph`."""
+        return self.path / self.graph(role).file
 
     def verify_hashes(self) -> None:
         """Read every file and compare its sha256.

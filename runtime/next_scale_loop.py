@@ -90,7 +90,8 @@ class Generator:
         """Load "generate", or "stage" and "decoder", now instead of at the first use.
 
         Raises:
-            BundleError: onnxruntime cannot load a graph, or its inputs and outputs are not the manifest's.
+            BundleError: the bundle has no such graph, onnxruntime cannot load it, or its inputs and outputs are not the
+                manifest's.
         """
         for graph in graphs:
             self._session(graph)
@@ -160,7 +161,7 @@ class Generator:
             BundleError: a graph cannot be loaded.
         """
         request = Request.create(self.bundle, class_labels, **settings)
-        known = {tensor.name for tensor in self.bundle.manifest.graphs["stage"].outputs}
+        known = {tensor.name for tensor in self.bundle.graph("stage").outputs}
         for name in outputs:
             if name not in known:
                 raise RequestError(f'outputs: stage.onnx has no output "{name}"')
@@ -177,7 +178,7 @@ class Generator:
         return self._decode(ort_value(np.ascontiguousarray(f_hat)))
 
     def _generate_at_once(self, request: Request) -> tuple[Images, NDArray[np.int64]]:
-        taken = [tensor.name for tensor in self.bundle.manifest.graphs["generate"].inputs]
+        taken = [tensor.name for tensor in self.bundle.graph("generate").inputs]
         feeds = {name: ort_value(request.arrays[name]) for name in taken}
         outputs = self._run("generate", ["images", "token_maps"], feeds)
         return outputs["images"].numpy(), outputs["token_maps"].numpy()
@@ -211,7 +212,7 @@ class Generator:
             )
 
     def _runner(self) -> StageRunner:
-        state = self.bundle.manifest.graphs["stage"].state
+        state = self.bundle.graph("stage").state
         path = self.bundle.graph_path("stage")
         return StageRunner(self._session("stage"), state, self.bundle.model.num_stages, str(path))
 
@@ -226,7 +227,7 @@ class Generator:
             if not self._sessions:
                 _warn_of_saturation(self.bundle)
             if graph not in self._sessions:
-                path, info = self.bundle.graph_path(graph), self.bundle.manifest.graphs[graph]
+                path, info = self.bundle.graph_path(graph), self.bundle.graph(graph)
                 self._sessions[graph] = open_session(path, info, self.options)
             return self._sessions[graph]
 
