@@ -20,7 +20,7 @@ def test_values_are_read() -> None:
     assert (B[0].integer(), B[0].number(), B[1].number(), B[3].text()) == (1, 1.0, 2.5, "x")
     assert (B[6].integer(-3), B[6].number()) == (-3, -3.0)
     assert B[3].one_of(("y", "x")) == "x"
-    assert [key for key in DOCUMENT.items()] == ["a", "n"]
+    assert list(DOCUMENT.items()) == ["a", "n"]
     assert DOCUMENT.get("n") is None
     assert DOCUMENT.get("missing") is None
     assert DOCUMENT.get("a") is not None
