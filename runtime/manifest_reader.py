@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from nextscale import __version__
@@ -142,9 +143,8 @@ def _read_input(node: JsonNode, model: ModelInfo) -> RequestInput:
         return RequestInput(name, kind, dtype, shape)
     bounds = [node.get("minimum"), node.get("maximum")]
     minimum, maximum = (None if bound is None else _read_scalar(bound, dtype) for bound in bounds)
-    item = RequestInput(name, kind, dtype, shape, (), minimum, maximum)
-    default = _read_scalars(node["default"], item)
-    return RequestInput(name, kind, dtype, shape, default, minimum, maximum)
+    item = RequestInput(name, kind, dtype, shape, minimum=minimum, maximum=maximum)
+    return replace(item, default=_read_scalars(node["default"], item))
 
 
 def _read_shape(node: JsonNode, kind: str, model: ModelInfo) -> tuple[int | str, ...]:
