@@ -371,8 +371,8 @@ class Generator {
   /// Throws BundleError: ONNX Runtime cannot load a graph, or its inputs and outputs are not the manifest's.
   void load(std::initializer_list<Graph> graphs) const;
 
-  /// Generate B images: one call of generate.onnx for each batch. With `on_stage` or `cancel`, or where the bundle has no
-  /// generate.onnx, one call of stage.onnx for each stage, which gives the same tokens and pictures.
+  /// Generate B images: one call of generate.onnx for each batch. With `on_stage` or `cancel`, or where the bundle has
+  /// no generate.onnx, one call of stage.onnx for each stage, which gives the same tokens and pictures.
   ///
   /// on_stage: called after each stage, in this thread.
   /// cancel: looked at before each stage; another thread may set it.
@@ -1247,8 +1247,7 @@ inline std::vector<Dimension> read_shape(const Fields& fields, Kind kind, const 
       break;
     case Kind::scalar:
       expected = "[] or [" + stages + "]";
-      fits = shape.empty() ||
-             (shape.size() == 1 && shape[0].size == static_cast<std::int64_t>(model.num_stages()));
+      fits = shape.empty() || (shape.size() == 1 && shape[0].size == static_cast<std::int64_t>(model.num_stages()));
       break;
     default:
       expected = "\"B\" first or nowhere";
@@ -1354,7 +1353,8 @@ inline void check_verify(const Fields& fields, const std::vector<RequestInput>& 
   const Fields inputs = fields.fields("inputs");
   std::optional<std::size_t> images;
   for (const std::string& name : inputs.value().keys) {
-    const auto known = std::find_if(request.begin(), request.end(), [&](const auto& item) { return item.name == name; });
+    const auto known =
+        std::find_if(request.begin(), request.end(), [&](const auto& item) { return item.name == name; });
     if (known == request.end()) {
       inputs.refuse(one_line(name), "an input of the request as its key", shown(inputs.get(name)));
     }
@@ -1946,12 +1946,15 @@ class Checker {
 
   /// A tensor of the caller's; symbols_ learns the sizes that no input before it decided.
   Input tensor(const RequestInput& item) {
-    const std::string wanted = item.dtype + " [" + join(item.shape, [&](const Dimension& dimension) {
-                                 const auto known = symbols_.find(dimension.symbol);
-                                 return dimension.size            ? std::to_string(*dimension.size)
-                                        : known == symbols_.end() ? dimension.symbol
-                                                                  : std::to_string(known->second);
-                               }) + "]";
+    const std::string wanted = item.dtype + " [" +
+                               join(item.shape,
+                                    [&](const Dimension& dimension) {
+                                      const auto known = symbols_.find(dimension.symbol);
+                                      return dimension.size            ? std::to_string(*dimension.size)
+                                             : known == symbols_.end() ? dimension.symbol
+                                                                       : std::to_string(known->second);
+                                    }) +
+                               "]";
     const auto given = request_.inputs.find(item.name);
     if (given == request_.inputs.end()) {
       throw RequestError(item.name + " is missing: expected " + wanted + "; give it in inputs");
@@ -1962,7 +1965,8 @@ class Checker {
     for (std::size_t i = 0; fits && i < value.shape.size(); ++i) {
       const std::int64_t found = value.shape[i];
       const Dimension& dimension = item.shape[i];
-      fits = found > 0 && found == (dimension.size ? *dimension.size : symbols_.emplace(dimension.symbol, found).first->second) &&
+      fits = found > 0 &&
+             found == (dimension.size ? *dimension.size : symbols_.emplace(dimension.symbol, found).first->second) &&
              bytes <= value.bytes.size() / static_cast<std::size_t>(found);
       if (fits) bytes *= static_cast<std::size_t>(found);
     }
@@ -2257,8 +2261,7 @@ inline Stream::Stream(std::shared_ptr<detail::Engine> engine, std::shared_ptr<co
       inputs_(std::move(inputs)),
       first_(first),
       count_(count),
-      feeds_(std::make_unique<detail::Feeds>(
-          detail::make_feeds(*inputs_, engine_->info(Graph::stage), first, count))) {
+      feeds_(std::make_unique<detail::Feeds>(detail::make_feeds(*inputs_, engine_->info(Graph::stage), first, count))) {
   for (const StateInfo& item : engine_->info(Graph::stage).state) {
     state_.push_back(detail::Engine::initial_state(item, count));
   }
@@ -2322,8 +2325,8 @@ inline Generation Generator::generate(const Request& request, const OnStage& on_
   const bool at_once = !on_stage && cancel == nullptr && engine_->has(Graph::generate);
 
   Generation result;
-  result.images = {total, static_cast<std::size_t>(model.image_size.height),
-                   static_cast<std::size_t>(model.image_size.width), {}};
+  result.images = {
+      total, static_cast<std::size_t>(model.image_size.height), static_cast<std::size_t>(model.image_size.width), {}};
   result.token_maps.resize(total * length);
   // Memory is taken once a picture has shown that the model's image_size is no lie.
   const auto append_images = [&result](const std::vector<std::uint8_t>& pixels) {

@@ -111,8 +111,8 @@ namespace NextScale
         internal long[] Shape { get; }
     }
 
-    /// <summary>What to generate: one image for each class label, or, where the bundle takes no classes, for each row of
-    /// its tensors. What is left null has the bundle's default.</summary>
+    /// <summary>What to generate: one image for each class label or, where the bundle takes no classes, for each row
+    /// of its tensors. What is left null has the bundle's default.</summary>
     public sealed class GenerationRequest
     {
         /// <param name="classLabels">Ids, as Bundle.ClassLabel gives for a name; num_classes is the null class.</param>
@@ -252,8 +252,8 @@ namespace NextScale
         public Bundle Bundle { get; }
 
         /// <summary>Load "generate", or "stage" and "decoder", now instead of at the first use.</summary>
-        /// <exception cref="BundleException">The bundle has no such graph, ONNX Runtime cannot load it, or it is not the
-        /// manifest's.</exception>
+        /// <exception cref="BundleException">The bundle has no such graph, ONNX Runtime cannot load it, or it is not
+        /// the manifest's.</exception>
         /// <exception cref="NextScaleException">ONNX Runtime is missing or too old.</exception>
         public void Load(params string[] graphs)
         {
@@ -919,9 +919,8 @@ namespace NextScale
             inputs.CheckNames();
             inputs.Count = inputs.CountImages();
             inputs.symbols["B"] = inputs.Count;
-            foreach (RequestInput item in bundle.Request.Where(item => item.Kind == "uniform" || item == bundle.ForcedTokens))
-                if (inputs.Count > int.MaxValue / item.RowValues)
-                    throw new RequestException($"{inputs.Count} images are too many for one request");
+            if (bundle.Request.Any(item => item.RowValues > int.MaxValue / inputs.Count))
+                throw new RequestException($"{inputs.Count} images are too many for one request");
             inputs.Items = bundle.Request.Select(inputs.Make).ToList();
             if (request.BatchSize < 1)
                 throw new RequestException($"batch_size {request.BatchSize} is out of range: expected at least 1");
@@ -938,7 +937,10 @@ namespace NextScale
             };
         }
 
-        private string Takes { get { return "; it takes " + string.Join(", ", bundle.Request.Select(item => item.Name)); } }
+        private string Takes
+        {
+            get { return "; it takes " + string.Join(", ", bundle.Request.Select(item => item.Name)); }
+        }
 
         private RequestInput Find(Func<RequestInput, bool> wanted)
         {
@@ -969,8 +971,8 @@ namespace NextScale
                         $"inputs: this bundle has no input \"{Wording.Printable(name)}\"{Takes}");
         }
 
-        /// <summary>B: that of the labels, or else of the first input that is given with a row for each image; or else 1.
-        /// </summary>
+        /// <summary>B: that of the labels, or else of the first input that is given with a row for each image; or else
+        /// 1.</summary>
         private int CountImages()
         {
             RequestInput label = Find(item => item.Kind == "label");
@@ -1066,9 +1068,10 @@ namespace NextScale
             double[] values = given?.Values ?? item.Defaults;
             var stages = (int)item.RowValues;
             if (values.Length != 1 && values.Length != stages)
-                throw new RequestException(
-                    $"{item.Name}: expected one value" + (item.Shape.Count == 0 ? "" : $", or {stages}: one for each stage")
-                    + $", found {values.Length}");
+            {
+                string more = item.Shape.Count == 0 ? "" : $", or {stages}: one for each stage";
+                throw new RequestException($"{item.Name}: expected one value{more}, found {values.Length}");
+            }
             foreach (double value in values)
             {
                 if (!item.Allows(value))
@@ -1767,8 +1770,8 @@ namespace NextScale
                 return true;
             }).Count;
             if (images == null ? rows == 0 : rows != images)
-                fields.Refuse("token_maps", images == null ? "at least one row" : $"one row for each of {images} labels",
-                              (long)rows);
+                fields.Refuse("token_maps",
+                              images == null ? "at least one row" : $"one row for each of {images} labels", (long)rows);
             ulong seed;
             var seedNumber = fields.Get("seed") as JsonNumber;
             if (seedNumber == null || !seedNumber.TryUInt64(out seed))
