@@ -190,7 +190,7 @@ def _report(
     ]
     for folder, results in found.items():
         model = bundles[folder].model
-        lines += ["", f"## {folder}: {results['recipe']}, {model.image_size} px", ""]
+        lines += ["", f"## {folder}: {results['recipe']}, {model.image_side} px", ""]
         lines += ["| form | language | images/s over Python | images/s | peak MB | load, s |", "|---" * 6 + "|"]
         for form, speeds in results["languages"].items():
             lines += [

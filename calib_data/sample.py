@@ -143,7 +143,7 @@ class _Sampling:
             top_k=self._top_k,
             top_p=settings.top_p,
         )
-        self._uniforms = request.uniforms
+        self._uniforms = request.arrays["uniforms"]
         self.identity = {
             "bundle": {"name": bundle.manifest.name, "sha256": _digest(bundle)},
             "settings": {**asdict(settings), "top_k": self._top_k},

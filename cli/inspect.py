@@ -50,6 +50,7 @@ def _summary(bundle: Bundle) -> dict[str, Any]:
 
 def _overview(bundle: Bundle) -> Table:
     manifest, model = bundle.manifest, bundle.model
+    height, width = model.image_size
     table = Table(title=manifest.name, show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -57,8 +58,8 @@ def _overview(bundle: Bundle) -> Table:
         "folder": str(bundle.path),
         "size": f"{manifest.size / 1e6:.1f} MB",
         "model": f"{model.depth} blocks of width {model.embed_dim}, {model.num_heads} heads, {model.vocab_size} codes",
-        "pictures": f"{model.image_size} x {model.image_size} pixels of {model.num_classes} classes",
-        "stages": f"{', '.join(map(str, model.patch_nums))} ({model.num_tokens} tokens)",
+        "pictures": f"{height} x {width} pixels of {model.num_classes} classes",
+        "stages": f"{model.stages_in_words} ({model.num_tokens} tokens)",
         **{
             f"recipe: {key}": _line(value)
             for key, value in manifest.recipe.items()

@@ -20,8 +20,9 @@ from nextscale.models.sources import checkpoint_source, demo_source, random_sour
 from nextscale.models.var.presets import get_preset
 from nextscale.paper.table_c import ROWS, TableC, measure_table_c
 from nextscale.paper.table_c_page import SPEED_HEADERS, batches, markdown, speed_cells, with_interval
-from nextscale.paper.throughput_bundles import ModelOrigin, ThroughputBundles, file_sha256
+from nextscale.paper.throughput_bundles import ModelOrigin, ThroughputBundles
 from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime.file_hash import file_sha256
 from nextscale.runtime.image_io import Writer, require_writable, write_files
 from nextscale.runtime.session import SessionOptions
 

@@ -37,6 +37,7 @@ from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.next_scale_loop import Generator
 from nextscale.runtime.request import DEFAULT_CFG_SCALE
 from nextscale.runtime.session import SessionOptions
+from nextscale.runtime.var_request import var_request
 
 # Greedy, so that few tokens say much; the second label differs from the first in every model.
 VERIFY_LABELS = (0, -1)
@@ -136,12 +137,13 @@ def write_bundle(
     model = source.model_info()
     labels = [label % model.num_classes for label in VERIFY_LABELS]
     verify = {
-        "class_labels": labels,
         "seed": 0,
-        "cfg_scale": VERIFY_CFG_SCALE,
+        "inputs": {"class_labels": labels, "cfg_scale": VERIFY_CFG_SCALE, "top_k": 1, "top_p": 0.0},
         "token_maps": [[0] * model.num_tokens for _ in labels],
     }
-    info = BundleInfo(source.name, model, recipe, source.class_names, source.licence, _card(source, recipe))
+    info = BundleInfo(
+        source.name, "var", model, var_request(model), recipe, source.class_names, source.licence, _card(source, recipe)
+    )
     write_manifest(folder, models, info, verify)
 
 
@@ -153,8 +155,6 @@ def _greedy_tokens(folder: Path, options: SessionOptions) -> list[list[int]]:
     """The bundle's own greedy tokens, for `nextscale verify` to compare with."""
     bundle = Bundle.open(folder)
     record = bundle.manifest.verify
-    greedy = Generator(bundle, options).generate(
-        record.class_labels, seed=record.seed, cfg_scale=record.cfg_scale, top_k=1, top_p=0.0
-    )
+    greedy = Generator(bundle, options).generate(seed=record.seed, inputs=record.inputs)
     tokens: list[list[int]] = greedy.token_maps.tolist()
     return tokens

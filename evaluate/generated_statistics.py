@@ -85,7 +85,7 @@ def _settings(bundle: Bundle, network: ImageNetwork, sampling: Sampling) -> dict
     return {
         "bundle": bundle.manifest.name,
         "manifest_sha256": hashlib.sha256((bundle.path / MANIFEST_NAME).read_bytes()).hexdigest(),
-        "image_size": bundle.model.image_size,
+        "image_size": bundle.model.image_side,
         "network": network.name,
         **asdict(sampling),
         "top_k": resolve_top_k(sampling.top_k, bundle.model),

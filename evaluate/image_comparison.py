@@ -90,7 +90,7 @@ def compare_images(
     jobs = _jobs(bundles, full_precision, noise_floor, tuple(seeds))
     for job in jobs:
         if reference is not None:
-            reference.require_comparable(network.name, job.bundle.model.image_size)
+            reference.require_comparable(network.name, job.bundle.model.image_side)
     rows, originals = [], []
     for job in jobs:
         found = _statistics(job, network, work, sampling or Sampling(), images, batch_size, options, on_images)

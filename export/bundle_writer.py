@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -23,7 +22,9 @@ from nextscale.export.generate_graph import initial_shape, state_names
 from nextscale.export.graph_builder import OPSET, dimensions
 from nextscale.runtime.bundle import MANIFEST_NAME as MANIFEST
 from nextscale.runtime.errors import OutputError
-from nextscale.runtime.manifest import SCHEMA, ModelInfo
+from nextscale.runtime.file_hash import file_sha256
+from nextscale.runtime.manifest import ModelInfo, RequestInput
+from nextscale.runtime.manifest_reader import SCHEMA, STOCK
 
 WEIGHTS_FILE = "weights.data"
 CARD = "card.md"
@@ -35,10 +36,12 @@ ALIGNMENT = 4096
 
 @dataclass(frozen=True)
 class BundleInfo:
-    """What the manifest says besides the graphs themselves."""
+    """What the manifest says besides the graphs themselves; family is "var", request what its graphs take."""
 
     name: str
+    family: str
     model: ModelInfo
+    request: Sequence[RequestInput]
     recipe: Mapping[str, Any]
     class_names: Sequence[str] | None
     licence: str
@@ -134,10 +137,12 @@ def write_manifest(folder: Path, models: Mapping[str, ir.Model], info: BundleInf
     (folder / CARD).write_text(info.card, encoding="utf-8")
     manifest = {
         "schema": SCHEMA,
+        "family": info.family,
         "name": info.name,
         "model": asdict(info.model),
         "recipe": dict(info.recipe),
         "class_names": None if info.class_names is None else list(info.class_names),
+        "request": [_request_input(item) for item in info.request],
         "graphs": {name: _graph_contract(name, model) for name, model in models.items()},
         "files": {path.name: _file_info(path) for path in sorted(folder.iterdir())},
         "verify": dict(verify),
@@ -154,7 +159,6 @@ def write_manifest(folder: Path, models: Mapping[str, ir.Model], info: BundleInf
 
 def _graph_contract(name: str, model: ir.Model) -> dict[str, Any]:
     contract: dict[str, Any] = {
-        "file": f"{name}.onnx",
         "inputs": [_tensor_contract(value) for value in model.graph.inputs],
         "outputs": [_tensor_contract(value) for value in model.graph.outputs],
     }
@@ -169,7 +173,15 @@ def _graph_contract(name: str, model: ir.Model) -> dict[str, Any]:
             }
             for source, target in state_names(model)
         ]
-    return contract
+    return {**contract, "variants": {STOCK: {"file": f"{name}.onnx"}}}
+
+
+def _request_input(item: RequestInput) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": item.name, "kind": item.kind, "dtype": item.dtype, "shape": list(item.shape)}
+    if item.kind == "scalar":
+        default = list(item.default) if len(item.default) > 1 else item.default[0]
+        entry |= {"default": default, "minimum": item.minimum, "maximum": item.maximum}
+    return entry
 
 
 def _tensor_contract(value: ir.Value) -> dict[str, Any]:
@@ -182,11 +194,7 @@ def _dtype(value: ir.Value) -> str:
 
 
 def _file_info(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return {"size": path.stat().st_size, "sha256": digest.hexdigest()}
+    return {"size": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def complete_manifest(folder: Path, token_maps: Sequence[Sequence[int]], recipe: Mapping[str, Any], card: str) -> None:

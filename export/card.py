@@ -12,7 +12,7 @@ from nextscale.runtime.manifest import ModelInfo
 
 def bundle_card(name: str, description: str, licence: str, model: ModelInfo, recipe: Mapping[str, Any]) -> str:
     """The text of card.md."""
-    size = model.image_size
+    height, width = model.image_size
     settings = {key: value for key, value in recipe.items() if key not in ("agreement", "kernels", "saturation")}
     return f"""# {name}
 
@@ -20,8 +20,8 @@ def bundle_card(name: str, description: str, licence: str, model: ModelInfo, rec
 
 | | |
 |---|---|
-| pictures | {size} x {size} RGB, {model.num_classes} classes |
-| stages | {len(model.patch_nums)}: {", ".join(map(str, model.patch_nums))} ({model.num_tokens} tokens) |
+| pictures | {height} x {width} RGB, {model.num_classes} classes |
+| stages | {model.num_stages}: {model.stages_in_words} ({model.num_tokens} tokens) |
 | transformer | depth {model.depth}, width {model.embed_dim}, {model.num_heads} heads |
 | codebook | {model.vocab_size} entries of {model.latent_channels} |
 | recipe | {recipe["name"]} |

@@ -38,14 +38,14 @@ class Source:
         config = self.var.config
         return ModelInfo(
             num_classes=config.num_classes,
-            patch_nums=config.patch_nums,
-            image_size=self.vqvae.config.image_size,
+            stage_sizes=tuple((pn, pn) for pn in config.patch_nums),
+            image_size=(self.vqvae.config.image_size, self.vqvae.config.image_size),
             vocab_size=config.vocab_size,
             depth=config.depth,
             embed_dim=config.embed_dim,
             num_heads=config.num_heads,
             latent_channels=config.z_channels,
-            latent_size=config.patch_nums[-1],
+            latent_size=(config.patch_nums[-1], config.patch_nums[-1]),
         )
 
 

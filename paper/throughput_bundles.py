@@ -7,7 +7,6 @@ matching; and a model with random weights takes the places of attentive tokens f
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -172,22 +171,6 @@ class ThroughputBundles:
             progress(f"{recipe.name}: {step}", done, total)
 
         return build_bundle(source, folder, options, named)
-
-
-def file_sha256(path: Path) -> str:
-    """Of a file's content.
-
-    Raises:
-        NextscaleError: it cannot be read.
-    """
-    try:
-        with open(path, "rb") as file:
-            digest = hashlib.sha256()
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    except OSError as error:
-        raise NextscaleError(f"{path}: cannot be read ({error.strerror})") from None
-    return digest.hexdigest()
 
 
 def convolution_operations(config: VQVAEConfig) -> int:

@@ -130,9 +130,10 @@ def _facts(inputs: Inputs, sheets: Sequence[Sheet]) -> dict[str, list[str]]:
 
 
 def _model(model: ModelInfo) -> str:
+    height, width = model.image_size
     return (
-        f"{model.depth} blocks of width {model.embed_dim}, {model.image_size} x {model.image_size} pixels of "
-        f"{model.num_classes} classes, {model.num_stages} stages of {', '.join(map(str, model.patch_nums))} "
+        f"{model.depth} blocks of width {model.embed_dim}, {height} x {width} pixels of "
+        f"{model.num_classes} classes, {model.num_stages} stages of {model.stages_in_words} "
         f"({model.num_tokens} tokens), {model.vocab_size} codes"
     )
 

@@ -5,12 +5,11 @@ A JSON file is recognised by its keys. Nothing read is trusted: every value is c
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from nextscale.calib_data.token_maps import ARRAYS, MANIFEST, read_npz
 from nextscale.evaluate.teacher_forced import Agreement
 from nextscale.measure.bench import BenchReport, Footprint, Measurement
 from nextscale.measure.statistics import Interval
+from nextscale.runtime.checked_json import JsonNode
 from nextscale.runtime.errors import NextscaleError
 from nextscale.runtime.machine import Machine
 
@@ -164,23 +164,23 @@ def read_result(file: Path) -> Result:
     raise NextscaleError(f"{file}: not a result of evaluate, metrics, bench or theta; expected what their --json wrote")
 
 
-def _evaluate(file: Path, root: _Node) -> EvaluateResult:
+def _evaluate(file: Path, root: JsonNode) -> EvaluateResult:
     return EvaluateResult(
         file,
         root["reference"].text(),
-        root["seed"].integer(),
+        root["seed"].integer(maximum=2**64 - 1),
         root["cfg_scale"].number(),
         {name: _agreement(node) for name, node in root["bundles"].items().items()},
     )
 
 
-def _agreement(node: _Node) -> Agreement:
-    kl, top1 = node["stage_kl"].numbers(), node["stage_top1"].numbers()
+def _agreement(node: JsonNode) -> Agreement:
+    kl, top1 = _numbers(node["stage_kl"]), _numbers(node["stage_top1"])
     if len(kl) != len(top1):
         node["stage_top1"].refuse(f"{len(kl)} numbers, as in stage_kl")
     return Agreement(
         kl=node["kl"].number(),
-        kl_stderr=node["kl_stderr"].number_or_nan(),
+        kl_stderr=_number_or_nan(node["kl_stderr"]),
         top1=node["top1"].number(),
         stage_kl=np.array(kl),
         stage_top1=np.array(top1),
@@ -188,7 +188,7 @@ def _agreement(node: _Node) -> Agreement:
     )
 
 
-def _metrics(file: Path, root: _Node) -> MetricsResult:
+def _metrics(file: Path, root: JsonNode) -> MetricsResult:
     nodes = root["rows"].elements()
     names = [key for node in nodes for key in node.items()]
     fid = _prefix(root, names, " to full precision")
@@ -200,7 +200,7 @@ def _metrics(file: Path, root: _Node) -> MetricsResult:
             seeds=tuple(seed.integer() for seed in node["seeds"].elements()),
             images=node["images"].integer(),
             score=_optional_interval(node[score]),
-            score_stderr=next((item.number_or_nan() for item in node[f"{score} standard errors"].elements()), math.nan),
+            score_stderr=next((_number_or_nan(item) for item in node[f"{score} standard errors"].elements()), math.nan),
             fid=_optional_interval(node[fid]),
             distance=_optional_interval(node[f"{fid} to full precision"]),
         )
@@ -210,14 +210,14 @@ def _metrics(file: Path, root: _Node) -> MetricsResult:
     return MetricsResult(file, fid, score, settings, rows)
 
 
-def _prefix(root: _Node, names: list[str], ending: str) -> str:
+def _prefix(root: JsonNode, names: list[str], ending: str) -> str:
     found = {name.removesuffix(ending) for name in names if name.endswith(ending)}
     if len(found) != 1:
         root["rows"].refuse(f'rows with one figure "...{ending}"')
     return found.pop()
 
 
-def _bench(file: Path, root: _Node) -> BenchResult:
+def _bench(file: Path, root: JsonNode) -> BenchResult:
     machine = root["machine"]
     return BenchResult(
         file,
@@ -235,7 +235,7 @@ def _bench(file: Path, root: _Node) -> BenchResult:
     )
 
 
-def _measurement(node: _Node) -> Measurement:
+def _measurement(node: JsonNode) -> Measurement:
     decoder, footprint = node.get("decoder_seconds"), node.get("footprint")
     return Measurement(
         bundle=node["bundle"].text(),
@@ -260,14 +260,14 @@ def _measurement(node: _Node) -> Measurement:
     )
 
 
-def _theta(file: Path, root: _Node) -> ThetaResult:
+def _theta(file: Path, root: JsonNode) -> ThetaResult:
     shares: dict[float, tuple[float, ...]] = {}
     for name, node in root["attentive_shares"].items().items():
         try:
             theta = float(name)
         except ValueError:
             node.refuse("a number as its key")
-        shares[theta] = tuple(node.numbers())
+        shares[theta] = tuple(_numbers(node))
     if len({len(stages) for stages in shares.values()}) > 1:
         root["attentive_shares"].refuse("as many stages for each theta")
     chosen = {
@@ -294,7 +294,7 @@ def _theta(file: Path, root: _Node) -> ThetaResult:
     )
 
 
-_READERS: dict[tuple[str, ...], Callable[[Path, _Node], Result]] = {
+_READERS: dict[tuple[str, ...], Callable[[Path, JsonNode], Result]] = {
     ("bundles", "reference"): _evaluate,
     ("rows", "network"): _metrics,
     ("measurements", "machine"): _bench,
@@ -302,77 +302,27 @@ _READERS: dict[tuple[str, ...], Callable[[Path, _Node], Result]] = {
 }
 
 
-def _interval(node: _Node) -> Interval:
-    return Interval(node["mean"].number(), node["low"].number_or_nan(), node["high"].number_or_nan())
+def _interval(node: JsonNode) -> Interval:
+    return Interval(node["mean"].number(), _number_or_nan(node["low"]), _number_or_nan(node["high"]))
 
 
-def _optional_interval(node: _Node) -> Interval | None:
+def _optional_interval(node: JsonNode) -> Interval | None:
     return None if node.value is None else _interval(node)
 
 
-class _Node:
-    """A value of a JSON document that knows its place."""
-
-    def __init__(self, value: object, file: Path, path: str) -> None:
-        self.value, self._file, self._path = value, file, path
-
-    def refuse(self, expected: str) -> NoReturn:
-        text = json.dumps(self.value)
-        shown = text if len(text) <= 80 else f"{text[:77]}..."
-        raise NextscaleError(f"{self._file}: {self._path or 'document'}: expected {expected}, found {shown}")
-
-    def __getitem__(self, key: str) -> _Node:
-        items = self.items()
-        if key not in items:
-            raise NextscaleError(f'{self._file}: key "{self._place(key)}" is missing')
-        return items[key]
-
-    def get(self, key: str) -> _Node | None:
-        """The value of a key that may be missing or null."""
-        node = self.items().get(key)
-        return None if node is None or node.value is None else node
-
-    def items(self) -> dict[str, _Node]:
-        if not isinstance(self.value, dict):
-            self.refuse("a JSON object")
-        return {key: _Node(value, self._file, self._place(key)) for key, value in self.value.items()}
-
-    def elements(self) -> list[_Node]:
-        if not isinstance(self.value, list):
-            self.refuse("a list")
-        return [_Node(value, self._file, f"{self._path}[{i}]") for i, value in enumerate(self.value)]
-
-    def number(self) -> float:
-        """A finite number below 1e100 in size, so that what is computed from it stays finite."""
-        if not isinstance(self.value, int | float) or isinstance(self.value, bool) or not abs(self.value) < 1e100:
-            self.refuse("a finite number")
-        return float(self.value)
-
-    def number_or_nan(self) -> float:
-        return math.nan if self.value is None else self.number()
-
-    def numbers(self) -> list[float]:
-        """Between one and _MAX_STAGES numbers."""
-        nodes = self.elements()
-        if not 1 <= len(nodes) <= _MAX_STAGES:
-            self.refuse("a number for each stage")
-        return [node.number() for node in nodes]
-
-    def integer(self) -> int:
-        if not isinstance(self.value, int) or isinstance(self.value, bool) or not 0 <= self.value < 2**64:
-            self.refuse("an integer of at least 0")
-        return self.value
-
-    def text(self) -> str:
-        if not isinstance(self.value, str) or not self.value.isprintable():
-            self.refuse("a line of printable text")
-        return self.value
-
-    def _place(self, key: str) -> str:
-        return f"{self._path}.{key}" if self._path else key
+def _number_or_nan(node: JsonNode) -> float:
+    return math.nan if node.value is None else node.number()
 
 
-def _read_json(path: Path) -> _Node:
+def _numbers(node: JsonNode) -> list[float]:
+    """Between one and _MAX_STAGES numbers."""
+    nodes = node.elements()
+    if not 1 <= len(nodes) <= _MAX_STAGES:
+        node.refuse("a number for each stage")
+    return [item.number() for item in nodes]
+
+
+def _read_json(path: Path) -> JsonNode:
     try:
         with open(path, "rb") as file:
             content = file.read(_LIMIT + 1)
@@ -381,6 +331,6 @@ def _read_json(path: Path) -> _Node:
     if len(content) > _LIMIT:
         raise NextscaleError(f"{path}: larger than {_LIMIT} bytes, which no result is")
     try:
-        return _Node(json.loads(content), path, "")
+        return JsonNode.parse(content, str(path))
     except (ValueError, RecursionError) as error:
         raise NextscaleError(f"{path}: no JSON: {error}") from None

@@ -1,7 +1,6 @@
 """A bundle on disk: its manifest, its files and the names of its classes."""
 
 import difflib
-import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,12 +8,13 @@ from operator import index
 from pathlib import Path
 from typing import SupportsIndex
 
-from nextscale.runtime.errors import BundleError, ClassLabelError
-from nextscale.runtime.manifest import Manifest, ModelInfo, parse_manifest
+from nextscale.runtime.errors import BundleError, ClassLabelError, NextscaleError
+from nextscale.runtime.file_hash import file_sha256
+from nextscale.runtime.manifest import GraphInfo, Manifest, ModelInfo
+from nextscale.runtime.manifest_reader import parse_manifest
 
 MANIFEST_NAME = "manifest.json"
 _MANIFEST_LIMIT = 32 * 2**20  # bytes; a real one is below 1 MB
-_CHUNK = 1 << 20
 _SHOWN = 8
 
 
@@ -54,9 +54,19 @@ class Bundle:
     def model(self) -> ModelInfo:
         return self.manifest.model
 
-    def graph_path(self, graph: str) -> Path:
-        """The ONNX file of "generate", "stage" or "decoder"."""
-        return self.path / self.manifest.graphs[graph].file
+    def graph(self, role: str) -> GraphInfo:
+        """The graph "stage", "decoder" or, where the bundle has it, "generate".
+
+        Raises:
+            BundleError: the bundle has no such graph.
+        """
+        if role not in self.manifest.graphs:
+            raise BundleError(f'{self.path}: the bundle has no graph "{role}": load stage and decoder')
+        return self.manifest.graphs[role]
+
+    def graph_path(self, role: str) -> Path:
+        """The ONNX file of a graph; see `graph`."""
+        return self.path / self.graph(role).file
 
     def verify_hashes(self) -> None:
         """Read every file and compare its sha256.
@@ -73,14 +83,11 @@ class Bundle:
     def changed_files(self) -> Iterator[str]:
         """Names of the files whose sha256 differs from the manifest's, as each is read."""
         for name, info in self.manifest.files.items():
-            digest = hashlib.sha256()
             try:
-                with open(self.path / name, "rb") as file:
-                    while chunk := file.read(_CHUNK):
-                        digest.update(chunk)
-            except OSError as error:
-                raise BundleError(f"{self.path / name}: cannot be read: {error.strerror}") from None
-            if digest.hexdigest() != info.sha256:
+                found = file_sha256(self.path / name)
+            except NextscaleError as error:
+                raise BundleError(str(error)) from None
+            if found != info.sha256:
                 yield name
 
     def class_label(self, name: str | SupportsIndex) -> int:

@@ -1,4 +1,6 @@
-"""The next-scale loop: labels in, token maps and pictures out, in one call or stage by stage."""
+"""The next-scale loop: a request in, token maps and pictures out, in one call or stage by stage."""
+
+from __future__ import annotations
 
 import logging
 import os
@@ -6,21 +8,23 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.errors import RequestError
 from nextscale.runtime.machine import saturation_warning
-from nextscale.runtime.request import DEFAULT_CFG_SCALE, DEFAULT_TOP_P, Request
+from nextscale.runtime.request import Labels, Request, RequestSettings
 from nextscale.runtime.session import SessionOptions, open_session, ort_value, run_session
 from nextscale.runtime.stage_runner import CancelFlag, StageRunner, cancelled
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 Images = NDArray[np.uint8]
-Labels = Sequence[str | SupportsIndex] | NDArray[np.integer]
 _warned: set[Path] = set()
 
 
@@ -31,7 +35,7 @@ class Generation:
     Attributes:
         images: uint8 [B, H, W, 3], RGB.
         token_maps: int64 [B, L], stages in order, row-major; `forced_tokens` of the same form.
-        class_labels: int64 [B].
+        class_labels: int64 [B]; empty where the bundle takes no classes.
     """
 
     images: Images
@@ -46,7 +50,7 @@ class StageResult:
     Attributes:
         stage: index in [0, num_stages).
         num_stages: stages of an image.
-        tokens: int64 [B, pn*pn], the tokens taken.
+        tokens: int64 [B, l], the tokens taken.
         outputs: the further outputs of stage.onnx that were asked for, by name, such as "logits".
         first: position of the batch's first image in the request.
     """
@@ -86,63 +90,42 @@ class Generator:
         """Load "generate", or "stage" and "decoder", now instead of at the first use.
 
         Raises:
-            BundleError: onnxruntime cannot load a graph, or its inputs and outputs are not the manifest's.
+            BundleError: the bundle has no such graph, onnxruntime cannot load it, or its inputs and outputs are not the
+                manifest's.
         """
         for graph in graphs:
             self._session(graph)
 
     def generate(
         self,
-        class_labels: Labels,
+        class_labels: Labels | None = None,
         *,
-        seed: int = 0,
-        first_image: int = 0,
-        cfg_scale: float = DEFAULT_CFG_SCALE,
-        top_k: int | None = None,
-        top_p: float = DEFAULT_TOP_P,
-        forced_tokens: ArrayLike | None = None,
-        uniforms: ArrayLike | None = None,
         batch_size: int | None = None,
         on_stage: Callable[[StageResult], object] | None = None,
         cancel: CancelFlag | None = None,
+        **settings: Unpack[RequestSettings],
     ) -> Generation:
         """Generate B images.
 
-        One call of generate.onnx a batch; with `on_stage` or `cancel`, one call of stage.onnx a stage, which
-        gives the same tokens.
+        One call of generate.onnx for each batch; with `on_stage` or `cancel`, or where the bundle has no generate.onnx,
+        one call of stage.onnx for each stage, which gives the same tokens.
 
         Args:
-            class_labels: B class ids or names.
-            seed: in [0, 2^64).
-            first_image: image i of the result is image first_image + i of the seed, whatever the batch.
-            cfg_scale: guidance strength, at least 0.
-            top_k: keep the k likeliest tokens, 0 (off) to V; None is 900, or V if smaller. 1 is greedy.
-            top_p: keep the likeliest tokens of this probability mass, 0 (off) to 1.
-            forced_tokens: int [B, L]; entries of the codebook to take instead of sampling, -1 to sample.
-            uniforms: float [B, L] in [0, 1), instead of those of seed and first_image.
+            class_labels: B class ids or names; None where the bundle takes no classes.
             batch_size: images at a time; None is all at once.
             on_stage: called after each stage; returning False cancels.
             cancel: looked at before each stage; a threading.Event.
+            settings: seed, cfg_scale and what else a request may say: see `RequestSettings`.
         Raises:
-            ClassLabelError, RequestError: a parameter is out of range; nothing was run.
+            ClassLabelError, RequestError: a value is out of range; nothing was run.
             Cancelled: on_stage returned False or cancel is set.
             BundleError: a graph cannot be loaded.
         """
-        request = Request.create(
-            self.bundle,
-            class_labels,
-            seed=seed,
-            first_image=first_image,
-            cfg_scale=cfg_scale,
-            top_k=top_k,
-            top_p=top_p,
-            forced_tokens=forced_tokens,
-            uniforms=uniforms,
-        )
+        request = Request.create(self.bundle, class_labels, **settings)
         if batch_size is not None and batch_size < 1:
             raise RequestError(f"batch_size {batch_size} is out of range: expected at least 1")
         step = batch_size or len(request)
-        streaming = on_stage is not None or cancel is not None
+        streaming = on_stage is not None or cancel is not None or "generate" not in self.bundle.manifest.graphs
         parts = [
             self._generate_streaming(request.images(first, first + step), first, on_stage, cancel)
             if streaming
@@ -150,48 +133,35 @@ class Generator:
             for first in range(0, len(request), step)
         ]
         images, token_maps = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return Generation(images, token_maps, request.class_labels)
+        label = self.bundle.manifest.input_of_kind("label")
+        labels = np.zeros(0, np.int64) if label is None else request.arrays[label.name]
+        return Generation(images, token_maps, labels)
 
     def stream(
         self,
-        class_labels: Labels,
+        class_labels: Labels | None = None,
         *,
-        seed: int = 0,
-        first_image: int = 0,
-        cfg_scale: float = DEFAULT_CFG_SCALE,
-        top_k: int | None = None,
-        top_p: float = DEFAULT_TOP_P,
-        forced_tokens: ArrayLike | None = None,
-        uniforms: ArrayLike | None = None,
         outputs: Sequence[str] = (),
         cancel: CancelFlag | None = None,
+        **settings: Unpack[RequestSettings],
     ) -> Iterator[StageResult]:
         """Generate B images stage by stage: the same tokens as `generate`, with progress, previews and cancel.
 
-        Parameters are checked at the call, before the first stage; leaving the iteration stops the work.
+        The request is checked at the call, before the first stage; leaving the iteration stops the work.
 
         Args:
-            outputs: further outputs of stage.onnx to bring back: "logits", float32 [B, pn*pn, V] after guidance and
+            class_labels: B class ids or names; None where the bundle takes no classes.
+            outputs: further outputs of stage.onnx to bring back: "logits", float32 [B, l, V] after guidance and
                 before top_k and top_p; a state output; what a bundle made for debugging adds.
             cancel: looked at before each stage; a threading.Event.
-            class_labels, seed, ...: as in `generate`.
+            settings: seed, cfg_scale and what else a request may say: see `RequestSettings`.
         Raises:
-            ClassLabelError, RequestError: a parameter is out of range.
+            ClassLabelError, RequestError: a value is out of range.
             Cancelled: cancel is set.
             BundleError: a graph cannot be loaded.
         """
-        request = Request.create(
-            self.bundle,
-            class_labels,
-            seed=seed,
-            first_image=first_image,
-            cfg_scale=cfg_scale,
-            top_k=top_k,
-            top_p=top_p,
-            forced_tokens=forced_tokens,
-            uniforms=uniforms,
-        )
-        known = {tensor.name for tensor in self.bundle.manifest.graphs["stage"].outputs}
+        request = Request.create(self.bundle, class_labels, **settings)
+        known = {tensor.name for tensor in self.bundle.graph("stage").outputs}
         for name in outputs:
             if name not in known:
                 raise RequestError(f'outputs: stage.onnx has no output "{name}"')
@@ -200,7 +170,7 @@ class Generator:
     def decode(self, f_hat: NDArray[np.float32]) -> Images:
         """Decode a latent, float32 [B, Cvae, h, w], to uint8 [B, H, W, 3]."""
         model = self.bundle.model
-        expected = (model.latent_channels, model.latent_size, model.latent_size)
+        expected = (model.latent_channels, *model.latent_size)
         if f_hat.shape[1:] != expected or f_hat.dtype != np.float32:
             raise RequestError(
                 f"f_hat: expected float32 [B, {', '.join(map(str, expected))}], found {f_hat.dtype} {list(f_hat.shape)}"
@@ -208,7 +178,8 @@ class Generator:
         return self._decode(ort_value(np.ascontiguousarray(f_hat)))
 
     def _generate_at_once(self, request: Request) -> tuple[Images, NDArray[np.int64]]:
-        feeds = {name: ort_value(array) for name, array in request.feeds().items()}
+        taken = [tensor.name for tensor in self.bundle.graph("generate").inputs]
+        feeds = {name: ort_value(request.arrays[name]) for name in taken}
         outputs = self._run("generate", ["images", "token_maps"], feeds)
         return outputs["images"].numpy(), outputs["token_maps"].numpy()
 
@@ -241,7 +212,7 @@ class Generator:
             )
 
     def _runner(self) -> StageRunner:
-        state = self.bundle.manifest.graphs["stage"].state
+        state = self.bundle.graph("stage").state
         path = self.bundle.graph_path("stage")
         return StageRunner(self._session("stage"), state, self.bundle.model.num_stages, str(path))
 
@@ -256,7 +227,7 @@ class Generator:
             if not self._sessions:
                 _warn_of_saturation(self.bundle)
             if graph not in self._sessions:
-                path, info = self.bundle.graph_path(graph), self.bundle.manifest.graphs[graph]
+                path, info = self.bundle.graph_path(graph), self.bundle.graph(graph)
                 self._sessions[graph] = open_session(path, info, self.options)
             return self._sessions[graph]
 

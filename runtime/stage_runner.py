@@ -59,7 +59,8 @@ class StageRunner:
         name: str = "the stage graph",
     ) -> None:
         self._session, self._state, self._num_stages, self._name = session, state, num_stages, name
-        self._outputs = frozenset(output.name for output in session.get_outputs())
+        self._inputs = frozenset(node.name for node in session.get_inputs())
+        self._outputs = frozenset(node.name for node in session.get_outputs())
 
     def run(
         self, request: Request, outputs: Sequence[str] = (), cancel: CancelFlag | None = None
@@ -82,7 +83,7 @@ class StageRunner:
 
     def _stages(self, request: Request, further: Sequence[str], cancel: CancelFlag | None) -> Iterator[StageOutputs]:
         names = list(dict.fromkeys(["tokens", *further, *(item.output for item in self._state)]))
-        feeds = {name: ort_value(array) for name, array in request.feeds().items()}
+        feeds = {name: ort_value(array) for name, array in request.arrays.items() if name in self._inputs}
         state = {item.input: ort_value(item.initial(len(request))) for item in self._state}
         for stage in range(self._num_stages):
             if cancel is not None and cancel.is_set():

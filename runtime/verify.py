@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.errors import NextscaleError
 from nextscale.runtime.machine import saturation_warning
-from nextscale.runtime.next_scale_loop import Generation, Generator
+from nextscale.runtime.next_scale_loop import Generation, Generator, StageResult
 from nextscale.runtime.session import SessionOptions
 
 # Other CPUs and releases of ONNX Runtime round differently, and one token that changes changes all after it. So where
@@ -59,9 +59,9 @@ def verify(
 def _checks(bundle: Bundle, generator: Generator) -> Iterator[Check]:
     yield _check_files(bundle)
     yield _check_contract(generator)
-    greedy = _generate_greedy(generator)
-    yield _check_stored_tokens(generator, greedy)
-    yield _check_forms(generator)
+    yield _check_stored_tokens(generator, _generate_stored(generator))
+    if "generate" in bundle.manifest.graphs:
+        yield _check_forms(generator)
 
 
 def _check_files(bundle: Bundle) -> Check:
@@ -79,14 +79,15 @@ def _check_contract(generator: Generator) -> Check:
     return Check("contract", True, "the graphs' inputs and outputs are those of the manifest")
 
 
-def _generate_greedy(generator: Generator) -> Generation:
+def _generate_stored(generator: Generator) -> Generation:
     stored = generator.bundle.manifest.verify
-    return generator.generate(stored.class_labels, seed=stored.seed, cfg_scale=stored.cfg_scale, top_k=1, top_p=0.0)
+    return generator.generate(seed=stored.seed, inputs=stored.inputs)
 
 
-def _check_stored_tokens(generator: Generator, greedy: Generation) -> Check:
-    stored = np.array(generator.bundle.manifest.verify.token_maps, dtype=np.int64)
-    if np.array_equal(greedy.token_maps, stored):
+def _check_stored_tokens(generator: Generator, made: Generation) -> Check:
+    manifest = generator.bundle.manifest
+    stored = np.array(manifest.verify.token_maps, dtype=np.int64).reshape(-1, *manifest.forced_tokens.row_shape)
+    if np.array_equal(made.token_maps, stored):
         return Check("tokens", True, f"all {stored.size} tokens are the stored ones")
     agreement = float((_greedy_given(generator, stored) == stored).mean())
     detail = (
@@ -101,20 +102,27 @@ def _check_stored_tokens(generator: Generator, greedy: Generation) -> Check:
 
 
 def _greedy_given(generator: Generator, stored: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The likeliest token of each place given the stored tokens before it: int64 [n, L]."""
-    record = generator.bundle.manifest.verify
-    stages = generator.stream(
-        record.class_labels, cfg_scale=record.cfg_scale, top_k=1, top_p=0.0, forced_tokens=stored, outputs=["logits"]
-    )
-    likeliest = [stage.outputs["logits"].argmax(axis=-1) for stage in stages]
-    return np.concatenate(likeliest, axis=1)
+    """The likeliest token of each place given the stored tokens before it, of the shape of stored."""
+    manifest = generator.bundle.manifest
+    inputs = {**manifest.verify.inputs, manifest.forced_tokens.name: stored}
+    stages = generator.stream(seed=manifest.verify.seed, inputs=inputs, outputs=["logits"])
+    return np.concatenate([_likeliest(stage) for stage in stages], axis=1)
+
+
+def _likeliest(stage: StageResult) -> NDArray[np.int64]:
+    """Of logits over the codebook the entry of the largest; where tokens are bits, logits are the log-odds of 1."""
+    logits = stage.outputs["logits"]
+    found = logits > 0 if logits.shape == stage.tokens.shape else logits.argmax(axis=-1)
+    return np.asarray(found, np.int64)
 
 
 def _check_forms(generator: Generator) -> Check:
     """Sampled, not greedy: sampling shows differences in the logits that the maximum hides."""
-    stored = generator.bundle.manifest.verify
-    single = generator.generate(stored.class_labels, seed=stored.seed)
-    streamed = generator.generate(stored.class_labels, seed=stored.seed, on_stage=lambda stage: None)
+    manifest = generator.bundle.manifest
+    sampled = {item.name for item in manifest.request if item.kind != "scalar"}
+    inputs = {name: value for name, value in manifest.verify.inputs.items() if name in sampled}
+    single = generator.generate(seed=manifest.verify.seed, inputs=inputs)
+    streamed = generator.generate(seed=manifest.verify.seed, inputs=inputs, on_stage=lambda stage: None)
     differing = int((single.token_maps != streamed.token_maps).sum())
     if differing:
         total = single.token_maps.size

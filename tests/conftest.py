@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from fake_bundle import write_fake_bundle
+from fake_text_bundle import write_fake_text_bundle
 from hypothesis import settings
 
 if TYPE_CHECKING:
@@ -22,6 +23,18 @@ settings.register_profile("soak", max_examples=2000, deadline=None)
 def fake_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle to read; use `damaged` to change one."""
     return write_fake_bundle(tmp_path_factory.mktemp("bundles") / "fake")
+
+
+@pytest.fixture(scope="session")
+def fake_v1_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same bundle with a manifest of schema 1, to read."""
+    return write_fake_bundle(tmp_path_factory.mktemp("bundles") / "fake-v1", schema=1)
+
+
+@pytest.fixture(scope="session")
+def fake_text_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of text, bits and oblong stages, to read."""
+    return write_fake_text_bundle(tmp_path_factory.mktemp("bundles") / "fake-text")
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ uniforms, the forced tokens, guidance, both filters, the cache, the modulation a
 one function, `Stage`, so their tokens are equal.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 from pathlib import Path
@@ -142,10 +144,10 @@ Decode (f_hat, to_rgb) => (images)
     images = Cast<to = 2>(rounded)
 }
 """
-_HEADER = '<ir_version: 10, opset_import: ["" : 21, "fake" : 1]>'
+HEADER = '<ir_version: 10, opset_import: ["" : 21, "fake" : 1]>'
 
 GRAPHS = {
-    "generate": f"""{_HEADER} generate ({_REQUEST}) => (uint8[B,12,12,3] images, int64[B,14] token_maps) {{
+    "generate": f"""{HEADER} generate ({_REQUEST}) => (uint8[B,12,12,3] images, int64[B,14] token_maps) {{
     rows = Shape(class_labels)
     rows2 = Add(rows, rows)
     zero1 = Constant<value_ints = [0]>()
@@ -169,14 +171,14 @@ GRAPHS = {
     token_maps = Concat<axis = 1>(t0, t1, t2)
     images = fake.Decode(f3, to_rgb)
 }}""",
-    "stage": f"""{_HEADER} stage ({_REQUEST}, int64 stage, float[B,2,3,3] f_hat, float[R,M,8] modulation,
+    "stage": f"""{HEADER} stage ({_REQUEST}, int64 stage, float[B,2,3,3] f_hat, float[R,M,8] modulation,
     float[R,1,8,T] past_key_values_0_key, float[R,1,T,8] past_key_values_0_value) => (int64[B,l] tokens,
     float[B,l,16] logits, float[B,2,3,3] present_f_hat, float[R,N,8] present_modulation,
     float[R,1,8,U] present_0_key, float[R,1,U,8] present_0_value) {{
     tokens, logits, present_f_hat, present_modulation, present_0_key, present_0_value = fake.Stage({_SIX}, stage,
         f_hat, modulation, past_key_values_0_key, past_key_values_0_value, {_TABLES})
 }}""",
-    "decoder": f"""{_HEADER} decoder (float[B,2,3,3] f_hat) => (uint8[B,12,12,3] images) {{
+    "decoder": f"""{HEADER} decoder (float[B,2,3,3] f_hat) => (uint8[B,12,12,3] images) {{
     images = fake.Decode(f_hat, to_rgb)
 }}""",
 }
@@ -191,12 +193,23 @@ _DOTTED = {
 }
 
 
-def write_fake_bundle(folder: Path, seed: int = 0, class_names: list[str] | None = CLASS_NAMES) -> Path:
+# What schema 2 says of the request, and schema 1 means.
+REQUEST = [
+    {"name": "class_labels", "kind": "label", "dtype": "int64", "shape": ["B"]},
+    {"name": "uniforms", "kind": "uniform", "dtype": "float32", "shape": ["B", L]},
+    {"name": "forced_tokens", "kind": "forced_tokens", "dtype": "int64", "shape": ["B", L]},
+    {"name": "cfg_scale", "kind": "scalar", "dtype": "float32", "shape": [], "default": 4.0, "minimum": 0,
+     "maximum": None},
+    {"name": "top_k", "kind": "scalar", "dtype": "int64", "shape": [], "default": V, "minimum": 0, "maximum": V},
+    {"name": "top_p", "kind": "scalar", "dtype": "float32", "shape": [], "default": 0.96, "minimum": 0, "maximum": 1},
+]  # fmt: skip
+
+
+def write_fake_bundle(
+    folder: Path, seed: int = 0, class_names: list[str] | None = CLASS_NAMES, schema: int = 2
+) -> Path:
     """Write a bundle whose weights come from a seed; its verify tokens are what it generates."""
-    folder.mkdir(parents=True)
-    weights = _weights(seed)
-    (folder / "weights.data").write_bytes(b"".join(array.tobytes() for array in weights.values()))
-    graphs = {name: _write_graph(folder / f"{name}.onnx", name, weights) for name in GRAPHS}
+    graphs = write_files(folder, GRAPHS, _FUNCTIONS, weights_of_seed(_SHAPES, seed))
     graphs["stage"]["state"] = [
         {"input": name, "output": f"present.{name.removeprefix('past_key_values.')}", "dtype": "float32",
          "initial_shape": shape}
@@ -207,26 +220,62 @@ def write_fake_bundle(folder: Path, seed: int = 0, class_names: list[str] | None
             "past_key_values.0.value": ["2B", 1, 0, C],
         }.items()
     ]  # fmt: skip
-    (folder / "card.md").write_text("A fake model for tests.\n")
     manifest = {
-        "schema": 1,
+        "schema": 2,
+        "family": "var",
         "name": f"fake-{seed}",
         "model": {
-            "num_classes": NUM_CLASSES, "patch_nums": PATCH_NUMS, "image_size": PIXELS, "vocab_size": V, "depth": 1,
-            "embed_dim": C, "num_heads": 1, "latent_channels": CVAE, "latent_size": LATENT,
+            "num_classes": NUM_CLASSES, "stage_sizes": [[pn, pn] for pn in PATCH_NUMS], "image_size": [PIXELS, PIXELS],
+            "vocab_size": V, "depth": 1, "embed_dim": C, "num_heads": 1, "latent_channels": CVAE,
+            "latent_size": [LATENT, LATENT],
         },
         "recipe": {"name": "fp32"},
         "class_names": class_names,
+        "request": REQUEST,
         "graphs": graphs,
-        "files": {path.name: _file_entry(path) for path in sorted(folder.iterdir())},
-        "verify": {"class_labels": [0, 1], "seed": 0, "cfg_scale": 1.5, "token_maps": [[0] * L, [0] * L]},
+        "files": {path.name: file_entry(path) for path in sorted(folder.iterdir())},
+        "verify": {
+            "seed": 0,
+            "inputs": {"class_labels": [0, 1], "cfg_scale": 1.5, "top_k": 1, "top_p": 0},
+            "token_maps": [[0] * L, [0] * L],
+        },
         "versions": {"nextscale": "0.1.0", "opset": 21},
         "licence": "MIT",
     }  # fmt: skip
-    write_manifest(folder, manifest)
-    manifest["verify"]["token_maps"] = _greedy_tokens(folder, manifest["verify"])
-    write_manifest(folder, manifest)
+    complete(folder, manifest)
+    if schema == 1:
+        write_manifest(folder, in_schema_1(read_manifest(folder)))
     return folder
+
+
+def in_schema_1(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The same manifest as releases up to 0.1 wrote it."""
+    model, verify = manifest["model"], manifest["verify"]
+    others = {key: value for key, value in manifest.items() if key not in ("family", "request")}
+    return {
+        **others,
+        "schema": 1,
+        "model": {
+            "num_classes": model["num_classes"],
+            "patch_nums": [height for height, _ in model["stage_sizes"]],
+            "image_size": model["image_size"][0],
+            **{key: model[key] for key in ("vocab_size", "depth", "embed_dim", "num_heads", "latent_channels")},
+            "latent_size": model["latent_size"][0],
+        },
+        "graphs": {
+            role: {
+                "file": graph["variants"]["stock"]["file"],
+                **{key: value for key, value in graph.items() if key != "variants"},
+            }
+            for role, graph in manifest["graphs"].items()
+        },
+        "verify": {
+            "class_labels": verify["inputs"]["class_labels"],
+            "seed": verify["seed"],
+            "cfg_scale": verify["inputs"]["cfg_scale"],
+            "token_maps": verify["token_maps"],
+        },
+    }
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -237,19 +286,42 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
 
-def _weights(seed: int) -> dict[str, np.ndarray]:
+_SHAPES = {
+    "class_table": (NUM_CLASSES + 1, C), "position_table": (L, C), "codebook": (V, CVAE), "latent_in": (CVAE, C),
+    "head": (C, V), "to_rgb": (CVAE, 3),
+}  # fmt: skip
+
+
+def weights_of_seed(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    shapes = {
-        "class_table": (NUM_CLASSES + 1, C), "position_table": (L, C), "codebook": (V, CVAE), "latent_in": (CVAE, C),
-        "head": (C, V), "to_rgb": (CVAE, 3),
-    }  # fmt: skip
     weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     weights["to_rgb"] *= 60
     return weights
 
 
-def _write_graph(path: Path, name: str, weights: dict[str, np.ndarray]) -> dict[str, Any]:
-    model = onnx.parser.parse_model(GRAPHS[name] + _FUNCTIONS)
+def write_files(
+    folder: Path, graphs: dict[str, str], functions: str, weights: dict[str, np.ndarray]
+) -> dict[str, dict[str, Any]]:
+    """All files of a bundle but the manifest; returns the manifest's graphs."""
+    folder.mkdir(parents=True)
+    (folder / "weights.data").write_bytes(b"".join(array.tobytes() for array in weights.values()))
+    (folder / "card.md").write_text("A fake model for tests.\n")
+    return {role: _write_graph(folder / f"{role}.onnx", text + functions, weights) for role, text in graphs.items()}
+
+
+def complete(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest with the tokens that its verify request gives."""
+    from nextscale.runtime import Generator
+
+    write_manifest(folder, manifest)
+    verify = manifest["verify"]
+    made = Generator(folder).generate(seed=verify["seed"], inputs=verify["inputs"])
+    manifest["verify"]["token_maps"] = made.token_maps.reshape(len(made.token_maps), -1).tolist()
+    write_manifest(folder, manifest)
+
+
+def _write_graph(path: Path, text: str, weights: dict[str, np.ndarray]) -> dict[str, Any]:
+    model = onnx.parser.parse_model(text)
     for node in model.graph.node:
         node.input[:] = [_DOTTED.get(item, item) for item in node.input]
         node.output[:] = [_DOTTED.get(item, item) for item in node.output]
@@ -263,9 +335,9 @@ def _write_graph(path: Path, name: str, weights: dict[str, np.ndarray]) -> dict[
         offset += array.nbytes
     path.write_bytes(model.SerializeToString())
     return {
-        "file": path.name,
         "inputs": [_tensor(value) for value in model.graph.input],
         "outputs": [_tensor(value) for value in model.graph.output],
+        "variants": {"stock": {"file": path.name}},
     }
 
 
@@ -284,15 +356,6 @@ def _tensor(value: onnx.ValueInfoProto) -> dict[str, Any]:
     return {"name": value.name, "dtype": dtype, "shape": shape}
 
 
-def _file_entry(path: Path) -> dict[str, Any]:
+def file_entry(path: Path) -> dict[str, Any]:
     content = path.read_bytes()
     return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-
-
-def _greedy_tokens(folder: Path, verify: dict[str, Any]) -> list[list[int]]:
-    from nextscale.runtime import Generator
-
-    result = Generator(folder).generate(
-        verify["class_labels"], seed=verify["seed"], cfg_scale=verify["cfg_scale"], top_k=1, top_p=0.0
-    )
-    return result.token_maps.tolist()

@@ -43,17 +43,22 @@ double number(const Json& value) {
 
 std::uint32_t word(const Json& value) { return static_cast<std::uint32_t>(std::stoul(value.text, nullptr, 16)); }
 
-/// All numbers of a list of rows, or of a plain list.
+/// All values within lists of lists.
 template <typename T, typename Convert>
-std::vector<T> flattened(const Json& rows, Convert convert) {
-  std::vector<T> values;
-  for (const Json& row : rows.items) {
-    if (row.is(Json::Type::array)) {
-      for (const Json& item : row.items) values.push_back(convert(item));
+void append_values(std::vector<T>& values, const Json& list, Convert convert) {
+  for (const Json& item : list.items) {
+    if (item.is(Json::Type::array)) {
+      append_values(values, item, convert);
     } else {
-      values.push_back(convert(row));
+      values.push_back(convert(item));
     }
   }
+}
+
+template <typename T, typename Convert>
+std::vector<T> flattened(const Json& list, Convert convert) {
+  std::vector<T> values;
+  append_values(values, list, convert);
   return values;
 }
 
@@ -65,14 +70,44 @@ std::vector<std::string> texts(const Json& list) {
   return flattened<std::string>(list, [](const Json& item) { return item.text; });
 }
 
+/// A scalar of a request: null, a number or a list.
+std::optional<nextscale::Scalar> scalar(const Json& value) {
+  if (is_null(value)) return std::nullopt;
+  if (!value.is(Json::Type::array)) return nextscale::Scalar(number(value));
+  return nextscale::Scalar(flattened<double>(value, number));
+}
+
+/// A tensor of the suite: `dtype`, and `values` as nested lists.
+nextscale::Tensor tensor(const Json& value) {
+  std::vector<std::int64_t> shape;
+  for (const Json* part = &get(value, "values"); part->is(Json::Type::array); part = &part->items.front()) {
+    shape.push_back(static_cast<std::int64_t>(part->items.size()));
+    if (part->items.empty()) break;
+  }
+  const auto numbers = flattened<double>(get(value, "values"), number);
+  if (text(value, "dtype") == "float32") {
+    return nextscale::Tensor::of(shape, std::vector<float>(numbers.begin(), numbers.end()));
+  }
+  return nextscale::Tensor::of(shape, std::vector<std::int64_t>(numbers.begin(), numbers.end()));
+}
+
+/// A request of the suite: a tensor is an object, any other input a scalar.
 Request read_request(const Json& value) {
   Request request;
+  const Json& inputs = get(value, "inputs");
+  for (std::size_t i = 0; i < inputs.keys.size(); ++i) {
+    if (inputs.items[i].is(Json::Type::object)) {
+      request.inputs.emplace(inputs.keys[i], tensor(inputs.items[i]));
+    } else {
+      request.scalars.emplace(inputs.keys[i], scalar(inputs.items[i]).value());
+    }
+  }
   request.class_labels = integers(get(value, "class_labels"));
   request.seed = std::stoull(text(value, "seed"));
   request.first_image = std::stoull(text(value, "first_image"));
-  request.cfg_scale = number(get(value, "cfg_scale"));
-  request.top_p = number(get(value, "top_p"));
-  request.top_k = is_null(get(value, "top_k")) ? std::nullopt : get(value, "top_k").as_int64();
+  request.cfg_scale = scalar(get(value, "cfg_scale"));
+  request.top_p = scalar(get(value, "top_p"));
+  request.top_k = scalar(get(value, "top_k"));
   request.batch_size = is_null(get(value, "batch_size")) ? std::nullopt : get(value, "batch_size").as_int64();
   request.forced_tokens = integers(get(value, "forced_tokens"));
   request.uniforms =
@@ -162,7 +197,7 @@ class Conformance {
               found.first_image == expected.first_image && found.cfg_scale == expected.cfg_scale &&
               found.top_k == expected.top_k && found.top_p == expected.top_p &&
               found.forced_tokens == expected.forced_tokens && found.uniforms == expected.uniforms &&
-              found.batch_size == expected.batch_size,
+              found.batch_size == expected.batch_size && expected.scalars.empty() && expected.inputs.empty(),
           "defaults of a request");
   }
 

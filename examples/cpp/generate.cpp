@@ -94,9 +94,9 @@ void run(const Arguments& arguments) {
   }
   request.seed = arguments.number<std::uint64_t>("--seed").value_or(request.seed);
   request.first_image = arguments.number<std::uint64_t>("--first-image").value_or(request.first_image);
-  request.cfg_scale = arguments.number<double>("--cfg-scale").value_or(request.cfg_scale);
+  request.cfg_scale = arguments.number<double>("--cfg-scale");
   request.top_k = arguments.number<std::int64_t>("--top-k");
-  request.top_p = arguments.number<double>("--top-p").value_or(request.top_p);
+  request.top_p = arguments.number<double>("--top-p");
   request.batch_size = arguments.number<std::int64_t>("--batch").value_or(4);
 
   const std::string out = arguments.text("--out").value_or("sheet.png");

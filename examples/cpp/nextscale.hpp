@@ -36,12 +36,12 @@
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <set>
 #include <sstream>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -110,19 +110,24 @@ std::vector<float> uniforms(std::uint64_t seed, std::uint64_t image, std::size_t
 /// The graphs of a bundle.
 enum class Graph { generate, stage, decoder };
 
+struct Size {
+  std::int64_t height = 0;
+  std::int64_t width = 0;
+};
+
 /// The sizes of a model.
 struct ModelInfo {
-  std::int64_t num_classes = 0;          ///< Labels are 0 to num_classes - 1; num_classes is the null class.
-  std::vector<std::int64_t> patch_nums;  ///< Side length of each stage's token map, ascending.
-  std::int64_t image_size = 0;           ///< H and W.
-  std::int64_t vocab_size = 0;           ///< V.
+  std::int64_t num_classes = 0;   ///< Labels are 0 to num_classes - 1, num_classes is the null class; 0: no classes.
+  std::vector<Size> stage_sizes;  ///< Tokens of each stage's token map.
+  Size image_size;                ///< H and W.
+  std::int64_t vocab_size = 0;    ///< V, the values that an entry of a token map may have; 2 where tokens are bits.
   std::int64_t depth = 0;
   std::int64_t embed_dim = 0;
   std::int64_t num_heads = 0;
   std::int64_t latent_channels = 0;
-  std::int64_t latent_size = 0;
+  Size latent_size;
 
-  std::size_t num_stages() const { return patch_nums.size(); }
+  std::size_t num_stages() const { return stage_sizes.size(); }
   /// L, the tokens of all stages.
   std::int64_t num_tokens() const;
 };
@@ -131,6 +136,24 @@ struct ModelInfo {
 struct Dimension {
   std::optional<std::int64_t> size;
   std::string symbol;
+};
+
+/// What an input of a request is. The library makes the first four itself; the caller gives tensors of the others.
+enum class Kind { label, uniform, forced_tokens, scalar, text_features, text_mask, image, mask };
+
+/// One input of a request. "B" comes first in its shape where each image has a row; all images share the others.
+struct RequestInput {
+  std::string name;
+  Kind kind = Kind::scalar;
+  std::string dtype;
+  std::vector<Dimension> shape;
+  std::vector<double> defaults;   ///< Of a scalar: one value, or one for each stage where its shape is [S].
+  std::optional<double> minimum;  ///< Of a scalar; unset where any finite number will do.
+  std::optional<double> maximum;
+
+  bool per_image() const { return !shape.empty() && !shape[0].size && shape[0].symbol == "B"; }
+  /// The product of the sizes in numbers: of uniforms [B, L], L.
+  std::int64_t row_values() const;
 };
 
 /// A graph's input or output; `dtype` is "float32", "float16", "int64", "int32", "int8" or "uint8".
@@ -148,7 +171,7 @@ struct StateInfo {
   std::vector<Dimension> initial_shape;
 };
 
-/// One ONNX file and its contract; only `stage` has a state.
+/// The contract of a graph and the ONNX file of its stock variant; only `stage` has a state.
 struct GraphInfo {
   std::string file;
   std::vector<TensorInfo> inputs;
@@ -162,15 +185,20 @@ struct FileInfo {
   std::string sha256;
 };
 
-/// manifest.json, schema 1: what a host needs of it. Keys that are not known are ignored.
+/// manifest.json, schema 2 or 1: what a host needs of it. Keys, graphs and variants that are not known are ignored.
 struct Manifest {
   std::string name;
+  std::string family;   ///< Of the model, such as "var"; for people.
   std::string recipe;   ///< The name of the quantization recipe.
   std::string licence;  ///< Of the weights.
   ModelInfo model;
   std::vector<std::string> class_names;  ///< One a class, or none at all.
-  std::map<Graph, GraphInfo> graphs;
+  std::vector<RequestInput> request;
+  std::map<Graph, GraphInfo> graphs;  ///< `stage` and `decoder`, and `generate` where the bundle has it.
   std::map<std::string, FileInfo> files;
+
+  /// The input of that kind, which every request has; token maps are of its shape.
+  const RequestInput& forced_tokens() const;
 
   /// Parse and check a manifest; `where` is how errors name it.
   /// Throws BundleError: no JSON, a newer schema, or a key that is missing, of another type or at odds with another.
@@ -212,20 +240,45 @@ class Bundle {
 
 // --------------------------------------------------------------------------------------------- requests and results
 
-/// B images to generate.
+/// A scalar of a request: one value, or a list of one for each stage where the bundle takes that.
+struct Scalar {
+  std::vector<double> values;
+
+  Scalar(double value) : values{value} {}
+  Scalar(std::initializer_list<double> list) : values(list) {}
+  Scalar(std::vector<double> list) : values(std::move(list)) {}
+  bool operator==(const Scalar& other) const { return values == other.values; }
+};
+
+/// A tensor of the caller's, row-major, such as text features.
+struct Tensor {
+  std::string dtype;  ///< As in TensorInfo.
+  std::vector<std::int64_t> shape;
+  std::vector<std::uint8_t> bytes;
+
+  /// From float, std::int64_t, std::int32_t, std::int8_t or std::uint8_t.
+  template <typename T>
+  static Tensor of(std::vector<std::int64_t> shape, const std::vector<T>& values);
+};
+
+/// B images to generate. What is left unset has the bundle's default.
 struct Request {
-  /// [B], at least one; 0 to num_classes.
+  /// [B], each 0 to num_classes; empty where the bundle takes no classes.
   std::vector<std::int64_t> class_labels;
   /// The same seed gives the same pictures.
   std::uint64_t seed = 0;
   /// Image i of the result is image first_image + i of the seed, whatever the batch.
   std::uint64_t first_image = 0;
   /// Guidance strength, at least 0; 0 is none.
-  double cfg_scale = 4.0;
-  /// Keep the k likeliest tokens, 0 (off) to V; unset is 900, or V if smaller. 1 is greedy.
-  std::optional<std::int64_t> top_k;
+  std::optional<Scalar> cfg_scale;
+  /// Keep the k likeliest tokens, 0 (off) to V. 1 is greedy.
+  std::optional<Scalar> top_k;
   /// Keep the likeliest tokens of this probability mass, 0 (off) to 1.
-  double top_p = 0.96;
+  std::optional<Scalar> top_p;
+  /// Further scalars of the bundle, by name.
+  std::map<std::string, Scalar> scalars;
+  /// The bundle's inputs of other kinds, such as text features, by name.
+  std::map<std::string, Tensor> inputs;
   /// Empty, or [B, L]: entries of the codebook to take instead of sampling, -1 to sample.
   std::vector<std::int64_t> forced_tokens;
   /// Empty, or [B, L] in [0, 1): instead of those of seed and first_image.
@@ -255,6 +308,7 @@ struct Generation {
 
 namespace detail {
 class Engine;
+struct Feeds;
 struct Inputs;
 }  // namespace detail
 
@@ -265,7 +319,7 @@ class StageResult {
   std::size_t num_stages = 0;        ///< Stages of an image.
   std::size_t first = 0;             ///< Position of the batch's first image in the request.
   std::size_t count = 0;             ///< Images of the batch.
-  std::vector<std::int64_t> tokens;  ///< [count, pn * pn], the tokens taken.
+  std::vector<std::int64_t> tokens;  ///< [count, l], the tokens taken.
 
   /// Decode the picture as it is after this stage, [count, H, W, 3]; after the last stage, the picture.
   Images preview() const;
@@ -295,7 +349,7 @@ class Stream {
   std::size_t first_;
   std::size_t count_;
   std::size_t stage_ = 0;
-  std::vector<Ort::Value> feeds_;
+  std::unique_ptr<detail::Feeds> feeds_;
   std::vector<std::shared_ptr<Ort::Value>> state_;
 };
 
@@ -317,8 +371,8 @@ class Generator {
   /// Throws BundleError: ONNX Runtime cannot load a graph, or its inputs and outputs are not the manifest's.
   void load(std::initializer_list<Graph> graphs) const;
 
-  /// Generate B images: one call of generate.onnx a batch. With `on_stage` or `cancel` one call of stage.onnx a stage,
-  /// which gives the same tokens and pictures.
+  /// Generate B images: one call of generate.onnx for each batch. With `on_stage` or `cancel`, or where the bundle has
+  /// no generate.onnx, one call of stage.onnx for each stage, which gives the same tokens and pictures.
   ///
   /// on_stage: called after each stage, in this thread.
   /// cancel: looked at before each stage; another thread may set it.
@@ -348,10 +402,11 @@ namespace detail {
 
 // ------------------------------------------------------------------------------------------------------------ text
 
-/// A number as printf's %g has it, whatever the program's locale.
+/// A number as printf's %.15g has it, whatever the program's locale.
 inline std::string general(double value) {
   std::ostringstream out;
   out.imbue(std::locale::classic());
+  out.precision(15);
   out << value;
   return out.str();
 }
@@ -849,19 +904,21 @@ inline std::string shown(std::string_view text) {
 
 // -------------------------------------------------------------------------------------------------------- manifest
 
-constexpr std::int64_t kSchema = 1;
+constexpr std::int64_t kSchema = 2;
 constexpr std::size_t kManifestLimit = std::size_t{32} << 20;  // bytes; a real one is below 1 MB
-constexpr std::size_t kStateDimensions = 8;
-constexpr std::int64_t kStateElements = std::int64_t{1} << 28;  // of one image; a real f_hat has 32,768
+constexpr std::size_t kMaxDimensions = 8;
+constexpr std::int64_t kMaxElements = std::int64_t{1} << 28;  // of what one image needs; a real f_hat has 32,768
+constexpr std::int64_t kMaxDimension = std::int64_t{1} << 31;
+constexpr std::int64_t kExact = std::int64_t{1} << 53;  // integers up to here are exact in a double
+constexpr double kMaxNumber = 1e100;
+constexpr double kMaxFloat = (std::numeric_limits<float>::max)();
 constexpr std::int64_t kMaxInt64 = (std::numeric_limits<std::int64_t>::max)();
 
 using Contract = std::vector<std::pair<std::string, std::string>>;  // names and dtypes, in the order errors list them
 
-inline const Contract& request_inputs() {
-  static const Contract contract = {{"class_labels", "int64"}, {"uniforms", "float32"}, {"forced_tokens", "int64"},
-                                    {"cfg_scale", "float32"},  {"top_k", "int64"},      {"top_p", "float32"}};
-  return contract;
-}
+constexpr std::array<const char*, 8> kKinds = {"label",         "uniform",   "forced_tokens", "scalar",
+                                               "text_features", "text_mask", "image",         "mask"};
+constexpr std::array<const char*, 6> kDtypes = {"float32", "float16", "int64", "int32", "int8", "uint8"};
 
 inline const char* graph_name(Graph graph) {
   return graph == Graph::generate ? "generate" : graph == Graph::stage ? "stage" : "decoder";
@@ -934,14 +991,23 @@ class Fields {
     return result;
   }
 
-  std::string dtype() const {
-    static const std::set<std::string> known = {"float32", "float16", "int64", "int32", "int8", "uint8"};
-    const std::string value = text("dtype");
-    if (known.count(value) == 0) {
-      refuse("dtype", "one of float32, float16, int64, int32, int8, uint8", shown(get("dtype")));
+  /// A finite number, below 1e100 in size.
+  double as_number(const std::string& key, const Json& value) const {
+    const bool number = value.is(Json::Type::integer) || value.is(Json::Type::real);
+    if (!number || !(std::abs(value.as_double()) < kMaxNumber)) refuse(key, "a finite number", shown(value));
+    return value.as_double();
+  }
+
+  template <typename Words>
+  std::string one_of(const std::string& key, const Words& words) const {
+    const std::string value = text(key);
+    if (std::find(words.begin(), words.end(), value) == words.end()) {
+      refuse(key, "one of " + join(words, [](const std::string& word) { return word; }), shown(get(key)));
     }
     return value;
   }
+
+  std::string dtype() const { return one_of("dtype", kDtypes); }
 
  private:
   std::string full(const std::string& key) const { return path_.empty() ? key : path_ + "." + key; }
@@ -957,26 +1023,18 @@ inline bool is_plain_name(const std::string& name) {
          name.find_first_of("/\\:*?\"<>|") == std::string::npos;
 }
 
-inline ModelInfo read_model(const Fields& fields) {
-  ModelInfo model;
-  model.patch_nums = fields.items(
-      "patch_nums", [&](const std::string& key, const Json& item) { return fields.as_integer(key, item, 1, 4096); });
-  if (model.patch_nums.empty() || !std::is_sorted(model.patch_nums.begin(), model.patch_nums.end())) {
-    fields.refuse("patch_nums", "side lengths in ascending order", shown(fields.get("patch_nums")));
+/// Refuse a shape beyond what any model needs: sizes come from a file that nobody vouches for.
+inline void check_elements(const Fields& fields, const std::string& key, const std::vector<Dimension>& shape) {
+  std::int64_t elements = 1;  // sizes of 0 count as 1, so that no product of the others overflows
+  for (const Dimension& dimension : shape) {
+    if (elements <= kMaxElements) elements *= (std::max)(dimension.size.value_or(1), std::int64_t{1});
   }
-  model.num_classes = fields.integer("num_classes", 1);
-  model.image_size = fields.integer("image_size", 1);
-  model.vocab_size = fields.integer("vocab_size", 1);
-  model.depth = fields.integer("depth", 1);
-  model.embed_dim = fields.integer("embed_dim", 1);
-  model.num_heads = fields.integer("num_heads", 1);
-  model.latent_channels = fields.integer("latent_channels", 1);
-  model.latent_size = fields.integer("latent_size", 1);
-  if (model.latent_size != model.patch_nums.back()) {
-    fields.refuse("latent_size", std::to_string(model.patch_nums.back()) + ", the last of patch_nums",
-                  std::to_string(model.latent_size));
+  if (shape.size() > kMaxDimensions || elements > kMaxElements) {
+    fields.refuse(key,
+                  "at most " + std::to_string(kMaxDimensions) + " dimensions of " + std::to_string(kMaxElements) +
+                      " elements in all",
+                  shown(fields.get(key)));
   }
-  return model;
 }
 
 inline FileInfo read_file_info(const Fields& fields) {
@@ -1008,18 +1066,9 @@ inline StateInfo read_state(const Fields& fields) {
     if (item.is(Json::Type::string) && (item.text == "B" || item.text == "2B")) {
       return Dimension{std::nullopt, item.text};
     }
-    return Dimension{fields.as_integer(key, item, 0, std::int64_t{1} << 31), ""};
+    return Dimension{fields.as_integer(key, item, 0, kMaxDimension), ""};
   });
-  std::int64_t elements = 1;  // sizes of 0 count as 1, so that no product of the others overflows
-  for (const Dimension& dimension : state.initial_shape) {
-    if (elements <= kStateElements) elements *= (std::max)(dimension.size.value_or(1), std::int64_t{1});
-  }
-  if (state.initial_shape.size() > kStateDimensions || elements > kStateElements) {
-    fields.refuse("initial_shape",
-                  "at most " + std::to_string(kStateDimensions) + " dimensions of " + std::to_string(kStateElements) +
-                      " elements in all",
-                  shown(fields.get("initial_shape")));
-  }
+  check_elements(fields, "initial_shape", state.initial_shape);
   state.input = fields.text("input");
   state.output = fields.text("output");
   state.dtype = fields.dtype();
@@ -1034,12 +1083,13 @@ inline std::string listed(const Contract& contract) {
 }
 
 /// Read one graph; it must have the contract's inputs and outputs, or a host could not run it. More outputs do no
-/// harm: a bundle made for debugging has them.
-inline GraphInfo read_graph(const Fields& fields, Graph kind, const std::map<std::string, FileInfo>& files) {
+/// harm: a bundle made for debugging has them. `variant` is where its file is named.
+inline GraphInfo read_graph(const Fields& fields, const Fields& variant, Graph kind,
+                            const std::vector<RequestInput>& request, const std::map<std::string, FileInfo>& files) {
   GraphInfo graph;
-  graph.file = fields.text("file");
+  graph.file = variant.text("file");
   if (files.count(graph.file) == 0) {
-    fields.refuse("file", "a plain file name that \"files\" lists", shown(graph.file));
+    variant.refuse("file", "a plain file name that \"files\" lists", shown(graph.file));
   }
   const auto tensor = [&](const std::string& key, const Json& item) { return read_tensor(fields.fields(key, item)); };
   if (kind == Graph::stage) {
@@ -1054,7 +1104,14 @@ inline GraphInfo read_graph(const Fields& fields, Graph kind, const std::map<std
     inputs = {{"f_hat", "float32"}};
     outputs = {{"images", "uint8"}};
   } else {
-    inputs = request_inputs();
+    for (const RequestInput& item : request) {
+      // An input of these kinds may be for the encoder alone.
+      const bool optional = item.kind == Kind::image || item.kind == Kind::mask;
+      const auto listed_here = [&](const TensorInfo& input) { return input.name == item.name; };
+      if (!optional || std::any_of(graph.inputs.begin(), graph.inputs.end(), listed_here)) {
+        inputs.emplace_back(item.name, item.dtype);
+      }
+    }
     outputs = kind == Graph::generate ? Contract{{"images", "uint8"}, {"token_maps", "int64"}}
                                       : Contract{{"tokens", "int64"}, {"logits", "float32"}};
   }
@@ -1096,35 +1153,287 @@ inline GraphInfo read_graph(const Fields& fields, Graph kind, const std::map<std
   return graph;
 }
 
-/// The record of the greedy generation made at build time: checked as a part of the manifest, then let go.
-inline void check_verify(const Fields& fields, const ModelInfo& model) {
-  const auto labels = fields.items("class_labels", [&](const std::string& key, const Json& item) {
-    return fields.as_integer(key, item, 0, model.num_classes);
+/// What a scalar's values may be, in words.
+inline std::string limits(const RequestInput& item) {
+  if (item.minimum && item.maximum) return general(*item.minimum) + " to " + general(*item.maximum);
+  if (item.minimum) return "a finite number of at least " + general(*item.minimum);
+  return item.maximum ? "a finite number of at most " + general(*item.maximum) : std::string("a finite number");
+}
+
+/// Whether a scalar may have a value; NaN is refused.
+inline bool allows(const RequestInput& item, double value) {
+  return value >= item.minimum.value_or(-kMaxFloat) && value <= item.maximum.value_or(kMaxFloat);
+}
+
+inline Size read_size(const Fields& fields, const std::string& key, const Json& value, std::int64_t maximum) {
+  if (!value.is(Json::Type::array) || value.items.size() != 2) fields.refuse(key, "[height, width]", shown(value));
+  return {fields.as_integer(key + "[0]", value.items[0], 1, maximum),
+          fields.as_integer(key + "[1]", value.items[1], 1, maximum)};
+}
+
+inline ModelInfo read_model(const Fields& fields) {
+  ModelInfo model;
+  model.stage_sizes = fields.items(
+      "stage_sizes", [&](const std::string& key, const Json& item) { return read_size(fields, key, item, 4096); });
+  const auto fewer = [](const Size& a, const Size& b) { return a.height * a.width < b.height * b.width; };
+  if (model.stage_sizes.empty() || !std::is_sorted(model.stage_sizes.begin(), model.stage_sizes.end(), fewer)) {
+    fields.refuse("stage_sizes", "[height, width] of each stage, by ascending number of tokens",
+                  shown(fields.get("stage_sizes")));
+  }
+  model.num_classes = fields.integer("num_classes");
+  model.image_size = read_size(fields, "image_size", fields.get("image_size"), kMaxDimension - 1);
+  model.vocab_size = fields.integer("vocab_size", 1);
+  model.depth = fields.integer("depth", 1);
+  model.embed_dim = fields.integer("embed_dim", 1);
+  model.num_heads = fields.integer("num_heads", 1);
+  model.latent_channels = fields.integer("latent_channels", 1);
+  model.latent_size = read_size(fields, "latent_size", fields.get("latent_size"), kMaxDimension - 1);
+  return model;
+}
+
+inline double read_scalar(const Fields& fields, const std::string& key, const Json& value, const std::string& dtype) {
+  if (dtype == "int64") return static_cast<double>(fields.as_integer(key, value, -kExact, kExact));
+  const double number = fields.as_number(key, value);
+  if (std::abs(number) > kMaxFloat) fields.refuse(key, "a number of float32", shown(value));
+  return number;
+}
+
+/// One value, or one for each stage where the input's shape says so; all within the input's limits.
+inline std::vector<double> read_scalars(const Fields& fields, const std::string& key, const RequestInput& item) {
+  const Json& value = fields.get(key);
+  std::vector<double> values;
+  if (item.shape.empty() || !value.is(Json::Type::array)) {
+    values = {read_scalar(fields, key, value, item.dtype)};
+  } else {
+    values = fields.items(key, [&](const std::string& place, const Json& number) {
+      return read_scalar(fields, place, number, item.dtype);
+    });
+    if (static_cast<std::int64_t>(values.size()) != item.row_values()) {
+      const std::string stages = std::to_string(item.row_values());
+      fields.refuse(key, "one number, or " + stages + ", one for each stage", shown(value));
+    }
+  }
+  for (const double number : values) {
+    if (!allows(item, number)) fields.refuse(key, limits(item), shown(value));
+  }
+  return values;
+}
+
+inline std::vector<Dimension> read_shape(const Fields& fields, Kind kind, const ModelInfo& model) {
+  const auto shape = fields.items("shape", [&](const std::string& key, const Json& item) {
+    if (item.is(Json::Type::string)) return Dimension{std::nullopt, fields.as_text(key, item)};
+    return Dimension{fields.as_integer(key, item, 1, kMaxDimension), ""};
   });
-  const std::int64_t num_tokens = model.num_tokens();
+  check_elements(fields, "shape", shape);
+  const auto is_batch = [](const Dimension& size) { return !size.size && size.symbol == "B"; };
+  const auto is_number = [](const Dimension& size) { return size.size.has_value(); };
+  const bool batch = !shape.empty() && is_batch(shape[0]);
+  const bool rows = batch && shape.size() > 1 && std::all_of(shape.begin() + 1, shape.end(), is_number);
+  const std::string tokens = std::to_string(model.num_tokens()), stages = std::to_string(model.num_stages());
+  std::string expected;
+  bool fits = true;
+  switch (kind) {
+    case Kind::label:
+      expected = "[\"B\"]";
+      fits = batch && shape.size() == 1;
+      break;
+    case Kind::uniform:
+      expected = "\"B\" and sizes";
+      fits = rows;
+      break;
+    case Kind::forced_tokens:
+      expected = "\"B\", " + tokens + " and further sizes";
+      fits = rows && *shape[1].size == model.num_tokens();
+      break;
+    case Kind::scalar:
+      expected = "[] or [" + stages + "]";
+      fits = shape.empty() || (shape.size() == 1 && shape[0].size == static_cast<std::int64_t>(model.num_stages()));
+      break;
+    default:
+      expected = "\"B\" first or nowhere";
+      fits = shape.empty() || std::none_of(shape.begin() + 1, shape.end(), is_batch);
+  }
+  if (!fits) fields.refuse("shape", expected, shown(fields.get("shape")));
+  return shape;
+}
+
+inline RequestInput read_input(const Fields& fields, const ModelInfo& model) {
+  RequestInput item;
+  item.name = fields.text("name");
+  const std::string kind = fields.one_of("kind", kKinds);
+  item.kind = static_cast<Kind>(std::find(kKinds.begin(), kKinds.end(), kind) - kKinds.begin());
+  item.dtype = item.kind == Kind::label || item.kind == Kind::forced_tokens
+                   ? fields.one_of("dtype", std::array<const char*, 1>{"int64"})
+               : item.kind == Kind::uniform ? fields.one_of("dtype", std::array<const char*, 1>{"float32"})
+               : item.kind == Kind::scalar  ? fields.one_of("dtype", std::array<const char*, 2>{"float32", "int64"})
+                                            : fields.dtype();
+  item.shape = read_shape(fields, item.kind, model);
+  if (item.kind != Kind::scalar) return item;
+  const auto bound = [&](const char* key) -> std::optional<double> {
+    const Json* value = fields.value().find(key);
+    if (value == nullptr || value->is(Json::Type::null)) return std::nullopt;
+    return read_scalar(fields, key, *value, item.dtype);
+  };
+  item.minimum = bound("minimum");
+  item.maximum = bound("maximum");
+  item.defaults = read_scalars(fields, "default", item);
+  return item;
+}
+
+inline std::vector<RequestInput> read_request(const Fields& root, const ModelInfo& model) {
+  std::vector<RequestInput> request;
+  root.items("request", [&](const std::string& key, const Json& value) {
+    const Fields fields = root.fields(key, value);
+    const RequestInput item = read_input(fields, model);
+    const bool single = item.kind == Kind::label || item.kind == Kind::uniform || item.kind == Kind::forced_tokens;
+    for (const RequestInput& other : request) {
+      if (other.name == item.name) fields.refuse("name", "a name of its own", shown(item.name));
+      if (single && other.kind == item.kind) {
+        fields.refuse("kind", "no second input of its kind", shown(fields.get("kind")));
+      }
+    }
+    if (item.kind == Kind::label && model.num_classes == 0) {
+      fields.refuse("kind", "no label, since model.num_classes is 0", shown(fields.get("kind")));
+    }
+    request.push_back(item);
+    return true;
+  });
+  const auto forces = [](const RequestInput& item) { return item.kind == Kind::forced_tokens; };
+  if (std::none_of(request.begin(), request.end(), forces)) {
+    root.refuse("request", "an input of kind forced_tokens", shown(root.get("request")));
+  }
+  return request;
+}
+
+inline std::map<Graph, GraphInfo> read_graphs(const Fields& fields, const std::vector<RequestInput>& request,
+                                              const std::map<std::string, FileInfo>& files) {
+  std::map<Graph, GraphInfo> graphs;
+  for (const Graph graph : {Graph::generate, Graph::stage, Graph::decoder}) {
+    if (graph == Graph::generate && fields.value().find(graph_name(graph)) == nullptr) continue;
+    const Fields role = fields.fields(graph_name(graph));
+    graphs[graph] = read_graph(role, role.fields("variants").fields("stock"), graph, request, files);
+  }
+  return graphs;
+}
+
+/// The labels of the record of a generation made at build time: how many.
+inline std::size_t check_labels(const Fields& fields, const std::string& key, const ModelInfo& model) {
+  const auto labels = fields.items(key, [&](const std::string& place, const Json& item) {
+    return fields.as_integer(place, item, 0, model.num_classes);
+  });
+  if (labels.empty()) fields.refuse(key, "at least one label", shown(fields.get(key)));
+  return labels.size();
+}
+
+/// The seed and the token maps of that record; `images` is how many there must be, if that is known.
+inline void check_made(const Fields& fields, std::int64_t values, const ModelInfo& model,
+                       std::optional<std::size_t> images) {
   const auto rows = fields.items("token_maps", [&](const std::string& key, const Json& row) {
-    if (!row.is(Json::Type::array) || static_cast<std::int64_t>(row.items.size()) != num_tokens) {
-      fields.refuse(key, "a list of " + std::to_string(num_tokens) + " tokens", shown(row));
+    if (!row.is(Json::Type::array) || static_cast<std::int64_t>(row.items.size()) != values) {
+      fields.refuse(key, "a list of " + std::to_string(values) + " tokens", shown(row));
     }
     for (std::size_t i = 0; i < row.items.size(); ++i) {
       fields.as_integer(key + "[" + std::to_string(i) + "]", row.items[i], 0, model.vocab_size - 1);
     }
     return true;
   });
-  if (labels.empty() || rows.size() != labels.size()) {
-    fields.refuse("token_maps", "one row for each of " + std::to_string(labels.size()) + " class_labels",
+  if (images ? rows.size() != *images : rows.empty()) {
+    fields.refuse("token_maps",
+                  images ? "one row for each of " + std::to_string(*images) + " labels" : "at least one row",
                   std::to_string(rows.size()));
-  }
-  const Json& cfg_scale = fields.get("cfg_scale");
-  const bool number = cfg_scale.is(Json::Type::integer) || cfg_scale.is(Json::Type::real);
-  if (!number || !(cfg_scale.as_double() >= 0) || std::isinf(cfg_scale.as_double())) {
-    fields.refuse("cfg_scale", "a number of at least 0", shown(cfg_scale));
   }
   const Json& seed = fields.get("seed");
   if (!seed.is(Json::Type::integer) || !(seed.as_uint64() || seed.as_int64() == 0)) {
-    fields.refuse("seed", "an integer from 0 to 2^64 - 1", shown(seed));
+    fields.refuse("seed", "an integer from 0 to 18446744073709551615", shown(seed));
   }
 }
+
+/// The record of a generation made at build time: checked as a part of the manifest, then let go.
+inline void check_verify(const Fields& fields, const std::vector<RequestInput>& request, const ModelInfo& model) {
+  const Fields inputs = fields.fields("inputs");
+  std::optional<std::size_t> images;
+  for (const std::string& name : inputs.value().keys) {
+    const auto known =
+        std::find_if(request.begin(), request.end(), [&](const auto& item) { return item.name == name; });
+    if (known == request.end()) {
+      inputs.refuse(one_line(name), "an input of the request as its key", shown(inputs.get(name)));
+    }
+    if (known->kind == Kind::scalar) {
+      read_scalars(inputs, name, *known);
+    } else if (known->kind == Kind::label) {
+      images = check_labels(inputs, name, model);
+    } else {
+      inputs.items(name, [](const std::string&, const Json&) { return true; });
+    }
+  }
+  std::int64_t values = 0;
+  for (const RequestInput& item : request) {
+    if (item.kind == Kind::label) inputs.get(item.name);
+    if (item.kind == Kind::forced_tokens) values = item.row_values();
+  }
+  check_made(fields, values, model, images);
+}
+
+/// Schema 1, which knew VAR alone: square stages, six fixed inputs, one file for each graph.
+namespace schema_1 {
+
+inline ModelInfo read_model(const Fields& fields) {
+  ModelInfo model;
+  const auto sides = fields.items(
+      "patch_nums", [&](const std::string& key, const Json& item) { return fields.as_integer(key, item, 1, 4096); });
+  if (sides.empty() || !std::is_sorted(sides.begin(), sides.end())) {
+    fields.refuse("patch_nums", "side lengths in ascending order", shown(fields.get("patch_nums")));
+  }
+  for (const std::int64_t side : sides) model.stage_sizes.push_back({side, side});
+  model.num_classes = fields.integer("num_classes", 1);
+  const std::int64_t image_size = fields.integer("image_size", 1), latent_size = fields.integer("latent_size", 1);
+  model.image_size = {image_size, image_size};
+  model.vocab_size = fields.integer("vocab_size", 1);
+  model.depth = fields.integer("depth", 1);
+  model.embed_dim = fields.integer("embed_dim", 1);
+  model.num_heads = fields.integer("num_heads", 1);
+  model.latent_channels = fields.integer("latent_channels", 1);
+  model.latent_size = {latent_size, latent_size};
+  if (latent_size != sides.back()) {
+    fields.refuse("latent_size", std::to_string(sides.back()) + ", the last of patch_nums",
+                  std::to_string(latent_size));
+  }
+  return model;
+}
+
+inline std::vector<RequestInput> request(const ModelInfo& model) {
+  const std::vector<Dimension> batch = {{std::nullopt, "B"}};
+  const std::vector<Dimension> tokens = {{std::nullopt, "B"}, {model.num_tokens(), ""}};
+  const auto entries = static_cast<double>(model.vocab_size);
+  return {{"class_labels", Kind::label, "int64", batch, {}, {}, {}},
+          {"uniforms", Kind::uniform, "float32", tokens, {}, {}, {}},
+          {"forced_tokens", Kind::forced_tokens, "int64", tokens, {}, {}, {}},
+          {"cfg_scale", Kind::scalar, "float32", {}, {4.0}, 0.0, {}},
+          {"top_k", Kind::scalar, "int64", {}, {(std::min)(900.0, entries)}, 0.0, entries},
+          {"top_p", Kind::scalar, "float32", {}, {0.96}, 0.0, 1.0}};
+}
+
+inline std::map<Graph, GraphInfo> read_graphs(const Fields& fields, const std::vector<RequestInput>& request,
+                                              const std::map<std::string, FileInfo>& files) {
+  std::map<Graph, GraphInfo> graphs;
+  for (const Graph graph : {Graph::generate, Graph::stage, Graph::decoder}) {
+    const Fields role = fields.fields(graph_name(graph));
+    graphs[graph] = read_graph(role, role, graph, request, files);
+  }
+  return graphs;
+}
+
+inline void check_verify(const Fields& fields, const ModelInfo& model) {
+  const std::size_t images = check_labels(fields, "class_labels", model);
+  check_made(fields, model.num_tokens(), model, images);
+  const Json& cfg_scale = fields.get("cfg_scale");
+  const bool number = cfg_scale.is(Json::Type::integer) || cfg_scale.is(Json::Type::real);
+  if (!number || !(cfg_scale.as_double() >= 0 && cfg_scale.as_double() < kMaxNumber)) {
+    fields.refuse("cfg_scale", "a number of at least 0", shown(cfg_scale));
+  }
+}
+
+}  // namespace schema_1
 
 inline std::string newer_schema(const std::string& where, std::int64_t schema, const Json& document) {
   const Json* versions = document.find("versions");
@@ -1210,35 +1519,48 @@ inline std::string contract_difference(const std::vector<TensorInfo>& declared, 
   return "";
 }
 
-/// A checked request: what every graph takes, for all images of it.
+/// One input of a checked request, for all images of it.
+struct Input {
+  std::string name;
+  ONNXTensorElementDataType type;
+  std::vector<std::int64_t> shape;  // the first size is B where each image has a row
+  bool per_image;
+  std::vector<std::uint8_t> bytes;
+};
+
+/// A checked request.
 struct Inputs {
-  std::vector<std::int64_t> class_labels;   // [B]
-  std::vector<float> uniforms;              // [B, L]
-  std::vector<std::int64_t> forced_tokens;  // [B, L]
-  float cfg_scale;
-  std::int64_t top_k;
-  float top_p;
+  std::vector<Input> items;
+  std::size_t count;
   std::size_t batch_size;
 };
 
-/// A tensor that shares the memory of a (const) array, which must outlive it.
-template <typename T>
-Ort::Value shared_tensor(const T* data, std::size_t count, std::initializer_list<std::int64_t> shape) {
+/// What a call of a graph takes; shares the memory of the inputs, which must outlive it.
+struct Feeds {
+  std::vector<const char*> names;
+  std::vector<Ort::Value> values;
+};
+
+/// A tensor that shares (const) memory, which must outlive it.
+inline Ort::Value shared_tensor(const void* data, std::size_t bytes, const std::vector<std::int64_t>& shape,
+                                ONNXTensorElementDataType type) {
   static const Ort::MemoryInfo memory = Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeDefault);
-  return Ort::Value::CreateTensor<T>(memory, const_cast<T*>(data), count, shape.begin(), shape.size());
+  return Ort::Value::CreateTensor(memory, const_cast<void*>(data), bytes, shape.data(), shape.size(), type);
 }
 
-/// The six inputs of images first to first + count - 1, in the order of request_inputs().
-inline std::vector<Ort::Value> make_feeds(const Inputs& inputs, std::size_t first, std::size_t count) {
-  const std::size_t length = inputs.uniforms.size() / inputs.class_labels.size();
-  const auto b = static_cast<std::int64_t>(count), l = static_cast<std::int64_t>(length);
-  std::vector<Ort::Value> feeds;
-  feeds.push_back(shared_tensor(inputs.class_labels.data() + first, count, {b}));
-  feeds.push_back(shared_tensor(inputs.uniforms.data() + first * length, count * length, {b, l}));
-  feeds.push_back(shared_tensor(inputs.forced_tokens.data() + first * length, count * length, {b, l}));
-  feeds.push_back(shared_tensor(&inputs.cfg_scale, 1, {}));
-  feeds.push_back(shared_tensor(&inputs.top_k, 1, {}));
-  feeds.push_back(shared_tensor(&inputs.top_p, 1, {}));
+/// Those inputs of images first to first + count - 1 that a graph takes.
+inline Feeds make_feeds(const Inputs& inputs, const GraphInfo& graph, std::size_t first, std::size_t count) {
+  Feeds feeds;
+  for (const Input& item : inputs.items) {
+    const auto same = [&](const TensorInfo& tensor) { return tensor.name == item.name; };
+    if (std::none_of(graph.inputs.begin(), graph.inputs.end(), same)) continue;
+    std::vector<std::int64_t> shape = item.shape;
+    const std::size_t row = item.per_image ? item.bytes.size() / inputs.count : 0;
+    if (item.per_image) shape[0] = static_cast<std::int64_t>(count);
+    feeds.names.push_back(item.name.c_str());
+    feeds.values.push_back(shared_tensor(item.bytes.data() + row * first,
+                                         item.per_image ? row * count : item.bytes.size(), shape, item.type));
+  }
   return feeds;
 }
 
@@ -1249,7 +1571,16 @@ class Engine {
       : bundle_(std::move(bundle)), options_(options), environment_(make_environment(options)) {}
 
   const Bundle& bundle() const { return bundle_; }
-  const GraphInfo& info(Graph graph) const { return bundle_.manifest().graphs.at(graph); }
+  bool has(Graph graph) const { return bundle_.manifest().graphs.count(graph) > 0; }
+
+  /// Throws BundleError: the bundle has no such graph.
+  const GraphInfo& info(Graph graph) const {
+    if (!has(graph)) {
+      throw BundleError(utf8(bundle_.path()) + ": the bundle has no graph \"" + graph_name(graph) +
+                        "\": load stage and decoder");
+    }
+    return bundle_.manifest().graphs.at(graph);
+  }
 
   Ort::Session& session(Graph graph) {
     const std::lock_guard<std::mutex> lock(loading_);
@@ -1305,11 +1636,10 @@ class Engine {
 
   Images decode(const Ort::Value& f_hat, std::size_t count) {
     const auto outputs = run(Graph::decoder, {"f_hat"}, {f_hat}, {"images"});
-    const auto size = static_cast<std::size_t>(bundle_.model().image_size);
-    Images images{count, size, size, {}};
-    images.pixels = values<std::uint8_t>(
-        Graph::decoder, "images", outputs[0],
-        {static_cast<std::int64_t>(count), bundle_.model().image_size, bundle_.model().image_size, 3});
+    const Size size = bundle_.model().image_size;
+    Images images{count, static_cast<std::size_t>(size.height), static_cast<std::size_t>(size.width), {}};
+    images.pixels = values<std::uint8_t>(Graph::decoder, "images", outputs[0],
+                                         {static_cast<std::int64_t>(count), size.height, size.width, 3});
     return images;
   }
 
@@ -1352,6 +1682,7 @@ class Engine {
   }
 
   std::unique_ptr<Ort::Session> open_session(Graph graph) const {
+    const GraphInfo& described = info(graph);
     const std::filesystem::path path = bundle_.graph_path(graph);
     std::unique_ptr<Ort::Session> session;
     std::string difference;
@@ -1366,7 +1697,7 @@ class Engine {
       // Threads of a run that has ended would take cores from the next session's for a while.
       settings.AddConfigEntry("session.force_spinning_stop", "1");
       session = std::make_unique<Ort::Session>(environment_, path.c_str(), settings);
-      difference = difference_of(*session, info(graph));
+      difference = difference_of(*session, described);
     } catch (const Ort::Exception& error) {
       throw BundleError(utf8(path) + ": onnxruntime " + version() + " cannot load it: " + one_line(error.what()));
     }
@@ -1396,85 +1727,268 @@ class Engine {
   std::array<std::unique_ptr<Ort::Session>, 3> sessions_;
 };
 
-/// Refuse a number outside 0 to maximum; written so that NaN is refused.
-inline float checked_number(const char* name, double value, double maximum) {
-  const double limit = (std::min)(maximum, static_cast<double>((std::numeric_limits<float>::max)()));
-  if (!(value >= 0 && value <= limit)) {
-    throw RequestError(std::string(name) + " " + general(value) + " is out of range: expected " +
-                       (std::isinf(maximum) ? "a finite number of at least 0" : "0 to " + general(maximum)));
-  }
-  return static_cast<float>(value);
-}
-
 inline std::string label_range(const ModelInfo& model) {
   return "0 to " + std::to_string(model.num_classes - 1) + " (" + std::to_string(model.num_classes) +
          " is the null class)";
 }
 
-inline std::shared_ptr<const Inputs> Engine::check(const Request& request) const {
-  const ModelInfo& model = bundle_.model();
-  const std::size_t batch = request.class_labels.size();
-  const auto length = static_cast<std::size_t>(model.num_tokens());
-  const std::string shape = "[" + std::to_string(batch) + ", " + std::to_string(length) + "]";
-  for (const std::int64_t label : request.class_labels) {
-    if (label < 0 || label > model.num_classes) {
-      throw ClassLabelError("class " + std::to_string(label) + " is out of range: expected " + label_range(model));
-    }
-  }
-  if (batch == 0) throw RequestError("class_labels is empty: expected at least one class");
-
-  auto inputs = std::make_shared<Inputs>();
-  inputs->class_labels = request.class_labels;
-  inputs->uniforms = request.uniforms;
-  if (request.uniforms.empty()) {
-    if (request.first_image > (std::numeric_limits<std::uint64_t>::max)() - (batch - 1)) {
-      throw RequestError("first_image " + std::to_string(request.first_image) +
-                         " is out of range: expected 0 to 2^64 - " + std::to_string(batch));
-    }
-    inputs->uniforms.reserve(batch * length);
-    for (std::size_t i = 0; i < batch; ++i) {
-      const auto numbers = nextscale::uniforms(request.seed, request.first_image + i, length);
-      inputs->uniforms.insert(inputs->uniforms.end(), numbers.begin(), numbers.end());
-    }
-  } else if (request.uniforms.size() != batch * length) {
-    throw RequestError("uniforms: expected " + shape + " floats, found " + std::to_string(request.uniforms.size()));
-  }
-  for (const float u : inputs->uniforms) {
-    if (!(u >= 0 && u < 1)) throw RequestError("uniforms: expected numbers of at least 0 and below 1");
-  }
-
-  inputs->forced_tokens = request.forced_tokens;
-  if (request.forced_tokens.empty()) {
-    inputs->forced_tokens.assign(batch * length, -1);
-  } else if (request.forced_tokens.size() != batch * length) {
-    throw RequestError("forced_tokens: expected " + shape + " integers, found " +
-                       std::to_string(request.forced_tokens.size()));
-  }
-  const auto [least, most] = std::minmax_element(inputs->forced_tokens.begin(), inputs->forced_tokens.end());
-  if (*least < -1 || *most >= model.vocab_size) {
-    throw RequestError("forced_tokens: expected -1 (sample) to " + std::to_string(model.vocab_size - 1) + ", found " +
-                       std::to_string(*least) + " to " + std::to_string(*most));
-  }
-
-  inputs->cfg_scale = checked_number("cfg_scale", request.cfg_scale, std::numeric_limits<double>::infinity());
-  inputs->top_k = request.top_k.value_or((std::min)(std::int64_t{900}, model.vocab_size));
-  if (inputs->top_k < 0 || inputs->top_k > model.vocab_size) {
-    throw RequestError("top_k " + std::to_string(inputs->top_k) + " is out of range: expected 0 (off) to " +
-                       std::to_string(model.vocab_size) + ", the entries of the codebook");
-  }
-  inputs->top_p = checked_number("top_p", request.top_p, 1.0);
-  const std::int64_t batch_size = request.batch_size.value_or(static_cast<std::int64_t>(batch));
-  if (batch_size < 1) {
-    throw RequestError("batch_size " + std::to_string(batch_size) + " is out of range: expected at least 1");
-  }
-  inputs->batch_size = static_cast<std::size_t>((std::min)(batch_size, static_cast<std::int64_t>(batch)));
-  return inputs;
+template <typename T>
+std::vector<std::uint8_t> bytes_of(const std::vector<T>& values) {
+  std::vector<std::uint8_t> bytes(values.size() * sizeof(T));
+  if (!bytes.empty()) std::memcpy(bytes.data(), values.data(), bytes.size());
+  return bytes;
 }
 
-inline std::vector<const char*> names_of(const Contract& contract) {
-  std::vector<const char*> names;
-  for (const auto& item : contract) names.push_back(item.first.c_str());
-  return names;
+inline std::string listed(const std::vector<std::int64_t>& shape) {
+  return "[" + join(shape, [](std::int64_t size) { return std::to_string(size); }) + "]";
+}
+
+/// The shape of all rows of an input whose other sizes are numbers.
+inline std::vector<std::int64_t> rows_of(const RequestInput& item, std::size_t count) {
+  std::vector<std::int64_t> shape = {static_cast<std::int64_t>(count)};
+  for (std::size_t i = 1; i < item.shape.size(); ++i) shape.push_back(item.shape[i].size.value_or(0));
+  return shape;
+}
+
+/// A request on its way to become Inputs; every member throws RequestError or ClassLabelError.
+class Checker {
+ public:
+  Checker(const Manifest& manifest, const Request& request) : manifest_(manifest), request_(request) {}
+
+  std::shared_ptr<const Inputs> inputs() {
+    check_names();
+    auto inputs = std::make_shared<Inputs>();
+    inputs->count = count();
+    symbols_["B"] = static_cast<std::int64_t>(inputs->count);
+    for (const RequestInput& item : manifest_.request) {
+      inputs->items.push_back(item.kind == Kind::label           ? labels(item)
+                              : item.kind == Kind::uniform       ? numbers(item, inputs->count)
+                              : item.kind == Kind::forced_tokens ? tokens(item, inputs->count)
+                              : item.kind == Kind::scalar        ? scalar(item)
+                                                                 : tensor(item));
+    }
+    const auto batch = static_cast<std::int64_t>(inputs->count);
+    const std::int64_t batch_size = request_.batch_size.value_or(batch);
+    if (batch_size < 1) {
+      throw RequestError("batch_size " + std::to_string(batch_size) + " is out of range: expected at least 1");
+    }
+    inputs->batch_size = static_cast<std::size_t>((std::min)(batch_size, batch));
+    return inputs;
+  }
+
+ private:
+  static bool is_tensor(Kind kind) { return static_cast<int>(kind) > static_cast<int>(Kind::scalar); }
+
+  const RequestInput* find(const std::string& name) const {
+    for (const RequestInput& item : manifest_.request) {
+      if (item.name == name) return &item;
+    }
+    return nullptr;
+  }
+
+  const RequestInput* find(Kind kind) const {
+    for (const RequestInput& item : manifest_.request) {
+      if (item.kind == kind) return &item;
+    }
+    return nullptr;
+  }
+
+  std::string takes() const {
+    return "; it takes " + join(manifest_.request, [](const RequestInput& item) { return item.name; });
+  }
+
+  [[noreturn]] void refuse_setting(const std::string& name) const {
+    throw RequestError(name + ": this bundle has no such input" + takes());
+  }
+
+  /// Everything that is given must be an input of the bundle, and be given once.
+  void check_names() const {
+    if (!request_.class_labels.empty() && find(Kind::label) == nullptr) refuse_setting("class_labels");
+    if (!request_.uniforms.empty() && find(Kind::uniform) == nullptr) refuse_setting("uniforms");
+    for (const auto& [name, value] : settings()) {
+      const RequestInput* item = find(name);
+      if (item == nullptr || item->kind != Kind::scalar) refuse_setting(name);
+      if (request_.scalars.count(name) > 0) {
+        throw RequestError(std::string(name) + " is given twice: by itself and in scalars");
+      }
+    }
+    for (const auto& entry : request_.scalars) {
+      const RequestInput* item = find(entry.first);
+      if (item == nullptr || item->kind != Kind::scalar) {
+        throw RequestError("scalars: this bundle has no input \"" + one_line(entry.first) + "\"" + takes());
+      }
+    }
+    for (const auto& entry : request_.inputs) {
+      const RequestInput* item = find(entry.first);
+      if (item == nullptr || !is_tensor(item->kind)) {
+        throw RequestError("inputs: this bundle has no input \"" + one_line(entry.first) + "\"" + takes());
+      }
+    }
+  }
+
+  /// The scalars that are fields of the request, where they are set.
+  std::map<std::string, Scalar> settings() const {
+    std::map<std::string, Scalar> found;
+    if (request_.cfg_scale) found.emplace("cfg_scale", *request_.cfg_scale);
+    if (request_.top_k) found.emplace("top_k", *request_.top_k);
+    if (request_.top_p) found.emplace("top_p", *request_.top_p);
+    return found;
+  }
+
+  /// B: that of the labels, or else of the first input that is given with a row for each image; or else 1.
+  std::size_t count() const {
+    if (const RequestInput* item = find(Kind::label)) {
+      if (request_.class_labels.empty()) throw RequestError(item->name + " is empty: expected at least one class");
+      return request_.class_labels.size();
+    }
+    for (const RequestInput& item : manifest_.request) {
+      const auto row = static_cast<std::size_t>(item.row_values());
+      const auto given = request_.inputs.find(item.name);
+      if (item.kind == Kind::uniform && !request_.uniforms.empty()) return rows(request_.uniforms.size(), row);
+      if (item.kind == Kind::forced_tokens && !request_.forced_tokens.empty()) {
+        return rows(request_.forced_tokens.size(), row);
+      }
+      if (item.per_image() && given != request_.inputs.end()) {
+        const auto& shape = given->second.shape;
+        if (shape.empty() || shape[0] < 1) {
+          throw RequestError(item.name + ": expected a row for each image, found " + given->second.dtype + " " +
+                             listed(shape));
+        }
+        return static_cast<std::size_t>(shape[0]);
+      }
+    }
+    return 1;
+  }
+
+  /// How many rows so many values are; at least 1, so that a wrong number is refused with the input's own words.
+  static std::size_t rows(std::size_t values, std::size_t row) { return (std::max)(values / row, std::size_t{1}); }
+
+  Input labels(const RequestInput& item) const {
+    for (const std::int64_t label : request_.class_labels) {
+      if (label < 0 || label > manifest_.model.num_classes) {
+        throw ClassLabelError("class " + std::to_string(label) + " is out of range: expected " +
+                              label_range(manifest_.model));
+      }
+    }
+    return made(item, rows_of(item, request_.class_labels.size()), request_.class_labels);
+  }
+
+  Input numbers(const RequestInput& item, std::size_t count) const {
+    const std::vector<std::int64_t> shape = rows_of(item, count);
+    const auto length = static_cast<std::size_t>(item.row_values());
+    std::vector<float> values = request_.uniforms;
+    if (values.empty()) {
+      if (request_.first_image > (std::numeric_limits<std::uint64_t>::max)() - (count - 1)) {
+        throw RequestError("first_image " + std::to_string(request_.first_image) +
+                           " is out of range: expected 0 to 2^64 - " + std::to_string(count));
+      }
+      values.reserve(count * length);
+      for (std::size_t i = 0; i < count; ++i) {
+        const auto row = nextscale::uniforms(request_.seed, request_.first_image + i, length);
+        values.insert(values.end(), row.begin(), row.end());
+      }
+    } else if (values.size() != count * length) {
+      throw RequestError(item.name + ": expected " + listed(shape) + " floats, found " + std::to_string(values.size()));
+    }
+    for (const float u : values) {
+      if (!(u >= 0 && u < 1)) throw RequestError(item.name + ": expected numbers of at least 0 and below 1");
+    }
+    return made(item, shape, values);
+  }
+
+  Input tokens(const RequestInput& item, std::size_t count) const {
+    const std::vector<std::int64_t> shape = rows_of(item, count);
+    const std::size_t wanted = count * static_cast<std::size_t>(item.row_values());
+    std::vector<std::int64_t> values = request_.forced_tokens;
+    if (values.empty()) {
+      values.assign(wanted, -1);
+    } else if (values.size() != wanted) {
+      throw RequestError(item.name + ": expected " + listed(shape) + " integers, found " +
+                         std::to_string(values.size()));
+    }
+    const auto [least, most] = std::minmax_element(values.begin(), values.end());
+    if (*least < -1 || *most >= manifest_.model.vocab_size) {
+      throw RequestError(item.name + ": expected -1 (sample) to " + std::to_string(manifest_.model.vocab_size - 1) +
+                         ", found " + std::to_string(*least) + " to " + std::to_string(*most));
+    }
+    return made(item, shape, values);
+  }
+
+  /// One value, or one for each stage; a single one stands for all stages.
+  Input scalar(const RequestInput& item) const {
+    const auto fields = settings();
+    const auto field = fields.find(item.name), named = request_.scalars.find(item.name);
+    std::vector<double> values = field != fields.end()             ? field->second.values
+                                 : named != request_.scalars.end() ? named->second.values
+                                                                   : item.defaults;
+    const auto stages = static_cast<std::size_t>(item.row_values());
+    if (values.size() != 1 && values.size() != stages) {
+      throw RequestError(item.name + ": expected one value" +
+                         (item.shape.empty() ? "" : ", or " + std::to_string(stages) + ": one for each stage") +
+                         ", found " + std::to_string(values.size()));
+    }
+    for (const double value : values) {
+      if (!allows(item, value)) {
+        throw RequestError(item.name + " " + general(value) + " is out of range: expected " + limits(item));
+      }
+      if (item.dtype == "int64" && value != std::floor(value)) {
+        throw RequestError(item.name + " " + general(value) + ": expected an integer");
+      }
+    }
+    values.resize(stages, values[0]);
+    std::vector<std::int64_t> shape;
+    if (!item.shape.empty()) shape.push_back(static_cast<std::int64_t>(stages));
+    if (item.dtype == "int64") return made(item, shape, std::vector<std::int64_t>(values.begin(), values.end()));
+    std::vector<float> floats;
+    for (const double value : values) floats.push_back(static_cast<float>(value));
+    return made(item, shape, floats);
+  }
+
+  /// A tensor of the caller's; symbols_ learns the sizes that no input before it decided.
+  Input tensor(const RequestInput& item) {
+    const std::string wanted = item.dtype + " [" +
+                               join(item.shape,
+                                    [&](const Dimension& dimension) {
+                                      const auto known = symbols_.find(dimension.symbol);
+                                      return dimension.size            ? std::to_string(*dimension.size)
+                                             : known == symbols_.end() ? dimension.symbol
+                                                                       : std::to_string(known->second);
+                                    }) +
+                               "]";
+    const auto given = request_.inputs.find(item.name);
+    if (given == request_.inputs.end()) {
+      throw RequestError(item.name + " is missing: expected " + wanted + "; give it in inputs");
+    }
+    const Tensor& value = given->second;
+    bool fits = value.dtype == item.dtype && value.shape.size() == item.shape.size();
+    std::size_t bytes = size_of_dtype(item.dtype);
+    for (std::size_t i = 0; fits && i < value.shape.size(); ++i) {
+      const std::int64_t found = value.shape[i];
+      const Dimension& dimension = item.shape[i];
+      fits = found > 0 &&
+             found == (dimension.size ? *dimension.size : symbols_.emplace(dimension.symbol, found).first->second) &&
+             bytes <= value.bytes.size() / static_cast<std::size_t>(found);
+      if (fits) bytes *= static_cast<std::size_t>(found);
+    }
+    if (!fits || bytes != value.bytes.size()) {
+      throw RequestError(item.name + ": expected " + wanted + ", found " + one_line(value.dtype) + " " +
+                         listed(value.shape) + " of " + std::to_string(value.bytes.size()) + " bytes");
+    }
+    return {item.name, element_type(item.dtype), value.shape, item.per_image(), value.bytes};
+  }
+
+  template <typename T>
+  static Input made(const RequestInput& item, const std::vector<std::int64_t>& shape, const std::vector<T>& values) {
+    return {item.name, element_type(item.dtype), shape, item.per_image(), bytes_of(values)};
+  }
+
+  const Manifest& manifest_;
+  const Request& request_;
+  std::map<std::string, std::int64_t> symbols_;
+};
+
+inline std::shared_ptr<const Inputs> Engine::check(const Request& request) const {
+  return Checker(bundle_.manifest(), request).inputs();
 }
 
 inline std::vector<const OrtValue*> pointers(const std::vector<Ort::Value>& values) {
@@ -1541,8 +2055,31 @@ inline std::vector<float> uniforms(std::uint64_t seed, std::uint64_t image, std:
 
 inline std::int64_t ModelInfo::num_tokens() const {
   std::int64_t total = 0;
-  for (const std::int64_t pn : patch_nums) total += pn * pn;
+  for (const Size& size : stage_sizes) total += size.height * size.width;
   return total;
+}
+
+inline std::int64_t RequestInput::row_values() const {
+  std::int64_t product = 1;
+  for (const Dimension& dimension : shape) product *= dimension.size.value_or(1);
+  return product;
+}
+
+inline const RequestInput& Manifest::forced_tokens() const {
+  const auto forces = [](const RequestInput& item) { return item.kind == Kind::forced_tokens; };
+  return *std::find_if(request.begin(), request.end(), forces);
+}
+
+template <typename T>
+Tensor Tensor::of(std::vector<std::int64_t> shape, const std::vector<T>& values) {
+  constexpr const char* dtype = std::is_same_v<T, float>          ? "float32"
+                                : std::is_same_v<T, std::int64_t> ? "int64"
+                                : std::is_same_v<T, std::int32_t> ? "int32"
+                                : std::is_same_v<T, std::int8_t>  ? "int8"
+                                                                  : "uint8";
+  static_assert(std::is_same_v<T, float> || std::is_integral_v<T>, "float or an integer of 8, 32 or 64 bits");
+  static_assert(dtype[0] != 'u' || std::is_same_v<T, std::uint8_t>, "float or an integer of 8, 32 or 64 bits");
+  return {dtype, std::move(shape), detail::bytes_of(values)};
 }
 
 inline Manifest Manifest::parse(std::string_view text, const std::string& where) {
@@ -1557,7 +2094,6 @@ inline Manifest Manifest::parse(std::string_view text, const std::string& where)
   if (schema > detail::kSchema) throw BundleError(detail::newer_schema(where, schema, document));
 
   Manifest manifest;
-  manifest.model = detail::read_model(root.fields("model"));
   const detail::Fields files = root.fields("files");
   for (const std::string& name : files.value().keys) {
     if (!detail::is_plain_name(name)) {
@@ -1565,9 +2101,19 @@ inline Manifest Manifest::parse(std::string_view text, const std::string& where)
     }
     manifest.files[name] = detail::read_file_info(files.fields(name));
   }
-  const detail::Fields graphs = root.fields("graphs");
-  for (const Graph graph : {Graph::generate, Graph::stage, Graph::decoder}) {
-    manifest.graphs[graph] = detail::read_graph(graphs.fields(detail::graph_name(graph)), graph, manifest.files);
+  const detail::Fields model = root.fields("model"), graphs = root.fields("graphs"), verify = root.fields("verify");
+  if (schema == 1) {
+    manifest.family = "var";
+    manifest.model = detail::schema_1::read_model(model);
+    manifest.request = detail::schema_1::request(manifest.model);
+    manifest.graphs = detail::schema_1::read_graphs(graphs, manifest.request, manifest.files);
+    detail::schema_1::check_verify(verify, manifest.model);
+  } else {
+    manifest.family = root.text("family");
+    manifest.model = detail::read_model(model);
+    manifest.request = detail::read_request(root, manifest.model);
+    manifest.graphs = detail::read_graphs(graphs, manifest.request, manifest.files);
+    detail::check_verify(verify, manifest.request, manifest.model);
   }
   const detail::Json* names = document.find("class_names");
   if (names != nullptr && !names->is(detail::Json::Type::null)) {
@@ -1580,7 +2126,6 @@ inline Manifest Manifest::parse(std::string_view text, const std::string& where)
   }
   manifest.name = root.text("name");
   manifest.recipe = root.fields("recipe").text("name");
-  detail::check_verify(root.fields("verify"), manifest.model);
   root.fields("versions");
   manifest.licence = root.text("licence");
   return manifest;
@@ -1716,7 +2261,7 @@ inline Stream::Stream(std::shared_ptr<detail::Engine> engine, std::shared_ptr<co
       inputs_(std::move(inputs)),
       first_(first),
       count_(count),
-      feeds_(detail::make_feeds(*inputs_, first, count)) {
+      feeds_(std::make_unique<detail::Feeds>(detail::make_feeds(*inputs_, engine_->info(Graph::stage), first, count))) {
   for (const StateInfo& item : engine_->info(Graph::stage).state) {
     state_.push_back(detail::Engine::initial_state(item, count));
   }
@@ -1727,10 +2272,10 @@ inline std::optional<StageResult> Stream::next() {
   if (stage_ == model.num_stages()) return std::nullopt;
   const auto& state = engine_->info(Graph::stage).state;
   const auto index = static_cast<std::int64_t>(stage_);
-  const Ort::Value stage = detail::shared_tensor(&index, 1, {});
+  const Ort::Value stage = detail::shared_tensor(&index, sizeof index, {}, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64);
 
-  auto input_names = detail::names_of(detail::request_inputs());
-  auto inputs = detail::pointers(feeds_);
+  auto input_names = feeds_->names;
+  auto inputs = detail::pointers(feeds_->values);
   std::vector<const char*> output_names = {"tokens"};
   input_names.push_back("stage");
   inputs.push_back(stage);
@@ -1746,9 +2291,9 @@ inline std::optional<StageResult> Stream::next() {
   result.num_stages = model.num_stages();
   result.first = first_;
   result.count = count_;
-  result.tokens = engine_->values<std::int64_t>(
-      Graph::stage, "tokens", outputs[0],
-      {static_cast<std::int64_t>(count_), model.patch_nums[stage_] * model.patch_nums[stage_]});
+  auto shape = detail::rows_of(engine_->bundle().manifest().forced_tokens(), count_);
+  shape[1] = model.stage_sizes[stage_].height * model.stage_sizes[stage_].width;
+  result.tokens = engine_->values<std::int64_t>(Graph::stage, "tokens", outputs[0], shape);
   result.engine_ = engine_;
   for (std::size_t i = 0; i < state.size(); ++i) {
     state_[i] = std::make_shared<Ort::Value>(std::move(outputs[i + 1]));
@@ -1774,12 +2319,14 @@ inline Generation Generator::generate(const Request& request, const OnStage& on_
                                       const std::atomic<bool>* cancel) const {
   const auto inputs = engine_->check(request);
   const ModelInfo& model = bundle().model();
-  const std::size_t total = inputs->class_labels.size();
-  const auto size = static_cast<std::size_t>(model.image_size);
-  const auto length = static_cast<std::size_t>(model.num_tokens());
+  const std::size_t total = inputs->count;
+  const RequestInput& tokens_input = bundle().manifest().forced_tokens();
+  const auto length = static_cast<std::size_t>(tokens_input.row_values());
+  const bool at_once = !on_stage && cancel == nullptr && engine_->has(Graph::generate);
 
   Generation result;
-  result.images = {total, size, size, {}};
+  result.images = {
+      total, static_cast<std::size_t>(model.image_size.height), static_cast<std::size_t>(model.image_size.width), {}};
   result.token_maps.resize(total * length);
   // Memory is taken once a picture has shown that the model's image_size is no lie.
   const auto append_images = [&result](const std::vector<std::uint8_t>& pixels) {
@@ -1788,21 +2335,21 @@ inline Generation Generator::generate(const Request& request, const OnStage& on_
   };
   for (std::size_t first = 0; first < total; first += inputs->batch_size) {
     const std::size_t count = (std::min)(inputs->batch_size, total - first);
-    if (!on_stage && cancel == nullptr) {
-      const auto feeds = detail::make_feeds(*inputs, first, count);
-      const auto outputs = engine_->run(Graph::generate, detail::names_of(detail::request_inputs()),
-                                        detail::pointers(feeds), {"images", "token_maps"});
-      const auto b = static_cast<std::int64_t>(count);
-      append_images(engine_->values<std::uint8_t>(Graph::generate, "images", outputs[0],
-                                                  {b, model.image_size, model.image_size, 3}));
-      const auto tokens =
-          engine_->values<std::int64_t>(Graph::generate, "token_maps", outputs[1], {b, model.num_tokens()});
+    if (at_once) {
+      const auto feeds = detail::make_feeds(*inputs, engine_->info(Graph::generate), first, count);
+      const auto outputs =
+          engine_->run(Graph::generate, feeds.names, detail::pointers(feeds.values), {"images", "token_maps"});
+      append_images(engine_->values<std::uint8_t>(
+          Graph::generate, "images", outputs[0],
+          {static_cast<std::int64_t>(count), model.image_size.height, model.image_size.width, 3}));
+      const auto tokens = engine_->values<std::int64_t>(Graph::generate, "token_maps", outputs[1],
+                                                        detail::rows_of(tokens_input, count));
       std::copy(tokens.begin(), tokens.end(), result.token_maps.begin() + static_cast<std::ptrdiff_t>(first * length));
       continue;
     }
     Stream stream(engine_, inputs, first, count);
     std::optional<StageResult> last;
-    std::size_t done = 0;  // tokens of an image
+    std::size_t done = 0;  // values of an image's token map
     for (std::size_t stage = 0; stage < model.num_stages(); ++stage) {
       if (cancel != nullptr && cancel->load()) detail::throw_cancelled(stage, model.num_stages());
       last = stream.next();
@@ -1821,7 +2368,7 @@ inline Generation Generator::generate(const Request& request, const OnStage& on_
 
 inline Stream Generator::stream(const Request& request) const {
   const auto inputs = engine_->check(request);
-  return Stream(engine_, inputs, 0, inputs->class_labels.size());
+  return Stream(engine_, inputs, 0, inputs->count);
 }
 
 }  // namespace nextscale

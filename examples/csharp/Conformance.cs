@@ -312,17 +312,52 @@ namespace NextScale
 
         private static GenerationRequest Request(Fields item)
         {
-            return new GenerationRequest(Integers(item.Get("class_labels")))
+            var request = new GenerationRequest(Integers(item.Get("class_labels")))
             {
                 Seed = Arguments.UInt64(item.Text("seed")),
                 FirstImage = Arguments.UInt64(item.Text("first_image")),
-                CfgScale = Number(item.Get("cfg_scale")),
-                TopK = item.Get("top_k") == null ? (long?)null : item.Integer("top_k", long.MinValue),
-                TopP = Number(item.Get("top_p")),
+                CfgScale = Scalar(item.Get("cfg_scale")),
+                TopK = Scalar(item.Get("top_k")),
+                TopP = Scalar(item.Get("top_p")),
                 ForcedTokens = Rows(item.Get("forced_tokens"), Integers),
-                Uniforms = Rows(item.Get("uniforms"), row => List(row).Select(value => (float)Number(value)).ToArray()),
+                Uniforms = Rows(item.Get("uniforms"), row => Flat(row).Select(value => (float)Number(value)).ToArray()),
                 BatchSize = item.Get("batch_size") == null ? (int?)null : (int)item.Integer("batch_size"),
             };
+            Fields inputs = item.Object("inputs");
+            foreach (string name in inputs.Value.Keys)
+            {
+                if (inputs.Get(name) is Dictionary<string, object>) request.Inputs[name] = Tensor(inputs.Object(name));
+                else request.Scalars[name] = Scalar(inputs.Get(name));
+            }
+            return request;
+        }
+
+        /// <summary>Null, a number or a list.</summary>
+        private static Scalar Scalar(object value)
+        {
+            return value == null ? null : new Scalar(Flat(value).Select(Number).ToArray());
+        }
+
+        /// <summary>A tensor of the suite: `dtype`, and `values` as nested lists.</summary>
+        private static InputTensor Tensor(Fields item)
+        {
+            var shape = new List<long>();
+            object part = item.Get("values");
+            while (part is List<object>)
+            {
+                shape.Add(List(part).Count);
+                part = List(part).FirstOrDefault();
+            }
+            double[] values = Flat(item.Get("values")).Select(Number).ToArray();
+            return item.Text("dtype") == "float32"
+                ? new InputTensor(values.Select(value => (float)value).ToArray(), shape.ToArray())
+                : new InputTensor(values.Select(value => (long)value).ToArray(), shape.ToArray());
+        }
+
+        /// <summary>All values within lists of lists.</summary>
+        private static IEnumerable<object> Flat(object value)
+        {
+            return value is List<object> ? List(value).SelectMany(Flat) : new[] { value };
         }
 
         private static double Number(object value)
@@ -350,7 +385,7 @@ namespace NextScale
 
         private static long[] Integers(object value)
         {
-            return List(value).Select(item => Arguments.Int64(item.ToString())).ToArray();
+            return Flat(value).Select(item => Arguments.Int64(item.ToString())).ToArray();
         }
 
         private static T[] Rows<T>(object value, Func<object, T> read)

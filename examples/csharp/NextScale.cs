@@ -3,7 +3,7 @@
 //     using (var generator = new Generator("path/to/bundle"))
 //     {
 //         Generation result = generator.Generate(new GenerationRequest(207) { Seed = 0 });
-//         byte[] rgb = result.Images[0];  // result.ImageSize squared, 3 bytes a pixel
+//         byte[] rgb = result.Images[0];  // result.Height rows of result.Width pixels of 3 bytes
 //     }
 //
 // This file needs no other. C# 7.3, so that it compiles for .NET, .NET Framework, Unity and mono alike.
@@ -68,20 +68,60 @@ namespace NextScale
         public bool MemoryPattern { get; set; }
     }
 
-    /// <summary>What to generate: one image for each class label.</summary>
+    /// <summary>A scalar of a request: one value, or one for each stage where the bundle takes that. A number or an
+    /// array of numbers becomes one by itself.</summary>
+    public sealed class Scalar
+    {
+        public Scalar(params double[] values)
+        {
+            Values = values;
+        }
+
+        internal double[] Values { get; }
+
+        public static implicit operator Scalar(double value) { return new Scalar(value); }
+
+        public static implicit operator Scalar(double[] values) { return new Scalar(values); }
+    }
+
+    /// <summary>A tensor of the caller's, row-major, such as text features.</summary>
+    public sealed class InputTensor
+    {
+        public InputTensor(float[] data, params long[] shape) : this("float32", data, shape) { }
+
+        public InputTensor(long[] data, params long[] shape) : this("int64", data, shape) { }
+
+        public InputTensor(int[] data, params long[] shape) : this("int32", data, shape) { }
+
+        public InputTensor(sbyte[] data, params long[] shape) : this("int8", data, shape) { }
+
+        public InputTensor(byte[] data, params long[] shape) : this("uint8", data, shape) { }
+
+        private InputTensor(string dtype, Array data, long[] shape)
+        {
+            Dtype = dtype;
+            Data = data;
+            Shape = shape;
+        }
+
+        internal string Dtype { get; }
+
+        internal Array Data { get; }
+
+        internal long[] Shape { get; }
+    }
+
+    /// <summary>What to generate: one image for each class label or, where the bundle takes no classes, for each row
+    /// of its tensors. What is left null has the bundle's default.</summary>
     public sealed class GenerationRequest
     {
-        public const double DefaultCfgScale = 4.0;
-        public const int DefaultTopK = 900;
-        public const double DefaultTopP = 0.96;
-
         /// <param name="classLabels">Ids, as Bundle.ClassLabel gives for a name; num_classes is the null class.</param>
         public GenerationRequest(params long[] classLabels)
         {
             ClassLabels = classLabels;
         }
 
-        /// <summary>[B], each 0 to num_classes.</summary>
+        /// <summary>[B], each 0 to num_classes; empty where the bundle takes no classes.</summary>
         public IReadOnlyList<long> ClassLabels { get; }
 
         /// <summary>The same seed gives the same pictures.</summary>
@@ -91,13 +131,19 @@ namespace NextScale
         public ulong FirstImage { get; set; }
 
         /// <summary>Guidance strength, at least 0; 0 is none.</summary>
-        public double CfgScale { get; set; } = DefaultCfgScale;
+        public Scalar CfgScale { get; set; }
 
-        /// <summary>Keep the k likeliest tokens, 0 (off) to V; null is 900, or V if smaller. 1 is greedy.</summary>
-        public long? TopK { get; set; }
+        /// <summary>Keep the k likeliest tokens, 0 (off) to V; 1 is greedy.</summary>
+        public Scalar TopK { get; set; }
 
         /// <summary>Keep the likeliest tokens of this probability mass, 0 (off) to 1.</summary>
-        public double TopP { get; set; } = DefaultTopP;
+        public Scalar TopP { get; set; }
+
+        /// <summary>Further scalars of the bundle, by name.</summary>
+        public IDictionary<string, Scalar> Scalars { get; } = new Dictionary<string, Scalar>();
+
+        /// <summary>The bundle's inputs of other kinds, such as text features, by name.</summary>
+        public IDictionary<string, InputTensor> Inputs { get; } = new Dictionary<string, InputTensor>();
 
         /// <summary>[B][L], codebook entries to take instead of sampling, -1 to sample; null samples all.</summary>
         public long[][] ForcedTokens { get; set; }
@@ -116,11 +162,15 @@ namespace NextScale
         {
             Images = images;
             TokenMaps = tokenMaps;
-            ImageSize = (int)model.ImageSize;
+            Height = (int)model.ImageSize.Height;
+            Width = (int)model.ImageSize.Width;
         }
 
-        /// <summary>H = W, in pixels.</summary>
-        public int ImageSize { get; }
+        /// <summary>H, in pixels.</summary>
+        public int Height { get; }
+
+        /// <summary>W, in pixels.</summary>
+        public int Width { get; }
 
         /// <summary>[B], each H * W * 3 bytes: rows from the top, RGB.</summary>
         public byte[][] Images { get; }
@@ -153,7 +203,13 @@ namespace NextScale
         /// <summary>Position of the batch's first image in the request.</summary>
         public int First { get; }
 
-        /// <summary>[B][pn * pn], the tokens taken at this stage.</summary>
+        /// <summary>H of a preview, in pixels.</summary>
+        public int Height { get { return (int)generator.Bundle.Model.ImageSize.Height; } }
+
+        /// <summary>W of a preview, in pixels.</summary>
+        public int Width { get { return (int)generator.Bundle.Model.ImageSize.Width; } }
+
+        /// <summary>[B][l], the tokens taken at this stage.</summary>
         public long[][] Tokens { get; }
 
         /// <summary>Decode the pictures as they are after this stage, as in Generation.Images. May be called at any
@@ -196,7 +252,8 @@ namespace NextScale
         public Bundle Bundle { get; }
 
         /// <summary>Load "generate", or "stage" and "decoder", now instead of at the first use.</summary>
-        /// <exception cref="BundleException">ONNX Runtime cannot load a graph, or it is not the manifest's.</exception>
+        /// <exception cref="BundleException">The bundle has no such graph, ONNX Runtime cannot load it, or it is not
+        /// the manifest's.</exception>
         /// <exception cref="NextScaleException">ONNX Runtime is missing or too old.</exception>
         public void Load(params string[] graphs)
         {
@@ -207,10 +264,10 @@ namespace NextScale
             });
         }
 
-        /// <summary>Generate one image for each class label of the request.
+        /// <summary>Generate the images of the request.
         ///
-        /// One call of generate.onnx a batch; with a progress or a token that can be cancelled, one call of stage.onnx
-        /// a stage, which gives the same tokens.</summary>
+        /// One call of generate.onnx for each batch; with a progress or a token that can be cancelled, or where the
+        /// bundle has no generate.onnx, one call of stage.onnx for each stage, which gives the same tokens.</summary>
         /// <param name="progress">Told after each stage. Progress&lt;T&gt; hands this on to another thread.</param>
         /// <param name="cancellation">Looked at before the first and after each stage.</param>
         /// <exception cref="ClassLabelException">A label that the model does not have; nothing was run.</exception>
@@ -225,7 +282,7 @@ namespace NextScale
         {
             ModelInputs all = ModelInputs.Create(Bundle, request);
             int step = request.BatchSize ?? all.Count;
-            bool streaming = progress != null || cancellation.CanBeCanceled;
+            bool streaming = progress != null || cancellation.CanBeCanceled || !Bundle.Graphs.ContainsKey("generate");
             return Using(() =>
             {
                 var images = new List<byte[]>();
@@ -269,8 +326,8 @@ namespace NextScale
             return Using(() =>
             {
                 Session("decoder");
-                long side = Bundle.Model.LatentSize;
-                long[] shape = { count, Bundle.Model.LatentChannels, side, side };
+                HeightWidth size = Bundle.Model.LatentSize;
+                long[] shape = { count, Bundle.Model.LatentChannels, size.Height, size.Width };
                 using (OrtValue value = OrtValue.CreateTensorValueFromMemory(latent, shape))
                     return Decode(value, count);
             });
@@ -285,11 +342,11 @@ namespace NextScale
         private Generation GenerateAtOnce(ModelInputs inputs)
         {
             Session("generate");
-            using (var feeds = new Feeds(inputs))
+            using (var feeds = new Feeds(inputs, Bundle.Graph("generate")))
             {
                 return Run("generate", feeds.Values, GenerateOutputs, outputs => new Generation(
                     Bytes(outputs[0], inputs.Count, Bundle.Model.ImageBytes),
-                    Integers(outputs[1], inputs.Count, Bundle.Model.NumTokens), Bundle.Model));
+                    Integers(outputs[1], inputs.Count, Bundle.ForcedTokens.RowValues), Bundle.Model));
             }
         }
 
@@ -299,19 +356,20 @@ namespace NextScale
             ModelInputs inputs, int first, IProgress<StageProgress> progress, CancellationToken cancellation)
         {
             ModelInfo model = Bundle.Model;
-            IReadOnlyList<StateInfo> state = Bundle.Graphs["stage"].State;
+            IReadOnlyList<StateInfo> state = Bundle.Graph("stage").State;
             int latentAt = 1 + state.ToList().FindIndex(item => item.Input == "f_hat");
             string[] names = new[] { "tokens" }.Concat(state.Select(item => item.Output)).ToArray();
-            long[][] tokenMaps = Enumerable.Range(0, inputs.Count).Select(_ => new long[model.NumTokens]).ToArray();
+            long values = Bundle.ForcedTokens.RowValues, valuesOfToken = values / model.NumTokens;
+            long[][] tokenMaps = Enumerable.Range(0, inputs.Count).Select(_ => new long[values]).ToArray();
             var stageIndex = new long[1];
             IDisposableReadOnlyCollection<OrtValue> current = null;
             ThrowIfCancelled(cancellation, 0);
             Session("stage");
-            using (var feeds = new Feeds(inputs))
+            using (var feeds = new Feeds(inputs, Bundle.Graph("stage")))
             {
                 try
                 {
-                    feeds.Add("stage", stageIndex);
+                    feeds.Add("stage", stageIndex, new long[0]);
                     foreach (StateInfo item in state) feeds.AddZeros(item);
                     int begin = 0;
                     for (int stage = 0; stage < model.NumStages; stage++)
@@ -321,7 +379,8 @@ namespace NextScale
                         current?.Dispose();
                         current = next;
                         for (int i = 0; i < state.Count; i++) feeds.Values[state[i].Input] = current.ElementAt(i + 1);
-                        int length = model.PatchNums[stage] * model.PatchNums[stage];
+                        HeightWidth size = model.StageSizes[stage];
+                        var length = (int)(size.Height * size.Width * valuesOfToken);
                         long[][] tokens = Integers(current.First(), inputs.Count, length);
                         for (int i = 0; i < inputs.Count; i++) tokens[i].CopyTo(tokenMaps[i], begin);
                         begin += length;
@@ -476,7 +535,24 @@ namespace NextScale
         /// <summary>A name for each class, or null.</summary>
         public IReadOnlyList<string> ClassNames { get { return manifest.ClassNames; } }
 
+        /// <summary>The inputs of a request.</summary>
+        internal IReadOnlyList<RequestInput> Request { get { return manifest.Request; } }
+
+        /// <summary>The input of that kind, which every request has; token maps are of its shape.</summary>
+        internal RequestInput ForcedTokens { get { return Request.First(item => item.Kind == "forced_tokens"); } }
+
+        /// <summary>By role: "stage" and "decoder", and "generate" where the bundle has it.</summary>
         internal IReadOnlyDictionary<string, GraphInfo> Graphs { get { return manifest.Graphs; } }
+
+        /// <exception cref="BundleException">The bundle has no such graph.</exception>
+        internal GraphInfo Graph(string role)
+        {
+            GraphInfo graph;
+            if (!Graphs.TryGetValue(role, out graph))
+                throw new BundleException(
+                    $"{Folder}: the bundle has no graph \"{Wording.Printable(role)}\": load stage and decoder");
+            return graph;
+        }
 
         /// <summary>Read a bundle's manifest and check its files.</summary>
         /// <param name="verifyHashes">Also read every file and compare its sha256.</param>
@@ -549,7 +625,7 @@ namespace NextScale
 
         internal string GraphPath(string graph)
         {
-            return Path.Combine(Folder, Graphs[graph].File);
+            return Path.Combine(Folder, Graph(graph).File);
         }
 
         private string LabelRange()
@@ -674,53 +750,75 @@ namespace NextScale
         }
     }
 
+    /// <summary>A size: rows and columns.</summary>
+    public struct HeightWidth
+    {
+        internal HeightWidth(long height, long width)
+        {
+            Height = height;
+            Width = width;
+        }
+
+        public long Height { get; }
+
+        public long Width { get; }
+    }
+
     /// <summary>The sizes of the model; symbols as in docs/bundle.md.</summary>
     public sealed class ModelInfo
     {
-        internal ModelInfo(Fields fields)
+        private const long Largest = 1 << 20;  // a side beyond this is no array's
+
+        internal ModelInfo(
+            Fields fields, int minimumClasses, IReadOnlyList<HeightWidth> stageSizes, HeightWidth imageSize,
+            HeightWidth latentSize)
         {
-            PatchNums = fields.Items("patch_nums", (owner, key, value) => (int)owner.AsInteger(key, value, 1, 4096));
-            if (PatchNums.Count == 0 || !PatchNums.SequenceEqual(PatchNums.OrderBy(pn => pn)))
-                fields.Refuse("patch_nums", "side lengths in ascending order", fields.Get("patch_nums"));
-            NumClasses = fields.Integer("num_classes", 1);
-            ImageSize = fields.Integer("image_size", 1);
+            StageSizes = stageSizes;
+            ImageSize = imageSize;
+            LatentSize = latentSize;
+            NumClasses = fields.Integer("num_classes", minimumClasses);
             VocabSize = fields.Integer("vocab_size", 1);
             foreach (string key in new[] { "depth", "embed_dim", "num_heads" }) fields.Integer(key, 1);
             LatentChannels = fields.Integer("latent_channels", 1);
-            LatentSize = fields.Integer("latent_size", 1);
-            if (LatentSize != PatchNums[PatchNums.Count - 1])
-                fields.Refuse("latent_size", $"{PatchNums[PatchNums.Count - 1]}, the last of patch_nums",
-                              fields.Get("latent_size"));
         }
 
+        /// <summary>0 where the model has no classes.</summary>
         public long NumClasses { get; }
 
-        /// <summary>The side length of each stage's token map.</summary>
-        public IReadOnlyList<int> PatchNums { get; }
+        /// <summary>Tokens of each stage's token map.</summary>
+        public IReadOnlyList<HeightWidth> StageSizes { get; }
 
-        /// <summary>H = W, in pixels.</summary>
-        public long ImageSize { get; }
+        /// <summary>H and W, in pixels.</summary>
+        public HeightWidth ImageSize { get; }
 
-        /// <summary>V, the entries of the codebook.</summary>
+        /// <summary>V, the values that an entry of a token map may have; 2 where tokens are bits.</summary>
         public long VocabSize { get; }
 
-        public int NumStages { get { return PatchNums.Count; } }
+        public int NumStages { get { return StageSizes.Count; } }
 
         /// <summary>L, the tokens of all stages.</summary>
-        public long NumTokens { get { return PatchNums.Sum(pn => (long)pn * pn); } }
+        public long NumTokens { get { return StageSizes.Sum(size => size.Height * size.Width); } }
 
         internal long LatentChannels { get; }
 
-        internal long LatentSize { get; }
+        internal HeightWidth LatentSize { get; }
 
         /// <summary>-1 where that is beyond any array: sizes come from an untrusted file.</summary>
-        internal long ImageBytes { get { return ImageSize < 1 << 20 ? ImageSize * ImageSize * 3 : -1; } }
+        internal long ImageBytes
+        {
+            get { return IsSmall(ImageSize) ? ImageSize.Height * ImageSize.Width * 3 : -1; }
+        }
 
         /// <summary>Elements of so many images' f_hat; -1 as for ImageBytes.</summary>
         internal long LatentLength(int count)
         {
-            return LatentChannels < int.MaxValue / (LatentSize * LatentSize)
-                ? count * LatentChannels * LatentSize * LatentSize : -1;
+            long area = IsSmall(LatentSize) ? LatentSize.Height * LatentSize.Width : long.MaxValue;
+            return LatentChannels <= int.MaxValue / area ? count * LatentChannels * area : -1;
+        }
+
+        private static bool IsSmall(HeightWidth size)
+        {
+            return size.Height < Largest && size.Width < Largest;
         }
     }
 
@@ -771,121 +869,259 @@ namespace NextScale
         }
     }
 
-    /// <summary>A request after its checks, as the six inputs that every graph of a bundle shares.</summary>
+    /// <summary>One input of a request after its checks, for all images of it.</summary>
+    internal sealed class ModelInput
+    {
+        public string Name;
+        public Array Data;     // row-major
+        public long[] Shape;   // the first size is B where each image has a row
+        public bool PerImage;
+
+        /// <summary>The same of `count` images from `first` alone.</summary>
+        public ModelInput Images(int first, int count)
+        {
+            if (!PerImage || count == Shape[0]) return this;
+            int row = Data.Length / (int)Shape[0];
+            Array data = Array.CreateInstance(Data.GetType().GetElementType(), row * count);
+            Array.Copy(Data, row * first, data, 0, data.Length);
+            return new ModelInput
+            {
+                Name = Name, Data = data, PerImage = true, Shape = new long[] { count }.Concat(Shape.Skip(1)).ToArray(),
+            };
+        }
+    }
+
+    /// <summary>A request after its checks.</summary>
     internal sealed class ModelInputs
     {
-        private const string NumberLimit = "a finite number of at least 0";
+        private readonly GenerationRequest request;
+        private readonly Bundle bundle;
+        private readonly Dictionary<string, Scalar> settings;
+        private readonly Dictionary<string, long> symbols = new Dictionary<string, long>();
 
-        public long[] ClassLabels;
-        public float[] Uniforms;       // [B * L]
-        public long[] ForcedTokens;    // [B * L]
-        public float CfgScale;
-        public long TopK;
-        public float TopP;
+        private ModelInputs(GenerationRequest request, Bundle bundle)
+        {
+            this.request = request;
+            this.bundle = bundle;
+            settings = new Dictionary<string, Scalar>
+            {
+                { "cfg_scale", request.CfgScale }, { "top_k", request.TopK }, { "top_p", request.TopP },
+            }.Where(setting => setting.Value != null).ToDictionary(setting => setting.Key, setting => setting.Value);
+        }
 
-        public int Count { get { return ClassLabels.Length; } }
+        public int Count { get; private set; }
 
-        public int NumTokens { get { return Uniforms.Length / Count; } }
+        public IReadOnlyList<ModelInput> Items { get; private set; }
 
         public static ModelInputs Create(Bundle bundle, GenerationRequest request)
         {
-            ModelInfo model = bundle.Model;
-            long[] labels = request.ClassLabels.Select(bundle.ClassLabel).ToArray();
-            int count = labels.Length;
-            if (count == 0) throw new RequestException("class_labels is empty: expected at least one class");
-            if (count > int.MaxValue / model.NumTokens)
-                throw new RequestException($"class_labels: {count} images are too many for one request");
-            int length = (int)model.NumTokens;
-            if (request.Uniforms == null && request.FirstImage > ulong.MaxValue - (ulong)(count - 1))
-                throw new RequestException(
-                    $"first_image {request.FirstImage} is out of range: expected 0 to 2^64 - {count}");
-            return new ModelInputs
-            {
-                ClassLabels = labels,
-                Uniforms = request.Uniforms == null
-                    ? SeedUniforms(request, count, length)
-                    : CheckedUniforms(request.Uniforms, count, length),
-                ForcedTokens = CheckedTokens(request.ForcedTokens, count, length, model.VocabSize),
-                CfgScale = CheckedNumber("cfg_scale", request.CfgScale, float.MaxValue, NumberLimit),
-                TopK = CheckedTopK(request.TopK, model.VocabSize),
-                TopP = CheckedNumber("top_p", request.TopP, 1.0, "0 to 1"),
-            }.WithBatch(request.BatchSize);
+            var inputs = new ModelInputs(request, bundle);
+            inputs.CheckNames();
+            inputs.Count = inputs.CountImages();
+            inputs.symbols["B"] = inputs.Count;
+            if (bundle.Request.Any(item => item.RowValues > int.MaxValue / inputs.Count))
+                throw new RequestException($"{inputs.Count} images are too many for one request");
+            inputs.Items = bundle.Request.Select(inputs.Make).ToList();
+            if (request.BatchSize < 1)
+                throw new RequestException($"batch_size {request.BatchSize} is out of range: expected at least 1");
+            return inputs;
         }
 
         /// <summary>The same request for `count` images from `first` alone.</summary>
         public ModelInputs Images(int first, int count)
         {
-            int length = NumTokens;
-            return count == Count ? this : new ModelInputs
+            return count == Count ? this : new ModelInputs(request, bundle)
             {
-                ClassLabels = ClassLabels.Skip(first).Take(count).ToArray(),
-                Uniforms = Uniforms.Skip(first * length).Take(count * length).ToArray(),
-                ForcedTokens = ForcedTokens.Skip(first * length).Take(count * length).ToArray(),
-                CfgScale = CfgScale,
-                TopK = TopK,
-                TopP = TopP,
+                Count = count,
+                Items = Items.Select(item => item.Images(first, count)).ToList(),
             };
         }
 
-        private ModelInputs WithBatch(int? batchSize)
+        private string Takes
         {
-            if (batchSize < 1)
-                throw new RequestException($"batch_size {batchSize} is out of range: expected at least 1");
-            return this;
+            get { return "; it takes " + string.Join(", ", bundle.Request.Select(item => item.Name)); }
         }
 
-        private static float[] SeedUniforms(GenerationRequest request, int count, int length)
+        private RequestInput Find(Func<RequestInput, bool> wanted)
         {
-            var numbers = new float[count * length];
-            for (int i = 0; i < count; i++)
-                NextScale.Uniforms.OfImage(request.Seed, request.FirstImage + (ulong)i, length)
-                    .CopyTo(numbers, i * length);
-            return numbers;
+            return bundle.Request.FirstOrDefault(wanted);
         }
 
-        private static float[] CheckedUniforms(float[][] rows, int count, int length)
+        /// <summary>Everything that is given must be an input of the bundle, and be given once.</summary>
+        private void CheckNames()
         {
-            float[] numbers = Flat("uniforms", "floats", rows, count, length);
-            if (!numbers.All(number => number >= 0 && number < 1))  // written so that NaN is refused
-                throw new RequestException("uniforms: expected numbers of at least 0 and below 1");
-            return numbers;
+            if (request.ClassLabels.Count > 0 && Find(item => item.Kind == "label") == null)
+                throw new RequestException("class_labels: this bundle has no such input" + Takes);
+            if (request.Uniforms != null && Find(item => item.Kind == "uniform") == null)
+                throw new RequestException("uniforms: this bundle has no such input" + Takes);
+            foreach (string name in settings.Keys)
+            {
+                if (Find(item => item.Name == name && item.Kind == "scalar") == null)
+                    throw new RequestException($"{name}: this bundle has no such input{Takes}");
+                if (request.Scalars.ContainsKey(name))
+                    throw new RequestException($"{name} is given twice: by itself and in Scalars");
+            }
+            foreach (string name in request.Scalars.Keys)
+                if (Find(item => item.Name == name && item.Kind == "scalar") == null)
+                    throw new RequestException(
+                        $"Scalars: this bundle has no input \"{Wording.Printable(name)}\"{Takes}");
+            foreach (string name in request.Inputs.Keys)
+                if (Find(item => item.Name == name && item.IsTensor) == null)
+                    throw new RequestException(
+                        $"inputs: this bundle has no input \"{Wording.Printable(name)}\"{Takes}");
         }
 
-        private static long[] CheckedTokens(long[][] rows, int count, int length, long vocabSize)
+        /// <summary>B: that of the labels, or else of the first input that is given with a row for each image; or else
+        /// 1.</summary>
+        private int CountImages()
         {
-            if (rows == null) return Enumerable.Repeat(-1L, count * length).ToArray();
-            long[] tokens = Flat("forced_tokens", "integers", rows, count, length);
-            if (tokens.Min() < -1 || tokens.Max() >= vocabSize)
+            RequestInput label = Find(item => item.Kind == "label");
+            if (label != null && request.ClassLabels.Count == 0)
+                throw new RequestException($"{label.Name} is empty: expected at least one class");
+            if (label != null) return request.ClassLabels.Count;
+            foreach (RequestInput item in bundle.Request.Where(item => item.PerImage))
+            {
+                InputTensor given;
+                if (item.Kind == "uniform" && request.Uniforms != null) return Math.Max(request.Uniforms.Length, 1);
+                if (item.Kind == "forced_tokens" && request.ForcedTokens != null)
+                    return Math.Max(request.ForcedTokens.Length, 1);
+                if (!request.Inputs.TryGetValue(item.Name, out given)) continue;
+                if (given.Shape.Length == 0 || given.Shape[0] < 1 || given.Shape[0] > int.MaxValue)
+                    throw new RequestException(
+                        $"{item.Name}: expected a row for each image, found {Describe(given)}");
+                return (int)given.Shape[0];
+            }
+            return 1;
+        }
+
+        private ModelInput Make(RequestInput item)
+        {
+            switch (item.Kind)
+            {
+                case "label":
+                    return Rows(item, request.ClassLabels.Select(bundle.ClassLabel).ToArray());
+                case "uniform":
+                    return Rows(item, request.Uniforms == null ? SeedUniforms(item) : CheckedUniforms(item));
+                case "forced_tokens":
+                    return Rows(item, CheckedTokens(item));
+                case "scalar":
+                    return MakeScalar(item);
+                default:
+                    return MakeTensor(item);
+            }
+        }
+
+        private ModelInput Rows(RequestInput item, Array data)
+        {
+            long[] shape = new long[] { Count }.Concat(item.Shape.OfType<long>()).ToArray();
+            return new ModelInput { Name = item.Name, Data = data, Shape = shape, PerImage = true };
+        }
+
+        private float[] SeedUniforms(RequestInput item)
+        {
+            if (request.FirstImage > ulong.MaxValue - (ulong)(Count - 1))
                 throw new RequestException(
-                    $"forced_tokens: expected -1 (sample) to {vocabSize - 1}, found {tokens.Min()} to {tokens.Max()}");
+                    $"first_image {request.FirstImage} is out of range: expected 0 to 2^64 - {Count}");
+            var length = (int)item.RowValues;
+            var numbers = new float[Count * length];
+            for (int i = 0; i < Count; i++)
+                Uniforms.OfImage(request.Seed, request.FirstImage + (ulong)i, length).CopyTo(numbers, i * length);
+            return numbers;
+        }
+
+        private float[] CheckedUniforms(RequestInput item)
+        {
+            float[] numbers = Flat(item, "floats", request.Uniforms);
+            if (!numbers.All(number => number >= 0 && number < 1))  // written so that NaN is refused
+                throw new RequestException($"{item.Name}: expected numbers of at least 0 and below 1");
+            return numbers;
+        }
+
+        private long[] CheckedTokens(RequestInput item)
+        {
+            if (request.ForcedTokens == null) return Enumerable.Repeat(-1L, Count * (int)item.RowValues).ToArray();
+            long[] tokens = Flat(item, "integers", request.ForcedTokens);
+            long largest = bundle.Model.VocabSize - 1;
+            if (tokens.Min() < -1 || tokens.Max() > largest)
+                throw new RequestException(
+                    $"{item.Name}: expected -1 (sample) to {largest}, found {tokens.Min()} to {tokens.Max()}");
             return tokens;
         }
 
-        private static T[] Flat<T>(string name, string kind, T[][] rows, int count, int length)
+        private T[] Flat<T>(RequestInput item, string kind, T[][] rows)
         {
-            if (rows.Length != count)
-                throw new RequestException($"{name}: expected {kind} [{count}, {length}], found {rows.Length} rows");
+            string expected = $"{kind} [{string.Join(", ", new object[] { Count }.Concat(item.Shape.Skip(1)))}]";
+            if (rows.Length != Count)
+                throw new RequestException($"{item.Name}: expected {expected}, found {rows.Length} rows");
             foreach (T[] row in rows)
-                if (row == null || row.Length != length)
+                if (row == null || row.Length != item.RowValues)
                     throw new RequestException(
-                        $"{name}: expected {kind} [{count}, {length}], found a row of {row?.Length ?? 0}");
+                        $"{item.Name}: expected {expected}, found a row of {row?.Length ?? 0}");
             return rows.SelectMany(row => row).ToArray();
         }
 
-        private static long CheckedTopK(long? topK, long vocabSize)
+        /// <summary>One value, or one for each stage; a single one stands for all stages.</summary>
+        private ModelInput MakeScalar(RequestInput item)
         {
-            long number = topK ?? Math.Min(GenerationRequest.DefaultTopK, vocabSize);
-            if (number < 0 || number > vocabSize)
-                throw new RequestException(
-                    $"top_k {number} is out of range: expected 0 (off) to {vocabSize}, the entries of the codebook");
-            return number;
+            Scalar given;
+            if (!settings.TryGetValue(item.Name, out given)) request.Scalars.TryGetValue(item.Name, out given);
+            double[] values = given?.Values ?? item.Defaults;
+            var stages = (int)item.RowValues;
+            if (values.Length != 1 && values.Length != stages)
+            {
+                string more = item.Shape.Count == 0 ? "" : $", or {stages}: one for each stage";
+                throw new RequestException($"{item.Name}: expected one value{more}, found {values.Length}");
+            }
+            foreach (double value in values)
+            {
+                if (!item.Allows(value))
+                    throw new RequestException(
+                        $"{item.Name} {RequestInput.Show(value)} is out of range: expected {item.Limits}");
+                if (item.Dtype == "int64" && value != Math.Floor(value))
+                    throw new RequestException($"{item.Name} {RequestInput.Show(value)}: expected an integer");
+            }
+            double[] all = Enumerable.Range(0, stages).Select(i => values[values.Length == 1 ? 0 : i]).ToArray();
+            return new ModelInput
+            {
+                Name = item.Name,
+                Data = item.Dtype == "int64"
+                    ? (Array)all.Select(value => (long)value).ToArray() : all.Select(value => (float)value).ToArray(),
+                Shape = item.Shape.OfType<long>().ToArray(),
+            };
         }
 
-        private static float CheckedNumber(string name, double number, double maximum, string limit)
+        /// <summary>A tensor of the caller's; `symbols` learns the sizes that no input before it decided.</summary>
+        private ModelInput MakeTensor(RequestInput item)
         {
-            if (number >= 0 && number <= maximum) return (float)number;  // NaN fails both
-            string shown = number.ToString("g6", CultureInfo.InvariantCulture);
-            throw new RequestException($"{name} {shown} is out of range: expected {limit}");
+            IEnumerable<object> sizes = item.Shape.Select(
+                size => size is string && symbols.ContainsKey((string)size) ? symbols[(string)size] : size).ToList();
+            string wanted = $"{item.Dtype} [{string.Join(", ", sizes)}]";
+            InputTensor given;
+            if (!request.Inputs.TryGetValue(item.Name, out given))
+                throw new RequestException($"{item.Name} is missing: expected {wanted}; give it in inputs");
+            bool fits = given.Dtype == item.Dtype && given.Shape.Length == item.Shape.Count;
+            long elements = 1;
+            for (int i = 0; fits && i < given.Shape.Length; i++)
+            {
+                long found = given.Shape[i];
+                var symbol = item.Shape[i] as string;
+                if (symbol != null && !symbols.ContainsKey(symbol)) symbols[symbol] = found;
+                fits = found > 0 && found == (symbol != null ? symbols[symbol] : (long)item.Shape[i])
+                    && elements <= given.Data.Length / found;
+                elements *= fits ? found : 1;
+            }
+            if (!fits || elements != given.Data.Length)
+                throw new RequestException(
+                    $"{item.Name}: expected {wanted}, found {Describe(given)} of {given.Data.Length} numbers");
+            return new ModelInput
+            {
+                Name = item.Name, Data = given.Data, Shape = given.Shape, PerImage = item.PerImage,
+            };
+        }
+
+        private static string Describe(InputTensor tensor)
+        {
+            return $"{tensor.Dtype} [{string.Join(", ", tensor.Shape)}]";
         }
     }
 
@@ -895,29 +1131,26 @@ namespace NextScale
         private readonly List<OrtValue> owned = new List<OrtValue>();
         private readonly int count;
 
-        public Feeds(ModelInputs inputs)
+        /// <summary>Those of the request's inputs that the graph takes.</summary>
+        public Feeds(ModelInputs inputs, GraphInfo graph)
         {
             count = inputs.Count;
-            Add("class_labels", inputs.ClassLabels, count);
-            Add("uniforms", inputs.Uniforms, count, inputs.NumTokens);
-            Add("forced_tokens", inputs.ForcedTokens, count, inputs.NumTokens);
-            Add("cfg_scale", new[] { inputs.CfgScale });
-            Add("top_k", new[] { inputs.TopK });
-            Add("top_p", new[] { inputs.TopP });
+            foreach (ModelInput item in inputs.Items)
+                if (graph.Inputs.Any(tensor => tensor.Name == item.Name)) Add(item.Name, item.Data, item.Shape);
         }
 
         /// <summary>By input name. Only what Add and AddZeros made is disposed with the feeds.</summary>
         public Dictionary<string, OrtValue> Values { get; } = new Dictionary<string, OrtValue>();
 
-        /// <summary>No sizes make a scalar.</summary>
-        public void Add(string name, long[] data, params long[] shape)
+        /// <param name="shape">No sizes make a scalar.</param>
+        public void Add(string name, Array data, long[] shape)
         {
-            Own(name, OrtValue.CreateTensorValueFromMemory(data, shape));
-        }
-
-        public void Add(string name, float[] data, params long[] shape)
-        {
-            Own(name, OrtValue.CreateTensorValueFromMemory(data, shape));
+            if (data is float[]) Own(name, OrtValue.CreateTensorValueFromMemory((float[])data, shape));
+            else if (data is long[]) Own(name, OrtValue.CreateTensorValueFromMemory((long[])data, shape));
+            else if (data is int[]) Own(name, OrtValue.CreateTensorValueFromMemory((int[])data, shape));
+            else if (data.GetType() == typeof(sbyte[]))  // to `is` it is a byte[], too
+                Own(name, OrtValue.CreateTensorValueFromMemory((sbyte[])data, shape));
+            else Own(name, OrtValue.CreateTensorValueFromMemory((byte[])data, shape));
         }
 
         public void AddZeros(StateInfo state)
@@ -977,7 +1210,7 @@ namespace NextScale
                 throw new BundleException(
                     $"{path}: onnxruntime {version} cannot load it: {Wording.OneLine(error)}", error);
             }
-            GraphInfo info = bundle.Graphs[graph];
+            GraphInfo info = bundle.Graph(graph);
             string difference = Difference("input", info.Inputs, session.InputMetadata)
                 ?? Difference("output", info.Outputs, session.OutputMetadata);
             if (difference == null) return session;
@@ -1096,7 +1329,7 @@ namespace NextScale
         public IReadOnlyList<object> InitialShape;  // a long, "B" or "2B"
     }
 
-    /// <summary>One ONNX file and its contract.</summary>
+    /// <summary>The contract of a graph, and the ONNX file of its stock variant.</summary>
     internal sealed class GraphInfo
     {
         public string File;
@@ -1111,20 +1344,71 @@ namespace NextScale
         public string Sha256;
     }
 
-    /// <summary>manifest.json, schema 1; the parser trusts nothing that it reads.</summary>
+    /// <summary>One input of a request. "B" comes first in its shape where each image has a row; all images share the
+    /// others.</summary>
+    internal sealed class RequestInput
+    {
+        /// <summary>Readers make the first four themselves; the caller gives tensors of the others.</summary>
+        public static readonly string[] Kinds =
+        {
+            "label", "uniform", "forced_tokens", "scalar", "text_features", "text_mask", "image", "mask",
+        };
+
+        public string Name;
+        public string Kind;
+        public string Dtype;
+        public IReadOnlyList<object> Shape;            // a long or a symbol
+        public double[] Defaults = new double[0];      // of a scalar: one value, or one for each stage
+        public double? Minimum;                        // of a scalar; null where any finite number will do
+        public double? Maximum;
+
+        public bool PerImage { get { return Shape.Count > 0 && "B".Equals(Shape[0]); } }
+
+        public bool IsTensor { get { return Array.IndexOf(Kinds, Kind) > Array.IndexOf(Kinds, "scalar"); } }
+
+        /// <summary>The product of the sizes in numbers: of uniforms [B, L], L.</summary>
+        public long RowValues { get { return Shape.OfType<long>().Aggregate(1L, (product, size) => product * size); } }
+
+        /// <summary>Whether a scalar may have a value; NaN is refused.</summary>
+        public bool Allows(double value)
+        {
+            return value >= (Minimum ?? -float.MaxValue) && value <= (Maximum ?? float.MaxValue);
+        }
+
+        /// <summary>What a scalar's values may be, in words.</summary>
+        public string Limits
+        {
+            get
+            {
+                if (Minimum != null && Maximum != null) return $"{Show(Minimum.Value)} to {Show(Maximum.Value)}";
+                if (Minimum != null) return $"a finite number of at least {Show(Minimum.Value)}";
+                return Maximum == null ? "a finite number" : $"a finite number of at most {Show(Maximum.Value)}";
+            }
+        }
+
+        public static string Show(double value)
+        {
+            return value.ToString("g15", CultureInfo.InvariantCulture);
+        }
+    }
+
+    /// <summary>manifest.json, schema 2 or 1; the parser trusts nothing that it reads.</summary>
     internal sealed class Manifest
     {
-        private const int Schema = 1;
+        private const int Schema = 2;
         private const int Shown = 8;
         private const long MaxDimension = 1L << 31;
-        // Of the state for one image; a real f_hat has 32,768 elements in four dimensions.
-        private const int StateDimensions = 8;
-        private const long StateElements = 1 << 28;
+        private const long Exact = 1L << 53;  // integers up to here are exact in a double
+        // Of what one image needs; a real f_hat has 32,768 elements in four dimensions.
+        private const int MaxDimensions = 8;
+        private const long MaxElements = 1 << 28;
 
-        private static readonly Contract RequestInputs = new Contract
+        private static readonly string[] Roles = { "generate", "stage", "decoder" };
+        private static readonly string[] SingleKinds = { "label", "uniform", "forced_tokens" };
+        private static readonly Dictionary<string, string[]> KindDtypes = new Dictionary<string, string[]>
         {
-            { "class_labels", "int64" }, { "uniforms", "float32" }, { "forced_tokens", "int64" },
-            { "cfg_scale", "float32" }, { "top_k", "int64" }, { "top_p", "float32" },
+            { "label", new[] { "int64" } }, { "uniform", new[] { "float32" } },
+            { "forced_tokens", new[] { "int64" } }, { "scalar", new[] { "float32", "int64" } },
         };
 
         public string Name { get; private set; }
@@ -1133,7 +1417,12 @@ namespace NextScale
 
         public string Licence { get; private set; }
 
+        /// <summary>Of the model, such as "var"; for people.</summary>
+        public string Family { get; private set; }
+
         public ModelInfo Model { get; private set; }
+
+        public IReadOnlyList<RequestInput> Request { get; private set; }
 
         public IReadOnlyList<string> ClassNames { get; private set; }
 
@@ -1141,7 +1430,7 @@ namespace NextScale
 
         public IReadOnlyDictionary<string, FileEntry> Files { get; private set; }
 
-        /// <summary>Parse and check a manifest; keys that it does not know are ignored.</summary>
+        /// <summary>Parse and check a manifest; keys, graphs and variants that it does not know are ignored.</summary>
         /// <param name="where">How errors name the file.</param>
         public static Manifest Parse(byte[] content, string where)
         {
@@ -1158,33 +1447,204 @@ namespace NextScale
             var root = new Fields(document, where, "");
             long schema = root.Integer("schema", 1);
             if (schema > Schema) throw new BundleException(NewerSchema(root, schema));
-            var model = new ModelInfo(root.Object("model"));
             Fields filesFields = root.Object("files");
             Dictionary<string, FileEntry> files =
                 filesFields.Value.Keys.ToDictionary(name => name, name => ReadFile(filesFields.Object(name)));
             foreach (string name in files.Keys)
                 if (!Wording.IsPlainName(name))
                     root.Refuse("files", "plain file names inside the bundle's folder", name);
-            Fields graphsFields = root.Object("graphs");
-            Dictionary<string, GraphInfo> graphs = new[] { "generate", "stage", "decoder" }
-                .ToDictionary(name => name, name => ReadGraph(graphsFields.Object(name), name, files));
+            var manifest = new Manifest { Files = files };
+            if (schema == 1) manifest.ReadSchema1(root);
+            else manifest.ReadSchema2(root);
+            ModelInfo model = manifest.Model;
             IReadOnlyList<string> names = root.Value.ContainsKey("class_names") && root.Value["class_names"] != null
                 ? root.Items("class_names", (owner, key, value) => owner.AsText(key, value))
                 : null;
             if (names != null && names.Count != model.NumClasses)
                 root.Refuse("class_names", $"{model.NumClasses} names, as model.num_classes says", (long)names.Count);
-            CheckVerify(root.Object("verify"), model);
             root.Object("versions");
-            return new Manifest
+            manifest.Name = root.Text("name");
+            manifest.Recipe = root.Object("recipe").Text("name");
+            manifest.Licence = root.Text("licence");
+            manifest.ClassNames = names;
+            return manifest;
+        }
+
+        private void ReadSchema2(Fields root)
+        {
+            Family = root.Text("family");
+            Model = ReadModel(root.Object("model"));
+            Request = ReadRequest(root, Model);
+            Fields graphs = root.Object("graphs");
+            Graphs = Roles.Where(role => role != "generate" || graphs.Value.ContainsKey(role)).ToDictionary(
+                role => role,
+                role => ReadGraph(graphs.Object(role), graphs.Object(role).Object("variants").Object("stock"), role));
+            CheckVerify(root.Object("verify"));
+        }
+
+        /// <summary>Schema 1 knew VAR alone: square stages, six fixed inputs, one file for each graph.</summary>
+        private void ReadSchema1(Fields root)
+        {
+            Family = "var";
+            Fields fields = root.Object("model"), graphs = root.Object("graphs"), verify = root.Object("verify");
+            IReadOnlyList<long> sides =
+                fields.Items("patch_nums", (owner, key, value) => owner.AsInteger(key, value, 1, 4096));
+            if (sides.Count == 0 || !sides.SequenceEqual(sides.OrderBy(side => side)))
+                fields.Refuse("patch_nums", "side lengths in ascending order", fields.Get("patch_nums"));
+            long image = fields.Integer("image_size", 1), latent = fields.Integer("latent_size", 1);
+            if (latent != sides[sides.Count - 1])
+                fields.Refuse("latent_size", $"{sides[sides.Count - 1]}, the last of patch_nums",
+                              fields.Get("latent_size"));
+            Model = new ModelInfo(
+                fields, 1, sides.Select(side => new HeightWidth(side, side)).ToList(), new HeightWidth(image, image),
+                new HeightWidth(latent, latent));
+            object[] batch = { "B" }, tokens = { "B", Model.NumTokens }, none = { };
+            double entries = Model.VocabSize;
+            Request = new[]
             {
-                Name = root.Text("name"),
-                Recipe = root.Object("recipe").Text("name"),
-                Licence = root.Text("licence"),
-                Model = model,
-                ClassNames = names,
-                Graphs = graphs,
-                Files = files,
+                new RequestInput { Name = "class_labels", Kind = "label", Dtype = "int64", Shape = batch },
+                new RequestInput { Name = "uniforms", Kind = "uniform", Dtype = "float32", Shape = tokens },
+                new RequestInput { Name = "forced_tokens", Kind = "forced_tokens", Dtype = "int64", Shape = tokens },
+                new RequestInput { Name = "cfg_scale", Kind = "scalar", Dtype = "float32", Shape = none,
+                                   Defaults = new[] { 4.0 }, Minimum = 0 },
+                new RequestInput { Name = "top_k", Kind = "scalar", Dtype = "int64", Shape = none,
+                                   Defaults = new[] { Math.Min(900, entries) }, Minimum = 0, Maximum = entries },
+                new RequestInput { Name = "top_p", Kind = "scalar", Dtype = "float32", Shape = none,
+                                   Defaults = new[] { 0.96 }, Minimum = 0, Maximum = 1 },
             };
+            Graphs = Roles.ToDictionary(
+                role => role, role => ReadGraph(graphs.Object(role), graphs.Object(role), role));
+            CheckMade(verify, CheckLabels(verify, "class_labels"));
+            object cfgScale = verify.Get("cfg_scale");
+            var number = cfgScale as JsonNumber;
+            if (number == null || !(number.AsDouble() >= 0 && number.AsDouble() < Fields.MaxNumber))
+                verify.Refuse("cfg_scale", "a number of at least 0", cfgScale);
+        }
+
+        private static ModelInfo ReadModel(Fields fields)
+        {
+            IReadOnlyList<HeightWidth> stages =
+                fields.Items("stage_sizes", (owner, key, value) => ReadSize(owner, key, value, 4096));
+            List<long> tokens = stages.Select(size => size.Height * size.Width).ToList();
+            if (tokens.Count == 0 || !tokens.SequenceEqual(tokens.OrderBy(count => count)))
+                fields.Refuse("stage_sizes", "[height, width] of each stage, by ascending number of tokens",
+                              fields.Get("stage_sizes"));
+            return new ModelInfo(
+                fields, 0, stages, ReadSize(fields, "image_size", fields.Get("image_size"), MaxDimension - 1),
+                ReadSize(fields, "latent_size", fields.Get("latent_size"), MaxDimension - 1));
+        }
+
+        private static HeightWidth ReadSize(Fields owner, string key, object value, long maximum)
+        {
+            var list = value as List<object>;
+            if (list == null || list.Count != 2) owner.Refuse(key, "[height, width]", value);
+            return new HeightWidth(owner.AsInteger(key + "[0]", list[0], 1, maximum),
+                                   owner.AsInteger(key + "[1]", list[1], 1, maximum));
+        }
+
+        private static IReadOnlyList<RequestInput> ReadRequest(Fields root, ModelInfo model)
+        {
+            var request = new List<RequestInput>();
+            root.Items("request", (owner, key, value) =>
+            {
+                Fields fields = owner.Nested(key, value);
+                RequestInput item = ReadInput(fields, model);
+                if (request.Any(other => other.Name == item.Name))
+                    fields.Refuse("name", "a name of its own", item.Name);
+                if (SingleKinds.Contains(item.Kind) && request.Any(other => other.Kind == item.Kind))
+                    fields.Refuse("kind", "no second input of its kind", item.Kind);
+                if (item.Kind == "label" && model.NumClasses == 0)
+                    fields.Refuse("kind", "no label, since model.num_classes is 0", item.Kind);
+                request.Add(item);
+                return true;
+            });
+            if (request.All(item => item.Kind != "forced_tokens"))
+                root.Refuse("request", "an input of kind forced_tokens", root.Get("request"));
+            return request;
+        }
+
+        private static RequestInput ReadInput(Fields fields, ModelInfo model)
+        {
+            string[] dtypes;
+            var item = new RequestInput { Name = fields.Text("name"), Kind = fields.OneOf("kind", RequestInput.Kinds) };
+            item.Dtype = KindDtypes.TryGetValue(item.Kind, out dtypes) ? fields.OneOf("dtype", dtypes) : fields.Dtype();
+            item.Shape = ReadShape(fields, item.Kind, model);
+            if (item.Kind != "scalar") return item;
+            item.Minimum = ReadBound(fields, "minimum", item.Dtype);
+            item.Maximum = ReadBound(fields, "maximum", item.Dtype);
+            item.Defaults = ReadScalars(fields, "default", item);
+            return item;
+        }
+
+        private static IReadOnlyList<object> ReadShape(Fields fields, string kind, ModelInfo model)
+        {
+            IReadOnlyList<object> shape = fields.Items("shape", (owner, key, value) => value is string
+                ? owner.AsText(key, value) : (object)owner.AsInteger(key, value, 1, MaxDimension));
+            CheckElements(fields, "shape", shape);
+            bool batch = shape.Count > 0 && "B".Equals(shape[0]);
+            bool rows = batch && shape.Count > 1 && shape.Skip(1).All(size => size is long);
+            switch (kind)
+            {
+                case "label":
+                    if (!batch || shape.Count != 1) fields.Refuse("shape", "[\"B\"]", fields.Get("shape"));
+                    break;
+                case "uniform":
+                    if (!rows) fields.Refuse("shape", "\"B\" and sizes", fields.Get("shape"));
+                    break;
+                case "forced_tokens":
+                    if (!rows || (long)shape[1] != model.NumTokens)
+                        fields.Refuse("shape", $"\"B\", {model.NumTokens} and further sizes", fields.Get("shape"));
+                    break;
+                case "scalar":
+                    if (shape.Count > 1 || shape.Any(size => !((long)model.NumStages).Equals(size)))
+                        fields.Refuse("shape", $"[] or [{model.NumStages}]", fields.Get("shape"));
+                    break;
+                default:
+                    if (shape.Skip(1).Contains("B"))
+                        fields.Refuse("shape", "\"B\" first or nowhere", fields.Get("shape"));
+                    break;
+            }
+            return shape;
+        }
+
+        private static double? ReadBound(Fields fields, string key, string dtype)
+        {
+            object value;
+            fields.Value.TryGetValue(key, out value);
+            return value == null ? (double?)null : ReadScalar(fields, key, value, dtype);
+        }
+
+        private static double ReadScalar(Fields owner, string key, object value, string dtype)
+        {
+            if (dtype == "int64") return owner.AsInteger(key, value, -Exact, Exact);
+            double number = owner.AsNumber(key, value);
+            if (Math.Abs(number) > float.MaxValue) owner.Refuse(key, "a number of float32", value);
+            return number;
+        }
+
+        /// <summary>One value, or one for each stage where the input's shape says so; all within its limits.</summary>
+        private static double[] ReadScalars(Fields fields, string key, RequestInput item)
+        {
+            object value = fields.Get(key);
+            bool listed = item.Shape.Count > 0 && value is List<object>;
+            double[] values = listed
+                ? fields.Items(key, (owner, place, number) => ReadScalar(owner, place, number, item.Dtype)).ToArray()
+                : new[] { ReadScalar(fields, key, value, item.Dtype) };
+            if (listed && values.Length != item.RowValues)
+                fields.Refuse(key, $"one number, or {item.RowValues}, one for each stage", value);
+            if (!values.All(item.Allows)) fields.Refuse(key, item.Limits, value);
+            return values;
+        }
+
+        /// <summary>Refuse a shape beyond what any model needs.</summary>
+        private static void CheckElements(Fields fields, string key, IReadOnlyList<object> shape)
+        {
+            long elements = 1;
+            foreach (long size in shape.OfType<long>().Where(size => size > 0))
+                elements = Math.Min(elements * size, MaxElements + 1);
+            if (shape.Count > MaxDimensions || elements > MaxElements)
+                fields.Refuse(key, $"at most {MaxDimensions} dimensions of {MaxElements} elements in all",
+                              fields.Get(key));
         }
 
         private static FileEntry ReadFile(Fields fields)
@@ -1196,10 +1656,11 @@ namespace NextScale
 
         /// <summary>Read one graph; it must have the contract's inputs and outputs, or a host could not run it. More
         /// outputs do no harm: a bundle made for debugging has them.</summary>
-        private static GraphInfo ReadGraph(Fields fields, string name, Dictionary<string, FileEntry> files)
+        /// <param name="variant">Names its file.</param>
+        private GraphInfo ReadGraph(Fields fields, Fields variant, string name)
         {
-            string file = fields.Text("file");
-            if (!files.ContainsKey(file)) fields.Refuse("file", "a plain file name that \"files\" lists", file);
+            string file = variant.Text("file");
+            if (!Files.ContainsKey(file)) variant.Refuse("file", "a plain file name that \"files\" lists", file);
             IReadOnlyList<StateInfo> state = name == "stage" ? fields.Items("state", ReadState) : new StateInfo[0];
             var graph = new GraphInfo
             {
@@ -1208,15 +1669,20 @@ namespace NextScale
                 Outputs = fields.Items("outputs", ReadTensor),
                 State = state,
             };
+            // An input of these kinds may be for the encoder alone.
+            IEnumerable<RequestInput> taken = Request.Where(
+                item => (item.Kind != "image" && item.Kind != "mask")
+                    || graph.Inputs.Any(tensor => tensor.Name == item.Name));
             Contract inputs, outputs;
             if (name == "generate")
             {
-                inputs = RequestInputs;
+                inputs = Contract.Of(taken);
                 outputs = new Contract { { "images", "uint8" }, { "token_maps", "int64" } };
             }
             else if (name == "stage")
             {
-                inputs = new Contract(RequestInputs) { { "stage", "int64" } };
+                inputs = Contract.Of(taken);
+                inputs["stage"] = "int64";
                 outputs = new Contract { { "tokens", "int64" }, { "logits", "float32" } };
                 foreach (StateInfo item in state)
                 {
@@ -1255,13 +1721,7 @@ namespace NextScale
             Fields fields = owner.Nested(key, value);
             IReadOnlyList<object> shape = fields.Items("initial_shape", (_, place, size) =>
                 "B".Equals(size) || "2B".Equals(size) ? size : fields.AsInteger(place, size, 0, MaxDimension));
-            long elements = 1;
-            foreach (long size in shape.OfType<long>().Where(size => size > 0))
-                elements = Math.Min(elements * size, StateElements + 1);
-            if (shape.Count > StateDimensions || elements > StateElements)
-                fields.Refuse("initial_shape",
-                              $"at most {StateDimensions} dimensions of {StateElements} elements in all",
-                              fields.Get("initial_shape"));
+            CheckElements(fields, "initial_shape", shape);
             return new StateInfo
             {
                 Input = fields.Text("input"),
@@ -1271,24 +1731,47 @@ namespace NextScale
             };
         }
 
-        private static void CheckVerify(Fields fields, ModelInfo model)
+        /// <summary>The record of a generation made at build time: checked as a part of the manifest, then let go.
+        /// </summary>
+        private void CheckVerify(Fields fields)
+        {
+            Fields inputs = fields.Object("inputs");
+            int? labels = null;
+            foreach (string name in inputs.Value.Keys)
+            {
+                RequestInput known = Request.FirstOrDefault(item => item.Name == name);
+                if (known == null) inputs.Refuse(name, "an input of the request as its key", inputs.Get(name));
+                if (known.Kind == "scalar") ReadScalars(inputs, name, known);
+                else if (known.Kind == "label") labels = CheckLabels(inputs, name);
+                else inputs.Items(name, (owner, key, value) => true);
+            }
+            foreach (RequestInput item in Request.Where(item => item.Kind == "label")) inputs.Get(item.Name);
+            CheckMade(fields, labels);
+        }
+
+        /// <returns>How many labels there are.</returns>
+        private int CheckLabels(Fields fields, string name)
         {
             int labels = fields.Items(
-                "class_labels", (owner, key, value) => owner.AsInteger(key, value, 0, model.NumClasses)).Count;
+                name, (owner, key, value) => owner.AsInteger(key, value, 0, Model.NumClasses)).Count;
+            if (labels == 0) fields.Refuse(name, "at least one label", fields.Get(name));
+            return labels;
+        }
+
+        /// <param name="images">How many token maps there must be; null for any number above 0.</param>
+        private void CheckMade(Fields fields, int? images)
+        {
+            long values = Request.First(item => item.Kind == "forced_tokens").RowValues;
             int rows = fields.Items("token_maps", (owner, key, value) =>
             {
                 var row = value as List<object>;
-                if (row == null || row.Count != model.NumTokens)
-                    owner.Refuse(key, $"a list of {model.NumTokens} tokens", value);
-                for (int i = 0; i < row.Count; i++) owner.AsInteger($"{key}[{i}]", row[i], 0, model.VocabSize - 1);
+                if (row == null || row.Count != values) owner.Refuse(key, $"a list of {values} tokens", value);
+                for (int i = 0; i < row.Count; i++) owner.AsInteger($"{key}[{i}]", row[i], 0, Model.VocabSize - 1);
                 return true;
             }).Count;
-            if (labels == 0 || rows != labels)
-                fields.Refuse("token_maps", $"one row for each of {labels} class_labels", (long)rows);
-            object cfgScale = fields.Get("cfg_scale");
-            var number = cfgScale as JsonNumber;
-            if (number == null || !(number.AsDouble() >= 0 && number.AsDouble() < double.PositiveInfinity))
-                fields.Refuse("cfg_scale", "a number of at least 0", cfgScale);
+            if (images == null ? rows == 0 : rows != images)
+                fields.Refuse("token_maps",
+                              images == null ? "at least one row" : $"one row for each of {images} labels", (long)rows);
             ulong seed;
             var seedNumber = fields.Get("seed") as JsonNumber;
             if (seedNumber == null || !seedNumber.TryUInt64(out seed))
@@ -1309,9 +1792,12 @@ namespace NextScale
         /// <summary>Names and dtypes of tensors.</summary>
         private sealed class Contract : Dictionary<string, string>
         {
-            public Contract() { }
-
-            public Contract(Contract other) : base(other) { }
+            public static Contract Of(IEnumerable<RequestInput> request)
+            {
+                var contract = new Contract();
+                foreach (RequestInput item in request) contract[item.Name] = item.Dtype;
+                return contract;
+            }
 
             public static Contract Of(IEnumerable<TensorInfo> tensors)
             {
@@ -1341,6 +1827,8 @@ namespace NextScale
     /// <summary>A JSON object whose reads are checked; errors name the key by its full path.</summary>
     internal sealed class Fields
     {
+        public const double MaxNumber = 1e100;
+
         public readonly string Where;
         public readonly Dictionary<string, object> Value;
         private readonly string path;
@@ -1406,12 +1894,24 @@ namespace NextScale
             return text;
         }
 
+        /// <summary>A finite number, below 1e100 in size.</summary>
+        public double AsNumber(string key, object value)
+        {
+            var number = value as JsonNumber;
+            if (number == null || !(Math.Abs(number.AsDouble()) < MaxNumber)) Refuse(key, "a finite number", value);
+            return number.AsDouble();
+        }
+
+        public string OneOf(string key, IEnumerable<string> words)
+        {
+            string word = Text(key);
+            if (!words.Contains(word)) Refuse(key, "one of " + string.Join(", ", words), word);
+            return word;
+        }
+
         public string Dtype()
         {
-            string dtype = Text("dtype");
-            if (!SessionLoader.ElementTypes.ContainsKey(dtype))
-                Refuse("dtype", "one of " + string.Join(", ", SessionLoader.ElementTypes.Keys), dtype);
-            return dtype;
+            return OneOf("dtype", SessionLoader.ElementTypes.Keys);
         }
 
         public IReadOnlyList<T> Items<T>(string key, Func<Fields, string, object, T> read)

@@ -28,13 +28,13 @@ namespace NextScale
                 : Enumerable.Range(0, count).Select(i => $"{stem}-{i:d4}.png").ToArray();
         }
 
-        /// <param name="rgb">size * size * 3 bytes, rows from the top.</param>
-        public static void Write(string path, byte[] rgb, int size)
+        /// <param name="rgb">height * width * 3 bytes, rows from the top.</param>
+        public static void Write(string path, byte[] rgb, int height, int width)
         {
             string temporary = path + ".part";
             try
             {
-                using (FileStream stream = File.Create(temporary)) Encode(stream, rgb, size);
+                using (FileStream stream = File.Create(temporary)) Encode(stream, rgb, height, width);
                 if (File.Exists(path)) File.Delete(path);
                 File.Move(temporary, path);
             }
@@ -46,19 +46,19 @@ namespace NextScale
         }
 
 #if NETCOREAPP
-        private static void Encode(Stream stream, byte[] rgb, int size)
+        private static void Encode(Stream stream, byte[] rgb, int height, int width)
         {
-            new ImageWriter().WritePng(rgb, size, size, ColorComponents.RedGreenBlue, stream);
+            new ImageWriter().WritePng(rgb, width, height, ColorComponents.RedGreenBlue, stream);
         }
 #else
-        private static void Encode(Stream stream, byte[] rgb, int size)
+        private static void Encode(Stream stream, byte[] rgb, int height, int width)
         {
-            using (var bitmap = new Bitmap(size, size, PixelFormat.Format24bppRgb))
+            using (var bitmap = new Bitmap(width, height, PixelFormat.Format24bppRgb))
             {
-                var whole = new Rectangle(0, 0, size, size);
+                var whole = new Rectangle(0, 0, width, height);
                 BitmapData data = bitmap.LockBits(whole, ImageLockMode.WriteOnly, PixelFormat.Format24bppRgb);
-                var row = new byte[size * 3];
-                for (int y = 0; y < size; y++)
+                var row = new byte[width * 3];
+                for (int y = 0; y < height; y++)
                 {
                     for (int i = 0; i < row.Length; i++) row[i] = rgb[y * row.Length + i / 3 * 3 + 2 - i % 3];  // BGR
                     Marshal.Copy(row, 0, data.Scan0 + y * data.Stride, row.Length);

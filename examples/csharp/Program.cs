@@ -65,9 +65,9 @@ namespace NextScale
             string output = arguments.Value("--out", null, text => text);
             ulong seed = arguments.Value("--seed", 0UL, Arguments.UInt64);
             ulong firstImage = arguments.Value("--first-image", 0UL, Arguments.UInt64);
-            double cfgScale = arguments.Value("--cfg-scale", GenerationRequest.DefaultCfgScale, Arguments.Number);
-            long? topK = arguments.Value("--top-k", null, text => (long?)Arguments.Int64(text));
-            double topP = arguments.Value("--top-p", GenerationRequest.DefaultTopP, Arguments.Number);
+            Scalar cfgScale = arguments.Value("--cfg-scale", null, text => (Scalar)Arguments.Number(text));
+            Scalar topK = arguments.Value("--top-k", null, text => (Scalar)Arguments.Int64(text));
+            Scalar topP = arguments.Value("--top-p", null, text => (Scalar)Arguments.Number(text));
             int batch = arguments.Value("--batch", 4, Arguments.Int32);
             bool showProgress = arguments.Flag("--progress");
             GeneratorOptions options = arguments.Options();
@@ -98,7 +98,7 @@ namespace NextScale
                 Generation made = generator.Generate(request, showProgress ? progress : null, cancellation.Token);
                 for (int i = 0; i < paths.Length; i++)
                 {
-                    PngFile.Write(paths[i], made.Images[i], made.ImageSize);
+                    PngFile.Write(paths[i], made.Images[i], made.Height, made.Width);
                     Console.WriteLine(paths[i]);
                 }
             }

@@ -11,7 +11,7 @@ internal static class Minimal
         {
             long label = generator.Bundle.ClassLabel(args[1]);
             Generation made = generator.Generate(new GenerationRequest(label) { Seed = 7 });
-            byte[] header = Encoding.ASCII.GetBytes($"P6\n{made.ImageSize} {made.ImageSize}\n255\n");
+            byte[] header = Encoding.ASCII.GetBytes($"P6\n{made.Width} {made.Height}\n255\n");
             File.WriteAllBytes(args[2], header.Concat(made.Images[0]).ToArray());
         }
     }

@@ -12,16 +12,15 @@ internal sealed class Show : IProgress<StageProgress>
     public void Report(StageProgress stage)
     {
         Console.WriteLine($"stage {stage.Stage + 1} of {stage.NumStages}");
-        WithProgress.WritePpm(File, stage.Preview()[0]);
+        WithProgress.WritePpm(File, stage.Preview()[0], stage.Height, stage.Width);
     }
 }
 
 internal static class WithProgress
 {
-    internal static void WritePpm(string path, byte[] rgb)
+    internal static void WritePpm(string path, byte[] rgb, int height, int width)
     {
-        int size = (int)Math.Sqrt(rgb.Length / 3);
-        File.WriteAllBytes(path, Encoding.ASCII.GetBytes($"P6\n{size} {size}\n255\n").Concat(rgb).ToArray());
+        File.WriteAllBytes(path, Encoding.ASCII.GetBytes($"P6\n{width} {height}\n255\n").Concat(rgb).ToArray());
     }
 
     private static int Main(string[] args)  // BUNDLE CLASS OUT.ppm
@@ -36,7 +35,7 @@ internal static class WithProgress
                 var request = new GenerationRequest(generator.Bundle.ClassLabel(args[1])) { Seed = 7 };
                 var show = new Show { File = args[2] };
                 Generation made = generator.Generate(request, show, interrupted.Token);
-                WritePpm(args[2], made.Images[0]);
+                WritePpm(args[2], made.Images[0], made.Height, made.Width);
                 return 0;
             }
         }

@@ -20,17 +20,16 @@ def uniforms(seed, image, length):
 
 
 bundle, label, out = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-model = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["model"]
-length = sum(pn * pn for pn in model["patch_nums"])
+manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+inputs = {item["name"]: item for item in manifest["request"]}
+length = inputs["uniforms"]["shape"][1]
 session = onnxruntime.InferenceSession(bundle / "generate.onnx", providers=["CPUExecutionProvider"])
 request = {
     "class_labels": np.array([label], np.int64),
     "uniforms": uniforms(7, 0, length)[None],
     "forced_tokens": np.full((1, length), -1, np.int64),
-    "cfg_scale": np.float32(4),
-    "top_k": np.int64(min(900, model["vocab_size"])),
-    "top_p": np.float32(0.96),
+    **{name: np.array(item["default"], item["dtype"]) for name, item in inputs.items() if item["kind"] == "scalar"},
 }
-images, token_maps = session.run(["images", "token_maps"], {name: np.asarray(value) for name, value in request.items()})
+images, token_maps = session.run(["images", "token_maps"], request)
 height, width = images.shape[1:3]
 Path(out).write_bytes(b"P6\n%d %d\n255\n" % (width, height) + images[0].tobytes())

@@ -14,14 +14,14 @@ from nextscale.runtime.manifest import ModelInfo
 
 MODEL = ModelInfo(
     num_classes=10,
-    patch_nums=(1, 2),
-    image_size=8,
+    stage_sizes=((1, 1), (2, 2)),
+    image_size=(8, 8),
     vocab_size=32,
     depth=1,
     embed_dim=8,
     num_heads=1,
     latent_channels=4,
-    latent_size=2,
+    latent_size=(2, 2),
 )
 
 

@@ -62,7 +62,7 @@ def test_the_manifest_describes_the_model(tiny_bundle: Path) -> None:
     model = manifest.model
     assert (model.num_classes, model.patch_nums, model.vocab_size) == (NUM_CLASSES, PATCH_NUMS, V)
     assert (model.depth, model.embed_dim, model.num_heads) == (2, 64, 2)
-    assert (model.image_size, model.latent_channels, model.latent_size) == (8, 32, 4)
+    assert (model.image_size, model.latent_channels, model.latent_size) == ((8, 8), 32, (4, 4))
     assert manifest.class_names == tuple(CLASS_NAMES)
     assert manifest.recipe["name"] == RECIPES[tiny_bundle.name]
     assert manifest.licence == "MIT"
@@ -136,7 +136,7 @@ def test_a_decoder_that_stays_float(tmp_path: Path, fp32_bundle: Path) -> None:
 def test_a_model_of_one_class_has_one_verify_label_twice(tmp_path: Path) -> None:
     source = dataclasses.replace(tiny_source(num_classes=1), class_names=None)
     bundle = Bundle.open(build_tiny(tmp_path / "bundle", "fp32", source))
-    assert list(bundle.manifest.verify.class_labels) == [0, 0]
+    assert bundle.manifest.verify.inputs["class_labels"] == [0, 0]
     assert bundle.manifest.class_names is None
 
 

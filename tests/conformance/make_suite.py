@@ -11,31 +11,42 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from conformance.damaged_manifests import damaged_manifests
 from fake_bundle import read_manifest, write_fake_bundle, write_manifest
+from fake_text_bundle import C as TEXT_WIDTH
+from fake_text_bundle import write_fake_text_bundle
 
 from nextscale.measure.provenance import versions
 from nextscale.runtime import Bundle, BundleError, Generation, Generator, SessionOptions, StageResult
 from nextscale.runtime.machine import describe_machine
-from nextscale.runtime.manifest import ModelInfo, parse_manifest
+from nextscale.runtime.manifest import Manifest
+from nextscale.runtime.manifest_reader import parse_manifest
 from nextscale.runtime.uniforms import uniforms
 
 CASES = Path(__file__).with_name("cases.json")
 PARAMETERS = {
     "seed": "0",
     "first_image": "0",
-    "cfg_scale": 4.0,
+    "cfg_scale": None,
     "top_k": None,
-    "top_p": 0.96,
+    "top_p": None,
     "forced_tokens": None,
     "uniforms": None,
+    "inputs": {},
     "batch_size": None,
 }
-DAMAGED, DAMAGE_SEED = 3000, 0
+FAKES = {
+    "fake": write_fake_bundle,
+    "fake-v1": partial(write_fake_bundle, schema=1),
+    "fake-text": write_fake_text_bundle,
+}
+# Manifests of each of them.
+DAMAGED, DAMAGE_SEED = 2000, 0
 
 
 def make_suite(out: Path, bundles: Sequence[Path] = (), tiny: bool = True, damaged: int = DAMAGED) -> Path:
@@ -45,20 +56,24 @@ def make_suite(out: Path, bundles: Sequence[Path] = (), tiny: bool = True, damag
         out: the folder; must not exist.
         bundles: further bundles, which the suite names by their absolute paths.
         tiny: also build the tiny model's bundles in float32 and int8 (needs torch).
-        damaged: how many damaged manifests.
+        damaged: how many damaged manifests of each fake bundle.
     Returns:
         the path of suite.json.
     """
     cases = json.loads(CASES.read_text())
     out.mkdir(parents=True)
-    fake = write_fake_bundle(out / "bundles" / "fake")
-    names = ["bundles/fake", *(_build_tiny(out) if tiny else []), *(str(path.resolve()) for path in bundles)]
+    fakes = {name: write(out / "bundles" / name) for name, write in FAKES.items()}
+    further = [*(_build_tiny(out) if tiny else []), *(str(path.resolve()) for path in bundles)]
+    names = ["bundles/fake", "bundles/fake-v1", *further]
     suite = {
         "made_with": {**versions(), "cpu": describe_machine().cpu},
         "defaults": {"class_labels": [], **PARAMETERS},
         "philox": cases["philox"],
         "uniforms": cases["uniforms"],
-        "requests": [request for name in names for request in _requests(out, name, cases["requests"])],
+        "requests": [
+            *(request for name in names for request in _requests(out, name, cases["requests"])),
+            *_requests(out, "bundles/fake-text", cases["text_requests"]),
+        ],
         **{
             group: [{"bundle": "bundles/fake", **PARAMETERS, **case} for case in cases[group]]
             for group in ("request_errors", "cancellations")
@@ -66,9 +81,10 @@ def make_suite(out: Path, bundles: Sequence[Path] = (), tiny: bool = True, damag
         "class_names": [{"bundle": "bundles/fake", **case} for case in cases["class_names"]],
         "threads_errors": [{"bundle": "bundles/fake", **case} for case in cases["threads_errors"]],
         "broken_bundles": [
-            _break_bundle(out, number, fake, case) for number, case in enumerate(cases["broken_bundles"])
+            _break_bundle(out, number, fakes[case.get("of", "fake")], case)
+            for number, case in enumerate(cases["broken_bundles"])
         ],
-        "damaged_manifests": _damage_manifests(out, read_manifest(fake), damaged),
+        "damaged_manifests": _damage_manifests(out, [read_manifest(fake) for fake in fakes.values()], damaged),
     }
     path = out / "suite.json"
     path.write_text(json.dumps(suite, indent=1) + "\n")
@@ -77,19 +93,33 @@ def make_suite(out: Path, bundles: Sequence[Path] = (), tiny: bool = True, damag
 
 def arguments(request: dict[str, Any]) -> dict[str, Any]:
     """A request of the suite as keyword arguments of `Generator.generate`."""
-    texts = {"nan": np.nan, "inf": np.inf}
     rows = request["uniforms"]
     return {
-        "class_labels": request["class_labels"],
+        "class_labels": request["class_labels"] or None,
         "seed": int(request["seed"]),
         "first_image": int(request["first_image"]),
-        "cfg_scale": texts.get(request["cfg_scale"], request["cfg_scale"]),
+        "cfg_scale": _number(request["cfg_scale"]),
         "top_k": request["top_k"],
-        "top_p": texts.get(request["top_p"], request["top_p"]),
+        "top_p": _number(request["top_p"]),
         "forced_tokens": request["forced_tokens"],
-        "uniforms": None if rows is None else [[float(texts.get(value, value)) for value in row] for row in rows],
+        "uniforms": None if rows is None else _floats(rows),
+        "inputs": {name: _value(value) for name, value in request["inputs"].items()},
         "batch_size": request["batch_size"],
     }
+
+
+def _number(value: Any) -> Any:
+    """A number, or what stands for one that JSON lacks; lists stay lists."""
+    return {"nan": np.nan, "inf": np.inf}[value] if isinstance(value, str) else value
+
+
+def _floats(rows: Any) -> Any:
+    return [_floats(row) for row in rows] if isinstance(rows, list) else float(_number(rows))
+
+
+def _value(value: Any) -> Any:
+    """A tensor is an object, any other input a scalar."""
+    return np.array(value["values"], value["dtype"]) if isinstance(value, dict) else value
 
 
 def results(generator: Generator, request: dict[str, Any], streaming: bool) -> dict[str, Any]:
@@ -119,30 +149,46 @@ def _requests(out: Path, name: str, cases: Sequence[dict[str, Any]]) -> Iterator
     bundle = Bundle.open(out / name)
     generator = Generator(bundle, SessionOptions(threads=1))
     for case in cases:
-        request = _resolved({"bundle": name, **PARAMETERS, **case}, bundle.model)
+        request = _resolved({"bundle": name, "class_labels": [], **PARAMETERS, **case}, bundle.manifest)
         expected = results(generator, request, streaming=False)
         previews = results(generator, request, streaming=True)["previews_sha256"]
         yield {**request, "expected": {**expected, "previews_sha256": previews}}
 
 
-def _resolved(request: dict[str, Any], model: ModelInfo) -> dict[str, Any]:
+def _resolved(case: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
     """The request with what cases.json says of any model put into this model's numbers."""
-    labels = [model.num_classes if label == "null" else label for label in request["class_labels"]]
-    forced, numbers = request["forced_tokens"], request["uniforms"]
-    shape = (len(labels), model.num_tokens)
+    request, model = {key: value for key, value in case.items() if key != "text"}, manifest.model
+    request["class_labels"] = [model.num_classes if label == "null" else label for label in case["class_labels"]]
+    if "text" in case:
+        request["inputs"] = {**case["inputs"], **_text(case["text"])}
+    images, forced, numbers = len(case.get("text", case["class_labels"])), case["forced_tokens"], case["uniforms"]
+    row, values = manifest.forced_tokens.row_shape, manifest.forced_tokens.row_values
     if forced is not None:
         stages = model.num_stages if forced["stages"] == "all" else forced["stages"]
-        tokens = (7 * np.arange(shape[1]) + 3 * np.arange(shape[0])[:, None]) % model.vocab_size
+        tokens = (
+            7 * np.arange(values).reshape(row) + 3 * np.arange(images).reshape(-1, *[1] * len(row))
+        ) % model.vocab_size
         tokens[:, model.stage_slices[stages - 1].stop :] = -1
-        forced = tokens.tolist()
+        request["forced_tokens"] = tokens.tolist()
     if numbers is not None:
         array = (
-            np.full(shape, numbers["constant"], np.float32)
+            np.full((images, values), numbers["constant"], np.float32)
             if "constant" in numbers
-            else uniforms(int(numbers["seed"]), range(shape[0]), shape[1])
+            else uniforms(int(numbers["seed"]), range(images), values)
         )
-        numbers = array.tolist()
-    return {**request, "class_labels": labels, "forced_tokens": forced, "uniforms": numbers}
+        request["uniforms"] = array.reshape(images, *row).tolist()
+    return request
+
+
+def _text(lengths: Sequence[int]) -> dict[str, Any]:
+    """Texts of so many tokens, padded to the longest."""
+    images, tokens, width = np.ogrid[: len(lengths), : max(lengths), :TEXT_WIDTH]
+    features = np.sin(3.0 * images + 5.0 * tokens + width).astype(np.float32).astype(np.float64)
+    mask = (tokens[..., 0] < np.array(lengths)[:, None]).astype(np.int64)
+    return {
+        "text_features": {"dtype": "float32", "values": features.tolist()},
+        "text_mask": {"dtype": "int64", "values": mask.tolist()},
+    }
 
 
 def _break_bundle(out: Path, number: int, fake: Path, case: dict[str, Any]) -> dict[str, Any]:
@@ -194,7 +240,7 @@ def _change_manifest(manifest: dict[str, Any], folder: Path, kind: str, value: A
             content = (folder / name).read_bytes()
             manifest["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         return
-    *parents, last = value[0] if kind == "set" else value
+    *parents, last = value if kind == "delete" else value[0]
     owner: Any = manifest
     for key in parents:
         owner = owner[key]
@@ -202,15 +248,17 @@ def _change_manifest(manifest: dict[str, Any], folder: Path, kind: str, value: A
         owner[last] = value[1]
     elif kind == "delete":
         del owner[last]
+    elif kind == "append":
+        owner[last].append(value[1])
     else:
         raise ValueError(f"unknown change {kind!r}")
 
 
-def _damage_manifests(out: Path, manifest: dict[str, Any], count: int) -> list[dict[str, Any]]:
-    """Write them and tell which are a manifest all the same, as damage to a comment would leave it."""
+def _damage_manifests(out: Path, manifests: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """Write so many of each, and tell which are a manifest all the same, as damage to a comment would leave it."""
     (out / "damaged").mkdir()
     cases: list[dict[str, Any]] = []
-    for text in damaged_manifests(manifest, count, DAMAGE_SEED):
+    for text in (text for manifest in manifests for text in damaged_manifests(manifest, count, DAMAGE_SEED)):
         name = f"damaged/{len(cases):05d}.json"
         (out / name).write_bytes(text)
         try:
@@ -227,7 +275,9 @@ def main() -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
     parser.add_argument("--bundle", type=Path, action="append", default=[], metavar="DIR", help="one more bundle")
     parser.add_argument("--no-tiny", action="store_true", help="leave out the bundles whose building needs torch")
-    parser.add_argument("--damaged", type=int, default=DAMAGED, metavar="N", help="damaged manifests")
+    parser.add_argument(
+        "--damaged", type=int, default=DAMAGED, metavar="N", help="damaged manifests of each fake bundle"
+    )
     options = parser.parse_args()
     if options.out.exists():
         parser.error(f"{options.out} exists already; name a new folder")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import threading
+import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 from conformance.damaged_manifests import damaged_manifests
-from conformance.make_suite import CASES, DAMAGED, arguments, make_suite, results
+from conformance.make_suite import CASES, DAMAGED, FAKES, arguments, make_suite, results
 from fake_bundle import read_manifest
 
 from nextscale import runtime
-from nextscale.runtime import Bundle, Generator, NextscaleError, SessionOptions, StageResult
-from nextscale.runtime.manifest import parse_manifest
+from nextscale.runtime import Bundle, Generator, NextscaleError, RequestSettings, SessionOptions, StageResult
+from nextscale.runtime.manifest_reader import parse_manifest
 from nextscale.runtime.uniforms import philox4x32, uniforms
 
 Case = dict[str, Any]
@@ -61,9 +61,10 @@ def find(suite: dict[str, Any], group: str, name: str) -> Case:
 
 
 def test_defaults(suite: dict[str, Any]) -> None:
-    parameters = inspect.signature(Generator.generate).parameters
-    for name, value in arguments(suite["defaults"]).items():
-        assert value == ([] if name == "class_labels" else parameters[name].default), name
+    """None of a request's settings is said, so that each has the bundle's default."""
+    defaults = arguments(suite["defaults"])
+    assert defaults.keys() - {"class_labels", "batch_size"} == typing.get_type_hints(RequestSettings).keys()
+    assert {name for name, value in defaults.items() if value} == set()
 
 
 @pytest.mark.parametrize("case", CASE_GROUPS["philox"], ids=["zeros", "ones", "pi"])
@@ -81,11 +82,11 @@ def test_uniforms(case: Case) -> None:
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["generate", "streaming"])
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("bundle", ["fake", "tiny-fp32", "tiny-int8"])
+@pytest.mark.parametrize("bundle", ["fake", "fake-v1", "fake-text", "tiny-fp32", "tiny-int8"])
 def test_requests(suite_folder: Path, suite: dict[str, Any], bundle: str, threads: int, streaming: bool) -> None:
     generator = Generator(suite_folder / "bundles" / bundle, SessionOptions(threads=threads))
     requests = [request for request in suite["requests"] if request["bundle"] == f"bundles/{bundle}"]
-    assert len(requests) == len(CASE_GROUPS["requests"])
+    assert len(requests) == len(CASE_GROUPS["text_requests" if bundle == "fake-text" else "requests"])
     for request in requests:
         expected = request["expected"]
         kept = expected if streaming else {key: expected[key] for key in ("token_maps", "images_sha256")}
@@ -94,18 +95,32 @@ def test_requests(suite_folder: Path, suite: dict[str, Any], bundle: str, thread
 
 def test_the_requests_tell_the_parameters_apart(suite: dict[str, Any]) -> None:
     """Each parameter must matter in some request, or a runtime that ignores it would pass."""
-    expected = {request["name"]: request["expected"] for request in suite["requests"] if "fake" in request["bundle"]}
-    tokens = {json.dumps(item["token_maps"]) for item in expected.values()}
-    assert len(tokens) == len(expected)
+    for bundle in ("fake", "fake-text"):
+        requests = [request for request in suite["requests"] if request["bundle"] == f"bundles/{bundle}"]
+        tokens = {json.dumps(request["expected"]["token_maps"]) for request in requests}
+        assert len(tokens) == len(requests)
+
+
+def test_both_schemas_give_the_same(suite: dict[str, Any]) -> None:
+    new, old = (
+        [request["expected"] for request in suite["requests"] if request["bundle"] == f"bundles/{bundle}"]
+        for bundle in ("fake", "fake-v1")
+    )
+    assert new == old
+
+
+def test_image_i_of_the_seed_is_the_same_in_any_request(suite: dict[str, Any]) -> None:
+    requests = [request for request in suite["requests"] if request["bundle"] == "bundles/fake"]
+    expected = {request["name"]: request["expected"] for request in requests}
     assert expected["three at a time"]["token_maps"][2] == expected["one at a time"]["token_maps"][0]
 
 
 @pytest.mark.parametrize("case", CASE_GROUPS["request_errors"], ids=ids)
 @pytest.mark.parametrize("streaming", [False, True], ids=["generate", "streaming"])
-def test_request_errors(suite: dict[str, Any], fake: Path, case: Case, streaming: bool) -> None:
+def test_request_errors(suite_folder: Path, suite: dict[str, Any], case: Case, streaming: bool) -> None:
     request = find(suite, "request_errors", case["name"])
     with refuses(case):
-        results(Generator(fake), request, streaming)
+        results(Generator(suite_folder / request["bundle"]), request, streaming)
 
 
 @pytest.mark.parametrize("case", CASE_GROUPS["cancellations"], ids=ids)
@@ -161,9 +176,10 @@ def test_broken_bundles(suite_folder: Path, suite: dict[str, Any], case: Case) -
 
 def test_damaged_manifests(suite_folder: Path, suite: dict[str, Any]) -> None:
     cases = suite["damaged_manifests"]
-    assert len(cases) == DAMAGED
-    accepted = sum(case["error"] is None for case in cases)
-    assert 0 < accepted < DAMAGED // 2
+    assert len(cases) == DAMAGED * len(FAKES)
+    for first in range(0, len(cases), DAMAGED):
+        accepted = sum(case["error"] is None for case in cases[first : first + DAMAGED])
+        assert 0 < accepted < DAMAGED // 2
     for case in cases:
         text = (suite_folder / case["file"]).read_bytes()
         if case["error"] is None:
@@ -184,7 +200,7 @@ def test_damage_comes_from_the_seed(fake: Path) -> None:
 def test_a_suite_without_the_tiny_model_needs_no_torch(tmp_path: Path) -> None:
     path = make_suite(tmp_path / "suite", tiny=False, damaged=5)
     document = json.loads(path.read_text())
-    assert {request["bundle"] for request in document["requests"]} == {"bundles/fake"}
+    assert {request["bundle"] for request in document["requests"]} == {f"bundles/{name}" for name in FAKES}
     with pytest.raises(FileExistsError):
         make_suite(tmp_path / "suite", tiny=False, damaged=5)
 

@@ -15,6 +15,7 @@ from nextscale.export.bundle_writer import ALIGNMENT, EXTERNAL_FROM_BYTES, WEIGH
 from nextscale.export.graph_builder import add_output, finish, new_builder
 from nextscale.runtime import Bundle
 from nextscale.runtime.errors import OutputError
+from nextscale.runtime.var_request import var_request
 
 
 def refuse(message: str) -> pytest.RaisesExc[OutputError]:
@@ -203,6 +204,17 @@ def test_the_manifest_tells_sizes_and_hashes(tiny_bundle: Path) -> None:
         content = (tiny_bundle / name).read_bytes()
         assert info == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     Bundle.open(tiny_bundle, verify_hashes=True)
+
+
+def test_the_manifest_lists_the_request_and_the_variants(tiny_bundle: Path) -> None:
+    document = json.loads((tiny_bundle / "manifest.json").read_text())
+    assert (document["schema"], document["family"]) == (2, "var")
+    assert [item["kind"] for item in document["request"]] == ["label", "uniform", "forced_tokens", *["scalar"] * 3]
+    assert {role: graph["variants"] for role, graph in document["graphs"].items()} == {
+        role: {"stock": {"file": f"{role}.onnx"}} for role in ("generate", "stage", "decoder")
+    }
+    manifest = Bundle.open(tiny_bundle).manifest
+    assert manifest.request == var_request(manifest.model)
 
 
 def test_completing_replaces_tokens_recipe_and_card_alone(tmp_path: Path) -> None:

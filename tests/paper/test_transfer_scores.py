@@ -57,7 +57,7 @@ def test_a_larger_model_has_the_same_shares(written: tuple[ScoreStatistics, Path
 def test_other_stages_take_the_nearest(written: tuple[ScoreStatistics, Path]) -> None:
     """Keys 1, 5, 21 lend to 1, 17, 81: the first as it is, the others the last stage's share of more tokens."""
     statistics, path = written
-    other = replace(MODEL, patch_nums=(1, 4, 8), latent_size=8)
+    other = replace(MODEL, stage_sizes=((1, 1), (4, 4), (8, 8)), latent_size=(8, 8))
     shares = attentive_shares(demo_statistics(other, path), other, THETAS)
     own = attentive_shares(statistics, MODEL, THETAS)
     np.testing.assert_allclose(shares, own[:, [0, 2, 2]], atol=0.01)

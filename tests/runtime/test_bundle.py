@@ -1,13 +1,16 @@
+import json
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from fake_bundle import CLASS_NAMES, L, read_manifest, write_fake_bundle, write_manifest
+from fake_bundle import CLASS_NAMES, L, in_schema_1, read_manifest, write_fake_bundle, write_manifest
 
-from nextscale.runtime import Bundle, BundleError, ClassLabelError
+from nextscale.runtime import Bundle, BundleError, ClassLabelError, Generator
 
 
 def test_open_reads_the_manifest(fake_bundle: Path) -> None:
@@ -58,24 +61,28 @@ def change(*path: str | int, value: Any) -> Callable[[dict[str, Any]], None]:
 
 
 F_HAT = {"name": "f_hat", "dtype": "float32", "shape": ["B", 2, 3, 3]}
+INPUT = {"name": "x", "kind": "scalar", "dtype": "float32", "shape": [], "default": 1}
+
+
+def more_input(**changes: Any) -> Callable[[dict[str, Any]], None]:
+    """A further input of the request; a value of ... leaves out the key."""
+
+    def apply(manifest: dict[str, Any]) -> None:
+        entry = {key: value for key, value in {**INPUT, **changes}.items() if value is not ...}
+        manifest["request"] = [*manifest["request"], entry]
+
+    return apply
+
+
+# Of both schemas.
 BAD_MANIFESTS = {
-    "no schema": (change("schema", value=...), 'key "schema" is missing'),
+    "no schema": (change("schema", value=...), 'key "schema" is missing; build the bundle again'),
     "schema is text": (change("schema", value="1"), 'schema: expected an integer of at least 1, found "1"'),
     "no model": (change("model", value=...), 'key "model" is missing'),
     "model is a list": (change("model", value=[]), "model: expected a JSON object, found []"),
     "no depth": (change("model", "depth", value=...), 'key "model.depth" is missing'),
     "negative depth": (change("model", "depth", value=-1), "model.depth: expected an integer of at least 1, found -1"),
     "depth is true": (change("model", "depth", value=True), "model.depth: expected an integer"),
-    "no stages": (
-        change("model", "patch_nums", value=[]),
-        "model.patch_nums: expected side lengths in ascending order",
-    ),
-    "stages descend": (change("model", "patch_nums", value=[1, 3, 2]), "model.patch_nums: expected side lengths"),
-    "stage of 0": (change("model", "patch_nums", value=[0, 3]), "model.patch_nums[0]: expected an integer from 1"),
-    "another latent": (
-        change("model", "latent_size", value=4),
-        "model.latent_size: expected 3, the last of patch_nums",
-    ),
     "names too few": (change("class_names", value=["a"]), "class_names: expected 5 names, as model.num_classes says"),
     "name with escape": (
         change("class_names", 1, value="\x1b[2J"),
@@ -83,10 +90,6 @@ BAD_MANIFESTS = {
     ),
     "no recipe name": (change("recipe", value={}), 'key "recipe.name" is missing'),
     "no decoder": (change("graphs", "decoder", value=...), 'key "graphs.decoder" is missing'),
-    "graph not listed": (
-        change("graphs", "stage", "file", value="other.onnx"),
-        'graphs.stage.file: expected a plain file name that "files" lists, found "other.onnx"',
-    ),
     "input missing": (
         change("graphs", "generate", "inputs", value=[]),
         "graphs.generate.inputs: expected the contract's, class_labels (int64), uniforms (float32), ",
@@ -124,18 +127,151 @@ BAD_MANIFESTS = {
         "graphs.stage.inputs: expected the contract's, ",
     ),
     "short hash": (change("files", "card.md", "sha256", value="ab"), "files.card.md.sha256: expected 64 hexadecimal"),
-    "verify label": (change("verify", "class_labels", 0, value=6), "verify.class_labels[0]: expected an integer"),
-    "verify rows": (change("verify", "class_labels", value=[0]), "verify.token_maps: expected one row for each of 1"),
     "verify tokens": (change("verify", "token_maps", 0, value=[0]), "verify.token_maps[0]: expected a list of 14"),
     "verify token": (change("verify", "token_maps", 0, 3, value=16), "verify.token_maps[0][3]: expected an integer"),
+    "verify seed": (change("verify", "seed", value=2**64), "verify.seed: expected an integer from 0 to 1844674407370"),
+}
+BAD_SCHEMA_1 = {
+    "no stages": (
+        change("model", "patch_nums", value=[]),
+        "model.patch_nums: expected side lengths in ascending order",
+    ),
+    "stages descend": (change("model", "patch_nums", value=[1, 3, 2]), "model.patch_nums: expected side lengths"),
+    "stage of 0": (change("model", "patch_nums", value=[0, 3]), "model.patch_nums[0]: expected an integer from 1"),
+    "another latent": (
+        change("model", "latent_size", value=4),
+        "model.latent_size: expected 3, the last of patch_nums",
+    ),
+    "no generate": (change("graphs", "generate", value=...), 'key "graphs.generate" is missing'),
+    "graph not listed": (
+        change("graphs", "stage", "file", value="other.onnx"),
+        'graphs.stage.file: expected a plain file name that "files" lists, found "other.onnx"',
+    ),
+    "verify label": (change("verify", "class_labels", 0, value=6), "verify.class_labels[0]: expected an integer"),
+    "verify no label": (change("verify", "class_labels", value=[]), "verify.class_labels: expected at least one"),
+    "verify rows": (change("verify", "class_labels", value=[0]), "verify.token_maps: expected one row for each of 1"),
     "verify cfg": (change("verify", "cfg_scale", value=-1), "verify.cfg_scale: expected a number of at least 0"),
     "verify cfg beyond floats": (change("verify", "cfg_scale", value=10**400), "verify.cfg_scale: expected a number"),
 }
+BAD_SCHEMA_2 = {
+    "no family": (change("family", value=...), 'key "family" is missing'),
+    "no stages": (change("model", "stage_sizes", value=[]), "model.stage_sizes: expected [height, width] of each"),
+    "stages descend": (
+        change("model", "stage_sizes", value=[[1, 1], [3, 3], [2, 3]]),
+        "model.stage_sizes: expected [height, width] of each stage, by ascending number of tokens",
+    ),
+    "stage of 0": (
+        change("model", "stage_sizes", value=[[0, 3]]),
+        "model.stage_sizes[0][0]: expected an integer from 1",
+    ),
+    "stage without width": (
+        change("model", "stage_sizes", 0, value=[1]),
+        "model.stage_sizes[0]: expected [height, width], found [1]",
+    ),
+    "image of one number": (change("model", "image_size", value=12), "model.image_size: expected a list, found 12"),
+    "no variants": (change("graphs", "stage", "variants", value={}), 'key "graphs.stage.variants.stock" is missing'),
+    "graph not listed": (
+        change("graphs", "stage", "variants", "stock", "file", value="other.onnx"),
+        'graphs.stage.variants.stock.file: expected a plain file name that "files" lists, found "other.onnx"',
+    ),
+    "request is an object": (change("request", value={}), "request: expected a list, found {}"),
+    "no forced tokens": (change("request", value=[INPUT]), "request: expected an input of kind forced_tokens"),
+    "unknown kind": (
+        more_input(kind="sound"),
+        "request[6].kind: expected one of label, uniform, forced_tokens, scalar, text_features, text_mask, image, "
+        'mask, found "sound"',
+    ),
+    "the name of another": (more_input(name="top_p"), 'request[6].name: expected a name of its own, found "top_p"'),
+    "a second label": (
+        more_input(kind="label", dtype="int64", shape=["B"]),
+        "request[6].kind: expected no second input of its kind",
+    ),
+    "label without classes": (
+        change("model", "num_classes", value=0),
+        "request[0].kind: expected no label, since model.num_classes is 0",
+    ),
+    "label of floats": (change("request", 0, "dtype", value="float32"), "request[0].dtype: expected one of int64"),
+    "label of two numbers": (change("request", 0, "shape", value=["B", 2]), 'request[0].shape: expected ["B"], found'),
+    "uniforms for all": (change("request", 1, "shape", value=[14]), 'request[1].shape: expected "B" and sizes'),
+    "uniforms of a symbol": (
+        change("request", 1, "shape", value=["B", "L"]),
+        'request[1].shape: expected "B" and sizes',
+    ),
+    "too many uniforms": (
+        change("request", 1, "shape", value=["B", 2**31, 2**31]),
+        "request[1].shape: expected at most 8 dimensions of 268435456 elements",
+    ),
+    "tokens of another model": (
+        change("request", 2, "shape", value=["B", 15]),
+        'request[2].shape: expected "B", 14 and further sizes',
+    ),
+    "scalar for each image": (change("request", 3, "shape", value=["B"]), "request[3].shape: expected [] or [3]"),
+    "scalar of 2": (change("request", 3, "shape", value=[2]), "request[3].shape: expected [] or [3], found [2]"),
+    "scalar of bytes": (change("request", 3, "dtype", value="uint8"), "request[3].dtype: expected one of float32, int"),
+    "no default": (more_input(default=...), 'key "request[6].default" is missing'),
+    "default is text": (more_input(default="1"), 'request[6].default: expected a finite number, found "1"'),
+    "default is a list": (more_input(default=[1]), "request[6].default: expected a finite number"),
+    "default of two": (more_input(shape=[3], default=[1, 2]), "request[6].default: expected one number, or 3, one for"),
+    "default is a fraction": (more_input(dtype="int64", default=0.5), "request[6].default: expected an integer"),
+    "default too low": (
+        more_input(default=-1, minimum=0),
+        "request[6].default: expected a finite number of at least 0",
+    ),
+    "default too high": (
+        more_input(shape=[3], default=[1, 2, 3], maximum=2.5),
+        "request[6].default[2]: expected a finite number of at most 2.5, found 3",
+    ),
+    "default beyond float32": (more_input(default=1e39), "request[6].default: expected a number of float32"),
+    "inexact integer": (more_input(dtype="int64", default=2**53 + 1), "request[6].default: expected an integer from"),
+    "tensor of a batch inside": (
+        more_input(kind="image", shape=[3, "B"]),
+        'request[6].shape: expected "B" first or nowhere',
+    ),
+    "input that no graph takes": (more_input(), "graphs.generate.inputs: expected the contract's"),
+    "verify input": (
+        change("verify", "inputs", "tau", value=1),
+        "verify.inputs.tau: expected an input of the request as its key: class_labels, uniforms",
+    ),
+    "verify without label": (
+        change("verify", "inputs", value={}),
+        'key "verify.inputs.class_labels" is missing',
+    ),
+    "verify label": (
+        change("verify", "inputs", "class_labels", 0, value=6),
+        "verify.inputs.class_labels[0]: expected an integer",
+    ),
+    "verify no label": (
+        change("verify", "inputs", "class_labels", value=[]),
+        "verify.inputs.class_labels: expected at least one label",
+    ),
+    "verify rows": (
+        change("verify", "inputs", "class_labels", value=[0]),
+        "verify.token_maps: expected one row for each of 1 labels, found 2",
+    ),
+    "verify cfg": (
+        change("verify", "inputs", "cfg_scale", value=-1),
+        "verify.inputs.cfg_scale: expected a finite number of at least 0",
+    ),
+    "verify cfg for each stage": (
+        change("verify", "inputs", "cfg_scale", value=[1, 2, 3]),
+        "verify.inputs.cfg_scale: expected a finite number, found [1, 2, 3]",
+    ),
+    "verify tensor": (
+        change("verify", "inputs", "uniforms", value=0.5),
+        "verify.inputs.uniforms: expected a list, found 0.5",
+    ),
+}
+CASES = [
+    pytest.param(schema, *case, id=f"{name}, schema {schema}")
+    for schema, cases in ((1, {**BAD_MANIFESTS, **BAD_SCHEMA_1}), (2, {**BAD_MANIFESTS, **BAD_SCHEMA_2}))
+    for name, case in cases.items()
+]
 
 
-@pytest.mark.parametrize(("damage", "message"), BAD_MANIFESTS.values(), ids=BAD_MANIFESTS.keys())
-def test_bad_manifests_are_refused_with_their_key(damaged: Path, damage: Callable, message: str) -> None:
-    manifest = read_manifest(damaged)
+@pytest.mark.parametrize(("schema", "damage", "message"), CASES)
+def test_bad_manifests_are_refused_with_their_key(damaged: Path, schema: int, damage: Callable, message: str) -> None:
+    manifest = json.loads(json.dumps(read_manifest(damaged)))
+    manifest = in_schema_1(manifest) if schema == 1 else manifest
     damage(manifest)
     write_manifest(damaged, manifest)
     with pytest.raises(BundleError) as caught:
@@ -143,6 +279,35 @@ def test_bad_manifests_are_refused_with_their_key(damaged: Path, damage: Callabl
     assert message in str(caught.value)
     assert str(caught.value).startswith(str(damaged / "manifest.json"))
     assert "\n" not in str(caught.value)
+
+
+def test_both_schemas_say_the_same(fake_bundle: Path, fake_v1_bundle: Path) -> None:
+    """But for the schema itself: what a reader makes of them is equal."""
+    new, old = (Bundle.open(folder).manifest for folder in (fake_bundle, fake_v1_bundle))
+    assert (new.schema, old.schema) == (2, 1)
+    assert replace(new, schema=1) == old
+
+
+def test_both_schemas_make_the_same_pictures(fake_bundle: Path, fake_v1_bundle: Path) -> None:
+    new, old = (Generator(folder).generate([0, 3], seed=5) for folder in (fake_bundle, fake_v1_bundle))
+    assert np.array_equal(new.token_maps, old.token_maps)
+    assert np.array_equal(new.images, old.images)
+
+
+def test_a_bundle_of_another_family(fake_text_bundle: Path) -> None:
+    manifest = Bundle.open(fake_text_bundle, verify_hashes=True).manifest
+    assert (manifest.family, list(manifest.graphs)) == ("fake-text", ["stage", "decoder"])
+    assert manifest.graphs["stage"].file == "stage.onnx"
+    model = manifest.model
+    assert (model.num_tokens, model.image_size, model.latent_size) == (9, (8, 12), (2, 3))
+    assert model.stage_slices == (slice(0, 1), slice(1, 3), slice(3, 9))
+    assert model.stages_in_words == "1, 1 x 2, 2 x 3"
+    with pytest.raises(BundleError, match="stages of 1 x 2: expected squares"):
+        _ = model.patch_nums
+    with pytest.raises(BundleError, match="pictures of 8 x 12: expected squares"):
+        _ = model.image_side
+    tau = manifest.request[-1]
+    assert (tau.shape, tau.default, tau.minimum, tau.maximum) == ((3,), (1.0,), 0.0001, 100)
 
 
 @pytest.mark.parametrize(
@@ -161,14 +326,14 @@ def test_an_enormous_manifest_is_refused_unread(damaged: Path) -> None:
 
 
 def test_a_newer_schema_names_the_version_that_reads_it(damaged: Path) -> None:
-    write_manifest(damaged, {"schema": 2, "versions": {"nextscale": "0.9.0"}})
-    with pytest.raises(BundleError, match=re.escape("schema 2 is newer than schema 1") + '.*"nextscale>=0.9.0"'):
+    write_manifest(damaged, {"schema": 3, "versions": {"nextscale": "0.9.0"}})
+    with pytest.raises(BundleError, match=re.escape("schema 3 is newer than schema 2") + '.*"nextscale>=0.9.0"'):
         Bundle.open(damaged)
 
 
 @pytest.mark.parametrize("versions", [None, [], {}, {"nextscale": "x\n" * 3}, {"nextscale": 4}])
 def test_a_newer_schema_without_a_version_is_refused_too(damaged: Path, versions: Any) -> None:
-    write_manifest(damaged, {"schema": 2, "versions": versions})
+    write_manifest(damaged, {"schema": 3, "versions": versions})
     with pytest.raises(BundleError, match="install a newer nextscale"):
         Bundle.open(damaged)
 

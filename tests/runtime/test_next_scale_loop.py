@@ -161,7 +161,7 @@ BAD_REQUESTS = {
     "no class": ([], {}, "class_labels is empty"),
     "one class": (1, {}, "class_labels 1: expected several, such as [1]"),
     "one name": ("goldfish", {}, "class_labels 'goldfish': expected several, such as ['goldfish']"),
-    "top_k over V": ([0], {"top_k": V + 1}, "top_k 17 is out of range: expected 0 (off) to 16"),
+    "top_k over V": ([0], {"top_k": V + 1}, "top_k 17 is out of range: expected 0 to 16"),
     "top_k negative": ([0], {"top_k": -1}, "top_k -1 is out of range"),
     "top_k fraction": ([0], {"top_k": 1.5}, "top_k 1.5: expected an integer"),
     "top_p negative": ([0], {"top_p": -0.1}, "top_p -0.1 is out of range: expected 0 to 1"),

@@ -55,7 +55,7 @@ def test_a_graph_that_is_not_the_manifests_is_refused(
 
 def test_another_bundles_graph_is_refused(damaged: Path) -> None:
     manifest = read_manifest(damaged)
-    manifest["graphs"]["generate"]["file"] = "stage.onnx"
+    manifest["graphs"]["generate"]["variants"]["stock"]["file"] = "stage.onnx"
     write_manifest(damaged, manifest)
     with pytest.raises(BundleError, match="not the graph that the manifest describes"):
         Generator(Bundle.open(damaged)).load("generate")
