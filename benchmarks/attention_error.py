@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from provenance import RESULTS, provenance, publish
 
+from nextscale.evaluate._noise_correlation import PAIRS
 from nextscale.evaluate.attention_error import AttentionError, as_json, attention_errors, by_block, by_stage
-from nextscale.evaluate.noise_correlation import PAIRS
 from nextscale.evaluate.plot_attention_error import Curve, plot_attention_error
-from nextscale.runtime.bundle import Bundle
-from nextscale.runtime.request import DEFAULT_CFG_SCALE
-from nextscale.runtime.session import SessionOptions
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._request import DEFAULT_CFG_SCALE
+from nextscale.runtime._session import SessionOptions
 
 Array = NDArray[np.float64]
 

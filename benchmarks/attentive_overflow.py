@@ -12,9 +12,9 @@ import numpy as np
 from provenance import provenance, publish
 
 from nextscale.evaluate.teacher_forced import evaluation_labels
-from nextscale.runtime.bundle import Bundle
-from nextscale.runtime.next_scale_loop import Generator
-from nextscale.runtime.session import SessionOptions
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._next_scale_loop import Generator
+from nextscale.runtime._session import SessionOptions
 
 SEED = 1  # calibration uses 0
 

@@ -35,7 +35,7 @@ from nextscale.models.var.presets import Preset
 from nextscale.models.var.random_weights import random_models
 from nextscale.models.var.transformer import VARConfig
 from nextscale.models.var.vqvae import VQVAEConfig
-from nextscale.runtime.machine import describe_machine
+from nextscale.runtime._machine import describe_machine
 
 GROUPS = ("tiny", "demo", "var-d16")
 Build = Callable[..., dict[str, str]]

@@ -24,8 +24,8 @@ from nextscale.evaluate.psnr import psnr
 from nextscale.measure.interleaved import ORDER, interleave, timed
 from nextscale.measure.statistics import ratio_interval
 from nextscale.models.sources import demo_source
-from nextscale.runtime.bundle import Bundle
-from nextscale.runtime.session import SessionOptions, open_session
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._session import SessionOptions, open_session
 
 BATCH = 8
 

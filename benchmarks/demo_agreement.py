@@ -16,7 +16,7 @@ from recipe_bundles import FULL_PRECISION, RecipeBundles
 
 from nextscale.evaluate.teacher_forced import Agreement, as_json, teacher_forced
 from nextscale.graph_passes.recipe import load_recipe
-from nextscale.runtime.session import SessionOptions
+from nextscale.runtime._session import SessionOptions
 
 CFG_SCALES = (1.5, 4.0)
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import click
 import numpy as np
 
+from nextscale.calib_data._calibration_labels import calibration_labels
 from nextscale.calib_data.attention_scores import collect_scores, open_observed
-from nextscale.calib_data.calibration_labels import calibration_labels
-from nextscale.paper.transfer_scores import statistics_writer
-from nextscale.runtime.bundle import Bundle
+from nextscale.paper._transfer_scores import statistics_writer
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import write_files
-from nextscale.runtime.session import SessionOptions
 
 OUT = Path(__file__).parents[1] / "paper" / "statistics" / "demo_attention.npz"
 

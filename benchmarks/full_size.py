@@ -18,8 +18,8 @@ from provenance import RESULTS, provenance, publish
 
 from nextscale.measure.bench import BenchReport, Measurement, bench
 from nextscale.measure.kernel_rates import kernel_rates
-from nextscale.runtime.bundle import Bundle
-from nextscale.runtime.session import SessionOptions
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._session import SessionOptions
 
 RECIPES = ("fp32", "static-w8a8", "default")
 

@@ -27,10 +27,10 @@ from w8a8_front import measure_speeds
 
 from nextscale.measure.provenance import versions
 from nextscale.measure.statistics import Interval
-from nextscale.runtime.bundle import Bundle
-from nextscale.runtime.errors import NextscaleError
-from nextscale.runtime.machine import describe_machine
-from nextscale.runtime.session import SessionOptions
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._machine import describe_machine
+from nextscale.runtime._session import SessionOptions
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from recipe_bundles import find_recipe
 from nextscale.graph_passes.layer_facts import StageFacts
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.var.operations import BitWidths, multiply_adds
-from nextscale.runtime.manifest import ModelInfo
+from nextscale.runtime._manifest import ModelInfo
 
 FULL_PRECISION = BitWidths(16, 16)  # as the paper counts it
 FLOAT_LAYERS = {"ffn.fc2", "word_embed"}

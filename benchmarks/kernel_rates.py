@@ -8,7 +8,7 @@ import click
 from provenance import provenance, publish
 
 from nextscale.measure.kernel_rates import kernel_rates
-from nextscale.runtime.session import SessionOptions
+from nextscale.runtime._session import SessionOptions
 
 
 @click.command()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nextscale.measure.provenance import versions
-from nextscale.runtime.machine import describe_machine
+from nextscale.runtime._machine import describe_machine
 
 RESULTS = Path(__file__).parent / "results"
 

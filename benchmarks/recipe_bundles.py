@@ -21,11 +21,11 @@ from nextscale.evaluate.teacher_forced import as_json, teacher_forced
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.models.sources import Source, demo_source
 from nextscale.paper.throughput_bundles import changed_words
-from nextscale.runtime.bundle import MANIFEST_NAME, Bundle
-from nextscale.runtime.errors import NextscaleError
-from nextscale.runtime.machine import describe_machine
-from nextscale.runtime.next_scale_loop import Generator
-from nextscale.runtime.session import SessionOptions
+from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._machine import describe_machine
+from nextscale.runtime._next_scale_loop import Generator
+from nextscale.runtime._session import SessionOptions
 from nextscale.simulation.rounding import Rounding
 
 HERE = Path(__file__).parent

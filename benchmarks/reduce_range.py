@@ -23,9 +23,9 @@ from recipe_bundles import FULL_PRECISION, RecipeBundles
 from nextscale.evaluate.psnr import psnr
 from nextscale.evaluate.teacher_forced import Agreement, evaluation_labels, kl_divergence, summarize, teacher_forced
 from nextscale.graph_passes.recipe import load_recipe
-from nextscale.runtime.bundle import Bundle
-from nextscale.runtime.next_scale_loop import Generator
-from nextscale.runtime.session import SessionOptions
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._next_scale_loop import Generator
+from nextscale.runtime._session import SessionOptions
 
 RECIPE = "default"
 EMULATOR = ("qemu-x86_64", "-cpu", "Haswell")

@@ -37,9 +37,9 @@ from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.models.sources import demo_source
 from nextscale.models.var.equalization import Equalization
 from nextscale.models.var.layers import facts_of
+from nextscale.runtime._request import DEFAULT_CFG_SCALE, DEFAULT_TOP_P, resolve_top_k
+from nextscale.runtime._uniforms import uniforms
 from nextscale.runtime.image_io import Writer, write_files
-from nextscale.runtime.request import DEFAULT_CFG_SCALE, DEFAULT_TOP_P, resolve_top_k
-from nextscale.runtime.uniforms import uniforms
 from nextscale.simulation.rounding import Rounding
 from nextscale.simulation.simulated_agreement import simulated_agreement
 from nextscale.simulation.simulated_generation import generate

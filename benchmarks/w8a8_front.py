@@ -25,9 +25,9 @@ from nextscale.measure.contest import Contest
 from nextscale.measure.interleaved import ORDER
 from nextscale.measure.speed import Speed
 from nextscale.measure.statistics import Interval
-from nextscale.report.plots import Point, pareto_front
-from nextscale.runtime.bundle import Bundle
-from nextscale.runtime.session import SessionOptions
+from nextscale.report._plots import Point, pareto_front
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._session import SessionOptions
 
 RANGES = ("tensor", "static-w8a8", "default", "image", "token")
 CHOICES = ("stage-unequalized", "pair-unequalized", "pair-max", "pair-integer-embed", "pair-float-fc2", "default-w8a8")

@@ -14,11 +14,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from nextscale.calib_data.observed_stage import ObservedStage, OnImages, nobody
-from nextscale.graph_passes.attention_patterns import attention_patterns, refusals
+from nextscale.graph_passes._attention_patterns import attention_patterns, refusals
 from nextscale.graph_passes.observe_scores import observe_scores
-from nextscale.runtime.bundle import Bundle
-from nextscale.runtime.errors import NextscaleError
-from nextscale.runtime.session import SessionOptions
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._session import SessionOptions
 
 THETA_STEPS = 10_000  # the grid of thetas is [0, 1] in steps of 1e-4 (Sec. 4.1)
 EDGES = (np.arange(THETA_STEPS + 1) / THETA_STEPS).astype(np.float32)

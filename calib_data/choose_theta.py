@@ -20,8 +20,8 @@ from nextscale.models.var.operations import (
     model_cost,
     score_cost,
 )
-from nextscale.runtime.errors import NextscaleError
-from nextscale.runtime.manifest import ModelInfo
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._manifest import ModelInfo
 
 # As published, 2n shifted copies; or the token and one row of what its rounding left, whatever n is.
 Form = Literal["duplicate", "residual"]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from nextscale.calib_data.observed_stage import ObservedStage, OnImages, nobody
 from nextscale.graph_passes.observe_inputs import Input, Observer
 from nextscale.graph_passes.qparams import ActivationQParams, Range, RangeRule
-from nextscale.runtime.request import DEFAULT_CFG_SCALE
+from nextscale.runtime._request import DEFAULT_CFG_SCALE
 
 BINS = 2048
 PERCENTILES = (0.0001, 0.9999)

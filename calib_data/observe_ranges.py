@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nextscale.calib_data.observed_stage import ObservedStage, OnImages, nobody
 from nextscale.graph_passes.observe_inputs import Input, Observer
 from nextscale.graph_passes.qparams import Range
-from nextscale.runtime.request import DEFAULT_CFG_SCALE, DEFAULT_TOP_P, resolve_top_k
+from nextscale.runtime._request import DEFAULT_CFG_SCALE, DEFAULT_TOP_P, resolve_top_k
 
 F_HAT = "present.f_hat"
 

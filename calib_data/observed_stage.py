@@ -11,11 +11,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from nextscale.graph_passes.graph_session import open_model
-from nextscale.runtime.bundle import Bundle
-from nextscale.runtime.request import Request
-from nextscale.runtime.session import SessionOptions
-from nextscale.runtime.stage_runner import StageOutputs, StageRunner
+from nextscale.graph_passes._graph_session import open_model
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._request import Request
+from nextscale.runtime._session import SessionOptions
+from nextscale.runtime._stage_runner import StageOutputs, StageRunner
 
 OnImages = Callable[[int], object]
 

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nextscale.runtime.errors import NextscaleError, OutputError
+from nextscale.runtime._errors import NextscaleError, OutputError
+from nextscale.runtime._manifest import ModelInfo
 from nextscale.runtime.image_io import Writer, npz_writer, write_files
-from nextscale.runtime.manifest import ModelInfo
 
 SCHEMA = 1
 ARRAYS, MANIFEST = "token_maps.npz", "manifest.json"

@@ -13,10 +13,10 @@ from nextscale.measure.bench import BenchReport, Measurement
 from nextscale.measure.bench import bench as run_bench
 from nextscale.measure.bundle_contender import FORMS
 from nextscale.measure.statistics import Interval
-from nextscale.runtime.bundle import Bundle
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._machine import Machine
+from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import require_writable, write_files
-from nextscale.runtime.machine import Machine
-from nextscale.runtime.session import SessionOptions
 
 
 @click.command()

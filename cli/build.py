@@ -12,15 +12,15 @@ import click
 from nextscale.cli.options import CHECKPOINT, ModelOptions, model_options, refuse, threads
 from nextscale.cli.progress import show_steps
 from nextscale.graph_passes.recipe import MAX_IMAGES, Recipe, load_recipe
-from nextscale.runtime.errors import NextscaleError
-from nextscale.runtime.session import SessionOptions
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._session import SessionOptions
 from nextscale.simulation.reconstruction_settings import ReconstructionSettings
 
 if TYPE_CHECKING:
     from nextscale.compiler.options import BuildOptions
     from nextscale.models.sources import Source
-    from nextscale.runtime.bundle import Bundle
-    from nextscale.simulation.device import Device
+    from nextscale.runtime._bundle import Bundle
+    from nextscale.simulation._device import Device
 
 LEARNING = ReconstructionSettings()
 
@@ -108,10 +108,10 @@ def build(
     nextscale build --preset var-d16 --random-weights --out d16-random
     """
     from nextscale.calib_data.token_maps import TokenMaps
+    from nextscale.compiler._rounders import require_reducible
     from nextscale.compiler.build import build_bundle
     from nextscale.compiler.learn import require_learned
     from nextscale.compiler.options import BuildOptions
-    from nextscale.compiler.rounders import require_reducible
     from nextscale.export.bundle_writer import require_absent
     from nextscale.models.sources import require_plain_name
     from nextscale.simulation.rounding import Rounding

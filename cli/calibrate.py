@@ -18,10 +18,10 @@ from nextscale.calib_data.plot_matching import matching_plot
 from nextscale.cli.options import BUNDLE, threads
 from nextscale.cli.progress import show_steps
 from nextscale.graph_passes.recipe import Matching
+from nextscale.runtime._next_scale_loop import Generator
+from nextscale.runtime._request import DEFAULT_CFG_SCALE, DEFAULT_TOP_P
+from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import Writer, npz_writer
-from nextscale.runtime.next_scale_loop import Generator
-from nextscale.runtime.request import DEFAULT_CFG_SCALE, DEFAULT_TOP_P
-from nextscale.runtime.session import SessionOptions
 
 
 @click.command()

@@ -17,11 +17,11 @@ from nextscale.evaluate.comparison import Comparison, compare, paired_sheet
 from nextscale.evaluate.teacher_forced import as_json
 from nextscale.graph_passes.recipe import load_recipe
 from nextscale.models.sources import demo_source
-from nextscale.runtime.bundle import MANIFEST_NAME, Bundle
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._session import SessionOptions
+from nextscale.runtime._verify import verify
 from nextscale.runtime.image_io import png_writer, require_writable, write_files
-from nextscale.runtime.session import SessionOptions
-from nextscale.runtime.verify import verify
 
 RECIPES = {"fp32": "fp32", "int8": "default"}
 # Classes that the demo model draws so that a person can often tell them.

@@ -13,10 +13,10 @@ from rich.table import Table
 
 from nextscale.cli.options import BUNDLE, threads
 from nextscale.evaluate.teacher_forced import Agreement, as_json, teacher_forced
+from nextscale.runtime._next_scale_loop import Generator
+from nextscale.runtime._request import DEFAULT_CFG_SCALE
+from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import require_writable, write_files
-from nextscale.runtime.next_scale_loop import Generator
-from nextscale.runtime.request import DEFAULT_CFG_SCALE
-from nextscale.runtime.session import SessionOptions
 
 if TYPE_CHECKING:
     from nextscale.evaluate.attention_error import AttentionError

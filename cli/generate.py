@@ -11,11 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from nextscale import __version__
 from nextscale.cli import options
-from nextscale.runtime.bundle import Bundle
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._next_scale_loop import Generation, Generator, StageResult
+from nextscale.runtime._request import DEFAULT_CFG_SCALE, DEFAULT_TOP_K, DEFAULT_TOP_P, resolve_top_k
+from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import Writer, make_grid, npz_writer, png_writer, require_writable, write_files
-from nextscale.runtime.next_scale_loop import Generation, Generator, StageResult
-from nextscale.runtime.request import DEFAULT_CFG_SCALE, DEFAULT_TOP_K, DEFAULT_TOP_P, resolve_top_k
-from nextscale.runtime.session import SessionOptions
 
 
 @click.command()

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from nextscale.cli import options
-from nextscale.runtime.bundle import Bundle
-from nextscale.runtime.errors import NextscaleError
-from nextscale.runtime.manifest import GraphInfo, Manifest
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._manifest import GraphInfo, Manifest
 
 
 @click.command()

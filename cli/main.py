@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import click
 
 from nextscale import __version__
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
 
 # name -> what it does. Each is the click command of the same name, - read as _, in the module of that name, imported
 # only when it runs, so that an install without torch has all those that need none.

@@ -18,12 +18,12 @@ from nextscale.evaluate.image_statistics import ImageNetwork
 from nextscale.evaluate.inception_network import InceptionNetwork
 from nextscale.evaluate.reference_statistics import Reference, read_demo_reference, read_reference
 from nextscale.measure.provenance import versions
-from nextscale.runtime.bundle import Bundle
-from nextscale.runtime.errors import OutputError
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._errors import OutputError
+from nextscale.runtime._machine import describe_machine
+from nextscale.runtime._request import DEFAULT_CFG_SCALE, DEFAULT_TOP_K, DEFAULT_TOP_P, resolve_top_k
+from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import require_writable, write_files
-from nextscale.runtime.machine import describe_machine
-from nextscale.runtime.request import DEFAULT_CFG_SCALE, DEFAULT_TOP_K, DEFAULT_TOP_P, resolve_top_k
-from nextscale.runtime.session import SessionOptions
 
 
 @click.command()

@@ -5,7 +5,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nextscale.graph_passes.recipe import RECIPES, load_recipe, recipe_names
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
 
 
 @click.command()

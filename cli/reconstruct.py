@@ -12,13 +12,13 @@ import click
 from nextscale.cli.options import CHECKPOINT, IntegerList, ModelOptions, model_options
 from nextscale.cli.progress import show_steps
 from nextscale.graph_passes.recipe import Recipe, load_recipe
-from nextscale.runtime.errors import OutputError
+from nextscale.runtime._errors import OutputError
 from nextscale.simulation.reconstruction_settings import ReconstructionSettings
 
 if TYPE_CHECKING:
     from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
     from nextscale.models.var.transformer import VARConfig
-    from nextscale.simulation.device import Device
+    from nextscale.simulation._device import Device
 
 DEFAULTS = ReconstructionSettings()
 SUFFIX = ".safetensors"
@@ -62,7 +62,7 @@ def reconstruct(
     """
     from nextscale.calib_data.token_maps import TokenMaps
     from nextscale.models.var.layers import linear_shapes
-    from nextscale.simulation.device import on_device, require_device
+    from nextscale.simulation._device import on_device, require_device
     from nextscale.simulation.reconstruct import Step
     from nextscale.simulation.reconstruct import reconstruct as learn
 

@@ -9,14 +9,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from nextscale.cli import options
+from nextscale.report._rows import by_model, read_inputs
+from nextscale.report._sheets import Sheet, SheetSettings, make_sheets, sheet_images
 from nextscale.report.report import report_page
-from nextscale.report.rows import by_model, read_inputs
-from nextscale.report.sheets import Sheet, SheetSettings, make_sheets, sheet_images
-from nextscale.runtime.bundle import Bundle
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._request import DEFAULT_CFG_SCALE
+from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import require_writable, write_files
-from nextscale.runtime.request import DEFAULT_CFG_SCALE
-from nextscale.runtime.session import SessionOptions
 
 
 @click.command()

@@ -18,13 +18,13 @@ from nextscale.measure.contender import Contender
 from nextscale.measure.time_split import PARTS
 from nextscale.models.sources import checkpoint_source, demo_source, random_source, require_plain_name
 from nextscale.models.var.presets import get_preset
+from nextscale.paper._table_c_page import SPEED_HEADERS, batches, markdown, speed_cells, with_interval
 from nextscale.paper.table_c import ROWS, TableC, measure_table_c
-from nextscale.paper.table_c_page import SPEED_HEADERS, batches, markdown, speed_cells, with_interval
 from nextscale.paper.throughput_bundles import ModelOrigin, ThroughputBundles
-from nextscale.runtime.errors import NextscaleError
-from nextscale.runtime.file_hash import file_sha256
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._file_hash import file_sha256
+from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import Writer, require_writable, write_files
-from nextscale.runtime.session import SessionOptions
 
 PEERS_MODULE = "nextscale.measure.peers"
 ALL_PEERS = "all"
@@ -160,7 +160,7 @@ def table_c(
     if markdown_path is not None:
         writers[markdown_path] = lambda file: file.write(markdown(table).encode())
     if plot_path is not None:
-        from nextscale.paper.table_c_plot import plot_table_c
+        from nextscale.paper._table_c_plot import plot_table_c
 
         writers[plot_path] = lambda file: plot_table_c(file, table)
     write_files(writers)

@@ -21,10 +21,10 @@ from nextscale.cli.options import BUNDLE, threads
 from nextscale.cli.progress import show_steps
 from nextscale.models.var.layers import facts_of_bundle
 from nextscale.models.var.operations import BitWidths, Cost, model_cost
-from nextscale.runtime.bundle import Bundle
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import Writer, require_writable, write_files
-from nextscale.runtime.session import SessionOptions
 
 if TYPE_CHECKING:
     from nextscale.calib_data.attention_scores import ScoreStatistics
@@ -130,8 +130,8 @@ def theta(
 
 def _collect(bundle: Bundle, images: int, seed: int, options: SessionOptions) -> ScoreStatistics:
     """Scores on images that the model itself samples."""
+    from nextscale.calib_data._calibration_labels import calibration_labels
     from nextscale.calib_data.attention_scores import collect_scores, open_observed
-    from nextscale.calib_data.calibration_labels import calibration_labels
 
     model = bundle.model
     labels = calibration_labels(model.num_classes, images, seed)

@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 
 from nextscale.cli import options
-from nextscale.runtime.bundle import Bundle
-from nextscale.runtime.session import SessionOptions
-from nextscale.runtime.verify import Check
-from nextscale.runtime.verify import verify as run_verify
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._session import SessionOptions
+from nextscale.runtime._verify import Check
+from nextscale.runtime._verify import verify as run_verify
 
 
 @click.command()

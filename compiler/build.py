@@ -10,13 +10,14 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from nextscale.compiler.float_model import FloatModel
+from nextscale.compiler._float_model import FloatModel
+from nextscale.compiler._plan import make_plan
+from nextscale.compiler._rounders import require_reducible, require_rounding
 from nextscale.compiler.fusion_certificate import certify
 from nextscale.compiler.options import BuildOptions, Progress
-from nextscale.compiler.plan import make_plan
-from nextscale.compiler.rounders import require_reducible, require_rounding
 from nextscale.evaluate.saturation import as_report, measure_saturation
 from nextscale.evaluate.teacher_forced import teacher_forced
+from nextscale.export._card import bundle_card
 from nextscale.export.bundle_writer import (
     BundleInfo,
     atomic_folder,
@@ -24,7 +25,6 @@ from nextscale.export.bundle_writer import (
     write_graphs,
     write_manifest,
 )
-from nextscale.export.card import bundle_card
 from nextscale.export.generate_graph import build_generate_graph
 from nextscale.export.var.decoder_graph import build_decoder_graph
 from nextscale.export.var.stage_graph import build_stage_graph
@@ -33,11 +33,11 @@ from nextscale.graph_passes.pipeline import quantize_stage
 from nextscale.graph_passes.quantize_decoder import integer_convolutions, quantize_decoder
 from nextscale.models.sources import Source
 from nextscale.models.var.layers import facts_of
-from nextscale.runtime.bundle import Bundle
-from nextscale.runtime.next_scale_loop import Generator
-from nextscale.runtime.request import DEFAULT_CFG_SCALE
-from nextscale.runtime.session import SessionOptions
-from nextscale.runtime.var_request import var_request
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._next_scale_loop import Generator
+from nextscale.runtime._request import DEFAULT_CFG_SCALE
+from nextscale.runtime._session import SessionOptions
+from nextscale.runtime._var_request import var_request
 
 # Greedy, so that few tokens say much; the second label differs from the first in every model.
 VERIFY_LABELS = (0, -1)

@@ -16,8 +16,8 @@ import onnx
 import onnxruntime
 
 from nextscale.graph_passes.linear_layers import CODES_SUFFIX, PACKED_SUFFIX
-from nextscale.runtime.errors import NextscaleError
-from nextscale.runtime.session import SessionOptions, first_line, session_settings
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._session import SessionOptions, first_line, session_settings
 
 INTEGER_KERNELS = frozenset({"MatMulIntegerToFloat", "QLinearMatMul", "QLinearConv", "DynamicQuantizeMatMul"})
 

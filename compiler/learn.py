@@ -20,23 +20,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nextscale.calib_data._work_folder import open_work
 from nextscale.calib_data.choose_theta import ThetaChoice
 from nextscale.calib_data.sample import SamplingSettings, sample_token_maps
 from nextscale.calib_data.token_maps import TokenMaps
-from nextscale.calib_data.work_folder import open_work
+from nextscale.compiler._theta import theta_within_budget
 from nextscale.compiler.build import build_bundle
 from nextscale.compiler.options import BuildOptions, Progress
-from nextscale.compiler.theta import theta_within_budget
 from nextscale.export.bundle_writer import require_absent
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.models.sources import Source
 from nextscale.models.var.layers import facts_of, linear_shapes
-from nextscale.runtime.bundle import Bundle
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime.image_io import write_files
-from nextscale.runtime.next_scale_loop import Generator
-from nextscale.simulation.device import Device, on_device, require_device
+from nextscale.simulation._device import Device, on_device, require_device
 from nextscale.simulation.reconstruct import Step, reconstruct
 from nextscale.simulation.reconstruction_settings import ReconstructionSettings
 from nextscale.simulation.rounding import Rounding, weight_sha256

@@ -8,7 +8,7 @@ from typing import Protocol
 from nextscale.calib_data.choose_theta import ThetaChoice
 from nextscale.calib_data.token_maps import TokenMaps
 from nextscale.graph_passes.recipe import Recipe
-from nextscale.runtime.session import SessionOptions
+from nextscale.runtime._session import SessionOptions
 from nextscale.simulation.rounding import Rounding
 
 

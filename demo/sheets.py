@@ -17,7 +17,7 @@ from nextscale.demo.weights import PUBLISHED
 from nextscale.models.var.checkpoint import load_models, load_vqvae
 from nextscale.models.var.reference import generate, to_pixels
 from nextscale.models.var.vqvae import PATCH_NUMS_256
-from nextscale.runtime.uniforms import uniforms
+from nextscale.runtime._uniforms import uniforms
 
 GAP, CAPTION = 2, 12
 

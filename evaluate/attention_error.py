@@ -24,16 +24,16 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from nextscale.calib_data.observed_stage import ObservedStage
-from nextscale.evaluate.dequantized_attention import AttentionQuantizer
-from nextscale.evaluate.noise_correlation import PAIRS, PairSums, noise_pairs
+from nextscale.evaluate._dequantized_attention import AttentionQuantizer
+from nextscale.evaluate._noise_correlation import PAIRS, PairSums, noise_pairs
 from nextscale.evaluate.teacher_forced import evaluation_labels
 from nextscale.graph_passes.observe_attention import attention_products, observe_attention, output_names
-from nextscale.runtime.bundle import Bundle
-from nextscale.runtime.errors import NextscaleError
-from nextscale.runtime.next_scale_loop import Generator
-from nextscale.runtime.request import DEFAULT_CFG_SCALE
-from nextscale.runtime.session import SessionOptions
-from nextscale.runtime.stage_runner import StageOutputs
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._next_scale_loop import Generator
+from nextscale.runtime._request import DEFAULT_CFG_SCALE
+from nextscale.runtime._session import SessionOptions
+from nextscale.runtime._stage_runner import StageOutputs
 
 Array: TypeAlias = NDArray[np.float64]
 # The graph and NumPy round a product and a logarithm a little differently; more means that they compute another thing.

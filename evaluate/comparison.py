@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from nextscale.evaluate.teacher_forced import Agreement, teacher_forced
 from nextscale.measure.bench import BenchReport, Measurement, bench
-from nextscale.runtime.bundle import Bundle
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._next_scale_loop import Generator
+from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import make_grid
-from nextscale.runtime.next_scale_loop import Generator
-from nextscale.runtime.session import SessionOptions
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextscale.evaluate.image_statistics import Features
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
 
 if TYPE_CHECKING:
     import torch

@@ -13,11 +13,11 @@ from typing import Any
 
 from nextscale.evaluate.image_statistics import ImageNetwork, ImageStatistics, extended, read_statistics
 from nextscale.evaluate.teacher_forced import evaluation_labels
-from nextscale.runtime.bundle import MANIFEST_NAME, Bundle
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._next_scale_loop import Generator
+from nextscale.runtime._request import DEFAULT_CFG_SCALE, DEFAULT_TOP_P, resolve_top_k
 from nextscale.runtime.image_io import write_files
-from nextscale.runtime.next_scale_loop import Generator
-from nextscale.runtime.request import DEFAULT_CFG_SCALE, DEFAULT_TOP_P, resolve_top_k
 
 SAVE_EVERY = 30.0  # seconds
 

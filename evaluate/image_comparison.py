@@ -13,10 +13,10 @@ from nextscale.evaluate.image_metrics import ImageMetrics, image_metrics
 from nextscale.evaluate.image_statistics import ImageNetwork, ImageStatistics
 from nextscale.evaluate.reference_statistics import Reference
 from nextscale.measure.statistics import Interval, mean_interval
-from nextscale.runtime.bundle import Bundle
-from nextscale.runtime.errors import NextscaleError
-from nextscale.runtime.next_scale_loop import Generator
-from nextscale.runtime.session import SessionOptions
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._next_scale_loop import Generator
+from nextscale.runtime._session import SessionOptions
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextscale.evaluate.image_statistics import Gaussian, ImageStatistics
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime.image_io import Writer
 
 SPLITS = 10

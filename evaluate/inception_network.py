@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextscale.evaluate.image_statistics import Features
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
 
 
 class InceptionNetwork:

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from nextscale.graph_passes.graph_edit import MICROSOFT, is_operator
+from nextscale.graph_passes._graph_edit import MICROSOFT, is_operator
 from nextscale.graph_passes.linear_layers import CODES_SUFFIX
 
 Kind = Literal["linear", "scores", "mix", "convolution"]

@@ -20,8 +20,8 @@ from nextscale.evaluate.image_statistics import (
     read_statistics,
     unpack_symmetric,
 )
-from nextscale.models.demo_files import demo_files
-from nextscale.runtime.errors import NextscaleError
+from nextscale.models._demo_files import demo_files
+from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime.image_io import Writer, npz_writer
 
 CODES = 32767  # a correlation of 1

@@ -27,11 +27,11 @@ from nextscale.evaluate.integer_products import (
     output_name,
     reduction_rows,
 )
-from nextscale.graph_passes.graph_session import open_model
+from nextscale.graph_passes._graph_session import open_model
 from nextscale.graph_passes.integer_model import attention_bits
 from nextscale.graph_passes.qparams import PAIR_LIMIT, largest_pair_sum
-from nextscale.runtime.bundle import Bundle
-from nextscale.runtime.session import SessionOptions
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._session import SessionOptions
 
 Rows = tuple[NDArray[np.uint8], NDArray[np.int64]]  # codes [M, K] and the zero point of each row [M]
 

@@ -14,9 +14,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from nextscale.runtime.errors import NextscaleError
-from nextscale.runtime.next_scale_loop import Generator, StageResult
-from nextscale.runtime.request import DEFAULT_CFG_SCALE
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._next_scale_loop import Generator, StageResult
+from nextscale.runtime._request import DEFAULT_CFG_SCALE
 
 
 @dataclass(frozen=True)

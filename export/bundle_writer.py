@@ -20,11 +20,11 @@ import onnxruntime
 from nextscale import __version__
 from nextscale.export.generate_graph import initial_shape, state_names
 from nextscale.export.graph_builder import OPSET, dimensions
-from nextscale.runtime.bundle import MANIFEST_NAME as MANIFEST
-from nextscale.runtime.errors import OutputError
-from nextscale.runtime.file_hash import file_sha256
-from nextscale.runtime.manifest import ModelInfo, RequestInput
-from nextscale.runtime.manifest_reader import SCHEMA, STOCK
+from nextscale.runtime._bundle import MANIFEST_NAME as MANIFEST
+from nextscale.runtime._errors import OutputError
+from nextscale.runtime._file_hash import file_sha256
+from nextscale.runtime._manifest import ModelInfo, RequestInput
+from nextscale.runtime._manifest_reader import SCHEMA, STOCK
 
 WEIGHTS_FILE = "weights.data"
 CARD = "card.md"

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxscript import GraphBuilder, OpBuilder
 
 from nextscale.export.graph_builder import Constants, add_output, dimensions, finish, new_builder
-from nextscale.runtime.var_request import REQUEST_INPUTS
+from nextscale.runtime._var_request import REQUEST_INPUTS
 
 
 def state_names(stage_model: ir.Model) -> list[tuple[str, str]]:

@@ -12,8 +12,8 @@ import onnx_ir as ir
 import torch
 from onnxscript import GraphBuilder, OpBuilder
 
-from nextscale.graph_passes.graph_edit import MICROSOFT
-from nextscale.models.weight import Weight
+from nextscale.graph_passes._graph_edit import MICROSOFT
+from nextscale.models._weight import Weight
 
 OPSET = 21
 IR_VERSION = 10

@@ -23,8 +23,8 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from nextscale.graph_passes.graph_edit import constant
-from nextscale.runtime.errors import NextscaleError
+from nextscale.graph_passes._graph_edit import constant
+from nextscale.runtime._errors import NextscaleError
 
 # The residual of order n reaches n, and in a product shared with smaller orders 64 of 1/128 steps.
 LARGEST_ORDER = 64

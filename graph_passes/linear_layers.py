@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from nextscale.graph_passes.graph_edit import Body, add_initializer, is_operator, replace, splice
+from nextscale.graph_passes._graph_edit import Body, add_initializer, is_operator, replace, splice
 from nextscale.graph_passes.qparams import QuantizedWeight, RangeRule
 
 WEIGHT_SUFFIX, CODES_SUFFIX, PACKED_SUFFIX = ".weight", ".codes", ".packed"

@@ -20,8 +20,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from nextscale.graph_passes.attention_patterns import attention_patterns
-from nextscale.graph_passes.graph_edit import input_of, is_operator
+from nextscale.graph_passes._attention_patterns import attention_patterns
+from nextscale.graph_passes._graph_edit import input_of, is_operator
 from nextscale.graph_passes.quantize_attention import overflow_name
 
 PIECE = "/integer/"

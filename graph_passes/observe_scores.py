@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from nextscale.graph_passes.attention_patterns import AttentionPattern, attention_patterns
+from nextscale.graph_passes._attention_patterns import AttentionPattern, attention_patterns
 
 PREFIX = "scores."
 AXES = "observe_scores.axes"

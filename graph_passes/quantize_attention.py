@@ -17,8 +17,8 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from nextscale.graph_passes.attention_patterns import AttentionPattern, attention_patterns
-from nextscale.graph_passes.dynamic_ranges import (
+from nextscale.graph_passes._attention_patterns import AttentionPattern, attention_patterns
+from nextscale.graph_passes._dynamic_ranges import (
     LEAST_SCALE,
     by_row,
     image_extreme,
@@ -26,8 +26,8 @@ from nextscale.graph_passes.dynamic_ranges import (
     quantize_images,
     quantize_rows,
 )
+from nextscale.graph_passes._graph_edit import MICROSOFT, constant, integer_matmul, replace, splice
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum, Term, column_like, expand
-from nextscale.graph_passes.graph_edit import MICROSOFT, constant, integer_matmul, replace, splice
 from nextscale.graph_passes.qparams import Range
 from nextscale.graph_passes.recipe import AttentionWeights
 

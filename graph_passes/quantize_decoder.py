@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from nextscale.graph_passes.channels_last import ChannelsLast
-from nextscale.graph_passes.decoder_patterns import Attention, Convolution, GroupNorm, Layer, Picture, parse_layers
+from nextscale.graph_passes._channels_last import ChannelsLast
+from nextscale.graph_passes._decoder_patterns import Attention, Convolution, GroupNorm, Layer, Picture, parse_layers
 from nextscale.graph_passes.observe_inputs import PIXELS, Input, Observer
 from nextscale.graph_passes.qparams import Range
 

@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from nextscale.graph_passes.graph_edit import add_initializer
+from nextscale.graph_passes._graph_edit import add_initializer
+from nextscale.graph_passes._stage_tables import stage_tables
 from nextscale.graph_passes.linear_layers import (
     LinearLayer,
     WeightRounder,
@@ -25,7 +26,6 @@ from nextscale.graph_passes.linear_layers import (
     nearest,
 )
 from nextscale.graph_passes.qparams import ActivationQParams, Range
-from nextscale.graph_passes.stage_tables import stage_tables
 
 
 def quantize_linear(

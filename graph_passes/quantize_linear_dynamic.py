@@ -16,8 +16,8 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from nextscale.graph_passes.dynamic_ranges import by_row, image_extreme, positive, quantize_images, quantize_rows
-from nextscale.graph_passes.graph_edit import MICROSOFT, constant, integer_matmul, splice
+from nextscale.graph_passes._dynamic_ranges import by_row, image_extreme, positive, quantize_images, quantize_rows
+from nextscale.graph_passes._graph_edit import MICROSOFT, constant, integer_matmul, splice
 from nextscale.graph_passes.linear_layers import (
     IntegerWeight,
     WeightRounder,

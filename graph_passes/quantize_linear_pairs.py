@@ -20,7 +20,8 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from nextscale.graph_passes.graph_edit import MICROSOFT, constant, integer_matmul, splice
+from nextscale.graph_passes._graph_edit import MICROSOFT, constant, integer_matmul, splice
+from nextscale.graph_passes._stage_tables import stage_tables
 from nextscale.graph_passes.linear_layers import (
     LinearLayer,
     WeightRounder,
@@ -31,7 +32,6 @@ from nextscale.graph_passes.linear_layers import (
     substitute,
 )
 from nextscale.graph_passes.qparams import ActivationQParams, Range
-from nextscale.graph_passes.stage_tables import stage_tables
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from nextscale.graph_passes.qparams import RangeRule
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
 
 if sys.version_info >= (3, 11):
     import tomllib

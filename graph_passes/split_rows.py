@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from nextscale.graph_passes.graph_edit import input_of, is_operator
+from nextscale.graph_passes._graph_edit import input_of, is_operator
 
 # Each row of the outputs comes from the same row of the operands; the first of these broadcast others.
 ROW_WISE = frozenset({"Add", "Gelu", "LayerNormalization", "Mul", "Sub"})

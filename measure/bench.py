@@ -12,10 +12,10 @@ from nextscale.measure.interleaved import ORDER, Log, require_rounds
 from nextscale.measure.provenance import finite, versions
 from nextscale.measure.speed import Speed
 from nextscale.measure.statistics import Interval
-from nextscale.runtime.bundle import Bundle
-from nextscale.runtime.errors import NextscaleError
-from nextscale.runtime.machine import Machine, describe_machine
-from nextscale.runtime.session import SessionOptions
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._machine import Machine, describe_machine
+from nextscale.runtime._session import SessionOptions
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from nextscale.measure.contender import Contender
-from nextscale.runtime.bundle import Bundle
-from nextscale.runtime.session import SessionOptions
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._session import SessionOptions
 
 FORMS = {"generate": ("generate",), "streaming": ("stage", "decoder")}  # form -> the graphs it loads
-_WORKER = "import sys; sys.path[:] = {path!r}; from nextscale.measure.bundle_worker import main; main({arguments!r})"
+_WORKER = "import sys; sys.path[:] = {path!r}; from nextscale.measure._bundle_worker import main; main({arguments!r})"
 
 
 def bundle_contender(

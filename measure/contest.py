@@ -10,7 +10,7 @@ from types import TracebackType
 from nextscale.measure.contender import Contender, Reply, Worker
 from nextscale.measure.interleaved import Log, interleave
 from nextscale.measure.speed import Speed, speed_of
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
 
 
 class Contest:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
 
 Log = Callable[[str], object]
 Key = TypeVar("Key", bound=Hashable)

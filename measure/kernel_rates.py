@@ -16,7 +16,7 @@ from nextscale.export.graph_builder import add_output, finish, new_builder
 from nextscale.graph_passes.qparams import Range
 from nextscale.graph_passes.quantize_linear import quantize_linear
 from nextscale.measure.interleaved import interleave, timed
-from nextscale.runtime.session import SessionOptions, session_settings
+from nextscale.runtime._session import SessionOptions, session_settings
 
 ROWS, INNER, COLUMNS, LAYERS = 512, 1024, 4096, 4
 WARMUP = 3

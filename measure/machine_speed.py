@@ -13,7 +13,7 @@ from pathlib import Path
 from nextscale.measure.contender import Contender, Worker
 from nextscale.measure.interleaved import Log
 from nextscale.measure.statistics import Interval, mean_interval
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
 
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 

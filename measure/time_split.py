@@ -17,9 +17,9 @@ from typing import Any
 
 from nextscale.measure.bundle_contender import bundle_contender
 from nextscale.measure.contender import Worker
-from nextscale.runtime.bundle import Bundle
-from nextscale.runtime.errors import NextscaleError
-from nextscale.runtime.session import SessionOptions
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._session import SessionOptions
 
 LOOP, SUFFIX, BODY = "Loop", "_kernel_time", "SequentialExecutor::Execute"
 _LINEAR = r"(blocks\.\d+\.(attn\.(q|k|v|proj)|ffn\.fc[12]|ada_lin\.1)|(head_nm|shared)[._]ada_lin\.1|head|word_embed)"

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from importlib.resources import as_file
 from pathlib import Path
 
-from nextscale.models.demo_files import demo_files
+from nextscale.models._demo_files import demo_files
 from nextscale.models.var.checkpoint import load_models, load_var, load_vqvae
 from nextscale.models.var.presets import get_preset
 from nextscale.models.var.random_weights import random_models
 from nextscale.models.var.transformer import VAR
 from nextscale.models.var.vqvae import VQVAE
-from nextscale.runtime.errors import NextscaleError
-from nextscale.runtime.manifest import ModelInfo, is_plain_name
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._manifest import ModelInfo, is_plain_name
 
 CLASS_NAMES_LIMIT = 4 * 2**20  # bytes
 # What ImageNet's lists put before a name.

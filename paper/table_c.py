@@ -19,11 +19,11 @@ from nextscale.measure.speed import Speed
 from nextscale.measure.time_split import TimeSplit, profile_bundle
 from nextscale.models.var.layers import facts_of_bundle
 from nextscale.models.var.operations import linear_operations
-from nextscale.paper.demo_agreement import DemoAgreement, agreement_provenance, demo_agreement
-from nextscale.runtime.bundle import Bundle
-from nextscale.runtime.errors import NextscaleError
-from nextscale.runtime.machine import Machine, describe_machine
-from nextscale.runtime.session import SessionOptions
+from nextscale.paper._demo_agreement import DemoAgreement, agreement_provenance, demo_agreement
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._machine import Machine, describe_machine
+from nextscale.runtime._session import SessionOptions
 
 FULL_PRECISION = "fp32"
 

@@ -25,12 +25,12 @@ from nextscale.models.sources import Source
 from nextscale.models.var.layers import facts_of
 from nextscale.models.var.operations import BitWidths
 from nextscale.models.var.vqvae import VQVAE, VQVAEConfig
+from nextscale.paper._transfer_scores import demo_statistics
 from nextscale.paper.table_c import TableBundle
-from nextscale.paper.transfer_scores import demo_statistics
-from nextscale.runtime.bundle import Bundle
-from nextscale.runtime.errors import NextscaleError, OutputError
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._errors import NextscaleError, OutputError
+from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import require_writable, write_files
-from nextscale.runtime.session import SessionOptions
 from nextscale.simulation.rounding import Rounding
 
 MODEL_FILE = "model.json"

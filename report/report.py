@@ -14,7 +14,7 @@ from nextscale.calib_data.match_probabilities import total_variation
 from nextscale.measure.bench import Measurement
 from nextscale.measure.provenance import versions
 from nextscale.measure.statistics import Interval
-from nextscale.report.page import (
+from nextscale.report._page import (
     Html,
     details,
     dot,
@@ -30,6 +30,8 @@ from nextscale.report.page import (
     table,
     text,
 )
+from nextscale.report._rows import Inputs, Row, collect_rows, row_at
+from nextscale.report._sheets import Sheet
 from nextscale.report.result_files import (
     BenchResult,
     CalibrationResult,
@@ -38,10 +40,8 @@ from nextscale.report.result_files import (
     MetricsResult,
     ThetaResult,
 )
-from nextscale.report.rows import Inputs, Row, collect_rows, row_at
-from nextscale.report.sheets import Sheet
-from nextscale.runtime.machine import Machine, describe_machine
-from nextscale.runtime.manifest import ModelInfo
+from nextscale.runtime._machine import Machine, describe_machine
+from nextscale.runtime._manifest import ModelInfo
 
 _NONE = Html("&ndash;")
 _SVG = "image/svg+xml"
@@ -253,7 +253,7 @@ def _plots(inputs: Inputs, rows: Sequence[Row]) -> Iterator[Html]:
 
 
 def _speed_figure(rows: Sequence[Row]) -> Iterator[Html]:
-    from nextscale.report.plots import Point, speed_plot
+    from nextscale.report._plots import Point, speed_plot
 
     points = [
         Point(row.label, row.color, row.speed.images_per_second, row.kl.mean, row.kl.stderr, row.kl.evaluated)
@@ -271,7 +271,7 @@ def _speed_figure(rows: Sequence[Row]) -> Iterator[Html]:
 
 
 def _stage_figures(result: EvaluateResult, rows: Sequence[Row]) -> Iterator[Html]:
-    from nextscale.report.plots import Line, stages_plot
+    from nextscale.report._plots import Line, stages_plot
 
     found = [(row_at(rows, path), agreement) for path, agreement in result.agreements.items()]
     found = [(row, agreement) for row, agreement in found if not row.original]
@@ -286,7 +286,7 @@ def _stage_figures(result: EvaluateResult, rows: Sequence[Row]) -> Iterator[Html
 
 
 def _time_figures(result: BenchResult, rows: Sequence[Row]) -> Iterator[Html]:
-    from nextscale.report.plots import Line, stages_plot
+    from nextscale.report._plots import Line, stages_plot
 
     streaming = [measurement for measurement in result.report.measurements if measurement.stage_seconds]
     for batch in sorted({measurement.batch for measurement in streaming}):
@@ -366,7 +366,7 @@ def _speed(inputs: Inputs, rows: Sequence[Row]) -> Iterator[Html]:
 
 
 def _theta(result: ThetaResult) -> Iterator[Html]:
-    from nextscale.report.plots import Line, stages_plot
+    from nextscale.report._plots import Line, stages_plot
 
     yield heading(2, f"Attentive tokens of {PurePath(result.bundle).name}")
     yield paragraph(

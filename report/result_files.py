@@ -18,9 +18,9 @@ from nextscale.calib_data.token_maps import ARRAYS, MANIFEST, read_npz
 from nextscale.evaluate.teacher_forced import Agreement
 from nextscale.measure.bench import BenchReport, Footprint, Measurement
 from nextscale.measure.statistics import Interval
-from nextscale.runtime.checked_json import JsonNode
-from nextscale.runtime.errors import NextscaleError
-from nextscale.runtime.machine import Machine
+from nextscale.runtime._checked_json import JsonNode
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._machine import Machine
 
 FREQUENCIES = "frequencies.npz"
 _LIMIT = 64 * 2**20  # bytes; a real file is below 1 MB

@@ -4,8 +4,8 @@
 only; image_io also pillow.
 """
 
-from nextscale.runtime.bundle import Bundle
-from nextscale.runtime.errors import (
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._errors import (
     BundleError,
     Cancelled,
     ClassLabelError,
@@ -13,11 +13,11 @@ from nextscale.runtime.errors import (
     OutputError,
     RequestError,
 )
-from nextscale.runtime.manifest import ModelInfo
-from nextscale.runtime.next_scale_loop import Generation, Generator, StageResult
-from nextscale.runtime.request import RequestSettings
-from nextscale.runtime.session import SessionOptions
-from nextscale.runtime.stage_runner import CancelFlag
+from nextscale.runtime._manifest import ModelInfo
+from nextscale.runtime._next_scale_loop import Generation, Generator, StageResult
+from nextscale.runtime._request import RequestSettings
+from nextscale.runtime._session import SessionOptions
+from nextscale.runtime._stage_runner import CancelFlag
 
 __all__ = [
     "Bundle",

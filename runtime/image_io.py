@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from nextscale.runtime.errors import NextscaleError, OutputError
+from nextscale.runtime._errors import NextscaleError, OutputError
 
 METADATA_KEY = "nextscale"
 Writer = Callable[[BinaryIO], object]

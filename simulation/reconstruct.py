@@ -27,15 +27,15 @@ from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.var.multi_scale_quantizer import MultiScaleQuantizer
 from nextscale.models.var.transformer import VAR
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
+from nextscale.simulation._soft_rounding import SoftRounding, undecided
+from nextscale.simulation._unit_store import Learned, UnitStore
 from nextscale.simulation.reconstruction_settings import ReconstructionSettings
 from nextscale.simulation.rounding import LayerBits, Rounding, codes_of, nearest_up, weight_sha256
 from nextscale.simulation.simulated_agreement import simulated_agreement
 from nextscale.simulation.simulated_attention import Span
 from nextscale.simulation.simulated_ranges import FULL_PRECISION, calibrated, teacher_forced_inputs
 from nextscale.simulation.simulated_var import Condition, SimulatedVAR
-from nextscale.simulation.soft_rounding import SoftRounding, undecided
-from nextscale.simulation.unit_store import Learned, UnitStore
 
 REPORT_EVERY = 50
 # Of the free memory of a GPU, for the two streams of activations.

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nextscale.runtime.request import DEFAULT_CFG_SCALE
+from nextscale.runtime._request import DEFAULT_CFG_SCALE
 
 
 @dataclass(frozen=True)

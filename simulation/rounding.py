@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from nextscale.calib_data.work_folder import differences
+from nextscale.calib_data._work_folder import differences
 from nextscale.graph_passes.qparams import WeightQParams
 from nextscale.graph_passes.recipe import Recipe
-from nextscale.runtime.errors import NextscaleError, OutputError
+from nextscale.runtime._errors import NextscaleError, OutputError
 
 SCHEMA = "nextscale.rounding/1"
 BITS, FACTORS = "bits.", "equalization."

@@ -12,7 +12,7 @@ from torch import Tensor
 from nextscale.evaluate.teacher_forced import Agreement, summarize
 from nextscale.models.var.multi_scale_quantizer import MultiScaleQuantizer
 from nextscale.models.var.transformer import VAR
-from nextscale.runtime.request import DEFAULT_CFG_SCALE
+from nextscale.runtime._request import DEFAULT_CFG_SCALE
 from nextscale.simulation.simulated_ranges import batches, teacher_forced_inputs
 from nextscale.simulation.simulated_var import SimulatedVAR
 

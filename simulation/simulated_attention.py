@@ -16,7 +16,7 @@ from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.integer_model import IntegerAttention
 from nextscale.graph_passes.quantize_attention import Magnitudes
 from nextscale.models.var.transformer import VARConfig
-from nextscale.simulation.fake_quantizers import (
+from nextscale.simulation._fake_quantizers import (
     fake_affine,
     fake_attention,
     fake_values,

@@ -25,7 +25,7 @@ def generate(
 ) -> Generation:
     """Generate with a K/V cache and guidance; arguments and result as in `export.reference.generate`.
 
-    All tensors are on the simulation's device; uniforms come from `nextscale.runtime.uniforms`.
+    All tensors are on the simulation's device; uniforms come from `nextscale.runtime._uniforms`.
     """
     config, batch = simulated.config, len(labels)
     for name, tensor in (("uniforms", uniforms), ("forced_tokens", forced_tokens)):

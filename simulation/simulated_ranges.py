@@ -22,7 +22,7 @@ from nextscale.models.var.folded import NOT_EQUALIZED
 from nextscale.models.var.layers import facts_of
 from nextscale.models.var.multi_scale_quantizer import MultiScaleQuantizer
 from nextscale.models.var.transformer import VAR
-from nextscale.runtime.request import DEFAULT_CFG_SCALE
+from nextscale.runtime._request import DEFAULT_CFG_SCALE
 from nextscale.simulation.simulated_attention import OPERANDS, operand_name
 from nextscale.simulation.simulated_var import SimulatedVAR, part_name, required_ranges
 

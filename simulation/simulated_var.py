@@ -28,8 +28,8 @@ from nextscale.models.var.equalization import Equalization
 from nextscale.models.var.folded import NOT_EQUALIZED, FoldedVAR
 from nextscale.models.var.layers import HEAD_ADA_LIN, SHARED_ADA_LIN
 from nextscale.models.var.transformer import NORM_EPS, VAR, Block, KVCache
-from nextscale.runtime.errors import NextscaleError
-from nextscale.simulation.fake_quantizers import (
+from nextscale.runtime._errors import NextscaleError
+from nextscale.simulation._fake_quantizers import (
     FloatInput,
     ImageInput,
     InputQuantizer,

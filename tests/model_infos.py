@@ -3,7 +3,7 @@
 from nextscale.graph_passes.layer_facts import StageFacts
 from nextscale.models.var.layers import linear_shapes, stage_facts
 from nextscale.models.var.transformer import VARConfig
-from nextscale.runtime.manifest import ModelInfo, Size
+from nextscale.runtime._manifest import ModelInfo, Size
 
 
 def squares(*sides: int) -> tuple[Size, ...]:

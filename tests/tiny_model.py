@@ -21,7 +21,7 @@ from nextscale.models.var.presets import Preset
 from nextscale.models.var.random_weights import random_models
 from nextscale.models.var.transformer import VAR, VARConfig
 from nextscale.models.var.vqvae import VQVAE, VQVAEConfig
-from nextscale.runtime.session import SessionOptions
+from nextscale.runtime._session import SessionOptions
 from nextscale.simulation.rounding import LayerBits, Rounding, weight_sha256
 
 # The models of the tests are small: threads would wait for each other more than they work.

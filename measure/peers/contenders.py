@@ -14,7 +14,7 @@ from nextscale.measure.contender import Contender
 from nextscale.measure.peers import NAMES
 from nextscale.measure.peers.stored_models import digest
 from nextscale.models.sources import Source
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
 
 _WORKER = "import sys; sys.path{path}; from nextscale.measure.peers.worker import main; main({arguments!r})"
 _FAILURE = "import json, sys; print(json.dumps({'error': sys.argv[1]})); sys.exit(1)"

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnxruntime
 
 from nextscale.measure.peers.host_loop import Floats
-from nextscale.runtime.session import SessionOptions, session_settings
+from nextscale.runtime._session import SessionOptions, session_settings
 
 _PROVIDERS = ["CPUExecutionProvider"]
 

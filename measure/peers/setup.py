@@ -21,7 +21,7 @@ from nextscale.measure.peers import NAMES
 from nextscale.measure.peers.contenders import PeerFolder, checked_names, contender
 from nextscale.measure.peers.stored_models import save_models
 from nextscale.models.sources import Source, checkpoint_source, demo_source, random_source
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
 
 OPENVINO_PACKAGES = ("openvino==2026.4.1", "nncf==3.4.0")
 CALIBRATION_IMAGES = 4

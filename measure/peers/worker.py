@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from nextscale.measure.peak_memory import peak_memory
+from nextscale.measure._peak_memory import peak_memory
 from nextscale.measure.peers.host_loop import Engine, HostWeights, generate
 
 

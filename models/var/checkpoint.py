@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from nextscale.models.var.presets import KNOWN_PATCH_NUMS, PRESETS
 from nextscale.models.var.transformer import VAR, VARConfig, level_and_mask
 from nextscale.models.var.vqvae import VQVAE, VQVAEConfig
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
 
 Part = Literal["var", "vqvae"]
 Model = TypeVar("Model", VAR, VQVAE)

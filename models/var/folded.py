@@ -13,10 +13,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from nextscale.models._weight import Weight
 from nextscale.models.var.equalization import Equalization
 from nextscale.models.var.layers import HEAD_ADA_LIN, SHARED_ADA_LIN, facts_of
 from nextscale.models.var.transformer import VAR, Block
-from nextscale.models.weight import Weight
 
 NOT_EQUALIZED = Equalization()
 # gamma1, gamma2, scale1, scale2, shift1, shift2 of a block, and scale, shift of the head: what is added to each.

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from nextscale.graph_passes.layer_facts import LayerFacts, StageFacts
 from nextscale.graph_passes.linear_layers import linear_layer_shapes
 from nextscale.graph_passes.qparams import Range
-from nextscale.runtime.bundle import Bundle
+from nextscale.runtime._bundle import Bundle
 
 if TYPE_CHECKING:
     from nextscale.models.var.transformer import VAR, VARConfig

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from nextscale.graph_passes.layer_facts import StageFacts
 from nextscale.models.var.layers import ADA_LN, BLOCKS, HEAD, SHARED_ADA_LIN, WORD_EMBED
-from nextscale.runtime.manifest import ModelInfo
+from nextscale.runtime._manifest import ModelInfo
 
 Counts = NDArray[np.int64]
 Means = NDArray[np.float64]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from nextscale.models.var.transformer import VARConfig
 from nextscale.models.var.vqvae import PATCH_NUMS_256, PATCH_NUMS_512, VQVAEConfig
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
 
 PATCH_NUMS_64 = (1, 2, 3, 4, 5, 6, 8)
 KNOWN_PATCH_NUMS = (PATCH_NUMS_256, PATCH_NUMS_512, PATCH_NUMS_64)

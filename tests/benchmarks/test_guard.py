@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from nextscale.measure.statistics import Interval
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

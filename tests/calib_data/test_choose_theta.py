@@ -34,8 +34,8 @@ from nextscale.calib_data.choose_theta import (
 from nextscale.graph_passes.observe_scores import PREFIX
 from nextscale.models.var.operations import BitWidths, aggregate_cost, duplicate_cost, model_cost, score_cost
 from nextscale.runtime import Bundle
-from nextscale.runtime.errors import NextscaleError
-from nextscale.runtime.request import Request
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._request import Request
 
 W4A6 = BitWidths(4, 6)
 IMAGES = 3

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from nextscale.calib_data.kept_entries import Spool, kept_probabilities
+from nextscale.calib_data._kept_entries import Spool, kept_probabilities
 from nextscale.models.var.reference import kept_entries
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
 
 SETTINGS = [(0, 0.0), (7, 0.0), (0, 0.6), (7, 0.6), (1, 0.0), (50, 1.0), (0, 1.0), (0, 1e-6)]
 

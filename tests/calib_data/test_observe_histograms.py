@@ -20,7 +20,7 @@ from nextscale.calib_data.observed_stage import ObservedStage
 from nextscale.graph_passes.observe_inputs import Input, Observer, observe_inputs
 from nextscale.graph_passes.qparams import ActivationQParams, Range, RangeRule
 from nextscale.runtime import Bundle
-from nextscale.runtime.request import Request
+from nextscale.runtime._request import Request
 
 N, NUM_STAGES = 2, len(PATCH_NUMS)
 LABELS = np.arange(N) % NUM_CLASSES

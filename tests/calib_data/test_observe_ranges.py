@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from tiny_model import NUM_CLASSES, ONE_THREAD, L, tiny_recipe, tiny_source
 
-from nextscale.calib_data.calibration_labels import calibration_labels
+from nextscale.calib_data._calibration_labels import calibration_labels
 from nextscale.calib_data.observe_ranges import (
     ObservedRanges,
     StageObservation,
@@ -18,7 +18,7 @@ from nextscale.calib_data.observe_ranges import (
     observe_stage_ranges,
 )
 from nextscale.calib_data.observed_stage import ObservedStage, OnImages, nobody
-from nextscale.graph_passes.graph_session import open_model
+from nextscale.graph_passes._graph_session import open_model
 from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.observe_inputs import Input, Observer, observe_inputs
 from nextscale.graph_passes.qparams import Range

@@ -12,14 +12,14 @@ import pytest
 from numpy.typing import NDArray
 from tiny_model import NUM_CLASSES, L, V
 
-from nextscale.calib_data.calibration_labels import calibration_labels
-from nextscale.calib_data.kept_entries import kept_probabilities
+from nextscale.calib_data._calibration_labels import calibration_labels
+from nextscale.calib_data._kept_entries import kept_probabilities
 from nextscale.calib_data.match_probabilities import MatchingReport
 from nextscale.calib_data.sample import MATCHINGS, Matching, SamplingSettings, mean_log_probability, sample_token_maps
 from nextscale.calib_data.token_maps import TokenMaps
 from nextscale.runtime import Generator
-from nextscale.runtime.errors import NextscaleError, OutputError, RequestError
-from nextscale.runtime.manifest import ModelInfo
+from nextscale.runtime._errors import NextscaleError, OutputError, RequestError
+from nextscale.runtime._manifest import ModelInfo
 
 N = 24
 SETTINGS = SamplingSettings(images=N, seed=3, cfg_scale=2.0, top_k=30, top_p=0.9, batch_size=5)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from nextscale.calib_data.token_maps import ARRAYS, MANIFEST, TokenMaps
-from nextscale.runtime.errors import NextscaleError, OutputError
-from nextscale.runtime.manifest import ModelInfo
+from nextscale.runtime._errors import NextscaleError, OutputError
+from nextscale.runtime._manifest import ModelInfo
 
 MODEL = ModelInfo(
     num_classes=10,

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from nextscale.calib_data.work_folder import SETTINGS, open_work
-from nextscale.runtime.errors import NextscaleError, OutputError
+from nextscale.calib_data._work_folder import SETTINGS, open_work
+from nextscale.runtime._errors import NextscaleError, OutputError
 
 BEGUN: dict[str, Any] = {"seed": 3, "recipe": {"bits": 4, "layers": {"fc2": "float"}}, "stages": (1, 2)}
 

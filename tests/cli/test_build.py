@@ -23,7 +23,7 @@ from nextscale.graph_passes.recipe import load_recipe
 from nextscale.models.sources import Source
 from nextscale.models.var import presets, random_weights
 from nextscale.runtime import Bundle
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
 
 RUN = "import sys; sys.path[:] = {path!r}; from nextscale.cli.main import main; sys.exit(main(sys.argv[1:]))"
 FAST = ("--calibration-images", "2", "--threads", "1")

@@ -8,7 +8,7 @@ import pytest
 from fake_bundle import read_manifest, write_manifest
 
 from nextscale.cli.main import main
-from nextscale.runtime import machine
+from nextscale.runtime import _machine as machine
 
 
 def test_inspect_shows_what_is_in_a_bundle(fake_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from tiny_model import V, build_tiny, tiny_source
 
 from nextscale.cli.main import main
 from nextscale.evaluate.image_statistics import Features
-from nextscale.runtime.next_scale_loop import Generator
+from nextscale.runtime._next_scale_loop import Generator
 
 
 class CountingNetwork(PixelNetwork):

@@ -30,8 +30,8 @@ from nextscale.export import bundle_writer
 from nextscale.graph_passes.recipe import DecoderRecipe
 from nextscale.models.sources import Source
 from nextscale.runtime import Bundle, Generator
-from nextscale.runtime.errors import NextscaleError, OutputError
-from nextscale.runtime.verify import verify
+from nextscale.runtime._errors import NextscaleError, OutputError
+from nextscale.runtime._verify import verify
 
 INT8 = tiny_options("default")
 STEPS = {

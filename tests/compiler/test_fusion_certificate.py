@@ -19,8 +19,8 @@ from nextscale.graph_passes.qparams import Range
 from nextscale.graph_passes.quantize_linear import quantize_linear
 from nextscale.graph_passes.quantize_linear_dynamic import quantize_linear_by_image, quantize_linear_by_token
 from nextscale.graph_passes.quantize_linear_pairs import PairRanges, quantize_linear_pairs
-from nextscale.runtime.bundle import Bundle
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._errors import NextscaleError
 
 BLOCK = ["attn.q", "attn.k", "attn.v", "attn.proj", "ffn.fc1", "ffn.fc2"]
 LAYERS = [f"blocks.{i}.{part}" for i in range(2) for part in BLOCK] + ["head"]

@@ -19,7 +19,7 @@ from nextscale.compiler.learn import learning_folder
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.sources import Source
 from nextscale.runtime import Bundle
-from nextscale.runtime.errors import NextscaleError, OutputError
+from nextscale.runtime._errors import NextscaleError, OutputError
 from nextscale.simulation.reconstruction_settings import ReconstructionSettings
 from nextscale.simulation.rounding import Rounding
 

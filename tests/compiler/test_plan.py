@@ -14,11 +14,11 @@ import pytest
 from tiny_model import NUM_CLASSES, ONE_THREAD, PATCH_NUMS, L, V, no_progress, rounded_down, tiny_source
 
 from nextscale.calib_data.token_maps import TokenMaps
+from nextscale.compiler._float_model import FloatModel
+from nextscale.compiler._plan import Plan, make_plan
+from nextscale.compiler._rounders import require_rounding
 from nextscale.compiler.build import write_bundle
-from nextscale.compiler.float_model import FloatModel
 from nextscale.compiler.options import BuildOptions
-from nextscale.compiler.plan import Plan, make_plan
-from nextscale.compiler.rounders import require_rounding
 from nextscale.export.var.decoder_graph import build_decoder_graph
 from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes.integer_model import IntegerModel
@@ -38,7 +38,7 @@ from nextscale.graph_passes.recipe import (
 )
 from nextscale.models.sources import Source
 from nextscale.models.var.layers import facts_of
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
 from nextscale.simulation.rounding import LayerBits
 
 S = len(PATCH_NUMS)

@@ -23,8 +23,8 @@ from PIL import Image
 
 from nextscale.measure.contender import Contender, Worker
 from nextscale.runtime import Bundle, Generator, NextscaleError, SessionOptions
-from nextscale.runtime.manifest import Manifest
-from nextscale.runtime.manifest_reader import SCHEMA
+from nextscale.runtime._manifest import Manifest
+from nextscale.runtime._manifest_reader import SCHEMA
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CLASS, SEED = 3, 7  # the seed is that of the programs in examples/minimal

@@ -23,10 +23,10 @@ from fake_text_bundle import write_fake_text_bundle
 
 from nextscale.measure.provenance import versions
 from nextscale.runtime import Bundle, BundleError, Generation, Generator, SessionOptions, StageResult
-from nextscale.runtime.machine import describe_machine
-from nextscale.runtime.manifest import Manifest
-from nextscale.runtime.manifest_reader import parse_manifest
-from nextscale.runtime.uniforms import uniforms
+from nextscale.runtime._machine import describe_machine
+from nextscale.runtime._manifest import Manifest
+from nextscale.runtime._manifest_reader import parse_manifest
+from nextscale.runtime._uniforms import uniforms
 
 CASES = Path(__file__).with_name("cases.json")
 PARAMETERS = {

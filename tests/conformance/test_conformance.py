@@ -18,8 +18,8 @@ from fake_bundle import read_manifest
 
 from nextscale import runtime
 from nextscale.runtime import Bundle, Generator, NextscaleError, RequestSettings, SessionOptions, StageResult
-from nextscale.runtime.manifest_reader import parse_manifest
-from nextscale.runtime.uniforms import philox4x32, uniforms
+from nextscale.runtime._manifest_reader import parse_manifest
+from nextscale.runtime._uniforms import philox4x32, uniforms
 
 Case = dict[str, Any]
 CASE_GROUPS: dict[str, list[Case]] = json.loads(CASES.read_text())

@@ -19,7 +19,7 @@ from nextscale.demo.train_tokenizer import DEMO_VQVAE
 from nextscale.demo.train_transformer import DEMO_VAR
 from nextscale.evaluate.reference_statistics import read_demo_reference
 from nextscale.models.sources import demo_source
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
 
 DISTRIBUTION = Path(__file__).parents[2] / "demo" / "nextscale-demo"
 # Published weights never change: bundles and figures of docs/results.md are theirs.

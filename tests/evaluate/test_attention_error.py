@@ -17,6 +17,7 @@ from tiny_model import CALIBRATION_IMAGES, NUM_CLASSES, ONE_THREAD, build_tiny, 
 
 from nextscale.compiler.build import build_bundle
 from nextscale.compiler.options import BuildOptions
+from nextscale.evaluate._dequantized_attention import AttentionQuantizer
 from nextscale.evaluate.attention_error import (
     AttentionError,
     as_json,
@@ -26,14 +27,13 @@ from nextscale.evaluate.attention_error import (
     by_stage,
     open_observed,
 )
-from nextscale.evaluate.dequantized_attention import AttentionQuantizer
 from nextscale.evaluate.plot_attention_error import Curve, plot_attention_error
 from nextscale.evaluate.teacher_forced import evaluation_labels
 from nextscale.graph_passes.observe_attention import output_names
 from nextscale.graph_passes.recipe import ActivationRecipe, AttentionRecipe, CalibrationRecipe, Recipe
 from nextscale.runtime import Bundle, Generator
-from nextscale.runtime.errors import NextscaleError
-from nextscale.runtime.request import Request
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._request import Request
 
 WEIGHTS = ("log2", "log2-row", "row", "uniform")
 STAGES, BLOCKS = 4, 2

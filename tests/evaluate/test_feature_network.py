@@ -10,7 +10,7 @@ import torch
 
 from nextscale.evaluate.feature_network import FeatureNetwork
 from nextscale.evaluate.inception_network import InceptionNetwork
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 
 from nextscale.evaluate.image_metrics import frechet_distance, image_metrics, inception_score
 from nextscale.evaluate.image_statistics import Features, Gaussian, ImageStatistics
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
 
 
 def statistics_of(x: np.ndarray, p: np.ndarray | None = None, network: str = "test") -> ImageStatistics:

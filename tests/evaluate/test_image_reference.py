@@ -11,7 +11,7 @@ from nextscale.evaluate.feature_network import FeatureNetwork
 from nextscale.evaluate.image_metrics import frechet_distance
 from nextscale.evaluate.image_statistics import Features, ImageStatistics
 from nextscale.evaluate.reference_statistics import CODES, read_demo_reference, read_reference, reference_writer
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime.image_io import write_files
 
 D = 30

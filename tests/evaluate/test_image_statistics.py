@@ -17,7 +17,7 @@ from nextscale.evaluate.image_statistics import (
     read_statistics,
     unpack_symmetric,
 )
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime.image_io import write_files
 
 

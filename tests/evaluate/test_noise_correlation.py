@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nextscale.evaluate.noise_correlation import PairSums, noise_pairs
+from nextscale.evaluate._noise_correlation import PairSums, noise_pairs
 
 Rng = np.random.Generator
 

@@ -10,13 +10,13 @@ import pytest
 from numpy.typing import NDArray
 from tiny_model import ONE_THREAD, no_progress, tiny_options, tiny_source
 
+from nextscale.compiler._rounders import require_reducible
 from nextscale.compiler.build import build_bundle
-from nextscale.compiler.rounders import require_reducible
 from nextscale.evaluate.integer_products import integer_products, reduction_rows
 from nextscale.evaluate.saturation import Saturation, as_report, measure_saturation, saturate
 from nextscale.graph_passes.recipe import load_recipe, recipe_names
 from nextscale.runtime import Bundle
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
 
 GOLDEN = np.load(Path(__file__).parents[1] / "goldens" / "avx2_products.npz")
 

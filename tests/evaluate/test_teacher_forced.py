@@ -10,7 +10,7 @@ from tiny_model import NUM_CLASSES, ONE_THREAD, L, V, build_tiny, tiny_source
 
 from nextscale.evaluate.teacher_forced import as_json, evaluation_labels, kl_divergence, summarize, teacher_forced
 from nextscale.runtime import Generator
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -14,8 +14,8 @@ from nextscale.export import bundle_writer
 from nextscale.export.bundle_writer import ALIGNMENT, EXTERNAL_FROM_BYTES, WEIGHTS_FILE, atomic_folder, write_graphs
 from nextscale.export.graph_builder import add_output, finish, new_builder
 from nextscale.runtime import Bundle
-from nextscale.runtime.errors import OutputError
-from nextscale.runtime.var_request import var_request
+from nextscale.runtime._errors import OutputError
+from nextscale.runtime._var_request import var_request
 
 
 def refuse(message: str) -> pytest.RaisesExc[OutputError]:

@@ -14,7 +14,7 @@ from nextscale.export.generate_graph import REQUEST_INPUTS, build_generate_graph
 from nextscale.export.var.decoder_graph import build_decoder_graph
 from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.runtime import Generation, Generator
-from nextscale.runtime.session import SessionOptions
+from nextscale.runtime._session import SessionOptions
 
 LABELS = [3, 0, 7, 9, 10]
 SETTINGS = [{"top_k": 1, "top_p": 0.0}, {"top_k": 0, "top_p": 0.0}, {"top_k": 40, "top_p": 0.9}]

@@ -17,7 +17,7 @@ from tiny_model import NUM_CLASSES, ONE_THREAD, L, V, no_progress, tiny_options,
 from nextscale.compiler.build import build_bundle
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.runtime import Generator
-from nextscale.runtime.session import SessionOptions
+from nextscale.runtime._session import SessionOptions
 
 LABELS = [3, 7, 0]
 

@@ -16,13 +16,13 @@ import pytest
 from stage_runs import Array, run_stages
 from tiny_model import ONE_THREAD, no_progress, tiny_source
 
+from nextscale.compiler._plan import Plan, make_plan
 from nextscale.compiler.build import write_bundle
 from nextscale.compiler.options import BuildOptions
-from nextscale.compiler.plan import Plan, make_plan
 from nextscale.export.var.decoder_graph import build_decoder_graph
 from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes import pipeline
-from nextscale.graph_passes.attention_patterns import AttentionPattern, attention_patterns
+from nextscale.graph_passes._attention_patterns import AttentionPattern, attention_patterns
 from nextscale.graph_passes.linear_layers import LinearLayer, linear_layers
 from nextscale.graph_passes.pipeline import quantize_stage
 from nextscale.graph_passes.qparams import ActivationQParams, QuantizedWeight, Range

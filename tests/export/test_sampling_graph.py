@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from nextscale.export.graph_builder import add_output, finish, new_builder
 from nextscale.export.sampling_graph import sample
 from nextscale.models.var import reference
-from nextscale.runtime.session import SessionOptions, session_settings
+from nextscale.runtime._session import SessionOptions, session_settings
 from tests.goldens.parity import SAMPLER_SETTINGS, sampler_logits
 
 Sampler = Callable[..., NDArray[np.int64]]

@@ -15,7 +15,7 @@ from nextscale.export.generate_graph import build_generate_graph
 from nextscale.export.graph_builder import Constants, add_output, finish, new_builder
 from nextscale.export.var.decoder_graph import build_decoder_graph
 from nextscale.export.var.stage_graph import build_stage_graph
-from nextscale.graph_passes.attention_patterns import attention_patterns, refusals
+from nextscale.graph_passes._attention_patterns import attention_patterns, refusals
 
 H, D, T = 2, 4, 5
 

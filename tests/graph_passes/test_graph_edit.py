@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnxscript import OpBuilder
 
 from nextscale.export.graph_builder import add_output, branch, finish, new_builder
-from nextscale.graph_passes.graph_edit import add_initializer, constant, integer_matmul, replace, splice
+from nextscale.graph_passes._graph_edit import add_initializer, constant, integer_matmul, replace, splice
 
 X = np.linspace(-2, 3, 12, dtype=np.float32).reshape(3, 4)
 

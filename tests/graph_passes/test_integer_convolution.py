@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nextscale.graph_passes.integer_convolution import integer_kernel
+from nextscale.graph_passes._integer_convolution import integer_kernel
 from nextscale.graph_passes.qparams import PAIR_LIMIT, ActivationQParams, Range, largest_pair_sum
 
 

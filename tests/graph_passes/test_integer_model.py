@@ -11,7 +11,7 @@ from nextscale.graph_passes.integer_model import IntegerModel, attention_bits, t
 from nextscale.graph_passes.layer_facts import LayerFacts, StageFacts
 from nextscale.graph_passes.qparams import Range
 from nextscale.graph_passes.recipe import ActivationRecipe, AttentionRecipe, Granularity, LayerChoice, Recipe
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
 
 KNOWN = Range(np.array([-1], np.float32), np.array([2], np.float32))
 

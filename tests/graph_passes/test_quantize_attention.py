@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from nextscale.export.graph_builder import add_output, branch, finish, new_builder
-from nextscale.graph_passes.attention_patterns import attention_patterns
+from nextscale.graph_passes._attention_patterns import attention_patterns
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.quantize_attention import (
     POWERS,

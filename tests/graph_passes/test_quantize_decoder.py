@@ -18,9 +18,10 @@ from torch import nn
 
 from nextscale.export.graph_builder import Constants, add_output, finish, new_builder
 from nextscale.export.var.decoder_graph import DecoderParts, build_decoder_graph
-from nextscale.graph_passes import channels_last
-from nextscale.graph_passes.decoder_patterns import PatternRefused
-from nextscale.graph_passes.integer_convolution import integer_kernel
+from nextscale.graph_passes import _channels_last as channels_last
+from nextscale.graph_passes._decoder_patterns import PatternRefused
+from nextscale.graph_passes._integer_convolution import integer_kernel
+from nextscale.graph_passes._subpixel_upsample import subpixel_kernels
 from nextscale.graph_passes.observe_inputs import observe_inputs
 from nextscale.graph_passes.qparams import ActivationQParams, Range
 from nextscale.graph_passes.quantize_decoder import (
@@ -30,7 +31,6 @@ from nextscale.graph_passes.quantize_decoder import (
     observed_results,
     quantize_decoder,
 )
-from nextscale.graph_passes.subpixel_upsample import subpixel_kernels
 from nextscale.models.var.autoencoder import NORM_EPS, NORM_GROUPS
 
 SEED = 0

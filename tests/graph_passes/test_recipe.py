@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nextscale.graph_passes.recipe import Recipe, WeightRecipe, load_recipe, recipe_names
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
 
 
 def write(folder: Path, text: str, name: str = "own.toml") -> str:

@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from nextscale.export.graph_builder import add_output, finish, new_builder
+from nextscale.graph_passes._stage_tables import stage_tables
 from nextscale.graph_passes.qparams import ActivationQParams
-from nextscale.graph_passes.stage_tables import stage_tables
 
 
 def model() -> ir.Model:

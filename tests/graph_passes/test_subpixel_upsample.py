@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nextscale.graph_passes.subpixel_upsample import subpixel_kernels
+from nextscale.graph_passes._subpixel_upsample import subpixel_kernels
 
 
 def convolve(x, weight, pads):

@@ -57,6 +57,6 @@ def test_a_bundle_without_its_graph_is_one_line(damaged: Path) -> None:
 def test_the_process_needs_neither_torch_nor_onnx() -> None:
     code = (
         "import sys; sys.modules |= dict.fromkeys(('torch', 'onnx', 'onnxscript', 'onnx_ir', 'safetensors', 'click')); "
-        "import nextscale.measure.bundle_worker"
+        "import nextscale.measure._bundle_worker"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

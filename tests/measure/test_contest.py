@@ -8,7 +8,7 @@ from fake_contenders import fake_contender as fake
 
 from nextscale.measure.contest import Contest
 from nextscale.measure.speed import Speed
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
 
 
 def gone(pid: str) -> bool:

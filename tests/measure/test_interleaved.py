@@ -7,7 +7,7 @@ import pytest
 
 from nextscale.measure import interleaved
 from nextscale.measure.interleaved import interleave, shuffled, timed
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
 
 
 @pytest.fixture(autouse=True)

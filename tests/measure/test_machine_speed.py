@@ -10,7 +10,7 @@ from fake_contenders import fake_contender as fake
 
 from nextscale.measure.contender import Contender
 from nextscale.measure.machine_speed import measure_processes, physical_cpus
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
 
 
 def test_processes_share_the_cpus_and_add_up() -> None:

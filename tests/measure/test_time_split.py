@@ -7,7 +7,7 @@ import pytest
 from tiny_model import ONE_THREAD, PATCH_NUMS
 
 from nextscale.measure.time_split import PARTS, part_of, profile_bundle, split_profile
-from nextscale.runtime.bundle import Bundle
+from nextscale.runtime._bundle import Bundle
 
 NODES = {
     "stage/blocks.3.attn.q": "linear",

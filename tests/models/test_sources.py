@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nextscale.models.sources import checkpoint_source, random_source, read_class_names, require_plain_name
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
 
 NAMES = ["tench, Tinca tinca", "goldfish (not n01443537 x)", "caf\u00e9 [sign]"]
 WORDNET_IDS = ["n01440764", "n01443537", "n01484850"]

@@ -10,10 +10,10 @@ from nextscale.measure.machine_speed import MachineSpeed
 from nextscale.measure.speed import Speed
 from nextscale.measure.statistics import Interval
 from nextscale.measure.time_split import PARTS, TimeSplit
-from nextscale.paper.demo_agreement import DemoAgreement, demo_agreement
+from nextscale.paper._demo_agreement import DemoAgreement, demo_agreement
+from nextscale.paper._table_c_page import markdown, with_interval
 from nextscale.paper.table_c import PAPER, ROWS, Prediction, Row, TableC, recommend
-from nextscale.paper.table_c_page import markdown, with_interval
-from nextscale.runtime.machine import Machine
+from nextscale.runtime._machine import Machine
 
 
 def speed(name: str, rate: float, batch: int = 1) -> Speed:

@@ -16,14 +16,14 @@ from PIL import Image
 
 from nextscale.calib_data.match_probabilities import MatchingReport
 from nextscale.measure.statistics import Interval
-from nextscale.report.page import element, page, table, text
+from nextscale.report._page import element, page, table, text
+from nextscale.report._rows import Inputs, by_model, collect_rows, read_inputs, same_path
+from nextscale.report._sheets import SheetSettings, make_sheets, sheet_images
 from nextscale.report.report import report_page
-from nextscale.report.rows import Inputs, by_model, collect_rows, read_inputs, same_path
-from nextscale.report.sheets import SheetSettings, make_sheets, sheet_images
-from nextscale.runtime.bundle import Bundle
-from nextscale.runtime.errors import NextscaleError
-from nextscale.runtime.next_scale_loop import Generator
-from nextscale.runtime.session import SessionOptions
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._next_scale_loop import Generator
+from nextscale.runtime._session import SessionOptions
 
 pytest.importorskip("matplotlib")
 HOSTILE = "<script>alert('x')</script>&\"$x^$_"
@@ -377,7 +377,7 @@ def test_html_escapes_text_and_attributes() -> None:
 
 
 def test_front_holds_those_that_none_beats() -> None:
-    from nextscale.report.plots import Point, pareto_front
+    from nextscale.report._plots import Point, pareto_front
 
     def point(speed: float, kl: float) -> Point:
         return Point("", "", Interval(speed, speed, speed), kl, 0.0, True)
@@ -387,7 +387,7 @@ def test_front_holds_those_that_none_beats() -> None:
 
 
 def test_many_crowded_points_and_lines_are_drawn() -> None:
-    from nextscale.report.plots import Line, Point, speed_plot, stages_plot
+    from nextscale.report._plots import Line, Point, speed_plot, stages_plot
 
     speed = Interval(2.0, math.nan, math.nan)
     points = [Point(f"bundle {i}" * 4, "#0072b2", speed, 0.1 * 3**i, math.nan, i % 2 == 0) for i in range(30)]

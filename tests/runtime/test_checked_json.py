@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from nextscale.runtime.checked_json import JsonNode
-from nextscale.runtime.errors import BundleError, NextscaleError
-from nextscale.runtime.file_hash import file_sha256
+from nextscale.runtime._checked_json import JsonNode
+from nextscale.runtime._errors import BundleError, NextscaleError
+from nextscale.runtime._file_hash import file_sha256
 
 DOCUMENT = JsonNode(
     {"a": {"b": [1, 2.5, None, "x", True, "\x1b", -3, math.nan, 10**400]}, "n": None}, "file.json", advice="; ask"

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from nextscale.runtime.machine import Machine, describe_machine, saturation_warning
+from nextscale.runtime._machine import Machine, describe_machine, saturation_warning
 
 
 def test_isa_flags_come_from_cpuinfo(tmp_path: Path) -> None:

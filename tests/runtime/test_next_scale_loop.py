@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from fake_bundle import L, V, read_manifest, write_fake_bundle, write_manifest
 
-from nextscale.runtime import Cancelled, ClassLabelError, Generator, NextscaleError, RequestError, StageResult, machine
-from nextscale.runtime.uniforms import uniforms
+from nextscale.runtime import Cancelled, ClassLabelError, Generator, NextscaleError, RequestError, StageResult, _machine as machine
+from nextscale.runtime._uniforms import uniforms
 
 
 def keep(result: StageResult) -> None:

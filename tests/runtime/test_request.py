@@ -11,8 +11,8 @@ from fake_text_bundle import MASKS, TEXTS, D
 from fake_text_bundle import L as TEXT_L
 
 from nextscale.runtime import Bundle, Generator, RequestError, RequestSettings
-from nextscale.runtime.request import Request
-from nextscale.runtime.uniforms import uniforms
+from nextscale.runtime._request import Request
+from nextscale.runtime._uniforms import uniforms
 
 TEXT = {"text_features": np.array(TEXTS, np.float32), "text_mask": np.array(MASKS)}
 

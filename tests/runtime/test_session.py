@@ -5,7 +5,7 @@ import pytest
 from fake_bundle import read_manifest, write_manifest
 
 from nextscale.runtime import Bundle, BundleError, Generator, NextscaleError, SessionOptions
-from nextscale.runtime.session import require_onnxruntime
+from nextscale.runtime._session import require_onnxruntime
 
 
 @pytest.mark.parametrize("version", ["1.21.9", "1.9.0", "0.30"])

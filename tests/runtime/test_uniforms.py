@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from nextscale.runtime.errors import RequestError
-from nextscale.runtime.uniforms import philox4x32, uniforms
+from nextscale.runtime._errors import RequestError
+from nextscale.runtime._uniforms import philox4x32, uniforms
 
 # From Random123's kat_vectors.
 KNOWN_ANSWERS = [

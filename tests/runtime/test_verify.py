@@ -5,7 +5,7 @@ import pytest
 from fake_bundle import read_manifest, write_manifest
 
 from nextscale.runtime import Bundle, Generator
-from nextscale.runtime.verify import Check, verify
+from nextscale.runtime._verify import Check, verify
 
 
 def names(checks: tuple[Check, ...]) -> list[tuple[str, bool]]:

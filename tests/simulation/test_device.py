@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from nextscale.runtime.errors import NextscaleError
-from nextscale.simulation.device import on_device, require_device
+from nextscale.runtime._errors import NextscaleError
+from nextscale.simulation._device import on_device, require_device
 
 
 class Recorded(nn.Module):

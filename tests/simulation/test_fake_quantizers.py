@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nextscale.graph_passes.qparams import Range
 from nextscale.graph_passes.recipe import AttentionWeights
-from nextscale.simulation.fake_quantizers import (
+from nextscale.simulation._fake_quantizers import (
     ImageInput,
     StaticInput,
     TokenInput,

@@ -19,14 +19,14 @@ from nextscale.graph_passes.recipe import EqualizationRecipe, Recipe, load_recip
 from nextscale.models.var.equalization import Equalization
 from nextscale.models.var.folded import FoldedVAR
 from nextscale.models.var.layers import linear_shapes
-from nextscale.runtime.errors import NextscaleError, OutputError
+from nextscale.runtime._errors import NextscaleError, OutputError
+from nextscale.simulation._soft_rounding import SoftRounding, undecided
+from nextscale.simulation._unit_store import UnitStore
 from nextscale.simulation.reconstruct import ReconstructionSettings, Step, reconstruct, units
 from nextscale.simulation.rounding import LayerBits, Rounding, codes_of, nearest_up, weight_sha256
 from nextscale.simulation.simulated_agreement import simulated_agreement
 from nextscale.simulation.simulated_attention import all_places
 from nextscale.simulation.simulated_var import SimulatedVAR
-from nextscale.simulation.soft_rounding import SoftRounding, undecided
-from nextscale.simulation.unit_store import UnitStore
 
 N = 8
 RNG = np.random.default_rng(0)

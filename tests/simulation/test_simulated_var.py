@@ -26,9 +26,9 @@ from nextscale.models.var.equalization import Equalization
 from nextscale.models.var.layers import facts_of, linear_shapes
 from nextscale.models.var.transformer import VAR
 from nextscale.models.var.vqvae import VQVAE
-from nextscale.runtime.errors import NextscaleError
-from nextscale.runtime.uniforms import uniforms
-from nextscale.simulation.fake_quantizers import PairInput, StaticInput
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._uniforms import uniforms
+from nextscale.simulation._fake_quantizers import PairInput, StaticInput
 from nextscale.simulation.simulated_agreement import guided_logits, simulated_agreement
 from nextscale.simulation.simulated_generation import generate
 from nextscale.simulation.simulated_ranges import FULL_PRECISION, equalize, observe, teacher_forced_inputs

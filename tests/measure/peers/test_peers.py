@@ -23,7 +23,7 @@ from nextscale.measure.peers.stored_models import digest, load_models, save_mode
 from nextscale.measure.peers.torch_engine import require_compiler
 from nextscale.models.sources import Source
 from nextscale.models.var import reference
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
 
 FLOAT = ("pytorch-fp32", "onnxruntime-fp32")
 QUICK = (*FLOAT, "pytorch-bf16", "onnxruntime-int8")

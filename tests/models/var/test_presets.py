@@ -5,7 +5,7 @@ import torch
 
 from nextscale.models.var.presets import PRESETS, get_preset
 from nextscale.models.var.transformer import VAR
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
 
 # The parameters of the official releases, millions (README of the official code).
 MILLIONS = {"var-d16": 310, "var-d20": 600, "var-d24": 1000, "var-d30": 2000, "var-d36": 2300}

@@ -11,7 +11,7 @@ from nextscale.models.var.random_weights import random_models
 from nextscale.models.var.reference import Generation, generate
 from nextscale.models.var.transformer import VAR, KVCache, SelfAttention, VARConfig
 from nextscale.models.var.vqvae import VQVAE, VQVAEConfig
-from nextscale.runtime.errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError
 
 PATCH_NUMS = (1, 2, 3, 4, 6, 8)
 

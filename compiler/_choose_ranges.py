@@ -1,0 +1,86 @@
+"""From what was observed to what the stage graph gets: equalization, and the static ranges of its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from nextscale.calib_data.observe_histograms import choose_range, exposed_inputs, observe_histograms
+from nextscale.calib_data.observe_ranges import ObservedRanges, StageObservation
+from nextscale.calib_data.observed_stage import ObservedStage
+from nextscale.compiler._float_model import FloatModel
+from nextscale.compiler.options import BuildOptions, Progress
+from nextscale.graph_passes.integer_model import IntegerModel
+from nextscale.graph_passes.layer_facts import StageFacts
+from nextscale.graph_passes.observe_inputs import Input, observe_inputs
+from nextscale.graph_passes.qparams import Range
+from nextscale.models.var.equalization import Equalization, choose_equalization
+from nextscale.models.var.transformer import VAR
+
+# Enough images for the shape of a distribution, of which each gives hundreds of tokens; the rest widen the range.
+HISTOGRAM_IMAGES = 16
+
+
+def equalize(var: VAR, facts: StageFacts, observed: ObservedRanges, options: BuildOptions) -> Equalization:
+    """The equalization that the rounding was learned with, or the recipe's by the magnitudes of channels."""
+    if options.rounding is not None:
+        return Equalization({name: torch.from_numpy(found) for name, found in options.rounding.factors.items()})
+    alpha = options.recipe.equalization.alpha
+    if alpha == 0:
+        return Equalization()
+    magnitudes = {
+        layer: torch.from_numpy(observed.by_channel[Input(linears[0])].magnitude())
+        for layer, linears in facts.equalizable().items()
+    }
+    return choose_equalization(var, magnitudes, alpha)
+
+
+def equalized_ranges(facts: StageFacts, observed: ObservedRanges, equalization: Equalization) -> dict[Input, Range]:
+    """The ranges [S] of the equalized model's inputs and their parts, from what was observed before."""
+    found = dict(observed.whole)
+    reads = {layer.name: layer.input for layer in facts.layers}
+    for key, channels in observed.by_channel.items():
+        factors = equalization.factors.get(reads[key.node])
+        if factors is not None:
+            found[key] = channels.equalized(factors.numpy())
+        elif key.part is not None:
+            found[key] = channels.equalized(np.ones(1, np.float32))
+    # Layers that share an input were observed by channel once.
+    for name, linears in facts.equalizable().items():
+        if name in equalization.factors:
+            found |= {Input(linear): found[Input(linears[0])] for linear in linears if Input(linear) in found}
+    return found
+
+
+def choose_static_ranges(
+    model: FloatModel,
+    integer: IntegerModel,
+    ranges: Mapping[Input, Range],
+    equalization: Equalization,
+    observation: StageObservation,
+    options: BuildOptions,
+    progress: Progress,
+) -> dict[Input, Range]:
+    """The static ranges [S] of layers and of the parts of pairs, by the recipe's rule.
+
+    A rule that looks at distributions gets histograms of the equalized model's inputs.
+    """
+    keys = [Input(name) for name in integer.static]
+    keys += [part for name in integer.pairs for part in Input(name).parts()]
+    static = {key: ranges[key] for key in keys}
+    rule, bits = options.recipe.activations.range, options.recipe.activations.bits
+    if not static or rule == "max":
+        return static
+    stage, weights = model.equalized_stage(equalization)
+    images, step = min(HISTOGRAM_IMAGES, len(observation.class_labels)), "observing distributions"
+    progress(step, 0, images)
+    counts = observe_histograms(
+        ObservedStage.open(model.bundle, observe_inputs(stage, exposed_inputs(static)), options.session, weights),
+        static,
+        observation.class_labels[:images],
+        observation.token_maps[:images],
+        lambda done: progress(step, done, images),
+    )
+    return {key: choose_range(found, counts[key], bits, rule) for key, found in static.items()}

@@ -1,0 +1,101 @@
+"""From a recipe to a plan: sample, observe, equalize, choose ranges and theta."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nextscale.compiler._calibration import choose_images, observe
+from nextscale.compiler._choose_ranges import choose_static_ranges, equalize, equalized_ranges
+from nextscale.compiler._float_model import FloatModel
+from nextscale.compiler._rounders import weight_rounder
+from nextscale.compiler._theta import theta_within_budget
+from nextscale.compiler.options import BuildOptions, Progress
+from nextscale.graph_passes._attention_patterns import AttentionPattern, attention_patterns
+from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
+from nextscale.graph_passes.integer_model import IntegerModel
+from nextscale.graph_passes.observe_inputs import Input, Observer
+from nextscale.graph_passes.pipeline import StagePlan
+from nextscale.graph_passes.quantize_attention import Magnitudes
+from nextscale.graph_passes.quantize_decoder import DecoderRanges
+from nextscale.graph_passes.quantize_linear_pairs import PairRanges
+from nextscale.models.var.equalization import Equalization
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was decided.
+
+    Attributes:
+        stage: for the stage graph.
+        equalization: to build it with.
+        decoder_ranges: for the decoder.
+        report: what a manifest says of it, plain values.
+    """
+
+    stage: StagePlan
+    equalization: Equalization
+    decoder_ranges: DecoderRanges
+    report: Mapping[str, Any]
+
+
+def make_plan(model: FloatModel, integer: IntegerModel, options: BuildOptions, progress: Progress) -> Plan:
+    """Calibrate for a recipe.
+
+    Args:
+        model: what to quantize.
+        integer: what of it the recipe makes integer, and how.
+        options: recipe and settings; its rounding is the recipe's (`require_rounding`).
+        progress: told each step.
+    """
+    recipe, var, facts = options.recipe, model.source.var, integer.facts
+    patterns = [found for found in attention_patterns(model.stage.graph) if found.name in facts.attentions]
+    operands = _operands(patterns) if integer.static_attention else {}
+    images = choose_images(model, options, progress)
+    observers = _observers(integer, recipe.equalization.alpha > 0, operands)
+    observation, decoder_ranges = observe(model, observers, images, options, progress)
+    equalization = equalize(var, facts, observation.ranges, options)
+    ranges = equalized_ranges(facts, observation.ranges, equalization)
+    static = choose_static_ranges(model, integer, ranges, equalization, observation, options, progress)
+    report: dict[str, Any] = {"calibration": dict(images.report)}
+    shift_and_sum = None
+    if recipe.attention.shift_and_sum != "off":
+        choice = options.theta or theta_within_budget(
+            model.bundle,
+            facts,
+            recipe,
+            observation.class_labels,
+            observation.token_maps,
+            options.session,
+            options.batch_size,
+            progress,
+        )
+        report["shift_and_sum"] = asdict(choice)
+        shift_and_sum = ShiftAndSum(recipe.attention.shift_and_sum, choice.theta, choice.rows, options.count_overflow)
+    stage = StagePlan(
+        integer,
+        {name: integer.layers[name].static_range(static[Input(name)]) for name in integer.static} | integer.known,
+        {name: PairRanges(*(static[part] for part in Input(name).parts())) for name in integer.pairs},
+        weight_rounder(options),
+        {name: Magnitudes.of(*(ranges[key] for key in keys)) for name, keys in operands.items()} or None,
+        shift_and_sum,
+    )
+    return Plan(stage, equalization, decoder_ranges, report)
+
+
+def _operands(patterns: list[AttentionPattern]) -> dict[str, tuple[Input, Input, Input]]:
+    """Query, key and value by attention."""
+    named = [(pattern.name, str(pattern.scores.name), str(pattern.mix.name)) for pattern in patterns]
+    return {name: (Input(scores), Input(scores, 1), Input(mix, 1)) for name, scores, mix in named}
+
+
+def _observers(integer: IntegerModel, equalizes: bool, operands: Mapping[str, tuple[Input, ...]]) -> list[Observer]:
+    """What has to be known of the stage graph's inputs."""
+    whole = [Input(name) for name in integer.static]
+    whole += [key for keys in operands.values() for key in keys]
+    by_channel = [part for name in integer.pairs for part in Input(name).parts()]
+    if equalizes:
+        # Layers that share an input see the same channels: the first of them is observed for all.
+        by_channel += [Input(linears[0]) for linears in integer.facts.equalizable().values()]
+    return [*(Observer(key, "range") for key in whole), *(Observer(key, "channels") for key in by_channel)]

@@ -1,0 +1,54 @@
+"""theta of shift-and-sum under a recipe's budget, from the attention that the full-precision model pays."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nextscale.calib_data.attention_scores import collect_scores, open_observed
+from nextscale.calib_data.choose_theta import ThetaChoice, choose_theta
+from nextscale.compiler.options import Progress
+from nextscale.graph_passes.layer_facts import StageFacts
+from nextscale.graph_passes.recipe import Recipe
+from nextscale.models.var.operations import BitWidths
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._session import SessionOptions
+
+SCORE_IMAGES = 32
+
+
+def theta_within_budget(
+    bundle: Bundle,
+    facts: StageFacts,
+    recipe: Recipe,
+    class_labels: NDArray[np.int64],
+    token_maps: NDArray[np.int64],
+    options: SessionOptions,
+    batch_size: int,
+    progress: Progress,
+) -> ThetaChoice:
+    """theta within the recipe's budget, and places that are rarely too few.
+
+    Args:
+        bundle: in full precision.
+        facts: of its stage graph.
+        recipe: with shift-and-sum.
+        class_labels, token_maps: int64 [N] and [N, L]; the first `SCORE_IMAGES` are fed to the model.
+        options: threads and memory.
+        batch_size: images at a time.
+        progress: told each batch.
+    Raises:
+        NextscaleError: the budget is smaller than what Eq. 11 alone costs.
+    """
+    images, step = min(SCORE_IMAGES, len(class_labels)), "observing attention"
+    progress(step, 0, images)
+    statistics = collect_scores(
+        open_observed(bundle, options),
+        class_labels[:images],
+        token_maps[:images],
+        batch_size=batch_size,
+        on_images=lambda done: progress(step, done, images),
+    )
+    bits = BitWidths(recipe.weights.bits, recipe.activations.bits)
+    # The published form's costs, whichever form runs: both then expand the same tokens.
+    return choose_theta(statistics, bundle.model, facts, bits, recipe.attention.budget, "duplicate")

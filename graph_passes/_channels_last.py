@@ -1,0 +1,386 @@
+"""A decoder's layers as ONNX operators, channels last, nearly all convolutions u8 x s8 (see `quantize_decoder`).
+
+Symbols: B pictures, n = H * W pixels of a feature map, C channels. Rows are [B, n, C].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnxscript import GraphBuilder
+
+from nextscale.graph_passes._decoder_patterns import Attention, Convolution, GroupNorm, Layer, Picture, Residual
+from nextscale.graph_passes._graph_edit import MICROSOFT
+from nextscale.graph_passes._integer_convolution import IntegerKernel, integer_kernel
+from nextscale.graph_passes._subpixel_upsample import subpixel_kernels
+from nextscale.graph_passes.qparams import ActivationQParams, Range
+
+Floats = NDArray[np.float32]
+# The picture is round(127.5 (x + 1)).
+PICTURE_STEPS, PICTURE_OFFSET = np.float32(127.5), np.float32(1)
+CODES_AS_THEY_ARE = ActivationQParams(np.ones(1, np.float32), np.zeros(1, np.uint8))
+# Float rows are made and read in strips of at least this size: the operators between two convolutions find a strip in
+# the cache, where whole feature maps of 42 MB go through memory each time.
+STRIP_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class _Affine:
+    """A value of each channel C: x = scale * y + offset, float32 [C] each."""
+
+    scale: Floats
+    offset: Floats
+
+    @classmethod
+    def codes(cls, observed: Range, finest: Floats) -> _Affine:
+        """u8 codes y of each channel's range [C], in steps that are at least `finest` [C]."""
+        scale = np.maximum((observed.maximum - observed.minimum) / np.float32(255), finest)
+        return cls(scale, observed.minimum)
+
+
+@dataclass
+class _Feature:
+    """A value [B, C, H, W] of the float graph, in the forms that were needed so far.
+
+    Attributes:
+        height, width, channels: H, W, C.
+        floats: strips of rows, float32 [B, n / strips, C] each; `pending`, float32 [C], is still to be added.
+        codes: rows in the range of the whole value, uint8 [B, n, C].
+        results: strips of a convolution's result, uint8 [B, n / strips, C] each, which `result_form` decodes.
+    """
+
+    height: int
+    width: int
+    channels: int
+    floats: list[ir.Value] = field(default_factory=list)
+    pending: Floats | None = None
+    codes: ir.Value | None = None
+    results: list[ir.Value] = field(default_factory=list)
+    result_form: _Affine | None = None
+
+    @property
+    def pixels(self) -> int:
+        return self.height * self.width
+
+    @property
+    def strips(self) -> int:
+        """A power of two that divides the height."""
+        wanted = max(1, 4 * self.pixels * self.channels // STRIP_BYTES)
+        return math.gcd(self.height, 1 << (wanted.bit_length() - 1))
+
+
+class ChannelsLast:
+    """Builds the int8 graph of a list of layers.
+
+    Args:
+        source: the float graph's model.
+        integer: the convolutions to compute in integers.
+        ranges: [1] of their inputs.
+        channels: [C] of the results of those with 3x3 kernels.
+    """
+
+    def __init__(
+        self,
+        source: ir.Model,
+        integer: Collection[Convolution],
+        ranges: Mapping[ir.Value, Range],
+        channels: Mapping[ir.Value, Range],
+        reduce_range: bool = False,
+    ) -> None:
+        self.source, self.channels, self.reduce_range = source, channels, reduce_range
+        self.integer = {layer.name for layer in integer}
+        self.qparams = {value: ActivationQParams.from_range(observed) for value, observed in ranges.items()}
+        opsets = {**source.graph.opset_imports, MICROSOFT: 1}
+        self.builder = GraphBuilder(ir.Graph([], [], nodes=[], name=source.graph.name, opset_imports=opsets))
+        self.op, self.microsoft = self.builder.op, self.builder.opset(MICROSOFT)
+        self.features: dict[ir.Value, _Feature] = {}
+
+    def build(self, layers: Sequence[Layer]) -> ir.Model:
+        """The model of these layers, with the inputs and outputs of the source."""
+        (images,) = self.source.graph.outputs
+        pictures = {layer.x for layer in layers if isinstance(layer, Picture)}
+        for layer in layers[self._enter(layers, pictures) :]:
+            self.builder.push_module(layer.name)
+            match layer:
+                case Convolution() if layer.y in pictures:
+                    self._picture(layer, images)
+                case Convolution() if layer.kernel_size > 1:
+                    self._convolution(layer)
+                case Convolution() if layer.name in self.integer:
+                    self._integer_linear(layer)
+                case Convolution():
+                    self._linear(layer)
+                case GroupNorm():
+                    self._group_norm(layer)
+                case Residual():
+                    self._residual(layer)
+                case Attention():
+                    self._attention(layer)
+            self.builder.pop_module()
+        return ir.Model(self.builder.graph, ir_version=self.source.ir_version, producer_name=self.source.producer_name)
+
+    def _enter(self, layers: Sequence[Layer], pictures: Collection[ir.Value]) -> int:
+        """f_hat [B, C, h, w] through the float convolutions that come first, then to rows; returns their number."""
+        (f_hat,) = self.source.graph.inputs
+        assert f_hat.name is not None
+        assert f_hat.dtype is not None
+        assert f_hat.shape is not None
+        batch, *sides = f_hat.shape.dims
+        if len(sides) != 3 or not all(isinstance(side, int) for side in sides):
+            raise ValueError(f"expected {f_hat.name} of the shape [B, C, h, w] with constant C, h and w, found {sides}")
+        channels, height, width = (int(side) for side in sides if isinstance(side, int))
+        x = self.builder.input(
+            f_hat.name, f_hat.dtype, [batch if isinstance(batch, int) else batch.value, channels, height, width]
+        )
+        value, first = f_hat, 0
+        for layer in layers:
+            if not isinstance(layer, Convolution) or layer.name in self.integer or layer.y in pictures:
+                break
+            weight, bias = (
+                self._constant(f"{layer.name}.{part}", array)
+                for part, array in (("weight", layer.weight), ("bias", layer.bias))
+            )
+            ks = layer.kernel_size
+            x = self.op.Conv(x, weight, bias, kernel_shape=[ks, ks], pads=[ks // 2] * 4, _name=layer.name)
+            value, channels, first = layer.y, len(layer.weight), first + 1
+        feature = _Feature(height, width, channels)
+        rows = self.op.Reshape(self.op.Transpose(x, perm=[0, 2, 3, 1]), [0, -1, channels])
+        feature.floats = self._split(rows, feature.strips)
+        self.features[value] = feature
+        return first
+
+    def _convolution(self, layer: Convolution) -> None:
+        """u8 [B, H, W, in] -> u8 [B, H, W, out], or [B, 2H, 2W, out] if the input is upsampled.
+
+        Every channel of the result has codes of its own range, which costs nothing: a convolution has a scale and a
+        bias for each output anyway.
+        """
+        op, source, out = self.op, self.features[layer.x], len(layer.weight)
+        x, activation = self._pixels(layer.x), self.qparams[layer.x]
+        y = _Feature(source.height, source.width, out)
+        kernels = (
+            [(f"{layer.name}.{k.i}{k.j}", k.weight, k.pads) for k in subpixel_kernels(layer.weight)]
+            if layer.upsampled
+            else [(layer.name, layer.weight, [1] * 4)]
+        )
+        observed = self.channels[layer.y]
+        bias = layer.bias - observed.minimum
+        integers = [integer_kernel(weight, bias, activation, self.reduce_range) for _, weight, _ in kernels]
+        finest = np.max([kernel.weight.scale for kernel in integers], axis=0) * activation.scale[0]
+        y.result_form = _Affine.codes(observed, finest)
+        parts = [
+            self._qlinear_conv(name, x, activation, kernel, y.result_form.scale, pads)
+            for (name, _, pads), kernel in zip(kernels, integers, strict=True)
+        ]
+        if layer.upsampled:
+            # Pixels 2x and 2x + 1 lie side by side in memory, like channels; so do the lines 2y and 2y + 1.
+            lines = [op.Reshape(op.Concat(*parts[i : i + 2], axis=-1), [0, 0, -1]) for i in (0, 2)]
+            pixels = op.Concat(*lines, axis=-1)
+            y.height, y.width = 2 * source.height, 2 * source.width
+        else:
+            (pixels,) = parts
+        y.results = self._split(op.Reshape(pixels, [0, y.pixels, out]), y.strips)
+        self.features[layer.y] = y
+
+    def _qlinear_conv(
+        self,
+        name: str,
+        x: ir.Value,
+        activation: ActivationQParams,
+        kernel: IntegerKernel,
+        steps: Floats,
+        pads: list[int],
+    ) -> ir.Value:
+        """Codes in `steps` [out] of each channel: the operator has one step for all, so the weights' scales have it."""
+        codes = kernel.weight.codes
+        return self.microsoft.QLinearConv(
+            x,
+            *self._qparams(activation),
+            self._constant(f"{name}.codes", codes),
+            self._constant(f"{name}.scale", kernel.weight.scale / steps),
+            self._constant(f"{name}.zero_point", np.zeros_like(codes, shape=len(codes))),
+            *self._qparams(CODES_AS_THEY_ARE),
+            self._constant(f"{name}.bias", kernel.bias),
+            channels_last=1,
+            kernel_shape=list(codes.shape[2:]),
+            pads=pads,
+            _name=name,
+        )
+
+    def _picture(self, layer: Convolution, images: ir.Value) -> None:
+        """The last convolution, in float, and the picture: uint8 [B, H, W, 3].
+
+        A matrix product gives what each pixel adds to each neighbour, and shifted slices add that up: with 3 outputs
+        that is 27 numbers a pixel, where an im2col would have 9 C.
+        """
+        op, feature = self.op, self.features[layer.x]
+        out, ks = len(layer.weight), layer.kernel_size
+        weight = (layer.weight * PICTURE_STEPS).transpose(1, 2, 3, 0).reshape(feature.channels, -1)
+        products = self._constant(f"{layer.name}.weight", weight)
+        strips = enumerate(self._floats(layer.x))
+        rows = self._join([op.MatMul(x, products, _name=f"{layer.name}.{i}") for i, x in strips])
+        pixels = op.Reshape(rows, [-1, feature.height, feature.width, weight.shape[1]])
+        pad = ks // 2
+        pixels = op.Pad(pixels, [0, pad, pad, 0] * 2) if pad else pixels
+        total = self._constant(f"{layer.name}.bias", (layer.bias + PICTURE_OFFSET) * PICTURE_STEPS)
+        for tap in range(ks * ks):
+            y, x = divmod(tap, ks)
+            first = [y, x, tap * out]
+            last = [y + feature.height, x + feature.width, (tap + 1) * out]
+            total = op.Add(total, op.Slice(pixels, first, last, [1, 2, 3]))
+        picture = op.QuantizeLinear(total, *self._qparams(CODES_AS_THEY_ARE))
+        picture.dtype, picture.shape = images.dtype, images.shape
+        self.builder.add_output(picture, images.name)
+
+    def _integer_linear(self, layer: Convolution) -> None:
+        """A 1x1 convolution as the rows' matrix product: u8 [B, n, in] -> float32 [B, n, out]."""
+        activation = self.qparams[layer.x]
+        kernel = integer_kernel(layer.weight[:, :, 0, 0], layer.bias, activation, self.reduce_range)
+        y = self.microsoft.MatMulIntegerToFloat(
+            self._codes(layer.x),
+            self._constant(f"{layer.name}.codes", np.ascontiguousarray(kernel.weight.codes.T)),
+            self._qparams(activation)[0],
+            self._constant(f"{layer.name}.scale", kernel.weight.scale),
+            self._qparams(activation)[1],
+            None,
+            self._constant(f"{layer.name}.bias", layer.bias),
+            _name=layer.name,
+        )
+        out = len(layer.weight)
+        source = self.features[layer.x]
+        strips = self._split(y, _Feature(source.height, source.width, out).strips)
+        self._derive(layer.y, layer.x, strips, out)
+
+    def _linear(self, layer: Convolution) -> None:
+        """A 1x1 convolution in float: float32 [B, n, in] -> [B, n, out], whose bias stays pending."""
+        source, weight = self.features[layer.x], layer.weight[:, :, 0, 0]
+        floats, pending = self._unfinished(layer.x)
+        columns = self._constant(f"{layer.name}.weight", np.ascontiguousarray(weight.T))
+        rows = [self.op.MatMul(x, columns, _name=f"{layer.name}.{i}") for i, x in enumerate(floats)]
+        out = _Feature(source.height, source.width, len(weight))
+        strips = self._split(self._join(rows), out.strips) if out.strips != source.strips else rows
+        self._derive(layer.y, layer.x, strips, len(weight))
+        self.features[layer.y].pending = layer.bias if pending is None else layer.bias + weight @ pending
+
+    def _residual(self, layer: Residual) -> None:
+        (a, pending_a), (b, pending_b) = self._unfinished(layer.a), self._unfinished(layer.b)
+        self._derive(layer.y, layer.a, [self.op.Add(*pair) for pair in zip(a, b, strict=True)])
+        pending = [offset for offset in (pending_a, pending_b) if offset is not None]
+        self.features[layer.y].pending = np.sum(pending, axis=0) if pending else None
+
+    def _group_norm(self, layer: GroupNorm) -> None:
+        """GroupNorm as an affine of each channel, then QuickGelu(1) = SiLU.
+
+        A mean over pixels is a matrix product with a row of 1/n (ReduceMean is 12 times slower). A group's variance is
+        the mean of its channels' plus the variance of their means. Where x is a convolution's result, its codes are
+        normalized: their affine is one more of each channel.
+        """
+        op, feature = self.op, self.features[layer.x]
+        form = feature.result_form
+        xs = feature.floats if form is None else [op.Cast(codes, to=ir.DataType.FLOAT) for codes in feature.results]
+        offset = feature.pending if form is None else form.offset
+        strip = feature.pixels // feature.strips
+        shape = [1, feature.channels]
+        mean_row = self._constant(f"mean_row.{strip}", np.full((1, strip), 1 / strip, np.float32))
+
+        moments = [(op.MatMul(mean_row, x), op.MatMul(mean_row, op.Mul(x, x))) for x in xs]
+        mean, square = (
+            op.ReduceMean(self._join(parts), [1], keepdims=1) if len(parts) > 1 else parts[0]
+            for parts in zip(*moments, strict=True)
+        )
+        variance = op.Max(op.Sub(square, op.Mul(mean, mean)), 0.0)
+        if form is not None:
+            scale = self._constant(f"{layer.name}.input_scale", form.scale.reshape(shape))
+            mean, variance = op.Mul(mean, scale), op.Mul(variance, op.Mul(scale, scale))
+        if offset is not None:
+            mean = op.Add(mean, self._constant(f"{layer.name}.input_offset", offset.reshape(shape)))
+        groups = [0, layer.groups, feature.channels // layer.groups]
+        means, variances = (op.Reshape(moment, groups) for moment in (mean, variance))
+        group_mean = op.ReduceMean(means, [2], keepdims=1)
+        centred = op.Sub(means, group_mean)
+        group_variance = op.ReduceMean(op.Add(variances, op.Mul(centred, centred)), [2], keepdims=1)
+
+        weight = self._constant(f"{layer.name}.weight", layer.weight.reshape(groups[1:]))
+        bias = self._constant(f"{layer.name}.bias", layer.bias.reshape(groups[1:]))
+        factor = op.Div(weight, op.Sqrt(op.Add(group_variance, layer.eps)))
+        shift = op.Sub(bias, op.Mul(group_mean, factor))
+        factor, shift = (op.Reshape(v, [0, 1, feature.channels]) for v in (factor, shift))
+        if offset is not None:
+            shift = op.Add(shift, op.Mul(factor, self._constant(f"{layer.name}.input_offset", offset.reshape(shape))))
+        if form is not None:
+            factor = op.Mul(factor, scale)
+        ys = [op.Add(op.Mul(x, factor), shift) for x in xs]
+        if layer.silu:
+            ys = [self.microsoft.QuickGelu(y, alpha=1.0) for y in ys]
+        self._derive(layer.y, layer.x, ys)
+
+    def _attention(self, layer: Attention) -> None:
+        """softmax(q k.T) v on rows; q, k and v are float32 [B, n, C]."""
+        op, source = self.op, self.features[layer.qkv]
+        channels = source.channels // 3
+        q, k, v = op.Split(self._join(self._floats(layer.qkv)), axis=-1, num_outputs=3, _outputs=3)
+        weights = op.Softmax(op.MatMul(q, op.Transpose(k, perm=[0, 2, 1]), _name=f"{layer.name}.scores"), axis=-1)
+        y = op.MatMul(weights, v, _name=f"{layer.name}.mix")
+        strips = self._split(y, _Feature(source.height, source.width, channels).strips)
+        self._derive(layer.y, layer.qkv, strips, channels)
+
+    def _derive(self, value: ir.Value, like: ir.Value, floats: Sequence[ir.Value], channels: int | None = None) -> None:
+        """Note the float strips of `value`, of the size of `like` and, unless told, with its channels."""
+        source = self.features[like]
+        channels = source.channels if channels is None else channels
+        self.features[value] = _Feature(source.height, source.width, channels, list(floats))
+
+    def _unfinished(self, value: ir.Value) -> tuple[list[ir.Value], Floats | None]:
+        """The strips of float rows, and what is still to be added to them."""
+        feature = self.features[value]
+        if not feature.floats:
+            form = feature.result_form
+            assert form is not None
+            scale = self._constant(f"{value.name}.scale", form.scale)
+            casts = [self.op.Cast(codes, to=ir.DataType.FLOAT) for codes in feature.results]
+            feature.floats = [self.op.Mul(codes, scale) for codes in casts]
+            feature.pending = form.offset
+        return feature.floats, feature.pending
+
+    def _floats(self, value: ir.Value) -> list[ir.Value]:
+        """The strips of float rows."""
+        floats, pending = self._unfinished(value)
+        if pending is None:
+            return floats
+        return [self.op.Add(x, self._constant(f"{value.name}.offset", pending)) for x in floats]
+
+    def _codes(self, value: ir.Value) -> ir.Value:
+        """u8 rows [B, n, C] in the range of the whole value."""
+        feature = self.features[value]
+        if feature.codes is None:
+            qparams = self._qparams(self.qparams[value])
+            feature.codes = self._join([self.op.QuantizeLinear(x, *qparams) for x in self._floats(value)])
+        return feature.codes
+
+    def _pixels(self, value: ir.Value) -> ir.Value:
+        """u8 [B, H, W, C]."""
+        feature = self.features[value]
+        return self.op.Reshape(self._codes(value), [-1, feature.height, feature.width, feature.channels])
+
+    def _split(self, rows: ir.Value, strips: int) -> list[ir.Value]:
+        return [rows] if strips == 1 else list(self.op.Split(rows, axis=1, num_outputs=strips, _outputs=strips))
+
+    def _join(self, strips: Sequence[ir.Value]) -> ir.Value:
+        return strips[0] if len(strips) == 1 else self.op.Concat(*strips, axis=1)
+
+    def _qparams(self, qparams: ActivationQParams) -> tuple[ir.Value, ir.Value]:
+        """Scale and zero point as initializers."""
+        scale, zero_point = qparams.scale[0], qparams.zero_point[0]
+        return self._constant(f"scale.{scale}", scale), self._constant(f"zero_point.{zero_point}", zero_point)
+
+    def _constant(self, name: str, array: NDArray) -> ir.Value:
+        """The initializer `name`, made once."""
+        initializers = self.builder.graph.initializers
+        if name not in initializers:
+            self.builder.initializer(ir.tensor(array, name=name), name, qualify=False)
+        return initializers[name]

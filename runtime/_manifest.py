@@ -1,0 +1,249 @@
+"""What manifest.json says, as frozen dataclasses: of schema 2, into which schema 1 is turned when it is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nextscale.runtime._errors import BundleError
+
+DTYPES = ("float32", "float16", "int64", "int32", "int8", "uint8")
+# What a request's inputs may be. Readers make the first four themselves; the caller gives tensors of the others.
+KINDS = ("label", "uniform", "forced_tokens", "scalar", "text_features", "text_mask", "image", "mask")
+BATCH = "B"
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+Dimension = int | str | None
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The sizes of the model; symbols as in docs/bundle.md. Sizes of two numbers are (height, width).
+
+    Attributes:
+        num_classes: labels are 0 to num_classes - 1; 0 where the model has no classes.
+        stage_sizes: tokens of each stage's token map.
+        image_size: pixels.
+        vocab_size: V, the values that an entry of a token map may have; 2 where tokens are bits.
+        depth, embed_dim, num_heads: of the transformer.
+        latent_channels, latent_size: of f_hat.
+    """
+
+    num_classes: int
+    stage_sizes: tuple[Size, ...]
+    image_size: Size
+    vocab_size: int
+    depth: int
+    embed_dim: int
+    num_heads: int
+    latent_channels: int
+    latent_size: Size
+
+    @property
+    def num_stages(self) -> int:
+        return len(self.stage_sizes)
+
+    @property
+    def num_tokens(self) -> int:
+        """L, the tokens of all stages."""
+        return sum(height * width for height, width in self.stage_sizes)
+
+    @cached_property
+    def stage_slices(self) -> tuple[slice, ...]:
+        """Where each stage's tokens lie among the L."""
+        lengths = [height * width for height, width in self.stage_sizes]
+        ends = np.cumsum(lengths).tolist()
+        return tuple(slice(end - length, end) for end, length in zip(ends, lengths, strict=True))
+
+    @property
+    def patch_nums(self) -> tuple[int, ...]:
+        """The side length of each stage's token map.
+
+        Raises:
+            BundleError: a stage is not square.
+        """
+        return tuple(_side("stages", size) for size in self.stage_sizes)
+
+    @property
+    def stages_in_words(self) -> str:
+        """Such as "1, 2, 3": the side lengths of squares, height x width of others."""
+        sizes = self.stage_sizes
+        return ", ".join(str(height) if height == width else f"{height} x {width}" for height, width in sizes)
+
+    @property
+    def image_side(self) -> int:
+        """The side of a picture in pixels.
+
+        Raises:
+            BundleError: pictures are not square.
+        """
+        return _side("pictures", self.image_size)
+
+
+def _side(what: str, size: Size) -> int:
+    height, width = size
+    if height != width:
+        raise BundleError(f"{what} of {height} x {width}: expected squares, which alone this is made for")
+    return height
+
+
+@dataclass(frozen=True)
+class RequestInput:
+    """One input of a request.
+
+    Attributes:
+        name: of the graphs' input.
+        kind: one of KINDS.
+        dtype: one of DTYPES.
+        shape: sizes and symbols. "B" may come first: then each image has a row; otherwise all images share the input.
+            Other symbols are sizes that the caller's tensors decide.
+        default: of a scalar: one value, or one for each stage where its shape is [S].
+        minimum, maximum: of a scalar; None where any finite number will do.
+    """
+
+    name: str
+    kind: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    default: tuple[float, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+
+    @property
+    def per_image(self) -> bool:
+        """Whether each image has a row of its own."""
+        return self.shape[:1] == (BATCH,)
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The sizes in numbers: (L,) of forced tokens [B, L], or (L, d) where a token is a vector of d values."""
+        return tuple(size for size in self.shape if isinstance(size, int))
+
+    @property
+    def row_values(self) -> int:
+        """Elements of a tensor of row_shape."""
+        return math.prod(self.row_shape)
+
+    def allows(self, value: float) -> bool:
+        """Whether a scalar may have the value; NaN is refused."""
+        least = -FLOAT32_MAX if self.minimum is None else self.minimum
+        most = FLOAT32_MAX if self.maximum is None else self.maximum
+        return least <= value <= most
+
+    @property
+    def limits(self) -> str:
+        """What a scalar's values may be, in words."""
+        if self.minimum is not None and self.maximum is not None:
+            return f"{self.minimum:.15g} to {self.maximum:.15g}"
+        if self.minimum is not None:
+            return f"a finite number of at least {self.minimum:.15g}"
+        return "a finite number" if self.maximum is None else f"a finite number of at most {self.maximum:.15g}"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A graph's input or output; a dimension is a size, a symbol such as "B", or None."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dimension, ...]
+
+
+@dataclass(frozen=True)
+class StateInfo:
+    """A tensor that the host carries from one stage to the next; it starts as zeros."""
+
+    input: str
+    output: str
+    dtype: str
+    initial_shape: tuple[int | str, ...]
+
+    def initial(self, batch: int) -> NDArray[Any]:
+        """Zeros of initial_shape with "B" and "2B" replaced."""
+        symbols = {"B": batch, "2B": 2 * batch}
+        shape = [symbols[size] if isinstance(size, str) else size for size in self.initial_shape]
+        return np.zeros(shape, dtype=self.dtype)
+
+
+@dataclass(frozen=True)
+class GraphInfo:
+    """The contract of a graph's role, and the ONNX file of its stock variant."""
+
+    file: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    state: tuple[StateInfo, ...] = ()
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """What a file must be: its size in bytes and the sha256 of its content in hexadecimal."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class VerifyInfo:
+    """A generation made when the bundle was built: what `nextscale verify` makes again.
+
+    Attributes:
+        seed: of the request.
+        inputs: further inputs of the request by name, as numbers and nested lists; others have their default.
+        token_maps: one row for each image, its values row-major.
+    """
+
+    seed: int
+    inputs: Mapping[str, Any]
+    token_maps: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything manifest.json says.
+
+    Attributes:
+        schema: of the file that was read.
+        family: of the model, such as "var"; tells people, while programs go by the request and the graphs.
+        request: the inputs of a request.
+        graphs: by role: "stage" and "decoder", and "generate" where the bundle has it.
+    """
+
+    schema: int
+    family: str
+    name: str
+    model: ModelInfo
+    recipe: Mapping[str, Any]
+    class_names: tuple[str, ...] | None
+    request: tuple[RequestInput, ...]
+    graphs: Mapping[str, GraphInfo]
+    files: Mapping[str, FileInfo]
+    verify: VerifyInfo
+    versions: Mapping[str, Any]
+    licence: str
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(file.size for file in self.files.values())
+
+    def input_of_kind(self, kind: str) -> RequestInput | None:
+        """The request's input of a kind, if it has one: label, uniform or forced_tokens, which have no second."""
+        return next((item for item in self.request if item.kind == kind), None)
+
+    @property
+    def forced_tokens(self) -> RequestInput:
+        """The input of that kind, which every request has; token maps are of its shape."""
+        return next(item for item in self.request if item.kind == "forced_tokens")
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether name is a file name without any way out of its folder, on Linux and on Windows."""
+    return bool(name) and name.isprintable() and name not in (".", "..") and not set(name) & set('/\\:*?"<>|')

@@ -1,0 +1,240 @@
+"""The next-scale loop: a request in, token maps and pictures out, in one call or stage by stage."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._errors import RequestError
+from nextscale.runtime._machine import saturation_warning
+from nextscale.runtime._request import Labels, Request, RequestSettings
+from nextscale.runtime._session import SessionOptions, open_session, ort_value, run_session
+from nextscale.runtime._stage_runner import CancelFlag, StageRunner, cancelled
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Images = NDArray[np.uint8]
+_warned: set[Path] = set()
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Generated images.
+
+    Attributes:
+        images: uint8 [B, H, W, 3], RGB.
+        token_maps: int64 [B, L], stages in order, row-major; `forced_tokens` of the same form.
+        class_labels: int64 [B]; empty where the bundle takes no classes.
+    """
+
+    images: Images
+    token_maps: NDArray[np.int64]
+    class_labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """One finished stage of a batch.
+
+    Attributes:
+        stage: index in [0, num_stages).
+        num_stages: stages of an image.
+        tokens: int64 [B, l], the tokens taken.
+        outputs: the further outputs of stage.onnx that were asked for, by name, such as "logits".
+        first: position of the batch's first image in the request.
+    """
+
+    stage: int
+    num_stages: int
+    tokens: NDArray[np.int64]
+    outputs: Mapping[str, NDArray[Any]]
+    first: int
+    _decode: Callable[[], Images] = field(repr=False)
+
+    def preview(self) -> Images:
+        """Decode the picture as it is after this stage: uint8 [B, H, W, 3]; after the last stage, the picture."""
+        return self._decode()
+
+
+class Generator:
+    """Generates pictures from a bundle.
+
+    Graphs are loaded when first needed. One generator serves several threads at the same time: a call keeps its
+    state to itself.
+
+    Args:
+        bundle: a bundle or its folder.
+        options: threads and memory.
+    Raises:
+        BundleError: the folder holds no usable bundle.
+    """
+
+    def __init__(self, bundle: Bundle | str | os.PathLike[str], options: SessionOptions | None = None) -> None:
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        self.options = options or SessionOptions()
+        self._sessions: dict[str, onnxruntime.InferenceSession] = {}
+        self._loading = threading.Lock()
+
+    def load(self, *graphs: str) -> None:
+        """Load "generate", or "stage" and "decoder", now instead of at the first use.
+
+        Raises:
+            BundleError: the bundle has no such graph, onnxruntime cannot load it, or its inputs and outputs are not the
+                manifest's.
+        """
+        for graph in graphs:
+            self._session(graph)
+
+    def generate(
+        self,
+        class_labels: Labels | None = None,
+        *,
+        batch_size: int | None = None,
+        on_stage: Callable[[StageResult], object] | None = None,
+        cancel: CancelFlag | None = None,
+        **settings: Unpack[RequestSettings],
+    ) -> Generation:
+        """Generate B images.
+
+        One call of generate.onnx for each batch; with `on_stage` or `cancel`, or where the bundle has no generate.onnx,
+        one call of stage.onnx for each stage, which gives the same tokens.
+
+        Args:
+            class_labels: B class ids or names; None where the bundle takes no classes.
+            batch_size: images at a time; None is all at once.
+            on_stage: called after each stage; returning False cancels.
+            cancel: looked at before each stage; a threading.Event.
+            settings: seed, cfg_scale and what else a request may say: see `RequestSettings`.
+        Raises:
+            ClassLabelError, RequestError: a value is out of range; nothing was run.
+            Cancelled: on_stage returned False or cancel is set.
+            BundleError: a graph cannot be loaded.
+        """
+        request = Request.create(self.bundle, class_labels, **settings)
+        if batch_size is not None and batch_size < 1:
+            raise RequestError(f"batch_size {batch_size} is out of range: expected at least 1")
+        step = batch_size or len(request)
+        streaming = on_stage is not None or cancel is not None or "generate" not in self.bundle.manifest.graphs
+        parts = [
+            self._generate_streaming(request.images(first, first + step), first, on_stage, cancel)
+            if streaming
+            else self._generate_at_once(request.images(first, first + step))
+            for first in range(0, len(request), step)
+        ]
+        images, token_maps = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        label = self.bundle.manifest.input_of_kind("label")
+        labels = np.zeros(0, np.int64) if label is None else request.arrays[label.name]
+        return Generation(images, token_maps, labels)
+
+    def stream(
+        self,
+        class_labels: Labels | None = None,
+        *,
+        outputs: Sequence[str] = (),
+        cancel: CancelFlag | None = None,
+        **settings: Unpack[RequestSettings],
+    ) -> Iterator[StageResult]:
+        """Generate B images stage by stage: the same tokens as `generate`, with progress, previews and cancel.
+
+        The request is checked at the call, before the first stage; leaving the iteration stops the work.
+
+        Args:
+            class_labels: B class ids or names; None where the bundle takes no classes.
+            outputs: further outputs of stage.onnx to bring back: "logits", float32 [B, l, V] after guidance and
+                before top_k and top_p; a state output; what a bundle made for debugging adds.
+            cancel: looked at before each stage; a threading.Event.
+            settings: seed, cfg_scale and what else a request may say: see `RequestSettings`.
+        Raises:
+            ClassLabelError, RequestError: a value is out of range.
+            Cancelled: cancel is set.
+            BundleError: a graph cannot be loaded.
+        """
+        request = Request.create(self.bundle, class_labels, **settings)
+        known = {tensor.name for tensor in self.bundle.graph("stage").outputs}
+        for name in outputs:
+            if name not in known:
+                raise RequestError(f'outputs: stage.onnx has no output "{name}"')
+        return self._stages(request, 0, outputs, cancel)
+
+    def decode(self, f_hat: NDArray[np.float32]) -> Images:
+        """Decode a latent, float32 [B, Cvae, h, w], to uint8 [B, H, W, 3]."""
+        model = self.bundle.model
+        expected = (model.latent_channels, *model.latent_size)
+        if f_hat.shape[1:] != expected or f_hat.dtype != np.float32:
+            raise RequestError(
+                f"f_hat: expected float32 [B, {', '.join(map(str, expected))}], found {f_hat.dtype} {list(f_hat.shape)}"
+            )
+        return self._decode(ort_value(np.ascontiguousarray(f_hat)))
+
+    def _generate_at_once(self, request: Request) -> tuple[Images, NDArray[np.int64]]:
+        taken = [tensor.name for tensor in self.bundle.graph("generate").inputs]
+        feeds = {name: ort_value(request.arrays[name]) for name in taken}
+        outputs = self._run("generate", ["images", "token_maps"], feeds)
+        return outputs["images"].numpy(), outputs["token_maps"].numpy()
+
+    def _generate_streaming(
+        self,
+        request: Request,
+        first: int,
+        on_stage: Callable[[StageResult], object] | None,
+        cancel: CancelFlag | None,
+    ) -> tuple[Images, NDArray[np.int64]]:
+        token_maps = []
+        for result in self._stages(request, first, (), cancel):
+            token_maps.append(result.tokens)
+            if on_stage is not None and on_stage(result) is False:
+                raise cancelled(result.stage + 1, result.num_stages)
+        return result.preview(), np.concatenate(token_maps, axis=1)
+
+    def _stages(
+        self, request: Request, first: int, further: Sequence[str], cancel: CancelFlag | None
+    ) -> Iterator[StageResult]:
+        num_stages = self.bundle.model.num_stages
+        for found in self._runner().run(request, further, cancel):
+            yield StageResult(
+                stage=found.stage,
+                num_stages=num_stages,
+                tokens=found.tokens,
+                outputs=found.outputs,
+                first=first,
+                _decode=lambda f_hat=found.f_hat: self._decode(f_hat),  # type: ignore[misc]
+            )
+
+    def _runner(self) -> StageRunner:
+        state = self.bundle.graph("stage").state
+        path = self.bundle.graph_path("stage")
+        return StageRunner(self._session("stage"), state, self.bundle.model.num_stages, str(path))
+
+    def _decode(self, f_hat: onnxruntime.OrtValue) -> Images:
+        return self._run("decoder", ["images"], {"f_hat": f_hat})["images"].numpy()
+
+    def _run(self, graph: str, names: list[str], feeds: Mapping[str, onnxruntime.OrtValue]) -> dict[str, Any]:
+        return run_session(self._session(graph), names, feeds, self.bundle.graph_path(graph))
+
+    def _session(self, graph: str) -> onnxruntime.InferenceSession:
+        with self._loading:
+            if not self._sessions:
+                _warn_of_saturation(self.bundle)
+            if graph not in self._sessions:
+                path, info = self.bundle.graph_path(graph), self.bundle.graph(graph)
+                self._sessions[graph] = open_session(path, info, self.options)
+            return self._sessions[graph]
+
+
+def _warn_of_saturation(bundle: Bundle) -> None:
+    """Log a warning, once a process and bundle, where the bundle's integer products are not exact."""
+    warning = saturation_warning(bundle.manifest.recipe)
+    if warning is not None and bundle.path not in _warned:
+        _warned.add(bundle.path)
+        logging.getLogger(__name__).warning("%s: %s", bundle.path, warning)

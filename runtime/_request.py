@@ -1,0 +1,299 @@
+"""What to generate: the inputs that a bundle's manifest lists, checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from operator import index
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypedDict
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._errors import RequestError
+from nextscale.runtime._manifest import BATCH, Manifest, ModelInfo, RequestInput
+from nextscale.runtime._uniforms import uniforms as uniforms_of_seed
+from nextscale.runtime._var_request import DEFAULT_CFG_SCALE, DEFAULT_TOP_K, DEFAULT_TOP_P
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = [
+    "DEFAULT_CFG_SCALE",
+    "DEFAULT_TOP_K",
+    "DEFAULT_TOP_P",
+    "Labels",
+    "Request",
+    "RequestSettings",
+    "resolve_top_k",
+]
+
+Labels = Sequence[str | SupportsIndex] | NDArray[np.integer]
+# The settings that are a scalar input's value, by its name.
+_SCALARS = ("cfg_scale", "top_k", "top_p")
+# The settings that are an input's value, by its kind.
+_KINDS = {"uniforms": "uniform", "forced_tokens": "forced_tokens"}
+
+
+class RequestSettings(TypedDict, total=False):
+    """What a request may say besides its classes. What is left out, or None, has the bundle's default.
+
+    Attributes:
+        seed: in [0, 2^64), 0 by default; the same seed gives the same pictures.
+        first_image: image i of the result is image first_image + i of the seed, whatever the batch; 0 by default.
+        cfg_scale: guidance strength, at least 0; 0 is none.
+        top_k: keep the k likeliest tokens, 0 (off) to V; 1 is greedy.
+        top_p: keep the likeliest tokens of this probability mass, 0 (off) to 1.
+        forced_tokens: int [B, L]; entries of the codebook to take instead of sampling, -1 to sample.
+        uniforms: float [B, L] in [0, 1), instead of those of seed and first_image.
+        inputs: any of the bundle's inputs by name: tensors such as text features, and scalars that are no setting of
+            their own. A scalar is one value, or a list of one for each stage where the bundle takes that, in settings
+            as here.
+    """
+
+    seed: int
+    first_image: int
+    cfg_scale: float | Sequence[float] | None
+    top_k: int | Sequence[int] | None
+    top_p: float | Sequence[float] | None
+    forced_tokens: ArrayLike | None
+    uniforms: ArrayLike | None
+    inputs: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """B images to generate, checked.
+
+    Attributes:
+        count: B, the number of images.
+        arrays: the inputs by name, of the manifest's dtypes and shapes.
+        per_image: names of the inputs in which each image has a row; all images share the others.
+    """
+
+    count: int
+    arrays: Mapping[str, NDArray[Any]]
+    per_image: frozenset[str]
+
+    @classmethod
+    def create(cls, bundle: Bundle, class_labels: Labels | None = None, **settings: Unpack[RequestSettings]) -> Request:
+        """Check every value and make those that are not given.
+
+        Args:
+            bundle: its manifest lists the inputs.
+            class_labels: B class ids or names; None where the bundle takes no classes.
+            settings: see RequestSettings.
+        Raises:
+            ClassLabelError: a label or name that the model does not have.
+            RequestError: any other value that is missing, out of range or of another shape.
+        """
+        manifest = bundle.manifest
+        given = _given(manifest, class_labels, settings)
+        labels = _labels(bundle, given)
+        sizes = {BATCH: _count(manifest, labels, given)}
+        numbers = _Numbers(settings.get("seed", 0), settings.get("first_image", 0))
+        arrays: dict[str, NDArray[Any]] = {}
+        for item in manifest.request:
+            value = given.get(item.name)
+            if item.kind == "label":
+                assert labels is not None
+                arrays[item.name] = labels
+            elif item.kind == "uniform":
+                arrays[item.name] = _uniforms(item, value, sizes[BATCH], numbers)
+            elif item.kind == "forced_tokens":
+                arrays[item.name] = _tokens(item, value, sizes[BATCH], manifest.model)
+            elif item.kind == "scalar":
+                arrays[item.name] = _scalar(item, value)
+            else:
+                arrays[item.name] = _tensor(item, value, sizes)
+        return cls(sizes[BATCH], arrays, frozenset(item.name for item in manifest.request if item.per_image))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def images(self, start: int, stop: int) -> Request:
+        """The same request for images start to stop - 1 alone."""
+        arrays = {name: array[start:stop] if name in self.per_image else array for name, array in self.arrays.items()}
+        return replace(self, count=min(stop, self.count) - start, arrays=arrays)
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """Where uniforms come from."""
+
+    seed: int
+    first_image: int
+
+    def __post_init__(self) -> None:
+        _integer("seed", self.seed)
+        _integer("first_image", self.first_image)
+
+    def uniforms(self, images: int, length: int) -> NDArray[np.float32]:
+        first = index(self.first_image)
+        if not 0 <= first <= 2**64 - images:
+            raise RequestError(f"first_image {first} is out of range: expected 0 to 2^64 - {images}")
+        return uniforms_of_seed(index(self.seed), range(first, first + images), length)
+
+
+def resolve_top_k(top_k: int | None, model: ModelInfo) -> int:
+    """The k that a request to a VAR uses: None is 900, or V if smaller.
+
+    Raises:
+        RequestError: top_k is below 0 or above V.
+    """
+    if top_k is None:
+        return min(DEFAULT_TOP_K, model.vocab_size)
+    number = _integer("top_k", top_k)
+    if not 0 <= number <= model.vocab_size:
+        raise RequestError(
+            f"top_k {number} is out of range: expected 0 (off) to {model.vocab_size}, the entries of the codebook"
+        )
+    return number
+
+
+def _given(manifest: Manifest, class_labels: Labels | None, settings: RequestSettings) -> dict[str, Any]:
+    """The values that the caller gave, by the name of the input."""
+    named: dict[str, tuple[str | None, Any]] = {
+        "class_labels": (_name_of_kind(manifest, "label"), class_labels),
+        **{key: (_name_of_kind(manifest, kind), settings.get(key)) for key, kind in _KINDS.items()},
+        **{key: (key, settings.get(key)) for key in _SCALARS},
+    }
+    known = [item.name for item in manifest.request]
+    given = {name: value for name, value in (settings.get("inputs") or {}).items() if value is not None}
+    for name in given:
+        if name not in known:
+            raise RequestError(f'inputs: this bundle has no input "{name}"; it takes {", ".join(known)}')
+    for setting, (input_name, value) in named.items():
+        if value is None:
+            continue
+        if input_name is None or input_name not in known:
+            raise RequestError(f"{setting}: this bundle has no such input; it takes {', '.join(known)}")
+        if input_name in given:
+            raise RequestError(f"{setting} is given twice: by itself and in inputs")
+        given[input_name] = value
+    return given
+
+
+def _name_of_kind(manifest: Manifest, kind: str) -> str | None:
+    item = manifest.input_of_kind(kind)
+    return None if item is None else item.name
+
+
+def _labels(bundle: Bundle, given: Mapping[str, Any]) -> NDArray[np.int64] | None:
+    name = _name_of_kind(bundle.manifest, "label")
+    if name is None:
+        return None
+    labels = given.get(name)
+    if labels is None:
+        raise RequestError(f"{name} is missing: expected a class for each image")
+    if isinstance(labels, str) or not hasattr(labels, "__iter__"):
+        raise RequestError(f"{name} {labels!r}: expected several, such as [{labels!r}]")
+    found = np.array([bundle.class_label(label) for label in labels], dtype=np.int64)
+    if not len(found):
+        raise RequestError(f"{name} is empty: expected at least one class")
+    return found
+
+
+def _count(manifest: Manifest, labels: NDArray[np.int64] | None, given: Mapping[str, Any]) -> int:
+    """B: that of the labels, or else of the first input that is given with a row for each image; or else 1."""
+    if labels is not None:
+        return len(labels)
+    for item in manifest.request:
+        if item.per_image and item.name in given:
+            array = _array(item.name, given[item.name])
+            if not array.ndim or not len(array):
+                raise RequestError(f"{item.name}: expected a row for each image, found {_found(array)}")
+            return len(array)
+    return 1
+
+
+def _uniforms(item: RequestInput, value: Any, images: int, numbers: _Numbers) -> NDArray[np.float32]:
+    shape = (images, *item.row_shape)
+    if value is None:
+        return numbers.uniforms(images, item.row_values).reshape(shape)
+    array = _array(item.name, value)
+    if array.shape != shape or array.dtype.kind != "f":
+        raise RequestError(f"{item.name}: expected floats {list(shape)}, found {_found(array)}")
+    floats = np.ascontiguousarray(array, dtype=np.float32)
+    if not ((floats >= 0) & (floats < 1)).all():
+        raise RequestError(f"{item.name}: expected numbers of at least 0 and below 1 in float32")
+    return floats
+
+
+def _tokens(item: RequestInput, value: Any, images: int, model: ModelInfo) -> NDArray[np.int64]:
+    shape = (images, *item.row_shape)
+    if value is None:
+        return np.full(shape, -1, dtype=np.int64)
+    array = _array(item.name, value)
+    if array.shape != shape or array.dtype.kind not in "iu":
+        raise RequestError(f"{item.name}: expected integers {list(shape)}, found {_found(array)}")
+    if array.min() < -1 or array.max() >= model.vocab_size:
+        raise RequestError(
+            f"{item.name}: expected -1 (sample) to {model.vocab_size - 1}, found {array.min()} to {array.max()}"
+        )
+    return np.ascontiguousarray(array, dtype=np.int64)
+
+
+def _scalar(item: RequestInput, value: Any) -> NDArray[Any]:
+    """One value, or one for each stage; a single one stands for all stages."""
+    values = list(item.default if value is None else value if _is_list(value) else [value])
+    if len(values) not in (1, item.row_values):
+        more = f", or {item.row_values}: one for each stage" if item.shape else ""
+        raise RequestError(f"{item.name}: expected one value{more}, found {len(values)}")
+    numbers = [_scalar_value(item, number) for number in values]
+    return np.full(item.row_shape, numbers if item.shape else numbers[0], dtype=item.dtype)
+
+
+def _is_list(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _scalar_value(item: RequestInput, value: Any) -> float:
+    if item.dtype == "int64":
+        number: float = _integer(item.name, value)
+    else:
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise RequestError(f"{item.name} {value!r}: expected {item.limits}") from None
+    if not item.allows(number):
+        raise RequestError(f"{item.name} {number:.15g} is out of range: expected {item.limits}")
+    return number
+
+
+def _tensor(item: RequestInput, value: Any, sizes: dict[str, int]) -> NDArray[Any]:
+    """A tensor of the caller's; sizes, by symbol, learns those that no input before it decided."""
+    expected = [sizes.get(size, size) if isinstance(size, str) else size for size in item.shape]
+    wanted = f"{item.dtype} [{', '.join(map(str, expected))}]"
+    if value is None:
+        raise RequestError(f"{item.name} is missing: expected {wanted}; give it in inputs")
+    array = _array(item.name, value)
+    if not hasattr(value, "dtype") and np.can_cast(array.dtype, item.dtype, "same_kind"):
+        array = array.astype(item.dtype)  # Python's own numbers have no type to get wrong
+    fits = array.dtype == item.dtype and array.ndim == len(item.shape) and array.size > 0
+    for size, found in zip(item.shape, array.shape, strict=False):
+        fits = fits and found == (sizes.setdefault(size, found) if isinstance(size, str) else size)
+    if not fits:
+        raise RequestError(f"{item.name}: expected {wanted}, found {_found(array)}")
+    return np.ascontiguousarray(array)
+
+
+def _array(name: str, value: Any) -> NDArray[Any]:
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise RequestError(f"{name}: expected an array, found rows of different lengths") from None
+
+
+def _found(array: NDArray[Any]) -> str:
+    return f"{array.dtype} {list(array.shape)}"
+
+
+def _integer(name: str, value: SupportsIndex) -> int:
+    try:
+        return index(value)
+    except TypeError:
+        raise RequestError(f"{name} {value!r}: expected an integer") from None

@@ -1,0 +1,167 @@
+"""ONNX Runtime sessions with the options that suit a bundle."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+from numpy.typing import NDArray
+
+from nextscale.runtime._errors import BundleError, NextscaleError
+from nextscale.runtime._manifest import GraphInfo, TensorInfo
+
+MINIMUM_ONNXRUNTIME = (1, 22)
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+}
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """How a session uses the machine.
+
+    Attributes:
+        threads: threads of one operator; 0 takes one for each physical core.
+        spinning: idle threads spin for a moment before they sleep: faster alone, slower on a busy machine.
+        memory_arena: keep freed memory for the next operator; without it a picture takes about a quarter longer.
+        memory_pattern: plan one block of memory for each set of shapes; costs memory, gains no time here.
+        profile: write ONNX Runtime's profile of each session to a file whose path begins so, when the session ends;
+            empty: none.
+    """
+
+    threads: int = 0
+    spinning: bool = True
+    memory_arena: bool = True
+    memory_pattern: bool = False
+    profile: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threads <= 1024:
+            raise NextscaleError(f"threads {self.threads} is out of range: expected 1 to 1024, or 0 for all cores")
+
+
+def require_onnxruntime(version: str | None = None) -> None:
+    """Refuse a release of ONNX Runtime on which bundles do not run.
+
+    Raises:
+        NextscaleError: the release is older than MINIMUM_ONNXRUNTIME; names both.
+    """
+    version = onnxruntime.__version__ if version is None else version
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    if numbers < MINIMUM_ONNXRUNTIME:
+        minimum = ".".join(map(str, MINIMUM_ONNXRUNTIME))
+        raise NextscaleError(
+            f'onnxruntime {version} is too old: bundles need {minimum} or later: pip install "onnxruntime>={minimum}"'
+        )
+
+
+def session_settings(options: SessionOptions) -> onnxruntime.SessionOptions:
+    """The settings that every session of a bundle runs with."""
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = options.threads
+    settings.inter_op_num_threads = 1
+    settings.enable_cpu_mem_arena = options.memory_arena
+    settings.enable_mem_pattern = options.memory_pattern
+    settings.log_severity_level = 3  # errors; what is wrong comes back as an exception anyway
+    settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
+    # Threads of a run that has ended would spin for some 30 ms more, and take cores from the next session's.
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
+    if options.profile:
+        settings.enable_profiling, settings.profile_file_prefix = True, options.profile
+    return settings
+
+
+def open_session(path: Path, graph: GraphInfo, options: SessionOptions) -> onnxruntime.InferenceSession:
+    """Load one graph of a bundle and check that it is the one the manifest describes.
+
+    Raises:
+        NextscaleError: onnxruntime is too old.
+        BundleError: onnxruntime cannot load the file, or the file's inputs and outputs are others.
+    """
+    require_onnxruntime()
+    try:
+        session = onnxruntime.InferenceSession(str(path), session_settings(options), providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no common base below Exception
+        raise BundleError(
+            f"{path}: onnxruntime {onnxruntime.__version__} cannot load it: {first_line(error)}"
+        ) from None
+    differences = contract_differences(session, graph)
+    if differences:
+        raise BundleError(f"{path}: not the graph that the manifest describes: {differences[0]}")
+    return session
+
+
+def run_session(
+    session: onnxruntime.InferenceSession,
+    names: Sequence[str],
+    feeds: Mapping[str, onnxruntime.OrtValue],
+    graph: object,
+) -> dict[str, onnxruntime.OrtValue]:
+    """Run a session once.
+
+    Args:
+        session: of the graph.
+        names: of the outputs to bring back.
+        feeds: inputs by name.
+        graph: how errors name the graph.
+    Raises:
+        NextscaleError: onnxruntime failed.
+    """
+    try:
+        return dict(zip(names, session.run_with_ort_values(list(names), dict(feeds)), strict=True))
+    except Exception as error:  # its exceptions have no common base below Exception
+        raise NextscaleError(f"{graph}: onnxruntime failed: {first_line(error)}") from error
+
+
+def ort_value(array: NDArray[Any]) -> onnxruntime.OrtValue:
+    """A tensor that shares the array's memory and keeps it alive."""
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+
+def contract_differences(session: onnxruntime.InferenceSession, graph: GraphInfo) -> list[str]:
+    """One line for each input or output of a session that is not as the manifest says."""
+    lines = []
+    for kind, declared, actual in (
+        ("input", graph.inputs, session.get_inputs()),
+        ("output", graph.outputs, session.get_outputs()),
+    ):
+        expected = {tensor.name: tensor for tensor in declared}
+        found = {node.name: TensorInfo(node.name, _DTYPES.get(node.type, node.type), _shape(node)) for node in actual}
+        for name in sorted(expected.keys() | found.keys()):
+            if name not in found or name not in expected:
+                lines.append(f'{kind} "{name}" is only in the {"manifest" if name in expected else "file"}')
+            elif not _agree(expected[name], found[name]):
+                lines.append(
+                    f'{kind} "{name}": the manifest says {_line(expected[name])}, the file {_line(found[name])}'
+                )
+    return lines
+
+
+def first_line(error: BaseException) -> str:
+    """An exception's message on one line, without ONNX Runtime's prefix of code and name."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)[:300]
+
+
+def _shape(node: onnxruntime.NodeArg) -> tuple[int | str | None, ...]:
+    return tuple(node.shape)
+
+
+def _agree(expected: TensorInfo, found: TensorInfo) -> bool:
+    """Types are equal, and ranks and sizes wherever both sides tell (an unknown rank reads as no dimensions)."""
+    if expected.dtype != found.dtype or not found.shape:
+        return expected.dtype == found.dtype
+    return len(expected.shape) == len(found.shape) and all(
+        a == b for a, b in zip(expected.shape, found.shape, strict=True) if isinstance(a, int) and isinstance(b, int)
+    )
+
+
+def _line(tensor: TensorInfo) -> str:
+    return f"{tensor.dtype} [{', '.join('?' if size is None else str(size) for size in tensor.shape)}]"

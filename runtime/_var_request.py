@@ -1,0 +1,29 @@
+"""The request of the VAR family: what its bundles are built with, and what schema 1 means without saying so."""
+
+from nextscale.runtime._manifest import BATCH, ModelInfo, RequestInput
+
+DEFAULT_CFG_SCALE = 4.0
+DEFAULT_TOP_K = 900
+DEFAULT_TOP_P = 0.96
+# Names and dtypes, in the order of the graphs' inputs.
+REQUEST_INPUTS = {
+    "class_labels": "int64",
+    "uniforms": "float32",
+    "forced_tokens": "int64",
+    "cfg_scale": "float32",
+    "top_k": "int64",
+    "top_p": "float32",
+}
+
+
+def var_request(model: ModelInfo) -> tuple[RequestInput, ...]:
+    """The six inputs of a request to a VAR of that size."""
+    tokens, entries = (BATCH, model.num_tokens), model.vocab_size
+    return (
+        RequestInput("class_labels", "label", "int64", (BATCH,)),
+        RequestInput("uniforms", "uniform", "float32", tokens),
+        RequestInput("forced_tokens", "forced_tokens", "int64", tokens),
+        RequestInput("cfg_scale", "scalar", "float32", (), (DEFAULT_CFG_SCALE,), 0),
+        RequestInput("top_k", "scalar", "int64", (), (min(DEFAULT_TOP_K, entries),), 0, entries),
+        RequestInput("top_p", "scalar", "float32", (), (DEFAULT_TOP_P,), 0, 1),
+    )

@@ -1,0 +1,133 @@
+"""Is a bundle what it was when it was built, and does it make the same tokens on this machine?"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._machine import saturation_warning
+from nextscale.runtime._next_scale_loop import Generation, Generator, StageResult
+from nextscale.runtime._session import SessionOptions
+
+# Other CPUs and releases of ONNX Runtime round differently, and one token that changes changes all after it. So where
+# tokens differ, each is judged given the stored ones before it.
+MINIMUM_AGREEMENT = 0.95
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at, whether it is as it should be, and a line that says what was found."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """All checks that were made; after one that fails, those that need it are left out."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+
+def verify(
+    bundle: Bundle, options: SessionOptions | None = None, on_check: Callable[[Check], object] = lambda check: None
+) -> VerifyReport:
+    """Check a bundle's hashes, its graphs' contract, its tokens against the stored ones, and its two forms.
+
+    Args:
+        bundle: an open bundle.
+        options: threads and memory.
+        on_check: called with each check as it is done.
+    """
+    checks = []
+    for check in _checks(bundle, Generator(bundle, options)):
+        checks.append(check)
+        on_check(check)
+        if not check.passed:
+            break
+    return VerifyReport(tuple(checks))
+
+
+def _checks(bundle: Bundle, generator: Generator) -> Iterator[Check]:
+    yield _check_files(bundle)
+    yield _check_contract(generator)
+    yield _check_stored_tokens(generator, _generate_stored(generator))
+    if "generate" in bundle.manifest.graphs:
+        yield _check_forms(generator)
+
+
+def _check_files(bundle: Bundle) -> Check:
+    changed = list(bundle.changed_files())
+    if changed:
+        return Check("files", False, f"changed since the bundle was built: {', '.join(changed)}")
+    return Check("files", True, f"{len(bundle.manifest.files)} files have the size and sha256 of the manifest")
+
+
+def _check_contract(generator: Generator) -> Check:
+    try:
+        generator.load(*generator.bundle.manifest.graphs)
+    except NextscaleError as error:
+        return Check("contract", False, str(error))
+    return Check("contract", True, "the graphs' inputs and outputs are those of the manifest")
+
+
+def _generate_stored(generator: Generator) -> Generation:
+    stored = generator.bundle.manifest.verify
+    return generator.generate(seed=stored.seed, inputs=stored.inputs)
+
+
+def _check_stored_tokens(generator: Generator, made: Generation) -> Check:
+    manifest = generator.bundle.manifest
+    stored = np.array(manifest.verify.token_maps, dtype=np.int64).reshape(-1, *manifest.forced_tokens.row_shape)
+    if np.array_equal(made.token_maps, stored):
+        return Check("tokens", True, f"all {stored.size} tokens are the stored ones")
+    agreement = float((_greedy_given(generator, stored) == stored).mean())
+    detail = (
+        f"tokens differ from the stored ones; given the stored tokens before it, {agreement:.1%} of the tokens agree "
+        f"(expected {MINIMUM_AGREEMENT:.0%})"
+    )
+    if agreement >= MINIMUM_AGREEMENT:
+        return Check("tokens", True, f"{detail}: this machine rounds differently")
+    if saturation_warning(generator.bundle.manifest.recipe) is not None:
+        detail += "; this CPU has no VNNI instructions, so that integer products saturate"
+    return Check("tokens", False, detail)
+
+
+def _greedy_given(generator: Generator, stored: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The likeliest token of each place given the stored tokens before it, of the shape of stored."""
+    manifest = generator.bundle.manifest
+    inputs = {**manifest.verify.inputs, manifest.forced_tokens.name: stored}
+    stages = generator.stream(seed=manifest.verify.seed, inputs=inputs, outputs=["logits"])
+    return np.concatenate([_likeliest(stage) for stage in stages], axis=1)
+
+
+def _likeliest(stage: StageResult) -> NDArray[np.int64]:
+    """Of logits over the codebook the entry of the largest; where tokens are bits, logits are the log-odds of 1."""
+    logits = stage.outputs["logits"]
+    found = logits > 0 if logits.shape == stage.tokens.shape else logits.argmax(axis=-1)
+    return np.asarray(found, np.int64)
+
+
+def _check_forms(generator: Generator) -> Check:
+    """Sampled, not greedy: sampling shows differences in the logits that the maximum hides."""
+    manifest = generator.bundle.manifest
+    sampled = {item.name for item in manifest.request if item.kind != "scalar"}
+    inputs = {name: value for name, value in manifest.verify.inputs.items() if name in sampled}
+    single = generator.generate(seed=manifest.verify.seed, inputs=inputs)
+    streamed = generator.generate(seed=manifest.verify.seed, inputs=inputs, on_stage=lambda stage: None)
+    differing = int((single.token_maps != streamed.token_maps).sum())
+    if differing:
+        total = single.token_maps.size
+        return Check("streaming", False, f"{differing} of {total} tokens of stage.onnx are not those of generate.onnx")
+    levels = int(np.abs(single.images.astype(np.int16) - streamed.images).max())
+    if levels > 1:
+        return Check("streaming", False, f"equal tokens, but pictures differ by up to {levels} of 255 levels")
+    return Check("streaming", True, "stage.onnx and decoder.onnx make the tokens and pictures of generate.onnx")
