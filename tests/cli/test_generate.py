@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -12,7 +13,7 @@ from fake_bundle import L
 from PIL import Image
 
 from nextscale.cli.main import main
-from nextscale.runtime import Generator
+from nextscale.runtime import Generator, stage_runner
 from nextscale.runtime.image_io import read_png_parameters
 
 
@@ -157,15 +158,15 @@ def test_ctrl_c_leaves_nothing(
     fake_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stages: list[str] = []
-    run_graph = Generator._run
+    run_session = stage_runner.run_session
 
-    def interrupt_at_second_stage(self: Generator, graph: str, *args: object) -> dict:
-        stages.append(graph)
+    def interrupt_at_second_stage(*arguments: Any) -> dict:
+        stages.append(str(arguments[-1]))
         if len(stages) == 2:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-        return run_graph(self, graph, *args)  # type: ignore[arg-type]
+        return run_session(*arguments)
 
-    monkeypatch.setattr(Generator, "_run", interrupt_at_second_stage)
+    monkeypatch.setattr(stage_runner, "run_session", interrupt_at_second_stage)
     assert run(fake_bundle, "--class", 0, "--out", tmp_path / "a.png", "--npz", tmp_path / "a.npz") == 130
     assert len(stages) == 2
     assert capsys.readouterr().err.strip() == "error: interrupted; nothing half-written was left"

@@ -94,8 +94,8 @@ def test_the_stored_tokens_are_the_bundles_own(tiny_bundle: Path) -> None:
     """Greedy, of two classes."""
     bundle = Bundle.open(tiny_bundle)
     record = bundle.manifest.verify
-    assert list(record.class_labels) == [0, NUM_CLASSES - 1]
-    greedy = Generator(bundle, ONE_THREAD).generate(record.class_labels, cfg_scale=record.cfg_scale, top_k=1, top_p=0.0)
+    assert record.inputs == {"class_labels": [0, NUM_CLASSES - 1], "cfg_scale": 1.5, "top_k": 1, "top_p": 0.0}
+    greedy = Generator(bundle, ONE_THREAD).generate([0, NUM_CLASSES - 1], cfg_scale=1.5, top_k=1, top_p=0.0)
     np.testing.assert_array_equal(greedy.token_maps, record.token_maps)
 
 
