@@ -4,4 +4,13 @@ from nextscale.compiler.build import build_bundle
 from nextscale.compiler.learn import learn_bundle
 from nextscale.compiler.options import BuildOptions, Progress
 
-__all__ = ["BuildOptions", "Progress", "build_bundle", "learn_bundle"]
+__all__ = [
+    "BuildOptions",
+    "Progress",
+    "build",
+    "build_bundle",
+    "fusion_certificate",
+    "learn",
+    "learn_bundle",
+    "options",
+]

@@ -1,1 +1,18 @@
 """Quality: agreement with full precision, metrics of pictures, errors of attention, saturation."""
+
+__all__ = [
+    "attention_error",
+    "comparison",
+    "feature_network",
+    "generated_statistics",
+    "image_comparison",
+    "image_metrics",
+    "image_statistics",
+    "inception_network",
+    "integer_products",
+    "plot_attention_error",
+    "psnr",
+    "reference_statistics",
+    "saturation",
+    "teacher_forced",
+]

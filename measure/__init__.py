@@ -1,1 +1,17 @@
 """Speed and memory: contenders in turns, confidence intervals, rooflines, peers."""
+
+__all__ = [
+    "bench",
+    "bundle_contender",
+    "contender",
+    "contest",
+    "interleaved",
+    "kernel_rates",
+    "machine_speed",
+    "peers",
+    "provenance",
+    "roofline",
+    "speed",
+    "statistics",
+    "time_split",
+]

@@ -1,1 +1,12 @@
 """The torch twin of the integer graphs, differentiable, and the reconstruction of weights with it."""
+
+__all__ = [
+    "reconstruct",
+    "reconstruction_settings",
+    "rounding",
+    "simulated_agreement",
+    "simulated_attention",
+    "simulated_generation",
+    "simulated_ranges",
+    "simulated_var",
+]

@@ -1,1 +1,17 @@
 """VAR: the transformer, its VQVAE, the official checkpoints, and facts about its layers."""
+
+__all__ = [
+    "autoencoder",
+    "checkpoint",
+    "equalization",
+    "folded",
+    "layers",
+    "multi_scale_quantizer",
+    "operations",
+    "presets",
+    "random_weights",
+    "reference",
+    "resampling",
+    "transformer",
+    "vqvae",
+]

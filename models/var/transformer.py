@@ -79,6 +79,8 @@ class KVCache:
 
 
 class SelfAttention(nn.Module):
+    """softmax(q k) v with l2-normalised q and k, or plain; k has no bias."""
+
     zero_k_bias: Tensor
 
     def __init__(self, config: VARConfig) -> None:
@@ -114,6 +116,8 @@ class SelfAttention(nn.Module):
 
 
 class FFN(nn.Module):
+    """fc2(gelu(fc1(x))), tanh-GELU."""
+
     def __init__(self, config: VARConfig) -> None:
         super().__init__()
         self.fc1 = nn.Linear(config.embed_dim, config.hidden_dim)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from fake_bundle import L, V, read_manifest, write_fake_bundle, write_manifest
 
-from nextscale.runtime import Cancelled, ClassLabelError, Generator, NextscaleError, RequestError, StageResult, _machine as machine
+from nextscale.runtime import Cancelled, ClassLabelError, Generator, NextscaleError, RequestError, StageResult
+from nextscale.runtime import _machine as machine
 from nextscale.runtime._uniforms import uniforms
 
 
