@@ -5,12 +5,13 @@ Symbols: B images, L tokens of all stages, l tokens of a stage, V codebook entri
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nextscale.models.var.transformer import VAR, KVCache
+from nextscale.models.var.transformer import VAR, KVCache, VARConfig
 from nextscale.models.var.vqvae import VQVAE
 
 
@@ -94,32 +95,59 @@ def generate(
         cfg_scale: guidance is cfg_scale * si / (S - 1) at stage si.
         top_k, top_p: as in `kept_entries`.
     """
-    config = var.config
-    batch = len(labels)
+    batch, null = len(labels), torch.full_like(labels, var.config.num_classes)
+    embedding, cond = var.condition(torch.cat((labels, null)))
+    caches = [KVCache() for _ in var.blocks]
+
+    def guided_logits(inputs: Tensor | None, si: int) -> Tensor:
+        both = None if inputs is None else inputs.repeat(2, 1, 1)
+        logits = var.stage_logits(var.embed(embedding, both, si), embedding, cond, caches)
+        t = cfg_scale * si / (var.config.num_stages - 1)
+        return (1 + t) * logits[:batch] - t * logits[batch:]
+
+    return run_stages(guided_logits, var.config, vqvae, batch, uniforms, forced_tokens, top_k=top_k, top_p=top_p)
+
+
+@torch.no_grad()
+def run_stages(
+    guided_logits: Callable[[Tensor | None, int], Tensor],
+    config: VARConfig,
+    vqvae: VQVAE,
+    batch: int,
+    uniforms: Tensor,
+    forced_tokens: Tensor | None,
+    *,
+    top_k: int,
+    top_p: float,
+) -> Generation:
+    """The next-scale loop: sample a stage from its logits, accumulate it, and make the next one's inputs.
+
+    Args:
+        guided_logits: a stage's inputs float32 [B, l, Cvae] (None at stage 0) and its index to logits [B, l, V]; called
+            once a stage, in order.
+        config: of the transformer.
+        batch: B.
+        vqvae, uniforms, forced_tokens, top_k, top_p: as in `generate`.
+    Raises:
+        ValueError: uniforms or forced_tokens have another shape.
+    """
     for name, tensor in (("uniforms", uniforms), ("forced_tokens", forced_tokens)):
         if tensor is not None and tensor.shape != (batch, config.num_tokens):
             raise ValueError(f"{name} must be [{batch}, {config.num_tokens}], found {list(tensor.shape)}")
-
-    null = torch.full_like(labels, config.num_classes)
-    embedding, cond = var.condition(torch.cat((labels, null)))
-    caches = [KVCache() for _ in var.blocks]
     side = config.patch_nums[-1]
     f_hat = uniforms.new_zeros(batch, config.z_channels, side, side)
-    token_maps, guided_logits = [], []
+    token_maps, logits = [], []
     for si, (begin, pn) in enumerate(zip(config.stage_begins, config.patch_nums, strict=True)):
         stage = slice(begin, begin + pn * pn)
-        inputs = vqvae.quantize.next_input(f_hat, si).repeat(2, 1, 1) if si else None
-        logits = var.stage_logits(var.embed(embedding, inputs, si), embedding, cond, caches)
-        t = cfg_scale * si / (config.num_stages - 1)
-        guided = (1 + t) * logits[:batch] - t * logits[batch:]
+        guided = guided_logits(vqvae.quantize.next_input(f_hat, si) if si else None, si)
         token_map = sample(guided.flatten(0, 1), uniforms[:, stage].flatten(), top_k, top_p).view(batch, -1)
         if forced_tokens is not None:
             forced = forced_tokens[:, stage]
             token_map = torch.where(forced < 0, token_map, forced)
         f_hat = f_hat + vqvae.quantize.contribution(token_map, si)
         token_maps.append(token_map)
-        guided_logits.append(guided)
-    return Generation(torch.cat(token_maps, dim=1), guided_logits, f_hat, to_pixels(vqvae.decode(f_hat)))
+        logits.append(guided)
+    return Generation(torch.cat(token_maps, dim=1), logits, f_hat, to_pixels(vqvae.decode(f_hat)))
 
 
 def to_pixels(images: Tensor) -> Tensor:
