@@ -13,7 +13,8 @@ from fake_bundle import L
 from PIL import Image
 
 from nextscale.cli.main import main
-from nextscale.runtime import Generator, stage_runner
+from nextscale.runtime import Generator
+from nextscale.runtime import _stage_runner as stage_runner
 from nextscale.runtime.image_io import read_png_parameters
 
 

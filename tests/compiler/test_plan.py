@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ import pytest
 from tiny_model import NUM_CLASSES, ONE_THREAD, PATCH_NUMS, L, V, no_progress, rounded_down, tiny_source
 
 from nextscale.calib_data.token_maps import TokenMaps
+from nextscale.compiler import _plan
 from nextscale.compiler._float_model import FloatModel
 from nextscale.compiler._plan import Plan, make_plan
 from nextscale.compiler._rounders import require_rounding
@@ -23,6 +25,7 @@ from nextscale.export.var.decoder_graph import build_decoder_graph
 from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.linear_layers import linear_layers
+from nextscale.graph_passes.observe_inputs import Input, Observer
 from nextscale.graph_passes.pipeline import quantize_stage
 from nextscale.graph_passes.qparams import QuantizedWeight, Range, RangeRule
 from nextscale.graph_passes.recipe import (
@@ -174,20 +177,25 @@ def test_other_rules_narrow_the_ranges_of_pairs(
     quantized(source, plan)
 
 
-def test_dynamic_ranges_are_not_observed(source: Source, tmp_path: Path) -> None:
+def test_dynamic_ranges_are_not_observed(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe(
         "dynamic",
         activations=ActivationRecipe(granularity="token"),
         calibration=CALIBRATION,
         layers={"ffn.fc1": "image", "blocks.0.attn.q": "pair", "head": "stage", "word_embed": "float"},
     )
+    observe, observed = _plan.observe, list[Observer]()
+
+    def record(model: FloatModel, observers: Sequence[Observer], *further: Any) -> Any:
+        observed.extend(observers)
+        return observe(model, observers, *further)
+
+    monkeypatch.setattr(_plan, "observe", record)
     plan = plan_of(source, tmp_path, recipe)
     assert names(plan.stage.pair_ranges) == ["blocks.0.attn.q"]
     assert names(plan.stage.ranges) == sorted([*BY_CLASS, "head"])
-    stage = onnx.load(tmp_path / "full_precision" / "stage.onnx", load_external_data=False).graph
-    outputs = {output.name for output in stage.output}
-    assert {"observed.head", "pairs.blocks.0.attn.q.uncond"} <= outputs
-    assert not outputs & {f"observed.{name}" for name in BLOCKS}
+    pair = Input("blocks.0.attn.q").parts()
+    assert observed == [Observer(Input("head"), "range"), *(Observer(part, "channels") for part in pair)]
     assert [layer.name for layer in linear_layers(quantized(source, plan).graph)] == ["word_embed"]
 
 

@@ -16,6 +16,7 @@ import pytest
 from stage_runs import Array, run_stages
 from tiny_model import ONE_THREAD, no_progress, tiny_source
 
+from nextscale.compiler._float_model import FloatModel
 from nextscale.compiler._plan import Plan, make_plan
 from nextscale.compiler.build import write_bundle
 from nextscale.compiler.options import BuildOptions
@@ -23,6 +24,7 @@ from nextscale.export.var.decoder_graph import build_decoder_graph
 from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes import pipeline
 from nextscale.graph_passes._attention_patterns import AttentionPattern, attention_patterns
+from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.linear_layers import LinearLayer, linear_layers
 from nextscale.graph_passes.pipeline import quantize_stage
 from nextscale.graph_passes.qparams import ActivationQParams, QuantizedWeight, Range
@@ -35,6 +37,7 @@ from nextscale.graph_passes.recipe import (
     WeightRecipe,
 )
 from nextscale.models.sources import Source, demo_source
+from nextscale.models.var.layers import facts_of
 
 CALIBRATION = CalibrationRecipe(images=2)
 # Of these an image is one row; of all others two, with its class and without.
@@ -106,7 +109,9 @@ def build(source: Source, recipe: Recipe, folder: Path, num_stages: int | None =
     def write(folder: Path, stage: ir.Model, decoder: ir.Model) -> None:
         write_bundle(source, folder, stage, decoder, {"name": "fp32"})
 
-    plan = make_plan(source, stage, decoder, folder, BuildOptions(recipe, session=ONE_THREAD), write, no_progress)
+    model = FloatModel.write(source, stage, decoder, folder, write)
+    integer = IntegerModel.decide(recipe, facts_of(source.var))
+    plan = make_plan(model, integer, BuildOptions(recipe, session=ONE_THREAD), no_progress)
     plain = build_stage_graph(source.var, source.vqvae.quantize, plan.equalization)
     layers, patterns = linear_layers(plain.graph), attention_patterns(plain.graph)
     names = {layer.activation.name for layer in layers} | {output_of(layer).name for layer in layers}
@@ -204,6 +209,7 @@ def highest(x: Array, axes: tuple[int, ...]) -> Array:
     return np.maximum(x.max(axes), 0) if x.size else np.zeros(x.shape[1], np.float32)
 
 
+@pytest.mark.exact_products
 def test_every_linear_layer(built: Built) -> None:
     checked = 0
     for layer in built.layers:
@@ -240,6 +246,7 @@ def test_every_linear_layer(built: Built) -> None:
     assert built.plan.stage.pair_ranges.keys() == guided
 
 
+@pytest.mark.exact_products
 def test_every_attention(built: Built) -> None:
     attention, bits = built.recipe.attention, built.recipe.activations.bits
     if attention.products == "float":
@@ -269,6 +276,7 @@ def test_every_attention(built: Built) -> None:
             assert off.mean() < (1e-3 if attention.weights.startswith("log2") else 0.0) or not off.any()
 
 
+@pytest.mark.exact_products
 @pytest.mark.parametrize("name", ["W8A8, a range a token", "the paper's W4A6", "W8A8, pairs, equalized"])
 def test_the_demo_model(name: str, tmp_path: Path) -> None:
     """Its first seven stages: the later ones have the same operators on more tokens."""

@@ -54,6 +54,7 @@ def attentive(outcome: Outcome, theta: float) -> NDArray[np.int64]:
     return counts
 
 
+@pytest.mark.exact_products
 @cases
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_the_forms_are_equal_bit_for_bit(
@@ -94,6 +95,7 @@ def test_the_cases_are_what_they_are_called() -> None:
             assert {0, 1, 2, 3} <= set(m.ravel().tolist())
 
 
+@pytest.mark.exact_products
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_enough_places_leave_no_overflow(weights: AttentionWeights) -> None:
     """More places than tokens are as many as tokens."""
@@ -137,6 +139,7 @@ def test_a_graph_of_one_stage_needs_no_stage_input(form: Form) -> None:
     assert outcome.overflow == expected.overflow
 
 
+@pytest.mark.exact_products
 @pytest.mark.parametrize("form", BOTH)
 @pytest.mark.parametrize("bits", [8, 2])
 @pytest.mark.parametrize("weights", WEIGHTS)
@@ -157,6 +160,7 @@ def test_the_first_stage_has_one_token_of_score_1(weights: AttentionWeights, bit
     assert error[inside].max() > 0.9 * 2.0 ** -(m + 1)
 
 
+@pytest.mark.exact_products
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_of_equal_scores_the_first_tokens_win(weights: AttentionWeights) -> None:
     """16 tokens of 1/16 each, exactly."""
@@ -168,6 +172,7 @@ def test_of_equal_scores_the_first_tokens_win(weights: AttentionWeights) -> None
     assert_like_oracle(outcomes[0], operands, weights, 8, shift_and_sum("residual"))
 
 
+@pytest.mark.exact_products
 def test_a_score_of_theta_is_not_attentive() -> None:
     """Eq. 12 is strict; and m counts the powers strictly below: 2 theta has order 1, not 2."""
     operands = Operands.random(np.random.default_rng(7), keys=16, peak=0)
@@ -182,6 +187,7 @@ def test_a_score_of_theta_is_not_attentive() -> None:
     assert (m == 1).all()
 
 
+@pytest.mark.exact_products
 @pytest.mark.parametrize("bits", [8, 3])
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_values_far_outside_a_static_range(weights: AttentionWeights, bits: int) -> None:

@@ -188,6 +188,7 @@ def product_model(scale_shape: list[int | str], times: bool) -> ir.Model:
     return finish(builder)
 
 
+@pytest.mark.exact_products
 @pytest.mark.parametrize("shape", [(4, 5, 1), (4, 1, 1), (1, 5, 1), (1, 1, 1)], ids=str)
 def test_a_scale_for_each_row_multiplies_the_rows(shape: tuple[int, ...]) -> None:
     """What the passes rely on: a_scale may broadcast to the product, scale its rows, and is rounded last."""

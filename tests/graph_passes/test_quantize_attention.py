@@ -208,6 +208,7 @@ def test_the_domain_of_the_integer_product_is_imported() -> None:
 # Numerics
 
 
+@pytest.mark.exact_products
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("weights", WEIGHTS)
@@ -229,6 +230,7 @@ def test_shift_and_sum_changes_the_numbers(operands: Operands, weights: Attentio
     assert np.abs(plain - residual).max() > 100 * RELATIVE * np.abs(plain).max()
 
 
+@pytest.mark.exact_products
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("bits", [8, 2])
 @pytest.mark.parametrize("weights", WEIGHTS)
@@ -290,6 +292,7 @@ def test_both_rows_of_an_image_share_its_ranges() -> None:
     assert not np.array_equal(shared[1], apart[1])
 
 
+@pytest.mark.exact_products
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("weights", WEIGHTS)
@@ -314,6 +317,7 @@ def test_values_of_nothing_give_zeros(weights: AttentionWeights, form: Form | No
     np.testing.assert_array_equal(outcome.scores, np.zeros_like(outcome.scores))
 
 
+@pytest.mark.exact_products
 def test_equal_values_are_reproduced_by_the_normalized_quantizers() -> None:
     """A mean of equal values is that value, to half a step of V, whatever the weights."""
     operands = Operands.random(np.random.default_rng(10))
@@ -327,6 +331,7 @@ def test_equal_values_are_reproduced_by_the_normalized_quantizers() -> None:
             assert (np.abs(y - operands.v[:, :, :1]) <= half_step * (1 + 2**bits * RELATIVE)).all()
 
 
+@pytest.mark.exact_products
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_random_shapes(weights: AttentionWeights) -> None:
     for seed in range(6):
@@ -358,6 +363,7 @@ def run_foreign(model: ir.Model, pictures: NDArray[np.float32]) -> NDArray[np.fl
     return outputs[0]
 
 
+@pytest.mark.exact_products
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("attention", [TorchAttention, MultiheadAttention])
 def test_a_foreign_vision_transformer_becomes_integer(attention: type[torch.nn.Module]) -> None:

@@ -177,6 +177,7 @@ def group_norm_silu_oracle(x: NDArray, norm: nn.GroupNorm) -> NDArray:
     return y / (1 + np.exp(-y))
 
 
+@pytest.mark.exact_products
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("strip_bytes", [channels_last.STRIP_BYTES, 1 << 10])
 def test_integer_arithmetic(seed, strip_bytes, monkeypatch):

@@ -193,11 +193,13 @@ def test_the_graph_is_valid_before_and_after(weights: Weights, x: NDArray[np.flo
         onnx.checker.check_model(ir.to_proto(model), full_check=True)
 
 
+@pytest.mark.exact_products
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_numbers_are_those_of_integer_arithmetic(weights: Weights, x: NDArray[np.float32], stage: int) -> None:
     assert_integer_arithmetic(x, weights, stage)
 
 
+@pytest.mark.exact_products
 def test_random_shapes() -> None:
     for seed in range(6):
         print("seed", seed)
@@ -207,6 +209,7 @@ def test_random_shapes() -> None:
         assert_integer_arithmetic(x, random_weights(rng, k, na, nb), int(rng.integers(0, 3)))
 
 
+@pytest.mark.exact_products
 def test_quantization_moves_outputs_by_at_most_half_a_step_of_each_factor(
     weights: Weights, x: NDArray[np.float32]
 ) -> None:

@@ -216,6 +216,7 @@ def test_the_model_is_not_changed(make_integer: Pass, weights: Weights) -> None:
     assert ir.to_proto(model).SerializeToString() == before
 
 
+@pytest.mark.exact_products
 @pytest.mark.parametrize(
     ("case", "adds"),
     {
@@ -277,6 +278,7 @@ def test_the_domain_of_the_integer_product_is_imported(make_integer: Pass, weigh
 # Numerics
 
 
+@pytest.mark.exact_products
 @both
 @pytest.mark.parametrize("weight_bits", [8, 3])
 @pytest.mark.parametrize("bits", BITS)
@@ -297,6 +299,7 @@ def test_random_shapes(make_integer: Pass) -> None:
         assert_integer_arithmetic(make_integer, x, random_weights(rng, k, n), bits, weight_bits, int(rng.integers(2)))
 
 
+@pytest.mark.exact_products
 @both
 @pytest.mark.parametrize(("low", "high"), [(1, 3), (-3, -1), (-0.17, 9)], ids=["positive", "negative", "gelu"])
 def test_one_sided_inputs(make_integer: Pass, weights: Weights, low: float, high: float) -> None:

@@ -233,6 +233,7 @@ def test_the_model_is_not_changed(weights: Weights, x: Floats) -> None:
     assert ir.to_proto(model).SerializeToString() == before
 
 
+@pytest.mark.exact_products
 @pytest.mark.parametrize(
     ("case", "adds"),
     {
@@ -328,6 +329,7 @@ def test_the_domain_of_the_integer_product_is_imported(weights: Weights, x: Floa
 # Numerics
 
 
+@pytest.mark.exact_products
 @pytest.mark.parametrize("stage", [0, 1, 2])
 @pytest.mark.parametrize("weight_bits", [8, 3])
 @pytest.mark.parametrize("bits", BITS)
@@ -337,6 +339,7 @@ def test_numbers_are_those_of_integer_arithmetic(
     assert_integer_arithmetic(x, weights, ranges_of(x), stage, bits, weight_bits)
 
 
+@pytest.mark.exact_products
 @pytest.mark.parametrize("bits", BITS)
 def test_values_outside_the_range_get_the_codes_at_its_ends(weights: Weights, x: Floats, bits: int) -> None:
     """Up to twice the range: capped at 2^bits - 1, not at 255."""
@@ -347,6 +350,7 @@ def test_values_outside_the_range_get_the_codes_at_its_ends(weights: Weights, x:
         assert (codes.min(), codes.max()) == (0, 2**bits - 1)
 
 
+@pytest.mark.exact_products
 def test_layers_that_share_an_input_have_the_range_of_both(weights: Weights, x: Floats) -> None:
     """One end is a's, the other b's, in each part."""
     pair, none = pair_of(x), np.zeros(3, np.float32)
@@ -408,6 +412,7 @@ def test_an_image_does_not_see_the_others(weights: Weights, x: Floats) -> None:
             np.testing.assert_array_equal(whole[i::2], alone)
 
 
+@pytest.mark.exact_products
 def test_guidance_amplifies_the_error_of_the_difference_alone() -> None:
     """At t = 4 the error is over five times smaller than with one range for both rows.
 

@@ -88,6 +88,7 @@ def test_a_float_peer_draws_the_reference(name: str, case: int, source: Source, 
     assert difference.mean() < 0.01
 
 
+@pytest.mark.exact_products
 @pytest.mark.parametrize("name", sorted(set(QUICK) - set(FLOAT)))
 def test_a_low_precision_peer_stays_near_it(name: str, source: Source, drawn: Drawn) -> None:
     found, wanted = drawn[name][0], expected(source, **SAMPLINGS[0])

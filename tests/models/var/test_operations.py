@@ -132,7 +132,7 @@ def test_costs_add_up() -> None:
 
 def test_linear_operations_of_d16() -> None:
     """0.55 T: 12 C^2 in each block for 2 x 680 tokens, and C V for 680."""
-    operations = linear_operations(VAR_D16)
+    operations = linear_operations(facts_of(VAR_D16))
     blocks = sum(count for name, count in operations.items() if ".attn." in name or ".ffn." in name)
     assert blocks == 2 * 12 * 1024**2 * 16 * 2 * 680
     assert operations["head"] == 2 * 1024 * 4096 * 680
