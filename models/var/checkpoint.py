@@ -112,7 +112,8 @@ def _read_file(path: Path) -> object:
         raise CheckpointError(f"{path} is a web page, not a checkpoint; download the file itself")
     if head.startswith(b"PK\x03\x04"):
         return _read_torch_zip(path)
-    if head[:1] == b"\x80":
+    # A pickle begins with 0x80, but so does every 32nd safetensors file: with the length of its header.
+    if head[:1] == b"\x80" and head[8:9] != b"{":
         return _torch_load(path, mmap=False)
     if head[8:9] == b"{":
         return _read_safetensors(path)

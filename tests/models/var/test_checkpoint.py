@@ -395,3 +395,15 @@ def test_widths_that_no_autoencoder_has(vqvae_state: StateDict, save: Callable[.
     vqvae_state["encoder.conv_in.weight"] = torch.zeros(24, 3, 3, 3)
     with pytest.raises(CheckpointError, match=r"widths \[32, 32, 64\] are not multiples of the first one, 24"):
         load_vqvae(save(vqvae_state), patch_nums=CASE.patch_nums)
+
+
+def test_safetensors_whose_header_length_begins_like_a_pickle(tmp_path: Path) -> None:
+    """0x80 is the first byte of a pickle, and of a header length of 128 modulo 256."""
+    path, padding = tmp_path / "model.safetensors", 0
+    state = {"a": torch.arange(3.0)}
+    while not path.exists() or path.read_bytes()[0] != 0x80:
+        safetensors.torch.save_file(state, path, {"padding": "x" * padding})
+        padding += 8
+    found = read_state_dict(path, "var")
+    assert list(found) == ["a"]
+    assert torch.equal(found["a"], state["a"])
