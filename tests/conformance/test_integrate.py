@@ -21,8 +21,8 @@ PAGE = (ROOT / "docs" / "integrate.md").read_text(encoding="utf-8")
 MINIMAL = ROOT / "examples" / "minimal"
 SOURCES = {
     "Python": sorted((ROOT / "runtime").glob("*.py")),
-    "C++": [ROOT / "examples" / "cpp" / "nextscale.hpp"],
-    "C#": [ROOT / "examples" / "csharp" / "NextScale.cs"],
+    "C++": [ROOT / "ports" / "cpp" / "nextscale.hpp"],
+    "C#": [ROOT / "ports" / "csharp" / "NextScale.cs"],
 }
 # A process in which nextscale is not installed.
 RUN = "import runpy, sys; sys.modules['nextscale'] = None; sys.argv[:] = sys.argv[1:]; runpy.run_path(sys.argv[0])"

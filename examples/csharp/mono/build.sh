@@ -45,8 +45,9 @@ RUN
     chmod +x "$out/$name"
 }
 
-program nextscale "$here"/../*.cs
+library="$root/ports/csharp/NextScale.cs"
+program nextscale "$library" "$here"/../*.cs
 for source in "$root"/examples/minimal/*.cs; do
-    program "$(basename "$source" .cs)" "$here/../NextScale.cs" "$source"
+    program "$(basename "$source" .cs)" "$library" "$source"
 done
 echo "$out/nextscale"
