@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import tempfile
 import zipfile
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from nextscale.runtime._errors import NextscaleError, OutputError
 from nextscale.runtime._manifest import ModelInfo
-from nextscale.runtime.image_io import Writer, npz_writer, write_files
+from nextscale.runtime.image_io import Writer, npz_writer, require_absent, write_files
 
 SCHEMA = 1
 ARRAYS, MANIFEST = "token_maps.npz", "manifest.json"
@@ -99,16 +98,6 @@ class TokenMaps:
         _check(path, "class_labels", labels, (max(images, 1),), model.num_classes)
         _check(path, "token_maps", token_maps, (images, model.num_tokens), model.vocab_size)
         return cls(labels, token_maps, {})
-
-
-def require_absent(folder: Path) -> None:
-    """Find out before a long computation whether the folder may be made.
-
-    Raises:
-        OutputError: there is something already.
-    """
-    if os.path.lexists(folder):
-        raise OutputError(f"{folder}: exists already; choose another --out or remove it first")
 
 
 def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:

@@ -112,8 +112,8 @@ def build(
     from nextscale.compiler.build import build_bundle
     from nextscale.compiler.learn import require_learned
     from nextscale.compiler.options import BuildOptions
-    from nextscale.export.bundle_writer import require_absent
     from nextscale.models.sources import require_plain_name
+    from nextscale.runtime.image_io import require_absent
     from nextscale.simulation.rounding import Rounding
 
     require_absent(out)

@@ -64,7 +64,7 @@ def calibrate(
     nextscale calibrate demo-fp32 --matching stagewise --out demo-maps
     """
     from nextscale.calib_data.sample import SamplingSettings, mean_log_probability, sample_token_maps
-    from nextscale.calib_data.token_maps import require_absent
+    from nextscale.runtime.image_io import require_absent
 
     require_absent(out)
     generator = Generator(bundle, SessionOptions(threads=threads))

@@ -27,7 +27,6 @@ from nextscale.calib_data.token_maps import TokenMaps
 from nextscale.compiler._theta import theta_within_budget
 from nextscale.compiler.build import build_bundle
 from nextscale.compiler.options import BuildOptions, Progress
-from nextscale.export.bundle_writer import require_absent
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.models.sources import Source
@@ -35,7 +34,7 @@ from nextscale.models.var.layers import facts_of, linear_shapes
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._next_scale_loop import Generator
-from nextscale.runtime.image_io import write_files
+from nextscale.runtime.image_io import require_absent, write_files
 from nextscale.simulation._device import Device, on_device, require_device
 from nextscale.simulation.reconstruct import Step, reconstruct
 from nextscale.simulation.reconstruction_settings import ReconstructionSettings

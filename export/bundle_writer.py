@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from nextscale.runtime._errors import OutputError
 from nextscale.runtime._file_hash import file_sha256
 from nextscale.runtime._manifest import ModelInfo, RequestInput
 from nextscale.runtime._manifest_reader import SCHEMA, STOCK
+from nextscale.runtime.image_io import require_absent
 
 WEIGHTS_FILE = "weights.data"
 CARD = "card.md"
@@ -46,16 +46,6 @@ class BundleInfo:
     class_names: Sequence[str] | None
     licence: str
     card: str
-
-
-def require_absent(target: Path) -> None:
-    """Find out before a long computation whether the folder may be made.
-
-    Raises:
-        OutputError: there is something already.
-    """
-    if os.path.lexists(target):
-        raise OutputError(f"{target}: exists already; choose another --out or remove it first")
 
 
 @contextlib.contextmanager

@@ -71,6 +71,16 @@ def require_writable(paths: Iterable[Path]) -> None:
         os.unlink(_temporary_sibling(path))
 
 
+def require_absent(folder: Path) -> None:
+    """Find out before a long computation whether a folder may be made.
+
+    Raises:
+        OutputError: there is something already.
+    """
+    if os.path.lexists(folder):
+        raise OutputError(f"{folder}: exists already; choose another --out or remove it first")
+
+
 def write_files(writers: Mapping[Path, Writer]) -> None:
     """Write several files, all or none: each beside its place first, then moved there.
 
