@@ -12,9 +12,6 @@ from numpy.typing import NDArray
 from nextscale.calib_data.observed_stage import ObservedStage, OnImages, nobody
 from nextscale.graph_passes.observe_inputs import Input, Observer
 from nextscale.graph_passes.qparams import Range
-from nextscale.runtime._request import DEFAULT_CFG_SCALE, DEFAULT_TOP_P, resolve_top_k
-
-F_HAT = "present.f_hat"
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ def observe_stage_ranges(
         stage: its graph gives what the observers name (`observe_inputs`).
         observers: of "range" and "channels".
         class_labels: int64 [N].
-        token_maps: int64 [N, L]; -1 is sampled, with the default guidance, top_k and top_p.
+        token_maps: int64 [N, L]; -1 is sampled, with the bundle's defaults of guidance and filters.
         seed: of what is sampled.
         batch_size: images at a time.
         on_images: called with the number of images finished, after each batch.
@@ -76,19 +73,16 @@ def observe_stage_ranges(
     for images, found in stage.run(
         class_labels,
         token_maps,
-        outputs=[*sorted(names), F_HAT],
+        outputs=sorted(names),
         batch_size=batch_size,
         on_images=on_images,
         seed=seed,
-        cfg_scale=DEFAULT_CFG_SCALE,
-        top_k=resolve_top_k(None, stage.bundle.model),
-        top_p=DEFAULT_TOP_P,
     ):
         tokens[images, slices[found.stage]] = found.tokens
         for name in names:
             extremes.widen(name, found.stage, found.outputs[name])
         if found.stage == len(slices) - 1:
-            f_hat.append(found.outputs[F_HAT])
+            f_hat.append(found.f_hat.numpy())
     return StageObservation(class_labels, tokens, np.concatenate(f_hat), extremes.ranges(observers))
 
 

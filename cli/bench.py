@@ -42,7 +42,7 @@ def bench(
 ) -> None:
     """Measure the bundles in DIR... in turns, so that a drifting machine slows them all alike.
 
-    Each runs in a process of its own, anew for each batch size, which load time and peak memory are of.
+    Each runs in a process of its own, again for each batch size, which load time and peak memory are of.
     Figures are means with 95% confidence intervals; speedups refer to the first bundle.
     """
     bundles = [Bundle.open(path) for path in bundle_dirs]

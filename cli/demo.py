@@ -44,7 +44,7 @@ def demo(
 ) -> None:
     """Build the demo model in full precision and int8, verify and measure both, and draw a sheet.
 
-    Bundles of an earlier run in OUT are built anew.
+    Bundles of an earlier run in OUT are built again.
     """
     sheet = out / "sheet.png"
     require_writable([json_path] if json_path else [])

@@ -10,10 +10,9 @@ from nextscale.compiler._calibration import choose_images, observe
 from nextscale.compiler._choose_ranges import choose_static_ranges, equalize, equalized_ranges
 from nextscale.compiler._float_model import FloatModel
 from nextscale.compiler._rounders import weight_rounder
-from nextscale.compiler._theta import theta_within_budget
+from nextscale.compiler._theta import shift_and_sum, theta_within_budget
 from nextscale.compiler.options import BuildOptions, Progress
 from nextscale.graph_passes._attention_patterns import AttentionPattern, attention_patterns
-from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.observe_inputs import Input, Observer
 from nextscale.graph_passes.pipeline import StagePlan
@@ -59,9 +58,9 @@ def make_plan(model: FloatModel, integer: IntegerModel, options: BuildOptions, p
     ranges = equalized_ranges(facts, observation.ranges, equalization)
     static = choose_static_ranges(model, integer, ranges, equalization, observation, options, progress)
     report: dict[str, Any] = {"calibration": dict(images.report)}
-    shift_and_sum = None
+    choice = options.theta
     if recipe.attention.shift_and_sum != "off":
-        choice = options.theta or theta_within_budget(
+        choice = choice or theta_within_budget(
             model.bundle,
             facts,
             recipe,
@@ -72,14 +71,13 @@ def make_plan(model: FloatModel, integer: IntegerModel, options: BuildOptions, p
             progress,
         )
         report["shift_and_sum"] = asdict(choice)
-        shift_and_sum = ShiftAndSum(recipe.attention.shift_and_sum, choice.theta, choice.rows, options.count_overflow)
     stage = StagePlan(
         integer,
         {name: integer.layers[name].static_range(static[Input(name)]) for name in integer.static} | integer.known,
         {name: PairRanges(*(static[part] for part in Input(name).parts())) for name in integer.pairs},
         weight_rounder(options),
         {name: Magnitudes.of(*(ranges[key] for key in keys)) for name, keys in operands.items()} or None,
-        shift_and_sum,
+        shift_and_sum(recipe, choice, options.count_overflow),
     )
     return Plan(stage, equalization, decoder_ranges, report)
 

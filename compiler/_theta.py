@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from nextscale.calib_data.attention_scores import collect_scores, open_observed
 from nextscale.calib_data.choose_theta import ThetaChoice, choose_theta
 from nextscale.compiler.options import Progress
+from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.layer_facts import StageFacts
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.var.operations import BitWidths
@@ -15,6 +16,12 @@ from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._session import SessionOptions
 
 SCORE_IMAGES = 32
+
+
+def shift_and_sum(recipe: Recipe, choice: ThetaChoice | None, count_overflow: bool = False) -> ShiftAndSum | None:
+    """The recipe's shift-and-sum with the theta and places that were chosen; None where it has none."""
+    form = recipe.attention.shift_and_sum
+    return None if choice is None or form == "off" else ShiftAndSum(form, choice.theta, choice.rows, count_overflow)
 
 
 def theta_within_budget(

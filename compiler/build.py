@@ -128,13 +128,14 @@ def write_bundle(
     source: Source, folder: Path, stage_model: ir.Model, decoder_model: ir.Model, recipe: Mapping[str, Any]
 ) -> None:
     """Compose the single file, write all graphs and a manifest whose stored tokens are still zeros."""
+    model = source.model_info()
+    request = var_request(model)
     models = {
-        "generate": build_generate_graph(stage_model, decoder_model, source.var.config.num_stages),
+        "generate": build_generate_graph(stage_model, decoder_model, model.num_stages, request),
         "stage": stage_model,
         "decoder": decoder_model,
     }
     write_graphs(folder, models)
-    model = source.model_info()
     labels = [label % model.num_classes for label in VERIFY_LABELS]
     verify = {
         "seed": 0,
@@ -142,7 +143,7 @@ def write_bundle(
         "token_maps": [[0] * model.num_tokens for _ in labels],
     }
     info = BundleInfo(
-        source.name, "var", model, var_request(model), recipe, source.class_names, source.licence, _card(source, recipe)
+        source.name, "var", model, request, recipe, source.class_names, source.licence, _card(source, recipe)
     )
     write_manifest(folder, models, info, verify)
 

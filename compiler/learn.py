@@ -24,10 +24,10 @@ from nextscale.calib_data._work_folder import open_work
 from nextscale.calib_data.choose_theta import ThetaChoice
 from nextscale.calib_data.sample import SamplingSettings, sample_token_maps
 from nextscale.calib_data.token_maps import TokenMaps
-from nextscale.compiler._theta import theta_within_budget
+from nextscale.compiler._rounders import require_reducible
+from nextscale.compiler._theta import shift_and_sum, theta_within_budget
 from nextscale.compiler.build import build_bundle
 from nextscale.compiler.options import BuildOptions, Progress
-from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.models.sources import Source
 from nextscale.models.var.layers import facts_of, linear_shapes
@@ -76,6 +76,8 @@ def learn_bundle(
     """
     require_absent(out)
     require_learned(options.recipe)
+    if options.reduce_range:
+        require_reducible(options.recipe)
     options.recipe.require_layers(list(linear_shapes(source.var.config)))
     require_device(device)
     learning = _Learning(source, options, settings, device, learning_folder(out), progress)
@@ -192,15 +194,11 @@ class _Learning:
                     maps.class_labels,
                     maps.token_maps,
                     self.settings,
-                    shift_and_sum=self._shift_and_sum(theta),
+                    shift_and_sum=shift_and_sum(self.options.recipe, theta),
                     work=self.reconstruction / "units",
                     on_step=self._on_step,
                 ).save(path)
         return Rounding.load(path)
-
-    def _shift_and_sum(self, theta: ThetaChoice | None) -> ShiftAndSum | None:
-        form = self.options.recipe.attention.shift_and_sum
-        return None if theta is None or form == "off" else ShiftAndSum(form, theta.theta, theta.rows)
 
     def _on_step(self, step: Step) -> None:
         self.progress(f"learning {step.unit}", step.step, step.steps)

@@ -16,7 +16,7 @@ class Progress(Protocol):
     """How a build tells where it is."""
 
     def __call__(self, step: str, done: int = 0, total: int = 0) -> None:
-        """`step` begins, or has `done` of `total` images."""
+        """`step` begins, or has `done` of `total` images or steps."""
 
 
 @dataclass(frozen=True)

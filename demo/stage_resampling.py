@@ -1,6 +1,6 @@
 """The multi-scale quantizer as training needs it: differentiable, and with few kernels.
 
-Resampling between a stage's token map and the latent is a product with the constant matrices of `export.resampling`.
+Resampling between a stage's token map and the latent is a product with the matrices of `models.var.resampling`.
 Tests compare every method with its counterpart in `MultiScaleQuantizer`.
 """
 

@@ -1,4 +1,4 @@
-"""The demo model's two weight files: fp16 safetensors with the official key names, as `export.checkpoint` reads."""
+"""The demo model's two weight files: fp16 safetensors with the official key names, as `models.var.checkpoint` reads."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Draw the rooms of the package and the imports between them, from the code itself.
 
     python docs/draw_rooms.py            # writes docs/images/rooms.png and the table in docs/architecture.md
-    python docs/draw_rooms.py --check    # fails if the table is not what the code's imports say
+    python docs/draw_rooms.py --check    # fails if the table is not what the code's imports say, or a folder too large
 
 Rooms stand in the order of the import contract in pyproject.toml; every arc goes from a room down to one that it
 imports, and is as wide as the number of its modules that do so.
@@ -22,6 +22,7 @@ else:
 
 ROOT = Path(__file__).parents[1]
 PAGE, PICTURE = ROOT / "docs" / "architecture.md", ROOT / "docs" / "images" / "rooms.png"
+CODE, LARGEST_SHARE = (".py", ".cpp", ".hpp", ".cs"), 0.15
 BEGIN, END = "<!-- rooms: made by docs/draw_rooms.py -->\n", "<!-- end of rooms -->"
 Arrows = dict[tuple[str, str], int]
 
@@ -34,6 +35,7 @@ def main(check: bool) -> None:
     page = PAGE.read_text(encoding="utf-8")
     before, _, rest = page.partition(BEGIN)
     expected = before + BEGIN + table(rooms, arrows) + END + rest.partition(END)[2]
+    require_small(rooms)
     if check:
         sys.exit(None if page == expected else f"{PAGE.name}: its table of rooms is old; run python docs/draw_rooms.py")
     PAGE.write_text(expected, encoding="utf-8")
@@ -64,8 +66,18 @@ def room_of(module: str) -> str:
 
 
 def count_lines(room: str) -> int:
-    """Lines of Python in a room."""
-    return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / room).rglob("*.py"))
+    """Lines of code in a folder."""
+    paths = [path for path in (ROOT / room).rglob("*") if path.suffix in CODE and "nextscale-demo" not in path.parts]
+    return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
+
+
+def require_small(rooms: list[str]) -> None:
+    """Fail if a top-level folder of code, tests apart, has more than its share of all lines."""
+    lines = {folder: count_lines(folder) for folder in (*rooms, "benchmarks", "examples", "ports")}
+    largest = max(lines, key=lambda folder: lines[folder])
+    share = lines[largest] / sum(lines.values())
+    if share > LARGEST_SHARE:
+        sys.exit(f"{largest}/ has {share:.1%} of the lines, more than {LARGEST_SHARE:.0%}: split it or make it smaller")
 
 
 def first_sentence(room: str) -> str:

@@ -87,7 +87,7 @@ def teacher_forced(
             same = [p.argmax(-1) == q.argmax(-1) for p, q in zip(expected, found, strict=True)]
             agreeing[name].append(np.stack([s.sum(1).astype(np.float64) for s in same], 1))
         on_images(min(first + batch_size, images))
-    sizes = np.array([pn * pn for pn in model.patch_nums], np.float64)
+    sizes = np.array([height * width for height, width in model.stage_sizes], np.float64)
     return {
         name: summarize(np.concatenate(divergence[name]), np.concatenate(agreeing[name]), sizes) for name in candidates
     }

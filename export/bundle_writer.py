@@ -133,7 +133,7 @@ def write_manifest(folder: Path, models: Mapping[str, ir.Model], info: BundleInf
         "recipe": dict(info.recipe),
         "class_names": None if info.class_names is None else list(info.class_names),
         "request": [_request_input(item) for item in info.request],
-        "graphs": {name: _graph_contract(name, model) for name, model in models.items()},
+        "graphs": {name: _graph_contract(name, model, info.request) for name, model in models.items()},
         "files": {path.name: _file_info(path) for path in sorted(folder.iterdir())},
         "verify": dict(verify),
         "versions": {
@@ -147,7 +147,7 @@ def write_manifest(folder: Path, models: Mapping[str, ir.Model], info: BundleInf
     _write_json(folder / MANIFEST, manifest)
 
 
-def _graph_contract(name: str, model: ir.Model) -> dict[str, Any]:
+def _graph_contract(name: str, model: ir.Model, request: Sequence[RequestInput]) -> dict[str, Any]:
     contract: dict[str, Any] = {
         "inputs": [_tensor_contract(value) for value in model.graph.inputs],
         "outputs": [_tensor_contract(value) for value in model.graph.outputs],
@@ -161,7 +161,7 @@ def _graph_contract(name: str, model: ir.Model) -> dict[str, Any]:
                 "dtype": _dtype(inputs[source]),
                 "initial_shape": initial_shape(inputs[source]),
             }
-            for source, target in state_names(model)
+            for source, target in state_names(model, request)
         ]
     return {**contract, "variants": {STOCK: {"file": f"{name}.onnx"}}}
 

@@ -5,17 +5,20 @@ The Loop's body is the stage graph itself, so both forms of a bundle hold the sa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 from onnxscript import GraphBuilder, OpBuilder
 
 from nextscale.export.graph_builder import Constants, add_output, dimensions, finish, new_builder
-from nextscale.runtime._var_request import REQUEST_INPUTS
+from nextscale.runtime._manifest import RequestInput
 
 
-def state_names(stage_model: ir.Model) -> list[tuple[str, str]]:
+def state_names(stage_model: ir.Model, request: Sequence[RequestInput]) -> list[tuple[str, str]]:
     """The stage graph's carried state as (input name, output name), in the order of the inputs."""
-    inputs = [value.name for value in stage_model.graph.inputs if value.name not in (*REQUEST_INPUTS, "stage")]
+    asked = {item.name for item in request}
+    inputs = [value.name for value in stage_model.graph.inputs if value.name not in (*asked, "stage")]
     return [(name, present_name(name)) for name in inputs if name is not None]
 
 
@@ -29,36 +32,55 @@ def initial_shape(state: ir.Value) -> list[int | str]:
     return [0 if dim in ("T", "M") else dim for dim in dimensions(state)]
 
 
-def build_generate_graph(stage_model: ir.Model, decoder_model: ir.Model, num_stages: int) -> ir.Model:
-    """Compose the two graphs; neither is changed, and their weights are shared, not copied."""
+def build_generate_graph(
+    stage_model: ir.Model, decoder_model: ir.Model, num_stages: int, request: Sequence[RequestInput]
+) -> ir.Model:
+    """Compose the two graphs; neither is changed, and their weights are shared, not copied.
+
+    Args:
+        stage_model, decoder_model: with the contract of docs/bundle.md.
+        num_stages: of an image.
+        request: the stage graph's inputs that a request gives; all others but the stage are state. The first has B as
+            its first dimension, and token maps have the shape of the forced tokens.
+    """
     stage_graph, decoder_graph = stage_model.graph.clone(), decoder_model.graph.clone()
     builder = new_builder("generate")
     op, constants = builder.op, Constants(builder)
-    state = state_names(stage_model)
+    state = state_names(stage_model, request)
     by_name = {value.name: value for value in stage_graph.inputs}
-    requests = [_declare(builder, by_name[name]) for name in REQUEST_INPUTS]
+    names = [item.name for item in request]
+    requests = [_declare(builder, by_name[name]) for name in names]
+    forced = by_name[next(item.name for item in request if item.kind == "forced_tokens")]
 
-    images = op.Shape(requests[0])
+    images = op.Shape(requests[0], end=1) if len(dimensions(requests[0])) > 1 else op.Shape(requests[0])
     initial = []
     for name, _ in state:
         shape = [_dimension(op, images, dim) for dim in initial_shape(by_name[name])]
         zero = ir.tensor([0.0], dtype=ir.DataType.FLOAT)
         initial.append(op.ConstantOfShape(op.Concat(*shape, axis=0), value=zero, _outputs=[f"initial.{name}"]))
     no_tokens = op.ConstantOfShape(
-        op.Concat(images, constants("zero_1d", np.array([0])), axis=0),
+        op.Concat(images, constants("zero_1d", np.array([0])), *_further(constants, forced), axis=0),
         value=ir.tensor([0], dtype=ir.DataType.INT64),
         _outputs=["initial.token_maps"],
     )
-    body = _loop_body(builder.graph, stage_graph, dict(zip(REQUEST_INPUTS, requests, strict=True)), state)
-    names = ["final." + name for name, _ in state]
+    body = _loop_body(
+        builder.graph, stage_graph, dict(zip(names, requests, strict=True)), state, dimensions(forced)[2:]
+    )
+    outputs = ["final." + name for name, _ in state]
     *final, token_maps = op.Loop(
-        num_stages, None, *initial, no_tokens, body=body, _outputs=[*names, "token_maps"], _name="stages"
+        num_stages, None, *initial, no_tokens, body=body, _outputs=[*outputs, "token_maps"], _name="stages"
     )
     f_hat = final[[name for name, _ in state].index("f_hat")]
     pictures = _inline(builder.graph, decoder_graph, {"f_hat": f_hat}, "images")
     add_output(builder, pictures, "images", ir.DataType.UINT8, dimensions(decoder_model.graph.outputs[0]))
-    add_output(builder, token_maps, "token_maps", ir.DataType.INT64, dimensions(by_name["uniforms"]))
+    add_output(builder, token_maps, "token_maps", ir.DataType.INT64, dimensions(forced))
     return finish(builder)
+
+
+def _further(constants: Constants, forced: ir.Value) -> list[ir.Value]:
+    """The sizes of a token map behind its length, which are those of the forced tokens: int64 [n] or nothing."""
+    sizes = dimensions(forced)[2:]
+    return [constants("token_sizes", np.array(sizes))] if sizes else []
 
 
 def _declare(builder: GraphBuilder, like: ir.Value) -> ir.Value:
@@ -87,7 +109,11 @@ def _adopt(main: ir.Graph, graph: ir.Graph, prefix: str) -> None:
 
 
 def _loop_body(
-    main: ir.Graph, stage_graph: ir.Graph, requests: dict[str, ir.Value], state: list[tuple[str, str]]
+    main: ir.Graph,
+    stage_graph: ir.Graph,
+    requests: dict[str, ir.Value],
+    state: list[tuple[str, str]],
+    token_sizes: Sequence[int | str],
 ) -> ir.Graph:
     """The stage graph as a Loop's body: (stage, condition, state..., tokens so far) -> the same, one stage later."""
     inputs = {str(value.name): value for value in stage_graph.inputs}
@@ -97,7 +123,7 @@ def _loop_body(
         inputs[name].replace_all_uses_with(outer)
     proceed = ir.Value(name="stage/proceed", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([]))
     so_far = ir.Value(
-        name="stage/token_maps.so_far", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["B", None])
+        name="stage/token_maps.so_far", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["B", None, *token_sizes])
     )
     go_on = ir.node("Identity", [proceed], name="stage/go_on")
     append = ir.node("Concat", [so_far, outputs["tokens"]], {"axis": 1}, name="stage/append_tokens")

@@ -96,7 +96,7 @@ class IntegerModel:
             if choice != "float":
                 layers[layer.name] = _integer_layer(layer, choice, bits)
         attention = None
-        if recipe.attention.products == "integer":
+        if recipe.attention.products == "integer" and facts.attentions:
             attention = IntegerAttention(
                 facts.attentions,
                 attention_bits(bits, reduce_range),

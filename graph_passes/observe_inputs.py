@@ -71,11 +71,7 @@ def observe_inputs(model: ir.Model, observers: Iterable[Observer]) -> ir.Model:
     for observer in dict.fromkeys(observers):
         output = pieces.append("Identity", [pieces.observed(observer)], observer.output)
         output.dtype = ir.DataType.FLOAT
-        output.shape = {
-            "range": ir.Shape([2]),
-            "channels": ir.Shape([2, None]),
-            "values": ir.Shape([None] * 3),
-        }[observer.gives]
+        output.shape = pieces.shape_of(observer)
         model.graph.outputs.append(output)
     return model
 
@@ -97,6 +93,13 @@ class _Pieces:
         if (source, axes) not in self._extremes:
             self._extremes[source, axes] = self._reduced(source, axes)
         return self._extremes[source, axes]
+
+    def shape_of(self, observer: Observer) -> ir.Shape | None:
+        """What is declared of an observer's output; of values no more than their rank, if it is known."""
+        if observer.gives == "values":
+            shape = self._source(observer.input).shape
+            return None if shape is None else ir.Shape([None] * len(shape))
+        return ir.Shape([2] if observer.gives == "range" else [2, None])
 
     def append(self, op_type: str, inputs: Sequence[ir.Value], output: str, **attributes: int) -> ir.Value:
         """A node at the end of the graph; its output."""

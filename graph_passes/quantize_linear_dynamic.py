@@ -32,7 +32,7 @@ from nextscale.graph_passes.linear_layers import (
 def quantize_linear_by_image(
     model: ir.Model, rows: Mapping[str, int], bits: int, rounder: WeightRounder, packed: bool = False
 ) -> ir.Model:
-    """A copy of `model` whose linear layers named in `rows` have a min-max range an image (Eq. 1 to 3).
+    """A copy of `model` whose linear layers named in `rows` have one min-max range per image (Eq. 1 to 3).
 
     Args:
         model: a graph whose layers see [R, l, K].

@@ -96,7 +96,7 @@ def bench(
 ) -> BenchReport:
     """Measure bundles against each other on this machine.
 
-    Every bundle runs in each form in a process of its own, anew for each batch size, so that its memory is its own.
+    Every bundle runs in each form in a process of its own, again for each batch size, so that its memory is its own.
 
     Args:
         bundles: the first is what the others' speedups refer to.

@@ -1,4 +1,4 @@
-"""A bundle as a contender: the command that starts `bundle_worker` on it."""
+"""A bundle as a contender: the command that starts `_bundle_worker` on it."""
 
 from __future__ import annotations
 

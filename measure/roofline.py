@@ -48,8 +48,8 @@ def roofline_seconds(operations: Mapping[str, int], recipe: Recipe, rates: Kerne
     """Seconds an image, each layer at the rate of the numbers that `recipe` computes it with.
 
     Args:
-        operations: of an image, by linear layer as a recipe names it, and of CONVOLUTIONS, which only the recipe fp32
-            leaves in float32.
+        operations: of an image, by linear layer as a recipe names it, and of CONVOLUTIONS, which are float32 where
+            the recipe leaves the decoder in float.
         recipe: of the bundle.
         rates: of the machine.
     """

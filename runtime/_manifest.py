@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from nextscale.runtime._errors import BundleError
 
 DTYPES = ("float32", "float16", "int64", "int32", "int8", "uint8")
-# What a request's inputs may be. Readers make the first four themselves; the caller gives tensors of the others.
+# What a request's inputs may be: labels are the caller's, readers can make uniforms, forced tokens and scalars, and the
+# caller gives tensors of the other kinds.
 KINDS = ("label", "uniform", "forced_tokens", "scalar", "text_features", "text_mask", "image", "mask")
 BATCH = "B"
 FLOAT32_MAX = float(np.finfo(np.float32).max)

@@ -5,15 +5,6 @@ from nextscale.runtime._manifest import BATCH, ModelInfo, RequestInput
 DEFAULT_CFG_SCALE = 4.0
 DEFAULT_TOP_K = 900
 DEFAULT_TOP_P = 0.96
-# Names and dtypes, in the order of the graphs' inputs.
-REQUEST_INPUTS = {
-    "class_labels": "int64",
-    "uniforms": "float32",
-    "forced_tokens": "int64",
-    "cfg_scale": "float32",
-    "top_k": "int64",
-    "top_p": "float32",
-}
 
 
 def var_request(model: ModelInfo) -> tuple[RequestInput, ...]:

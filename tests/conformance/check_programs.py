@@ -145,7 +145,7 @@ def tells_speed(command: Sequence[object]) -> str | None:
 
 
 def measures(command: tuple[str, ...]) -> str | None:
-    """The program keeps the protocol of nextscale/runtime/contender.py."""
+    """The program keeps the protocol of nextscale/measure/contender.py."""
     try:
         with Worker(Contender(command[0], command)) as worker:
             replies = [worker.request(batch, seed=1) for batch in (1, 2)]

@@ -8,15 +8,18 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from tiny_model import L, V, tiny_models
+from tiny_model import L, V, tiny_models, tiny_source
 
-from nextscale.export.generate_graph import REQUEST_INPUTS, build_generate_graph, initial_shape, present_name
+from nextscale.export.generate_graph import build_generate_graph, initial_shape, present_name
 from nextscale.export.var.decoder_graph import build_decoder_graph
 from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.runtime import Generation, Generator
 from nextscale.runtime._session import SessionOptions
+from nextscale.runtime._var_request import var_request
 
 LABELS = [3, 0, 7, 9, 10]
+REQUEST = var_request(tiny_source().model_info())
+NAMES = [item.name for item in REQUEST]
 SETTINGS = [{"top_k": 1, "top_p": 0.0}, {"top_k": 0, "top_p": 0.0}, {"top_k": 40, "top_p": 0.9}]
 
 
@@ -96,12 +99,12 @@ def structure(graph: ir.Graph) -> list[list[object]]:
 
 def test_composing_changes_neither_graph(graphs: tuple[ir.Model, ir.Model]) -> None:
     before = [structure(model.graph) for model in graphs]
-    build_generate_graph(*graphs, num_stages=4)
+    build_generate_graph(*graphs, num_stages=4, request=REQUEST)
     assert [structure(model.graph) for model in graphs] == before
 
 
 def test_weights_are_shared_not_copied(graphs: tuple[ir.Model, ir.Model]) -> None:
-    composed = build_generate_graph(*graphs, num_stages=4).graph.initializers
+    composed = build_generate_graph(*graphs, num_stages=4, request=REQUEST).graph.initializers
     for prefix, model in zip(("stage/", "decoder/"), graphs, strict=True):
         for name, value in model.graph.initializers.items():
             assert composed[prefix + name].const_value is value.const_value
@@ -109,7 +112,7 @@ def test_weights_are_shared_not_copied(graphs: tuple[ir.Model, ir.Model]) -> Non
 
 def test_the_loops_body_is_the_stage_graph(graphs: tuple[ir.Model, ir.Model]) -> None:
     """The same operators in the same order; the body adds two that carry the condition and the tokens."""
-    composed = build_generate_graph(*graphs, num_stages=4).graph
+    composed = build_generate_graph(*graphs, num_stages=4, request=REQUEST).graph
     (loop,) = (node for node in composed if node.op_type == "Loop")
     body = [node.op_type for node in loop.attributes["body"].as_graph()]
     assert body == [node.op_type for node in graphs[0].graph] + ["Identity", "Concat"]
@@ -119,7 +122,7 @@ def test_the_loops_body_is_the_stage_graph(graphs: tuple[ir.Model, ir.Model]) ->
 
 def test_inputs_and_outputs_are_the_contract(tiny_bundle: Path) -> None:
     graph = onnx.load(tiny_bundle / "generate.onnx", load_external_data=False).graph
-    assert tuple(value.name for value in graph.input) == tuple(REQUEST_INPUTS)
+    assert tuple(value.name for value in graph.input) == tuple(NAMES)
     assert [value.name for value in graph.output] == ["images", "token_maps"]
     shapes = [[dim.dim_param or dim.dim_value for dim in v.type.tensor_type.shape.dim] for v in graph.output]
     assert shapes == [["B", 8, 8, 3], ["B", L]]
@@ -136,7 +139,7 @@ def test_names_of_the_state() -> None:
 
 
 def test_growing_dimensions_start_at_0(graphs: tuple[ir.Model, ir.Model]) -> None:
-    shapes = {value.name: initial_shape(value) for value in graphs[0].graph.inputs if value.name not in REQUEST_INPUTS}
+    shapes = {value.name: initial_shape(value) for value in graphs[0].graph.inputs if value.name not in NAMES}
     del shapes["stage"]
     assert shapes.pop("f_hat") == ["B", 32, 4, 4]
     assert shapes.pop("modulation") == ["2B", 0, 64]

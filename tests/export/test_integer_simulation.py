@@ -46,7 +46,7 @@ RECIPES = {
     "static W8A8, equalized": Recipe(
         "a", activations=ActivationRecipe(range="mse"), equalization=EqualizationRecipe(0.85), calibration=CALIBRATION
     ),
-    "W8A8, a range a token": Recipe(
+    "W8A8, one range per token": Recipe(
         "b",
         activations=ActivationRecipe(granularity="token"),
         attention=AttentionRecipe("integer", "tensor", "row", "residual"),
@@ -75,7 +75,7 @@ RECIPES = {
         calibration=CALIBRATION,
         layers={"blocks.1.attn.k": "stage"},
     ),
-    "W4A2, a range a token": Recipe(
+    "W4A2, one range per token": Recipe(
         "g", weights=WeightRecipe(4), activations=ActivationRecipe(2, "token"), calibration=CALIBRATION
     ),
     "W4A6, pairs": Recipe(
@@ -277,7 +277,7 @@ def test_every_attention(built: Built) -> None:
 
 
 @pytest.mark.exact_products
-@pytest.mark.parametrize("name", ["W8A8, a range a token", "the paper's W4A6", "W8A8, pairs, equalized"])
+@pytest.mark.parametrize("name", ["W8A8, one range per token", "the paper's W4A6", "W8A8, pairs, equalized"])
 def test_the_demo_model(name: str, tmp_path: Path) -> None:
     """Its first seven stages: the later ones have the same operators on more tokens."""
     demo = build(demo_source("demo"), RECIPES[name], tmp_path, num_stages=7)

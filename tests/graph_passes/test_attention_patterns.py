@@ -16,6 +16,7 @@ from nextscale.export.graph_builder import Constants, add_output, finish, new_bu
 from nextscale.export.var.decoder_graph import build_decoder_graph
 from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes._attention_patterns import attention_patterns, refusals
+from nextscale.runtime._var_request import var_request
 
 H, D, T = 2, 4, 5
 
@@ -159,7 +160,7 @@ def test_the_blocks_of_the_stage_graph_are_found_whatever_their_names() -> None:
 def test_the_blocks_are_found_inside_the_loop() -> None:
     source = tiny_source()
     stage, decoder = build_stage_graph(source.var, source.vqvae.quantize), build_decoder_graph(source.vqvae)
-    model = build_generate_graph(stage, decoder, source.var.config.num_stages)
+    model = build_generate_graph(stage, decoder, source.var.config.num_stages, var_request(source.model_info()))
     patterns = attention_patterns(model.graph)
     assert len(patterns) == source.var.config.depth
     assert all(pattern.graph is not model.graph and pattern.mix in list(pattern.graph) for pattern in patterns)

@@ -14,6 +14,7 @@ from nextscale.export.var.decoder_graph import build_decoder_graph
 from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes.observe_attention import attention_products, observe_attention, output_names
 from nextscale.graph_passes.quantize_attention import Magnitudes, quantize_attention
+from nextscale.runtime._var_request import var_request
 
 from .attention_model import (
     FORMS,
@@ -140,7 +141,7 @@ def test_another_softmax_is_no_attention() -> None:
 def test_an_attention_in_a_subgraph_is_refused() -> None:
     source = tiny_source()
     stage, decoder = build_stage_graph(source.var, source.vqvae.quantize), build_decoder_graph(source.vqvae)
-    model = build_generate_graph(stage, decoder, source.var.config.num_stages)
+    model = build_generate_graph(stage, decoder, source.var.config.num_stages, var_request(source.model_info()))
     with pytest.raises(ValueError, match=r"attn\.mix is in a subgraph"):
         observe_attention(model)
 

@@ -12,6 +12,7 @@ from nextscale.export.graph_builder import add_output, finish, new_builder
 from nextscale.export.var.decoder_graph import build_decoder_graph
 from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes.observe_scores import observe_scores, scores_name
+from nextscale.runtime._var_request import var_request
 
 D = 4
 
@@ -88,6 +89,6 @@ def test_every_block_of_the_stage_graph_is_observed() -> None:
 def test_an_attention_in_a_subgraph_is_refused() -> None:
     source = tiny_source()
     stage, decoder = build_stage_graph(source.var, source.vqvae.quantize), build_decoder_graph(source.vqvae)
-    model = build_generate_graph(stage, decoder, source.var.config.num_stages)
+    model = build_generate_graph(stage, decoder, source.var.config.num_stages, var_request(source.model_info()))
     with pytest.raises(ValueError, match=r"attn\.mix is in a subgraph"):
         observe_scores(model)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tiny_model import ONE_THREAD, build_tiny, tiny_models
+from tiny_model import ONE_THREAD, build_tiny, tiny_models, tiny_source
 
 from nextscale.export.generate_graph import state_names
 from nextscale.export.var.stage_graph import build_stage_graph, folded_phi
@@ -19,6 +19,7 @@ from nextscale.models.var.reference import Generation, generate
 from nextscale.models.var.transformer import VAR
 from nextscale.models.var.vqvae import VQVAE
 from nextscale.runtime import Generator
+from nextscale.runtime._var_request import var_request
 from tests.goldens.parity import CASES, CFG_SCALE, Case, models_of
 
 # Both sides are float32 and differ by the order of their sums: parity's bound, as a share of the range.
@@ -151,7 +152,7 @@ def test_without_guidance_the_logits_are_the_conditional_ones(fp32_generator: Ge
 def test_state_names_are_those_of_the_contract() -> None:
     var, vqvae = tiny_models(depth=1)
     model = build_stage_graph(var, vqvae.quantize)
-    assert state_names(model) == [
+    assert state_names(model, var_request(tiny_source(depth=1).model_info())) == [
         ("f_hat", "present.f_hat"),
         ("modulation", "present.modulation"),
         ("past_key_values.0.key", "present.0.key"),
