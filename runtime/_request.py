@@ -93,6 +93,8 @@ class Request:
         labels = _labels(bundle, given)
         sizes = {BATCH: _count(manifest, labels, given)}
         numbers = _Numbers(settings.get("seed", 0), settings.get("first_image", 0))
+        # Images and masks that the stage graph does not list are other roles' inputs.
+        generating = {tensor.name for tensor in bundle.graph("stage").inputs}
         arrays: dict[str, NDArray[Any]] = {}
         for item in manifest.request:
             value = given.get(item.name)
@@ -105,7 +107,7 @@ class Request:
                 arrays[item.name] = _tokens(item, value, sizes[BATCH], manifest.model)
             elif item.kind == "scalar":
                 arrays[item.name] = _scalar(item, value)
-            else:
+            elif value is not None or item.name in generating:
                 arrays[item.name] = _tensor(item, value, sizes)
         return cls(sizes[BATCH], arrays, frozenset(item.name for item in manifest.request if item.per_image))
 

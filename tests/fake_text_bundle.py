@@ -122,6 +122,8 @@ def write_fake_text_bundle(folder: Path, seed: int = 0) -> Path:
             {"name": "text_mask", "kind": "text_mask", "dtype": "int64", "shape": ["B", "Lt"]},
             {"name": "uniforms", "kind": "uniform", "dtype": "float32", "shape": ["B", L, D]},
             {"name": "forced_tokens", "kind": "forced_tokens", "dtype": "int64", "shape": ["B", L, D]},
+            # Of an encoder: neither the stage graph nor what generates lists it.
+            {"name": "picture", "kind": "image", "dtype": "uint8", "shape": ["B", 8, 8, 3]},
             {"name": "cfg_scale", **scalar, "default": [1.0, 2.0, 3.0], "minimum": 0},
             {"name": "tau", **scalar, "default": 1.0, "minimum": 0.0001, "maximum": 100},
         ],

@@ -1760,7 +1760,14 @@ class Checker {
     auto inputs = std::make_shared<Inputs>();
     inputs->count = count();
     symbols_["B"] = static_cast<std::int64_t>(inputs->count);
+    const std::vector<TensorInfo>& generating = manifest_.graphs.at(Graph::stage).inputs;
     for (const RequestInput& item : manifest_.request) {
+      // Images and masks that the stage graph does not list are other roles' inputs.
+      const auto same = [&](const TensorInfo& listed) { return listed.name == item.name; };
+      if (is_tensor(item.kind) && request_.inputs.count(item.name) == 0 &&
+          std::none_of(generating.begin(), generating.end(), same)) {
+        continue;
+      }
       inputs->items.push_back(item.kind == Kind::label           ? labels(item)
                               : item.kind == Kind::uniform       ? numbers(item, inputs->count)
                               : item.kind == Kind::forced_tokens ? tokens(item, inputs->count)

@@ -921,7 +921,7 @@ namespace NextScale
             inputs.symbols["B"] = inputs.Count;
             if (bundle.Request.Any(item => item.RowValues > int.MaxValue / inputs.Count))
                 throw new RequestException($"{inputs.Count} images are too many for one request");
-            inputs.Items = bundle.Request.Select(inputs.Make).ToList();
+            inputs.Items = bundle.Request.Where(inputs.IsNeeded).Select(inputs.Make).ToList();
             if (request.BatchSize < 1)
                 throw new RequestException($"batch_size {request.BatchSize} is out of range: expected at least 1");
             return inputs;
@@ -992,6 +992,13 @@ namespace NextScale
                 return (int)given.Shape[0];
             }
             return 1;
+        }
+
+        /// <summary>Images and masks that the stage graph does not list are other roles' inputs.</summary>
+        private bool IsNeeded(RequestInput item)
+        {
+            return !item.IsTensor || request.Inputs.ContainsKey(item.Name)
+                || bundle.Graph("stage").Inputs.Any(tensor => tensor.Name == item.Name);
         }
 
         private ModelInput Make(RequestInput item)
