@@ -27,7 +27,8 @@ def inspect(bundle_dir: Path, classes: bool, saturation: bool, as_json: bool) ->
         raise click.UsageError("--classes and --saturation exclude each other")
     bundle = Bundle.open(bundle_dir)
     manifest = bundle.manifest
-    names = {label: bundle.class_name(label) for label in range(manifest.model.num_classes)}
+    labels = range(manifest.model.num_classes if classes else 0)
+    names = {label: bundle.class_name(label) for label in labels}
     if as_json:
         shown = names if classes else _saturation(bundle) if saturation else _summary(bundle)
         click.echo(json.dumps(shown, indent=1))

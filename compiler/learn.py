@@ -87,7 +87,7 @@ def learn_bundle(
     rounding = learning.rounding(token_maps, theta)
     learned = replace(options, token_maps=token_maps, theta=theta, rounding=rounding)
     bundle = build_bundle(source, out, learned, progress)
-    shutil.rmtree(learning.folder)
+    shutil.rmtree(learning.folder, ignore_errors=True)  # the bundle is what counts
     return bundle, rounding
 
 
@@ -120,7 +120,7 @@ class _Learning:
     def begin(self) -> None:
         """Make the folders, or find out whether an earlier run had the same settings."""
         recipe = self.options.recipe.as_dict()
-        del recipe["description"]
+        del recipe["name"], recipe["description"]
         resumed = open_work(
             self.folder,
             {
@@ -177,7 +177,10 @@ class _Learning:
             _write_json(path, asdict(found))
         try:
             values = json.loads(path.read_bytes())
-            return ThetaChoice(**{**values, "rows": tuple(values["rows"])})
+            choice = ThetaChoice(**{**values, "rows": tuple(values["rows"])})
+            if not isinstance(choice.theta, float) or not all(type(row) is int for row in choice.rows):
+                raise TypeError(choice)
+            return choice
         except (ValueError, TypeError, KeyError, RecursionError):
             raise NextscaleError(f"{path}: damaged; remove it") from None
 
@@ -198,7 +201,12 @@ class _Learning:
                     work=self.reconstruction / "units",
                     on_step=self._on_step,
                 ).save(path)
-        return Rounding.load(path)
+        found = Rounding.load(path)
+        try:
+            found.summary()
+        except (KeyError, TypeError, ValueError):
+            raise NextscaleError(f"{path}: damaged: its report lacks what learning gained; remove it") from None
+        return found
 
     def _on_step(self, step: Step) -> None:
         self.progress(f"learning {step.unit}", step.step, step.steps)

@@ -118,7 +118,9 @@ class Recipe:
         return dataclasses.asdict(self)
 
     def check(self, where: str = "recipe") -> None:
-        """Raise NextscaleError where values do not go together."""
+        """Raise NextscaleError where values do not go together, or the name is no line of text."""
+        if not self.name.strip() or not self.name.isprintable():
+            raise NextscaleError(f"{where}: name is {self.name!r:.80}; expected printable text")
         if self.precision == "fp32":
             plain = Recipe(self.name, self.description, "fp32")
             idle = [key for key, value in self.as_dict().items() if value != plain.as_dict()[key]]

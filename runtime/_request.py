@@ -161,11 +161,15 @@ def _given(manifest: Manifest, class_labels: Labels | None, settings: RequestSet
         **{key: (_name_of_kind(manifest, kind), settings.get(key)) for key, kind in _KINDS.items()},
         **{key: (key, settings.get(key)) for key in _SCALARS},
     }
-    known = [item.name for item in manifest.request]
-    given = {name: value for name, value in (settings.get("inputs") or {}).items() if value is not None}
-    for name in given:
+    for name in settings:
+        if name not in RequestSettings.__annotations__:
+            expected = ", ".join(RequestSettings.__annotations__)
+            raise RequestError(f'a request has no setting "{name}"; expected {expected}')
+    known, inputs = [item.name for item in manifest.request], settings.get("inputs") or {}
+    for name in inputs:
         if name not in known:
             raise RequestError(f'inputs: this bundle has no input "{name}"; it takes {", ".join(known)}')
+    given = {name: value for name, value in inputs.items() if value is not None}
     for setting, (input_name, value) in named.items():
         if value is None:
             continue

@@ -69,7 +69,7 @@ def session_settings(options: SessionOptions) -> onnxruntime.SessionOptions:
     settings.inter_op_num_threads = 1
     settings.enable_cpu_mem_arena = options.memory_arena
     settings.enable_mem_pattern = options.memory_pattern
-    settings.log_severity_level = 3  # errors; what is wrong comes back as an exception anyway
+    settings.log_severity_level = 4  # none but fatal: what is wrong comes back as an exception
     settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
     # Threads of a run that has ended would spin for some 30 ms more, and take cores from the next session's.
     settings.add_session_config_entry("session.force_spinning_stop", "1")

@@ -89,6 +89,9 @@ def _check_stored_tokens(generator: Generator, made: Generation) -> Check:
     stored = np.array(manifest.verify.token_maps, dtype=np.int64).reshape(-1, *manifest.forced_tokens.row_shape)
     if np.array_equal(made.token_maps, stored):
         return Check("tokens", True, f"all {stored.size} tokens are the stored ones")
+    if made.token_maps.shape != stored.shape:
+        shapes = f"{list(made.token_maps.shape)}, the stored ones {list(stored.shape)}"
+        return Check("tokens", False, f"token maps are {shapes}: the graphs are not those of the manifest's stages")
     agreement = float((_greedy_given(generator, stored) == stored).mean())
     detail = (
         f"tokens differ from the stored ones; given the stored tokens before it, {agreement:.1%} of the tokens agree "
@@ -123,6 +126,13 @@ def _check_forms(generator: Generator) -> Check:
     inputs = {name: value for name, value in manifest.verify.inputs.items() if name in sampled}
     single = generator.generate(seed=manifest.verify.seed, inputs=inputs)
     streamed = generator.generate(seed=manifest.verify.seed, inputs=inputs, on_stage=lambda stage: None)
+    for what, one, other in (
+        ("tokens", single.token_maps, streamed.token_maps),
+        ("pictures", single.images, streamed.images),
+    ):
+        if one.shape != other.shape:
+            shapes = f"{list(one.shape)} of generate.onnx, {list(other.shape)} of the stages that the manifest lists"
+            return Check("streaming", False, f"{what} differ in shape: {shapes}")
     differing = int((single.token_maps != streamed.token_maps).sum())
     if differing:
         total = single.token_maps.size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,18 +41,27 @@ class UnitStore:
         if folder is not None:
             open_work(folder, fingerprint)
 
-    def load(self, unit: str, layers: Sequence[str]) -> Learned | None:
-        """What an earlier run learned; None if it did not come to this unit."""
+    def load(self, unit: str, shapes: Mapping[str, tuple[int, ...]]) -> Learned | None:
+        """What an earlier run learned; None if it did not come to this unit.
+
+        Args:
+            unit: its name.
+            shapes: [out, in] of its layers.
+        Raises:
+            NextscaleError: what is there is damaged.
+        """
         if self.folder is None or not (path := self.folder / f"{unit}.npz").exists():
             return None
         try:
-            arrays = read_npz(path, (*layers, "report"))
+            arrays = read_npz(path, (*shapes, "report"))
             report = json.loads(str(arrays.pop("report")))
         except (ValueError, RecursionError):
             report = None
         except NextscaleError as error:
             raise NextscaleError(f"{error}; remove it") from None
-        if not isinstance(report, dict) or any(up.dtype != np.bool_ for up in arrays.values()):
+        if not isinstance(report, dict) or any(
+            arrays[name].dtype != np.bool_ or arrays[name].shape != shape for name, shape in shapes.items()
+        ):
             raise NextscaleError(f"{path}: damaged: not a unit's rounding and report; remove it")
         return Learned(arrays, report)
 

@@ -187,7 +187,7 @@ class _Reconstruction:
             last = index == len(todo) - 1
             if not last:
                 self._advance(self.targets, self.full, unit)
-            found = store.load(unit.name, unit.layers)
+            found = store.load(unit.name, {name: self._shape(name) for name in unit.layers})
             if found is None:
                 found = self._learn(unit, index, last, on_step)
                 store.save(unit.name, found)
@@ -241,6 +241,10 @@ class _Reconstruction:
             relative = error(judged) / nearest
         report = {"nearest": float(nearest), "relative": float(relative), "seconds": time.monotonic() - began}
         return Learned(up, report)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """[out, in] of a layer."""
+        return tuple(self.simulated.linears[name].exact.shape)
 
     def _set_codes(self, name: str, up: NDArray[np.bool_]) -> None:
         linear = self.simulated.linears[name]

@@ -183,3 +183,12 @@ def test_an_unknown_name_is_refused(name: str) -> None:
         NextscaleError, match=rf'no recipe is named "{re.escape(name)}"; expected a \.toml file or one of '
     ):
         load_recipe(name)
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\\nb", "\\u001b[31mx"])
+def test_a_name_that_is_no_line_of_text_is_refused(tmp_path: Path, name: str) -> None:
+    """Before anything is learned: the manifest, at the end, would refuse it."""
+    path = tmp_path / "r.toml"
+    path.write_text(f'name = "{name}"\n')
+    with pytest.raises(NextscaleError, match=r"r\.toml: name is .*; expected printable text"):
+        load_recipe(str(path))

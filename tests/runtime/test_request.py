@@ -191,3 +191,15 @@ def test_requests_of_another_bundle_are_refused(generator: Generator, settings: 
     with pytest.raises(RequestError) as caught:
         generator.generate(**settings)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["cfg", "topk", "labels"])
+def test_a_setting_that_does_not_exist_is_refused(fake_bundle: Path, name: str) -> None:
+    """A typo must not mean the default."""
+    with pytest.raises(RequestError, match=f'a request has no setting "{name}"; expected .*cfg_scale'):
+        Request.create(Bundle.open(fake_bundle), [1], **{name: 3})
+
+
+def test_an_unknown_input_is_refused_whatever_its_value(fake_bundle: Path) -> None:
+    with pytest.raises(RequestError, match='inputs: this bundle has no input "nope"'):
+        Request.create(Bundle.open(fake_bundle), [1], inputs={"nope": None})

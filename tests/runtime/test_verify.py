@@ -91,3 +91,14 @@ def test_forms_that_differ_fail(fake_bundle: Path, monkeypatch: pytest.MonkeyPat
     report = verify(Bundle.open(fake_bundle))
     assert names(report.checks)[-1] == ("streaming", False)
     assert "1 of 28 tokens" in report.checks[3].detail
+
+
+def test_stages_that_the_graphs_do_not_have_fail(damaged: Path) -> None:
+    """As many tokens in all, of other stages: a failed check, no traceback."""
+    manifest = read_manifest(damaged)
+    manifest["model"]["stage_sizes"] = [[2, 2], [2, 5]]
+    write_manifest(damaged, manifest)
+    report = verify(Bundle.open(damaged))
+    assert not report.passed
+    assert report.checks[-1].name == "streaming"
+    assert "differ in shape" in report.checks[-1].detail

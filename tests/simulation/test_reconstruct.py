@@ -233,7 +233,7 @@ def test_a_damaged_unit_is_refused(content: bytes | dict[str, Any], message: str
     else:
         np.savez(path, **content)
     with pytest.raises(NextscaleError, match=rf"head\.npz: .*{message}"):
-        store.load("head", ["up"])
+        store.load("head", {"up": (2, 3)})
 
 
 def test_what_cannot_be_reconstructed_is_refused() -> None:
