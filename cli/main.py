@@ -33,6 +33,7 @@ COMMANDS = {
     "inspect": "Show what is in a bundle.",
     "verify": "Check a bundle's files, contract and tokens.",
 }
+LONGEST_MESSAGE = 2000  # what names a file may have, but not what a damaged one may say
 TORCH_OUT_OF_MEMORY = "DefaultCPUAllocator"  # what torch's RuntimeError names when memory is short
 EXPORT_MODULES = ("torch", "onnx", "onnxscript", "onnx_ir", "safetensors")  # of the extra `export`
 
@@ -120,5 +121,7 @@ def _abandon_stdout() -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    line = " ".join(message.split())
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line[:LONGEST_MESSAGE])
+    print(f"error: {shown}", file=sys.stderr)
     return code

@@ -134,3 +134,12 @@ def test_a_full_stdout_is_one_line(fake_bundle: Path) -> None:
     with open("/dev/full", "wb") as full:
         done = subprocess.run(command_line("inspect", fake_bundle), stdout=full, stderr=subprocess.PIPE, check=False)
     assert (done.returncode, done.stderr) == (2, b"error: output: No space left on device\n")
+
+
+def test_text_of_others_is_shown_without_control_characters(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('"\\u001b[31mred\\u0007" = 1\n')
+    assert main(["build", "demo", "--recipe", str(recipe), "--out", str(tmp_path / "o")]) == 2
+    shown = capsys.readouterr().err
+    assert "\\x1b[31mred\\x07" in shown
+    assert shown.removesuffix("\n").isprintable()
