@@ -120,7 +120,7 @@ class _Learning:
     def begin(self) -> None:
         """Make the folders, or find out whether an earlier run had the same settings."""
         recipe = self.options.recipe.as_dict()
-        del recipe["name"], recipe["description"]
+        del recipe["description"]
         resumed = open_work(
             self.folder,
             {
