@@ -16,7 +16,8 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +75,12 @@ RECIPES = {
 @click.command(help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("out", type=click.Path(path_type=Path), required=False)
 @click.option("--only", multiple=True, type=click.Choice(GROUPS), default=GROUPS)
+@click.option("--recipes", metavar="A,B", help="Of the demo model.  [default: all]")
 @click.option("--threads", default=1, show_default=True)
 @click.option("--compare", nargs=2, type=click.Path(exists=True, path_type=Path))
-def main(out: Path | None, only: tuple[str, ...], threads: int, compare: tuple[Path, Path] | None) -> None:
+def main(
+    out: Path | None, only: tuple[str, ...], recipes: str | None, threads: int, compare: tuple[Path, Path] | None
+) -> None:
     if compare is not None:
         sys.exit(report_differences(*compare))
     if out is None:
@@ -92,7 +96,9 @@ def main(out: Path | None, only: tuple[str, ...], threads: int, compare: tuple[P
     }
     with tempfile.TemporaryDirectory() as work:
         for group in only:
-            builds = {"tiny": build_tiny, "demo": build_demo, "var-d16": build_full_size}[group]
+            wanted = recipe_names() if recipes is None else recipes.split(",")
+            demo = partial(build_demo, recipes=wanted)
+            builds = {"tiny": build_tiny, "demo": demo, "var-d16": build_full_size}[group]
             for name, hashes in builds(Path(work), ("--threads", str(threads))):
                 click.echo(f"{name}", err=True)
                 document["hashes"][name] = hashes
@@ -106,13 +112,15 @@ def report_differences(before: Path, after: Path) -> int:
         if old[key] != new[key]:
             click.echo(f"{key} differ, so that hashes may: {old[key]} and {new[key]}")
     differing = 0
-    for name in sorted(old["hashes"].keys() | new["hashes"].keys()):
-        a, b = old["hashes"].get(name), new["hashes"].get(name)
+    both = sorted(old["hashes"].keys() & new["hashes"].keys())
+    for name in both:
+        a, b = old["hashes"][name], new["hashes"][name]
         if a != b:
             differing += 1
-            files = [file for file in a if a[file] != b.get(file)] if a and b else ["only in one"]
-            click.echo(f"{name}: {', '.join(files)}")
-    click.echo(f"{differing} of {len(old['hashes'])} differ between {old['commit']} and {new['commit']}")
+            click.echo(f"{name}: {', '.join(file for file in a if a[file] != b.get(file))}")
+    for name in sorted(old["hashes"].keys() ^ new["hashes"].keys()):
+        click.echo(f"{name}: only in one")
+    click.echo(f"{differing} of {len(both)} differ between {old['commit']} and {new['commit']}")
     return int(differing > 0)
 
 
@@ -164,14 +172,14 @@ def learn(work: Path, model: list[str], further: tuple[str, ...]) -> Iterator[tu
     shutil.rmtree(work / "learn")
 
 
-def build_demo(work: Path, further: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Every recipe that comes along."""
+def build_demo(work: Path, further: tuple[str, ...], recipes: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Recipes that come along."""
     learned = {
         recipe: ("--rounding", str(require_rounding(ROUNDINGS / f"{recipe}.safetensors")))
-        for recipe in recipe_names()
+        for recipe in recipes
         if load_recipe(recipe).weights.rounding == "reconstructed"
     }
-    for recipe in recipe_names():
+    for recipe in recipes:
         images = None if recipe == "fp32" else 2
         yield f"demo/{recipe}", build(work, ["demo"], recipe, (*learned.get(recipe, ()), *further), images)
 
