@@ -107,10 +107,10 @@ class Recipe:
         """Raise NextscaleError if a name in `layers` is the end of none of the linear layers' names."""
         for end in self.layers:
             if not any(_ends_with(name, end) for name in names):
-                ends = dict.fromkeys(re.sub(r"^blocks\.\d+\.", "", name) for name in names)
+                ends = dict.fromkeys(re.sub(r"^.*\.\d+\.", "", name) for name in names)  # alike in all blocks
                 raise NextscaleError(
                     f'recipe {self.name}: layers."{end}" is no linear layer of the model; expected one of '
-                    f"{', '.join(ends)}, or one in a block, such as blocks.0.attn.q"
+                    f"{', '.join(ends)}, or a whole name, such as {next(iter(names))}"
                 )
 
     def as_dict(self) -> dict[str, Any]:
