@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nextscale.cli.options import CHECKPOINT, ModelOptions, model_options, refuse, threads
-from nextscale.cli.progress import show_steps
+from nextscale.cli.progress import show_resumable_steps, show_steps
 from nextscale.graph_passes.recipe import MAX_IMAGES, Recipe, load_recipe
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._session import SessionOptions
@@ -166,13 +166,8 @@ def _learned(
     """A bundle of learned weights, and what learning them gained."""
     from nextscale.compiler.learn import learn_bundle, learning_folder
 
-    try:
-        with show_steps() as progress:
-            bundle, rounding = learn_bundle(source, out, options, settings, device, progress)
-    except KeyboardInterrupt:
-        if (work := learning_folder(out)).exists():
-            click.echo(f"what is finished is in {work}; the same command goes on from there", err=True)
-        raise
+    with show_resumable_steps(learning_folder(out)) as progress:
+        bundle, rounding = learn_bundle(source, out, options, settings, device, progress)
     click.echo(rounding.summary())
     return bundle
 

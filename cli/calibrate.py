@@ -16,7 +16,7 @@ from rich.table import Table
 from nextscale.calib_data.match_probabilities import MatchingReport, total_variation
 from nextscale.calib_data.plot_matching import matching_plot
 from nextscale.cli.options import BUNDLE, threads
-from nextscale.cli.progress import show_steps
+from nextscale.cli.progress import show_resumable_steps
 from nextscale.graph_passes.recipe import Matching
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime._request import DEFAULT_CFG_SCALE, DEFAULT_TOP_P
@@ -71,17 +71,13 @@ def calibrate(
     settings = SamplingSettings(images, seed, cfg_scale, top_k, top_p, batch, matching)
     work = out.with_name(f"{out.name}.partial")
     log_probability = None
-    try:
-        with show_steps() as progress:
-            maps, report = sample_token_maps(generator, settings, work, progress)
-            if score:
-                log_probability = mean_log_probability(
-                    generator, maps, cfg_scale=cfg_scale, batch_size=batch, progress=progress
-                )
-                maps = replace(maps, settings={**maps.settings, "log_probability": log_probability})
-    except KeyboardInterrupt:
-        click.echo(f"what is finished is in {work}; the same command goes on from there", err=True)
-        raise
+    with show_resumable_steps(work) as progress:
+        maps, report = sample_token_maps(generator, settings, work, progress)
+        if score:
+            log_probability = mean_log_probability(
+                generator, maps, cfg_scale=cfg_scale, batch_size=batch, progress=progress
+            )
+            maps = replace(maps, settings={**maps.settings, "log_probability": log_probability})
     maps.save(out, _further_files(report, matching))
     shutil.rmtree(work)
     click.echo(f"{out}: {images} token maps of {generator.bundle.manifest.name}, matching {matching}")

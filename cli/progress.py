@@ -3,7 +3,9 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -54,3 +56,15 @@ def show_steps() -> Iterator[Steps]:
         steps = Steps(progress)
         yield steps
         steps.finish()
+
+
+@contextmanager
+def show_resumable_steps(work: Path) -> Iterator[Steps]:
+    """`show_steps`; Ctrl-C is told where finished work is kept, if there is any in the folder `work`."""
+    try:
+        with show_steps() as steps:
+            yield steps
+    except KeyboardInterrupt:
+        if work.exists():
+            click.echo(f"what is finished is in {work}; the same command goes on from there", err=True)
+        raise

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nextscale.cli.options import CHECKPOINT, IntegerList, ModelOptions, model_options
-from nextscale.cli.progress import show_steps
+from nextscale.cli.progress import show_resumable_steps
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.runtime._errors import OutputError
 from nextscale.simulation.reconstruction_settings import ReconstructionSettings
@@ -86,28 +86,23 @@ def reconstruct(
         maps = TokenMaps.from_arrays(token_maps, source.model_info())
     settings = replace(DEFAULTS, iterations=iterations, batch_size=batch, seed=seed)
     work = out.with_name(f"{out.name}.partial")
-    try:
-        with show_steps() as progress, on_device(device, source.var, source.vqvae.quantize):
+    with show_resumable_steps(work) as progress, on_device(device, source.var, source.vqvae.quantize):
 
-            def show(step: Step) -> None:
-                progress(step.unit, step.step, step.steps, f"error {step.error:.3f} of nearest's")
+        def show(step: Step) -> None:
+            progress(step.unit, step.step, step.steps, f"error {step.error:.3f} of nearest's")
 
-            progress("preparing")
-            rounding = learn(
-                source.var,
-                source.vqvae.quantize,
-                recipe,
-                maps.class_labels[:images],
-                maps.token_maps[:images],
-                settings,
-                shift_and_sum=shift_and_sum,
-                work=work,
-                on_step=show,
-            )
-    except KeyboardInterrupt:
-        if work.exists():
-            click.echo(f"what is finished is in {work}; the same command goes on from there", err=True)
-        raise
+        progress("preparing")
+        rounding = learn(
+            source.var,
+            source.vqvae.quantize,
+            recipe,
+            maps.class_labels[:images],
+            maps.token_maps[:images],
+            settings,
+            shift_and_sum=shift_and_sum,
+            work=work,
+            on_step=show,
+        )
     rounding.save(out)
     shutil.rmtree(work)
     click.echo(f"{out}: {recipe.name}, {rounding.summary()}")

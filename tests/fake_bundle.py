@@ -26,6 +26,23 @@ _REQUEST = """int64[B] class_labels, float[B,14] uniforms, int64[B,14] forced_to
 _TABLES = "class_table, position_table, codebook, latent_in, head"
 _SIX = "class_labels, uniforms, forced_tokens, cfg_scale, top_k, top_p"
 
+# The last layer of a decoder, of both fake bundles: [B, 2, h, w] to uint8 [B, 4 h, 4 w, 3].
+DECODE = """
+<domain: "fake", opset_import: ["" : 21]>
+Decode (f_hat, to_rgb) => (images)
+{
+    scales = Constant<value_floats = [1.0, 1.0, 4.0, 4.0]>()
+    large = Resize<mode = "nearest", coordinate_transformation_mode = "asymmetric", nearest_mode = "floor">
+        (f_hat, , scales)
+    last = Transpose<perm = [0, 2, 3, 1]>(large)
+    rgb = MatMul(last, to_rgb)
+    low = Constant<value = float {0.0}>()
+    high = Constant<value = float {255.0}>()
+    clipped = Clip(rgb, low, high)
+    rounded = Round(clipped)
+    images = Cast<to = 2>(rounded)
+}
+"""
 _FUNCTIONS = """
 <domain: "fake", opset_import: ["" : 21]>
 Stage (class_labels, uniforms, forced_tokens, cfg_scale, top_k, top_p, stage, f_hat, modulation, key, value,
@@ -129,20 +146,6 @@ Stage (class_labels, uniforms, forced_tokens, cfg_scale, top_k, top_p, stage, f_
         (map, , , shape)
     next_f_hat = Add(f_hat, upsampled)
 }
-<domain: "fake", opset_import: ["" : 21]>
-Decode (f_hat, to_rgb) => (images)
-{
-    scales = Constant<value_floats = [1.0, 1.0, 4.0, 4.0]>()
-    large = Resize<mode = "nearest", coordinate_transformation_mode = "asymmetric", nearest_mode = "floor">
-        (f_hat, , scales)
-    last = Transpose<perm = [0, 2, 3, 1]>(large)
-    rgb = MatMul(last, to_rgb)
-    low = Constant<value = float {0.0}>()
-    high = Constant<value = float {255.0}>()
-    clipped = Clip(rgb, low, high)
-    rounded = Round(clipped)
-    images = Cast<to = 2>(rounded)
-}
 """
 HEADER = '<ir_version: 10, opset_import: ["" : 21, "fake" : 1]>'
 
@@ -209,7 +212,7 @@ def write_fake_bundle(
     folder: Path, seed: int = 0, class_names: list[str] | None = CLASS_NAMES, schema: int = 2
 ) -> Path:
     """Write a bundle whose weights come from a seed; its verify tokens are what it generates."""
-    graphs = write_files(folder, GRAPHS, _FUNCTIONS, weights_of_seed(_SHAPES, seed))
+    graphs = write_files(folder, GRAPHS, _FUNCTIONS + DECODE, weights_of_seed(_SHAPES, seed))
     graphs["stage"]["state"] = [
         {"input": name, "output": f"present.{name.removeprefix('past_key_values.')}", "dtype": "float32",
          "initial_shape": shape}

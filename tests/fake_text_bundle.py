@@ -8,29 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fake_bundle import HEADER, complete, file_entry, weights_of_seed, write_files
+from fake_bundle import DECODE, HEADER, complete, file_entry, weights_of_seed, write_files
 
 STAGE_SIZES = ((1, 1), (1, 2), (2, 3))
 S, L, D, C, HEIGHT, WIDTH = 3, 9, 2, 8, 8, 12
 TEXTS = [[[0.5 * (i + j - k) for k in range(C)] for j in range(3)] for i in range(2)]
 MASKS = [[1, 1, 0], [1, 1, 1]]
 
-_FUNCTIONS = """
-<domain: "fake", opset_import: ["" : 21]>
-Decode (f_hat, to_rgb) => (images)
-{
-    scales = Constant<value_floats = [1.0, 1.0, 4.0, 4.0]>()
-    large = Resize<mode = "nearest", coordinate_transformation_mode = "asymmetric", nearest_mode = "floor">
-        (f_hat, , scales)
-    last = Transpose<perm = [0, 2, 3, 1]>(large)
-    rgb = MatMul(last, to_rgb)
-    low = Constant<value = float {0.0}>()
-    high = Constant<value = float {255.0}>()
-    clipped = Clip(rgb, low, high)
-    rounded = Round(clipped)
-    images = Cast<to = 2>(rounded)
-}
-"""
 GRAPHS = {
     "stage": f"""{HEADER} stage (float[B,Lt,8] text_features, int64[B,Lt] text_mask, float[B,9,2] uniforms,
     int64[B,9,2] forced_tokens, float[3] cfg_scale, float[3] tau, int64 stage, float[B,2,2,3] f_hat) =>
@@ -99,7 +83,7 @@ GRAPHS = {
 def write_fake_text_bundle(folder: Path, seed: int = 0) -> Path:
     """Write it; its verify tokens are what it generates."""
     shapes = {"position_table": (L, C), "latent_in": (2, C), "head": (C, D), "to_rgb": (2, 3)}
-    graphs = write_files(folder, GRAPHS, _FUNCTIONS, weights_of_seed(shapes, seed))
+    graphs = write_files(folder, GRAPHS, DECODE, weights_of_seed(shapes, seed))
     graphs["stage"]["state"] = [
         {"input": "f_hat", "output": "present.f_hat", "dtype": "float32", "initial_shape": ["B", 2, 2, 3]}
     ]
