@@ -15,24 +15,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nextscale.graph_passes.layer_facts import StageFacts
 from nextscale.measure.bundle_contender import bundle_contender
 from nextscale.measure.contender import Worker
+from nextscale.models.var.layers import facts_of_bundle
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._session import SessionOptions
 
 LOOP, SUFFIX, BODY = "Loop", "_kernel_time", "SequentialExecutor::Execute"
-_LINEAR = r"(blocks\.\d+\.(attn\.(q|k|v|proj)|ffn\.fc[12]|ada_lin\.1)|(head_nm|shared)[._]ada_lin\.1|head|word_embed)"
 DECODER, OTHER = "decoder", "other"
-# The first that matches from the beginning.
-_PARTS = {
-    DECODER: re.compile(r"decoder/"),
-    "sampling": re.compile(r"stage/sampling/"),
-    # "pair" and "activation" look up the ranges of a stage's linear layers.
-    "linear": re.compile(rf"stage/({_LINEAR}(?![\w])|pair/|activation/)"),
-    "attention": re.compile(r"stage/blocks\.\d+[./]attn[./]"),
-}
-PARTS = (*_PARTS, OTHER)
+PARTS = (DECODER, "sampling", "linear", "attention", OTHER)
 
 
 @dataclass(frozen=True)
@@ -50,9 +43,24 @@ class TimeSplit:
     stages: tuple[float, ...]
 
 
-def part_of(node: str) -> str:
+def part_patterns(facts: StageFacts) -> dict[str, re.Pattern[str]]:
+    """What the names of each part's nodes begin with in generate.onnx; of several that fit, the first counts."""
+    linear = "|".join(re.escape(layer.name) for layer in facts.layers)
+    modules = [name.rpartition(".")[0].rpartition(".") for name in facts.attentions]
+    # blocks.0.attn.scores are as the model names them, blocks.0/attn/Softmax as the graph builder does.
+    attention = "|".join(f"{re.escape(block)}[./]{re.escape(module)}[./]" for block, _, module in modules)
+    return {
+        DECODER: re.compile(r"decoder/"),
+        "sampling": re.compile(r"stage/sampling/"),
+        # "pair" and "activation" look up the ranges of a stage's linear layers.
+        "linear": re.compile(rf"stage/(({linear})(?!\w)|pair/|activation/)"),
+        "attention": re.compile(rf"stage/({attention})"),
+    }
+
+
+def part_of(node: str, patterns: Mapping[str, re.Pattern[str]]) -> str:
     """What a node of generate.onnx, or what a fusion made of it, belongs to: one of PARTS."""
-    return next((part for part, pattern in _PARTS.items() if pattern.match(node)), OTHER)
+    return next((part for part, pattern in patterns.items() if pattern.match(node)), OTHER)
 
 
 def profile_bundle(bundle: Bundle, options: SessionOptions, folder: Path, batch: int = 1) -> TimeSplit:
@@ -72,11 +80,12 @@ def profile_bundle(bundle: Bundle, options: SessionOptions, folder: Path, batch:
         files = list(Path(work).iterdir())
         if len(files) != 1:
             raise NextscaleError(f"{bundle.path}: onnxruntime wrote no profile")
-        return split_profile(json.loads(files[0].read_text(encoding="utf-8")))
+        facts = facts_of_bundle(bundle)
+        return split_profile(json.loads(files[0].read_text(encoding="utf-8")), facts)
 
 
-def split_profile(events: Iterable[Mapping[str, Any]]) -> TimeSplit:
-    """Split the last run of a profile.
+def split_profile(events: Iterable[Mapping[str, Any]], facts: StageFacts) -> TimeSplit:
+    """Split the last run of a profile; the facts are those of the stage graph.
 
     An operator's own time is what its event has beyond the events inside it: those of a Loop or If are their bodies'.
     """
@@ -89,13 +98,14 @@ def split_profile(events: Iterable[Mapping[str, Any]]) -> TimeSplit:
     loop_ends = [event["ts"] + event["dur"] for event in inside if _is_loop(event)]
     decoding = min(loop_ends, default=end)
     parts, stages = dict.fromkeys(PARTS, 0.0), list[float]()
+    patterns = part_patterns(facts)
     # Each event with the time of the events directly inside it, so far.
     open_events: list[tuple[Mapping[str, Any], list[float]]] = []
 
     def close() -> None:
         event, children = open_events.pop()
         own = event["dur"] - sum(children)
-        part = part_of(str(event["name"]).removesuffix(SUFFIX)) if event["cat"] == "Node" else OTHER
+        part = part_of(str(event["name"]).removesuffix(SUFFIX), patterns) if event["cat"] == "Node" else OTHER
         parts[DECODER if part == OTHER and event["ts"] >= decoding else part] += own
         if open_events:
             parent, siblings = open_events[-1]

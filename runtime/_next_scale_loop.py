@@ -7,7 +7,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import RequestError
 from nextscale.runtime._machine import saturation_warning
+from nextscale.runtime._manifest import Manifest
 from nextscale.runtime._request import Labels, Request, RequestSettings
 from nextscale.runtime._session import SessionOptions, open_session, ort_value, run_session
 from nextscale.runtime._stage_runner import CancelFlag, StageRunner, cancelled
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 Images = NDArray[np.uint8]
-_warned: set[Path] = set()
+_warned: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -225,16 +225,20 @@ class Generator:
     def _session(self, graph: str) -> onnxruntime.InferenceSession:
         with self._loading:
             if not self._sessions:
-                _warn_of_saturation(self.bundle)
+                _warn_of_saturation(self.bundle.manifest)
             if graph not in self._sessions:
                 path, info = self.bundle.graph_path(graph), self.bundle.graph(graph)
                 self._sessions[graph] = open_session(path, info, self.options)
             return self._sessions[graph]
 
 
-def _warn_of_saturation(bundle: Bundle) -> None:
-    """Log a warning, once a process and bundle, where the bundle's integer products are not exact."""
-    warning = saturation_warning(bundle.manifest.recipe)
-    if warning is not None and bundle.path not in _warned:
-        _warned.add(bundle.path)
-        logging.getLogger(__name__).warning("%s: %s", bundle.path, warning)
+def _warn_of_saturation(manifest: Manifest) -> None:
+    """Log a warning, once a process and kind of bundle, where the bundle's integer products are not exact.
+
+    By the bundle's name, not its folder: a build runs it in a folder that is renamed afterwards.
+    """
+    warning = saturation_warning(manifest.recipe)
+    bundle = f"{manifest.name} in {manifest.recipe.get('name')}"
+    if warning is not None and bundle not in _warned:
+        _warned.add(bundle)
+        logging.getLogger(__name__).warning("%s: %s", bundle, warning)

@@ -6,8 +6,15 @@ from typing import Any
 import pytest
 from tiny_model import ONE_THREAD, PATCH_NUMS
 
-from nextscale.measure.time_split import PARTS, part_of, profile_bundle, split_profile
+from nextscale.measure.time_split import PARTS, part_of, part_patterns, profile_bundle, split_profile
+from nextscale.models.var.layers import stage_facts
 from nextscale.runtime._bundle import Bundle
+
+LAYERS = ("shared_ada_lin.1", "head_nm.ada_lin.1", "word_embed", "head")
+BLOCK_LAYERS = ("ada_lin.1", "attn.q", "attn.k", "attn.v", "attn.proj", "ffn.fc1", "ffn.fc2")
+FACTS = stage_facts(
+    dict.fromkeys([*LAYERS, *(f"blocks.{i}.{name}" for i in range(16) for name in BLOCK_LAYERS)], (8, 8)), (1, 2)
+)
 
 NODES = {
     "stage/blocks.3.attn.q": "linear",
@@ -30,6 +37,7 @@ NODES = {
     "stage/blocks.0/LayerNormalization_node_43": "other",
     "stage/blocks.0/Gelu_node_76": "other",
     "stage/header": "other",
+    "stage/blocks.99.attn.q": "other",  # the model has no such layer
     "stage/phi": "other",
     "stages": "other",
     "": "other",
@@ -38,7 +46,7 @@ NODES = {
 
 @pytest.mark.parametrize(("node", "part"), NODES.items(), ids=NODES.keys())
 def test_names_tell_the_part(node: str, part: str) -> None:
-    assert part_of(node) == part
+    assert part_of(node, part_patterns(FACTS)) == part
 
 
 def event(name: str, ts: int, dur: int, op: str = "") -> dict[str, Any]:
@@ -65,7 +73,8 @@ def test_a_profile_is_split_by_its_last_run() -> None:
             event("ReorderOutput", 1900, 20, "ReorderOutput"),
             event(body, 1002, 990),
             event("model_run", 1000, 1000),
-        ]
+        ],
+        FACTS,
     )
     assert split.total == pytest.approx(1000e-6)
     assert split.stages == pytest.approx((100e-6, 60e-6))

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from fake_bundle import L, V, read_manifest, write_fake_bundle, write_manifest
 
-from nextscale.runtime import Cancelled, ClassLabelError, Generator, NextscaleError, RequestError, StageResult
+from nextscale.runtime import (
+    Cancelled,
+    ClassLabelError,
+    Generator,
+    NextscaleError,
+    RequestError,
+    StageResult,
+    _next_scale_loop,
+)
 from nextscale.runtime import _machine as machine
 from nextscale.runtime._uniforms import uniforms
 
@@ -217,7 +225,8 @@ def test_a_failure_inside_onnxruntime_is_one_line(tmp_path: Path) -> None:
 
 
 def old_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What /proc/cpuinfo says on a CPU without VNNI."""
+    """What /proc/cpuinfo says on a CPU without VNNI, in a process that has not warned of it yet."""
+    monkeypatch.setattr(_next_scale_loop, "_warned", set())
     (tmp_path / "cpuinfo").write_text("model name\t: Old CPU\nflags\t\t: fpu avx2 fma\n")
     monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
 
@@ -234,7 +243,7 @@ def test_loading_an_integer_bundle_where_products_saturate_warns_once(
     for _ in range(2):
         Generator(damaged).load("generate", "stage")
     (message,) = caplog.messages
-    assert message.startswith(f"{damaged}: Old CPU has no VNNI instructions")
+    assert message.startswith(f"{manifest['name']} in {manifest['recipe']['name']}: Old CPU has no VNNI instructions")
 
 
 def test_loading_a_bundle_that_never_saturates_warns_nobody(
