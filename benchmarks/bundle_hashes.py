@@ -177,7 +177,7 @@ def build_demo(work: Path, further: tuple[str, ...], recipes: Sequence[str]) -> 
     learned = {
         recipe: ("--rounding", str(require_rounding(ROUNDINGS / f"{recipe}.safetensors")))
         for recipe in recipes
-        if load_recipe(recipe).weights.rounding == "reconstructed"
+        if load_recipe(recipe).learned
     }
     for recipe in recipes:
         images = None if recipe == "fp32" else 2
@@ -191,7 +191,7 @@ def build_full_size(work: Path, further: tuple[str, ...]) -> Iterator[tuple[str,
 
 def nearest_recipes() -> list[str]:
     """The recipes that come along and need no learned rounding."""
-    return [name for name in recipe_names() if name != "fp32" and load_recipe(name).weights.rounding == "nearest"]
+    return [name for name in recipe_names() if name != "fp32" and not load_recipe(name).learned]
 
 
 def build(work: Path, model: list[str], recipe: str, further: tuple[str, ...], images: int | None) -> dict[str, str]:

@@ -95,7 +95,7 @@ class RecipeBundles:
 
     def can_build(self, recipe: Recipe) -> bool:
         """Whether the weights that the recipe asks for are there."""
-        return recipe.weights.rounding == "nearest" or self._rounding_path(recipe).exists()
+        return not recipe.learned or self._rounding_path(recipe).exists()
 
     def build(self, recipe: Recipe, *, reduce_range: bool = False) -> str:
         """Make WORK/{recipe}, or WORK/{recipe}-reduced if its range is reduced, or find it there; its name there.
@@ -160,7 +160,7 @@ class RecipeBundles:
         return self.roundings / f"{recipe.name}.safetensors"
 
     def _rounding(self, recipe: Recipe) -> Rounding | None:
-        if recipe.weights.rounding == "nearest":
+        if not recipe.learned:
             return None
         return Rounding.load(require_rounding(self._rounding_path(recipe)))
 

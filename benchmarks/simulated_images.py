@@ -164,7 +164,7 @@ def main(
     for recipe in todo:
         began = time.monotonic()
         rounding = None
-        if recipe.weights.rounding == "reconstructed":
+        if recipe.learned:
             rounding = Rounding.load(one_rounding or require_rounding(roundings / f"{recipe.name}.safetensors"))
         calibration = held_out[0][:0], held_out[1][:0]
         if token_maps is not None:

@@ -132,7 +132,7 @@ def build(
         require_learned(chosen)
     else:
         refuse("a build without --learn", "iterations", "batch", "device")
-    if chosen.weights.rounding == "reconstructed" and rounding is None:
+    if chosen.learned and rounding is None:
         if model.random_weights:
             raise NextscaleError(
                 f"recipe {chosen.name}: its weights are reconstructed, which random ones cannot be; choose a recipe "

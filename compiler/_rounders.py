@@ -15,7 +15,7 @@ from nextscale.runtime._errors import NextscaleError
 def require_reducible(recipe: Recipe) -> None:
     """Raise NextscaleError if the recipe's weights were learned for codes that --reduce-range would take from them."""
     largest = 2 * min(2**recipe.weights.bits - 1, WEIGHT_QMAX) * (2**recipe.activations.bits - 1)
-    if recipe.weights.rounding == "reconstructed" and largest > PAIR_LIMIT:
+    if recipe.learned and largest > PAIR_LIMIT:
         raise NextscaleError(
             f"recipe {recipe.name}: its rounding was learned for {recipe.weights.bits} bits, which --reduce-range"
             " would undo; choose a recipe that rounds to nearest"
@@ -29,7 +29,7 @@ def require_rounding(integer: IntegerModel, options: BuildOptions) -> None:
         NextscaleError: it is missing, of no use, or of another recipe or model.
     """
     recipe, rounding = options.recipe, options.rounding
-    if recipe.weights.rounding == "nearest":
+    if not recipe.learned:
         if rounding is not None:
             raise NextscaleError(f"recipe {recipe.name}: rounds weights to nearest, so it takes no --rounding")
         return

@@ -93,7 +93,7 @@ def learn_bundle(
 
 def require_learned(recipe: Recipe) -> None:
     """Raise NextscaleError unless the recipe's weights are learned."""
-    if recipe.precision == "fp32" or recipe.weights.rounding != "reconstructed":
+    if not recipe.learned:
         does = "quantizes nothing" if recipe.precision == "fp32" else "rounds weights to nearest"
         raise NextscaleError(
             f"recipe {recipe.name}: {does}, so there is nothing to learn; leave out --learn, or choose a recipe with "

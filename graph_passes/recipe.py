@@ -98,6 +98,11 @@ class Recipe:
     layers: Mapping[str, LayerChoice] = field(default_factory=dict)
     decoder: DecoderRecipe = field(default_factory=DecoderRecipe)
 
+    @property
+    def learned(self) -> bool:
+        """Whether the weights' rounding is learned (BRECQ), rather than to nearest."""
+        return self.weights.rounding == "reconstructed"
+
     def layer_choice(self, name: str) -> LayerChoice:
         """How the linear layer `name` is quantized; the longest ending in `layers` decides."""
         matching = [end for end in self.layers if _ends_with(name, end)]

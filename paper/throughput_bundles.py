@@ -148,7 +148,7 @@ class ThroughputBundles:
         images = min(self.calibration_images, recipe.calibration.images)
         notes: tuple[str, ...] = ()
         rounding = None
-        if recipe.weights.rounding == "reconstructed":
+        if recipe.learned:
             path = None if self.roundings is None else self.roundings / f"{recipe.name}.safetensors"
             if path is not None and path.exists():
                 rounding = Rounding.load(path)

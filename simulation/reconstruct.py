@@ -102,7 +102,7 @@ def reconstruct(
     Raises:
         NextscaleError: the recipe rounds to nearest, there are too few images, or `work` belongs to another run.
     """
-    if recipe.precision == "fp32" or recipe.weights.rounding != "reconstructed":
+    if not recipe.learned:
         raise NextscaleError(
             f'recipe {recipe.name} rounds weights to nearest; weights.rounding = "reconstructed" asks for more'
         )
