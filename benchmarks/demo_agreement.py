@@ -45,7 +45,7 @@ def main(images: int, threads: int) -> None:
         f"calibrated on {recipe.calibration.images} other images at cfg_scale 4",
         "- KL of the guided distributions before top_k and top_p, mean over tokens ± standard error over images",
         "",
-        "| cfg_scale | KL, nats a token | top-1 agreement | KL by stage |",
+        "| cfg_scale | KL, nats per token | top-1 agreement | KL by stage |",
         "|---|---|---|---|",
     ]
     for cfg_scale, a in found.items():

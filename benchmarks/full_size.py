@@ -88,7 +88,7 @@ def _report(
         f"- kernel rates, mean of before and after: float32 {rates['float32']:.0f}, int8 {rates['int8']:.0f} GFLOP/s",
         f"- {report.settings['repetitions']} interleaved repetitions, batch 1, guidance on; means with 95% intervals",
         "",
-        "| bundle | form | images/s | s an image | speedup | load, s | peak memory, MB | size, MB |",
+        "| bundle | form | images/s | s per image | speedup | load, s | peak memory, MB | size, MB |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for (recipe, form), m in cases.items():

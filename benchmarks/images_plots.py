@@ -126,4 +126,4 @@ def plot_operations(
 
 
 def _labels() -> dict[str, str]:
-    return {"kl": "KL, nats a token", "fid_e": "FID-E"}
+    return {"kl": "KL, nats per token", "fid_e": "FID-E"}

@@ -67,8 +67,8 @@ def _head(results: Sequence[Row]) -> list[str]:
         "",
         "- program: `python benchmarks/simulated_images.py`: the transformer simulated in torch, a float32 decoder",
         f"- printed at commit {commit()}; measured on {'; '.join(machines)}",
-        *(f"- {n} pictures a row for FID-E and IS-E, {m} token maps for KL and top-1" for n, m in counts),
-        "- cfg_scale 4, top_k and top_p as by default; KL in nats a token, ± is the standard error over images",
+        *(f"- {n} pictures per row for FID-E and IS-E, {m} token maps for KL and top-1" for n, m in counts),
+        "- cfg_scale 4, top_k and top_p as by default; KL in nats per token, ± is the standard error over images",
         "- FID-E (fp) is to full precision's pictures of the same seed; in the rows fp32 to its pictures of seed 0",
         "- a seed is that of the learned rounding (W4A6 and W4A4) and of the pictures; calibration, theta and the "
         "token maps for KL are the same for all",

@@ -52,7 +52,7 @@ def main(
         *provenance(bundles.session.threads),
         f"- {images} images with labels over all classes, cfg_scale {cfg_scale:g}; the bundles' integer graphs in ONNX "
         "Runtime",
-        "- KL of the guided distributions, nats a token, mean ± standard error over images",
+        "- KL of the guided distributions, nats per token, mean ± standard error over images",
         f"- each result measured on {', '.join(machines)}; the machine above printed them",
         *([f"- left out, no reconstructed weights: {', '.join(missing)}"] if missing else []),
         "",

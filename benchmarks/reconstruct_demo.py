@@ -43,7 +43,7 @@ FIGURES = ("kept", "kl_nearest", "kl_reconstructed", "kl_reconstructed_stderr", 
 @click.option("--theta", type=float, help="Of shift-and-sum.  [default: the recorded one]", show_default=False)
 @click.option(
     "--places",
-    help="With --theta: attentive tokens a stage, separated by commas.  [default: no limit]",
+    help="With --theta: attentive tokens per stage, separated by commas.  [default: no limit]",
     show_default=False,
 )
 @click.option("--seed", type=int, default=0)

@@ -127,7 +127,7 @@ def main(work: Path, images: int, emulated_images: int, threads: int) -> None:
             "",
             *provenance(threads),
             f"- emulated CPU: `{' '.join(EMULATOR)}`, AVX2 without VNNI",
-            "- KL in nats a token and top-1 against full precision, on token maps that it samples at cfg_scale 4",
+            "- KL in nats per token and top-1 against full precision, on token maps that it samples at cfg_scale 4",
             "",
             f"On this CPU, {images} images:",
             "",

@@ -197,8 +197,8 @@ def table(results: list[dict[str, Any]], images: int, device: str) -> list[str]:
         "",
         f"- program: `python benchmarks/sensitivity.py --images {images}`, on {machine}, torch {torch.__version__}, "
         f"at commit {commit()}",
-        f"- {images} held-out token maps of full precision, teacher-forced; KL in nats a token, mean ± standard error "
-        "over images",
+        f"- {images} held-out token maps of full precision, teacher-forced; KL in nats per token, mean ± standard "
+        "error over images",
         "",
         "| variant | cfg_scale | KL | top-1 | KL at the last stage |",
         "|---|---|---|---|---|",

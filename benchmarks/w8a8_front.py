@@ -76,8 +76,8 @@ def main(
         "# W8A8 on the demo model: KL against speed",
         "",
         *provenance(bundles.session.threads),
-        f"- KL: {images} images with labels over all classes, teacher-forced at cfg_scale {cfg_scale:g}, nats a token, "
-        f"mean ± standard error over images; on {machines}",
+        f"- KL: {images} images with labels over all classes, teacher-forced at cfg_scale {cfg_scale:g}, nats per "
+        f"token, mean ± standard error over images; on {machines}",
         f"- speed: {rounds} rounds, {ORDER}, {batch} images at a time, generate.onnx in a process of its own; the "
         "ratio to full precision is of the same round: geometric mean and 95% interval",
         "- front: no other recipe is both faster and nearer to full precision",
@@ -155,7 +155,7 @@ def draw(file: BinaryIO, points: Sequence[Point]) -> None:
             color=point.color,
             arrowprops={"arrowstyle": "-", "color": "lightgray", "relpos": (0, 0.5)},
         )
-    axes.set(yscale="log", xlabel="images/s over full precision, 95% interval", ylabel="KL, nats a token")
+    axes.set(yscale="log", xlabel="images/s over full precision, 95% interval", ylabel="KL, nats per token")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left", fontsize="small")

@@ -81,7 +81,7 @@ def _print(report: BenchReport) -> None:
             stages = " ".join(f"{seconds.mean * 1e3:.1f}" for seconds in measurement.stage_seconds)
             decoder = f"{measurement.decoder_seconds.mean * 1e3:.1f}"
             console.print(
-                f"{measurement.bundle}, batch {measurement.batch}: stages {stages}, decoder {decoder} ms an image"
+                f"{measurement.bundle}, batch {measurement.batch}: stages {stages}, decoder {decoder} ms per image"
             )
 
 
@@ -98,7 +98,7 @@ def _table(measurements: tuple[Measurement, ...]) -> Table:
     table = Table(box=SIMPLE)
     table.add_column("bundle", overflow="fold")
     table.add_column("form", no_wrap=True)
-    for name in ("batch", "images/s", "s an image", "speedup", "load s", "peak MB", "size MB"):
+    for name in ("batch", "images/s", "s per image", "speedup", "load s", "peak MB", "size MB"):
         table.add_column(name, justify="right", no_wrap=True)
     for item in measurements:
         footprint = item.footprint

@@ -55,7 +55,7 @@ LEARNING = ReconstructionSettings()
     type=click.IntRange(1),
     default=LEARNING.batch_size,
     show_default=True,
-    help="With --learn: images a step.",
+    help="With --learn: images per step.",
 )
 @click.option(
     "--device",

@@ -87,7 +87,7 @@ def calibrate(
         click.echo(f"{report.moved} of {report.wanted} wanted tokens reassigned, {report.immovable} could not move")
         click.echo(f"mean log-probability of the reassigned: {before:.3f} before, {after:.3f} after, nats")
     if log_probability is not None:
-        click.echo(f"mean log-probability of the maps: {log_probability:.3f} nats a token")
+        click.echo(f"mean log-probability of the maps: {log_probability:.3f} nats per token")
 
 
 def _further_files(report: MatchingReport, matching: str) -> dict[str, Writer]:

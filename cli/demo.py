@@ -14,7 +14,7 @@ from nextscale.cli.progress import show_steps
 from nextscale.compiler.build import build_bundle
 from nextscale.compiler.options import BuildOptions
 from nextscale.evaluate.comparison import Comparison, compare, paired_sheet
-from nextscale.evaluate.teacher_forced import as_json
+from nextscale.evaluate.teacher_forced import KL_IN_WORDS, as_json
 from nextscale.graph_passes.recipe import load_recipe
 from nextscale.models.sources import demo_source
 from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
@@ -95,5 +95,6 @@ def _print(comparison: Comparison) -> None:
     peaks = [m.footprint.peak_bytes / 1e6 for m in (full, int8) if m.footprint]
     table.add_row("peak memory, MB", *(f"{peak:.0f}" for peak in peaks), f"{peaks[1] / peaks[0]:.2f}x")
     table.add_row("top-1 agreement", "", f"{agreement.top1:.1%}", "")
-    table.add_row("KL, nats a token", "", f"{agreement.kl:.4f}", "")
+    table.add_row("KL, nats per token", "", f"{agreement.kl:.4f}", "")
     console.print(table)
+    click.echo(KL_IN_WORDS)

@@ -29,7 +29,7 @@ from nextscale.runtime.image_io import Writer, make_grid, npz_writer, png_writer
 @click.option("--top-p", type=float, default=DEFAULT_TOP_P, show_default=True, help="... of this mass; 0: off.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="PNG.  [default: sheet.png without --npz]")
 @click.option("--grid", type=options.Grid(), metavar="COLS[xROWS]", help="The sheet's layout; default: near square.")
-@click.option("--no-grid", is_flag=True, help="One PNG an image: FILE-0000.png and so on.")
+@click.option("--no-grid", is_flag=True, help="One PNG per image: FILE-0000.png and so on.")
 @click.option("--npz", type=click.Path(path_type=Path), metavar="FILE", help="Images, token maps and labels as arrays.")
 @click.option("--batch", type=click.IntRange(1), default=4, show_default=True, metavar="N", help="Images at a time.")
 @options.threads

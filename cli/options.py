@@ -179,7 +179,7 @@ _MODEL_TO_BUILD = (
     click.option(
         "--class-names",
         type=CHECKPOINT,
-        help="Text of one name a line, or JSON: a list, or an object with the ids as keys.",
+        help="Text of one name per line, or JSON: a list, or an object with the ids as keys.",
     ),
 )
 

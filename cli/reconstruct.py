@@ -32,9 +32,11 @@ SUFFIX = ".safetensors"
 @click.option("--out", type=CHECKPOINT, required=True, help="The file to make, .safetensors.")
 @click.option("--images", type=click.IntRange(2), help="Use the first N token maps.  [default: all]")
 @click.option("--iterations", type=click.IntRange(1), default=DEFAULTS.iterations, show_default=True)
-@click.option("--batch", type=click.IntRange(1), default=DEFAULTS.batch_size, show_default=True, help="Images a step.")
+@click.option(
+    "--batch", type=click.IntRange(1), default=DEFAULTS.batch_size, show_default=True, help="Images per step."
+)
 @click.option("--theta", type=click.FloatRange(0, 1), help="Of shift-and-sum (`nextscale theta`).")
-@click.option("--places", type=IntegerList(), metavar="1,2,…", help="Attentive tokens a stage.  [default: no limit]")
+@click.option("--places", type=IntegerList(), metavar="1,2,…", help="Attentive tokens per stage.  [default: no limit]")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Of the images' order.")
 def reconstruct(

@@ -114,7 +114,7 @@ def table_c(
     quiet: bool,
     peers: str | None = None,
 ) -> None:
-    """Measure the rows of the paper's Table C on this machine: images a second of the whole generation.
+    """Measure the rows of the paper's Table C on this machine: images per second of the whole generation.
 
     Bundles are built into WORK, or taken from there. Every row runs in a process of its own, in turns with the others,
     and has its agreement with full precision on the demo model beside it.
@@ -201,7 +201,7 @@ def _print(table: TableC) -> None:
     isa = " ".join(machine.isa) or "no known ISA flags"
     console.print(f"{machine.cpu}, {machine.logical_cpus} logical CPUs, {isa}")
     console.print(
-        f"threads {settings['threads'] or 'one a core'}, {settings['repetitions']} interleaved rounds, onnxruntime "
+        f"threads {settings['threads'] or 'one per core'}, {settings['repetitions']} interleaved rounds, onnxruntime "
         f"{table.versions['onnxruntime']}, nextscale {table.versions['nextscale']}"
     )
     for batch in batches(table):

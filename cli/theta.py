@@ -181,8 +181,8 @@ def _print(
     for choice in choices:
         console.print(
             f"{choice.form}: theta {choice.theta:g} costs {choice.extra_share:.2%} of a budget of {choice.budget:.2%}, "
-            f"orders up to {choice.max_order}; extra rows a head by stage, too few for at most {choice.overflow:.1%}: "
-            f"{' '.join(map(str, choice.rows))}"
+            f"orders up to {choice.max_order}; extra rows per head by stage, too few for at most {choice.overflow:.1%} "
+            f"of the heads: {' '.join(map(str, choice.rows))}"
         )
 
 

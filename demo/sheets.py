@@ -45,7 +45,7 @@ def main() -> None:
 @main.command()
 @click.option("--weights", type=click.Path(path_type=Path), default=PUBLISHED, show_default=True)
 @click.option("--classes", help="Comma-separated ids or names; default: every class.")
-@click.option("--count", default=8, show_default=True, help="Pictures a class.")
+@click.option("--count", default=8, show_default=True, help="Pictures per class.")
 @click.option("--cfg-scale", default=3.0, show_default=True)
 @click.option("--top-k", default=900, show_default=True)
 @click.option("--top-p", default=0.95, show_default=True)
@@ -110,7 +110,7 @@ def curves(logs: Path, out: Path) -> None:
     right.plot(*_points(transformer, "val_loss"), label="validation, averaged weights", color="tab:orange")
     for begin in begins:
         right.axvline(begin / 60, label="continued", color="black", linewidth=0.8, linestyle=":")
-    right.set(title="transformer", xlabel="minutes", ylabel="nats a token")
+    right.set(title="transformer", xlabel="minutes", ylabel="nats per token")
     right.set_ylim(top=min(6.5, right.get_ylim()[1]))
     right.legend()
     for axes in (left, right):

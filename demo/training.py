@@ -80,7 +80,7 @@ class Clock:
 
 
 class JsonLines:
-    """One JSON object a line, also shown on the log."""
+    """One JSON object per line, also shown on the log."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -18,13 +18,19 @@ from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._next_scale_loop import Generator, StageResult
 from nextscale.runtime._request import DEFAULT_CFG_SCALE
 
+# What a KL is worth: the demo model's figures in docs/results.md.
+KL_IN_WORDS = (
+    "Is that KL good? 0 is full precision. On the demo model, whose FID-E in full precision is 58, FID-E cannot tell "
+    "pictures at KL 0.006 from those of another seed; it is 5 higher at 0.08, and 33 higher at 1.8."
+)
+
 
 @dataclass(frozen=True)
 class Agreement:
     """One bundle against the reference.
 
     Attributes:
-        kl: mean KL(reference || bundle) of the guided distributions, nats a token.
+        kl: mean KL(reference || bundle) of the guided distributions, nats per token.
         kl_stderr: its standard error over images; NaN of one image.
         top1: share of the tokens whose likeliest entry is the reference's.
         stage_kl, stage_top1: the same for each stage, float64 [S].

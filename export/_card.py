@@ -46,7 +46,7 @@ def _agreement(recipe: Mapping[str, Any]) -> str:
         return ""
     found = recipe["agreement"]
     return (
-        f"Against full precision, teacher-forced on {found['images']} sampled images at cfg_scale "
-        f"{found['cfg_scale']:g}: KL {found['kl']:.4f} nats a token, likeliest entry the same for {found['top1']:.1%} "
-        "of the tokens."
+        f"Compared with full precision on {found['images']} sampled images at cfg_scale {found['cfg_scale']:g}, both "
+        f"fed the same tokens: KL {found['kl']:.4f} nats per token, likeliest entry the same for {found['top1']:.1%} of "
+        "the tokens."
     )

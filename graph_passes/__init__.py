@@ -1,4 +1,4 @@
-"""Quantization of ONNX graphs: one pass a file, and pipeline.py, the one ordered list."""
+"""Quantization of ONNX graphs: one pass per file, and pipeline.py, the one ordered list."""
 
 __all__ = [
     "expand_attentive_tokens",

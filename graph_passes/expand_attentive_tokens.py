@@ -40,7 +40,7 @@ class ShiftAndSum:
     Attributes:
         form: "duplicate" or "residual".
         theta: a token is attentive if its mean attention (Eq. 11) is larger.
-        places: for each stage, how many attentive tokens a row and head can have; the highest scores win.
+        places: for each stage, how many attentive tokens per row and head can have; the highest scores win.
         count_overflow: add an output that counts the attentive tokens without a place.
     """
 

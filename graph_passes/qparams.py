@@ -29,7 +29,7 @@ def _step(span: NDArray[np.float32], steps: int) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Range:
-    """The smallest and largest value observed: float32 [S] each, one a stage or one alone; [S, C] for channels."""
+    """The smallest and largest value observed: float32 [S] each, one per stage or one alone; [S, C] for channels."""
 
     minimum: NDArray[np.float32]
     maximum: NDArray[np.float32]

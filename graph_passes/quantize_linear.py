@@ -1,4 +1,4 @@
-"""Insert QDQ around linear layers with static ranges: u8 activations, one range or one a stage; s8 weights.
+"""Insert QDQ around linear layers with static ranges: u8 activations, one range or one per stage; s8 weights.
 
     x -> QuantizeLinear -> DequantizeLinear \\
                                              MatMul -> y

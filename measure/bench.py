@@ -44,7 +44,7 @@ class Measurement:
         size_bytes: all files of the bundle.
         batch: images at a time.
         form: "generate" (generate.onnx) or "streaming" (stage.onnx and decoder.onnx).
-        image_seconds: seconds an image.
+        image_seconds: seconds per image.
         images_per_second: its inverse.
         stage_seconds: of each stage; empty for "generate".
         decoder_seconds: of the decoder; None for "generate".

@@ -1,6 +1,6 @@
 """Contenders of a measurement: programs that generate images when asked, each in a process that idles between turns.
 
-The protocol is one JSON object a line, on the process's stdin and stdout:
+The protocol is one JSON object per line, on the process's stdin and stdout:
 
     first, unasked   {"ready": true, "load_seconds": 2.1, "versions": {"onnxruntime": "1.31.1"}}
     request          {"batch": 1, "seed": 7}

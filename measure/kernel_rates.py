@@ -24,7 +24,7 @@ WARMUP = 3
 
 @dataclass(frozen=True)
 class KernelRates:
-    """Operations a second, a multiply-add being two: float32 and u8 x s8."""
+    """Operations per second, a multiply-add being two: float32 and u8 x s8."""
 
     float32: float
     int8: float

@@ -1,4 +1,4 @@
-"""Images a second of a whole machine: several processes of one contender at the same time, each on its own cores."""
+"""Images per second of a whole machine: several processes of one contender at the same time, each on its own cores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TOPOLOGY = Path("/sys/devices/system/cpu")
 
 @dataclass(frozen=True)
 class MachineSpeed:
-    """Images a second of the whole machine.
+    """Images per second of the whole machine.
 
     Attributes:
         processes: generating at the same time, each on cores of its own.
@@ -43,7 +43,7 @@ def measure_processes(
     repetitions: int,
     log: Log = lambda line: None,
 ) -> list[MachineSpeed]:
-    """Images a second of P processes at the same time, for each P and batch size.
+    """Images per second of P processes at the same time, for each P and batch size.
 
     Each P twice, the second time in the opposite order, since a machine's speed drifts.
 

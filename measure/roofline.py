@@ -23,7 +23,7 @@ class Processor:
         name: as its maker calls it.
         cores: physical ones of a socket.
         hertz: what all cores are assumed to keep up.
-        float32, int8: operations a core and cycle, a multiply-add being two.
+        float32, int8: operations per core and cycle, a multiply-add being two.
         reached: the share of its peak that ONNX Runtime's matrix products are assumed to reach.
     """
 
@@ -45,7 +45,7 @@ XEON_6226R = Processor("Intel Xeon Gold 6226R", cores=16, hertz=2.9e9, float32=6
 
 
 def roofline_seconds(operations: Mapping[str, int], recipe: Recipe, rates: KernelRates) -> float:
-    """Seconds an image, each layer at the rate of the numbers that `recipe` computes it with.
+    """Seconds per image, each layer at the rate of the numbers that `recipe` computes it with.
 
     Args:
         operations: of an image, by linear layer as a recipe names it, and of CONVOLUTIONS, which are float32 where

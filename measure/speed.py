@@ -17,7 +17,7 @@ class Speed:
         name: the contender's.
         batch: images at a time.
         images_per_second: from the mean time of a batch.
-        ratio: of images a second to the reference's, paired by round; None without a reference.
+        ratio: of images per second to the reference's, paired by round; None without a reference.
         load_seconds: what the process took until it could generate.
         first_seconds: of the first batch of this size, warm-up included.
         peak_memory_bytes: of the process, once it has generated this batch size and smaller ones.
@@ -41,11 +41,11 @@ class Speed:
 
     @property
     def image_seconds(self) -> Interval:
-        """Seconds an image."""
+        """Seconds per image."""
         return mean_interval(self.samples).scaled(1 / self.batch)
 
     def ratio_to(self, reference: Speed) -> Interval:
-        """Images a second over the reference's, of the same rounds."""
+        """Images per second over the reference's, of the same rounds."""
         theirs, own = ([s / speed.batch for s in speed.samples] for speed in (reference, self))
         return ratio_interval(theirs, own)
 

@@ -1,4 +1,4 @@
-"""Generators in torch, a folder a family; checkpoints into models, and what a family says about its layers."""
+"""Generators in torch, a folder per family; checkpoints into models, and what a family says about its layers."""
 
 __all__ = [
     "sources",

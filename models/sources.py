@@ -135,8 +135,8 @@ def read_class_names(path: Path | None) -> list[str] | None:
     """Names in the order of the class ids.
 
     Args:
-        path: text of one name a line, each perhaps after its WordNet id; or JSON: a list of names, or an object of the
-            form {"0": "tench"} or {"0": ["n01440764", "tench"]}. None: no names.
+        path: text of one name per line, each perhaps after its WordNet id; or JSON: a list of names, or an object of
+            the form {"0": "tench"} or {"0": ["n01440764", "tench"]}. None: no names.
     Raises:
         NextscaleError: the file cannot be read, is of another form, or has a name that is not printable.
     """
@@ -144,12 +144,12 @@ def read_class_names(path: Path | None) -> list[str] | None:
         return None
     try:
         if path.stat().st_size > CLASS_NAMES_LIMIT:
-            raise NextscaleError(f"{path}: over {CLASS_NAMES_LIMIT} bytes; expected one class name a line")
+            raise NextscaleError(f"{path}: over {CLASS_NAMES_LIMIT} bytes; expected one class name per line")
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise NextscaleError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
-        raise NextscaleError(f"{path}: not UTF-8 text; expected one class name a line, or JSON") from None
+        raise NextscaleError(f"{path}: not UTF-8 text; expected one class name per line, or JSON") from None
     if text.lstrip().startswith(("[", "{")):
         names = _parse_json(text, path)
     else:

@@ -18,7 +18,7 @@ class DemoAgreement:
     """Teacher-forced agreement of the demo model's bundle with full precision.
 
     Attributes:
-        kl: of the guided distributions, nats a token.
+        kl: of the guided distributions, nats per token.
         kl_stderr: over images.
         top1: share of tokens whose likeliest entry is the same.
     """

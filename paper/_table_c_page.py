@@ -51,15 +51,15 @@ def _heading(table: TableC) -> list[str]:
     model = ", ".join(f"{key} {value}" for key, value in table.model.items())
     isa = " ".join(machine.isa) or "no known ISA flags"
     return [
-        f"# Table C: images a second, {table.model.get('name', 'a model')}",
+        f"# Table C: images per second, {table.model.get('name', 'a model')}",
         "",
         f"- model: {model}",
         f"- machine: {machine.cpu}, {machine.logical_cpus} logical CPUs, {isa}, {machine.system}",
-        f"- threads {settings['threads'] or 'one a core'}; {numbers}",
+        f"- threads {settings['threads'] or 'one per core'}; {numbers}",
         f"- the whole generation: stages with guidance, sampling, decoder; {settings['repetitions']} rounds after "
         f"{settings['warmup']} to warm up, {settings['order']}, each contender in a process of its own; means with 95% "
         "intervals, ratios paired by round",
-        f"- KL (nats a token) and top-1 agreement with full precision: {table.agreement_provenance}",
+        f"- KL (nats per token) and top-1 agreement with full precision: {table.agreement_provenance}",
         "- the paper's ratios are of VAR-d16 on an Intel Xeon Gold 6226R (its Table C)",
         f"- matrix products in onnxruntime: float32 {table.rates.float32 / 1e9:.0f}, int8 "
         f"{table.rates.int8 / 1e9:.0f} G operations/s; an image's linear layers and convolutions: "
@@ -145,7 +145,7 @@ def _prediction(table: TableC) -> list[str]:
         "",
         f"**Predicted, not measured**: the roofline of that CPU times the share of the roofline reached here. Assumed: "
         f"{cpu.cores} cores at {cpu.hertz / 1e9:.1f} GHz, AVX512-VNNI ({cpu.int8} int8 and {cpu.float32} float32 "
-        f"operations a core and cycle), matrix products that reach {cpu.reached:.0%} of that, and the same share of "
+        f"operations per core and cycle), matrix products that reach {cpu.reached:.0%} of that, and the same share of "
         "the roofline on any number of cores, which is optimistic for many. The paper does not say how many threads it "
         "ran.",
         "",

@@ -1,4 +1,4 @@
-"""Table C: images a second of one model by recipe, measured on this machine, with what explains and qualifies it."""
+"""Table C: images per second of one model by recipe, measured on this machine, with what explains and qualifies it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class TableBundle:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Images a second at batch 1 on a CPU that was not measured: the roofline there times the share reached here."""
+    """Images per second at batch 1 on a CPU that was not measured: the roofline there times the share reached here."""
 
     processor: str
     cores: int
@@ -111,7 +111,7 @@ class TableC:
         rows: recipes in the order asked for, then peers.
         failures: by name why a peer is missing.
         machine_speeds: of the recipe `machine_recipe` in several processes.
-        recommendation: what gives most images a second here.
+        recommendation: what gives most images per second here.
         agreement_provenance: how the agreement on the demo model was measured.
     """
 
@@ -136,7 +136,7 @@ class TableC:
     def warnings(self) -> list[str]:
         """Lines on rows that a reader could mistake for good ones."""
         return [
-            f"{row.method} is far from full precision: KL {row.agreement.kl:.2f} nats a token, top-1 "
+            f"{row.method} is far from full precision: KL {row.agreement.kl:.2f} nats per token, top-1 "
             f"{row.agreement.top1:.0%} on the demo model"
             for row in self.rows
             if row.agreement is not None and row.agreement.kl > BAD_KL
@@ -236,7 +236,7 @@ def measure_table_c(
 
 
 def recommend(recipe: str, speeds: Sequence[Speed], together: Sequence[MachineSpeed], threads: int) -> str:
-    """What gives most images a second: one process or several, and how many images at a time.
+    """What gives most images per second: one process or several, and how many images at a time.
 
     Args:
         recipe: what was measured in all these ways.
@@ -257,7 +257,7 @@ def recommend(recipe: str, speeds: Sequence[Speed], together: Sequence[MachineSp
         for speed in together
     ]
     best, way = max(ways)
-    text = f"most images a second on this machine with {recipe}: {way}: {best:.3g} images/s"
+    text = f"most images per second on this machine with {recipe}: {way}: {best:.3g} images/s"
     first, first_way = ways[0]
     return text if way == first_way else f"{text}, {best / first:.2f} times those of {first_way} ({first:.3g})"
 

@@ -44,7 +44,7 @@ class Point:
 
     Attributes:
         speed: images/s.
-        kl, kl_stderr: nats a token, above 0, and the standard error, which may be NaN.
+        kl, kl_stderr: nats per token, above 0, and the standard error, which may be NaN.
         firm: measured by `nextscale evaluate`; else on the few images of its build.
     """
 
@@ -129,7 +129,7 @@ def speed_plot(points: Sequence[Point], reference_speed: float | None, label: st
                 "full precision", (reference_speed, 1), xycoords=("data", "axes fraction"), xytext=(4, -4),
                 textcoords="offset points", rotation=90, va="top", ha="left", fontsize=8.5, color=_SOFT,
             )  # fmt: skip
-        axes.set(xlabel=label, ylabel="KL, nats a token")
+        axes.set(xlabel=label, ylabel="KL, nats per token")
         _place_labels(figure, axes, points)
     return finished.getvalue()
 

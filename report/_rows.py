@@ -49,7 +49,7 @@ class KL:
     """How near a bundle is to full precision.
 
     Attributes:
-        mean, stderr: nats a token; the standard error may be NaN.
+        mean, stderr: nats per token; the standard error may be NaN.
         top1: share of the tokens whose likeliest entry is the same.
         evaluated: by `nextscale evaluate`; else on the few images of the build.
     """

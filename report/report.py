@@ -83,7 +83,7 @@ def _lead(rows: Sequence[Row]) -> Iterator[Html]:
     claims = []
     agreeing = sorted((row.kl.mean, row.kl.stderr, row.label) for row in quantized if row.kl and row.kl.evaluated)
     if len(agreeing) > 1 and agreeing[0][0] + 2 * agreeing[0][1] < agreeing[1][0] - 2 * agreeing[1][1]:
-        claims.append(f"{agreeing[0][2]} is nearest to full precision, with {agreeing[0][0]:.3g} nats a token")
+        claims.append(f"{agreeing[0][2]} is nearest to full precision, with {agreeing[0][0]:.3g} nats per token")
     timed = [(row.speed.images_per_second, row.label) for row in quantized if row.speed]
     timed.sort(key=lambda item: -item[0].mean)
     if len(timed) > 1 and timed[0][0].low > timed[1][0].high:
@@ -165,7 +165,7 @@ def _summary(inputs: Inputs, rows: Sequence[Row]) -> Iterator[Html]:
         "recipe": [_optional(row.recipe_name) for row in rows],
         "bits\nw/a": [_optional(_bits(row.recipe)) for row in rows],
         "MB": [_optional(row.size, lambda size: f"{size / 1e6:.1f}") for row in rows],
-        "KL,\nnats a token": [_kl_cell(row) for row in rows],
+        "KL,\nnats per token": [_kl_cell(row) for row in rows],
         "top-1": [_optional(row.kl, lambda found: f"{found.top1:.1%}") for row in rows],
         "images/s": [_interval_cell(row.speed.images_per_second if row.speed else None) for row in rows],
         "speed\nratio": [_optional(row.speed, lambda speed: f"{speed.speedup.mean:.2f}") for row in rows],
@@ -279,7 +279,7 @@ def _stage_figures(result: EvaluateResult, rows: Sequence[Row]) -> Iterator[Html
         settings = f"cfg_scale {result.cfg_scale:g}, seed {result.seed}"
         kl = [Line(row.label, row.color, agreement.stage_kl.tolist()) for row, agreement in found]
         top1 = [Line(row.label, row.color, agreement.stage_top1.tolist()) for row, agreement in found]
-        svg = stages_plot(kl, "KL, nats a token")
+        svg = stages_plot(kl, "KL, nats per token")
         yield figure(picture(svg, _SVG, "KL by stage"), f"KL by stage, {settings}.")
         svg = stages_plot(top1, "top-1, %", percent=True)
         yield figure(picture(svg, _SVG, "Top-1 agreement by stage"), f"Top-1 agreement by stage, {settings}.")
@@ -296,7 +296,7 @@ def _time_figures(result: BenchResult, rows: Sequence[Row]) -> Iterator[Html]:
             for row in [row_at(rows, measurement.bundle)]
             if measurement.batch == batch
         ]
-        svg = stages_plot(lines, "ms an image")
+        svg = stages_plot(lines, "ms per image")
         yield figure(picture(svg, _SVG, "Time by stage"), f"Time by stage, streaming, batch {batch}, before decoding.")
 
 
@@ -342,7 +342,7 @@ def _speed(inputs: Inputs, rows: Sequence[Row]) -> Iterator[Html]:
     results = [result for result in inputs.of(BenchResult) if result.report.measurements]
     if results:
         yield heading(2, "Speed and memory")
-    header = ["bundle", "form", "batch", "s an image", "images/s", "ratio", "95% interval", "load, s", "peak MB", "MB"]
+    header = ["bundle", "form", "batch", "s per image", "images/s", "ratio", "95% interval", "load, s", "peak MB", "MB"]
     for result in results:
         cells = []
         for item in result.report.measurements:

@@ -33,7 +33,7 @@ def on_device(device: Device, *modules: nn.Module) -> Iterator[None]:
             module.to(device)
         yield
     except torch.cuda.OutOfMemoryError:
-        raise NextscaleError("out of GPU memory; fewer images a step (--batch) need less") from None
+        raise NextscaleError("out of GPU memory; fewer images per step (--batch) need less") from None
     finally:
         for module in modules:
             module.to("cpu")

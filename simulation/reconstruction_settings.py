@@ -11,7 +11,7 @@ class ReconstructionSettings:
 
     Attributes:
         iterations: steps a unit.
-        batch_size: images a step.
+        batch_size: images per step.
         learning_rate: Adam's, on V.
         regularization: weight of the mean of `undecided` beside the error relative to rounding to nearest.
         warm_up: share of the steps without it.

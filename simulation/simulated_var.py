@@ -302,7 +302,7 @@ class SimulatedVAR:
             inputs: float32 [B, l, Cvae] (`MultiScaleQuantizer.next_input`); None at stage 0.
             si: the stage.
             cfg_scale: guidance is cfg_scale * si / (S - 1).
-            caches: one a block, empty at stage 0.
+            caches: one per block, empty at stage 0.
         """
         span = self.span([si])
         return self._transform(self.embed(condition, inputs, span), condition, span, cfg_scale, caches)

@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -158,6 +159,22 @@ def test_inspect_without_torch_or_onnx(unpacked: Path, int8_bundle: Path) -> Non
     done = run(unpacked, "inspect", int8_bundle, "--json")
     assert (done.returncode, without_warning(done.stderr)) == (0, "")
     assert json.loads(done.stdout)["name"] == "tiny"
+
+
+def test_pip_installs_it_into_a_clean_environment(wheel: Path, fake_bundle: Path, tmp_path: Path) -> None:
+    """As README says, but with the dependencies of this environment."""
+    environment, out = tmp_path / "environment", tmp_path / "penguin.png"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", environment / "bin" / "python", "install", "--quiet"]
+    subprocess.run([*pip, "--no-deps", "--no-index", wheel], check=True)
+    variables = {"PYTHONPATH": sysconfig.get_path("purelib")}  # whose .pth of an editable install counts for nothing
+    command = [environment / "bin" / "nextscale", "generate", fake_bundle, "--class", "goldfish", "--out", out]
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"{out}\n"), done.stderr
+    where = "import nextscale.runtime; print(nextscale.runtime.__file__)"
+    python = [environment / "bin" / "python", "-c", where]
+    found = subprocess.run(python, cwd=tmp_path, env=variables, capture_output=True, text=True, check=True)
+    assert Path(found.stdout).is_relative_to(environment)
 
 
 def test_build_without_the_extra_says_what_to_install(unpacked: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-// How fast a bundle is: `bench BUNDLE` prints images a second with 95% confidence intervals, as `nextscale bench` does.
+// How fast a bundle is: `bench BUNDLE` prints images per second with 95% confidence intervals, as `nextscale bench` does.
 //
 // With --worker it generates what it is asked for on stdin, so that the Python package can measure it in turns with
 // other programs; nextscale/runtime/contender.py has the protocol.
@@ -188,17 +188,17 @@ std::string json(const Bench& bench, const Arguments& arguments, int threads, st
 void print(const Measurement& item, std::size_t batch) {
   const Interval& seconds = item.image_seconds;
   std::cout << std::left << std::setw(10) << item.form << " batch " << batch << ": " << std::setprecision(3)
-            << 1 / seconds.mean << " images/s, " << seconds.mean << " s an image ±" << std::fixed
+            << 1 / seconds.mean << " images/s, " << seconds.mean << " s per image ±" << std::fixed
             << std::setprecision(1) << (seconds.high - seconds.low) / 2 / seconds.mean * 100 << "%, load "
             << std::setprecision(2) << item.load_seconds << " s, first batch " << item.first_seconds << " s\n"
             << std::defaultfloat;
   if (item.stage_seconds.empty()) return;
   std::cout << "           stages" << std::fixed << std::setprecision(1);
   for (const Interval& stage : item.stage_seconds) std::cout << ' ' << stage.mean * 1e3;
-  std::cout << ", decoder " << item.decoder_seconds.mean * 1e3 << " ms an image\n" << std::defaultfloat;
+  std::cout << ", decoder " << item.decoder_seconds.mean * 1e3 << " ms per image\n" << std::defaultfloat;
 }
 
-/// Serve requests, one JSON object a line, until stdin ends.
+/// Serve requests, one JSON object per line, until stdin ends.
 void work(const Bench& bench, const std::string& form) {
   std::cout << "{\"ready\": true, \"load_seconds\": " << json(bench.load(form))
             << ", \"versions\": {\"onnxruntime\": " << json(onnxruntime_version()) << "}}" << std::endl;

@@ -145,7 +145,7 @@ def check(source: Source, work: Path, threads: int, names: Sequence[str], log: L
             log(failures[name])
         else:
             memory = reply.peak_memory_bytes / 1e6
-            log(f"{name}: {reply.seconds:.2f} s a picture, {memory:.0f} MB, loaded in {worker.load_seconds:.1f} s")
+            log(f"{name}: {reply.seconds:.2f} s per picture, {memory:.0f} MB, loaded in {worker.load_seconds:.1f} s")
     return failures
 
 

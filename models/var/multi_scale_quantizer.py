@@ -69,7 +69,7 @@ class MultiScaleQuantizer(nn.Module):
         patch_nums: side length of each stage's token map; the last one is the latent's.
         share_quant_resi: 0 a phi for each stage, 1 one phi, K >= 2 K phis for all stages.
         quant_resi: phi's ratio; 0 makes phi the identity.
-        default_qresi_counts: number of phis when not shared; 0 means one a stage.
+        default_qresi_counts: number of phis when not shared; 0 means one per stage.
         using_znorm: nearest entry by cosine instead of distance.
     """
 

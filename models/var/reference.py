@@ -90,7 +90,7 @@ def generate(
     Args:
         var, vqvae: the two models; their patch_nums are equal.
         labels: int64 [B], in [0, num_classes).
-        uniforms: float32 [B, L], in [0, 1): one a token, stages in order, row-major.
+        uniforms: float32 [B, L], in [0, 1): one per token, stages in order, row-major.
         forced_tokens: int64 [B, L]; -1 is sampled, any other value is taken as it is. None samples all.
         cfg_scale: guidance is cfg_scale * si / (S - 1) at stage si.
         top_k, top_p: as in `kept_entries`.

@@ -192,7 +192,7 @@ struct Manifest {
   std::string recipe;   ///< The name of the quantization recipe.
   std::string licence;  ///< Of the weights.
   ModelInfo model;
-  std::vector<std::string> class_names;  ///< One a class, or none at all.
+  std::vector<std::string> class_names;  ///< One per class, or none at all.
   std::vector<RequestInput> request;
   std::map<Graph, GraphInfo> graphs;  ///< `stage` and `decoder`, and `generate` where the bundle has it.
   std::map<std::string, FileInfo> files;

@@ -148,7 +148,7 @@ def test_every_layer_has_a_range_for_each_stage(
 
 
 def assert_range(found: Range, inputs: list[torch.Tensor]) -> None:
-    """A range a stage of what torch saw there."""
+    """A range per stage of what torch saw there."""
     for name, ends in (("minimum", [x.min() for x in inputs]), ("maximum", [x.max() for x in inputs])):
         expected: NDArray[np.float32] = torch.stack(ends).numpy()
         size = max(x.abs().max().item() for x in inputs)

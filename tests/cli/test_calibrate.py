@@ -60,7 +60,7 @@ def test_the_score_is_told_and_kept(fp32_bundle: Path, tmp_path: Path, capsys: p
     assert run(fp32_bundle, "--out", tmp_path / "maps", "--score") == 0
     score = json.loads((tmp_path / "maps" / "manifest.json").read_text())["log_probability"]
     assert -np.log(V) * 2 < score < 0
-    assert f"mean log-probability of the maps: {score:.3f} nats a token" in capsys.readouterr().out
+    assert f"mean log-probability of the maps: {score:.3f} nats per token" in capsys.readouterr().out
 
 
 def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(

@@ -8,6 +8,7 @@ import pytest
 from tiny_model import build_tiny, tiny_source
 
 from nextscale.cli.main import main
+from nextscale.evaluate.teacher_forced import KL_IN_WORDS
 
 FAST = ("--images", "3", "--batch", "2", "--threads", "1")
 
@@ -25,6 +26,7 @@ def test_figures_of_each_bundle(
     assert captured.err == ""
     assert "0.0000 ± 0.0000" in captured.out
     assert "100.0%" in captured.out
+    assert captured.out.endswith(f"{KL_IN_WORDS}\n")
     figures = json.loads(path.read_text())
     assert (figures["reference"], figures["seed"], figures["cfg_scale"]) == (str(fp32_bundle), 5, 2.0)
     int8, same = (figures["bundles"][str(bundle)] for bundle in (int8_bundle, fp32_bundle))

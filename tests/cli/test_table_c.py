@@ -54,7 +54,7 @@ def test_rows_are_built_measured_and_written(tmp_path: Path, capsys: pytest.Capt
     assert run(*arguments, *outputs) == 0
     captured = capsys.readouterr()
     assert "batch 2: round 2 of 2" in captured.err
-    for text in ("Full precision", "default", "images/s", "KL", "90.1%", "most images a second", "roofline"):
+    for text in ("Full precision", "default", "images/s", "KL", "90.1%", "most images per second", "roofline"):
         assert text in captured.out
     report = json.loads(files["json"].read_text())
     assert [row["name"] for row in report["rows"]] == ["fp32", "default", "shift"]

@@ -137,7 +137,7 @@ def draws(command: Sequence[object], out: Path, picture: NDArray[np.uint8], line
 
 
 def tells_speed(command: Sequence[object]) -> str | None:
-    """The program prints images a second of both forms."""
+    """The program prints images per second of both forms."""
     done = _run(command)
     if done.returncode != 0 or done.stderr or done.stdout.count("images/s") != len(FORMS):
         return f"exit code {done.returncode}, stdout {done.stdout!r}, stderr {done.stderr!r}"

@@ -23,7 +23,7 @@ LABELS = [3, 7, 0]
 
 
 def token_ranges() -> Recipe:
-    """The default with ranges found at run time, one a token."""
+    """The default with ranges found at run time, one per token."""
     recipe = tiny_recipe("default")
     return replace(recipe, name="token", activations=replace(recipe.activations, granularity="token", range="max"))
 

@@ -135,7 +135,7 @@ def integer_attention(
     places: tuple[int, ...] = PLACES,
     magnitudes: Magnitudes | None = None,
 ) -> Attention:
-    """The attention made integer, with `ROWS` rows an image; made once for all tests."""
+    """The attention made integer, with `ROWS` rows per image; made once for all tests."""
     known = None if magnitudes is None else {MIX: magnitudes}
     how = shift_and_sum(form, theta, places)
     return Attention(quantize_attention(attention_model(), weights, bits, ROWS, known, how, "stage"))

@@ -154,7 +154,7 @@ def assert_integer_arithmetic(
 
 
 def test_structure(weights: Weights, x: Floats) -> None:
-    """Two codes and one split for each distinct input, two products a layer; a's bias is in the row without class."""
+    """Two codes and one split for each distinct input, two products per layer; a's bias is in the row without class."""
     model = make_integer(weights, ranges_of(x))
     op_types = Counter(node.op_type for node in model.graph.all_nodes())
     assert op_types["QuantizeLinear"] == 4  # x; -x in the branch

@@ -53,7 +53,7 @@ def test_processes_go_on_from_batch_to_batch() -> None:
 
 
 def test_each_may_have_a_batch_of_its_own() -> None:
-    """Images a second count, not batches."""
+    """Images per second count, not batches."""
     with Contest([fake("single", seconds=[1]), fake("four", seconds=[2])]) as contest:
         single, four = contest.speeds({"single": 1, "four": 4}, repetitions=2, reference="single")
     assert (single.images_per_second.mean, four.images_per_second.mean) == (1, 2)

@@ -64,7 +64,7 @@ def test_the_report_says_what_a_reader_must_know() -> None:
         "- machine: A CPU, 4 logical CPUs, avx512_vnni, Linux",
         "- BRECQ: weights rounded to nearest",
         "- left out: other: no package",
-        "- **BRECQ is far from full precision: KL 1.32 nats a token, top-1 20% on the demo model**",
+        "- **BRECQ is far from full precision: KL 1.32 nats per token, top-1 20% on the demo model**",
         "| BRECQ | 8/8 | 0.800 ± 0.080 | 2.00 [1.80, 2.20] | 1.82 | 1.3220 | 20.3% | 1000 |",
         "| engine |  | 0.400 ± 0.040 | 2.00 [1.80, 2.20] |  |  |  | 1000 |",
         "- engine: engine 7",
@@ -83,8 +83,8 @@ def test_the_report_says_what_a_reader_must_know() -> None:
 def test_several_processes_are_recommended_if_they_are_faster() -> None:
     speeds = [speed("default", 1.0), speed("default", 1.1, batch=8)]
     assert recommend("default", speeds, [], 4) == (
-        "most images a second on this machine with default: 1 process of 4 threads, batch 8: 1.1 images/s, 1.10 times "
-        "those of 1 process of 4 threads, batch 1 (1)"
+        "most images per second on this machine with default: 1 process of 4 threads, batch 8: 1.1 images/s, 1.10 "
+        "times those of 1 process of 4 threads, batch 1 (1)"
     )
     assert "4 pinned processes of 1 thread, batch 1: 2 images/s" in recommend("default", speeds, [together(4, 2)], 4)
     # What was measured in the same minutes is compared.

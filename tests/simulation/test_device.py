@@ -40,7 +40,7 @@ def test_modules_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_small_gpu_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     module = Recorded()
-    expected = r"out of GPU memory; fewer images a step \(--batch\) need less"
+    expected = r"out of GPU memory; fewer images per step \(--batch\) need less"
     with pytest.raises(NextscaleError, match=expected), on_device("cuda", module):
         raise torch.cuda.OutOfMemoryError
     assert module.devices == ["cuda", "cpu"]
