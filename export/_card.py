@@ -47,6 +47,6 @@ def _agreement(recipe: Mapping[str, Any]) -> str:
     found = recipe["agreement"]
     return (
         f"Compared with full precision on {found['images']} sampled images at cfg_scale {found['cfg_scale']:g}, both "
-        f"fed the same tokens: KL {found['kl']:.4f} nats per token, likeliest entry the same for {found['top1']:.1%} of "
-        "the tokens."
+        f"fed the same tokens: KL {found['kl']:.4f} nats per token, likeliest entry the same for {found['top1']:.1%} "
+        "of the tokens."
     )
