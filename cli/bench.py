@@ -21,12 +21,16 @@ from nextscale.runtime.image_io import require_writable, write_files
 
 @click.command()
 @click.argument("bundle_dirs", metavar="DIR...", type=options.BUNDLE, nargs=-1, required=True)
-@click.option("--batch", "batches", type=options.IntegerList(), default="1", show_default=True, help="As in 1,4.")
-@click.option("--form", "forms", type=click.Choice(list(FORMS)), multiple=True, help="Repeat; default: all.")
+@click.option(
+    "--batch", "batches", type=options.IntegerList(), default="1", show_default=True, help="Batch sizes, such as 1,4."
+)
+@click.option(
+    "--form", "forms", type=click.Choice(list(FORMS)), multiple=True, help="Repeat for several.  [default: all]"
+)
 @options.threads
 @options.spinning
 @click.option("--repetitions", type=int, default=10, show_default=True, help="Timed rounds.")
-@click.option("--warmup", type=int, default=1, show_default=True, help="Rounds before them.")
+@click.option("--warmup", type=int, default=1, show_default=True, help="Rounds before the timed ones.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="All figures as JSON.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def bench(
@@ -42,8 +46,8 @@ def bench(
 ) -> None:
     """Measure the bundles in DIR... in turns, so that a drifting machine slows them all alike.
 
-    Each runs in a process of its own, again for each batch size, which load time and peak memory are of.
-    Figures are means with 95% confidence intervals; speedups refer to the first bundle.
+    Each bundle and batch size runs in a process of its own, whose load time and peak memory are reported.
+    Figures are means with 95% confidence intervals; speedups are relative to the first bundle.
     """
     bundles = [Bundle.open(path) for path in bundle_dirs]
     require_writable([json_path] if json_path else [])

@@ -27,7 +27,7 @@ LEARNING = ReconstructionSettings()
 
 @click.command()
 @model_options(to_build=True)
-@click.option("--name", help="The bundle's name; the output folder's by default.")
+@click.option("--name", help="The bundle's name.  [default: the output folder's name]")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder to make.")
 @click.option(
     "--recipe", metavar="NAME|FILE", help="How to quantize; `nextscale recipes` lists them.  [default: default]"
@@ -36,19 +36,21 @@ LEARNING = ReconstructionSettings()
 @click.option(
     "--calibration", type=click.Path(path_type=Path), metavar="DIR", help="Token maps of `nextscale calibrate`."
 )
-@click.option("--calibration-images", type=click.IntRange(1, MAX_IMAGES), help="Instead of the recipe's number.")
+@click.option(
+    "--calibration-images", type=click.IntRange(1, MAX_IMAGES), help="How many, instead of the recipe's number."
+)
 @click.option("--rounding", type=CHECKPOINT, metavar="FILE", help="Weights learned by `nextscale reconstruct`.")
 @click.option(
     "--learn",
     is_flag=True,
-    help="Learn the weights of a recipe that wants it; one that rounds to nearest is refused.",
+    help="Learn the rounding of weights, for recipes that need it; recipes that round to nearest are refused.",
 )
 @click.option(
     "--iterations",
     type=click.IntRange(1),
     default=LEARNING.iterations,
     show_default=True,
-    help="With --learn: steps for each half of a block.",
+    help="With --learn: training steps for each half of a block.",
 )
 @click.option(
     "--batch",
@@ -67,15 +69,15 @@ LEARNING = ReconstructionSettings()
 @click.option(
     "--reduce-range",
     is_flag=True,
-    help="For CPUs without VNNI, whose integer products would saturate: coarser weights that never do.",
+    help="For CPUs without VNNI, where integer products saturate: slightly coarser weights with which they never do.",
 )
-@click.option("--debug", is_flag=True, help="Let the graph count attentive tokens without a place.")
+@click.option("--debug", is_flag=True, help="Let the graph count the attentive tokens that find no place.")
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**64 - 1),
     default=0,
     show_default=True,
-    help="Of random weights, calibration and learning.",
+    help="Seed of random weights, calibration and learning.",
 )
 @threads
 def build(
@@ -98,8 +100,8 @@ def build(
 ) -> None:
     """Turn a model into the bundle OUT: ONNX graphs, weights and a manifest.
 
-    With --learn, finished work lies in OUT.learning until the bundle is written; after Ctrl-C the same command goes on
-    from there.
+    With --learn, finished work is kept in OUT.learning until the bundle is written; after Ctrl-C the same command goes
+    on from there.
 
     \b
     nextscale build demo --out demo-int8

@@ -34,13 +34,19 @@ from nextscale.runtime.image_io import Writer, npz_writer
     type=click.Choice(get_args(Matching)),
     default="none",
     show_default=True,
-    help="Reassign tokens until entries are as frequent as probable: as published, or stage by stage.",
+    help="Change tokens until entries are as frequent as they are probable: as published, or stage by stage.",
 )
 @click.option("--cfg-scale", type=float, default=DEFAULT_CFG_SCALE, show_default=True)
 @click.option("--top-k", type=int, help="Keep the k likeliest tokens; 0 is off.  [default: 900, or V if smaller]")
-@click.option("--top-p", type=float, default=DEFAULT_TOP_P, show_default=True, help="Keep this mass; 0 is off.")
+@click.option(
+    "--top-p",
+    type=float,
+    default=DEFAULT_TOP_P,
+    show_default=True,
+    help="Keep the likeliest tokens of this total probability; 0 is off.",
+)
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Images at a time.")
-@click.option("--score", is_flag=True, help="Also feed the maps to the model: their mean log-probability.")
+@click.option("--score", is_flag=True, help="Also measure the maps' mean log-probability in the model.")
 @threads
 def calibrate(
     bundle: Path,
@@ -55,9 +61,9 @@ def calibrate(
     score: bool,
     threads: int,
 ) -> None:
-    """Sample the token maps OUT with the full-precision BUNDLE, labels spread over the classes.
+    """Sample token maps with the full-precision BUNDLE, evenly over its classes, into the folder OUT.
 
-    Finished batches lie in OUT.partial meanwhile; after Ctrl-C the same command goes on from there.
+    Finished batches are kept in OUT.partial meanwhile; after Ctrl-C the same command goes on from there.
 
     \b
     nextscale build demo --precision fp32 --out demo-fp32

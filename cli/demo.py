@@ -34,7 +34,9 @@ SHEET_CLASSES = (
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/demo"), show_default=True)
-@click.option("--images", type=click.IntRange(2), default=64, show_default=True, help="For the agreement.")
+@click.option(
+    "--images", type=click.IntRange(2), default=64, show_default=True, help="Images to measure the agreement on."
+)
 @click.option("--repetitions", type=click.IntRange(2), default=10, show_default=True, help="Timed rounds.")
 @click.option("--calibration-images", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="All figures as JSON.")
@@ -44,7 +46,7 @@ def demo(
 ) -> None:
     """Build the demo model in full precision and int8, verify and measure both, and draw a sheet.
 
-    Bundles of an earlier run in OUT are built again.
+    Bundles that an earlier run left in OUT are built again.
     """
     sheet = out / "sheet.png"
     require_writable([json_path] if json_path else [])

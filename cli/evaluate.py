@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 @click.option("--cfg-scale", type=float, default=DEFAULT_CFG_SCALE, show_default=True)
 @click.option("--batch", type=click.IntRange(1), default=4, show_default=True, help="Images at a time.")
 @click.option("--attention-error", "attention_images", type=click.IntRange(1), metavar="N",
-              help="Also measure, on N of the images, attention's product with the values.")  # fmt: skip
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the figures there.")
+              help="Also measure the error of attention's product with the values, on N of the images.")  # fmt: skip
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the figures to this file.")
 @threads
 def evaluate(
     reference: Path,

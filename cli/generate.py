@@ -26,9 +26,22 @@ from nextscale.runtime.image_io import Writer, make_grid, npz_writer, png_writer
 @click.option("--first-image", type=int, default=0, metavar="I", help="Start at image I of the seed.")
 @click.option("--cfg-scale", type=float, default=DEFAULT_CFG_SCALE, show_default=True, help="Guidance; 0: none.")
 @click.option("--top-k", type=int, help=f"Sample from the k likeliest tokens; 0: off.  [default: {DEFAULT_TOP_K}]")
-@click.option("--top-p", type=float, default=DEFAULT_TOP_P, show_default=True, help="... of this mass; 0: off.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="PNG.  [default: sheet.png without --npz]")
-@click.option("--grid", type=options.Grid(), metavar="COLS[xROWS]", help="The sheet's layout; default: near square.")
+@click.option(
+    "--top-p",
+    type=float,
+    default=DEFAULT_TOP_P,
+    show_default=True,
+    help="Of these, the likeliest of this total probability; 0: off.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The PNG to write.  [default: sheet.png, unless --npz is given]",
+)
+@click.option(
+    "--grid", type=options.Grid(), metavar="COLS[xROWS]", help="The sheet's layout.  [default: nearly square]"
+)
 @click.option("--no-grid", is_flag=True, help="One PNG per image: FILE-0000.png and so on.")
 @click.option("--npz", type=click.Path(path_type=Path), metavar="FILE", help="Images, token maps and labels as arrays.")
 @click.option("--batch", type=click.IntRange(1), default=4, show_default=True, metavar="N", help="Images at a time.")

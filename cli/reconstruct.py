@@ -26,19 +26,26 @@ SUFFIX = ".safetensors"
 
 @click.command()
 @model_options()
-@click.option("--recipe", "recipe_name", required=True, metavar="NAME|FILE", help="A recipe, or a .toml file.")
+@click.option("--recipe", "recipe_name", required=True, metavar="NAME|FILE", help="The recipe, or its .toml file.")
 @click.option("--calibration", type=CHECKPOINT, metavar="DIR", help="Token maps that `nextscale calibrate` made.")
-@click.option("--token-maps", type=CHECKPOINT, metavar="FILE", help="Or an .npz with class_labels and token_maps.")
-@click.option("--out", type=CHECKPOINT, required=True, help="The file to make, .safetensors.")
+@click.option(
+    "--token-maps",
+    type=CHECKPOINT,
+    metavar="FILE",
+    help="Token maps as an .npz with class_labels and token_maps, instead.",
+)
+@click.option("--out", type=CHECKPOINT, required=True, help="The .safetensors file to make.")
 @click.option("--images", type=click.IntRange(2), help="Use the first N token maps.  [default: all]")
 @click.option("--iterations", type=click.IntRange(1), default=DEFAULTS.iterations, show_default=True)
 @click.option(
     "--batch", type=click.IntRange(1), default=DEFAULTS.batch_size, show_default=True, help="Images per step."
 )
-@click.option("--theta", type=click.FloatRange(0, 1), help="Of shift-and-sum (`nextscale theta`).")
+@click.option("--theta", type=click.FloatRange(0, 1), help="Threshold for shift-and-sum, from `nextscale theta`.")
 @click.option("--places", type=IntegerList(), metavar="1,2,…", help="Attentive tokens per stage.  [default: no limit]")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Of the images' order.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Seed of the order of the images."
+)
 def reconstruct(
     model: ModelOptions,
     recipe_name: str,
@@ -55,8 +62,8 @@ def reconstruct(
 ) -> None:
     """Learn how RECIPE rounds a model's weights, block by block (BRECQ), into the file OUT.
 
-    Finished units lie in OUT.partial meanwhile; after Ctrl-C the same command goes on from there. `nextscale build
-    --learn` does this and all around it.
+    Finished parts are kept in OUT.partial meanwhile; after Ctrl-C the same command goes on from there. `nextscale
+    build --learn` does this and all the steps before and after it.
 
     \b
     nextscale calibrate demo-fp32 --out demo-maps

@@ -45,9 +45,9 @@ def report(
 ) -> None:
     """Put bundles and results into one HTML page that needs no other file.
 
-    Give bundles, what evaluate, metrics, bench and theta wrote with --json, and folders of calibrate, as many as there
-    are. Figures are matched to bundles by path: a relative path is an end of the other's. Every bundle draws the same
-    classes and seeds; with a full-precision bundle among them, also from its tokens of the first two stages.
+    Give any number of bundles, of files that evaluate, metrics, bench and theta wrote with --json, and of folders that
+    calibrate made. Figures are matched to bundles by the ends of their paths. Every bundle draws the same classes and
+    seeds; if one is in full precision, the others also draw from its tokens of the first two stages.
 
     \b
     nextscale evaluate demo-fp32 demo-int8 --json evaluate.json

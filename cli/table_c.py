@@ -62,8 +62,8 @@ def peers_option(command: Callable[..., None]) -> Callable[..., None]:
         is_flag=False,
         flag_value=ALL_PEERS,
         metavar="[NAME,…]",
-        help="Also measure what a user would run instead, all of it or these (each holds the model in memory); "
-        f"`python -m {PEERS_MODULE}.setup --work WORK/peers …` first.",
+        help="Also measure other software, all of it or what is named (each holds the model in memory); set it up with "
+        f"`python -m {PEERS_MODULE}.setup --work WORK/peers …`.",
     )(command)
 
 
@@ -72,25 +72,37 @@ def peers_option(command: Callable[..., None]) -> Callable[..., None]:
               help="A preset (random weights, unless --var and --vae are given), or demo.")  # fmt: skip
 @click.option("--var", type=CHECKPOINT, help="The transformer's checkpoint of that preset.")
 @click.option("--vae", type=CHECKPOINT, help="The VQVAE's checkpoint of that preset.")
-@click.option("--rows", type=Rows(), default=",".join(ROWS), show_default=True, help="Recipes; fp32 is the reference.")
-@click.option("--batch", "batch_sizes", type=IntegerList(), default="1", show_default=True, help="As in 1,8.")
+@click.option(
+    "--rows", type=Rows(), default=",".join(ROWS), show_default=True, help="Recipes to measure; fp32 is the reference."
+)
+@click.option(
+    "--batch", "batch_sizes", type=IntegerList(), default="1", show_default=True, help="Batch sizes, such as 1,8."
+)
 @threads
 @spinning
 @click.option("--processes", type=IntegerList(), metavar="P1,P2",
-              help="Also P pinned processes at the same time, for each P.")  # fmt: skip
+              help="Also measure P processes at the same time, each on cores of its own, for each P.")  # fmt: skip
 @click.option("--repetitions", type=click.IntRange(2), default=8, show_default=True, help="Timed rounds.")
-@click.option("--warmup", type=click.IntRange(0), default=1, show_default=True, help="Rounds before them.")
+@click.option("--warmup", type=click.IntRange(0), default=1, show_default=True, help="Rounds before the timed ones.")
 @click.option("--work", type=click.Path(path_type=Path, file_okay=False), default=Path("out/table-c"),
-              show_default=True, help="Keeps the bundles: the same model goes on with them.")  # fmt: skip
-@click.option("--rebuild", is_flag=True, help="Build the bundles anew.")
+              show_default=True, help="Where bundles are kept, so that the same model uses them again.")  # fmt: skip
+@click.option("--rebuild", is_flag=True, help="Build the bundles again.")
 @click.option("--roundings", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="DIR",
-              help="Learned rounding of this model, RECIPE.safetensors.")  # fmt: skip
-@click.option("--calibration-images", type=click.IntRange(1), default=8, show_default=True, help="At most.")
-@click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Of random weights.")
+              help="Folder with this model's learned rounding, as RECIPE.safetensors.")  # fmt: skip
+@click.option(
+    "--calibration-images",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="Images to calibrate with, at most.",
+)
+@click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Seed of random weights.")
 @peers_option
 @click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="All figures as JSON.")
-@click.option("--markdown", "markdown_path", type=click.Path(path_type=Path), metavar="FILE", help="The report.")
-@click.option("--plot", "plot_path", type=click.Path(path_type=Path), metavar="FILE", help="Bars, as PNG.")
+@click.option(
+    "--markdown", "markdown_path", type=click.Path(path_type=Path), metavar="FILE", help="The report as Markdown."
+)
+@click.option("--plot", "plot_path", type=click.Path(path_type=Path), metavar="FILE", help="A bar chart as PNG.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def table_c(
     model: str,
@@ -116,8 +128,8 @@ def table_c(
 ) -> None:
     """Measure the rows of the paper's Table C on this machine: images per second of the whole generation.
 
-    Bundles are built into WORK, or taken from there. Every row runs in a process of its own, in turns with the others,
-    and has its agreement with full precision on the demo model beside it.
+    Bundles are built into WORK, or taken from there. Every row runs in a process of its own, in turns with the others.
+    Beside it stands how far its recipe is from full precision on the demo model.
 
     \b
     nextscale table-c --threads 2 --markdown table_c.md --plot table_c.png

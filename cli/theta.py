@@ -67,13 +67,19 @@ class Bits(click.ParamType):
 
 @click.command()
 @click.argument("bundle_dir", metavar="DIR", type=BUNDLE)
-@click.option("--budget", type=Percentage(), default="1%", show_default=True, help="Extra operations allowed.")
-@click.option("--bits", type=Bits(), default="4/6", show_default=True, help="Of weights/activations.")
+@click.option("--budget", type=Percentage(), default="1%", show_default=True, help="Extra operations that are allowed.")
+@click.option("--bits", type=Bits(), default="4/6", show_default=True, help="Bits of weights/activations.")
 @click.option("--images", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 @threads
 @click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="All figures as JSON.")
-@click.option("--plot", "plot_path", type=click.Path(path_type=Path), metavar="FILE", help="Attentive tokens, as PNG.")
+@click.option(
+    "--plot",
+    "plot_path",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A plot of the attentive tokens as PNG.",
+)
 def theta(
     bundle_dir: Path,
     budget: float,
@@ -86,9 +92,9 @@ def theta(
 ) -> None:
     """Choose theta for the model of the full-precision bundle DIR.
 
-    A token is attentive if the attention that it draws, averaged over the queries, is above theta. The smallest theta
-    is chosen whose extra operations are within the budget, for each way of expanding attentive tokens: 2n shifted
-    copies (duplicate), or one extra row (residual).
+    A token is attentive if the attention that it gets, averaged over the queries, is above theta. There are two ways of
+    giving such tokens more precision: 2n shifted copies (duplicate) or one extra row (residual). For each, this finds
+    the smallest theta whose extra operations are within the budget.
     """
     from nextscale.calib_data.choose_theta import FORMS, attentive_shares, choose_theta, overhead
 

@@ -18,7 +18,7 @@ from nextscale.runtime._verify import verify as run_verify
 @options.threads
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(bundle_dir: Path, threads: int, as_json: bool) -> int:
-    """Check the bundle in DIR: hashes, contract, tokens against the stored ones, streaming against the single file.
+    """Check the bundle in DIR: hashes, graphs, tokens against the stored ones, streaming against one call.
 
     Exits with 1 if a check fails.
     """
