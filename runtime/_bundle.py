@@ -38,7 +38,7 @@ class Bundle:
             path: the bundle's folder.
             verify_hashes: also read every file and compare its sha256.
         Raises:
-            BundleError: no bundle there, or one that is damaged, newer, or has a file outside its folder.
+            BundleError: there is no bundle, or it is damaged, of a newer schema, or has a file outside its folder.
         """
         folder = Path(path)
         if not os.path.isdir(folder):
@@ -94,8 +94,8 @@ class Bundle:
         """The id of a class.
 
         Args:
-            name: an id (a number, or its digits), or a class name in any case. Where names list synonyms
-                separated by commas, each synonym is a name.
+            name: an id (a number, or its digits), or a class name in any case. Where names list synonyms separated by
+                commas, each synonym is a name.
         Returns:
             an id in [0, num_classes]; num_classes is the null class.
         Raises:

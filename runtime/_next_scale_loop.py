@@ -51,7 +51,7 @@ class StageResult:
         stage: index in [0, num_stages).
         num_stages: stages of an image.
         tokens: int64 [B, l], the tokens taken.
-        outputs: the further outputs of stage.onnx that were asked for, by name, such as "logits".
+        outputs: the further outputs of stage.onnx that the caller asked for, by name, such as "logits".
         first: position of the batch's first image in the request.
     """
 
@@ -70,8 +70,8 @@ class StageResult:
 class Generator:
     """Generates pictures from a bundle.
 
-    Graphs are loaded when first needed. One generator serves several threads at the same time: a call keeps its
-    state to itself.
+    Graphs are loaded when first needed. Several threads may call one generator at the same time: each call has its own
+    state.
 
     Args:
         bundle: a bundle or its folder.
@@ -114,8 +114,8 @@ class Generator:
             class_labels: B class ids or names; None where the bundle takes no classes.
             batch_size: images at a time; None is all at once.
             on_stage: called after each stage; returning False cancels.
-            cancel: looked at before each stage; a threading.Event.
-            settings: seed, cfg_scale and what else a request may say: see `RequestSettings`.
+            cancel: checked before each stage; a threading.Event, for example.
+            settings: seed, cfg_scale and everything else that a request may say; see `RequestSettings`.
         Raises:
             ClassLabelError, RequestError: a value is out of range; nothing was run.
             Cancelled: on_stage returned False or cancel is set.
@@ -151,10 +151,10 @@ class Generator:
 
         Args:
             class_labels: B class ids or names; None where the bundle takes no classes.
-            outputs: further outputs of stage.onnx to bring back: "logits", float32 [B, l, V] after guidance and
-                before top_k and top_p; a state output; what a bundle made for debugging adds.
-            cancel: looked at before each stage; a threading.Event.
-            settings: seed, cfg_scale and what else a request may say: see `RequestSettings`.
+            outputs: further outputs of stage.onnx to return: "logits", float32 [B, l, V] after guidance and before
+                top_k and top_p; a state output; an output that only bundles made for debugging have.
+            cancel: checked before each stage; a threading.Event, for example.
+            settings: seed, cfg_scale and everything else that a request may say; see `RequestSettings`.
         Raises:
             ClassLabelError, RequestError: a value is out of range.
             Cancelled: cancel is set.

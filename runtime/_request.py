@@ -47,9 +47,9 @@ class RequestSettings(TypedDict, total=False):
         top_p: keep the likeliest tokens of this probability mass, 0 (off) to 1.
         forced_tokens: int [B, L]; entries of the codebook to take instead of sampling, -1 to sample.
         uniforms: float [B, L] in [0, 1), instead of those of seed and first_image.
-        inputs: any of the bundle's inputs by name: tensors such as text features, and scalars that are no setting of
-            their own. A scalar is one value, or a list of one for each stage where the bundle takes that, in settings
-            as here.
+        inputs: any of the bundle's inputs by name: tensors such as text features, and scalars that have no setting
+            above. A scalar, here and above, is one value; where the bundle takes that, it may also be a list with one
+            value for each stage.
     """
 
     seed: int

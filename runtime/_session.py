@@ -29,11 +29,12 @@ class SessionOptions:
 
     Attributes:
         threads: threads of one operator; 0 takes one for each physical core.
-        spinning: idle threads spin for a moment before they sleep: faster alone, slower on a busy machine.
+        spinning: idle threads spin for a moment before they sleep, which is faster on an idle machine and slower on a
+            busy one.
         memory_arena: keep freed memory for the next operator; without it a picture takes about a quarter longer.
-        memory_pattern: plan one block of memory for each set of shapes; costs memory, gains no time here.
-        profile: write ONNX Runtime's profile of each session to a file whose path begins so, when the session ends;
-            empty: none.
+        memory_pattern: plan one block of memory for each set of shapes; this costs memory and saves no time here.
+        profile: when a session ends, write ONNX Runtime's profile of it to a file whose path begins with this text; no
+            profile if it is empty.
     """
 
     threads: int = 0

@@ -1,4 +1,4 @@
-"""Pictures and arrays to files: never half a file, and the parameters travel inside."""
+"""Write pictures and arrays to files, whole or not at all; a PNG contains the parameters that made it."""
 
 import json
 import os
@@ -23,8 +23,8 @@ def make_grid(images: NDArray[np.uint8], columns: int | None = None, rows: int |
 
     Args:
         images: uint8 [B, H, W, 3].
-        columns: None is as square as B allows.
-        rows: None is as many as needed.
+        columns: None makes the sheet as square as B allows.
+        rows: None takes as many as needed.
     Returns:
         uint8 [rows*H, columns*W, 3].
     Raises:
@@ -75,14 +75,14 @@ def require_absent(folder: Path) -> None:
     """Find out before a long computation whether a folder may be made.
 
     Raises:
-        OutputError: there is something already.
+        OutputError: something is there already.
     """
     if os.path.lexists(folder):
         raise OutputError(f"{folder}: exists already; choose another --out or remove it first")
 
 
 def write_files(writers: Mapping[Path, Writer]) -> None:
-    """Write several files, all or none: each beside its place first, then moved there.
+    """Write several files, all or none: each is written beside its place first, then moved there.
 
     Raises:
         OutputError: a folder is missing, read-only or full.
