@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 from nextscale.runtime._errors import BundleError, ClassLabelError, NextscaleError
 from nextscale.runtime._file_hash import file_sha256
@@ -49,6 +49,10 @@ class Bundle:
         if verify_hashes:
             bundle.verify_hashes()
         return bundle
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By its place: what reads it may run in another folder, and checks the files that it finds.
+        return type(self).open, (os.path.abspath(self.path),)
 
     @property
     def model(self) -> ModelInfo:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import onnxruntime
@@ -15,17 +13,15 @@ from numpy.typing import NDArray
 
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import RequestError
-from nextscale.runtime._machine import saturation_warning
-from nextscale.runtime._manifest import Manifest
 from nextscale.runtime._request import Labels, Request, RequestSettings
-from nextscale.runtime._session import SessionOptions, open_session, ort_value, run_session
+from nextscale.runtime._session import SessionOptions, ort_value, run_session
+from nextscale.runtime._session_pool import SessionPool
 from nextscale.runtime._stage_runner import CancelFlag, StageRunner, cancelled
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 Images = NDArray[np.uint8]
-_warned: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -60,18 +56,35 @@ class StageResult:
     tokens: NDArray[np.int64]
     outputs: Mapping[str, NDArray[Any]]
     first: int
-    _decode: Callable[[], Images] = field(repr=False)
+    _preview: _Preview = field(repr=False)
 
     def preview(self) -> Images:
         """Decode the picture as it is after this stage: uint8 [B, H, W, 3]; after the last stage, the picture."""
-        return self._decode()
+        return self._preview.decode()
+
+
+@dataclass(frozen=True)
+class _Preview:
+    """A latent in ONNX Runtime's memory, and what decodes it; neither leaves the process."""
+
+    generator: Generator
+    f_hat: onnxruntime.OrtValue
+
+    def decode(self) -> Images:
+        return self.generator._decode(self.f_hat)
+
+    def __deepcopy__(self, memo: object) -> _Preview:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a StageResult stays in its process: send its tokens, its outputs, or what preview() gives")
 
 
 class Generator:
     """Generates pictures from a bundle.
 
     Graphs are loaded when first needed. Several threads may call one generator at the same time: each call has its own
-    state.
+    state. In another process, be it forked, spawned or reached by pickle, a generator loads them again.
 
     Args:
         bundle: a bundle or its folder.
@@ -83,8 +96,10 @@ class Generator:
     def __init__(self, bundle: Bundle | str | os.PathLike[str], options: SessionOptions | None = None) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.options = options or SessionOptions()
-        self._sessions: dict[str, onnxruntime.InferenceSession] = {}
-        self._loading = threading.Lock()
+        self._pool = SessionPool(self.bundle, self.options)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.bundle, self.options)
 
     def load(self, *graphs: str) -> None:
         """Load "generate", or "stage" and "decoder", now instead of at the first use.
@@ -94,7 +109,7 @@ class Generator:
                 manifest's.
         """
         for graph in graphs:
-            self._session(graph)
+            self._pool.session(graph)
 
     def generate(
         self,
@@ -208,37 +223,16 @@ class Generator:
                 tokens=found.tokens,
                 outputs=found.outputs,
                 first=first,
-                _decode=lambda f_hat=found.f_hat: self._decode(f_hat),  # type: ignore[misc]
+                _preview=_Preview(self, found.f_hat),
             )
 
     def _runner(self) -> StageRunner:
         state = self.bundle.graph("stage").state
         path = self.bundle.graph_path("stage")
-        return StageRunner(self._session("stage"), state, self.bundle.model.num_stages, str(path))
+        return StageRunner(self._pool.session("stage"), state, self.bundle.model.num_stages, str(path))
 
     def _decode(self, f_hat: onnxruntime.OrtValue) -> Images:
         return self._run("decoder", ["images"], {"f_hat": f_hat})["images"].numpy()
 
     def _run(self, graph: str, names: list[str], feeds: Mapping[str, onnxruntime.OrtValue]) -> dict[str, Any]:
-        return run_session(self._session(graph), names, feeds, self.bundle.graph_path(graph))
-
-    def _session(self, graph: str) -> onnxruntime.InferenceSession:
-        with self._loading:
-            if not self._sessions:
-                _warn_of_saturation(self.bundle.manifest)
-            if graph not in self._sessions:
-                path, info = self.bundle.graph_path(graph), self.bundle.graph(graph)
-                self._sessions[graph] = open_session(path, info, self.options)
-            return self._sessions[graph]
-
-
-def _warn_of_saturation(manifest: Manifest) -> None:
-    """Log a warning, once a process and kind of bundle, where the bundle's integer products are not exact.
-
-    By the bundle's name, not its folder: a build runs it in a folder that is renamed afterwards.
-    """
-    warning = saturation_warning(manifest.recipe)
-    bundle = f"{manifest.name} in {manifest.recipe.get('name')}"
-    if warning is not None and bundle not in _warned:
-        _warned.add(bundle)
-        logging.getLogger(__name__).warning("%s: %s", bundle, warning)
+        return run_session(self._pool.session(graph), names, feeds, self.bundle.graph_path(graph))

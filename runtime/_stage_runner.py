@@ -1,5 +1,6 @@
 """The loop over the stages of one batch, over any session that honours the contract of stage.onnx (docs/bundle.md)."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -8,7 +9,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from nextscale.runtime._errors import Cancelled, RequestError
+from nextscale.runtime._errors import Cancelled, NextscaleError, RequestError
 from nextscale.runtime._manifest import StateInfo
 from nextscale.runtime._request import Request
 from nextscale.runtime._session import ort_value, run_session
@@ -74,7 +75,7 @@ class StageRunner:
         Raises:
             RequestError: the graph has no such output.
             Cancelled: cancel is set.
-            NextscaleError: onnxruntime failed.
+            NextscaleError: onnxruntime failed, or the process forked after the first stage and this is the child.
         """
         for name in outputs:
             if name not in self._outputs:
@@ -85,7 +86,10 @@ class StageRunner:
         names = list(dict.fromkeys(["tokens", *further, *(item.output for item in self._state)]))
         feeds = {name: ort_value(array) for name, array in request.arrays.items() if name in self._inputs}
         state = {item.input: ort_value(item.initial(len(request))) for item in self._state}
+        process = os.getpid()
         for stage in range(self._num_stages):
+            if os.getpid() != process:
+                raise NextscaleError("a stream does not go on in a forked process: begin it again there")
             if cancel is not None and cancel.is_set():
                 raise cancelled(stage, self._num_stages)
             index = {"stage": ort_value(np.array(stage, np.int64))}

@@ -15,7 +15,7 @@ from nextscale.runtime import (
     NextscaleError,
     RequestError,
     StageResult,
-    _next_scale_loop,
+    _session_pool,
 )
 from nextscale.runtime import _machine as machine
 from nextscale.runtime._uniforms import uniforms
@@ -160,9 +160,9 @@ def test_several_threads_share_a_generator(fake_bundle: Path) -> None:
 
 def test_graphs_are_loaded_when_needed(fake_bundle: Path) -> None:
     generator = Generator(fake_bundle)
-    assert not generator._sessions
+    assert not generator._pool._sessions
     generator.generate([0])
-    assert generator._sessions.keys() == {"generate"}
+    assert generator._pool._sessions.keys() == {"generate"}
 
 
 NAN = math.nan
@@ -226,7 +226,7 @@ def test_a_failure_inside_onnxruntime_is_one_line(tmp_path: Path) -> None:
 
 def old_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What /proc/cpuinfo says on a CPU without VNNI, in a process that has not warned of it yet."""
-    monkeypatch.setattr(_next_scale_loop, "_warned", set())
+    monkeypatch.setattr(_session_pool, "_warned", set())
     (tmp_path / "cpuinfo").write_text("model name\t: Old CPU\nflags\t\t: fpu avx2 fma\n")
     monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
 
