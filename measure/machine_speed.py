@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 from nextscale.measure.contender import Contender, Worker
 from nextscale.measure.interleaved import Log
 from nextscale.measure.statistics import Interval, mean_interval
 from nextscale.runtime._errors import NextscaleError
-
-_TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
 @dataclass(frozen=True)
@@ -89,21 +85,6 @@ def require_cores(counts: Sequence[int], cpus: Sequence[int]) -> None:
     for count in counts:
         if not 1 <= count <= len(cpus):
             raise NextscaleError(f"processes {count}: expected 1 to {len(cpus)}, the cores of this machine")
-
-
-def physical_cpus(topology: Path = _TOPOLOGY) -> list[int]:
-    """One logical CPU of each core that this process may run on, in order; all it may, where nobody tells.
-
-    Args:
-        topology: Linux's folder of CPUs.
-    """
-    if not hasattr(os, "sched_getaffinity"):
-        return list(range(os.cpu_count() or 1))
-    found: dict[str, int] = {}
-    for cpu in sorted(os.sched_getaffinity(0)):
-        siblings = topology / f"cpu{cpu}" / "topology" / "thread_siblings_list"
-        found.setdefault(siblings.read_text().strip() if siblings.is_file() else str(cpu), cpu)
-    return sorted(found.values())
 
 
 def _at_the_same_time(

@@ -12,7 +12,7 @@ from nextscale.measure.contender import Contender
 from nextscale.measure.contest import Contest, require_batches
 from nextscale.measure.interleaved import ORDER, Log, require_rounds
 from nextscale.measure.kernel_rates import KernelRates, kernel_rates
-from nextscale.measure.machine_speed import MachineSpeed, measure_processes, physical_cpus, require_cores
+from nextscale.measure.machine_speed import MachineSpeed, measure_processes, require_cores
 from nextscale.measure.provenance import finite, versions
 from nextscale.measure.roofline import CONVOLUTIONS, XEON_6226R, roofline_seconds
 from nextscale.measure.speed import Speed
@@ -21,6 +21,7 @@ from nextscale.models.var.layers import facts_of_bundle
 from nextscale.models.var.operations import linear_operations
 from nextscale.paper._demo_agreement import DemoAgreement, agreement_provenance, demo_agreement
 from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._cpus import physical_cpus
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._machine import Machine, describe_machine
 from nextscale.runtime._session import SessionOptions

@@ -1,11 +1,12 @@
 """The computer: its CPU and instruction sets, and whether integer products are exact on it."""
 
-import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from nextscale.runtime._cpus import logical_cpus
 
 # The integer and wide float instruction sets that decide which kernels ONNX Runtime takes.
 _ISA = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
@@ -14,7 +15,14 @@ CPUINFO = Path("/proc/cpuinfo")
 
 @dataclass(frozen=True)
 class Machine:
-    """The computer; `isa` holds those of the instruction sets that matter here, by Linux's names."""
+    """The computer.
+
+    Attributes:
+        cpu: its name.
+        isa: those of the instruction sets that matter here, by Linux's names.
+        logical_cpus: those that this process may run on, and no more than its quota of CPU time, rounded up.
+        system: the operating system and its release.
+    """
 
     cpu: str
     isa: tuple[str, ...]
@@ -44,7 +52,7 @@ def describe_machine(cpuinfo: Path | None = None) -> Machine:
     return Machine(
         cpu=fields.get("model name") or platform.processor() or platform.machine(),
         isa=tuple(name for name in _ISA if name in flags),
-        logical_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        logical_cpus=logical_cpus(),
         system=f"{platform.system()} {platform.release()}",
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import RequestError
+from nextscale.runtime._freed_memory import return_freed_memory
 from nextscale.runtime._request import Labels, Request, RequestSettings
 from nextscale.runtime._session import SessionOptions, ort_value, run_session
 from nextscale.runtime._session_pool import SessionPool
@@ -216,15 +218,16 @@ class Generator:
         self, request: Request, first: int, further: Sequence[str], cancel: CancelFlag | None
     ) -> Iterator[StageResult]:
         num_stages = self.bundle.model.num_stages
-        for found in self._runner().run(request, further, cancel):
-            yield StageResult(
-                stage=found.stage,
-                num_stages=num_stages,
-                tokens=found.tokens,
-                outputs=found.outputs,
-                first=first,
-                _preview=_Preview(self, found.f_hat),
-            )
+        with self._memory_returned():
+            for found in self._runner().run(request, further, cancel):
+                yield StageResult(
+                    stage=found.stage,
+                    num_stages=num_stages,
+                    tokens=found.tokens,
+                    outputs=found.outputs,
+                    first=first,
+                    _preview=_Preview(self, found.f_hat),
+                )
 
     def _runner(self) -> StageRunner:
         state = self.bundle.graph("stage").state
@@ -235,4 +238,14 @@ class Generator:
         return self._run("decoder", ["images"], {"f_hat": f_hat})["images"].numpy()
 
     def _run(self, graph: str, names: list[str], feeds: Mapping[str, onnxruntime.OrtValue]) -> dict[str, Any]:
-        return run_session(self._pool.session(graph), names, feeds, self.bundle.graph_path(graph))
+        with self._memory_returned():
+            return run_session(self._pool.session(graph), names, feeds, self.bundle.graph_path(graph))
+
+    @contextmanager
+    def _memory_returned(self) -> Iterator[None]:
+        """At the end of the block, where the options ask for it."""
+        try:
+            yield
+        finally:
+            if self.options.return_memory:
+                return_freed_memory()

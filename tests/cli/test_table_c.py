@@ -13,7 +13,6 @@ from nextscale.cli.main import main
 from nextscale.cli.table_c import find_peers
 from nextscale.measure.contender import Contender
 from nextscale.measure.kernel_rates import KernelRates
-from nextscale.measure.machine_speed import physical_cpus
 from nextscale.models.sources import Source
 from nextscale.models.var import presets
 from nextscale.paper import table_c as measuring

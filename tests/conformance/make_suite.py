@@ -80,6 +80,7 @@ def make_suite(out: Path, bundles: Sequence[Path] = (), tiny: bool = True, damag
         },
         "class_names": [{"bundle": "bundles/fake", **case} for case in cases["class_names"]],
         "threads_errors": [{"bundle": "bundles/fake", **case} for case in cases["threads_errors"]],
+        "default_threads": [_make_tree(out, number, case) for number, case in enumerate(cases["default_threads"])],
         "broken_bundles": [
             _break_bundle(out, number, fakes[case.get("of", "fake")], case)
             for number, case in enumerate(cases["broken_bundles"])
@@ -189,6 +190,16 @@ def _text(lengths: Sequence[int]) -> dict[str, Any]:
         "text_features": {"dtype": "float32", "values": features.tolist()},
         "text_mask": {"dtype": "int64", "values": mask.tolist()},
     }
+
+
+def _make_tree(out: Path, number: int, case: dict[str, Any]) -> dict[str, Any]:
+    """Write the files that tell of CPUs below a root folder of their own."""
+    root = out / "cpus" / f"{number:02d}"
+    root.mkdir(parents=True)
+    for name, text in case["files"].items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return {"name": case["name"], "root": str(root.relative_to(out)), "threads": case["threads"]}
 
 
 def _break_bundle(out: Path, number: int, fake: Path, case: dict[str, Any]) -> dict[str, Any]:

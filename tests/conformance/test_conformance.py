@@ -18,6 +18,7 @@ from fake_bundle import read_manifest
 
 from nextscale import runtime
 from nextscale.runtime import Bundle, Generator, NextscaleError, RequestSettings, SessionOptions, StageResult
+from nextscale.runtime._cpus import default_threads
 from nextscale.runtime._manifest_reader import parse_manifest
 from nextscale.runtime._uniforms import philox4x32, uniforms
 
@@ -154,6 +155,11 @@ def test_class_names(fake: Path, case: Case) -> None:
 def test_threads_errors(case: Case) -> None:
     with refuses(case):
         SessionOptions(threads=case["threads"])
+
+
+@pytest.mark.parametrize("case", CASE_GROUPS["default_threads"], ids=ids)
+def test_default_threads(suite_folder: Path, suite: dict[str, Any], case: Case) -> None:
+    assert default_threads(suite_folder / find(suite, "default_threads", case["name"])["root"]) == case["threads"]
 
 
 @pytest.mark.parametrize("case", CASE_GROUPS["broken_bundles"], ids=ids)

@@ -9,7 +9,7 @@ import pytest
 from fake_contenders import fake_contender as fake
 
 from nextscale.measure.contender import Contender
-from nextscale.measure.machine_speed import measure_processes, physical_cpus
+from nextscale.measure.machine_speed import measure_processes
 from nextscale.runtime._errors import NextscaleError
 
 
@@ -44,13 +44,3 @@ def test_a_process_that_fails_ends_the_others(replies: int) -> None:
 
     with pytest.raises(NextscaleError, match="late: no memory"):
         measure_processes(contender, [0, 1], [2], [1], 4)
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux")
-def test_siblings_are_one_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 4, 5})
-    assert physical_cpus(tmp_path) == [0, 1, 2, 4, 5]
-    for cpu, siblings in {0: "0,4", 1: "1,5", 2: "2,6", 4: "0,4", 5: "1,5"}.items():
-        (tmp_path / f"cpu{cpu}" / "topology").mkdir(parents=True)
-        (tmp_path / f"cpu{cpu}" / "topology" / "thread_siblings_list").write_text(f"{siblings}\n")
-    assert physical_cpus(tmp_path) == [0, 1, 2]
