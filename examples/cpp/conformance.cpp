@@ -146,6 +146,7 @@ class Conformance {
     cancellations();
     class_names();
     threads_errors();
+    default_threads();
     broken_bundles();
     damaged_manifests();
     std::cout << passed_ << " passed, " << failed_ << " failed\n";
@@ -338,6 +339,14 @@ class Conformance {
       options.threads = static_cast<int>(get(item, "threads").as_int64().value());
       check_refused(item, text(get(suite_, "threads_errors").items.front(), "bundle"),
                     [&] { Generator(bundle_path(item), options); });
+    }
+  }
+
+  void default_threads() {
+    for (const Json& item : cases("default_threads")) {
+      const int found = nextscale::detail::default_threads(folder_ / fs::u8path(text(item, "root")));
+      check(found == get(item, "threads").as_int64().value(),
+            "threads: " + text(item, "name") + ": " + std::to_string(found));
     }
   }
 

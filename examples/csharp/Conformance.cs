@@ -78,6 +78,11 @@ namespace NextScale
             Each("class_names", RunClassName);
             Each("threads_errors", (name, item) => Refused(name, item, () => new Generator(
                 Folder(item), new GeneratorOptions { Threads = (int)item.Integer("threads", long.MinValue) })));
+            Each("default_threads", (name, item) => Check(name, () =>
+            {
+                int found = Cpus.DefaultThreads(Path.Combine(folder, item.Text("root")));
+                return found == item.Integer("threads", 0) ? null : $"{found} threads";
+            }));
             Each("broken_bundles", RunBrokenBundle);
             Each("damaged_manifests", (name, item) =>
             {

@@ -45,6 +45,10 @@
 #include <utility>
 #include <vector>
 
+#ifdef __GLIBC__
+#include <malloc.h>  // malloc_trim
+#endif
+
 namespace nextscale {
 
 // ---------------------------------------------------------------------------------------------------------- errors
@@ -84,12 +88,16 @@ class Cancelled : public Error {
 
 /// How a generator uses the machine. The values here are those of the Python package.
 struct SessionOptions {
-  /// Threads of one operator, 1 to 1024; 0 takes one for each physical core.
+  /// Threads of one operator, 1 to 1024; 0 takes one for each physical core that the process may run on, and no more
+  /// than its control groups' quota of CPU time, rounded up.
   int threads = 0;
   /// Idle threads spin for a moment before they sleep: faster alone, slower on a busy machine.
   bool spinning = true;
   /// Keep freed memory for the next operator; without it a picture takes about a quarter longer.
   bool memory_arena = true;
+  /// Give memory back to the operating system after each call, for a process that lives long: without the arena, and
+  /// with glibc also what the C library would keep.
+  bool return_memory = false;
   /// Plan one block of memory for each set of shapes; costs memory, gains no time for these graphs.
   bool memory_pattern = false;
 };
@@ -308,6 +316,7 @@ struct Generation {
 
 namespace detail {
 class Engine;
+class ReturnMemory;
 struct Feeds;
 struct Inputs;
 }  // namespace detail
@@ -344,6 +353,7 @@ class Stream {
   Stream(std::shared_ptr<detail::Engine> engine, std::shared_ptr<const detail::Inputs> inputs, std::size_t first,
          std::size_t count);
 
+  std::shared_ptr<const detail::ReturnMemory> at_end_;  // first, to be destroyed last
   std::shared_ptr<detail::Engine> engine_;
   std::shared_ptr<const detail::Inputs> inputs_;
   std::size_t first_;
@@ -1445,7 +1455,142 @@ inline std::string newer_schema(const std::string& where, std::int64_t schema, c
          (known ? "that of nextscale " + maker->text + " or later" : std::string("a newer one"));
 }
 
+// ------------------------------------------------------------------------------------------------------------ CPUs
+
+/// The words of a text, which any of the separators part; what is between two separators may be empty.
+inline std::vector<std::string> split(const std::string& text, char separator) {
+  std::vector<std::string> parts;
+  std::istringstream in(text);
+  for (std::string part; std::getline(in, part, separator);) parts.push_back(part);
+  return parts;
+}
+
+/// The lines of a file without white space at their ends; none where there is no file to read.
+inline std::vector<std::string> lines_of(const std::filesystem::path& path) {
+  std::vector<std::string> lines;
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) {
+    while (!line.empty() && static_cast<unsigned char>(line.back()) <= ' ') line.pop_back();
+    lines.push_back(line);
+  }
+  return lines;
+}
+
+/// A number of digits alone, as the kernel writes it.
+inline std::optional<std::uint64_t> digits(const std::string& text) {
+  const bool number = !text.empty() && text.size() <= 18 && text.find_first_not_of("0123456789") == std::string::npos;
+  return number ? std::optional<std::uint64_t>(std::stoull(text)) : std::nullopt;
+}
+
+/// The logical CPUs that the calling thread may run on; none where no file tells.
+inline std::vector<std::uint64_t> allowed_cpus(const std::filesystem::path& root) {
+  static const std::string key = "Cpus_allowed_list:";
+  std::vector<std::uint64_t> cpus;
+  for (const std::string& line : lines_of(root / "proc/thread-self/status")) {
+    if (line.compare(0, key.size(), key) != 0) continue;
+    std::string list = line.substr(key.size());
+    list.erase(0, list.find_first_not_of(" \t"));
+    for (const std::string& range : split(list, ',')) {
+      const auto first = digits(range.substr(0, range.find('-')));
+      const auto last = digits(range.substr(range.find('-') + 1));
+      for (std::uint64_t cpu = first.value_or(1); cpu <= last.value_or(0); ++cpu) cpus.push_back(cpu);
+    }
+  }
+  return cpus;
+}
+
+/// The quota of one control group in whole CPUs, rounded up (cgroup v2, v1); unset where there is none.
+inline std::optional<std::uint64_t> group_quota(const std::filesystem::path& group) {
+  std::vector<std::string> words;
+  for (const char* name : {"cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us"}) {
+    const auto lines = lines_of(group / name);
+    if (!lines.empty() && words.size() < 2) {
+      for (const std::string& word : split(lines[0], ' ')) words.push_back(word);
+    }
+  }
+  const auto quota = words.size() == 2 ? digits(words[0]) : std::nullopt;
+  const auto period = words.size() == 2 ? digits(words[1]) : std::nullopt;
+  if (!quota || period.value_or(0) == 0) return std::nullopt;  // no such file, "max", or -1
+  return (std::max)((*quota + *period - 1) / *period, std::uint64_t{1});
+}
+
+/// A group's place below the group that a mount shows, both absolute; unset where the mount does not show it.
+inline std::optional<std::filesystem::path> group_below(const std::string& group, const std::string& top) {
+  const std::string prefix = top == "/" ? "" : top;
+  const std::string rest = group == "/" ? "" : group;
+  if (rest.compare(0, prefix.size(), prefix) != 0) return std::nullopt;
+  const std::string below = rest.substr(prefix.size());
+  if (!below.empty() && below[0] != '/') return std::nullopt;
+  const std::filesystem::path path = std::filesystem::path(below).relative_path();
+  if (std::find(path.begin(), path.end(), "..") != path.end()) return std::nullopt;
+  return path;
+}
+
+/// CPUs' worth of time that the control groups of this process allow it, rounded up; unset where nothing limits it. A
+/// mount shows a hierarchy from one of its groups on: in a container mostly from the container's own.
+inline std::optional<std::uint64_t> cpu_quota(const std::filesystem::path& root) {
+  std::map<std::string, std::string> groups;
+  const auto holds_cpu = [](const std::string& list) {
+    const auto names = split(list, ',');
+    return std::find(names.begin(), names.end(), "cpu") != names.end();
+  };
+  for (const std::string& line : lines_of(root / "proc/thread-self/cgroup")) {  // hierarchy:controllers:group
+    const std::size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (first == std::string::npos || second == std::string::npos) continue;
+    const bool unified = line.substr(0, first) == "0";
+    if (unified || holds_cpu(line.substr(first + 1, second - first - 1))) {
+      groups[unified ? "cgroup2" : "cgroup"] = line.substr(second + 1);
+    }
+  }
+  std::optional<std::uint64_t> least;
+  for (const std::string& line : lines_of(root / "proc/thread-self/mountinfo")) {
+    const std::size_t dash = line.find(" - ");
+    if (dash == std::string::npos) continue;
+    const auto mount = split(line.substr(0, dash), ' '), system = split(line.substr(dash + 3), ' ');
+    const auto group = system.empty() ? groups.end() : groups.find(system[0]);
+    if (group == groups.end() || mount.size() < 5 || (system[0] == "cgroup" && !holds_cpu(system.back()))) continue;
+    const auto below = group_below(group->second, mount[3]);
+    if (!below) continue;
+    for (std::filesystem::path folder = *below;; folder = folder.parent_path()) {
+      const auto quota = group_quota(root / std::filesystem::path(mount[4]).relative_path() / folder);
+      if (quota && (!least || *quota < *least)) least = quota;
+      if (folder.empty()) break;
+    }
+  }
+  return least;
+}
+
+/// Threads of one operator where the user names no number: one for each physical core that this process may run on, and
+/// no more than its quota of CPU time; 0, ONNX Runtime's own choice, where no file tells. `root` holds Linux's proc and
+/// sys; the Python package and NextScale.cs read the same files.
+inline int default_threads(const std::filesystem::path& root = "/") {
+  std::vector<std::string> cores;
+  for (const std::uint64_t cpu : allowed_cpus(root)) {
+    const std::string name = std::to_string(cpu);
+    const auto lines = lines_of(root / ("sys/devices/system/cpu/cpu" + name + "/topology/thread_siblings_list"));
+    const std::string siblings = lines.empty() || lines[0].empty() ? name : lines[0];
+    if (std::find(cores.begin(), cores.end(), siblings) == cores.end()) cores.push_back(siblings);
+  }
+  return static_cast<int>((std::min)(static_cast<std::uint64_t>(cores.size()), cpu_quota(root).value_or(1024)));
+}
+
 // ---------------------------------------------------------------------------------------------------------- engine
+
+/// Gives freed memory back to the operating system when it ends, where that is asked for and the C library can.
+class ReturnMemory {
+ public:
+  explicit ReturnMemory(const SessionOptions& options) : wanted_(options.return_memory) {}
+  ReturnMemory(const ReturnMemory&) = delete;
+  ReturnMemory& operator=(const ReturnMemory&) = delete;
+  ~ReturnMemory() {
+#ifdef __GLIBC__
+    if (wanted_) malloc_trim(0);
+#endif
+  }
+
+ private:
+  [[maybe_unused]] bool wanted_;
+};
 
 inline std::size_t size_of_dtype(const std::string& dtype) {
   return dtype == "int64" ? 8 : dtype == "float32" || dtype == "int32" ? 4 : dtype == "float16" ? 2 : 1;
@@ -1571,6 +1716,7 @@ class Engine {
       : bundle_(std::move(bundle)), options_(options), environment_(make_environment(options)) {}
 
   const Bundle& bundle() const { return bundle_; }
+  const SessionOptions& options() const { return options_; }
   bool has(Graph graph) const { return bundle_.manifest().graphs.count(graph) > 0; }
 
   /// Throws BundleError: the bundle has no such graph.
@@ -1635,6 +1781,7 @@ class Engine {
   }
 
   Images decode(const Ort::Value& f_hat, std::size_t count) {
+    const ReturnMemory at_end(options_);
     const auto outputs = run(Graph::decoder, {"f_hat"}, {f_hat}, {"images"});
     const Size size = bundle_.model().image_size;
     Images images{count, static_cast<std::size_t>(size.height), static_cast<std::size_t>(size.width), {}};
@@ -1688,9 +1835,9 @@ class Engine {
     std::string difference;
     try {
       Ort::SessionOptions settings;
-      settings.SetIntraOpNumThreads(options_.threads);
+      settings.SetIntraOpNumThreads(options_.threads != 0 ? options_.threads : default_threads());
       settings.SetInterOpNumThreads(1);
-      options_.memory_arena ? settings.EnableCpuMemArena() : settings.DisableCpuMemArena();
+      options_.memory_arena && !options_.return_memory ? settings.EnableCpuMemArena() : settings.DisableCpuMemArena();
       options_.memory_pattern ? settings.EnableMemPattern() : settings.DisableMemPattern();
       settings.SetLogSeverityLevel(ORT_LOGGING_LEVEL_ERROR);  // what is wrong comes back as an exception anyway
       settings.AddConfigEntry("session.intra_op.allow_spinning", options_.spinning ? "1" : "0");
@@ -2264,7 +2411,8 @@ inline Images StageResult::preview() const { return engine_->decode(*f_hat_, cou
 
 inline Stream::Stream(std::shared_ptr<detail::Engine> engine, std::shared_ptr<const detail::Inputs> inputs,
                       std::size_t first, std::size_t count)
-    : engine_(std::move(engine)),
+    : at_end_(std::make_shared<detail::ReturnMemory>(engine->options())),
+      engine_(std::move(engine)),
       inputs_(std::move(inputs)),
       first_(first),
       count_(count),
@@ -2324,6 +2472,7 @@ inline void Generator::load(std::initializer_list<Graph> graphs) const {
 
 inline Generation Generator::generate(const Request& request, const OnStage& on_stage,
                                       const std::atomic<bool>* cancel) const {
+  const detail::ReturnMemory at_end(engine_->options());
   const auto inputs = engine_->check(request);
   const ModelInfo& model = bundle().model();
   const std::size_t total = inputs->count;

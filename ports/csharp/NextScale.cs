@@ -14,6 +14,7 @@ using System.Collections.Generic;
 using System.Globalization;
 using System.IO;
 using System.Linq;
+using System.Runtime.InteropServices;
 using System.Security.Cryptography;
 using System.Text;
 using System.Text.RegularExpressions;
@@ -55,7 +56,8 @@ namespace NextScale
     /// <summary>How the sessions of a bundle use the machine.</summary>
     public sealed class GeneratorOptions
     {
-        /// <summary>Threads of one operator, to 1024; 0 takes one for each physical core.</summary>
+        /// <summary>Threads of one operator, to 1024; 0 takes one for each physical core that the process may run on,
+        /// and no more than its control groups' quota of CPU time, rounded up.</summary>
         public int Threads { get; set; }
 
         /// <summary>Idle threads spin for a moment before they sleep: faster alone, slower on a busy machine.</summary>
@@ -63,6 +65,10 @@ namespace NextScale
 
         /// <summary>Keep freed memory for the next operator; without it a picture takes a quarter longer.</summary>
         public bool MemoryArena { get; set; } = true;
+
+        /// <summary>Give memory back to the operating system after each call, for a process that lives long: without
+        /// the arena, and with glibc also what the C library would keep.</summary>
+        public bool ReturnMemory { get; set; }
 
         /// <summary>Plan one block of memory for each set of shapes; costs memory, gains no time here.</summary>
         public bool MemoryPattern { get; set; }
@@ -490,6 +496,7 @@ namespace NextScale
             }
             finally
             {
+                if (options.ReturnMemory) FreedMemory.Return();
                 bool last;
                 lock (counting) last = --running == 0 && disposed;
                 if (last) Release();
@@ -1189,6 +1196,144 @@ namespace NextScale
         }
     }
 
+    /// <summary>Memory that was freed and that the C library keeps for later.</summary>
+    internal static class FreedMemory
+    {
+        /// <summary>Give it back to the operating system, where the C library is glibc.</summary>
+        public static void Return()
+        {
+            try
+            {
+                malloc_trim(UIntPtr.Zero);
+            }
+            catch (Exception error) when (error is DllNotFoundException || error is EntryPointNotFoundException)
+            {
+                // another C library, which has no such call
+            }
+        }
+
+        [DllImport("libc.so.6")]
+        private static extern int malloc_trim(UIntPtr pad);
+    }
+
+    /// <summary>The CPUs that this process may use: its affinity, its cores, and the quota of CPU time of its control
+    /// groups. The Python package and nextscale.hpp read the same of Linux's files.</summary>
+    internal static class Cpus
+    {
+        /// <summary>Threads of one operator where the user names no number: one for each physical core that this process
+        /// may run on, and no more than its quota of CPU time, rounded up; 0, ONNX Runtime's own choice, where no file
+        /// tells.</summary>
+        /// <param name="root">Holds proc and sys.</param>
+        public static int DefaultThreads(string root = "/")
+        {
+            int cores = Allowed(root).Select(cpu => Siblings(root, cpu)).Distinct().Count();
+            return (int)Math.Min(cores, Quota(root) ?? cores);
+        }
+
+        /// <summary>The logical CPUs that the calling thread may run on; none where no file tells.</summary>
+        private static IEnumerable<int> Allowed(string root)
+        {
+            const string Key = "Cpus_allowed_list:";
+            return Lines(root, "proc/thread-self/status").Where(line => line.StartsWith(Key, StringComparison.Ordinal))
+                .SelectMany(line => Regex.Matches(line.Substring(Key.Length), @"([0-9]+)(?:-([0-9]+))?").Cast<Match>())
+                .SelectMany(range =>
+                {
+                    int first = Number(range.Groups[1].Value);
+                    int last = range.Groups[2].Success ? Number(range.Groups[2].Value) : first;
+                    return Enumerable.Range(first, last - first + 1);
+                });
+        }
+
+        private static string Siblings(string root, int cpu)
+        {
+            string name = cpu.ToString(CultureInfo.InvariantCulture);
+            string siblings = Lines(root, $"sys/devices/system/cpu/cpu{name}/topology/thread_siblings_list")
+                .FirstOrDefault();
+            return string.IsNullOrEmpty(siblings) ? name : siblings;
+        }
+
+        /// <summary>CPUs' worth of time that the control groups of this process allow it, rounded up; null where nothing
+        /// limits it.</summary>
+        private static long? Quota(string root)
+        {
+            return Groups(root).Select(group => GroupQuota(root, group)).Min();
+        }
+
+        /// <summary>The folders of this process's groups, and of the groups around them, that may have a quota (cgroup
+        /// v1 and v2). A mount shows a hierarchy from one of its groups on: in a container mostly from the container's
+        /// own.</summary>
+        private static IEnumerable<string> Groups(string root)
+        {
+            var groups = new Dictionary<string, string>();
+            foreach (string line in Lines(root, "proc/thread-self/cgroup"))
+            {
+                string[] parts = line.Split(new[] { ':' }, 3);  // hierarchy:controllers:group
+                if (parts.Length == 3 && (parts[0] == "0" || parts[1].Split(',').Contains("cpu")))
+                    groups[parts[0] == "0" ? "cgroup2" : "cgroup"] = parts[2];
+            }
+            foreach (string line in Lines(root, "proc/thread-self/mountinfo"))
+            {
+                int dash = line.IndexOf(" - ", StringComparison.Ordinal);
+                if (dash < 0) continue;
+                string[] mount = line.Substring(0, dash).Split(' '), system = line.Substring(dash + 3).Split(' ');
+                string group;
+                if (mount.Length < 5 || !groups.TryGetValue(system[0], out group)
+                    || (system[0] == "cgroup" && !system.Last().Split(',').Contains("cpu")))
+                    continue;
+                string top = mount[3].TrimEnd('/'), rest = group.TrimEnd('/');
+                if (rest.Split('/').Contains("..") || !$"{rest}/".StartsWith($"{top}/", StringComparison.Ordinal))
+                    continue;
+                for (string below = rest.Substring(top.Length); ; below = below.Substring(0, below.LastIndexOf('/')))
+                {
+                    yield return mount[4] + below;
+                    if (below.Length == 0) break;
+                }
+            }
+        }
+
+        /// <summary>The quota of one group in whole CPUs, rounded up; null where there is none.</summary>
+        private static long? GroupQuota(string root, string group)
+        {
+            string[] words = Words(root, $"{group}/cpu.max");
+            if (words.Length == 0)
+                words = Words(root, $"{group}/cpu.cfs_quota_us")
+                    .Concat(Words(root, $"{group}/cpu.cfs_period_us")).ToArray();
+            long quota, period;
+            if (words.Length != 2 || !IsNumber(words[0], out quota) || !IsNumber(words[1], out period) || period == 0)
+                return null;  // no such file, "max", or -1
+            return Math.Max((quota + period - 1) / period, 1);
+        }
+
+        private static int Number(string digits)
+        {
+            return int.Parse(digits, NumberStyles.None, CultureInfo.InvariantCulture);
+        }
+
+        private static bool IsNumber(string text, out long number)
+        {
+            return long.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out number);
+        }
+
+        private static string[] Words(string root, string name)
+        {
+            return Lines(root, name).Take(1)
+                .SelectMany(line => line.Split(new[] { ' ' }, StringSplitOptions.RemoveEmptyEntries)).ToArray();
+        }
+
+        /// <summary>The lines of a file without white space at their ends; none where there is no file to read.</summary>
+        private static string[] Lines(string root, string name)
+        {
+            try
+            {
+                return File.ReadAllLines(Path.Combine(root, name.TrimStart('/'))).Select(line => line.TrimEnd()).ToArray();
+            }
+            catch (Exception error) when (error is IOException || error is UnauthorizedAccessException)
+            {
+                return new string[0];
+            }
+        }
+    }
+
     /// <summary>Opens ONNX Runtime sessions with the options that suit a bundle.</summary>
     internal static class SessionLoader
     {
@@ -1229,9 +1374,9 @@ namespace NextScale
         {
             var settings = new SessionOptions
             {
-                IntraOpNumThreads = options.Threads,
+                IntraOpNumThreads = options.Threads != 0 ? options.Threads : Cpus.DefaultThreads(),
                 InterOpNumThreads = 1,
-                EnableCpuMemArena = options.MemoryArena,
+                EnableCpuMemArena = options.MemoryArena && !options.ReturnMemory,
                 EnableMemoryPattern = options.MemoryPattern,
                 LogSeverityLevel = OrtLoggingLevel.ORT_LOGGING_LEVEL_ERROR,  // what is wrong is an exception anyway
             };
