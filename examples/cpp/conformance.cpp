@@ -273,6 +273,10 @@ class Conformance {
     }
     for (std::thread& thread : threads) thread.join();
     check_stream(item);
+    nextscale::SessionOptions options;
+    options.return_memory = true;
+    const Generator returning(bundle_path(item), options);
+    for (const bool streaming : {false, true}) check_request(returning, item, streaming, "memory returned");
   }
 
   /// The pull form gives the tokens of the other two, and its results outlive it.

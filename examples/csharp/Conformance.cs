@@ -180,6 +180,13 @@ namespace NextScale
                     task.made.Result.TokenMaps.SelectMany(row => row), task.expected.SelectMany(row => row)))
                     .FirstOrDefault(difference => difference != null);
             });
+            Check("memory returned", () =>
+            {
+                using (var returning = new Generator(Folder(items[0]), new GeneratorOptions { ReturnMemory = true }))
+                    return Same(
+                        returning.Generate(Request(items[0])).TokenMaps.SelectMany(row => row),
+                        Rows(items[0].Object("expected").Get("token_maps"), Integers).SelectMany(row => row));
+            });
         }
 
         /// <summary>Generate with a manifest that damage left acceptable, on the files of the first bundle: that works,

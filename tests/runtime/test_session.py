@@ -62,7 +62,14 @@ def test_another_bundles_graph_is_refused(damaged: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [SessionOptions(threads=1), SessionOptions(spinning=False), SessionOptions(memory_arena=False)], ids=str
+    "options",
+    [
+        SessionOptions(threads=1),
+        SessionOptions(spinning=False),
+        SessionOptions(memory_arena=False),
+        SessionOptions(return_memory=True),
+    ],
+    ids=str,
 )
 def test_options_do_not_change_the_tokens(fake_bundle: Path, generator: Generator, options: SessionOptions) -> None:
     tokens = Generator(fake_bundle, options).generate([1], seed=9).token_maps
