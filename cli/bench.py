@@ -76,7 +76,8 @@ def _print(report: BenchReport) -> None:
         f"{_exactness(machine)}"
     )
     console.print(
-        f"threads {report.settings['threads'] or 'all'}, {report.settings['repetitions']} interleaved repetitions, "
+        f"threads {options.shown_threads(report.settings['threads'])}, "
+        f"{report.settings['repetitions']} interleaved repetitions, "
         f"onnxruntime {versions['onnxruntime']}, nextscale {versions['nextscale']}"
     )
     console.print(_table(report.measurements))

@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from nextscale.cli.options import shown_threads
 from nextscale.cli.options import threads as threads_option
 from nextscale.cli.progress import show_steps
 from nextscale.compiler.build import build_bundle
@@ -84,7 +85,7 @@ def _print(comparison: Comparison) -> None:
     console = Console(highlight=False, markup=False)
     machine, settings = comparison.report.machine, comparison.report.settings
     console.print(
-        f"{machine.cpu}, {' '.join(machine.isa)}, threads {settings['threads'] or 'all'}, "
+        f"{machine.cpu}, {' '.join(machine.isa)}, threads {shown_threads(settings['threads'])}, "
         f"onnxruntime {comparison.report.versions['onnxruntime']}; {comparison.agreement.images} images "
         "teacher-forced"
     )

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
+from nextscale.runtime._cpus import default_threads
+
 if TYPE_CHECKING:
     from nextscale.models.sources import Source
 
@@ -24,7 +26,7 @@ threads = click.option(
     type=click.IntRange(0, 1024),
     default=0,
     metavar="N",
-    help="Threads to compute with; 0 (default): one for each physical core.",
+    help="Threads to compute with; 0 (default): one for each physical core that may be used, within the CPU quota.",
 )
 spinning = click.option(
     "--spinning/--no-spinning",
@@ -64,6 +66,11 @@ class Grid(click.ParamType):
         if not columns.isdecimal() or not int(columns) or (by and (not rows.isdecimal() or not int(rows))):
             self.fail(f"{value!r} is neither a number of columns (4) nor columns x rows (4x2)", param, ctx)
         return int(columns), int(rows) if by else None
+
+
+def shown_threads(threads: int) -> str:
+    """The threads that a session takes, for people."""
+    return str(threads or default_threads() or "all")
 
 
 def refuse(what: str, *options: str) -> None:

@@ -55,7 +55,7 @@ def _heading(table: TableC) -> list[str]:
         "",
         f"- model: {model}",
         f"- machine: {machine.cpu}, {machine.logical_cpus} logical CPUs, {isa}, {machine.system}",
-        f"- threads {settings['threads'] or 'one per core'}; {numbers}",
+        f"- threads {settings['threads'] or 'one per core that may be used'}; {numbers}",
         f"- the whole generation: stages with guidance, sampling, decoder; {settings['repetitions']} rounds after "
         f"{settings['warmup']} to warm up, {settings['order']}, each contender in a process of its own; means with 95% "
         "intervals, ratios paired by round",

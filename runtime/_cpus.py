@@ -1,7 +1,7 @@
 """The CPUs that this process may use: its affinity, its cores, and the quota of CPU time of its control groups.
 
-Everything is read from Linux's files below a root folder, which a test may make. nextscale.hpp and NextScale.cs read the
-same files in the same way.
+Everything is read from Linux's files below a root folder, which a test may make. nextscale.hpp and NextScale.cs read
+the same files in the same way.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from nextscale.measure.kernel_rates import KernelRates
 from nextscale.models.sources import Source
 from nextscale.models.var import presets
 from nextscale.paper import table_c as measuring
+from nextscale.runtime._cpus import physical_cpus
 
 FAST = ("--repetitions", "2", "--threads", "1", "--calibration-images", "2")
 FLOAT_ROW = ("--rows", "fp32")

@@ -79,7 +79,9 @@ def run(program: str, bundle: Path, *arguments: Path) -> str:
 
 
 def test_its_programs_are_the_files() -> None:
-    shown = re.findall(r"^\[examples/deploy/(\S+)\]\(\.\./examples/deploy/\1\):\n\n```\w+\n(.*?)```$", PAGE, re.M | re.S)
+    shown = re.findall(
+        r"^\[examples/deploy/(\S+)\]\(\.\./examples/deploy/\1\):\n\n```\w+\n(.*?)```$", PAGE, re.M | re.S
+    )
     assert sorted(name for name, _ in shown) == sorted(path.name for path in EXAMPLES.glob("*.py"))
     for name, text in shown:
         assert text == (EXAMPLES / name).read_text(encoding="utf-8"), f"docs/deploy.md shows another {name}"

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 from fake_contenders import fake_contender as fake
