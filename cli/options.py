@@ -20,6 +20,8 @@ BUNDLE = click.Path(path_type=Path)
 CHECKPOINT = click.Path(path_type=Path)
 # What the tensors of a checkpoint may not tell, and a preset does.
 UNTOLD = ("patch_nums", "num_heads", "quant_resi")
+# Which of several sets of weights in a checkpoint.
+CHOSEN = ("weights", "vae_weights")
 
 threads = click.option(
     "--threads",
@@ -95,6 +97,7 @@ class ModelOptions:
         var, vae: checkpoints.
         preset: an official release that the checkpoints are of, or that is filled with random weights.
         patch_nums, num_heads, quant_resi: what a checkpoint may not tell.
+        weights, vae_weights: which of several sets of weights in a checkpoint.
         random_weights: fill the preset with them.
         class_names: a file of names.
     """
@@ -106,6 +109,8 @@ class ModelOptions:
     patch_nums: list[int] | None
     num_heads: int | None
     quant_resi: float
+    weights: str | None = None
+    vae_weights: str | None = None
     random_weights: bool = False
     class_names: Path | None = None
 
@@ -133,13 +138,15 @@ class ModelOptions:
             self.num_heads,
             self.quant_resi,
             class_names=self.class_names,
+            weights=self.weights,
+            vae_weights=self.vae_weights,
         )
 
     def as_arguments(self) -> list[str]:
         """The same model for another command: what of it the command line gives."""
         source_of = click.get_current_context().get_parameter_source
         arguments = [self.model] if self.model else []
-        for name in ("var", "vae", "preset", *UNTOLD):
+        for name in ("var", "vae", *CHOSEN, "preset", *UNTOLD):
             if _is_given(source_of(name)):
                 value = getattr(self, name)
                 text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -149,11 +156,11 @@ class ModelOptions:
     def _check(self) -> None:
         """Raise click.UsageError unless the options name one model."""
         if self.model == "demo":
-            refuse("demo", "var", "vae", *UNTOLD, "preset", "random_weights", "class_names")
+            refuse("demo", "var", "vae", *CHOSEN, *UNTOLD, "preset", "random_weights", "class_names")
         elif self.random_weights:
             if self.preset is None:
                 raise click.UsageError("--random-weights needs --preset")
-            refuse("--random-weights", "var", "vae", *UNTOLD)
+            refuse("--random-weights", "var", "vae", *CHOSEN, *UNTOLD)
         elif self.var is not None and self.vae is not None:
             if self.preset is not None:
                 refuse("--preset", *UNTOLD)
@@ -168,8 +175,10 @@ class ModelOptions:
 
 _MODEL = (
     click.argument("model", required=False, type=click.Choice(["demo"])),
-    click.option("--var", type=CHECKPOINT, help="The transformer's checkpoint (.pth or .safetensors)."),
-    click.option("--vae", type=CHECKPOINT, help="The VQVAE's checkpoint (.pth or .safetensors)."),
+    click.option("--var", type=CHECKPOINT, help="The transformer's checkpoint (.pth, .safetensors, or an index)."),
+    click.option("--vae", type=CHECKPOINT, help="The VQVAE's checkpoint (the same)."),
+    click.option("--weights", metavar="NAME", help="Which of several sets of weights in --var, such as ema."),
+    click.option("--vae-weights", metavar="NAME", help="Which of several in --vae."),
     click.option("--preset", metavar="NAME", help="An official release: var-d16, -d20, -d24, -d30 or -d36."),
     click.option(
         "--patch-nums",

@@ -58,15 +58,19 @@ def checkpoint_source(
     num_heads: int | None = None,
     quant_resi: float = 0.5,
     class_names: Path | None = None,
+    weights: str | None = None,
+    vae_weights: str | None = None,
 ) -> Source:
     """A user's checkpoints; `preset` says what they must be, otherwise their shapes and the options do.
 
-    Options and class names are checked before a checkpoint is read.
+    Options and class names are checked before a checkpoint is read; weights and vae_weights choose where a file holds
+    several sets of them (`models.var.checkpoint.read_state_dict`).
     """
     names = read_class_names(class_names)
     if preset is not None:
         expected = get_preset(preset)
-        var, vqvae = load_var(var_path, config=expected.var), load_vqvae(vae_path, config=expected.vqvae)
+        var = load_var(var_path, config=expected.var, weights=weights)
+        vqvae = load_vqvae(vae_path, config=expected.vqvae, weights=vae_weights)
     else:
         var, vqvae = load_models(
             var_path,
@@ -74,6 +78,8 @@ def checkpoint_source(
             patch_nums=patch_nums,
             num_heads=num_heads,
             quant_resi=quant_resi,
+            weights=weights,
+            vae_weights=vae_weights,
         )
     return Source(
         var,

@@ -1,0 +1,21 @@
+"""Model families that are near VAR and are not read here, by names that only they have."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+RELATIVES = {
+    "Infinity, which takes text": "text_proj_for_sos",
+    "Switti, which takes text": "text_pooler",
+    "a VQGAN of taming-transformers, without VAR's scales": r"encoder\.mid\.attn_1\.q",
+}
+
+
+def relative_of(names: Iterable[str]) -> str | None:
+    """The family that tensors of these names look like, or None."""
+    names = list(names)
+    for family, word in RELATIVES.items():
+        if any(re.search(rf"(^|\.){word}\.", name) for name in names):
+            return family
+    return None
