@@ -10,6 +10,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
+from nextscale.compiler._finite import require_finite_logits, require_finite_picture
 from nextscale.compiler._float_model import FloatModel
 from nextscale.compiler._plan import make_plan
 from nextscale.compiler._rounders import require_reducible, require_rounding
@@ -50,8 +51,8 @@ def build_bundle(source: Source, out: Path, options: BuildOptions, progress: Pro
 
     Raises:
         OutputError: out exists or cannot be written.
-        NextscaleError: the recipe lacks what it needs, or an integer layer fell back to float in this release of ONNX
-            Runtime.
+        NextscaleError: the recipe lacks what it needs, the model's logits or pictures overflow float32, or an integer
+            layer fell back to float in this release of ONNX Runtime.
     """
     with atomic_folder(out) as folder, torch.no_grad():
         progress("building graphs")
@@ -64,7 +65,9 @@ def build_bundle(source: Source, out: Path, options: BuildOptions, progress: Pro
         else:
             recipe = _build_integer(source, folder, stage_model, decoder_model, options, progress)
         progress("generating the stored tokens")
+        require_finite_logits(Bundle.open(folder), options.session)
         token_maps = _greedy_tokens(folder, options.session)
+        require_finite_picture(source.vqvae, token_maps[0])
         complete_manifest(folder, token_maps, recipe, _card(source, recipe))
     return Bundle.open(out)
 
@@ -92,6 +95,7 @@ def _build_integer(
     with tempfile.TemporaryDirectory(prefix=f"{folder.name}.calibration-", dir=folder.parent) as work:
         progress("writing the full-precision model for calibration")
         full_precision = FloatModel.write(source, stage_model, decoder_model, Path(work), write_float)
+        require_finite_logits(full_precision.bundle, options.session)
         plan = make_plan(full_precision, integer, options, progress)
         progress("quantizing")
         stage_model = build_stage_graph(source.var, source.vqvae.quantize, plan.equalization)

@@ -1,6 +1,6 @@
 """Is a bundle what it was when it was built, and does it make the same tokens on this machine?"""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +40,7 @@ class VerifyReport:
 def verify(
     bundle: Bundle, options: SessionOptions | None = None, on_check: Callable[[Check], object] = lambda check: None
 ) -> VerifyReport:
-    """Check a bundle's hashes, its graphs' contract, its tokens against the stored ones, and its two forms.
+    """Check a bundle's hashes, its graphs' contract, its logits, its tokens against the stored ones, and its two forms.
 
     Args:
         bundle: an open bundle.
@@ -56,9 +56,15 @@ def verify(
     return VerifyReport(tuple(checks))
 
 
+def non_finite_stage(stages: Iterable[StageResult]) -> int | None:
+    """The first of the stages whose "logits" are not all finite, or None."""
+    return next((stage.stage for stage in stages if not np.isfinite(stage.outputs["logits"]).all()), None)
+
+
 def _checks(bundle: Bundle, generator: Generator) -> Iterator[Check]:
     yield _check_files(bundle)
     yield _check_contract(generator)
+    yield _check_logits(generator)
     yield _check_stored_tokens(generator, _generate_stored(generator))
     if "generate" in bundle.manifest.graphs:
         yield _check_forms(generator)
@@ -77,6 +83,16 @@ def _check_contract(generator: Generator) -> Check:
     except NextscaleError as error:
         return Check("contract", False, str(error))
     return Check("contract", True, "the graphs' inputs and outputs are those of the manifest")
+
+
+def _check_logits(generator: Generator) -> Check:
+    stored = generator.bundle.manifest.verify
+    bad = non_finite_stage(generator.stream(seed=stored.seed, inputs=stored.inputs, outputs=["logits"]))
+    if bad is not None:
+        return Check(
+            "logits", False, f"NaN or infinite in stage {bad}: the weights, or what they lead to, overflow float32"
+        )
+    return Check("logits", True, "all are finite")
 
 
 def _generate_stored(generator: Generator) -> Generation:

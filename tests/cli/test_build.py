@@ -51,6 +51,11 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     state["head.weight"] = state["head.weight"].clone()
     state["head.weight"][3, 4] = torch.nan
     torch.save(state, folder / "nan.pth")
+    torch.save(state | {"head.weight": torch.full((128, 64), 1e300, dtype=torch.float64)}, folder / "overflow.pth")
+    torch.save(state | {"head.weight": torch.full((128, 64), 3e38)}, folder / "overflows.pth")
+    torch.save(state | {"\x1b[2J": torch.zeros(1)}, folder / "control.pth")
+    trained = {"model": state, "ema": {f"module.{name}": tensor for name, tensor in tiny_models()[0].state_dict().items()}}
+    torch.save(trained, folder / "trained.pth")
     return folder
 
 
@@ -122,6 +127,17 @@ def test_what_a_checkpoint_never_tells_is_an_option(
     assert sources[0].vqvae.config.quant_resi == quant_resi
 
 
+def test_weights_are_chosen_by_name(
+    checkpoints: Path, tmp_path: Path, fp32_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = arguments(checkpoints, tmp_path / "bundle", "--precision", "fp32", "--weights", "ema", var="trained.pth")
+    assert main(command) == 0
+    assert (tmp_path / "bundle/weights.data").read_bytes() == (fp32_bundle / "weights.data").read_bytes()
+    capsys.readouterr()
+    code = main(arguments(checkpoints, tmp_path / "other", "--vae-weights", "raw"))
+    assert_refused(capsys, code, "vae.pth: --vae-weights raw is the name of none of its sets of weights: .")
+
+
 @pytest.fixture
 def var_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(presets.PRESETS, "var-tiny", tiny_preset())
@@ -163,6 +179,10 @@ BAD_CHECKPOINTS = {
     "another architecture": ("resnet.pth", "resnet.pth"),
     "the other model": ("vae.pth", "vae.pth"),
     "NaN": ("nan.pth", "NaN or infinite values in head.weight"),
+    "overflow": ("overflow.pth", "head.weight (float64) has values that overflow float32"),
+    "overflowing logits": ("overflows.pth", "logits are NaN or infinite in stage 0"),
+    "control characters": ("control.pth", "1 unexpected: \\x1b[2J (found [1])"),
+    "raw and averaged": ("trained.pth", "holds 2 sets of weights: model, ema; choose one with --weights"),
 }
 
 
@@ -278,6 +298,11 @@ BAD_USAGE = {
         "--preset does not go with --quant-resi",
     ),
     "demo and quant_resi": (["demo", "--quant-resi", "0.3"], "demo does not go with --quant-resi"),
+    "demo and weights": (["demo", "--weights", "ema"], "demo does not go with --weights"),
+    "random weights of a name": (
+        ["--preset", "var-d16", "--random-weights", "--vae-weights", "ema"],
+        "--random-weights does not go with --vae-weights",
+    ),
     "demo and preset": (["demo", "--preset", "var-d16"], "demo does not go with --preset"),
     "demo with random weights": (["demo", "--random-weights"], "demo does not go with --random-weights"),
     "another model": (["demmo"], "'demmo' is not 'demo'"),

@@ -85,6 +85,7 @@ def test_verify_prints_each_check(fake_bundle: Path, capsys: pytest.CaptureFixtu
     assert [line[:13].split(":")[0] for line in lines] == [
         "ok    files",
         "ok    contract"[:13],
+        "ok    logits",
         "ok    tokens",
         "ok    streami",
     ]
@@ -94,7 +95,7 @@ def test_verify_as_json(fake_bundle: Path, capsys: pytest.CaptureFixture[str]) -
     assert main(["verify", str(fake_bundle), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["passed"]
-    assert [check["name"] for check in report["checks"]] == ["files", "contract", "tokens", "streaming"]
+    assert [check["name"] for check in report["checks"]] == ["files", "contract", "logits", "tokens", "streaming"]
 
 
 def test_verify_of_a_changed_bundle_exits_with_1(damaged: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,7 +54,7 @@ STEPS = {
 def test_a_bundle_passes_its_own_checks(tiny_bundle: Path) -> None:
     report = verify(Bundle.open(tiny_bundle, verify_hashes=True), ONE_THREAD)
     assert report.passed, report
-    assert [check.name for check in report.checks] == ["files", "contract", "tokens", "streaming"]
+    assert [check.name for check in report.checks] == ["files", "contract", "logits", "tokens", "streaming"]
 
 
 def test_the_manifest_describes_the_model(tiny_bundle: Path) -> None:

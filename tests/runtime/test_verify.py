@@ -1,11 +1,17 @@
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from fake_bundle import read_manifest, write_manifest
 
-from nextscale.runtime import Bundle, Generator
+from nextscale.runtime import Bundle, Generator, StageResult
 from nextscale.runtime._verify import Check, verify
+
+
+WHOLE = [(name, True) for name in ("files", "contract", "logits", "tokens", "streaming")]
 
 
 def names(checks: tuple[Check, ...]) -> list[tuple[str, bool]]:
@@ -16,26 +22,27 @@ def test_a_whole_bundle_passes(fake_bundle: Path) -> None:
     seen: list[Check] = []
     report = verify(Bundle.open(fake_bundle), on_check=seen.append)
     assert report.passed
-    assert names(report.checks) == [("files", True), ("contract", True), ("tokens", True), ("streaming", True)]
+    assert names(report.checks) == WHOLE
     assert report.checks == tuple(seen)
-    assert report.checks[2].detail == "all 28 tokens are the stored ones"
+    assert report.checks[3].detail == "all 28 tokens are the stored ones"
 
 
 def test_a_whole_bundle_of_schema_1_passes(fake_v1_bundle: Path) -> None:
     report = verify(Bundle.open(fake_v1_bundle))
-    assert names(report.checks) == [("files", True), ("contract", True), ("tokens", True), ("streaming", True)]
-    assert report.checks[2].detail == "all 28 tokens are the stored ones"
+    assert names(report.checks) == WHOLE
+    assert report.checks[3].detail == "all 28 tokens are the stored ones"
 
 
 def test_a_bundle_without_generate_has_one_form_to_check(fake_text_bundle: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(fake_text_bundle, tmp_path / "text")
-    assert names(verify(Bundle.open(folder)).checks) == [("files", True), ("contract", True), ("tokens", True)]
+    found = names(verify(Bundle.open(folder)).checks)
+    assert found == [("files", True), ("contract", True), ("logits", True), ("tokens", True)]
     manifest = read_manifest(folder)
     manifest["verify"]["token_maps"][1][-1] ^= 1
     write_manifest(folder, manifest)
     report = verify(Bundle.open(folder))  # bits, each judged given those before it: 35 of 36 agree
     assert report.passed
-    assert "97.2% of the tokens agree" in report.checks[2].detail
+    assert "97.2% of the tokens agree" in report.checks[3].detail
 
 
 def test_a_changed_file_ends_the_checks(damaged: Path) -> None:
@@ -55,6 +62,25 @@ def test_a_graph_of_another_contract_fails(damaged: Path) -> None:
     assert names(report.checks) == [("files", True), ("contract", False)]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_fail(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    """One of them is enough."""
+    stream = Generator.stream
+
+    def spoilt(self: Generator, *arguments: Any, **settings: Any) -> Iterator[StageResult]:
+        for stage in stream(self, *arguments, **settings):
+            if stage.stage == 1 and stage.outputs:
+                stage.outputs["logits"][1, 2, 3] = value
+            yield stage
+
+    monkeypatch.setattr(Generator, "stream", spoilt)
+    report = verify(Bundle.open(fake_bundle))
+    assert names(report.checks) == [("files", True), ("contract", True), ("logits", False)]
+    assert report.checks[2].detail == (
+        "NaN or infinite in stage 1: the weights, or what they lead to, overflow float32"
+    )
+
+
 def store(folder: Path, changes: int) -> Bundle:
     """Change the last tokens of the stored maps: nothing comes after them that they could change."""
     manifest = read_manifest(folder)
@@ -68,14 +94,14 @@ def store(folder: Path, changes: int) -> Bundle:
 def test_a_token_that_differs_is_judged_given_those_before_it(damaged: Path) -> None:
     report = verify(store(damaged, 1))  # 27 of 28 agree: 96.4%
     assert report.passed
-    assert "96.4% of the tokens agree" in report.checks[2].detail
-    assert "rounds differently" in report.checks[2].detail
+    assert "96.4% of the tokens agree" in report.checks[3].detail
+    assert "rounds differently" in report.checks[3].detail
 
 
 def test_too_many_differing_tokens_fail(damaged: Path) -> None:
     report = verify(store(damaged, 4))  # 24 of 28: 85.7%
     assert names(report.checks)[-1] == ("tokens", False)
-    assert "85.7% of the tokens agree" in report.checks[2].detail
+    assert "85.7% of the tokens agree" in report.checks[3].detail
 
 
 def test_forms_that_differ_fail(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +116,7 @@ def test_forms_that_differ_fail(fake_bundle: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Generator, "_generate_at_once", change_last_token)
     report = verify(Bundle.open(fake_bundle))
     assert names(report.checks)[-1] == ("streaming", False)
-    assert "1 of 28 tokens" in report.checks[3].detail
+    assert "1 of 28 tokens" in report.checks[4].detail
 
 
 def test_stages_that_the_graphs_do_not_have_fail(damaged: Path) -> None:

@@ -1,0 +1,45 @@
+"""A model whose values overflow is refused, not built: its logits, and its pictures before they are bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from nextscale.models.var.vqvae import VQVAE
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._next_scale_loop import Generator
+from nextscale.runtime._session import SessionOptions
+from nextscale.runtime._verify import non_finite_stage
+
+
+def require_finite_logits(bundle: Bundle, options: SessionOptions) -> None:
+    """Run the generation that the bundle's manifest stores.
+
+    Raises:
+        NextscaleError: a logit is NaN or infinite.
+    """
+    record = bundle.manifest.verify
+    stages = Generator(bundle, options).stream(seed=record.seed, inputs=record.inputs, outputs=["logits"])
+    bad = non_finite_stage(stages)
+    if bad is not None:
+        name, precision = bundle.manifest.name, bundle.manifest.recipe["name"]
+        raise NextscaleError(
+            f"{name} in {precision}: logits are NaN or infinite in stage {bad}: what the transformer computes overflows "
+            "float32; is its checkpoint sound?"
+        )
+
+
+def require_finite_picture(vqvae: VQVAE, tokens: Sequence[int]) -> None:
+    """Decode the tokens of one image, L of them.
+
+    Raises:
+        NextscaleError: a pixel is NaN.
+    """
+    lengths = [pn * pn for pn in vqvae.config.patch_nums]
+    token_maps = torch.tensor([tokens]).split(lengths, dim=1)
+    if not vqvae.decode_tokens(token_maps).isfinite().all():
+        raise NextscaleError(
+            "pictures are NaN: what the VQVAE's decoder computes overflows float32; is its checkpoint sound?"
+        )
