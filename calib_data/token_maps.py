@@ -109,11 +109,15 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     try:
         with open(path, "rb") as file:
             arrays = np.load(file, allow_pickle=False)
+            if not isinstance(arrays, np.lib.npyio.NpzFile):
+                raise NextscaleError(f"{path}: expected an .npz of {' and '.join(names)}, found a single array")
             return {name: arrays[name] for name in names}
     except KeyError as error:
         raise NextscaleError(f"{path}: {error.args[0]}") from None
     except OSError as error:
         raise NextscaleError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except MemoryError:
+        raise NextscaleError(f"{path}: damaged, or far too large: an array does not fit into memory") from None
     except (ValueError, IndexError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise NextscaleError(f"{path}: damaged: {error}") from None
 

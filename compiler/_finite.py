@@ -26,8 +26,8 @@ def require_finite_logits(bundle: Bundle, options: SessionOptions) -> None:
     if bad is not None:
         name, precision = bundle.manifest.name, bundle.manifest.recipe["name"]
         raise NextscaleError(
-            f"{name} in {precision}: logits are NaN or infinite in stage {bad}: what the transformer computes overflows "
-            "float32; is its checkpoint sound?"
+            f"{name} in {precision}: logits are NaN or infinite in stage {bad}: what the transformer computes "
+            "overflows float32; is its checkpoint sound?"
         )
 
 

@@ -24,7 +24,7 @@ from nextscale.runtime._manifest import (
     VerifyInfo,
 )
 from nextscale.runtime._manifest_parts import check_elements, read_files, read_graph, read_token_maps
-from nextscale.runtime._var_request import var_request
+from nextscale.runtime._var_request import MAX_CFG_SCALE, var_request
 
 SCHEMA = 2
 STOCK = "stock"
@@ -143,6 +143,8 @@ def _read_input(node: JsonNode, model: ModelInfo) -> RequestInput:
         return RequestInput(name, kind, dtype, shape)
     bounds = [node.get("minimum"), node.get("maximum")]
     minimum, maximum = (None if bound is None else _read_scalar(bound, dtype) for bound in bounds)
+    if name == "cfg_scale" and maximum is None:  # as bundles say that were built before there was a largest one
+        maximum = MAX_CFG_SCALE
     item = RequestInput(name, kind, dtype, shape, minimum=minimum, maximum=maximum)
     return replace(item, default=_read_scalars(node["default"], item))
 

@@ -3,6 +3,8 @@
 from nextscale.runtime._manifest import BATCH, ModelInfo, RequestInput
 
 DEFAULT_CFG_SCALE = 4.0
+# Far above any use; logits of a sound model times this stay finite in float32.
+MAX_CFG_SCALE = 1000.0
 DEFAULT_TOP_K = 900
 DEFAULT_TOP_P = 0.96
 
@@ -14,7 +16,7 @@ def var_request(model: ModelInfo) -> tuple[RequestInput, ...]:
         RequestInput("class_labels", "label", "int64", (BATCH,)),
         RequestInput("uniforms", "uniform", "float32", tokens),
         RequestInput("forced_tokens", "forced_tokens", "int64", tokens),
-        RequestInput("cfg_scale", "scalar", "float32", (), (DEFAULT_CFG_SCALE,), 0),
+        RequestInput("cfg_scale", "scalar", "float32", (), (DEFAULT_CFG_SCALE,), 0, MAX_CFG_SCALE),
         RequestInput("top_k", "scalar", "int64", (), (min(DEFAULT_TOP_K, entries),), 0, entries),
         RequestInput("top_p", "scalar", "float32", (), (DEFAULT_TOP_P,), 0, 1),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -142,11 +143,11 @@ class Rounding:
         try:
             with safe_open(path, "np") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                if metadata.get("schema") != SCHEMA:
+                    raise NextscaleError(f"{path}: not a rounding file of this version; expected {SCHEMA}")
+                tensors = {name: _tensor(file, name, path) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise NextscaleError(f"{path}: cannot be read as a rounding file ({error})") from None
-        if metadata.get("schema") != SCHEMA:
-            raise NextscaleError(f"{path}: not a rounding file of this version; expected {SCHEMA}")
         try:
             document = json.loads(metadata["rounding"])
             layers = {
@@ -155,9 +156,12 @@ class Rounding:
             }
             recipe, report = dict(document["recipe"]), dict(document["report"])
             int(recipe["weights"]["bits"]), str(recipe["weights"]["range"]), str(recipe["name"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise NextscaleError(f"{path}: a damaged rounding file ({type(error).__name__}: {error})") from None
         factors = {name[len(FACTORS) :]: found for name, found in tensors.items() if name.startswith(FACTORS)}
+        for name, found in factors.items():
+            if found.ndim != 1 or not (np.isfinite(found) & (found > 0)).all():
+                raise NextscaleError(f"{path}: {FACTORS}{name}: expected finite numbers above 0, one for each channel")
         return cls(layers, factors, recipe, report)
 
 
@@ -196,8 +200,18 @@ def _settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key not in INDEPENDENT}
 
 
+def _tensor(file: safe_open, name: str, path: Path) -> NDArray[Any]:
+    """A tensor of the dtype that `save` gives it; numpy does not know all that a file may have."""
+    expected = "U8" if name.startswith(BITS) else "F32"
+    found = file.get_slice(name).get_dtype()
+    if found != expected:
+        raise NextscaleError(f"{path}: {name}: expected {expected}, found {found}")
+    tensor: NDArray[Any] = file.get_tensor(name)
+    return tensor
+
+
 def _unpacked(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    count = int(np.prod(shape))
-    if len(shape) != 2 or packed.dtype != np.uint8 or packed.shape != (-(-count // 8),):
+    count = math.prod(shape)
+    if len(shape) != 2 or min(shape) < 1 or packed.dtype != np.uint8 or packed.shape != (-(-count // 8),):
         raise ValueError(f"{count} bits do not fill {packed.dtype} {list(packed.shape)}")
     return np.unpackbits(packed, count=count).astype(bool).reshape(shape)

@@ -922,6 +922,8 @@ constexpr std::int64_t kMaxDimension = std::int64_t{1} << 31;
 constexpr std::int64_t kExact = std::int64_t{1} << 53;  // integers up to here are exact in a double
 constexpr double kMaxNumber = 1e100;
 constexpr double kMaxFloat = (std::numeric_limits<float>::max)();
+/// Of guidance, where a manifest gives no maximum: logits of a sound model times this stay finite in float32.
+constexpr double kMaxCfgScale = 1000.0;
 constexpr std::int64_t kMaxInt64 = (std::numeric_limits<std::int64_t>::max)();
 
 using Contract = std::vector<std::pair<std::string, std::string>>;  // names and dtypes, in the order errors list them
@@ -1286,6 +1288,8 @@ inline RequestInput read_input(const Fields& fields, const ModelInfo& model) {
   };
   item.minimum = bound("minimum");
   item.maximum = bound("maximum");
+  // As bundles say that were built before there was a largest one.
+  if (item.name == "cfg_scale" && !item.maximum) item.maximum = kMaxCfgScale;
   item.defaults = read_scalars(fields, "default", item);
   return item;
 }
@@ -1418,7 +1422,7 @@ inline std::vector<RequestInput> request(const ModelInfo& model) {
   return {{"class_labels", Kind::label, "int64", batch, {}, {}, {}},
           {"uniforms", Kind::uniform, "float32", tokens, {}, {}, {}},
           {"forced_tokens", Kind::forced_tokens, "int64", tokens, {}, {}, {}},
-          {"cfg_scale", Kind::scalar, "float32", {}, {4.0}, 0.0, {}},
+          {"cfg_scale", Kind::scalar, "float32", {}, {4.0}, 0.0, kMaxCfgScale},
           {"top_k", Kind::scalar, "int64", {}, {(std::min)(900.0, entries)}, 0.0, entries},
           {"top_p", Kind::scalar, "float32", {}, {0.96}, 0.0, 1.0}};
 }

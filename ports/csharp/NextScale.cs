@@ -1550,6 +1550,8 @@ namespace NextScale
         private const int Schema = 2;
         private const int Shown = 8;
         private const long MaxDimension = 1L << 31;
+        // Of guidance, where a manifest gives no maximum: logits of a sound model times this stay finite in float32.
+        private const double MaxCfgScale = 1000;
         private const long Exact = 1L << 53;  // integers up to here are exact in a double
         // Of what one image needs; a real f_hat has 32,768 elements in four dimensions.
         private const int MaxDimensions = 8;
@@ -1658,7 +1660,7 @@ namespace NextScale
                 new RequestInput { Name = "uniforms", Kind = "uniform", Dtype = "float32", Shape = tokens },
                 new RequestInput { Name = "forced_tokens", Kind = "forced_tokens", Dtype = "int64", Shape = tokens },
                 new RequestInput { Name = "cfg_scale", Kind = "scalar", Dtype = "float32", Shape = none,
-                                   Defaults = new[] { 4.0 }, Minimum = 0 },
+                                   Defaults = new[] { 4.0 }, Minimum = 0, Maximum = MaxCfgScale },
                 new RequestInput { Name = "top_k", Kind = "scalar", Dtype = "int64", Shape = none,
                                    Defaults = new[] { Math.Min(900, entries) }, Minimum = 0, Maximum = entries },
                 new RequestInput { Name = "top_p", Kind = "scalar", Dtype = "float32", Shape = none,
@@ -1724,6 +1726,8 @@ namespace NextScale
             if (item.Kind != "scalar") return item;
             item.Minimum = ReadBound(fields, "minimum", item.Dtype);
             item.Maximum = ReadBound(fields, "maximum", item.Dtype);
+            // As bundles say that were built before there was a largest one.
+            if (item.Name == "cfg_scale" && item.Maximum == null) item.Maximum = MaxCfgScale;
             item.Defaults = ReadScalars(fields, "default", item);
             return item;
         }

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import io
 import json
 import math
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,30 @@ BAD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
 def test_bad_arrays_are_refused(saved: Path, arrays: dict[str, Any], message: str) -> None:
     np.savez(saved / ARRAYS, **arrays)
     refuse(saved, message)
+
+
+@pytest.mark.parametrize(
+    "dtype", [bool, np.int8, np.float16, np.complex64, ">i8", "U3", "M8[s]", [("x", "i8")]], ids=str
+)
+def test_other_types_of_tokens_are_refused(saved: Path, dtype: Any) -> None:
+    np.savez(saved / ARRAYS, class_labels=LABELS, token_maps=np.zeros(TOKENS.shape, dtype))
+    refuse(saved, r"token_maps: expected int64 \[3, 5\], found ")
+
+
+def test_a_single_array_is_refused(saved: Path) -> None:
+    with (saved / ARRAYS).open("wb") as file:
+        np.save(file, TOKENS)
+    refuse(saved, "expected an .npz of class_labels and token_maps, found a single array")
+
+
+def test_an_array_that_no_memory_holds_is_refused(saved: Path) -> None:
+    header = io.BytesIO()
+    shape = (3, 2**57)
+    np.lib.format.write_array_header_1_0(header, {"descr": "<i8", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(saved / ARRAYS, "w") as archive:
+        for name in ("class_labels", "token_maps"):
+            archive.writestr(f"{name}.npy", header.getvalue())
+    refuse(saved, "damaged")
 
 
 def test_every_truncation_is_refused(saved: Path) -> None:

@@ -54,7 +54,10 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(state | {"head.weight": torch.full((128, 64), 1e300, dtype=torch.float64)}, folder / "overflow.pth")
     torch.save(state | {"head.weight": torch.full((128, 64), 3e38)}, folder / "overflows.pth")
     torch.save(state | {"\x1b[2J": torch.zeros(1)}, folder / "control.pth")
-    trained = {"model": state, "ema": {f"module.{name}": tensor for name, tensor in tiny_models()[0].state_dict().items()}}
+    trained = {
+        "model": state,
+        "ema": {f"module.{name}": tensor for name, tensor in tiny_models()[0].state_dict().items()},
+    }
     torch.save(trained, folder / "trained.pth")
     return folder
 

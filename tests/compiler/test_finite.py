@@ -17,7 +17,9 @@ def test_logits_that_overflow_are_refused(tmp_path: Path, precision: str) -> Non
     """All weights are finite in float32, but what the head computes is not."""
     source = tiny_source()
     source.var.head.weight.data.fill_(3e38)
-    with pytest.raises(NextscaleError, match=r"tiny in fp32: logits are NaN or infinite in stage 0: what the transformer"):
+    with pytest.raises(
+        NextscaleError, match=r"tiny in fp32: logits are NaN or infinite in stage 0: what the transformer"
+    ):
         build_bundle(source, tmp_path / "bundle", tiny_options(RECIPES[precision]), no_progress)
     assert not list(tmp_path.iterdir())
 
@@ -35,6 +37,11 @@ def test_nothing_is_learned_from_logits_that_overflow(tmp_path: Path) -> None:
     source.var.head.weight.data.fill_(3e38)
     with pytest.raises(NextscaleError, match="logits are NaN or infinite"):
         learn_bundle(
-            source, tmp_path / "bundle", tiny_options("brecq-w4a6"), ReconstructionSettings(iterations=1), "cpu", no_progress
+            source,
+            tmp_path / "bundle",
+            tiny_options("brecq-w4a6"),
+            ReconstructionSettings(iterations=1),
+            "cpu",
+            no_progress,
         )
     assert not (tmp_path / "bundle.learning" / "token_maps").exists()

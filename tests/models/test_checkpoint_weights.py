@@ -72,7 +72,9 @@ def test_the_most_exact_name_is_chosen() -> None:
         "g_ema",
         "net.raw",
     ]
-    with pytest.raises(CheckpointError, match=r"--weights net is the name of 2 of its sets of weights: ema, net\.ema, g"):
+    with pytest.raises(
+        CheckpointError, match=r"--weights net is the name of 2 of its sets of weights: ema, net\.ema, g"
+    ):
         chosen("net")
     with pytest.raises(CheckpointError, match="--weights em is the name of none of its sets of weights"):
         chosen("em")

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from fake_bundle import CLASS_NAMES, L, in_schema_1, read_manifest, write_fake_bundle, write_manifest
 
-from nextscale.runtime import Bundle, BundleError, ClassLabelError, Generator
+from nextscale.runtime import Bundle, BundleError, ClassLabelError, Generator, RequestError
+from nextscale.runtime._request import Request
 
 
 def test_open_reads_the_manifest(fake_bundle: Path) -> None:
@@ -250,11 +251,15 @@ BAD_SCHEMA_2 = {
     ),
     "verify cfg": (
         change("verify", "inputs", "cfg_scale", value=-1),
-        "verify.inputs.cfg_scale: expected a finite number of at least 0",
+        "verify.inputs.cfg_scale: expected 0 to 1000",
     ),
     "verify cfg for each stage": (
         change("verify", "inputs", "cfg_scale", value=[1, 2, 3]),
         "verify.inputs.cfg_scale: expected a finite number, found [1, 2, 3]",
+    ),
+    "verify cfg overflows": (
+        change("verify", "inputs", "cfg_scale", value=1e38),
+        "verify.inputs.cfg_scale: expected 0 to 1000, found 1e+38",
     ),
     "verify tensor": (
         change("verify", "inputs", "uniforms", value=0.5),
@@ -279,6 +284,18 @@ def test_bad_manifests_are_refused_with_their_key(damaged: Path, schema: int, da
     assert message in str(caught.value)
     assert str(caught.value).startswith(str(damaged / "manifest.json"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("maximum", "expected"), [(None, 1000), (20, 20), (5000, 5000)])
+def test_guidance_has_a_maximum(damaged: Path, maximum: float | None, expected: float) -> None:
+    """Also in bundles whose manifest gives none; one that it gives holds."""
+    manifest = read_manifest(damaged)
+    manifest["request"][3]["maximum"] = maximum
+    write_manifest(damaged, manifest)
+    bundle = Bundle.open(damaged)
+    Request.create(bundle, [0], cfg_scale=expected)
+    with pytest.raises(RequestError, match=rf"cfg_scale {expected}\.5 is out of range: expected 0 to {expected}$"):
+        Request.create(bundle, [0], cfg_scale=expected + 0.5)
 
 
 def test_both_schemas_say_the_same(fake_bundle: Path, fake_v1_bundle: Path) -> None:

@@ -10,7 +10,6 @@ from fake_bundle import read_manifest, write_manifest
 from nextscale.runtime import Bundle, Generator, StageResult
 from nextscale.runtime._verify import Check, verify
 
-
 WHOLE = [(name, True) for name in ("files", "contract", "logits", "tokens", "streaming")]
 
 

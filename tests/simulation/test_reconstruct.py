@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from tiny_model import NUM_CLASSES, L, V, tiny_models
 
@@ -276,6 +279,45 @@ def test_damaged_metadata_is_refused(metadata: str, tmp_path: Path) -> None:
     small().save(path)
     save_file(load_file(path), path, {"schema": "nextscale.rounding/1", "rounding": metadata})
     with pytest.raises(NextscaleError, match="a damaged rounding file"):
+        Rounding.load(path)
+
+
+@pytest.mark.parametrize(
+    "document",
+    ["[" * 100_000, '{"layers": []}', *(f'{{"layers": {{"head": {{"shape": {s}, "sha256": ""}}}}}}' for s in (
+        "[8589934592, 8589934592]", "[-2, -5]", "[0, 5]", "[2.0, 5]", "[2, 5, 1]", '"25"',
+    ))],
+    ids=lambda document: document[:60],
+)  # fmt: skip
+def test_documents_of_other_types_are_refused(document: str, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    small().save(path)
+    save_file(load_file(path), path, {"schema": "nextscale.rounding/1", "rounding": document})
+    with pytest.raises(NextscaleError, match="a damaged rounding file"):
+        Rounding.load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("bits.head", torch.zeros(2, dtype=torch.bool), "bits.head: expected U8, found BOOL"),
+        ("bits.head", torch.zeros(2, dtype=torch.bfloat16), "bits.head: expected U8, found BF16"),
+        ("equalization.x", torch.ones(5, dtype=torch.float8_e4m3fn), "equalization.x: expected F32, found F8_E4M3"),
+        ("equalization.x", torch.ones(5, dtype=torch.float64), "equalization.x: expected F32, found F64"),
+        ("equalization.x", torch.ones(5, dtype=torch.complex64), "equalization.x: expected F32, found C64"),
+        ("equalization.x", torch.ones(5, 1), "equalization.x: expected finite numbers above 0, one for each channel"),
+        ("equalization.x", torch.tensor([1, torch.nan]), "equalization.x: expected finite numbers above 0"),
+        ("equalization.x", torch.tensor([1.0, 0.0]), "equalization.x: expected finite numbers above 0"),
+    ],
+    ids=lambda value: "" if isinstance(value, torch.Tensor) else value,
+)
+def test_tensors_of_other_types_are_refused(name: str, tensor: torch.Tensor, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    small().save(path)
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {known: file.get_tensor(known) for known in file.keys()}  # noqa: SIM118
+    safetensors.torch.save_file({**tensors, name: tensor}, path, metadata)
+    with pytest.raises(NextscaleError, match=re.escape(message)):
         Rounding.load(path)
 
 
