@@ -14,6 +14,7 @@ from nextscale.cli import options
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._manifest import GraphInfo, Manifest
+from nextscale.runtime._text import printable
 
 
 @click.command()
@@ -56,7 +57,7 @@ def _overview(bundle: Bundle) -> Table:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     rows = {
-        "folder": str(bundle.path),
+        "folder": _line(str(bundle.path)),
         "size": f"{manifest.size / 1e6:.1f} MB",
         "model": f"{model.depth} blocks of width {model.embed_dim}, {model.num_heads} heads, {model.vocab_size} codes",
         "pictures": f"{height} x {width} pixels of {model.num_classes} classes",
@@ -102,7 +103,7 @@ def _kernel_rows(kernels: Any) -> dict[str, str]:
     if not isinstance(kernels, dict):
         return {}
     return {
-        f"kernels: {graph}": ", ".join(f"{n} {kernel}" for kernel, n in Counter(map(str, found.values())).items())
+        f"kernels: {graph}": ", ".join(f"{n} {kernel}" for kernel, n in Counter(map(_line, found.values())).items())
         for graph, found in kernels.items()
         if isinstance(found, dict)
     }
@@ -145,4 +146,4 @@ def _saturation_table(layers: dict[str, Any]) -> Table:
 
 def _line(value: Any) -> str:
     """Any JSON value on one line without control characters."""
-    return value if isinstance(value, str) and value.isprintable() else json.dumps(value)
+    return printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

@@ -14,6 +14,7 @@ import click
 
 from nextscale import __version__
 from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._text import printable
 
 # name -> what it does. Each is the click command of the same name, - read as _, in the module of that name, imported
 # only when it runs, so that an install without torch has all those that need none.
@@ -122,6 +123,5 @@ def _abandon_stdout() -> None:
 
 def _fail(message: str, code: int) -> int:
     line = " ".join(message.split())
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line[:LONGEST_MESSAGE])
-    print(f"error: {shown}", file=sys.stderr)
+    print(f"error: {printable(line[:LONGEST_MESSAGE])}", file=sys.stderr)
     return code

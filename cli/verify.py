@@ -9,6 +9,7 @@ import click
 from nextscale.cli import options
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._session import SessionOptions
+from nextscale.runtime._text import printable
 from nextscale.runtime._verify import Check
 from nextscale.runtime._verify import verify as run_verify
 
@@ -25,7 +26,7 @@ def verify(bundle_dir: Path, threads: int, as_json: bool) -> int:
 
     def show(check: Check) -> None:
         if not as_json:
-            click.echo(f"{'ok  ' if check.passed else 'FAIL'}  {check.name}: {check.detail}")
+            click.echo(f"{'ok  ' if check.passed else 'FAIL'}  {check.name}: {printable(check.detail)}")
 
     report = run_verify(Bundle.open(bundle_dir), SessionOptions(threads=threads), show)
     if as_json:

@@ -8,6 +8,7 @@ from typing import Any
 
 from nextscale import __version__
 from nextscale.runtime._manifest import ModelInfo
+from nextscale.runtime._text import printable
 
 
 def bundle_card(name: str, description: str, licence: str, model: ModelInfo, recipe: Mapping[str, Any]) -> str:
@@ -16,7 +17,7 @@ def bundle_card(name: str, description: str, licence: str, model: ModelInfo, rec
     settings = {key: value for key, value in recipe.items() if key not in ("agreement", "kernels", "saturation")}
     return f"""# {name}
 
-{description}
+{printable(description)}
 
 | | |
 |---|---|

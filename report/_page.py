@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, NewType
 
+from nextscale.runtime._text import printable
+
 Html = NewType("Html", str)
 
 _PAGE = """<!doctype html>
@@ -99,7 +101,7 @@ details td:first-child { white-space: nowrap; color: var(--soft); padding-right:
 
 def page(title: str, parts: Iterable[Html]) -> str:
     """A whole document; it loads nothing, and tells the browser that it may not."""
-    return _PAGE.format(title=escape(title), style=_STYLE, body="\n".join(parts))
+    return _PAGE.format(title=escape(printable(title)), style=_STYLE, body="\n".join(parts))
 
 
 def join(*parts: Html) -> Html:
@@ -107,7 +109,8 @@ def join(*parts: Html) -> Html:
 
 
 def text(value: object) -> Html:
-    return Html(escape(str(value)))
+    """Any value as text; line breaks are spaces in HTML."""
+    return Html(escape("\n".join(map(printable, str(value).split("\n")))))
 
 
 def element(tag: str, *content: Html, **attributes: str) -> Html:
@@ -118,7 +121,7 @@ def element(tag: str, *content: Html, **attributes: str) -> Html:
         content: markup.
         attributes: by name, `class_` for class; values are escaped.
     """
-    written = "".join(f' {name.rstrip("_")}="{escape(value)}"' for name, value in attributes.items())
+    written = "".join(f' {name.rstrip("_")}="{escape(printable(value))}"' for name, value in attributes.items())
     return Html(f"<{tag}{written}>{''.join(content)}</{tag}>")
 
 
@@ -155,7 +158,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Html]], texts: int = 1)
 def picture(data: bytes, mime: str, alternative: str) -> Html:
     """An image inside the page."""
     source = f"data:{mime};base64,{base64.b64encode(data).decode()}"
-    return Html(f'<img src="{source}" alt="{escape(alternative)}">')
+    return Html(f'<img src="{source}" alt="{escape(printable(alternative))}">')
 
 
 def figure(content: Html, caption: str, kind: str = "") -> Html:
@@ -174,4 +177,4 @@ def dot(color: str) -> Html:
 
 def json_line(value: Any) -> str:
     """Any JSON value on one line without control characters."""
-    return value if isinstance(value, str) and value.isprintable() else json.dumps(value)
+    return printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

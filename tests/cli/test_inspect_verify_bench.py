@@ -8,6 +8,7 @@ import pytest
 from fake_bundle import read_manifest, write_manifest
 
 from nextscale.cli.main import main
+from nextscale.runtime import BundleError
 from nextscale.runtime import _machine as machine
 
 
@@ -71,12 +72,29 @@ def test_inspect_refuses_saturation_that_the_manifest_does_not_tell(
 
 def test_inspect_prints_no_control_characters(damaged: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = read_manifest(damaged)
-    manifest["recipe"]["\x1b[31mnote"] = "[bold]\x1b[2J"
+    manifest["recipe"]["\x1b[31mnote"] = "[bold]\x1b[2J\x7f"
+    manifest["recipe"]["deep"] = {"\x7f": ["\x9b\u202e"]}
+    manifest["recipe"]["kernels"] = {"stage\x1b": {"a": "Kernel\x1b[2J", "b": "Kernel\x7f"}}
+    manifest["versions"]["onnx\x1b"] = "1\x7f"
     write_manifest(damaged, manifest)
     assert main(["inspect", str(damaged)]) == 0
     out = capsys.readouterr().out
-    assert "\x1b" not in out
+    assert out.replace("\n", "").isprintable()
     assert "[bold]" in out
+    assert "1 Kernel\\x1b[2J, 1 Kernel\\x7f" in out
+
+
+def test_verify_prints_no_control_characters(
+    fake_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of what ONNX Runtime says of a graph, whose names are its maker's."""
+
+    def fail(*arguments: object) -> None:
+        raise BundleError("node \x1b[2J\nok    tokens: all")
+
+    monkeypatch.setattr("nextscale.runtime._verify.Generator.load", fail)
+    assert main(["verify", str(fake_bundle)]) == 1
+    assert capsys.readouterr().out.splitlines()[1:] == ["FAIL  contract: node \\x1b[2J\\nok    tokens: all"]
 
 
 def test_verify_prints_each_check(fake_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
