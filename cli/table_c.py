@@ -12,11 +12,11 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from nextscale.cli.options import CHECKPOINT, IntegerList, spinning, threads
+from nextscale.cli.options import CHECKPOINT, CHOSEN, IntegerList, refuse, spinning, threads
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.measure.contender import Contender
 from nextscale.measure.time_split import PARTS
-from nextscale.models.sources import checkpoint_source, demo_source, random_source, require_plain_name
+from nextscale.models.sources import Source, checkpoint_source, demo_source, random_source, require_plain_name
 from nextscale.models.var.presets import get_preset
 from nextscale.paper._table_c_page import SPEED_HEADERS, batches, markdown, speed_cells, with_interval
 from nextscale.paper.table_c import ROWS, TableC, measure_table_c
@@ -72,6 +72,8 @@ def peers_option(command: Callable[..., None]) -> Callable[..., None]:
               help="A preset (random weights, unless --var and --vae are given), or demo.")  # fmt: skip
 @click.option("--var", type=CHECKPOINT, help="The transformer's checkpoint of that preset.")
 @click.option("--vae", type=CHECKPOINT, help="The VQVAE's checkpoint of that preset.")
+@click.option("--weights", metavar="NAME", help="Which of several sets of weights in --var, such as ema.")
+@click.option("--vae-weights", metavar="NAME", help="Which of several in --vae.")
 @click.option(
     "--rows", type=Rows(), default=",".join(ROWS), show_default=True, help="Recipes to measure; fp32 is the reference."
 )
@@ -108,6 +110,8 @@ def table_c(
     model: str,
     var: Path | None,
     vae: Path | None,
+    weights: str | None,
+    vae_weights: str | None,
     rows: list[Recipe],
     batch_sizes: list[int],
     threads: int,
@@ -142,7 +146,7 @@ def table_c(
         raise click.BadParameter("expected images at a time of 1 or more", param_hint="--batch")
     session = SessionOptions(threads=threads, spinning=spinning)
     console = Console(stderr=True, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
-    origin = _origin(model, var, vae, seed)
+    origin = _origin(model, var, vae, seed, weights, vae_weights)
     shown = _Steps(console)
     built, operations = ThroughputBundles(origin, work, roundings, calibration_images, session).build(
         rows, shown, rebuild
@@ -191,9 +195,13 @@ class _Steps:
             self.console.print(step)
 
 
-def _origin(model: str, var: Path | None, vae: Path | None, seed: int) -> ModelOrigin:
+def _origin(
+    model: str, var: Path | None, vae: Path | None, seed: int, weights: str | None, vae_weights: str | None
+) -> ModelOrigin:
     if (var is None) != (vae is None):
         raise click.UsageError("--var and --vae go together")
+    if var is None:
+        refuse("a model without --var and --vae", *CHOSEN)
     if model == "demo":
         if var is not None:
             raise click.UsageError("--model demo does not go with --var")
@@ -201,7 +209,13 @@ def _origin(model: str, var: Path | None, vae: Path | None, seed: int) -> ModelO
     name = get_preset(model).name
     if var is not None and vae is not None:
         files, called = {"var": file_sha256(var), "vae": file_sha256(vae)}, require_plain_name(var.stem)
-        return ModelOrigin({"name": name, **files}, lambda: checkpoint_source(called, var, vae, name), random=False)
+        given = {"weights": weights, "vae_weights": vae_weights}
+        named = {option: choice for option, choice in given.items() if choice is not None}
+
+        def source() -> Source:
+            return checkpoint_source(called, var, vae, name, weights=weights, vae_weights=vae_weights)
+
+        return ModelOrigin({"name": name, **files, **named}, source, random=False)
     description = {"name": name, "weights": "random", "seed": seed}
     return ModelOrigin(description, lambda: random_source(name, name, seed), random=True)
 

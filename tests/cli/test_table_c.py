@@ -127,6 +127,7 @@ BAD_USAGE = {
     "one repetition": (["--model", "demo", "--repetitions", "1"], "1 is not in the range"),
     "half a checkpoint": (["--var", "var.pth"], "--var and --vae go together"),
     "demo and checkpoint": (["--model", "demo", "--var", "a", "--vae", "b"], "does not go with --var"),
+    "weights of no checkpoint": (["--weights", "ema"], "a model without --var and --vae does not go with --weights"),
     "missing checkpoint": (["--var", "none.pth", "--vae", "none.pth"], "none.pth: cannot be read"),
     "unwritable": (["--json", "/proc/table.json"], "cannot write /proc/table.json"),
     "work": (["--model", "demo", "--work", "/proc/work"], "cannot make /proc/work"),
