@@ -95,7 +95,7 @@ def _exactness(machine: Machine) -> str:
     if machine.has_int8_dot:
         return "u8 x s8 products are exact"
     if machine.saturates:
-        return "u8 x s8 products saturate, but for bundles built with --reduce-range"
+        return "u8 x s8 products saturate, except in bundles built with --reduce-range"
     return "whether u8 x s8 products are exact is not known"
 
 

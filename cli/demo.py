@@ -86,8 +86,8 @@ def _print(comparison: Comparison) -> None:
     machine, settings = comparison.report.machine, comparison.report.settings
     console.print(
         f"{machine.cpu}, {' '.join(machine.isa)}, threads {shown_threads(settings['threads'])}, "
-        f"onnxruntime {comparison.report.versions['onnxruntime']}; {comparison.agreement.images} images "
-        "teacher-forced"
+        f"onnxruntime {comparison.report.versions['onnxruntime']}; agreement on {comparison.agreement.images} images, "
+        "both fed the same tokens"
     )
     table = Table("", "full precision", "int8", "int8 / full precision")
     full, int8, agreement = comparison.reference, comparison.quantized, comparison.agreement

@@ -104,7 +104,7 @@ def _continued(path: Path, settings: dict[str, Any], images: int) -> ImageStatis
         return None
     statistics, found = read_statistics(path)
     if found != settings:
-        raise NextscaleError(f"{path}: of other settings than its name says; delete the file to start anew")
+        raise NextscaleError(f"{path}: made with other settings than its name says; delete the file to start again")
     if statistics.count > images:
         raise NextscaleError(
             f"{path}: already holds {statistics.count} images; ask for at least as many, or use another work folder"

@@ -206,7 +206,7 @@ def read_statistics(path: Path) -> tuple[ImageStatistics, dict[str, Any]]:
         )
         return statistics, json.loads(str(arrays["settings"]))
     except (KeyError, ValueError) as error:
-        raise NextscaleError(f"{path}: no image statistics ({error}); delete the file to start anew") from None
+        raise NextscaleError(f"{path}: no image statistics ({error}); delete the file to start again") from None
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:

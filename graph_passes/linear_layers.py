@@ -75,7 +75,7 @@ def find_layers(graph: ir.Graph, names: set[str]) -> list[LinearLayer]:
     """The linear layers with these names.
 
     Raises:
-        ValueError: a name is no linear layer of the graph.
+        ValueError: a name is not a linear layer of the graph.
     """
     layers = [layer for layer in linear_layers(graph) if layer.name in names]
     missing = names - {layer.name for layer in layers}

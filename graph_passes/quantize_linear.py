@@ -46,7 +46,7 @@ def quantize_linear(
         rounder: makes the integer weights; by default 8 bits, round to nearest.
         packed: store the weights, of at most 4 bits, as UINT4.
     Raises:
-        ValueError: a name in `ranges` is no linear layer of the model.
+        ValueError: a name in `ranges` is not a linear layer of the model.
     """
     model = model.clone()
     layers = find_layers(model.graph, set(ranges))

@@ -41,7 +41,7 @@ def quantize_linear_by_image(
         rounder: makes the integer weights.
         packed: store the weights, of at most 4 bits, as UINT4.
     Raises:
-        ValueError: a name in `rows` is no linear layer of the model.
+        ValueError: a name in `rows` is not a linear layer of the model.
     """
     model = model.clone()
     model.opset_imports.setdefault(MICROSOFT, 1)
@@ -72,7 +72,7 @@ def quantize_linear_by_token(
         rounder: makes the integer weights.
         packed: store the weights, of at most 4 bits, as UINT4.
     Raises:
-        ValueError: a name in `zero_points` is no linear layer of the model.
+        ValueError: a name in `zero_points` is not a linear layer of the model.
     """
     model = model.clone()
     model.opset_imports.setdefault(MICROSOFT, 1)

@@ -63,7 +63,7 @@ def quantize_linear_pairs(
         rounder: makes the integer weights.
         packed: store the weights, of at most 4 bits, as UINT4.
     Raises:
-        ValueError: a name in `ranges` is no linear layer of the model.
+        ValueError: a name in `ranges` is not a linear layer of the model.
     """
     model = model.clone()
     groups = sharing(find_layers(model.graph, set(ranges)))

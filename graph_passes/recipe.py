@@ -114,7 +114,7 @@ class Recipe:
             if not any(_ends_with(name, end) for name in names):
                 ends = dict.fromkeys(re.sub(r"^.*\.\d+\.", "", name) for name in names)  # alike in all blocks
                 raise NextscaleError(
-                    f'recipe {self.name}: layers."{end}" is no linear layer of the model; expected one of '
+                    f'recipe {self.name}: layers."{end}" is not a linear layer of the model; expected one of '
                     f"{', '.join(ends)}, or a whole name, such as {next(iter(names))}"
                 )
 

@@ -148,7 +148,7 @@ def test_bench_prints_a_table_and_writes_json(
     ("flags", "said"),
     [
         ("avx2 avx_vnni", "avx2 avx_vnni: u8 x s8 products are exact"),
-        ("avx2", "avx2: u8 x s8 products saturate, but for bundles built with --reduce-range"),
+        ("avx2", "avx2: u8 x s8 products saturate, except in bundles built with --reduce-range"),
         ("", "no known ISA flags: whether u8 x s8 products are exact is not known"),
     ],
 )

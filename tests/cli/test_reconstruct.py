@@ -114,7 +114,7 @@ BAD_USAGE = {
     "device": (("--token-maps", "{maps}", "--device", "tpu"), "'tpu' is not one of"),
     "out": (("--token-maps", "{maps}", "--out", "/proc/none/file.safetensors"), "no folder /proc/none"),
     "out of another kind": (("--token-maps", "{maps}", "--out", "r.txt"), "r.txt: rounding is written as safetensors"),
-    "no such layer": (("--token-maps", "{maps}", "--recipe", "{maps}.toml"), 'layers."fc3" is no linear layer of'),
+    "no such layer": (("--token-maps", "{maps}", "--recipe", "{maps}.toml"), 'layers."fc3" is not a linear layer of'),
     "preset and patch_nums": (
         ("--token-maps", "{maps}", "--preset", "var-d16"),
         "--preset does not go with --patch-nums",

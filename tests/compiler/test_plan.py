@@ -394,7 +394,7 @@ def test_reconstructed_weights_of_another_model(source: Source, tmp_path: Path) 
 @pytest.mark.parametrize("name", ["ffn.fc3", "c2", "blocks.0", "blocks.2.ffn.fc2", ""])
 def test_a_layer_that_the_model_does_not_have(source: Source, name: str) -> None:
     ends = "ada_lin.1, head_nm.ada_lin.1, word_embed, attn.q, attn.k, attn.v, attn.proj, ffn.fc1, ffn.fc2, head"
-    expected = re.escape(f'recipe mine: layers."{name}" is no linear layer of the model; expected one of {ends}, or')
+    expected = re.escape(f'recipe mine: layers."{name}" is not a linear layer of the model; expected one of {ends}, or')
     with pytest.raises(NextscaleError, match=expected):
         IntegerModel.decide(Recipe("mine", layers={"head": "float", name: "float"}), facts_of(source.var))
 

@@ -60,7 +60,7 @@ def test_layers_that_a_recipe_leaves_float() -> None:
     integer = decide("image", {"v": "float", "0.cross.v": "stage", "time.linear": "float"})
     assert list(integer.layers) == ["0.cross.k", "0.cross.v", "1.cross.k", "0.mlp.down", "out"]
     assert (integer.static, integer.known) == (["0.cross.v"], {})
-    with pytest.raises(NextscaleError, match=r'layers\."pool" is no linear layer of the model'):
+    with pytest.raises(NextscaleError, match=r'layers\."pool" is not a linear layer of the model'):
         decide("image", {"pool": "image"})
     assert IntegerModel.decide(Recipe("fp32", precision="fp32"), FACTS).layers == {}
 
