@@ -11,6 +11,7 @@ from pathlib import PurePath
 from typing import Any, TypeVar
 
 from nextscale.calib_data.match_probabilities import total_variation
+from nextscale.evaluate.teacher_forced import KL_IN_WORDS
 from nextscale.measure.bench import Measurement
 from nextscale.measure.provenance import versions
 from nextscale.measure.statistics import Interval
@@ -185,9 +186,10 @@ def _legend(inputs: Inputs, rows: Sequence[Row], names: tuple[str, str]) -> Iter
     """What the columns that are there mean."""
     if any(row.kl for row in rows):
         yield (
-            "KL: of the distributions over the codebook from full precision's, on the same token maps, ± its standard "
-            "error; top-1: share of the tokens whose likeliest entry is full precision's."
+            "KL: how far the probabilities of the tokens are from full precision's, on the same token maps, ± its "
+            "standard error; top-1: share of the tokens whose likeliest entry is full precision's."
         )
+        yield KL_IN_WORDS
     if any(row.kl and not row.kl.evaluated for row in rows):
         yield "Figures marked “at build” are of the few images that the build compares."
     if timed := next(iter(inputs.of(BenchResult)), None):

@@ -1,4 +1,4 @@
-"""What manifest.json says, as frozen dataclasses: of schema 2, into which schema 1 is turned when it is read."""
+"""What manifest.json says, as frozen dataclasses of schema 2; a manifest of schema 1 is converted when it is read."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from fake_bundle import read_manifest, write_manifest
 from PIL import Image
 
 from nextscale.calib_data.match_probabilities import MatchingReport
+from nextscale.evaluate.teacher_forced import KL_IN_WORDS
 from nextscale.measure.statistics import Interval
 from nextscale.report._page import element, page, table, text
 from nextscale.report._rows import Inputs, by_model, collect_rows, read_inputs, same_path
@@ -306,7 +307,7 @@ def test_the_summary_has_every_figure(tmp_path: Path) -> None:
     for expected in (
         "A title", "CPU X, 2 logical CPUs, avx2 (speed, image metrics)", "0.0500 ± 0.0010", "80.0%", "3.00 ± 0.10",
         "1.50", "99.25", "12.35 ± 0.10", "3.50 ± 0.10", "int8 is nearest to full precision", "other is fastest",
-        "chosen for 1.00%", "5 of 7 wanted tokens were reassigned", "spinning on",
+        "chosen for 1.00%", "5 of 7 wanted tokens were reassigned", "spinning on", KL_IN_WORDS,
     ):  # fmt: skip
         assert expected in found.words
     kinds = [source.partition(";")[0] for source in found.sources]
