@@ -87,6 +87,16 @@ def test_its_programs_are_the_files() -> None:
         assert text == (EXAMPLES / name).read_text(encoding="utf-8"), f"docs/deploy.md shows another {name}"
 
 
+def test_its_memory_is_what_was_measured() -> None:
+    measured = (ROOT / "benchmarks" / "results" / "memory_returned.md").read_text(encoding="utf-8")
+    names = {"generate": "one call", "streaming": "streaming"}
+    rows = re.findall(r"^\| (generate|streaming) \| (\S+) \| (.*) \| ([\d.]+) (\[.*\]) \|$", measured, re.M)
+    assert len(rows) == 6
+    for form, options, memory, ratio, interval in rows:
+        shown = ("defaults", ratio) if options == "defaults" else (f"`{options}`", f"{ratio} {interval}")
+        assert f"| {names[form]} | {shown[0]} | {memory} | {shown[1]} |" in PAGE
+
+
 def test_the_tests_that_it_names_are_there() -> None:
     named = re.findall(r"`(tests/\S+\.py)::(\w+)`", PAGE)
     assert len(named) >= 6
