@@ -18,9 +18,9 @@ from nextscale.runtime._manifest import is_plain_name
 
 EXPECTED = "expected a .pth, .pt or .safetensors file, or an index of shards (.index.json)"
 INDEX_SUFFIX = ".index.json"
-# A training checkpoint of the largest release, with its optimizer, has a tenth of these.
-MAX_TENSORS = 50_000
-MAX_HEADER = 16 * 2**20  # bytes of a safetensors header, of a pickle beside its tensors, and of an index
+# A training checkpoint of the largest release, with its optimizer, has a tenth of it.
+MAX_TENSORS = 20_000
+MAX_HEADER = 8 * 2**20  # bytes of a safetensors header, of a pickle beside its tensors, and of an index
 MAX_SHARDS = 1000
 
 
