@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file
 from pathlib import Path
 
 from nextscale.models._demo_files import demo_files
+from nextscale.models.class_names import read_class_names
 from nextscale.models.var.checkpoint import load_models, load_var, load_vqvae
 from nextscale.models.var.presets import get_preset
 from nextscale.models.var.random_weights import random_models
@@ -17,10 +16,7 @@ from nextscale.models.var.transformer import VAR
 from nextscale.models.var.vqvae import VQVAE
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._manifest import ModelInfo, is_plain_name
-
-CLASS_NAMES_LIMIT = 4 * 2**20  # bytes
-# What ImageNet's lists put before a name.
-WORDNET_ID = re.compile(r"^n\d{8}\s+")
+from nextscale.runtime._wording import printable
 
 
 @dataclass(frozen=True)
@@ -137,51 +133,8 @@ def require_plain_name(name: str) -> str:
     return name
 
 
-def read_class_names(path: Path | None) -> list[str] | None:
-    """Names in the order of the class ids.
-
-    Args:
-        path: text of one name per line, each perhaps after its WordNet id; or JSON: a list of names, or an object of
-            the form {"0": "tench"} or {"0": ["n01440764", "tench"]}. None: no names.
-    Raises:
-        NextscaleError: the file cannot be read, is of another form, or has a name that is not printable.
-    """
-    if path is None:
-        return None
-    try:
-        if path.stat().st_size > CLASS_NAMES_LIMIT:
-            raise NextscaleError(f"{path}: over {CLASS_NAMES_LIMIT} bytes; expected one class name per line")
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise NextscaleError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise NextscaleError(f"{path}: not UTF-8 text; expected one class name per line, or JSON") from None
-    if text.lstrip().startswith(("[", "{")):
-        names = _parse_json(text, path)
-    else:
-        names = [WORDNET_ID.sub("", line.strip(), count=1) for line in text.splitlines() if line.strip()]
-    for label, name in enumerate(names):
-        if not name.isprintable():
-            raise NextscaleError(f"{path}: the name of class {label} is not printable text: {name!r:.80}")
-    return names
-
-
-def _parse_json(text: str, path: Path) -> list[str]:
-    try:
-        names = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise NextscaleError(f"{path}: not a JSON document ({error})") from None
-    if isinstance(names, dict):
-        in_order = [names.get(str(label)) for label in range(len(names))]
-        names = [entry[1] if isinstance(entry, list) and len(entry) == 2 else entry for entry in in_order]
-    if not all(isinstance(name, str) for name in names):
-        raise NextscaleError(
-            f'{path}: expected a JSON list of strings, {{"0": "tench", …}} or {{"0": ["n01440764", "tench"], …}}'
-        )
-    return list(names)
-
-
 def _of_all_classes(names: list[str] | None, num_classes: int) -> list[str] | None:
     if names is not None and len(names) != num_classes:
-        raise NextscaleError(f"--class-names has {len(names)} names, but the model has {num_classes} classes")
+        first = f': the first is "{printable(names[0])}"' if len(names) == num_classes + 1 else ""
+        raise NextscaleError(f"--class-names has {len(names)} names, but the model has {num_classes} classes{first}")
     return names

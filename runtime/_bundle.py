@@ -1,26 +1,31 @@
 """A bundle on disk: its manifest, its files and the names of its classes."""
 
-import difflib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from operator import index
 from pathlib import Path
 from typing import Any, SupportsIndex
 
+from nextscale.runtime._checked_values import whole_number
+from nextscale.runtime._class_names import label_of_name, nearest_names
 from nextscale.runtime._errors import BundleError, ClassLabelError, NextscaleError
 from nextscale.runtime._file_hash import file_sha256
 from nextscale.runtime._manifest import GraphInfo, Manifest, ModelInfo
 from nextscale.runtime._manifest_reader import parse_manifest
+from nextscale.runtime._wording import printable, shown_value
 
 MANIFEST_NAME = "manifest.json"
+CARD_NAME = "card.md"  # for people: whether a bundle runs does not depend on it
+NULL_CLASS = "null"
 _MANIFEST_LIMIT = 32 * 2**20  # bytes; a real one is below 1 MB
-_SHOWN = 8
+_MOST_DIGITS = 100  # of a class's id
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A folder whose manifest was read and whose files all have the size the manifest gives.
+    """A folder whose manifest was read and whose files all have the size the manifest gives, but for its card.
+
+    A file that is a link out of the folder, as in a download cache, also has the sha256 that the manifest gives.
 
     Attributes:
         path: the folder.
@@ -38,9 +43,13 @@ class Bundle:
             path: the bundle's folder.
             verify_hashes: also read every file and compare its sha256.
         Raises:
-            BundleError: there is no bundle, or it is damaged, of a newer schema, or has a file outside its folder.
+            BundleError: there is no bundle, or it is damaged, of a newer schema, or has a link to a file that is not the
+                manifest's.
         """
-        folder = Path(path)
+        try:
+            folder = Path(path)
+        except TypeError:
+            raise BundleError(f"bundle {shown_value(path)}: expected a folder's path") from None
         if not os.path.isdir(folder):
             raise BundleError(f"{folder}: no such folder; expected a bundle made by `nextscale build`")
         bundle = cls(folder, parse_manifest(_read_manifest(folder / MANIFEST_NAME), str(folder / MANIFEST_NAME)))
@@ -64,13 +73,20 @@ class Bundle:
         Raises:
             BundleError: the bundle has no such graph.
         """
-        if role not in self.manifest.graphs:
-            raise BundleError(f'{self.path}: the bundle has no graph "{role}": load stage and decoder')
+        if not isinstance(role, str) or role not in self.manifest.graphs:
+            shown = f'"{printable(role)}"' if isinstance(role, str) else shown_value(role)
+            raise BundleError(f"{self.path}: the bundle has no graph {shown}; it has {', '.join(self.manifest.graphs)}")
         return self.manifest.graphs[role]
 
     def graph_path(self, role: str) -> Path:
         """The ONNX file of a graph; see `graph`."""
         return self.path / self.graph(role).file
+
+    def linked_data(self) -> dict[str, Path]:
+        """The files beside the graphs that are links out of the folder, by name."""
+        graphs = {graph.file for graph in self.manifest.graphs.values()}
+        names = [name for name in self.manifest.files if name not in graphs and name != CARD_NAME]
+        return {name: self.path / name for name in names if self._is_link_out(name)}
 
     def verify_hashes(self) -> None:
         """Read every file and compare its sha256.
@@ -79,19 +95,17 @@ class Bundle:
             BundleError: a file's content is not what the manifest says.
         """
         for name in self.changed_files():
+            if not os.path.isfile(self.path / name):
+                raise self._missing(name)
             raise BundleError(
                 f"{self.path / name}: the content was changed (sha256 differs from the manifest's); "
                 "copy or build the bundle again"
             )
 
     def changed_files(self) -> Iterator[str]:
-        """Names of the files whose sha256 differs from the manifest's, as each is read."""
-        for name, info in self.manifest.files.items():
-            try:
-                found = file_sha256(self.path / name)
-            except NextscaleError as error:
-                raise BundleError(str(error)) from None
-            if found != info.sha256:
+        """Names of the files that are missing or whose sha256 differs from the manifest's, as each is read."""
+        for name in self.manifest.files:
+            if not os.path.isfile(self.path / name) or self._is_changed(name):
                 yield name
 
     def class_label(self, name: str | SupportsIndex) -> int:
@@ -99,7 +113,7 @@ class Bundle:
 
         Args:
             name: an id (a number, or its digits), or a class name in any case. Where names list synonyms separated by
-                commas, each synonym is a name.
+                commas, each synonym is a name. "null", where no class is named so, is the null class.
         Returns:
             an id in [0, num_classes]; num_classes is the null class.
         Raises:
@@ -107,55 +121,69 @@ class Bundle:
         """
         if isinstance(name, str) and not name.strip().isdecimal():
             return self._label_of_name(name)
+        if isinstance(name, str) and len(name) > _MOST_DIGITS:  # Python converts no more than some thousand digits
+            raise ClassLabelError(f"class {name:.20}… is out of range: expected {self._label_range()}")
         try:
-            label = int(name) if isinstance(name, str) else index(name)
+            label = int(name) if isinstance(name, str) else whole_number(name)
         except TypeError:
-            raise ClassLabelError(f"class {name!r}: expected an integer or a class name") from None
-        except ValueError:  # Python converts no more than some thousand digits
-            raise ClassLabelError(f"class {name!s:.20}… is out of range: expected {self._label_range()}") from None
+            raise ClassLabelError(f"class {shown_value(name)}: expected an integer or a class name") from None
         if not 0 <= label <= self.model.num_classes:
-            raise ClassLabelError(f"class {label} is out of range: expected {self._label_range()}")
+            raise ClassLabelError(f"class {shown_value(label)} is out of range: expected {self._label_range()}")
         return label
 
     def class_name(self, label: int) -> str:
         """A class's name, or its id as text where it has none."""
         names = self.manifest.class_names
-        return names[label] if names is not None and label < len(names) else str(label)
+        return names[label] if names is not None and 0 <= label < len(names) else str(label)
 
     def _label_range(self) -> str:
         return f"0 to {self.model.num_classes - 1} ({self.model.num_classes} is the null class)"
 
     def _label_of_name(self, name: str) -> int:
         names = self.manifest.class_names
+        label = None if names is None else label_of_name(name, names)
+        if label is not None:
+            return label
+        if name.strip().casefold() == NULL_CLASS:
+            return self.model.num_classes
         if names is None:
             raise ClassLabelError(
-                f'class "{name}": this bundle has no class names; give an id from 0 to {self.model.num_classes - 1}'
+                f'class "{printable(name)}": this bundle has no class names; '
+                f"give an id from 0 to {self.model.num_classes - 1}"
             )
-        wanted = _folded(name)
-        whole = [label for label, known in enumerate(names) if _folded(known) == wanted]
-        found = whole or [label for label, known in enumerate(names) if wanted in map(_folded, known.split(","))]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            listed = ", ".join(f"{label} ({names[label]})" for label in found[:_SHOWN])
-            raise ClassLabelError(f'class "{name}" is the name of {len(found)} classes: give an id of {listed}')
-        raise ClassLabelError(f'no class is named "{name}"; {_suggestion(wanted, names)}')
+        raise ClassLabelError(f'no class is named "{printable(name)}"; {nearest_names(name, names)}')
 
     def _check_file(self, name: str) -> None:
+        """Refuse a file that is not there or not as the manifest says; of the card, only what a link brings in."""
         path, info = self.path / name, self.manifest.files[name]
-        if Path(os.path.realpath(path)).parent != Path(os.path.realpath(self.path)):
-            raise BundleError(
-                f"{path}: the file is a link out of the bundle's folder, as in a download cache; "
-                "make a real copy of the folder (cp -rL) and use that"
-            )
+        linked = self._is_link_out(name)
+        if name == CARD_NAME and not (linked and os.path.isfile(path)):
+            return
         if not os.path.isfile(path):
-            raise BundleError(f"{path}: the file is missing; copy or build the bundle again")
+            raise self._missing(name)
         size = os.path.getsize(path)
         if size != info.size:
             raise BundleError(
                 f"{path}: {size} bytes, but the manifest says {info.size}: the file was truncated or changed; "
                 "copy or build the bundle again"
             )
+        if linked and self._is_changed(name):
+            raise BundleError(
+                f"{path}: a link out of the bundle's folder, to another content than the manifest's (sha256 differs); "
+                "download or copy the bundle again"
+            )
+
+    def _is_link_out(self, name: str) -> bool:
+        return os.path.dirname(os.path.realpath(self.path / name)) != os.path.realpath(self.path)
+
+    def _is_changed(self, name: str) -> bool:
+        try:
+            return file_sha256(self.path / name) != self.manifest.files[name].sha256
+        except NextscaleError as error:
+            raise BundleError(str(error)) from None
+
+    def _missing(self, name: str) -> BundleError:
+        return BundleError(f"{self.path / name}: the file is missing; copy or build the bundle again")
 
 
 def _read_manifest(path: Path) -> bytes:
@@ -169,17 +197,3 @@ def _read_manifest(path: Path) -> bytes:
     if len(content) > _MANIFEST_LIMIT:
         raise BundleError(f"{path}: larger than {_MANIFEST_LIMIT} bytes, which no manifest is")
     return content
-
-
-def _folded(name: str) -> str:
-    return " ".join(name.casefold().replace("_", " ").split())
-
-
-def _suggestion(wanted: str, names: tuple[str, ...]) -> str:
-    """The nearest names: those that contain the wanted text, then those spelled most like it."""
-    known = {_folded(part): label for label, name in reversed(list(enumerate(names))) for part in name.split(",")}
-    containing = [name for name in known if wanted and wanted in name]
-    nearest = list(dict.fromkeys(containing + difflib.get_close_matches(wanted, known, n=4, cutoff=0.5)))[:_SHOWN]
-    if not nearest:
-        return "`nextscale inspect DIR --classes` lists the names"
-    return f"nearest: {', '.join(f'{name} ({known[name]})' for name in nearest)}"

@@ -18,6 +18,8 @@ DTYPES = ("float32", "float16", "int64", "int32", "int8", "uint8")
 # caller gives tensors of the other kinds.
 KINDS = ("label", "uniform", "forced_tokens", "scalar", "text_features", "text_mask", "image", "mask")
 BATCH = "B"
+MAX_CLASS_NAMES = 100_000
+MAX_CLASS_NAME = 1000  # bytes of UTF-8; the longest of ImageNet's 21,841 has some 130
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 Dimension = int | str | None

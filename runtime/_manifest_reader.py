@@ -15,6 +15,8 @@ from nextscale.runtime._manifest import (
     DTYPES,
     FLOAT32_MAX,
     KINDS,
+    MAX_CLASS_NAME,
+    MAX_CLASS_NAMES,
     FileInfo,
     GraphInfo,
     Manifest,
@@ -87,10 +89,19 @@ def _read_class_names(root: JsonNode, model: ModelInfo) -> tuple[str, ...] | Non
     names = root.get("class_names")
     if names is None:
         return None
-    found = tuple(name.text() for name in names.elements())
+    if isinstance(names.value, list) and len(names.value) > MAX_CLASS_NAMES:
+        names.refuse(f"at most {MAX_CLASS_NAMES} names", len(names.value))
+    found = tuple(_read_class_name(name) for name in names.elements())
     if len(found) != model.num_classes:
         names.refuse(f"{model.num_classes} names, as model.num_classes says", len(found))
     return found
+
+
+def _read_class_name(node: JsonNode) -> str:
+    name = node.text()
+    if len(name.encode()) > MAX_CLASS_NAME:
+        node.refuse(f"a name of at most {MAX_CLASS_NAME} bytes")
+    return name
 
 
 def _read_model(node: JsonNode) -> ModelInfo:

@@ -13,12 +13,14 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._checked_values import is_truth_value, require_integer
 from nextscale.runtime._errors import RequestError
 from nextscale.runtime._freed_memory import return_freed_memory
 from nextscale.runtime._request import Labels, Request, RequestSettings
 from nextscale.runtime._session import SessionOptions, ort_value, run_session
 from nextscale.runtime._session_pool import SessionPool
-from nextscale.runtime._stage_runner import CancelFlag, StageRunner, cancelled
+from nextscale.runtime._stage_runner import CancelFlag, StageRunner, cancelled, require_cancel_flag
+from nextscale.runtime._wording import printable, shown_number, shown_value
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -130,7 +132,7 @@ class Generator:
         Args:
             class_labels: B class ids or names; None where the bundle takes no classes.
             batch_size: images at a time; None is all at once.
-            on_stage: called after each stage; returning False cancels.
+            on_stage: called after each stage; returning False, Python's or NumPy's, cancels.
             cancel: checked before each stage; a threading.Event, for example.
             settings: seed, cfg_scale and everything else that a request may say; see `RequestSettings`.
         Raises:
@@ -139,9 +141,12 @@ class Generator:
             BundleError: a graph cannot be loaded.
         """
         request = Request.create(self.bundle, class_labels, **settings)
-        if batch_size is not None and batch_size < 1:
-            raise RequestError(f"batch_size {batch_size} is out of range: expected at least 1")
-        step = batch_size or len(request)
+        step = len(request) if batch_size is None else require_integer("batch_size", batch_size)
+        if step < 1:
+            raise RequestError(f"batch_size {shown_number(step)} is out of range: expected at least 1")
+        if on_stage is not None and not callable(on_stage):
+            raise RequestError(f"on_stage {shown_value(on_stage)}: expected a function of one stage's result")
+        require_cancel_flag(cancel)
         streaming = on_stage is not None or cancel is not None or "generate" not in self.bundle.manifest.graphs
         parts = [
             self._generate_streaming(request.images(first, first + step), first, on_stage, cancel)
@@ -164,7 +169,7 @@ class Generator:
     ) -> Iterator[StageResult]:
         """Generate B images stage by stage: the same tokens as `generate`, with progress, previews and cancel.
 
-        The request is checked at the call, before the first stage; leaving the iteration stops the work.
+        The request is checked and copied at the call, before the first stage; leaving the iteration stops the work.
 
         Args:
             class_labels: B class ids or names; None where the bundle takes no classes.
@@ -178,19 +183,26 @@ class Generator:
             BundleError: a graph cannot be loaded.
         """
         request = Request.create(self.bundle, class_labels, **settings)
+        require_cancel_flag(cancel)
         known = {tensor.name for tensor in self.bundle.graph("stage").outputs}
+        if isinstance(outputs, str):
+            raise RequestError(f"outputs {shown_value(outputs)}: expected several, such as [{shown_value(outputs)}]")
         for name in outputs:
             if name not in known:
-                raise RequestError(f'outputs: stage.onnx has no output "{name}"')
+                raise RequestError(f'outputs: stage.onnx has no output "{printable(str(name))}"')
         return self._stages(request, 0, outputs, cancel)
 
     def decode(self, f_hat: NDArray[np.float32]) -> Images:
-        """Decode a latent, float32 [B, Cvae, h, w], to uint8 [B, H, W, 3]."""
+        """Decode a latent, float32 [B, Cvae, h, w], to uint8 [B, H, W, 3].
+
+        Raises:
+            RequestError: f_hat is no such array.
+        """
         model = self.bundle.model
         expected = (model.latent_channels, *model.latent_size)
-        if f_hat.shape[1:] != expected or f_hat.dtype != np.float32:
+        if not isinstance(f_hat, np.ndarray) or f_hat.shape[1:] != expected or f_hat.dtype != np.float32:
             raise RequestError(
-                f"f_hat: expected float32 [B, {', '.join(map(str, expected))}], found {f_hat.dtype} {list(f_hat.shape)}"
+                f"f_hat: expected float32 [B, {', '.join(map(str, expected))}], found {shown_value(f_hat)}"
             )
         return self._decode(ort_value(np.ascontiguousarray(f_hat)))
 
@@ -210,7 +222,8 @@ class Generator:
         token_maps = []
         for result in self._stages(request, first, (), cancel):
             token_maps.append(result.tokens)
-            if on_stage is not None and on_stage(result) is False:
+            go_on = True if on_stage is None else on_stage(result)
+            if is_truth_value(go_on) and not go_on:
                 raise cancelled(result.stage + 1, result.num_stages)
         return result.preview(), np.concatenate(token_maps, axis=1)
 

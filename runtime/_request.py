@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from operator import index
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._checked_values import is_truth_value, require_integer
 from nextscale.runtime._errors import RequestError
 from nextscale.runtime._manifest import BATCH, Manifest, ModelInfo, RequestInput
 from nextscale.runtime._uniforms import uniforms as uniforms_of_seed
 from nextscale.runtime._var_request import DEFAULT_CFG_SCALE, DEFAULT_TOP_K, DEFAULT_TOP_P
+from nextscale.runtime._wording import printable, shown_number, shown_value
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -34,6 +36,10 @@ Labels = Sequence[str | SupportsIndex] | NDArray[np.integer]
 _SCALARS = ("cfg_scale", "top_k", "top_p")
 # The settings that are an input's value, by its kind.
 _KINDS = {"uniforms": "uniform", "forced_tokens": "forced_tokens"}
+
+
+# Iterables whose elements are no values in an order.
+_NO_LISTS = (bytes, bytearray, memoryview, Mapping, Set)
 
 
 class RequestSettings(TypedDict, total=False):
@@ -68,7 +74,8 @@ class Request:
 
     Attributes:
         count: B, the number of images.
-        arrays: the inputs by name, of the manifest's dtypes and shapes.
+        arrays: the inputs by name, of the manifest's dtypes and shapes: copies, which later changes of the caller's
+            arrays do not reach.
         per_image: names of the inputs in which each image has a row; all images share the others.
     """
 
@@ -92,7 +99,7 @@ class Request:
         given = _given(manifest, class_labels, settings)
         labels = _labels(bundle, given)
         sizes = {BATCH: _count(manifest, labels, given)}
-        numbers = _Numbers(settings.get("seed", 0), settings.get("first_image", 0))
+        numbers = _Numbers.of(settings)
         # Images and masks that the stage graph does not list are other roles' inputs.
         generating = {tensor.name for tensor in bundle.graph("stage").inputs}
         arrays: dict[str, NDArray[Any]] = {}
@@ -127,15 +134,16 @@ class _Numbers:
     seed: int
     first_image: int
 
-    def __post_init__(self) -> None:
-        _integer("seed", self.seed)
-        _integer("first_image", self.first_image)
+    @classmethod
+    def of(cls, settings: RequestSettings) -> _Numbers:
+        values = {name: settings.get(name) for name in ("seed", "first_image")}
+        return cls(**{name: 0 if value is None else require_integer(name, value) for name, value in values.items()})
 
     def uniforms(self, images: int, length: int) -> NDArray[np.float32]:
-        first = index(self.first_image)
+        first = self.first_image
         if not 0 <= first <= 2**64 - images:
-            raise RequestError(f"first_image {first} is out of range: expected 0 to 2^64 - {images}")
-        return uniforms_of_seed(index(self.seed), range(first, first + images), length)
+            raise RequestError(f"first_image {shown_number(first)} is out of range: expected 0 to 2^64 - {images}")
+        return uniforms_of_seed(self.seed, range(first, first + images), length)
 
 
 def resolve_top_k(top_k: int | None, model: ModelInfo) -> int:
@@ -146,10 +154,10 @@ def resolve_top_k(top_k: int | None, model: ModelInfo) -> int:
     """
     if top_k is None:
         return min(DEFAULT_TOP_K, model.vocab_size)
-    number = _integer("top_k", top_k)
+    number = require_integer("top_k", top_k)
     if not 0 <= number <= model.vocab_size:
         raise RequestError(
-            f"top_k {number} is out of range: expected 0 (off) to {model.vocab_size}, the entries of the codebook"
+            f"top_k {shown_number(number)} is out of range: expected 0 (off) to {model.vocab_size}, the entries of the codebook"
         )
     return number
 
@@ -164,11 +172,17 @@ def _given(manifest: Manifest, class_labels: Labels | None, settings: RequestSet
     for name in settings:
         if name not in RequestSettings.__annotations__:
             expected = ", ".join(RequestSettings.__annotations__)
-            raise RequestError(f'a request has no setting "{name}"; expected {expected}')
-    known, inputs = [item.name for item in manifest.request], settings.get("inputs") or {}
+            raise RequestError(f'a request has no setting "{printable(name)}"; expected {expected}')
+    known, inputs = [item.name for item in manifest.request], settings.get("inputs")
+    if inputs is None:
+        inputs = {}
+    if not isinstance(inputs, Mapping):
+        raise RequestError(f"inputs {shown_value(inputs)}: expected values by name, as in {{{known[0]!r}: …}}")
     for name in inputs:
         if name not in known:
-            raise RequestError(f'inputs: this bundle has no input "{name}"; it takes {", ".join(known)}')
+            raise RequestError(
+                f'inputs: this bundle has no input "{printable(str(name))}"; it takes {", ".join(known)}'
+            )
     given = {name: value for name, value in inputs.items() if value is not None}
     for setting, (input_name, value) in named.items():
         if value is None:
@@ -193,9 +207,16 @@ def _labels(bundle: Bundle, given: Mapping[str, Any]) -> NDArray[np.int64] | Non
     labels = given.get(name)
     if labels is None:
         raise RequestError(f"{name} is missing: expected a class for each image")
-    if isinstance(labels, str) or not hasattr(labels, "__iter__"):
-        raise RequestError(f"{name} {labels!r}: expected several, such as [{labels!r}]")
-    found = np.array([bundle.class_label(label) for label in labels], dtype=np.int64)
+    try:
+        single = isinstance(labels, str)
+        each = iter(() if single or isinstance(labels, _NO_LISTS) else labels)
+    except TypeError:
+        single = True
+    if single:
+        raise RequestError(f"{name} {shown_value(labels)}: expected several, such as [{shown_value(labels)}]")
+    if isinstance(labels, _NO_LISTS):
+        raise RequestError(f"{name} {shown_value(labels)}: expected a list of class ids or names")
+    found = np.array([bundle.class_label(label) for label in each], dtype=np.int64)
     if not len(found):
         raise RequestError(f"{name} is empty: expected at least one class")
     return found
@@ -221,9 +242,14 @@ def _uniforms(item: RequestInput, value: Any, images: int, numbers: _Numbers) ->
     array = _array(item.name, value)
     if array.shape != shape or array.dtype.kind != "f":
         raise RequestError(f"{item.name}: expected floats {list(shape)}, found {_found(array)}")
-    floats = np.ascontiguousarray(array, dtype=np.float32)
-    if not ((floats >= 0) & (floats < 1)).all():
-        raise RequestError(f"{item.name}: expected numbers of at least 0 and below 1 in float32")
+    with np.errstate(over="ignore"):  # what is too large for float32 is refused below
+        floats = np.array(array, dtype=np.float32, order="C")
+    outside = ~((floats >= 0) & (floats < 1))
+    if outside.any():
+        raise RequestError(
+            f"{item.name}: expected numbers of at least 0 and below 1 in float32, "
+            f"found {shown_number(float(array[outside][0]))}"
+        )
     return floats
 
 
@@ -238,7 +264,7 @@ def _tokens(item: RequestInput, value: Any, images: int, model: ModelInfo) -> ND
         raise RequestError(
             f"{item.name}: expected -1 (sample) to {model.vocab_size - 1}, found {array.min()} to {array.max()}"
         )
-    return np.ascontiguousarray(array, dtype=np.int64)
+    return np.array(array, dtype=np.int64, order="C")
 
 
 def _scalar(item: RequestInput, value: Any) -> NDArray[Any]:
@@ -254,20 +280,26 @@ def _scalar(item: RequestInput, value: Any) -> NDArray[Any]:
 def _is_list(value: Any) -> bool:
     if isinstance(value, np.ndarray):
         return value.ndim > 0
-    return isinstance(value, Sequence) and not isinstance(value, str)
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview)
 
 
 def _scalar_value(item: RequestInput, value: Any) -> float:
-    if item.dtype == "int64":
-        number: float = _integer(item.name, value)
-    else:
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            raise RequestError(f"{item.name} {value!r}: expected {item.limits}") from None
+    number = require_integer(item.name, value) if item.dtype == "int64" else _float(item, value)
     if not item.allows(number):
-        raise RequestError(f"{item.name} {number:.15g} is out of range: expected {item.limits}")
+        raise RequestError(f"{item.name} {shown_number(number)} is out of range: expected {item.limits}")
     return number
+
+
+def _float(item: RequestInput, value: Any) -> float:
+    """A number of any type; text is none, though Python would read it."""
+    try:
+        if isinstance(value, str | bytes | bytearray) or is_truth_value(value) or np.ndim(value):
+            raise TypeError
+        return float(value)
+    except OverflowError:  # an integer beyond a double
+        return math.inf if value > 0 else -math.inf
+    except (TypeError, ValueError):
+        raise RequestError(f"{item.name} {shown_value(value)}: expected {item.limits}") from None
 
 
 def _tensor(item: RequestInput, value: Any, sizes: dict[str, int]) -> NDArray[Any]:
@@ -277,14 +309,14 @@ def _tensor(item: RequestInput, value: Any, sizes: dict[str, int]) -> NDArray[An
     if value is None:
         raise RequestError(f"{item.name} is missing: expected {wanted}; give it in inputs")
     array = _array(item.name, value)
-    if not hasattr(value, "dtype") and np.can_cast(array.dtype, item.dtype, "same_kind"):
+    if not hasattr(value, "dtype") and array.dtype.kind in "iuf" and np.can_cast(array.dtype, item.dtype, "same_kind"):
         array = array.astype(item.dtype)  # Python's own numbers have no type to get wrong
     fits = array.dtype == item.dtype and array.ndim == len(item.shape) and array.size > 0
     for size, found in zip(item.shape, array.shape, strict=False):
         fits = fits and found == (sizes.setdefault(size, found) if isinstance(size, str) else size)
     if not fits:
         raise RequestError(f"{item.name}: expected {wanted}, found {_found(array)}")
-    return np.ascontiguousarray(array)
+    return np.array(array, order="C")
 
 
 def _array(name: str, value: Any) -> NDArray[Any]:
@@ -292,14 +324,9 @@ def _array(name: str, value: Any) -> NDArray[Any]:
         return np.asarray(value)
     except ValueError:
         raise RequestError(f"{name}: expected an array, found rows of different lengths") from None
+    except Exception as error:  # whatever a foreign __array__ raises
+        raise RequestError(f"{name}: expected an array, found {type(value).__name__}: {printable(str(error))}") from None
 
 
 def _found(array: NDArray[Any]) -> str:
     return f"{array.dtype} {list(array.shape)}"
-
-
-def _integer(name: str, value: SupportsIndex) -> int:
-    try:
-        return index(value)
-    except TypeError:
-        raise RequestError(f"{name} {value!r}: expected an integer") from None

@@ -1,7 +1,9 @@
 """ONNX Runtime sessions with the options that suit a bundle."""
 
+import mmap
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,11 @@ from typing import Any
 import onnxruntime
 from numpy.typing import NDArray
 
+from nextscale.runtime._checked_values import is_truth_value, require_integer
 from nextscale.runtime._cpus import default_threads
 from nextscale.runtime._errors import BundleError, NextscaleError
 from nextscale.runtime._manifest import GraphInfo, TensorInfo
+from nextscale.runtime._wording import shown_number, shown_value
 
 MINIMUM_ONNXRUNTIME = (1, 22)
 _DTYPES = {
@@ -49,8 +53,16 @@ class SessionOptions:
     profile: str = ""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threads <= 1024:
-            raise NextscaleError(f"threads {self.threads} is out of range: expected 1 to 1024, or 0 for all cores")
+        threads = require_integer("threads", self.threads, NextscaleError)
+        if not 0 <= threads <= 1024:
+            raise NextscaleError(
+                f"threads {shown_number(threads)} is out of range: expected 1 to 1024, or 0 for all cores"
+            )
+        for name in ("spinning", "memory_arena", "return_memory", "memory_pattern"):
+            if not is_truth_value(getattr(self, name)):
+                raise NextscaleError(f"{name} {shown_value(getattr(self, name))}: expected True or False")
+        if not isinstance(self.profile, str):
+            raise NextscaleError(f"profile {shown_value(self.profile)}: expected the beginning of a file's path")
 
 
 def require_onnxruntime(version: str | None = None) -> None:
@@ -71,10 +83,10 @@ def require_onnxruntime(version: str | None = None) -> None:
 def session_settings(options: SessionOptions) -> onnxruntime.SessionOptions:
     """The settings that every session of a bundle runs with."""
     settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = options.threads or default_threads()
+    settings.intra_op_num_threads = int(options.threads) or default_threads()
     settings.inter_op_num_threads = 1
-    settings.enable_cpu_mem_arena = options.memory_arena and not options.return_memory
-    settings.enable_mem_pattern = options.memory_pattern
+    settings.enable_cpu_mem_arena = bool(options.memory_arena and not options.return_memory)
+    settings.enable_mem_pattern = bool(options.memory_pattern)
     settings.log_severity_level = 4  # none but fatal: what is wrong comes back as an exception
     settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
     # Threads of a run that has ended would spin for some 30 ms more, and take cores from the next session's.
@@ -84,16 +96,23 @@ def session_settings(options: SessionOptions) -> onnxruntime.SessionOptions:
     return settings
 
 
-def open_session(path: Path, graph: GraphInfo, options: SessionOptions) -> onnxruntime.InferenceSession:
+def open_session(
+    path: Path, graph: GraphInfo, options: SessionOptions, linked: Mapping[str, Path] | None = None
+) -> onnxruntime.InferenceSession:
     """Load one graph of a bundle and check that it is the one the manifest describes.
 
+    Args:
+        path: of the graph's ONNX file.
+        graph: what the manifest says of it.
+        options: threads and memory.
+        linked: files of weights that are links out of the bundle's folder; see `load_session`.
     Raises:
         NextscaleError: onnxruntime is too old.
         BundleError: onnxruntime cannot load the file, or the file's inputs and outputs are others.
     """
     require_onnxruntime()
     try:
-        session = onnxruntime.InferenceSession(str(path), session_settings(options), providers=["CPUExecutionProvider"])
+        session = load_session(str(path), session_settings(options), linked or {})
     except Exception as error:  # its exceptions have no common base below Exception
         raise BundleError(
             f"{path}: onnxruntime {onnxruntime.__version__} cannot load it: {first_line(error)}"
@@ -102,6 +121,29 @@ def open_session(path: Path, graph: GraphInfo, options: SessionOptions) -> onnxr
     if differences:
         raise BundleError(f"{path}: not the graph that the manifest describes: {differences[0]}")
     return session
+
+
+def load_session(
+    model: str | bytes, settings: onnxruntime.SessionOptions, linked: Mapping[str, Path]
+) -> onnxruntime.InferenceSession:
+    """Load a graph, and weights behind links out of its folder, which most releases of ONNX Runtime do not follow.
+
+    Args:
+        model: the file or its content.
+        settings: of the session.
+        linked: files of weights by the name that the graph has for them.
+    """
+    with ExitStack() as stack:
+        contents = {name: _mapped(path, stack) for name, path in linked.items() if path.stat().st_size}
+        if contents and hasattr(settings, "add_external_initializers_from_files_in_memory"):  # from 1.24 on
+            names, buffers = list(contents), list(contents.values())
+            settings.add_external_initializers_from_files_in_memory(names, buffers, [len(item) for item in buffers])
+        return onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+
+
+def _mapped(path: Path, stack: ExitStack) -> mmap.mmap:
+    with open(path, "rb") as file:
+        return stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def run_session(

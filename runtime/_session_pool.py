@@ -50,7 +50,7 @@ class SessionPool:
                 if not self._sessions:
                     _warn_of_saturation(self._bundle.manifest)
                 path, info = self._bundle.graph_path(graph), self._bundle.graph(graph)
-                self._sessions[graph] = open_session(path, info, self._options)
+                self._sessions[graph] = open_session(path, info, self._options, self._bundle.linked_data())
             return self._sessions[graph]
 
     def abandon(self) -> None:

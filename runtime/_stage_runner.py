@@ -13,6 +13,7 @@ from nextscale.runtime._errors import Cancelled, NextscaleError, RequestError
 from nextscale.runtime._manifest import StateInfo
 from nextscale.runtime._request import Request
 from nextscale.runtime._session import ort_value, run_session
+from nextscale.runtime._wording import shown_value
 
 
 class CancelFlag(Protocol):
@@ -73,10 +74,11 @@ class StageRunner:
             outputs: further outputs of the graph to bring back, by name.
             cancel: looked at before each stage.
         Raises:
-            RequestError: the graph has no such output.
+            RequestError: the graph has no such output, or cancel is no flag.
             Cancelled: cancel is set.
             NextscaleError: onnxruntime failed, or the process forked after the first stage and this is the child.
         """
+        require_cancel_flag(cancel)
         for name in outputs:
             if name not in self._outputs:
                 raise RequestError(f'outputs: {self._name} has no output "{name}"')
@@ -98,6 +100,16 @@ class StageRunner:
             yield StageOutputs(
                 stage, found["tokens"].numpy(), {name: found[name].numpy() for name in further}, state["f_hat"]
             )
+
+
+def require_cancel_flag(cancel: object) -> None:
+    """Refuse what cannot be asked whether to stop.
+
+    Raises:
+        RequestError: cancel is neither None nor a flag.
+    """
+    if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+        raise RequestError(f"cancel {shown_value(cancel)}: expected a flag with is_set(), such as a threading.Event")
 
 
 def cancelled(done: int, num_stages: int) -> Cancelled:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextscale.runtime._errors import RequestError
+from nextscale.runtime._wording import shown_number
 
 _ROUNDS = 10
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
@@ -57,7 +58,7 @@ def uniforms(seed: int, image_indices: Sequence[int], length: int) -> NDArray[np
     """
     for name, value in (("seed", seed), *(("image index", index) for index in image_indices)):
         if not 0 <= value < 2**64:
-            raise RequestError(f"{name} {value} is out of range: expected 0 to 2^64 - 1")
+            raise RequestError(f"{name} {shown_number(value)} is out of range: expected 0 to 2^64 - 1")
     images = np.array(image_indices, dtype=np.uint64)[:, None]
     counter = np.zeros((len(image_indices), -(-length // 4), 4), dtype=np.uint32)
     counter[..., 0] = np.arange(counter.shape[1], dtype=np.uint32)

@@ -362,3 +362,15 @@ def _tensor(value: onnx.ValueInfoProto) -> dict[str, Any]:
 def file_entry(path: Path) -> dict[str, Any]:
     content = path.read_bytes()
     return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def in_download_cache(bundle: Path, cache: Path) -> Path:
+    """The bundle as a download cache keeps it: files are named by their hashes, and a folder of links is the bundle."""
+    (cache / "blobs").mkdir(parents=True)
+    snapshot = cache / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True)
+    for path in bundle.iterdir():
+        name = hashlib.sha256(path.read_bytes()).hexdigest()
+        (cache / "blobs" / name).write_bytes(path.read_bytes())
+        (snapshot / path.name).symlink_to(Path("../../blobs") / name)
+    return snapshot

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_bundle import CLASS_NAMES, L, in_schema_1, read_manifest, write_fake_bundle, write_manifest
+from fake_bundle import CLASS_NAMES, L, in_download_cache, in_schema_1, read_manifest, write_fake_bundle, write_manifest
 
 from nextscale.runtime import Bundle, BundleError, ClassLabelError, Generator, RequestError
+from nextscale.runtime._class_names import label_of_name, nearest_names
 from nextscale.runtime._request import Request
 
 
@@ -85,6 +87,14 @@ BAD_MANIFESTS = {
     "negative depth": (change("model", "depth", value=-1), "model.depth: expected an integer of at least 1, found -1"),
     "depth is true": (change("model", "depth", value=True), "model.depth: expected an integer"),
     "names too few": (change("class_names", value=["a"]), "class_names: expected 5 names, as model.num_classes says"),
+    "too many names": (
+        lambda manifest: manifest.update(class_names=[""] * 100_001),
+        "class_names: expected at most 100000 names, found 100001",
+    ),
+    "name too long": (
+        change("class_names", 2, value="é" * 501),
+        "class_names[2]: expected a name of at most 1000 bytes",
+    ),
     "name with escape": (
         change("class_names", 1, value="\x1b[2J"),
         "class_names[1]: expected a line of printable text",
@@ -368,13 +378,42 @@ def test_a_path_out_of_the_folder_is_refused(damaged: Path, name: str) -> None:
         Bundle.open(damaged)
 
 
-def test_a_link_out_of_the_folder_is_refused(damaged: Path) -> None:
-    outside = (damaged / "weights.data").rename(damaged.parent / "weights.data")
-    (damaged / "weights.data").symlink_to(outside)
+def test_a_bundle_in_a_download_cache_runs(fake_bundle: Path, tmp_path: Path) -> None:
+    cached = Bundle.open(in_download_cache(fake_bundle, tmp_path / "cache"))
+    assert (cached.path / "weights.data").resolve().parent == tmp_path / "cache" / "blobs"
+    assert cached.linked_data() == {"weights.data": cached.path / "weights.data"}
+    found, expected = (Generator(path).generate([1, 2], seed=3) for path in (cached, fake_bundle))
+    assert np.array_equal(found.images, expected.images)
+    streamed = Generator(cached).generate([1, 2], seed=3, on_stage=lambda stage: None)
+    assert np.array_equal(streamed.images, expected.images)
+
+
+@pytest.mark.parametrize("name", ["weights.data", "stage.onnx"])
+def test_one_file_may_be_a_link(damaged: Path, tmp_path: Path, name: str) -> None:
+    expected = Generator(damaged).generate([1], on_stage=lambda stage: None)
+    (damaged / name).rename(tmp_path / "elsewhere")
+    (damaged / name).symlink_to(tmp_path / "elsewhere")
+    found = Generator(damaged).generate([1], on_stage=lambda stage: None)
+    assert np.array_equal(found.images, expected.images)
+
+
+@pytest.mark.parametrize("name", ["weights.data", "stage.onnx", "card.md"])
+def test_a_link_to_what_the_manifest_does_not_vouch_for_is_refused(damaged: Path, tmp_path: Path, name: str) -> None:
+    content = bytearray((damaged / name).read_bytes())
+    content[7] ^= 1
+    (tmp_path / "elsewhere").write_bytes(content)
+    (damaged / name).unlink()
+    (damaged / name).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(
-        BundleError,
-        match=r"weights\.data: the file is a link out of the bundle's folder, as in a download cache; .*copy",
+        BundleError, match=rf"{name}: a link out of the bundle's folder, to another content than the manifest's"
     ):
+        Bundle.open(damaged)
+
+
+def test_a_link_to_an_endless_file_is_refused(damaged: Path) -> None:
+    (damaged / "weights.data").unlink()
+    (damaged / "weights.data").symlink_to("/dev/zero")
+    with pytest.raises(BundleError, match=r"weights\.data: the file is missing"):
         Bundle.open(damaged)
 
 
@@ -383,11 +422,37 @@ def test_the_folder_itself_may_be_a_link(fake_bundle: Path, tmp_path: Path) -> N
     assert Bundle.open(tmp_path / "link").manifest.name == "fake-0"
 
 
-@pytest.mark.parametrize("name", ["generate.onnx", "stage.onnx", "decoder.onnx", "weights.data", "card.md"])
+@pytest.mark.parametrize("name", ["generate.onnx", "stage.onnx", "decoder.onnx", "weights.data"])
 def test_a_missing_file_is_refused(damaged: Path, name: str) -> None:
     (damaged / name).unlink()
     with pytest.raises(BundleError, match=f"{name}: the file is missing"):
         Bundle.open(damaged)
+
+
+@pytest.mark.parametrize("card", [None, b"", b"Edited.\r\n", b"a" * 100_000], ids=["deleted", "empty", "CRLF", "long"])
+def test_the_card_decides_nothing_but_the_hashes(damaged: Path, card: bytes | None) -> None:
+    if card is None:
+        (damaged / "card.md").unlink()
+    else:
+        (damaged / "card.md").write_bytes(card)
+    bundle = Bundle.open(damaged)
+    assert Generator(bundle).generate([0]).images.shape == (1, 12, 12, 3)
+    assert list(bundle.changed_files()) == ["card.md"]
+    reason = "the file is missing" if card is None else "the content was changed"
+    with pytest.raises(BundleError, match=rf"card\.md: {reason}"):
+        Bundle.open(damaged, verify_hashes=True)
+
+
+def test_the_card_may_be_a_link_to_nothing(damaged: Path) -> None:
+    (damaged / "card.md").unlink()
+    (damaged / "card.md").symlink_to("../blobs/gone")
+    assert Bundle.open(damaged).manifest.name == "fake-0"
+
+
+@pytest.mark.parametrize("path", [3, None, b"bundle"], ids=repr)
+def test_what_is_no_path_is_refused(path: Any) -> None:
+    with pytest.raises(BundleError, match=f"bundle {path!r}: expected a folder's path"):
+        Bundle.open(path)
 
 
 def test_a_truncated_file_is_refused(damaged: Path) -> None:
@@ -420,7 +485,8 @@ def test_a_folder_without_manifest_is_refused(tmp_path: Path) -> None:
     ("name", "label"),
     [
         ("goldfish, Carassius auratus", 0), ("GoldFish", 0), ("carassius auratus", 0), ("tabby_cat", 1),
-        (" tabby  cat ", 1), ("4", 4), (4, 4), (5, 5), ("0", 0),
+        (" tabby  cat ", 1), ("4", 4), (4, 4), (5, 5), ("0", 0), ("null", 5), (" NULL", 5), (np.uint8(4), 4),
+        (np.array(4), 4),
     ],
 )  # fmt: skip
 def test_class_label(fake_bundle: Path, name: str | int, label: int) -> None:
@@ -432,6 +498,15 @@ def test_class_label(fake_bundle: Path, name: str | int, label: int) -> None:
     [
         ("goldfsh", 'no class is named "goldfsh"; nearest: goldfish (0)'),
         ("retriever", 'no class is named "retriever"; nearest: golden retriever (4)'),
+        ("GOLDEN", "nearest: golden retriever (4)"),
+        ("carassius auratus, goldfish", "nearest: carassius auratus (0)"),
+        ("a\x1b[31m", r'no class is named "a\x1b[31m"'),
+        pytest.param("x" * 10_000, 'no class is named "xxxxx', id="long text"),
+        (True, "class True: expected an integer or a class name"),
+        (np.True_, "class True: expected an integer or a class name"),
+        (b"4", "class b'4': expected an integer or a class name"),
+        (np.array([1]), "class int64 [1]: expected an integer or a class name"),
+        pytest.param(10**5000, "class 2^16609 or more is out of range", id="huge"),
         ("xyzzy", "`nextscale inspect DIR --classes` lists the names"),
         ("", "lists the names"),
         ("crane", 'class "crane" is the name of 2 classes: give an id of 2 (crane), 3 (crane)'),
@@ -455,3 +530,31 @@ def test_without_class_names_ids_are_asked_for(tmp_path: Path) -> None:
     assert bundle.class_name(3) == "3"
     with pytest.raises(ClassLabelError, match="no class names; give an id from 0 to 4"):
         bundle.class_label("goldfish")
+    assert bundle.class_label("null") == 5
+
+
+def test_a_class_named_null_is_that_class(tmp_path: Path) -> None:
+    names = ["zero", "nothing, null", "two", "three", "four"]
+    assert Bundle.open(write_fake_bundle(tmp_path / "null", class_names=names)).class_label("null") == 1
+
+
+def test_labels_without_a_name_are_their_own(fake_bundle: Path) -> None:
+    bundle = Bundle.open(fake_bundle)
+    assert [bundle.class_name(label) for label in (1, 5, -1)] == ["tabby cat", "5", "-1"]
+
+
+def test_an_unknown_class_among_many_long_names_is_told_soon() -> None:
+    """8 MB of names, of which comparing each with a text takes five seconds."""
+    names = [f"{'long name ' * 16}{number}, {'other ' * 26}{number}" for number in range(25_000)]
+    begin = time.monotonic()
+    for text in ("zzzzzzzz" * 10, "other long zzzz name " * 4):
+        assert "lists the names" in nearest_names(text, names)
+    assert "nearest: long" in nearest_names("name 24999", names)
+    assert label_of_name(names[7].upper(), names) == 7
+    assert time.monotonic() - begin < 6
+
+
+def test_spelling_is_compared_among_the_first_names(fake_bundle: Path) -> None:
+    names = [f"kind {number}" for number in range(50_000)] + ["wombat"]
+    assert nearest_names("wombatt", names) == "`nextscale inspect DIR --classes` lists the names"
+    assert nearest_names("wombatt", names[-100:]) == "nearest: wombat (99)"

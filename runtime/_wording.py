@@ -1,0 +1,40 @@
+"""Values in messages: on one line, short, without control characters, and numbers with the digits that tell them apart."""
+
+import reprlib
+
+import numpy as np
+
+_SHOWN = 80
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = _SHOWN
+_LONGEST_INTEGER = 256  # bits; Python converts no more than some thousand digits, and nobody reads them
+
+
+def printable(text: str, limit: int = _SHOWN) -> str:
+    """Text with escapes for what is no printable character, cut after `limit` characters."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:limit])
+    return shown if len(text) <= limit else f"{shown}…"
+
+
+def shown_number(value: float) -> str:
+    """A number with 15 digits, or with 17 where it takes those to tell it from its neighbours."""
+    if isinstance(value, int) and value.bit_length() > _LONGEST_INTEGER:
+        return f"{'-' if value < 0 else ''}2^{value.bit_length() - 1} or more"
+    if isinstance(value, int):
+        return str(value)
+    text = f"{value:.15g}"
+    return text if float(text) == value or value != value else f"{value:.17g}"
+
+
+def shown_value(value: object) -> str:
+    """Any value: arrays by their type and shape, others as Python writes them."""
+    if isinstance(value, np.ndarray) and value.ndim:
+        return f"{value.dtype} {list(value.shape)}"
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.item()
+    if isinstance(value, int) and not isinstance(value, bool):
+        return shown_number(value)
+    try:
+        return printable(" ".join(_REPR.repr(value).split()))
+    except Exception:  # whatever a foreign __repr__ raises
+        return type(value).__name__
