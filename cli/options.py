@@ -202,7 +202,7 @@ _MODEL_TO_BUILD = (
     click.option(
         "--class-names",
         type=CHECKPOINT,
-        help="Class names: text with one name per line, or JSON with a list, or an object with the ids as keys.",
+        help="Class names: one per line, or a list or a dictionary by ids, in JSON or as Python writes it.",
     ),
 )
 

@@ -15,6 +15,7 @@ from nextscale.runtime._manifest import MAX_CLASS_NAME, MAX_CLASS_NAMES
 from nextscale.runtime._wording import printable, shown_value
 
 CLASS_NAMES_LIMIT = 2 * 2**20  # bytes; a list of 21,841 classes has 1.3 MB
+_MOST_VALUES = 2 * MAX_CLASS_NAMES  # of a Python literal, whose parser takes a kilobyte for each
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _WORDNET_ID = re.compile(r"n\d{8}")
 # `name = [` and `var name = {`, as in a program from which the literal was copied.
@@ -89,6 +90,8 @@ class _ClassNamesFile:
             self._refuse("neither a JSON document nor a Python literal (nested too deeply)")
         except ValueError as error:
             reason = str(error)
+        if text.count(",") > _MOST_VALUES:
+            self._refuse(f"over {_MOST_VALUES} values; expected at most {MAX_CLASS_NAMES} names")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", SyntaxWarning)  # of backslashes in names
@@ -100,6 +103,8 @@ class _ClassNamesFile:
         if isinstance(value, _Pairs):
             inner = [item for key, item in value if key == "id2label"]
             return self._of_pairs(inner[0] if inner and isinstance(inner[0], _Pairs) else value)
+        if not isinstance(value, list):
+            self._refuse(f"{shown_value(value)} is no list of names; expected {_FORMS}")
         return [self._name(entry, f"entry {place}") for place, entry in enumerate(value)]
 
     def _of_pairs(self, pairs: Sequence[tuple[Any, Any]]) -> list[str]:
@@ -164,7 +169,10 @@ class _Pairs(list[tuple[Any, Any]]):
 def _literal(node: ast.AST) -> Any:
     """The value of a literal; a dictionary is its pairs."""
     if isinstance(node, ast.Dict):
-        return _Pairs((ast.literal_eval(key), _literal(value)) for key, value in zip(node.keys, node.values, strict=True))
+        keys = [key for key in node.keys if key is not None]
+        if len(keys) < len(node.keys):
+            raise ValueError("a dictionary spread into another one")
+        return _Pairs((ast.literal_eval(key), _literal(value)) for key, value in zip(keys, node.values, strict=True))
     if isinstance(node, ast.List | ast.Tuple):
         return [_literal(element) for element in node.elts]
     return ast.literal_eval(node)

@@ -28,9 +28,7 @@ def label_of_name(name: str, names: Sequence[str]) -> int | None:
     found = whole or [label for label, known in enumerate(folded) if wanted in known and wanted in _synonyms(known)]
     if len(found) > 1:
         listed = ", ".join(f"{label} ({printable(names[label])})" for label in found[:_SHOWN])
-        raise ClassLabelError(
-            f'class "{printable(name)}" is the name of {len(found)} classes: give an id of {listed}'
-        )
+        raise ClassLabelError(f'class "{printable(name)}" is the name of {len(found)} classes: give an id of {listed}')
     return found[0] if found else None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._checked_values import is_truth_value, require_integer
-from nextscale.runtime._errors import RequestError
+from nextscale.runtime._errors import NextscaleError, RequestError
 from nextscale.runtime._freed_memory import return_freed_memory
 from nextscale.runtime._request import Labels, Request, RequestSettings
 from nextscale.runtime._session import SessionOptions, ort_value, run_session
@@ -95,11 +95,14 @@ class Generator:
         options: threads and memory.
     Raises:
         BundleError: the folder holds no usable bundle.
+        NextscaleError: options are none.
     """
 
     def __init__(self, bundle: Bundle | str | os.PathLike[str], options: SessionOptions | None = None) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        self.options = options or SessionOptions()
+        self.options = SessionOptions() if options is None else options
+        if not isinstance(self.options, SessionOptions):
+            raise NextscaleError(f"options {shown_value(options)}: expected SessionOptions")
         self._pool = SessionPool(self.bundle, self.options)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -113,6 +116,7 @@ class Generator:
                 manifest's.
         """
         for graph in graphs:
+            self.bundle.graph(graph)
             self._pool.session(graph)
 
     def generate(
@@ -185,8 +189,9 @@ class Generator:
         request = Request.create(self.bundle, class_labels, **settings)
         require_cancel_flag(cancel)
         known = {tensor.name for tensor in self.bundle.graph("stage").outputs}
-        if isinstance(outputs, str):
-            raise RequestError(f"outputs {shown_value(outputs)}: expected several, such as [{shown_value(outputs)}]")
+        if isinstance(outputs, str) or not isinstance(outputs, Iterable):
+            raise RequestError(f'outputs {shown_value(outputs)}: expected several, such as ["logits"]')
+        outputs = list(outputs)
         for name in outputs:
             if name not in known:
                 raise RequestError(f'outputs: stage.onnx has no output "{printable(str(name))}"')

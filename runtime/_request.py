@@ -157,7 +157,8 @@ def resolve_top_k(top_k: int | None, model: ModelInfo) -> int:
     number = require_integer("top_k", top_k)
     if not 0 <= number <= model.vocab_size:
         raise RequestError(
-            f"top_k {shown_number(number)} is out of range: expected 0 (off) to {model.vocab_size}, the entries of the codebook"
+            f"top_k {shown_number(number)} is out of range: "
+            f"expected 0 (off) to {model.vocab_size}, the entries of the codebook"
         )
     return number
 
@@ -325,7 +326,9 @@ def _array(name: str, value: Any) -> NDArray[Any]:
     except ValueError:
         raise RequestError(f"{name}: expected an array, found rows of different lengths") from None
     except Exception as error:  # whatever a foreign __array__ raises
-        raise RequestError(f"{name}: expected an array, found {type(value).__name__}: {printable(str(error))}") from None
+        raise RequestError(
+            f"{name}: expected an array, found {type(value).__name__}: {printable(str(error))}"
+        ) from None
 
 
 def _found(array: NDArray[Any]) -> str:

@@ -108,7 +108,7 @@ def require_cancel_flag(cancel: object) -> None:
     Raises:
         RequestError: cancel is neither None nor a flag.
     """
-    if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+    if cancel is not None and (isinstance(cancel, type) or not callable(getattr(cancel, "is_set", None))):
         raise RequestError(f"cancel {shown_value(cancel)}: expected a flag with is_set(), such as a threading.Event")
 
 

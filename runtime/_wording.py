@@ -1,5 +1,6 @@
-"""Values in messages: on one line, short, without control characters, and numbers with the digits that tell them apart."""
+"""Values in messages: on one short line, without control characters, numbers with the digits that tell them apart."""
 
+import math
 import reprlib
 
 import numpy as np
@@ -19,7 +20,7 @@ def printable(text: str, limit: int = _SHOWN) -> str:
 def shown_number(value: float) -> str:
     """A number with 15 digits, or with 17 where it takes those to tell it from its neighbours."""
     if isinstance(value, int) and value.bit_length() > _LONGEST_INTEGER:
-        return f"{'-' if value < 0 else ''}2^{value.bit_length() - 1} or more"
+        return f"about {'-' if value < 0 else ''}10^{round(value.bit_length() * math.log10(2))}"
     if isinstance(value, int):
         return str(value)
     text = f"{value:.15g}"
@@ -36,5 +37,5 @@ def shown_value(value: object) -> str:
         return shown_number(value)
     try:
         return printable(" ".join(_REPR.repr(value).split()))
-    except Exception:  # whatever a foreign __repr__ raises
+    except ValueError:  # a huge integer within
         return type(value).__name__

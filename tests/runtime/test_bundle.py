@@ -506,7 +506,7 @@ def test_class_label(fake_bundle: Path, name: str | int, label: int) -> None:
         (np.True_, "class True: expected an integer or a class name"),
         (b"4", "class b'4': expected an integer or a class name"),
         (np.array([1]), "class int64 [1]: expected an integer or a class name"),
-        pytest.param(10**5000, "class 2^16609 or more is out of range", id="huge"),
+        pytest.param(10**5000, "class about 10^5000 is out of range", id="huge"),
         ("xyzzy", "`nextscale inspect DIR --classes` lists the names"),
         ("", "lists the names"),
         ("crane", 'class "crane" is the name of 2 classes: give an id of 2 (crane), 3 (crane)'),

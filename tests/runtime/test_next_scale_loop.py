@@ -9,6 +9,7 @@ import pytest
 from fake_bundle import L, V, read_manifest, write_fake_bundle, write_manifest
 
 from nextscale.runtime import (
+    BundleError,
     Cancelled,
     ClassLabelError,
     Generator,
@@ -135,6 +136,16 @@ def test_a_callback_cancels(generator: Generator) -> None:
     assert seen == [0, 1]
 
 
+def test_numpys_false_cancels(generator: Generator) -> None:
+    with pytest.raises(Cancelled, match="cancelled after 1 of 3 stages"):
+        generator.generate([0], on_stage=lambda result: (result.tokens < 0).all())
+
+
+@pytest.mark.parametrize("answer", [None, 0, "", True, np.True_], ids=repr)
+def test_no_other_answer_cancels(generator: Generator, answer: object) -> None:
+    assert len(generator.generate([0], on_stage=lambda result: answer).images) == 1
+
+
 def test_an_event_cancels(generator: Generator) -> None:
     event = threading.Event()
     stages = generator.stream([0], cancel=event)
@@ -170,28 +181,67 @@ BAD_REQUESTS = {
     "no class": ([], {}, "class_labels is empty"),
     "one class": (1, {}, "class_labels 1: expected several, such as [1]"),
     "one name": ("goldfish", {}, "class_labels 'goldfish': expected several, such as ['goldfish']"),
+    "a number in an array": (np.array(3), {}, "class_labels 3: expected several, such as [3]"),
+    "bytes": (b"\1\2", {}, r"class_labels b'\x01\x02': expected a list of class ids or names"),
+    "a dictionary": ({0: 1}, {}, "class_labels {0: 1}: expected a list of class ids or names"),
+    "a set": ({0}, {}, "class_labels {0}: expected a list of class ids or names"),
+    "fraction": (1.5, {}, "class_labels 1.5: expected several"),
+    "no classes": (None, {}, "class_labels is missing"),
     "top_k over V": ([0], {"top_k": V + 1}, "top_k 17 is out of range: expected 0 to 16"),
     "top_k negative": ([0], {"top_k": -1}, "top_k -1 is out of range"),
     "top_k fraction": ([0], {"top_k": 1.5}, "top_k 1.5: expected an integer"),
+    "top_k float": ([0], {"top_k": 9.0}, "top_k 9.0: expected an integer"),
+    "top_k true": ([0], {"top_k": True}, "top_k True: expected an integer"),
+    "top_k huge": ([0], {"top_k": 10**5000}, "top_k about 10^5000 is out of range"),
+    "top_p just over 1": ([0], {"top_p": 1 + 2**-52}, "top_p 1.0000000000000002 is out of range: expected 0 to 1"),
     "top_p negative": ([0], {"top_p": -0.1}, "top_p -0.1 is out of range: expected 0 to 1"),
     "top_p over 1": ([0], {"top_p": 1.01}, "top_p 1.01 is out of range"),
     "top_p NaN": ([0], {"top_p": NAN}, "top_p nan is out of range"),
     "top_p text": ([0], {"top_p": "much"}, "top_p 'much': expected 0 to 1"),
+    "cfg text": ([0], {"cfg_scale": "4"}, "cfg_scale '4': expected 0 to 1000"),
+    "cfg bytes": ([0], {"cfg_scale": b"4"}, "cfg_scale b'4': expected 0 to 1000"),
+    "cfg true": ([0], {"cfg_scale": np.True_}, "cfg_scale True: expected 0 to 1000"),
+    "cfg complex": ([0], {"cfg_scale": 1j}, "cfg_scale 1j: expected 0 to 1000"),
+    "cfg huge": ([0], {"cfg_scale": 10**5000}, "cfg_scale inf is out of range"),
+    "cfg of none": ([0], {"cfg_scale": []}, "cfg_scale: expected one value, found 0"),
+    "cfg in two lists": ([0], {"cfg_scale": [[4]]}, "cfg_scale [4]: expected 0 to 1000"),
+    "cfg NaN of NumPy": ([0], {"cfg_scale": np.float32("nan")}, "cfg_scale nan is out of range"),
     "cfg negative": ([0], {"cfg_scale": -1}, "cfg_scale -1 is out of range: expected 0 to 1000"),
     "cfg NaN": ([0], {"cfg_scale": NAN}, "cfg_scale nan is out of range"),
     "cfg infinite": ([0], {"cfg_scale": math.inf}, "cfg_scale inf is out of range"),
     "cfg over float32": ([0], {"cfg_scale": 1e39}, "cfg_scale 1e+39 is out of range"),
     "seed negative": ([0], {"seed": -1}, "seed -1 is out of range: expected 0 to 2^64 - 1"),
     "seed too large": ([0], {"seed": 2**64}, "is out of range"),
+    "seed huge": ([0], {"seed": 10**5000}, "seed about 10^5000 is out of range: expected 0 to 2^64 - 1"),
+    "seed float": ([0], {"seed": 1.0}, "seed 1.0: expected an integer"),
+    "seed true": ([0], {"seed": True}, "seed True: expected an integer"),
+    "image huge": ([0], {"first_image": -(10**5000)}, "first_image about -10^5000 is out of range"),
     "seed text": ([0], {"seed": "1"}, "seed '1': expected an integer"),
     "image too large": ([0, 1], {"first_image": 2**64 - 1}, "first_image 18446744073709551615 is out of range"),
     "tokens shape": ([0], {"forced_tokens": np.zeros((2, L), int)}, "forced_tokens: expected integers [1, 14]"),
     "tokens floats": ([0], {"forced_tokens": np.zeros((1, L))}, "forced_tokens: expected integers [1, 14]"),
     "tokens over V": ([0], {"forced_tokens": np.full((1, L), V)}, "expected -1 (sample) to 15, found 16 to 16"),
     "tokens below -1": ([0], {"forced_tokens": np.full((1, L), -2)}, "found -2 to -2"),
+    "tokens huge": ([0], {"forced_tokens": [[10**30] * L]}, "expected integers [1, 14], found object [1, 14]"),
+    "tokens over int64": (
+        [0],
+        {"forced_tokens": [[2**63 + 1] * L]},
+        "found 9223372036854775809 to 9223372036854775809",
+    ),
+    "tokens true": ([0], {"forced_tokens": np.ones((1, L), bool)}, "expected integers [1, 14], found bool [1, 14]"),
+    "uniforms ragged": (
+        [0, 1],
+        {"uniforms": [[0.1], [0.2, 0.3]]},
+        "expected an array, found rows of different lengths",
+    ),
+    "uniforms objects": ([0], {"uniforms": np.full((1, L), None)}, "expected floats [1, 14], found object [1, 14]"),
     "uniforms shape": ([0], {"uniforms": np.zeros((1, 3))}, "uniforms: expected floats [1, 14]"),
     "uniforms of 1": ([0], {"uniforms": np.ones((1, L))}, "at least 0 and below 1"),
-    "uniforms rounding to 1": ([0], {"uniforms": np.full((1, L), 1 - 1e-9)}, "below 1 in float32"),
+    "uniforms rounding to 1": ([0], {"uniforms": np.full((1, L), 1 - 1e-9)}, "in float32, found 0.999999999"),
+    "uniforms beyond float32": ([0], {"uniforms": np.full((1, L), 1e300)}, "in float32, found 1e+300"),
+    "inputs in a list": ([0], {"inputs": [1]}, "inputs [1]: expected values by name"),
+    "cancel true": ([0], {"cancel": True}, "cancel True: expected a flag with is_set(), such as a threading.Event"),
+    "cancel class": ([0], {"cancel": threading.Event}, "expected a flag with is_set()"),
     "uniforms NaN": ([0], {"uniforms": np.full((1, L), NAN)}, "at least 0 and below 1"),
 }
 
@@ -206,15 +256,83 @@ def test_bad_requests_are_refused_at_the_call(
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("label", [6, -1, "goldfsh", 0.5])
+@pytest.mark.parametrize("label", [6, -1, "goldfsh", 0.5, 1.0, True, np.True_, [0], b"0", None], ids=repr)
 def test_labels_out_of_range_are_refused(generator: Generator, label: Any) -> None:
     with pytest.raises(ClassLabelError):
         generator.generate([0, label])
 
 
-def test_a_batch_size_of_0_is_refused(generator: Generator) -> None:
-    with pytest.raises(RequestError, match="batch_size 0"):
-        generator.generate([0], batch_size=0)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size 0 is out of range: expected at least 1"),
+        ({"batch_size": 1.5}, "batch_size 1.5: expected an integer"),
+        ({"batch_size": "2"}, "batch_size '2': expected an integer"),
+        ({"batch_size": True}, "batch_size True: expected an integer"),
+        ({"on_stage": 3}, "on_stage 3: expected a function of one stage's result"),
+    ],
+    ids=str,
+)
+def test_options_of_another_type_are_refused(generator: Generator, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        generator.generate([0], **options)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("outputs", ["logits", None, 3], ids=repr)
+def test_outputs_that_are_no_list_are_refused(generator: Generator, outputs: Any) -> None:
+    with pytest.raises(RequestError, match=r'outputs .*: expected several, such as \["logits"\]'):
+        generator.stream([0], outputs=outputs)
+
+
+@pytest.mark.parametrize("graph", ["generat", 3, None, ["stage"]], ids=repr)
+def test_a_graph_that_no_bundle_has_is_refused(generator: Generator, graph: Any) -> None:
+    with pytest.raises(BundleError, match=r"the bundle has no graph .*; it has generate, stage, decoder"):
+        generator.load(graph)
+
+
+@pytest.mark.parametrize("options", [4, {"threads": 1}, False], ids=repr)
+def test_options_that_are_none_are_refused(fake_bundle: Path, options: Any) -> None:
+    with pytest.raises(NextscaleError, match=r"options .*: expected SessionOptions"):
+        Generator(fake_bundle, options)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        range(2),
+        (0, np.int8(1)),
+        np.array([0, 1], np.uint16),
+        np.array([0, 1], object),
+        ["0", np.array(1)],
+        [0, "tabby cat"],
+    ],
+    ids=repr,
+)
+def test_labels_of_any_kind(generator: Generator, labels: Any) -> None:
+    assert generator.generate(labels).class_labels.tolist() == [0, 1]
+    assert generator.generate(label for label in labels).class_labels.tolist() == [0, 1]
+
+
+def test_numbers_of_any_type(generator: Generator) -> None:
+    expected = generator.generate([0], seed=3, cfg_scale=2.0, top_k=5).token_maps
+    numbers = {"seed": np.uint64(3), "cfg_scale": np.float32(2), "top_k": np.int16(5), "first_image": None}
+    arrays = {"seed": np.array(3), "cfg_scale": np.array(2), "top_k": np.array([5]), "batch_size": np.int64(1)}
+    for settings in (numbers, arrays):
+        assert np.array_equal(generator.generate([0], **settings).token_maps, expected)  # type: ignore[arg-type]
+
+
+def test_a_stream_keeps_what_it_was_given(generator: Generator) -> None:
+    given = {
+        "class_labels": np.array([0, 1]),
+        "forced_tokens": np.full((2, L), -1),
+        "uniforms": uniforms(6, [0, 1], L),
+    }
+    expected = generator.generate(**given).token_maps  # type: ignore[arg-type]
+    stages = generator.stream(**given)  # type: ignore[arg-type]
+    for name, value in (("class_labels", 4), ("forced_tokens", 7), ("uniforms", 0.999)):
+        given[name][:] = value
+    assert np.array_equal(np.concatenate([stage.tokens for stage in stages], axis=1), expected)
 
 
 def test_a_failure_inside_onnxruntime_is_one_line(tmp_path: Path) -> None:

@@ -203,3 +203,26 @@ def test_a_setting_that_does_not_exist_is_refused(fake_bundle: Path, name: str) 
 def test_an_unknown_input_is_refused_whatever_its_value(fake_bundle: Path) -> None:
     with pytest.raises(RequestError, match='inputs: this bundle has no input "nope"'):
         Request.create(Bundle.open(fake_bundle), [1], inputs={"nope": None})
+
+
+def test_a_stream_keeps_the_tensors_it_was_given(text: Generator) -> None:
+    given = {name: array.copy() for name, array in TEXT.items()}
+    stages = text.stream(inputs=given, seed=2)
+    given["text_features"][:] = 0
+    found = np.concatenate([stage.tokens for stage in stages], axis=1)
+    assert np.array_equal(found, text.generate(inputs=TEXT, seed=2).token_maps)
+
+
+def test_truth_values_are_no_numbers(text: Generator) -> None:
+    mask = [[bool(value) for value in row] for row in MASKS]
+    with pytest.raises(RequestError, match=r"text_mask: expected int64 \[2, \d\], found bool"):
+        text.generate(inputs={**TEXT, "text_mask": mask})
+
+
+def test_an_array_that_cannot_be_made_is_refused(text: Generator) -> None:
+    class Foreign:
+        def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+            raise RuntimeError("call detach() first")
+
+    with pytest.raises(RequestError, match=r"text_features: expected an array, found Foreign: call detach\(\) first"):
+        text.generate(inputs={**TEXT, "text_features": Foreign()})

@@ -1,5 +1,7 @@
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnxruntime
 import pytest
 from fake_bundle import read_manifest, write_manifest
@@ -80,3 +82,27 @@ def test_options_do_not_change_the_tokens(fake_bundle: Path, generator: Generato
 def test_threads_out_of_range_are_refused(threads: int) -> None:
     with pytest.raises(NextscaleError, match=f"threads {threads} is out of range"):
         SessionOptions(threads=threads)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threads": "1"}, "threads '1': expected an integer"),
+        ({"threads": True}, "threads True: expected an integer"),
+        ({"threads": 1.0}, "threads 1.0: expected an integer"),
+        ({"threads": 1025}, "threads 1025 is out of range: expected 1 to 1024, or 0 for all cores"),
+        ({"spinning": "no"}, "spinning 'no': expected True or False"),
+        ({"memory_arena": 0}, "memory_arena 0: expected True or False"),
+        ({"profile": None}, "profile None: expected the beginning of a file's path"),
+    ],
+    ids=str,
+)
+def test_options_of_another_type_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(NextscaleError) as caught:
+        SessionOptions(**options)
+    assert str(caught.value) == message
+
+
+def test_options_of_numpy_are_taken(fake_bundle: Path) -> None:
+    options = SessionOptions(threads=np.int64(1), spinning=np.False_)  # type: ignore[arg-type]
+    assert len(Generator(fake_bundle, options).generate([0]).images) == 1
