@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 a check failed; 2 bad usage or input; 130 interrupted, by 
 """
 
 import importlib
+import io
 import os
 import signal
 import sys
@@ -74,6 +75,7 @@ def cli(context: click.Context) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; nothing but a bug ends in a traceback."""
+    _escape_what_the_console_lacks()
     try:
         with _sigterm_interrupts():
             code = cli.main(
@@ -104,6 +106,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         _abandon_stdout()
         return _fail(f"{error.filename or 'output'}: {error.strerror}", 2)
+
+
+def _escape_what_the_console_lacks() -> None:
+    """Whoever prints, rich and click included: a character that the console's encoding lacks becomes its escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextmanager

@@ -44,7 +44,7 @@ class Steps:
 def show_steps() -> Iterator[Steps]:
     """What a long function tells goes to stderr, if that is a terminal."""
     with Progress(
-        SpinnerColumn(),
+        SpinnerColumn("line"),  # in ASCII, for consoles of any encoding
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),  # what the texts leave of the line
         MofNCompleteColumn(),

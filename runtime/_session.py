@@ -15,7 +15,7 @@ from nextscale.runtime._checked_values import is_truth_value, require_integer
 from nextscale.runtime._cpus import default_threads
 from nextscale.runtime._errors import BundleError, NextscaleError
 from nextscale.runtime._manifest import GraphInfo, TensorInfo
-from nextscale.runtime._wording import shown_number, shown_value
+from nextscale.runtime._wording import printable, shown_number, shown_value
 
 MINIMUM_ONNXRUNTIME = (1, 22)
 _DTYPES = {
@@ -111,6 +111,8 @@ def open_session(
         BundleError: onnxruntime cannot load the file, or the file's inputs and outputs are others.
     """
     require_onnxruntime()
+    if not _is_text(path):
+        raise BundleError(f"{printable(str(path))}: onnxruntime opens no path that is not UTF-8: rename the folder")
     try:
         session = load_session(str(path), session_settings(options), linked or {})
     except Exception as error:  # its exceptions have no common base below Exception
@@ -121,6 +123,15 @@ def open_session(
     if differences:
         raise BundleError(f"{path}: not the graph that the manifest describes: {differences[0]}")
     return session
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a path is what text can be: other bytes of a name are lone surrogates in Python."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def load_session(

@@ -1,4 +1,6 @@
+import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -6,6 +8,7 @@ import types
 from pathlib import Path
 
 import pytest
+from fake_bundle import read_manifest, write_manifest
 
 from nextscale import __version__
 from nextscale.cli.main import COMMANDS, main
@@ -143,3 +146,89 @@ def test_text_of_others_is_shown_without_control_characters(capsys: pytest.Captu
     shown = capsys.readouterr().err
     assert "\\x1b[31mred\\x07" in shown
     assert shown.removesuffix("\n").isprintable()
+
+
+def replace_console(monkeypatch: pytest.MonkeyPatch, encoding: str) -> dict[str, io.BytesIO]:
+    """Make stdout and stderr a console's of that encoding; returns what it is sent."""
+    sent = {name: io.BytesIO() for name in ("stdout", "stderr")}
+    for name, content in sent.items():
+        stream = io.TextIOWrapper(content, encoding=encoding, errors="strict", write_through=True)
+        monkeypatch.setattr(sys, name, stream)
+    return sent
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "cp437", "ascii", "utf-8"])
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (["generate", "\u6a21\u578b", "--class", "1", "--out", "\u72d0.png"], 0),
+        (["generate", "\u6a21\u578b", "--class", "\u72d0\u72d0", "--out", "a.png"], 2),
+        (["generate", "\u6a21\u578b", "--\u72d0"], 2),
+        (["inspect", "\u6a21\u578b"], 0),
+        (["inspect", "\u6a21\u578b", "--classes"], 0),
+        (["verify", "\u6a21\u578b"], 0),
+        (["verify", "\u72d0"], 2),
+        (["build", "--help"], 0),
+    ],
+    ids=str,
+)
+def test_a_console_without_the_characters_shows_escapes(
+    fake_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    encoding: str,
+    command: list[str],
+    code: int,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = shutil.copytree(fake_bundle, Path("\u6a21\u578b"))
+    manifest = read_manifest(folder)
+    manifest["class_names"][2] = manifest["name"] = "\u72d0"
+    write_manifest(folder, manifest)
+    console = replace_console(monkeypatch, encoding)
+    assert main(command) == code
+    errors = console["stderr"].getvalue().decode(encoding)
+    assert "Traceback" not in errors
+    assert errors.startswith("error: ") if code else not errors
+    if command[-1] == "\u72d0.png":
+        # Click sends UTF-8 to consoles that say ASCII, which mostly are others that do not know their encoding.
+        shown = "\u72d0.png".encode("utf-8" if encoding == "ascii" else encoding, "backslashreplace")
+        assert console["stdout"].getvalue().split() == [shown]
+        assert Path("\u72d0.png").exists()
+
+
+def test_progress_and_tables_of_rich_show_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """
+import io, sys
+from nextscale.cli.main import main
+from nextscale.cli import main as module
+from nextscale.cli.progress import show_steps
+
+def run(name):
+    import click
+
+    @click.command()
+    def demo():
+        sys.stderr.isatty = lambda: True
+        with show_steps() as steps:
+            steps("\u72d0", 1, 2, note="\u6a21")
+    return type("Module", (), {"demo": demo})
+
+module.importlib.import_module = run
+sys.exit(main(["demo"]))
+"""
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252", "TERM": "xterm", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert rb"\u72d0" in done.stderr
+    assert done.stderr.isascii()
+
+
+def test_a_folder_whose_name_is_no_text_is_one_line(
+    fake_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(fake_bundle, os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    assert main(["generate", folder, "--class", "1", "--out", str(tmp_path / "a.png")]) == 2
+    error = capsys.readouterr().err
+    assert "onnxruntime opens no path that is not UTF-8: rename the folder" in error
+    assert error.count("\n") == 1
