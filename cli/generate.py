@@ -1,6 +1,7 @@
 """`nextscale generate`: labels in, a sheet of pictures out."""
 
 import json
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,26 @@ from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._next_scale_loop import Generation, Generator, StageResult
 from nextscale.runtime._request import DEFAULT_CFG_SCALE, DEFAULT_TOP_K, DEFAULT_TOP_P, resolve_top_k
 from nextscale.runtime._session import SessionOptions
-from nextscale.runtime.image_io import Writer, make_grid, npz_writer, png_writer, require_writable, write_files
+from nextscale.runtime.image_io import (
+    Writer,
+    make_grid,
+    npz_writer,
+    picture_writer,
+    require_picture_format,
+    require_writable,
+    write_files,
+)
+
+_DRAWN_SEEDS = 2**53  # exact in every language's JSON
 
 
 @click.command()
 @click.argument("bundle_dir", metavar="DIR", type=options.BUNDLE)
-@click.option("--class", "classes", multiple=True, required=True, metavar="ID|NAME", help="Repeat for several classes.")
+@click.option(
+    "--class", "classes", multiple=True, required=True, metavar="ID|NAME", help="Or null: no class. Repeat for several."
+)
 @click.option("--count", type=click.IntRange(1, 100_000), default=1, metavar="N", help="Images of each class.")
-@click.option("--seed", type=int, default=0, metavar="S", help="0 to 2^64 - 1; the same seed gives the same pictures.")
+@click.option("--seed", type=options.Seed(), default=0, metavar="S", help="0 to 2^64 - 1, or random. [default: 0]")
 @click.option("--first-image", type=int, default=0, metavar="I", help="Start at image I of the seed.")
 @click.option("--cfg-scale", type=float, default=DEFAULT_CFG_SCALE, show_default=True, help="Guidance; 0: none.")
 @click.option("--top-k", type=int, help=f"Sample from the k likeliest tokens; 0: off.  [default: {DEFAULT_TOP_K}]")
@@ -37,12 +50,12 @@ from nextscale.runtime.image_io import Writer, make_grid, npz_writer, png_writer
     "--out",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="The PNG to write.  [default: sheet.png, unless --npz is given]",
+    help="The PNG, JPEG or WebP to write.  [default: sheet.png, unless --npz is given]",
 )
 @click.option(
     "--grid", type=options.Grid(), metavar="COLS[xROWS]", help="The sheet's layout.  [default: nearly square]"
 )
-@click.option("--no-grid", is_flag=True, help="One PNG per image: FILE-0000.png and so on.")
+@click.option("--no-grid", is_flag=True, help="One file per image: FILE-0000.png and so on.")
 @click.option("--npz", type=click.Path(path_type=Path), metavar="FILE", help="Images, token maps and labels as arrays.")
 @click.option("--batch", type=click.IntRange(1), default=4, show_default=True, metavar="N", help="Images at a time.")
 @options.threads
@@ -52,7 +65,7 @@ def generate(
     bundle_dir: Path,
     classes: tuple[str, ...],
     count: int,
-    seed: int,
+    seed: int | None,
     first_image: int,
     cfg_scale: float,
     top_k: int | None,
@@ -68,20 +81,27 @@ def generate(
 ) -> None:
     """Make pictures from the bundle in DIR.
 
-    Prints the path of each file it writes. A PNG holds the parameters that made it in its text chunk "nextscale".
+    Prints the path of each file it writes, and on stderr the seed that --seed random draws. A picture holds the
+    parameters that made it: a PNG in its text chunk "nextscale", a JPEG or WebP in EXIF's image description.
     """
     if grid and no_grid:
         raise click.UsageError("--grid and --no-grid exclude each other")
-    if out and out.suffix.lower() != ".png":
-        raise click.UsageError(f"--out {out}: pictures are written as PNG; give a name that ends in .png")
+    if out:
+        require_picture_format(out)
     bundle = Bundle.open(bundle_dir)
     labels = [bundle.class_label(name) for name in classes for _ in range(count)]
     sheet = out or (None if npz else Path("sheet.png"))
     pictures = _picture_paths(sheet, len(labels), no_grid)
     columns, rows = grid or (None, None)
-    make_grid(np.empty((len(labels), 1, 1, 3), np.uint8), columns, rows)  # refuses too small a grid
+    cells = make_grid(np.empty((len(labels), 1, 1, 3), np.uint8), columns, rows)  # refuses too small a grid
+    height, width = bundle.model.image_size
+    for path in pictures:
+        require_picture_format(path, *(height, width) if no_grid else (len(cells) * height, len(cells[0]) * width))
     require_writable([*pictures, *([npz] if npz else [])])
 
+    if seed is None:
+        seed = secrets.randbelow(_DRAWN_SEEDS)
+        click.echo(f"seed {seed}", err=True)
     sampling: dict[str, Any] = {
         "seed": seed,
         "first_image": first_image,
@@ -157,10 +177,11 @@ def _picture_writers(
     labels = result.class_labels.tolist()
     if not no_grid:
         parameters = {**parameters, "classes": labels, "class_names": [bundle.class_name(label) for label in labels]}
-        return {path: png_writer(make_grid(result.images, *layout), parameters) for path in paths}
+        return {path: picture_writer(path, make_grid(result.images, *layout), parameters) for path in paths}
     first = parameters["first_image"]
     return {
-        path: png_writer(
+        path: picture_writer(
+            path,
             image,
             {
                 **parameters,

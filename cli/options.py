@@ -51,6 +51,20 @@ class IntegerList(click.ParamType):
             self.fail(f"{value!r} is not a list of integers such as 1,4", param, ctx)
 
 
+class Seed(click.ParamType):
+    """An integer, or None for "random"."""
+
+    name = "seed"
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if value == "random":
+            return None
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither an integer nor random", param, ctx)
+
+
 class Grid(click.ParamType):
     """Columns, or columns x rows: 4 or 4x2."""
 

@@ -9,12 +9,20 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, features
 from PIL.PngImagePlugin import PngInfo
 
 from nextscale.runtime._errors import NextscaleError, OutputError
 
 METADATA_KEY = "nextscale"
+# By suffix: the format's name, and the longest side that it has.
+FORMATS = {
+    ".png": ("PNG", 2**31 - 1),
+    ".jpg": ("JPEG", 65_500),
+    ".jpeg": ("JPEG", 65_500),
+    ".webp": ("WEBP", 16_383),
+}
+_EXIF_LIMIT = 65_000  # bytes; JPEG has 65,533 for it
 Writer = Callable[[BinaryIO], object]
 
 
@@ -47,16 +55,68 @@ def png_writer(image: NDArray[np.uint8], parameters: Mapping[str, Any]) -> Write
     return lambda file: Image.fromarray(image).save(file, format="PNG", pnginfo=info)
 
 
+def picture_writer(path: Path, image: NDArray[np.uint8], parameters: Mapping[str, Any]) -> Writer:
+    """Write uint8 [H, W, 3] in the format of the path's suffix, with the parameters inside.
+
+    A PNG is one of `png_writer`. JPEG and WebP, which are not exact (quality 95), have {"nextscale": parameters} in
+    EXIF's image description. That holds 64 KB: names and then ids of the classes are left out where there are too many.
+
+    Raises:
+        OutputError: another suffix, or sides that the format does not have.
+    """
+    format_name = require_picture_format(path, image.shape[0], image.shape[1])
+    if format_name == "PNG":
+        return png_writer(image, parameters)
+    options = {"quality": 95, "exif": _exif_of(parameters), **({"subsampling": 0} if format_name == "JPEG" else {})}
+    return lambda file: Image.fromarray(image).save(file, format=format_name, **options)
+
+
+def require_picture_format(path: Path, height: int = 1, width: int = 1) -> str:
+    """Find out before a long computation whether a picture can be written; returns the name of its format.
+
+    Raises:
+        OutputError: the suffix is of no format, Pillow lacks the format, or the format has no such sides.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise OutputError(f"cannot write {path}: pictures are written as {', '.join(FORMATS)}; give such a name")
+    format_name, longest = FORMATS[path.suffix.lower()]
+    if format_name == "WEBP" and not features.check("webp"):
+        raise OutputError(f"cannot write {path}: this installation of Pillow has no WebP: write a PNG")
+    if max(height, width) > longest:
+        raise OutputError(
+            f"cannot write {path}: {width} x {height} pixels are more than the {longest} that {format_name} has: "
+            "write a PNG or fewer images"
+        )
+    return format_name
+
+
+def _exif_of(parameters: Mapping[str, Any]) -> bytes:
+    for left_out in ((), ("class_names",), ("class_names", "classes")):
+        kept = {name: value for name, value in parameters.items() if name not in left_out}
+        exif = Image.Exif()
+        exif[ExifTags.Base.ImageDescription] = json.dumps({METADATA_KEY: kept})
+        content = exif.tobytes()
+        if len(content) <= _EXIF_LIMIT:
+            break
+    return content
+
+
 def npz_writer(arrays: Mapping[str, NDArray[Any]]) -> Writer:
     """Write arrays as a compressed .npz."""
     return lambda file: np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
-def read_png_parameters(path: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """The parameters inside a PNG that `png_writer` wrote; None if it holds none."""
+def read_picture_parameters(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The parameters inside a picture that `picture_writer` wrote; None if it holds none."""
     with Image.open(path) as image:
         text = image.info.get(METADATA_KEY)
-    return None if text is None else json.loads(text)
+        description = image.getexif().get(ExifTags.Base.ImageDescription)
+    if text is not None:
+        return dict(json.loads(text))
+    try:
+        return dict(json.loads(description)[METADATA_KEY])
+    except (TypeError, ValueError, KeyError):  # another program's description, or none
+        return None
 
 
 def require_writable(paths: Iterable[Path]) -> None:

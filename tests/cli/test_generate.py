@@ -15,7 +15,7 @@ from PIL import Image
 from nextscale.cli.main import main
 from nextscale.runtime import Generator
 from nextscale.runtime import _stage_runner as stage_runner
-from nextscale.runtime.image_io import read_png_parameters
+from nextscale.runtime.image_io import read_picture_parameters
 
 
 def run(*arguments: object) -> int:
@@ -36,7 +36,7 @@ def test_a_sheet_holds_the_classes_row_after_row(
         sheet = np.asarray(file)
     assert sheet.shape == (24, 36, 3)
     assert np.array_equal(sheet[12:, 24:], expected[5])
-    parameters = read_png_parameters(out)
+    parameters = read_picture_parameters(out)
     assert parameters is not None
     assert (parameters["bundle"], parameters["recipe"], parameters["seed"]) == ("fake-0", "fp32", 7)
     assert (parameters["cfg_scale"], parameters["top_k"], parameters["top_p"]) == (4.0, 5, 0.96)
@@ -53,7 +53,7 @@ def test_no_grid_writes_one_file_an_image(
     paths = [tmp_path / "a-0000.png", tmp_path / "a-0001.png"]
     assert capsys.readouterr().out.split() == [str(path) for path in paths]
     assert sorted(tmp_path.iterdir()) == paths
-    parameters = read_png_parameters(paths[1])
+    parameters = read_picture_parameters(paths[1])
     assert parameters is not None
     with Image.open(paths[1]) as file:
         alone = Generator(fake_bundle).generate(parameters["classes"], first_image=parameters["first_image"])
@@ -77,6 +77,45 @@ def test_the_default_is_a_sheet_here(fake_bundle: Path, tmp_path: Path, monkeypa
     assert os.listdir(tmp_path) == ["sheet.png"]
 
 
+def test_a_random_seed_is_told_and_kept(fake_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seeds = []
+    for out in (tmp_path / "a.png", tmp_path / "b.png"):
+        assert run(fake_bundle, "--class", 1, "--seed", "random", "--quiet", "--out", out) == 0
+        captured = capsys.readouterr()
+        parameters = read_picture_parameters(out)
+        assert parameters is not None
+        assert captured.err == f"seed {parameters['seed']}\n"
+        assert captured.out == f"{out}\n"
+        seeds.append(parameters["seed"])
+        with Image.open(out) as file:
+            expected = Generator(fake_bundle).generate([1], seed=parameters["seed"]).images[0]
+            assert np.array_equal(np.asarray(file), expected)
+    assert seeds[0] != seeds[1]
+    assert all(0 <= seed < 2**53 for seed in seeds)
+
+
+def test_the_null_class_has_a_name(fake_bundle: Path, tmp_path: Path) -> None:
+    assert run(fake_bundle, "--class", "null", "--out", tmp_path / "a.png") == 0
+    parameters = read_picture_parameters(tmp_path / "a.png")
+    assert parameters is not None
+    assert parameters["classes"] == [5]
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "a.webp"])
+def test_lossy_pictures_hold_the_parameters(fake_bundle: Path, tmp_path: Path, name: str) -> None:
+    assert (
+        run(fake_bundle, "--class", 1, "--class", "goldfish", "--seed", 7, "--no-grid", "--out", tmp_path / name) == 0
+    )
+    paths = sorted(tmp_path.iterdir())
+    assert [path.name for path in paths] == [name.replace("a.", f"a-000{number}.") for number in (0, 1)]
+    parameters = read_picture_parameters(paths[1])
+    assert parameters is not None
+    assert (parameters["seed"], parameters["first_image"], parameters["classes"]) == (7, 1, [0])
+    with Image.open(paths[1]) as file:
+        assert file.format == ("WEBP" if "webp" in name else "JPEG")
+        assert file.size == (12, 12)
+
+
 BAD_INPUT = {
     "label": (["--class", "6"], "class 6 is out of range: expected 0 to 4"),
     "name": (["--class", "goldfsh"], 'no class is named "goldfsh"; nearest: goldfish (0)'),
@@ -93,7 +132,17 @@ BAD_INPUT = {
     "grid": (["--class", "0", "--grid", "4y2"], "'4y2' is neither a number of columns"),
     "grid of none": (["--class", "0", "--grid", "0x2"], "'0x2' is neither"),
     "small grid": (["--class", "0", "--count", "5", "--grid", "2x2"], "too few for 5 images"),
-    "no PNG": (["--class", "0", "--out", "a.jpg"], "--out a.jpg: pictures are written as PNG"),
+    "another format": (
+        ["--class", "0", "--out", "a.gif"],
+        "cannot write a.gif: pictures are written as .png, .jpg, .jpeg, .webp; give such a name",
+    ),
+    "no format": (["--class", "0", "--out", "a"], "cannot write a: pictures are written as .png, .jpg, .jpeg, .webp"),
+    "seed text": (["--class", "0", "--seed", "any"], "'any' is neither an integer nor random"),
+    "too wide a JPEG": (
+        ["--class", "0", "--count", "5500", "--grid", "5500x1", "--out", "a.jpg"],
+        "cannot write a.jpg: 66000 x 12 pixels are more than the 65500 that JPEG has: write a PNG or fewer images",
+    ),
+    "random, but no class": (["--class", "none", "--seed", "random"], 'no class is named "none"'),
     "both grids": (["--class", "0", "--grid", "2", "--no-grid"], "--grid and --no-grid exclude each other"),
 }
 
