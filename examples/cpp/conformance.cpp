@@ -285,7 +285,9 @@ class Conformance {
     std::vector<std::int64_t> tokens;
     {
       const Generator passing(bundle_path(item));
-      nextscale::Stream stream = passing.stream(read_request(item));
+      Request request = read_request(item);
+      nextscale::Stream stream = passing.stream(request);
+      request.class_labels.assign(request.class_labels.size(), 4);  // too late to change anything
       while (auto stage = stream.next()) {
         tokens.insert(tokens.end(), stage->tokens.begin(), stage->tokens.end());
         last = std::move(stage);

@@ -10,6 +10,7 @@
 #include <csignal>
 #include <cstdlib>
 #include <iostream>
+#include <random>
 
 #include "arguments.hpp"
 #include "nextscale.hpp"
@@ -17,7 +18,7 @@
 namespace {
 
 constexpr char kUsage[] =
-    "usage: generate BUNDLE --class ID|NAME [--class ...] [--count N] [--seed S] [--first-image I]\n"
+    "usage: generate BUNDLE --class ID|NAME|null [--class ...] [--count N] [--seed S|random] [--first-image I]\n"
     "                [--cfg-scale T] [--top-k K] [--top-p P] [--batch N] [--threads N] [--out FILE.png]\n";
 
 std::atomic<bool> interrupted = false;
@@ -48,8 +49,22 @@ bool stderr_is_terminal() {
 #endif
 }
 
+/// The seed that the command line names, or one that is drawn and told on stderr.
+std::uint64_t seed_of(const Arguments& arguments) {
+  if (arguments.text("--seed").value_or("") != "random") return arguments.number<std::uint64_t>("--seed").value_or(0);
+  std::random_device device;
+  const std::uint64_t seed = (std::uint64_t{device()} << 32 | device()) >> 11;  // exact in every language's JSON
+  std::cerr << "seed " << seed << '\n';
+  return seed;
+}
+
 /// Find out before a long computation whether a file can be written.
 void require_writable(const std::string& path) {
+  std::string suffix = std::filesystem::path(path).extension().string();
+  for (char& c : suffix) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+  if (suffix != ".png") {
+    throw nextscale::Error("cannot write " + path + ": pictures are written as .png; give such a name");
+  }
   const std::string part = path + ".part";
   const bool writable = static_cast<bool>(std::ofstream(part)) && !std::filesystem::is_directory(path);
   std::remove(part.c_str());
@@ -92,7 +107,6 @@ void run(const Arguments& arguments) {
     request.class_labels.insert(request.class_labels.end(), static_cast<std::size_t>(count),
                                 generator.bundle().class_label(name));
   }
-  request.seed = arguments.number<std::uint64_t>("--seed").value_or(request.seed);
   request.first_image = arguments.number<std::uint64_t>("--first-image").value_or(request.first_image);
   request.cfg_scale = arguments.number<double>("--cfg-scale");
   request.top_k = arguments.number<std::int64_t>("--top-k");
@@ -101,6 +115,7 @@ void run(const Arguments& arguments) {
 
   const std::string out = arguments.text("--out").value_or("sheet.png");
   require_writable(out);
+  request.seed = seed_of(arguments);
 
   std::signal(SIGINT, [](int) { interrupted = true; });
   const bool terminal = stderr_is_terminal();

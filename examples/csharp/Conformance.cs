@@ -5,6 +5,7 @@ using System.IO;
 using System.Linq;
 using System.Security.Cryptography;
 using System.Threading;
+using System.Threading.Tasks;
 
 namespace NextScale
 {
@@ -91,6 +92,7 @@ namespace NextScale
                 else Refused(name, item, () => Manifest.Parse(content, name));
             });
             RunTogether();
+            RunChanges();
             RunDisposal();
         }
 
@@ -186,6 +188,29 @@ namespace NextScale
                     return Same(
                         returning.Generate(Request(items[0])).TokenMaps.SelectMany(row => row),
                         Rows(items[0].Object("expected").Get("token_maps"), Integers).SelectMany(row => row));
+            });
+        }
+
+        /// <summary>A request that is changed while it runs, on another thread or inside a call, changes nothing.
+        /// </summary>
+        private void RunChanges()
+        {
+            Fields item = Cases("requests")[0];
+            Check("a request that is changed while it runs", () =>
+            {
+                long[] expected = Rows(item.Object("expected").Get("token_maps"), Integers)
+                    .SelectMany(row => row).ToArray();
+                Generator generator = GeneratorFor(item, 1);
+                long[] labels = Integers(item.Get("class_labels")), others = labels.Select(label => 4L).ToArray();
+                GenerationRequest request = Request(item, labels);
+                Task<Generation> task = generator.GenerateAsync(request);
+                others.CopyTo(labels, 0);
+                request.Seed++;
+                string problem = Same(task.Result.TokenMaps.SelectMany(row => row), expected);
+                labels = Integers(item.Get("class_labels"));
+                Generation made = generator.Generate(
+                    Request(item, labels), new Telling(stage => others.CopyTo(labels, 0)));
+                return problem ?? Same(made.TokenMaps.SelectMany(row => row), expected);
             });
         }
 
@@ -324,7 +349,12 @@ namespace NextScale
 
         private static GenerationRequest Request(Fields item)
         {
-            var request = new GenerationRequest(Integers(item.Get("class_labels")))
+            return Request(item, Integers(item.Get("class_labels")));
+        }
+
+        private static GenerationRequest Request(Fields item, long[] labels)
+        {
+            var request = new GenerationRequest(labels)
             {
                 Seed = Arguments.UInt64(item.Text("seed")),
                 FirstImage = Arguments.UInt64(item.Text("first_image")),

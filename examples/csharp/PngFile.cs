@@ -18,7 +18,8 @@ namespace NextScale
         public static string[] Paths(string path, int count)
         {
             if (!path.EndsWith(".png", StringComparison.OrdinalIgnoreCase))
-                throw new UsageException($"--out {Wording.Printable(path)}: give a name that ends in .png");
+                throw new NextScaleException(
+                    $"cannot write {Wording.Printable(path)}: pictures are written as .png; give such a name");
             string folder = Path.GetDirectoryName(Path.GetFullPath(path));
             if (!Directory.Exists(folder))
                 throw new NextScaleException($"cannot write {path}: there is no folder {folder}");

@@ -5,6 +5,7 @@ using System.Collections.Generic;
 using System.Globalization;
 using System.IO;
 using System.Linq;
+using System.Security.Cryptography;
 using System.Threading;
 
 namespace NextScale
@@ -12,8 +13,9 @@ namespace NextScale
     internal static class Program
     {
         private const string Usage =
-@"usage: nextscale generate BUNDLE --class ID|NAME... --out FILE.png [--seed S] [--first-image I] [--cfg-scale C]
-                          [--top-k K] [--top-p P] [--batch N] [--threads N] [--no-spinning] [--progress]
+@"usage: nextscale generate BUNDLE --class ID|NAME|null... --out FILE.png [--seed S|random] [--first-image I]
+                          [--cfg-scale C] [--top-k K] [--top-p P] [--batch N] [--threads N] [--no-spinning]
+                          [--progress]
        nextscale bench BUNDLE... [--form generate|streaming]... [--batch N] [--repetitions N] [--warmup N]
                           [--threads N] [--no-spinning]
        nextscale bench-worker BUNDLE [--form generate|streaming] [--threads N] [--no-spinning]
@@ -63,7 +65,7 @@ namespace NextScale
             string folder = arguments.Operands("BUNDLE", 1, 1)[0];
             string[] classes = arguments.Values("--class");
             string output = arguments.Value("--out", null, text => text);
-            ulong seed = arguments.Value("--seed", 0UL, Arguments.UInt64);
+            ulong? seed = arguments.Value("--seed", (ulong?)0UL, Arguments.Seed);
             ulong firstImage = arguments.Value("--first-image", 0UL, Arguments.UInt64);
             Scalar cfgScale = arguments.Value("--cfg-scale", null, text => (Scalar)Arguments.Number(text));
             Scalar topK = arguments.Value("--top-k", null, text => (Scalar)Arguments.Int64(text));
@@ -78,6 +80,7 @@ namespace NextScale
             using (var cancellation = new CancellationTokenSource())
             using (var generator = new Generator(folder, options))
             {
+                string[] paths = PngFile.Paths(output, classes.Length);
                 Console.CancelKeyPress += (sender, pressed) =>
                 {
                     pressed.Cancel = true;
@@ -85,14 +88,14 @@ namespace NextScale
                 };
                 var request = new GenerationRequest(classes.Select(generator.Bundle.ClassLabel).ToArray())
                 {
-                    Seed = seed,
+                    Seed = seed ?? DrawnSeed(),
                     FirstImage = firstImage,
                     CfgScale = cfgScale,
                     TopK = topK,
                     TopP = topP,
                     BatchSize = batch,
                 };
-                string[] paths = PngFile.Paths(output, classes.Length);
+                if (seed == null) Console.Error.WriteLine($"seed {request.Seed}");
                 var progress = new Telling(stage => Console.Error.WriteLine(
                     $"image {stage.First + 1}, stage {stage.Stage + 1} of {stage.NumStages}"));
                 Generation made = generator.Generate(request, showProgress ? progress : null, cancellation.Token);
@@ -103,6 +106,14 @@ namespace NextScale
                 }
             }
             return 0;
+        }
+
+        /// <summary>A seed of 53 bits, which every language's JSON has exactly.</summary>
+        private static ulong DrawnSeed()
+        {
+            var bytes = new byte[8];
+            using (RandomNumberGenerator random = RandomNumberGenerator.Create()) random.GetBytes(bytes);
+            return BitConverter.ToUInt64(bytes, 0) >> 11;
         }
     }
 
@@ -210,6 +221,12 @@ namespace NextScale
             ulong value;
             if (ulong.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out value)) return value;
             throw new FormatException("expected an integer from 0 to 2^64 - 1");
+        }
+
+        /// <summary>Null for "random".</summary>
+        public static ulong? Seed(string text)
+        {
+            return text == "random" ? (ulong?)null : UInt64(text);
         }
 
         public static double Number(string text)

@@ -215,11 +215,13 @@ struct Manifest {
 
 // ---------------------------------------------------------------------------------------------------------- bundle
 
-/// A folder whose manifest was read and whose files all have the size the manifest gives.
+/// A folder whose manifest was read and whose files all have the size the manifest gives, but for its card. A file that
+/// is a link out of the folder, as in a download cache, also has the sha256 that the manifest gives.
 class Bundle {
  public:
   /// Read a bundle's manifest and check its files; with `verify_hashes` also read every file and compare its sha256.
-  /// Throws BundleError: no bundle there, or one that is damaged, newer, or has a file outside its folder.
+  /// Throws BundleError: no bundle there, or one that is damaged, newer, or has a link to a file that is not
+  /// the manifest's.
   static Bundle open(const std::filesystem::path& folder, bool verify_hashes = false);
 
   const std::filesystem::path& path() const { return path_; }
@@ -227,11 +229,14 @@ class Bundle {
   const ModelInfo& model() const { return manifest_.model; }
   std::filesystem::path graph_path(Graph graph) const;
 
+  /// The files beside the graphs that are links out of the folder, as in a download cache, by name.
+  std::vector<std::string> linked_data() const;
+
   /// Read every file and compare its sha256. Throws BundleError: a file's content is not what the manifest says.
   void verify_hashes() const;
 
   /// The id of a class, from its digits or its name in any case of ASCII letters. Where names list synonyms separated
-  /// by commas, each synonym is a name.
+  /// by commas, each synonym is a name. "null", where no class is named so, is the null class.
   /// Throws ClassLabelError: an id out of range, an unknown name, or a name that several classes share.
   std::int64_t class_label(std::string_view name) const;
 
@@ -241,6 +246,8 @@ class Bundle {
  private:
   Bundle(std::filesystem::path path, Manifest manifest) : path_(std::move(path)), manifest_(std::move(manifest)) {}
   void check_file(const std::string& name, const FileInfo& info) const;
+  bool is_link_out(const std::string& name) const;
+  bool is_changed(const std::string& name, const FileInfo& info) const;
 
   std::filesystem::path path_;
   Manifest manifest_;
@@ -412,12 +419,20 @@ namespace detail {
 
 // ------------------------------------------------------------------------------------------------------------ text
 
-/// A number as printf's %.15g has it, whatever the program's locale.
+/// A number as printf's %.15g has it, or %.17g where it takes that to tell it from its neighbours, in any locale.
 inline std::string general(double value) {
   std::ostringstream out;
   out.imbue(std::locale::classic());
   out.precision(15);
   out << value;
+  std::istringstream in(out.str());
+  in.imbue(std::locale::classic());
+  double same = 0;
+  if (std::isfinite(value) && (!(in >> same) || same != value)) {
+    out.str("");
+    out.precision(17);
+    out << value;
+  }
   return out.str();
 }
 
@@ -915,7 +930,12 @@ inline std::string shown(std::string_view text) {
 // -------------------------------------------------------------------------------------------------------- manifest
 
 constexpr std::int64_t kSchema = 2;
+constexpr char kCard[] = "card.md";  // for people: whether a bundle runs does not depend on it
+constexpr char kNullClass[] = "null";
+constexpr char kMissing[] = ": the file is missing; copy or build the bundle again";
 constexpr std::size_t kManifestLimit = std::size_t{32} << 20;  // bytes; a real one is below 1 MB
+constexpr std::size_t kMaxClassNames = 100000;
+constexpr std::size_t kMaxClassName = 1000;  // bytes
 constexpr std::size_t kMaxDimensions = 8;
 constexpr std::int64_t kMaxElements = std::int64_t{1} << 28;  // of what one image needs; a real f_hat has 32,768
 constexpr std::int64_t kMaxDimension = std::int64_t{1} << 31;
@@ -1713,6 +1733,38 @@ inline Feeds make_feeds(const Inputs& inputs, const GraphInfo& graph, std::size_
   return feeds;
 }
 
+/// The contents of weights behind links out of a bundle's folder, which most releases of ONNX Runtime do not follow;
+/// to be kept until a session is made.
+class LinkedData {
+ public:
+  explicit LinkedData(const Bundle& bundle) {
+    for (const std::string& name : bundle.linked_data()) {
+      const std::filesystem::path path = bundle.path() / path_of_utf8(name);
+      std::vector<char> content(static_cast<std::size_t>(bundle.manifest().files.at(name).size));
+      std::ifstream file(path, std::ios::binary);
+      if (!file.read(content.data(), static_cast<std::streamsize>(content.size()))) {
+        throw BundleError(utf8(path) + ": cannot be read");
+      }
+      names_.push_back(path_of_utf8(name).native());
+      contents_.push_back(std::move(content));
+    }
+  }
+
+  void give_to(Ort::SessionOptions& settings) const {
+    std::vector<char*> starts;
+    std::vector<std::size_t> sizes;
+    for (const std::vector<char>& content : contents_) {
+      starts.push_back(const_cast<char*>(content.data()));  // ONNX Runtime only reads
+      sizes.push_back(content.size());
+    }
+    if (!names_.empty()) settings.AddExternalInitializersFromFilesInMemory(names_, starts, sizes);
+  }
+
+ private:
+  std::vector<std::filesystem::path::string_type> names_;
+  std::vector<std::vector<char>> contents_;
+};
+
 /// The sessions of a bundle. Everything ONNX Runtime throws leaves here as an Error.
 class Engine {
  public:
@@ -1727,9 +1779,16 @@ class Engine {
   const GraphInfo& info(Graph graph) const {
     if (!has(graph)) {
       throw BundleError(utf8(bundle_.path()) + ": the bundle has no graph \"" + graph_name(graph) +
-                        "\": load stage and decoder");
+                        "\"; it has " + roles());
     }
     return bundle_.manifest().graphs.at(graph);
+  }
+
+  /// The graphs that the bundle has, in words.
+  std::string roles() const {
+    std::vector<Graph> graphs;
+    for (const auto& [graph, info] : bundle_.manifest().graphs) graphs.push_back(graph);
+    return join(graphs, [](Graph graph) { return std::string(graph_name(graph)); });
   }
 
   Ort::Session& session(Graph graph) {
@@ -1847,6 +1906,8 @@ class Engine {
       settings.AddConfigEntry("session.intra_op.allow_spinning", options_.spinning ? "1" : "0");
       // Threads of a run that has ended would take cores from the next session's for a while.
       settings.AddConfigEntry("session.force_spinning_stop", "1");
+      const LinkedData linked(bundle_);
+      linked.give_to(settings);
       session = std::make_unique<Ort::Session>(environment_, path.c_str(), settings);
       difference = difference_of(*session, described);
     } catch (const Ort::Exception& error) {
@@ -2049,7 +2110,9 @@ class Checker {
       throw RequestError(item.name + ": expected " + listed(shape) + " floats, found " + std::to_string(values.size()));
     }
     for (const float u : values) {
-      if (!(u >= 0 && u < 1)) throw RequestError(item.name + ": expected numbers of at least 0 and below 1");
+      if (!(u >= 0 && u < 1)) {
+        throw RequestError(item.name + ": expected numbers of at least 0 and below 1, found " + general(u));
+      }
     }
     return made(item, shape, values);
   }
@@ -2275,8 +2338,17 @@ inline Manifest Manifest::parse(std::string_view text, const std::string& where)
   }
   const detail::Json* names = document.find("class_names");
   if (names != nullptr && !names->is(detail::Json::Type::null)) {
-    manifest.class_names = root.items(
-        "class_names", [&](const std::string& key, const detail::Json& item) { return root.as_text(key, item); });
+    if (names->is(detail::Json::Type::array) && names->items.size() > detail::kMaxClassNames) {
+      root.refuse("class_names", "at most " + std::to_string(detail::kMaxClassNames) + " names",
+                  std::to_string(names->items.size()));
+    }
+    manifest.class_names = root.items("class_names", [&](const std::string& key, const detail::Json& item) {
+      std::string name = root.as_text(key, item);
+      if (name.size() > detail::kMaxClassName) {
+        root.refuse(key, "a name of at most " + std::to_string(detail::kMaxClassName) + " bytes", detail::shown(name));
+      }
+      return name;
+    });
     if (static_cast<std::int64_t>(manifest.class_names.size()) != manifest.model.num_classes) {
       root.refuse("class_names", std::to_string(manifest.model.num_classes) + " names, as model.num_classes says",
                   std::to_string(manifest.class_names.size()));
@@ -2318,22 +2390,37 @@ inline Bundle Bundle::open(const std::filesystem::path& folder, bool verify_hash
 inline void Bundle::check_file(const std::string& name, const FileInfo& info) const {
   const std::filesystem::path file = path_ / detail::path_of_utf8(name);
   const std::string where = detail::utf8(file);
-  std::error_code unresolved, unreadable;
-  const auto target = std::filesystem::weakly_canonical(file, unresolved);
-  if (unresolved || target.parent_path() != std::filesystem::canonical(path_, unresolved)) {
-    throw BundleError(where +
-                      ": the file is a link out of the bundle's folder, as in a download cache; "
-                      "make a real copy of the folder (cp -rL) and use that");
-  }
-  if (!std::filesystem::is_regular_file(file, unreadable)) {
-    throw BundleError(where + ": the file is missing; copy or build the bundle again");
-  }
+  std::error_code unreadable;
+  const bool linked = is_link_out(name), there = std::filesystem::is_regular_file(file, unreadable);
+  if (name == detail::kCard && !(linked && there)) return;  // for people, unless a link brings something in
+  if (!there) throw BundleError(where + detail::kMissing);
   const auto size = std::filesystem::file_size(file, unreadable);
   if (unreadable || size != info.size) {
     throw BundleError(where + ": " + (unreadable ? std::string("unknown") : std::to_string(size)) +
                       " bytes, but the manifest says " + std::to_string(info.size) +
                       ": the file was truncated or changed; copy or build the bundle again");
   }
+  if (linked && is_changed(name, info)) {
+    throw BundleError(where +
+                      ": a link out of the bundle's folder, to another content than the manifest's (sha256 differs); "
+                      "download or copy the bundle again");
+  }
+}
+
+inline bool Bundle::is_link_out(const std::string& name) const {
+  std::error_code unresolved;
+  const auto target = std::filesystem::weakly_canonical(path_ / detail::path_of_utf8(name), unresolved);
+  return unresolved || target.parent_path() != std::filesystem::canonical(path_, unresolved) || unresolved;
+}
+
+inline std::vector<std::string> Bundle::linked_data() const {
+  std::vector<std::string> names;
+  for (const auto& [name, info] : manifest_.files) {
+    const auto is_graph = [&name = name](const auto& graph) { return graph.second.file == name; };
+    const bool data = name != detail::kCard && std::none_of(manifest_.graphs.begin(), manifest_.graphs.end(), is_graph);
+    if (data && is_link_out(name)) names.push_back(name);
+  }
+  return names;
 }
 
 inline std::filesystem::path Bundle::graph_path(Graph graph) const {
@@ -2341,22 +2428,29 @@ inline std::filesystem::path Bundle::graph_path(Graph graph) const {
 }
 
 inline void Bundle::verify_hashes() const {
-  std::vector<char> chunk(std::size_t{1} << 20);
   for (const auto& [name, info] : manifest_.files) {
     const std::filesystem::path path = path_ / detail::path_of_utf8(name);
-    std::ifstream file(path, std::ios::binary);
-    detail::Sha256 hash;
-    while (file) {
-      file.read(chunk.data(), static_cast<std::streamsize>(chunk.size()));
-      hash.update(chunk.data(), static_cast<std::size_t>(file.gcount()));
-    }
-    if (!file.eof()) throw BundleError(detail::utf8(path) + ": cannot be read");
-    if (hash.hexadecimal() != info.sha256) {
+    std::error_code unreadable;
+    if (!std::filesystem::is_regular_file(path, unreadable)) throw BundleError(detail::utf8(path) + detail::kMissing);
+    if (is_changed(name, info)) {
       throw BundleError(
           detail::utf8(path) +
           ": the content was changed (sha256 differs from the manifest's); copy or build the bundle again");
     }
   }
+}
+
+inline bool Bundle::is_changed(const std::string& name, const FileInfo& info) const {
+  const std::filesystem::path path = path_ / detail::path_of_utf8(name);
+  std::vector<char> chunk(std::size_t{1} << 20);
+  std::ifstream file(path, std::ios::binary);
+  detail::Sha256 hash;
+  while (file) {
+    file.read(chunk.data(), static_cast<std::streamsize>(chunk.size()));
+    hash.update(chunk.data(), static_cast<std::size_t>(file.gcount()));
+  }
+  if (!file.eof()) throw BundleError(detail::utf8(path) + ": cannot be read");
+  return hash.hexadecimal() != info.sha256;
 }
 
 inline std::int64_t Bundle::class_label(std::string_view name) const {
@@ -2374,17 +2468,18 @@ inline std::int64_t Bundle::class_label(std::string_view name) const {
     return *label;
   }
   const auto& names = manifest_.class_names;
-  if (names.empty()) {
+  if (names.empty() && wanted != detail::kNullClass) {
     throw ClassLabelError("class " + quoted + ": this bundle has no class names; give an id from 0 to " +
                           std::to_string(model.num_classes - 1));
   }
   std::vector<std::size_t> whole, parts, near;
   for (std::size_t label = 0; label < names.size(); ++label) {
     const std::string known = detail::folded(names[label]);
-    const auto alternatives = detail::synonyms(names[label]);
     if (known == wanted) whole.push_back(label);
+    if (known.find(wanted) == std::string::npos) continue;
+    const auto alternatives = detail::synonyms(names[label]);
     if (std::count(alternatives.begin(), alternatives.end(), wanted) > 0) parts.push_back(label);
-    if (!wanted.empty() && known.find(wanted) != std::string::npos) near.push_back(label);
+    if (!wanted.empty()) near.push_back(label);
   }
   const auto& found = whole.empty() ? parts : whole;
   if (found.size() == 1) return static_cast<std::int64_t>(found[0]);
@@ -2396,6 +2491,7 @@ inline std::int64_t Bundle::class_label(std::string_view name) const {
     throw ClassLabelError("class " + quoted + " is the name of " + std::to_string(found.size()) +
                           " classes: give an id of " + listed(found));
   }
+  if (wanted == detail::kNullClass) return model.num_classes;
   near.resize((std::min)(near.size(), std::size_t{8}));
   const std::string nearest =
       detail::join(near, [&](std::size_t label) { return names[label] + " (" + std::to_string(label) + ")"; });

@@ -286,16 +286,20 @@ namespace NextScale
             IProgress<StageProgress> progress = null,
             CancellationToken cancellation = default(CancellationToken))
         {
-            ModelInputs all = ModelInputs.Create(Bundle, request);
-            int step = request.BatchSize ?? all.Count;
+            return Generate(ModelInputs.Create(Bundle, request), progress, cancellation);
+        }
+
+        private Generation Generate(
+            ModelInputs all, IProgress<StageProgress> progress, CancellationToken cancellation)
+        {
             bool streaming = progress != null || cancellation.CanBeCanceled || !Bundle.Graphs.ContainsKey("generate");
             return Using(() =>
             {
                 var images = new List<byte[]>();
                 var tokenMaps = new List<long[]>();
-                for (int first = 0; first < all.Count; first += step)
+                for (int first = 0; first < all.Count; first += all.BatchSize)
                 {
-                    ModelInputs part = all.Images(first, Math.Min(step, all.Count - first));
+                    ModelInputs part = all.Images(first, Math.Min(all.BatchSize, all.Count - first));
                     Generation made = streaming
                         ? GenerateStaged(part, first, progress, cancellation)
                         : GenerateAtOnce(part);
@@ -306,13 +310,23 @@ namespace NextScale
             });
         }
 
-        /// <summary>Generate on another thread; see Generate.</summary>
+        /// <summary>Generate on another thread; see Generate. The request is checked and copied at the call, and what is
+        /// wrong with it comes with the task.</summary>
         public Task<Generation> GenerateAsync(
             GenerationRequest request,
             IProgress<StageProgress> progress = null,
             CancellationToken cancellation = default(CancellationToken))
         {
-            return Task.Run(() => Generate(request, progress, cancellation), cancellation);
+            ModelInputs all;
+            try
+            {
+                all = ModelInputs.Create(Bundle, request);
+            }
+            catch (NextScaleException error)
+            {
+                return Task.FromException<Generation>(error);
+            }
+            return Task.Run(() => Generate(all, progress, cancellation), cancellation);
         }
 
         /// <summary>Free the graphs; calls that are running come to their end first.</summary>
@@ -513,12 +527,18 @@ namespace NextScale
         }
     }
 
-    /// <summary>A folder whose manifest was read and whose files all have the size that the manifest gives.</summary>
+    /// <summary>A folder whose manifest was read and whose files all have the size that the manifest gives, but for its
+    /// card. A file that is a link out of the folder, as in a download cache, also has the sha256 that the manifest
+    /// gives.</summary>
     public sealed class Bundle
     {
         private const string ManifestName = "manifest.json";
+        private const string CardName = "card.md";  // for people: whether a bundle runs does not depend on it
+        private const string NullClass = "null";
         private const int ManifestLimit = 32 << 20;  // bytes; a real one is below 1 MB
         private const int Shown = 8;
+        // Names beyond so many letters in all, and texts longer than any name that a person types, are not compared.
+        private const int Compared = 1 << 17, LongestCompared = 100;
 
         private readonly Manifest manifest;
 
@@ -555,16 +575,17 @@ namespace NextScale
         internal GraphInfo Graph(string role)
         {
             GraphInfo graph;
-            if (!Graphs.TryGetValue(role, out graph))
+            if (role == null || !Graphs.TryGetValue(role, out graph))
                 throw new BundleException(
-                    $"{Folder}: the bundle has no graph \"{Wording.Printable(role)}\": load stage and decoder");
+                    $"{Folder}: the bundle has no graph \"{Wording.Printable(role ?? "null")}\"; it has "
+                    + string.Join(", ", Manifest.Roles.Where(Graphs.ContainsKey)));
             return graph;
         }
 
         /// <summary>Read a bundle's manifest and check its files.</summary>
         /// <param name="verifyHashes">Also read every file and compare its sha256.</param>
-        /// <exception cref="BundleException">No bundle there, or one that is damaged, newer, or has a file outside
-        /// its folder.</exception>
+        /// <exception cref="BundleException">No bundle there, or one that is damaged, newer, or has a link to a
+        /// file that is not the manifest's.</exception>
         public static Bundle Open(string folder, bool verifyHashes = false)
         {
             if (folder == null) throw new ArgumentNullException(nameof(folder));
@@ -586,27 +607,39 @@ namespace NextScale
             foreach (KeyValuePair<string, FileEntry> file in manifest.Files)
             {
                 string path = Path.Combine(Folder, file.Key);
-                string found;
-                try
-                {
-                    using (SHA256 sha256 = SHA256.Create())
-                    using (FileStream stream = File.OpenRead(path))
-                        found = BitConverter.ToString(sha256.ComputeHash(stream)).Replace("-", "");
-                }
-                catch (Exception error) when (error is IOException || error is UnauthorizedAccessException)
-                {
-                    throw new BundleException($"{path}: cannot be read: {Wording.OneLine(error)}", error);
-                }
-                if (!found.Equals(file.Value.Sha256, StringComparison.OrdinalIgnoreCase))
+                if (Sha256(path) != file.Value.Sha256.ToUpperInvariant())
                     throw new BundleException(
                         $"{path}: the content was changed (sha256 differs from the manifest's); "
                         + "copy or build the bundle again");
             }
         }
 
+        private static string Sha256(string path)
+        {
+            try
+            {
+                using (SHA256 sha256 = SHA256.Create())
+                using (FileStream stream = File.OpenRead(path))
+                    return BitConverter.ToString(sha256.ComputeHash(stream)).Replace("-", "");
+            }
+            catch (Exception error) when (error is FileNotFoundException || error is DirectoryNotFoundException)
+            {
+                throw Missing(path);
+            }
+            catch (Exception error) when (error is IOException || error is UnauthorizedAccessException)
+            {
+                throw new BundleException($"{path}: cannot be read: {Wording.OneLine(error)}", error);
+            }
+        }
+
+        private static BundleException Missing(string path)
+        {
+            return new BundleException($"{path}: the file is missing; copy or build the bundle again");
+        }
+
         /// <summary>The id of a class.</summary>
         /// <param name="name">An id in digits, or a class name in any case. Where names list synonyms separated by
-        /// commas, each synonym is a name.</param>
+        /// commas, each synonym is a name. "null", where no class is named so, is the null class.</param>
         /// <returns>0 to num_classes; num_classes is the null class.</returns>
         /// <exception cref="ClassLabelException">An id out of range, an unknown name, or a name that several classes
         /// share.</exception>
@@ -642,38 +675,66 @@ namespace NextScale
 
         private long LabelOfName(string name)
         {
-            if (ClassNames == null)
-                throw new ClassLabelException(
-                    $"class \"{Wording.Printable(name)}\": this bundle has no class names; "
-                    + $"give an id from 0 to {Model.NumClasses - 1}");
             string wanted = Folded(name);
-            List<int> labels = Enumerable.Range(0, ClassNames.Count).ToList();
-            List<int> found = labels.FindAll(label => Folded(ClassNames[label]) == wanted);
+            string[] folded = (ClassNames ?? new string[0]).Select(Folded).ToArray();
+            List<int> labels = Enumerable.Range(0, folded.Length).ToList();
+            List<int> found = labels.FindAll(label => folded[label] == wanted);
             if (found.Count == 0)
-                found = labels.FindAll(label => ClassNames[label].Split(',').Any(part => Folded(part) == wanted));
+                found = labels.FindAll(
+                    label => folded[label].Contains(wanted) && Synonyms(folded[label]).Contains(wanted));
             if (found.Count == 1) return found[0];
             if (found.Count > 1)
                 throw new ClassLabelException(
                     $"class \"{Wording.Printable(name)}\" is the name of {found.Count} classes: give an id of "
                     + string.Join(", ", found.Take(Shown).Select(label => $"{label} ({ClassNames[label]})")));
-            throw new ClassLabelException($"no class is named \"{Wording.Printable(name)}\"; {Suggestion(wanted)}");
+            if (wanted == NullClass) return Model.NumClasses;
+            if (ClassNames == null)
+                throw new ClassLabelException(
+                    $"class \"{Wording.Printable(name)}\": this bundle has no class names; "
+                    + $"give an id from 0 to {Model.NumClasses - 1}");
+            throw new ClassLabelException(
+                $"no class is named \"{Wording.Printable(name)}\"; {Suggestion(wanted, folded)}");
         }
 
         /// <summary>The nearest names: those that contain the wanted text, then those spelled most like it.</summary>
-        private string Suggestion(string wanted)
+        private static string Suggestion(string wanted, string[] folded)
+        {
+            var nearest = new Dictionary<string, int>();
+            for (int label = 0; label < folded.Length && nearest.Count < Shown; label++)
+            {
+                if (wanted.Length == 0 || !folded[label].Contains(wanted)) continue;
+                string[] parts = Synonyms(folded[label]).Where(part => part.Contains(wanted)).ToArray();
+                foreach (string part in parts.Length > 0 ? parts : new[] { folded[label] })
+                    if (!nearest.ContainsKey(part)) nearest[part] = label;
+            }
+            foreach (KeyValuePair<string, int> item in SpelledLike(wanted, folded))
+                if (!nearest.ContainsKey(item.Key)) nearest[item.Key] = item.Value;
+            return nearest.Count > 0
+                ? "nearest: " + string.Join(", ", nearest.Take(Shown).Select(item => $"{item.Key} ({item.Value})"))
+                : "`nextscale inspect DIR --classes` lists the names";
+        }
+
+        /// <summary>Synonyms that a few edits turn into the wanted text, the nearest first.</summary>
+        private static IEnumerable<KeyValuePair<string, int>> SpelledLike(string wanted, string[] folded)
         {
             var known = new Dictionary<string, int>();
-            for (int label = ClassNames.Count - 1; label >= 0; label--)
-                foreach (string part in ClassNames[label].Split(',')) known[Folded(part)] = label;
-            List<string> nearest = known.Keys
-                .Where(name => wanted.Length > 0)
-                .Select(name => new { name, distance = name.Contains(wanted) ? 0 : EditDistance(name, wanted) })
-                .Where(item => item.distance <= wanted.Length / 3)
-                .OrderBy(item => item.distance).ThenBy(item => known[item.name])
-                .Take(Shown).Select(item => $"{item.name} ({known[item.name]})").ToList();
-            return nearest.Count > 0
-                ? "nearest: " + string.Join(", ", nearest)
-                : "`nextscale inspect DIR --classes` lists the names";
+            int allowed = wanted.Length / 3, left = wanted.Length <= LongestCompared ? Compared : 0;
+            for (int label = 0; label < folded.Length && left > 0; label++)
+                foreach (string part in Synonyms(folded[label]))
+                    if (Math.Abs(part.Length - wanted.Length) <= allowed)
+                    {
+                        left -= part.Length + 1;
+                        if (!known.ContainsKey(part)) known[part] = label;
+                    }
+            return known.Select(item => new { item, distance = EditDistance(item.Key, wanted) })
+                .Where(found => found.distance <= allowed && wanted.Length > 0)
+                .OrderBy(found => found.distance).ThenBy(found => found.item.Value)
+                .Select(found => found.item);
+        }
+
+        private static string[] Synonyms(string folded)
+        {
+            return folded.Split(',').Select(part => part.Trim()).ToArray();
         }
 
         private static int EditDistance(string a, string b)
@@ -732,16 +793,32 @@ namespace NextScale
         private void CheckFile(string name, FileEntry entry)
         {
             var file = new FileInfo(Path.Combine(Folder, name));
-            if (LeavesFolder(file))
+            bool linked = LeavesFolder(file);
+            long? length = linked ? LinkedLength(file.ToString()) : file.Exists ? file.Length : (long?)null;
+            if (name == CardName && !(linked && length != null)) return;
+            if (length == null) throw Missing(file.ToString());
+            if (length != entry.Size)
                 throw new BundleException(
-                    $"{file}: the file is a link out of the bundle's folder, as in a download cache; "
-                    + "make a real copy of the folder (cp -rL) and use that");
-            if (!file.Exists)
-                throw new BundleException($"{file}: the file is missing; copy or build the bundle again");
-            if (file.Length != entry.Size)
-                throw new BundleException(
-                    $"{file}: {file.Length} bytes, but the manifest says {entry.Size}: the file was truncated or "
+                    $"{file}: {length} bytes, but the manifest says {entry.Size}: the file was truncated or "
                     + "changed; copy or build the bundle again");
+            if (linked && Sha256(file.ToString()) != entry.Sha256.ToUpperInvariant())
+                throw new BundleException(
+                    $"{file}: a link out of the bundle's folder, to another content than the manifest's (sha256 "
+                    + "differs); download or copy the bundle again");
+        }
+
+        /// <summary>The length of what a link leads to; null where that is no file.</summary>
+        private static long? LinkedLength(string path)
+        {
+            try
+            {
+                using (FileStream stream = File.OpenRead(path)) return stream.Length;
+            }
+            catch (Exception error) when (error is IOException || error is UnauthorizedAccessException
+                                          || error is NotSupportedException)
+            {
+                return null;
+            }
         }
 
         /// <summary>Whether a file is a link to elsewhere. Before .NET 6 nothing tells where a link leads, so that
@@ -898,7 +975,7 @@ namespace NextScale
         }
     }
 
-    /// <summary>A request after its checks.</summary>
+    /// <summary>A request after its checks: copies, which later changes of the caller's arrays do not reach.</summary>
     internal sealed class ModelInputs
     {
         private readonly GenerationRequest request;
@@ -918,6 +995,9 @@ namespace NextScale
 
         public int Count { get; private set; }
 
+        /// <summary>Images at a time.</summary>
+        public int BatchSize { get; private set; }
+
         public IReadOnlyList<ModelInput> Items { get; private set; }
 
         public static ModelInputs Create(Bundle bundle, GenerationRequest request)
@@ -931,6 +1011,7 @@ namespace NextScale
             inputs.Items = bundle.Request.Where(inputs.IsNeeded).Select(inputs.Make).ToList();
             if (request.BatchSize < 1)
                 throw new RequestException($"batch_size {request.BatchSize} is out of range: expected at least 1");
+            inputs.BatchSize = request.BatchSize ?? inputs.Count;
             return inputs;
         }
 
@@ -1047,7 +1128,9 @@ namespace NextScale
         {
             float[] numbers = Flat(item, "floats", request.Uniforms);
             if (!numbers.All(number => number >= 0 && number < 1))  // written so that NaN is refused
-                throw new RequestException($"{item.Name}: expected numbers of at least 0 and below 1");
+                throw new RequestException(
+                    $"{item.Name}: expected numbers of at least 0 and below 1, found "
+                    + RequestInput.Show(numbers.First(number => !(number >= 0 && number < 1))));
             return numbers;
         }
 
@@ -1129,7 +1212,8 @@ namespace NextScale
                     $"{item.Name}: expected {wanted}, found {Describe(given)} of {given.Data.Length} numbers");
             return new ModelInput
             {
-                Name = item.Name, Data = given.Data, Shape = given.Shape, PerImage = item.PerImage,
+                Name = item.Name, Data = (Array)given.Data.Clone(), Shape = (long[])given.Shape.Clone(),
+                PerImage = item.PerImage,
             };
         }
 
@@ -1538,9 +1622,13 @@ namespace NextScale
             }
         }
 
+        /// <summary>With 15 digits, or with 17 where it takes those to tell the number from its neighbours.</summary>
         public static string Show(double value)
         {
-            return value.ToString("g15", CultureInfo.InvariantCulture);
+            string text = value.ToString("g15", CultureInfo.InvariantCulture);
+            double same;
+            return double.TryParse(text, NumberStyles.Float, CultureInfo.InvariantCulture, out same)
+                && !same.Equals(value) ? value.ToString("g17", CultureInfo.InvariantCulture) : text;
         }
     }
 
@@ -1553,11 +1641,12 @@ namespace NextScale
         // Of guidance, where a manifest gives no maximum: logits of a sound model times this stay finite in float32.
         private const double MaxCfgScale = 1000;
         private const long Exact = 1L << 53;  // integers up to here are exact in a double
+        private const int MaxClassNames = 100000;
         // Of what one image needs; a real f_hat has 32,768 elements in four dimensions.
         private const int MaxDimensions = 8;
         private const long MaxElements = 1 << 28;
 
-        private static readonly string[] Roles = { "generate", "stage", "decoder" };
+        public static readonly string[] Roles = { "generate", "stage", "decoder" };
         private static readonly string[] SingleKinds = { "label", "uniform", "forced_tokens" };
         private static readonly Dictionary<string, string[]> KindDtypes = new Dictionary<string, string[]>
         {
@@ -1611,9 +1700,14 @@ namespace NextScale
             if (schema == 1) manifest.ReadSchema1(root);
             else manifest.ReadSchema2(root);
             ModelInfo model = manifest.Model;
-            IReadOnlyList<string> names = root.Value.ContainsKey("class_names") && root.Value["class_names"] != null
-                ? root.Items("class_names", (owner, key, value) => owner.AsText(key, value))
-                : null;
+            IReadOnlyList<string> names = null;
+            if (root.Value.ContainsKey("class_names") && root.Value["class_names"] != null)
+            {
+                var listed = root.Value["class_names"] as System.Collections.IList;
+                if (listed != null && listed.Count > MaxClassNames)
+                    root.Refuse("class_names", $"at most {MaxClassNames} names", (long)listed.Count);
+                names = root.Items("class_names", (owner, key, value) => owner.AsClassName(key, value));
+            }
             if (names != null && names.Count != model.NumClasses)
                 root.Refuse("class_names", $"{model.NumClasses} names, as model.num_classes says", (long)names.Count);
             root.Object("versions");
@@ -1984,6 +2078,7 @@ namespace NextScale
     internal sealed class Fields
     {
         public const double MaxNumber = 1e100;
+        public const int MaxClassName = 1000;  // bytes
 
         public readonly string Where;
         public readonly Dictionary<string, object> Value;
@@ -2048,6 +2143,14 @@ namespace NextScale
             var text = value as string;
             if (text == null || !Wording.IsPrintable(text)) Refuse(key, "a line of printable text", value);
             return text;
+        }
+
+        public string AsClassName(string key, object value)
+        {
+            string name = AsText(key, value);
+            if (Encoding.UTF8.GetByteCount(name) > MaxClassName)
+                Refuse(key, $"a name of at most {MaxClassName} bytes", name);
+            return name;
         }
 
         /// <summary>A finite number, below 1e100 in size.</summary>

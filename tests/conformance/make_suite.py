@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from conformance.damaged_manifests import damaged_manifests
-from fake_bundle import read_manifest, write_fake_bundle, write_manifest
+from fake_bundle import in_download_cache, read_manifest, write_fake_bundle, write_manifest
 from fake_text_bundle import C as TEXT_WIDTH
 from fake_text_bundle import write_fake_text_bundle
 
@@ -65,6 +65,7 @@ def make_suite(out: Path, bundles: Sequence[Path] = (), tiny: bool = True, damag
     fakes = {name: write(out / "bundles" / name) for name, write in FAKES.items()}
     further = [*(_build_tiny(out) if tiny else []), *(str(path.resolve()) for path in bundles)]
     names = ["bundles/fake", "bundles/fake-v1", *further]
+    altered = [str(path.relative_to(out)) for path in _altered(fakes["fake"], out / "bundles")]
     suite = {
         "made_with": {**versions(), "cpu": describe_machine().cpu},
         "defaults": {"class_labels": [], **PARAMETERS},
@@ -72,6 +73,7 @@ def make_suite(out: Path, bundles: Sequence[Path] = (), tiny: bool = True, damag
         "uniforms": cases["uniforms"],
         "requests": [
             *(request for name in names for request in _requests(out, name, cases["requests"])),
+            *(request for name in altered for request in _requests(out, name, cases["requests"][:2])),
             *_requests(out, "bundles/fake-text", cases["text_requests"]),
         ],
         **{
@@ -136,6 +138,14 @@ def results(generator: Generator, request: dict[str, Any], streaming: bool) -> d
         "images_sha256": [hashlib.sha256(image.tobytes()).hexdigest() for image in result.images],
     }
     return {**found, "previews_sha256": previews} if streaming else found
+
+
+def _altered(fake: Path, folder: Path) -> Iterator[Path]:
+    """The fake bundle in ways that change nothing: in a download cache, and with a card that someone edited."""
+    yield in_download_cache(fake, folder / "fake-cached")
+    edited = shutil.copytree(fake, folder / "fake-edited")
+    (edited / "card.md").write_bytes(b"Edited.\r\n")
+    yield edited
 
 
 def _build_tiny(out: Path) -> Iterator[str]:
@@ -235,6 +245,8 @@ def _apply(folder: Path, change: dict[str, Any]) -> None:
         (folder / value).write_bytes(content)
     elif kind == "copy":
         shutil.copyfile(folder / value[0], folder / value[1])
+    elif kind == "link":
+        (folder / value[0]).symlink_to(value[1])
     elif kind == "link_out":
         outside = folder.with_name(f"{folder.name}-outside")
         (folder / value).rename(outside)
@@ -257,6 +269,8 @@ def _change_manifest(manifest: dict[str, Any], folder: Path, kind: str, value: A
         owner = owner[key]
     if kind == "set":
         owner[last] = value[1]
+    elif kind == "repeat":
+        owner[last] = value[1] * value[2]
     elif kind == "delete":
         del owner[last]
     elif kind == "append":
