@@ -147,9 +147,9 @@ class Bundle:
         if name.strip().casefold() == NULL_CLASS:
             return self.model.num_classes
         if names is None:
+            last = self.model.num_classes - 1
             raise ClassLabelError(
-                f'class "{printable(name)}": this bundle has no class names; '
-                f"give an id from 0 to {self.model.num_classes - 1}"
+                f'class "{printable(name)}": this bundle has no class names; give an id from 0 to {last}'
             )
         raise ClassLabelError(f'no class is named "{printable(name)}"; {nearest_names(name, names)}')
 

@@ -105,6 +105,8 @@ namespace NextScale
 
         private InputTensor(string dtype, Array data, long[] shape)
         {
+            if (data == null) throw new ArgumentNullException(nameof(data));
+            if (shape == null) throw new ArgumentNullException(nameof(shape));
             Dtype = dtype;
             Data = data;
             Shape = shape;
@@ -124,6 +126,7 @@ namespace NextScale
         /// <param name="classLabels">Ids, as Bundle.ClassLabel gives for a name; num_classes is the null class.</param>
         public GenerationRequest(params long[] classLabels)
         {
+            if (classLabels == null) throw new ArgumentNullException(nameof(classLabels));
             ClassLabels = classLabels;
         }
 
@@ -1002,6 +1005,7 @@ namespace NextScale
 
         public static ModelInputs Create(Bundle bundle, GenerationRequest request)
         {
+            if (request == null) throw new ArgumentNullException(nameof(request));
             var inputs = new ModelInputs(request, bundle);
             inputs.CheckNames();
             inputs.Count = inputs.CountImages();

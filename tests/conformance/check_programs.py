@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -105,6 +106,8 @@ def _check_language(
         yield "with progress", draws((*programs.with_progress, bundle, CLASS), ppm, picture, lines=stages)
     if programs.generate:
         yield "generate", draws((*programs.generate, bundle, *PICTURE), png, picture, lines=1)
+        yield "generate, random", draws_random((*programs.generate, bundle), png, bundle)
+        yield "generate, another format", refuses_format((*programs.generate, bundle, *PICTURE), folder / "none.gif")
     if programs.bench:
         yield "bench", tells_speed((*programs.bench, bundle, "--repetitions", 2, "--threads", 1))
     if programs.worker:
@@ -134,6 +137,32 @@ def draws(command: Sequence[object], out: Path, picture: NDArray[np.uint8], line
     with Image.open(out) as image:
         found = np.asarray(image)
     return None if np.array_equal(found, picture) else "another picture than Python's"
+
+
+def draws_random(command: Sequence[object], out: Path, bundle: Path) -> str | None:
+    """The program draws a seed, tells it, and makes its picture of the null class."""
+    seeds = []
+    for _ in range(2):
+        done = _run((*command, "--class", "null", "--seed", "random", "--out", out))
+        told = re.fullmatch(r"seed (\d+)\n", done.stderr)
+        if done.returncode != 0 or told is None:
+            return f"exit code {done.returncode}, stderr {done.stderr!r}"
+        seeds.append(int(told[1]))
+        generator = Generator(bundle, SessionOptions(threads=1))
+        [picture] = generator.generate([generator.bundle.model.num_classes], seed=seeds[-1]).images
+        with Image.open(out) as image:
+            if not np.array_equal(np.asarray(image), picture):
+                return "another picture than Python's of the same seed"
+    return None if seeds[0] != seeds[1] and max(seeds) < 2**53 else f"seeds {seeds}"
+
+
+def refuses_format(command: Sequence[object], out: Path) -> str | None:
+    """The program refuses a file name whose format it does not write, in one clear line."""
+    done = _run((*command, out))
+    one_line = done.stderr.count("\n") == 1 and f"cannot write {out}: pictures are written as .png" in done.stderr
+    if done.returncode != REFUSED or done.stdout or not one_line or out.exists():
+        return f"exit code {done.returncode}, stdout {done.stdout!r}, stderr {done.stderr!r}"
+    return None
 
 
 def tells_speed(command: Sequence[object]) -> str | None:

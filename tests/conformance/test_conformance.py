@@ -206,7 +206,8 @@ def test_damage_comes_from_the_seed(fake: Path) -> None:
 def test_a_suite_without_the_tiny_model_needs_no_torch(tmp_path: Path) -> None:
     path = make_suite(tmp_path / "suite", tiny=False, damaged=5)
     document = json.loads(path.read_text())
-    assert {request["bundle"] for request in document["requests"]} == {f"bundles/{name}" for name in FAKES}
+    altered = {"fake-cached/snapshots/0123abcd", "fake-edited"}
+    assert {request["bundle"] for request in document["requests"]} == {f"bundles/{name}" for name in {*FAKES, *altered}}
     with pytest.raises(FileExistsError):
         make_suite(tmp_path / "suite", tiny=False, damaged=5)
 
