@@ -32,10 +32,21 @@ _DRAWN_SEEDS = 2**53  # exact in every language's JSON
 @click.command()
 @click.argument("bundle_dir", metavar="DIR", type=options.BUNDLE)
 @click.option(
-    "--class", "classes", multiple=True, required=True, metavar="ID|NAME", help="Or null: no class. Repeat for several."
+    "--class",
+    "classes",
+    multiple=True,
+    required=True,
+    metavar="ID|NAME",
+    help='Repeat for several classes; "null" is the null class.',
 )
 @click.option("--count", type=click.IntRange(1, 100_000), default=1, metavar="N", help="Images of each class.")
-@click.option("--seed", type=options.Seed(), default=0, metavar="S", help="0 to 2^64 - 1, or random. [default: 0]")
+@click.option(
+    "--seed",
+    type=options.Seed(),
+    default=0,
+    metavar="S",
+    help='0 to 2^64 - 1; the same seed gives the same pictures. "random" draws one and tells it.',
+)
 @click.option("--first-image", type=int, default=0, metavar="I", help="Start at image I of the seed.")
 @click.option("--cfg-scale", type=float, default=DEFAULT_CFG_SCALE, show_default=True, help="Guidance; 0: none.")
 @click.option("--top-k", type=int, help=f"Sample from the k likeliest tokens; 0: off.  [default: {DEFAULT_TOP_K}]")

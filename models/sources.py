@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from importlib.resources import as_file
 from pathlib import Path
 
+from nextscale.models._class_names import read_class_names
 from nextscale.models._demo_files import demo_files
-from nextscale.models.class_names import read_class_names
 from nextscale.models.var.checkpoint import load_models, load_var, load_vqvae
 from nextscale.models.var.presets import get_preset
 from nextscale.models.var.random_weights import random_models

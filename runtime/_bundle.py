@@ -43,8 +43,8 @@ class Bundle:
             path: the bundle's folder.
             verify_hashes: also read every file and compare its sha256.
         Raises:
-            BundleError: there is no bundle, or it is damaged, of a newer schema, or has a link to a file that is not the
-                manifest's.
+            BundleError: there is no bundle, or it is damaged, of a newer schema, or has a link to a file that the
+                manifest does not vouch for.
         """
         try:
             folder = Path(path)

@@ -204,7 +204,7 @@ def test_a_bad_vae_is_one_line(checkpoints: Path, tmp_path: Path, capsys: pytest
 
 BAD_NAMES = {
     "too few": ("cat\ndog\n", "2 names, but the model has 10 classes"),
-    "empty": ("", "no names; expected one class name a line"),
+    "empty": ("", "no names; expected one class name per line"),
     "unprintable": ("cat\ta cat\n", "the name of class 0 is not printable text: 'cat\\ta cat'"),
     "no text": (b"\xff\xfe\x00", "not UTF-8 text"),
     "too large": ("x" * (2 * 2**20 + 1), "over 2097152 bytes"),

@@ -116,8 +116,13 @@ def test_verify_as_json(fake_bundle: Path, capsys: pytest.CaptureFixture[str]) -
     assert [check["name"] for check in report["checks"]] == ["files", "contract", "logits", "tokens", "streaming"]
 
 
-def test_verify_of_a_changed_bundle_exits_with_1(damaged: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (damaged / "card.md").write_text("A fake model for tests!\n")
+@pytest.mark.parametrize("card", ["A fake model for tests!\n", "A fake model for tests.\r\n", None])
+def test_verify_of_a_changed_bundle_exits_with_1(
+    damaged: Path, capsys: pytest.CaptureFixture[str], card: str | None
+) -> None:
+    (damaged / "card.md").unlink()
+    if card is not None:
+        (damaged / "card.md").write_text(card, newline="")
     assert main(["verify", str(damaged)]) == 1
     assert capsys.readouterr().out == "FAIL  files: changed since the bundle was built: card.md\n"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nextscale.models.class_names import CLASS_NAMES_LIMIT, read_class_names
+from nextscale.models._class_names import CLASS_NAMES_LIMIT, read_class_names
 from nextscale.runtime._errors import NextscaleError
 
 NAMES = ["tench, Tinca tinca", "goldfish (not n01443537 x)", "caf\u00e9 [sign]", "carpenter's kit"]
@@ -89,7 +89,7 @@ def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:
 
 NEITHER = "neither a JSON document ("
 BAD_NAMES = {
-    "empty": ("", "no names; expected one class name a line"),
+    "empty": ("", "no names; expected one class name per line"),
     "empty list": ("[]", "no names; "),
     "cut list": ('["cat", ', NEITHER),
     "deep": ("[" * 100_000, "neither a JSON document nor a Python literal (nested too deeply)"),

@@ -24,7 +24,7 @@ _WORDNET_LINE = re.compile(r"(n\d{8})[\s,:]+(\S.*)")
 _ID_LINE = re.compile(r"(\d{1,9})(?:\s*[,:;=]\s*|\s+)(\S.*)")
 _SHOWN = 5
 _FORMS = (
-    "one class name a line, or a list of names, or an object with the ids as keys, in JSON or as Python writes them"
+    "one class name per line, or a list of names, or an object with the ids as keys, in JSON or as Python writes them"
 )
 
 
