@@ -116,6 +116,12 @@ def test_lossy_pictures_hold_the_parameters(fake_bundle: Path, tmp_path: Path, n
         assert file.size == (12, 12)
 
 
+def test_a_sheet_may_be_a_jpeg(fake_bundle: Path, tmp_path: Path) -> None:
+    assert run(fake_bundle, "--class", 1, "--count", 3, "--grid", 3, "--out", tmp_path / "sheet.jpg") == 0
+    with Image.open(tmp_path / "sheet.jpg") as file:
+        assert (file.format, file.size) == ("JPEG", (36, 12))
+
+
 BAD_INPUT = {
     "label": (["--class", "6"], "class 6 is out of range: expected 0 to 4"),
     "name": (["--class", "goldfsh"], 'no class is named "goldfsh"; nearest: goldfish (0)'),
