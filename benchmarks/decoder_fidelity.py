@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from onnxruntime import InferenceSession
 from provenance import provenance, publish
 
 from nextscale.calib_data.token_maps import TokenMaps
@@ -26,6 +26,9 @@ from nextscale.measure.statistics import ratio_interval
 from nextscale.models.sources import demo_source
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._session import SessionOptions, open_session
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 BATCH = 8
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import onnxruntime
 from learned_roundings import ROUNDINGS, require_rounding
 from progress import log
 
@@ -19,6 +18,7 @@ from nextscale.compiler.build import build_bundle
 from nextscale.compiler.options import BuildOptions
 from nextscale.evaluate.teacher_forced import as_json, teacher_forced
 from nextscale.graph_passes.recipe import Recipe, load_recipe
+from nextscale.measure.provenance import versions
 from nextscale.models.sources import Source, demo_source
 from nextscale.paper.throughput_bundles import changed_words
 from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
@@ -141,7 +141,7 @@ class RecipeBundles:
                 on_images=lambda done: log("images", done, images),
             )
             for name, values in as_json(found).items():
-                machine = {"machine": describe_machine().cpu, "onnxruntime": onnxruntime.__version__}
+                machine = {"machine": describe_machine().cpu, "onnxruntime": versions()["onnxruntime"]}
                 size = {"megabytes": Bundle.open(self.work / name).manifest.size / 1e6}
                 paths[name].write_text(json.dumps(values | size | machine), encoding="utf-8")
         return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items()}

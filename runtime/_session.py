@@ -18,6 +18,7 @@ from nextscale.runtime._manifest import GraphInfo, TensorInfo
 from nextscale.runtime._wording import printable, shown_number, shown_value
 
 MINIMUM_ONNXRUNTIME = (1, 22)
+CRASHING_ONNXRUNTIME = "1.29.0"  # in containers without a shell, when telemetry starts
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -69,15 +70,20 @@ def require_onnxruntime(version: str | None = None) -> None:
     """Refuse a release of ONNX Runtime on which bundles do not run.
 
     Raises:
-        NextscaleError: the release is older than MINIMUM_ONNXRUNTIME; names both.
+        NextscaleError: the release is older than MINIMUM_ONNXRUNTIME, or it is CRASHING_ONNXRUNTIME; names both.
     """
     version = onnxruntime.__version__ if version is None else version
-    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
-    if numbers < MINIMUM_ONNXRUNTIME:
-        minimum = ".".join(map(str, MINIMUM_ONNXRUNTIME))
-        raise NextscaleError(
-            f'onnxruntime {version} is too old: bundles need {minimum} or later: pip install "onnxruntime>={minimum}"'
-        )
+    minimum = ".".join(map(str, MINIMUM_ONNXRUNTIME))
+    install = f'pip install "onnxruntime>={minimum},!={CRASHING_ONNXRUNTIME}"'
+    if release_numbers(version) < MINIMUM_ONNXRUNTIME:
+        raise NextscaleError(f"onnxruntime {version} is too old: bundles need {minimum} or later: {install}")
+    if version == CRASHING_ONNXRUNTIME:
+        raise NextscaleError(f"onnxruntime {version} crashes in containers without a shell: {install}")
+
+
+def release_numbers(version: str) -> tuple[int, ...]:
+    """The first two numbers of a release, to compare."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
 def session_settings(options: SessionOptions) -> onnxruntime.SessionOptions:

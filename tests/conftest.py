@@ -12,6 +12,8 @@ from fake_text_bundle import write_fake_text_bundle
 from hypothesis import settings
 from saturating import SATURATES
 
+import nextscale  # noqa: F401  before a test's file imports onnxruntime: it turns telemetry off
+
 if TYPE_CHECKING:
     from nextscale.runtime import Generator
 

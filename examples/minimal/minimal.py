@@ -1,8 +1,11 @@
 import json
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the import that would start it
 import onnxruntime
 
 

@@ -10,8 +10,9 @@
 // The same bundle, request and seed give the same tokens and the same bytes as the Python package, on one machine and
 // release of ONNX Runtime, whatever the number of threads. docs/bundle.md describes a bundle.
 //
-// Needs ONNX Runtime's C++ header and library, 1.22 or later, and nothing else. Symbols below: B images, L tokens of
-// an image, V entries of the codebook, H x W pixels. Everything but namespace `detail` is for you.
+// Needs ONNX Runtime's C++ header and library, 1.22 or later but not 1.29.0, and nothing else. Whoever includes this
+// header turns ONNX Runtime's telemetry off before main, unless ORT_DISABLE_TELEMETRY is set already. Symbols below:
+// B images, L tokens of an image, V entries of the codebook, H x W pixels. All but namespace `detail` is for you.
 
 #ifndef NEXTSCALE_HPP
 #define NEXTSCALE_HPP
@@ -25,6 +26,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -416,6 +418,11 @@ class Generator {
 // ==================================================================================================================
 
 namespace detail {
+
+#ifndef _WIN32
+/// ONNX Runtime 1.29 and later looks at this when the first Ort::Env is made; before main no other thread reads it.
+inline const int telemetry_is_off = ::setenv("ORT_DISABLE_TELEMETRY", "1", 0);
+#endif
 
 // ------------------------------------------------------------------------------------------------------------ text
 
@@ -1765,6 +1772,18 @@ class LinkedData {
   std::vector<std::vector<char>> contents_;
 };
 
+/// Refuse a release of ONNX Runtime on which bundles do not run. Throws Error.
+inline void require_release(const std::string& version) {
+  int major = 0, minor = 0;
+  std::sscanf(version.c_str(), "%d.%d", &major, &minor);
+  if (major < 1 || (major == 1 && minor < 22)) {
+    throw Error("onnxruntime " + version + " is too old: bundles need 1.22 or later; update the library");
+  }
+  if (version == "1.29.0") {
+    throw Error("onnxruntime " + version + " crashes in containers without a shell: take another release's library");
+  }
+}
+
 /// The sessions of a bundle. Everything ONNX Runtime throws leaves here as an Error.
 class Engine {
  public:
@@ -1875,11 +1894,7 @@ class Engine {
       throw Error("threads " + std::to_string(options.threads) +
                   " is out of range: expected 1 to 1024, or 0 for all cores");
     }
-    int major = 0, minor = 0;
-    std::sscanf(version().c_str(), "%d.%d", &major, &minor);
-    if (major < 1 || (major == 1 && minor < 22)) {
-      throw Error("onnxruntime " + version() + " is too old: bundles need 1.22 or later; update the library");
-    }
+    require_release(version());
     if (OrtGetApiBase()->GetApi(ORT_API_VERSION) == nullptr) {
       throw Error("onnxruntime " + version() + " is older than the headers that this program was compiled with (API " +
                   std::to_string(ORT_API_VERSION) + "): update the library or compile with its headers");

@@ -1,4 +1,5 @@
-// Pictures from a nextscale bundle, with ONNX Runtime (NuGet: Microsoft.ML.OnnxRuntime 1.22 or later).
+// Pictures from a nextscale bundle, with ONNX Runtime (NuGet: Microsoft.ML.OnnxRuntime 1.22 or later, but not
+// 1.29.0).
 //
 //     using (var generator = new Generator("path/to/bundle"))
 //     {
@@ -1434,6 +1435,8 @@ namespace NextScale
             };
 
         private static readonly Version Minimum = new Version(1, 22);
+        private const string CrashingRelease = "1.29.0";
+        private const string TelemetryVariable = "ORT_DISABLE_TELEMETRY";
 
         /// <summary>Load one graph and check that it is the one that the manifest describes.</summary>
         public static InferenceSession Open(Bundle bundle, string graph, GeneratorOptions options)
@@ -1477,6 +1480,7 @@ namespace NextScale
         private static string RequireOnnxRuntime()
         {
             string version;
+            TurnTelemetryOff();
             try
             {
                 version = OrtEnv.Instance().GetVersionString();
@@ -1494,8 +1498,31 @@ namespace NextScale
                 throw new NextScaleException(
                     $"onnxruntime {version} is too old: bundles need {Minimum} or later: update the package "
                     + "Microsoft.ML.OnnxRuntime");
+            if (version == CrashingRelease)
+                throw new NextScaleException(
+                    $"onnxruntime {version} crashes in containers without a shell: take another release of the package "
+                    + "Microsoft.ML.OnnxRuntime");
             return version;
         }
+
+        /// <summary>ONNX Runtime 1.29 and later looks at a variable when its environment is made. What .NET sets stays
+        /// within .NET, so that the native library would not see it; what the user has set already stays.</summary>
+        private static void TurnTelemetryOff()
+        {
+            if (Path.DirectorySeparatorChar != '/') return;  // Windows has no such variable
+            string value = Environment.GetEnvironmentVariable(TelemetryVariable) ?? "1";
+            try
+            {
+                SetNativeVariable(TelemetryVariable, value, 0);
+            }
+            catch (Exception error) when (error is DllNotFoundException || error is EntryPointNotFoundException)
+            {
+                Environment.SetEnvironmentVariable(TelemetryVariable, value);  // where no libc can be called
+            }
+        }
+
+        [DllImport("libc", EntryPoint = "setenv")]
+        private static extern int SetNativeVariable(string name, string value, int overwrite);
 
         private static string Difference(
             string kind, IReadOnlyList<TensorInfo> declared, IReadOnlyDictionary<string, NodeMetadata> actual)

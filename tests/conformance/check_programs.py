@@ -1,4 +1,4 @@
-"""Hold the programs of examples/ to the Python runtime: the same pictures, a measurement's protocol, one-line errors.
+"""Hold the programs of examples/ to Python: the same pictures, a measurement's protocol, one-line errors, no telemetry.
 
     PYTHONPATH=tests python -m conformance.check_programs SUITE --cpp build/cpp --csharp build/csharp
 
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from phones_home import phones_home
 from PIL import Image
 
 from nextscale.measure.contender import Contender, Worker
@@ -87,6 +88,9 @@ def check_programs(suite: Path, cpp: Path, csharp: Path) -> Iterator[tuple[str, 
                 for what, wrong in _check_language(programs, bundle, picture, folder):
                     yield f"{programs.language}, {what}, {bundle}", wrong
         for programs in languages:
+            for what, wrong in _check_telemetry(programs, bundles[0], folder):
+                yield f"{programs.language}, {what}, {bundles[0]}", wrong
+        for programs in languages:
             for what, wrong in _check_errors(programs, broken, folder):
                 yield f"{programs.language}, {what}, {broken}", wrong
 
@@ -113,6 +117,15 @@ def _check_language(
     if programs.worker:
         for form in FORMS:
             yield f"worker, {form}", measures((*programs.worker, str(bundle), "--form", form, "--threads", "1"))
+
+
+def _check_telemetry(programs: Programs, bundle: Path, folder: Path) -> Iterator[tuple[str, str | None]]:
+    home = folder / f"home-{programs.language}"
+    home.mkdir()
+    yield "telemetry of minimal", phones_home((*programs.minimal, bundle, CLASS, folder / "quiet.ppm"), home)
+    if programs.generate:
+        command = (*programs.generate, bundle, *PICTURE, folder / "quiet.png")
+        yield "telemetry of generate", phones_home(command, home)
 
 
 def _check_errors(programs: Programs, broken: Path, folder: Path) -> Iterator[tuple[str, str | None]]:

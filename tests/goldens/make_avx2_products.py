@@ -7,13 +7,16 @@ Run it on such a CPU, or on an emulated one (Debian's qemu-user):
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime
 
 OUT = Path(__file__).with_name("avx2_products.npz")
 # Rows, reduction, columns, and whether the s8 operand is a constant, which is packed when a session loads.

@@ -19,7 +19,17 @@ def test_an_old_onnxruntime_is_refused_with_both_versions(
         Generator(fake_bundle).load("decoder")
 
 
-@pytest.mark.parametrize("version", ["1.22.0", "1.31.1", "1.30.0.dev20261101", "2.0"])
+def test_the_onnxruntime_that_crashes_in_containers_is_refused(
+    fake_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", "1.29.0")
+    with pytest.raises(
+        NextscaleError, match=r"onnxruntime 1\.29\.0 crashes in containers without a shell: pip install"
+    ):
+        Generator(fake_bundle).load("decoder")
+
+
+@pytest.mark.parametrize("version", ["1.22.0", "1.29.1", "1.31.1", "1.30.0.dev20261101", "2.0"])
 def test_a_later_onnxruntime_is_accepted(version: str) -> None:
     require_onnxruntime(version)
 

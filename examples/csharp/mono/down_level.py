@@ -23,6 +23,8 @@ _REWRITES = (
     (re.compile(r"([\w.]+\.Span)(\[\w+\]\s*=[^=;][^;]*;)"), r"{ var span = \1; span\2 }"),
     # Two elements of a span in one assignment: mono's compiler stops with an internal error.
     (re.compile(r"(\w+\[\w+\]) = (\w+\[\w+\]) = (\w+);"), r"\2 = \3; \1 = \3;"),
+    # Unity's package adds this to Microsoft's sources: telemetry must stay off without it.
+    (re.compile(r"\bEnvironment\.SetEnvironmentVariable\([^;]*\);"), ""),
     # mono's compiler has no `unmanaged` constraint; struct admits all the types that are used.
     (re.compile(r"(where\s+\w+\s*:\s*)unmanaged\b"), r"\1struct"),
 )
