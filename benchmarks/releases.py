@@ -1,0 +1,243 @@
+"""Bundles of the demo model in each release of ONNX Runtime that pyproject.toml allows.
+
+    python benchmarks/releases.py    # builds the bundles in WORK, and writes benchmarks/results/releases.md
+
+Each release gets an environment of its own with the wheel of this checkout, as an app would have it. There `nextscale
+verify` runs, the certificate says which kernels the integer layers got, images are sampled, and token maps that full
+precision sampled here are fed to each bundle (teacher forcing): their distributions are compared with those of the
+release before and with full precision's. Other tokens are no failure, since one that is sampled otherwise changes all
+later ones; a bundle that is refused, does not verify or has a layer in float is. Environments and what bundles gave
+stay in WORK; an interrupted run goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from progress import log
+from provenance import provenance, publish
+from recipe_bundles import FULL_PRECISION, RecipeBundles, find_recipe, with_recipe_bundles
+
+from nextscale.evaluate.teacher_forced import evaluation_labels, kl_divergence
+from nextscale.runtime import Generator, SessionOptions
+from nextscale.runtime._machine import describe_machine
+
+ROOT = Path(__file__).parents[1]
+WORKER = Path(__file__).with_name("release_worker.py")
+# The last patch of each minor release that pyproject.toml allows.
+RELEASES = ("1.22.1", "1.23.2", "1.24.4", "1.25.1", "1.26.0", "1.27.0", "1.28.0", "1.30.0", "1.31.1", "1.32.0")
+RECIPES = (FULL_PRECISION, "default", "ours-w8a8", "ours-w4a6")
+SEED = 1  # not calibration's
+
+
+@dataclass(frozen=True)
+class Result:
+    """A bundle in a release.
+
+    Attributes:
+        verified: what `nextscale verify` says of the stored tokens.
+        kernels: how many integer layers each kernel of the graph `stage` has, and `decoder`.
+        same_tokens: share of the sampled tokens that the release before sampled; None in the first.
+        same_images: images whose sampled tokens are all those of the release before.
+        kl_before: KL(release before || this) of the bundle, nats a token.
+        kl: KL(full precision with the installed release || this), nats a token.
+    """
+
+    verified: str
+    kernels: dict[str, int]
+    same_tokens: float | None
+    same_images: int | None
+    kl_before: float | None
+    kl: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a bundle does not pass in a release, in one line."""
+
+    error: str
+
+
+@click.command(help=__doc__, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--releases", default=",".join(RELEASES), help="Of ONNX Runtime, in order, separated by commas.")
+@click.option("--images", type=click.IntRange(1), default=8)
+@with_recipe_bundles("out/releases")
+def main(bundles: RecipeBundles, releases: str, images: int) -> None:
+    names = [bundles.build(find_recipe(recipe)) for recipe in RECIPES]
+    folders = [bundles.work / name for name in names]
+    found = compare(folders, releases.split(","), bundles.work, images, bundles.session.threads)
+    publish("releases", report(found, images, bundles.session.threads))
+    sys.exit(any(isinstance(result, Failure) for results in found.values() for result in results.values()))
+
+
+def compare(
+    bundles: Sequence[Path], releases: Sequence[str], work: Path, images: int, threads: int
+) -> dict[str, dict[str, Result | Failure]]:
+    """Results by release and bundle's name.
+
+    Args:
+        bundles: of one model; full precision first.
+        releases: in order.
+        work: where environments and what bundles gave are kept; what is there is not made again.
+        images: N, sampled and fed in each.
+    """
+    maps, expected = work / f"maps-{images}.npz", work / f"expected-{images}.npz"
+    if not maps.exists():
+        _sample(bundles[0], maps, images, threads)
+    _feed(sys.executable, bundles[0], maps, expected, threads)
+    wheel = build_wheel(work)
+    found = dict[str, dict[str, Result | Failure]]()
+    before = dict[str, Path]()  # what the last release that passed gave, by bundle
+    for release in releases:
+        log(f"onnxruntime {release}")
+        found[release] = {}
+        for bundle in bundles:
+            gave = work / "gave" / f"{release}-{bundle.name}-{images}.npz"
+            gave.parent.mkdir(exist_ok=True)
+            try:
+                python = environment(release, wheel, work / "environments" / release)
+                verified = verify(python, bundle, threads)
+                kernels = json.loads(run([python, WORKER, "certify", bundle, Path(torch.__file__).parents[1]]))
+                _feed(python, bundle, maps, gave, threads)
+            except click.ClickException as error:
+                found[release][bundle.name] = Failure(error.message)
+                continue
+            counts = {f"{role}: {name}": n for role in ("stage", "decoder") for name, n in kernels[role].items()}
+            found[release][bundle.name] = _result(verified, counts, gave, before.get(bundle.name), expected)
+            before[bundle.name] = gave
+    return found
+
+
+def build_wheel(work: Path) -> Path:
+    """The wheel of this checkout."""
+    run([sys.executable, "-m", "build", "--wheel", "--outdir", work / "wheel", ROOT])
+    [wheel] = (work / "wheel").glob("*.whl")
+    return wheel
+
+
+def environment(release: str, wheel: Path, folder: Path) -> str:
+    """The Python of an environment with the wheel and that release, made unless it is there.
+
+    Raises:
+        click.ClickException: there is no such release for this Python.
+    """
+    python = folder / "bin" / "python"
+    if not python.exists():
+        run([sys.executable, "-m", "venv", folder])
+    run([python, "-m", "pip", "install", "--quiet", "--force-reinstall", "--no-deps", wheel])
+    run([python, "-m", "pip", "install", "--quiet", f"onnxruntime=={release}", wheel])
+    return str(python)
+
+
+def verify(python: str, bundle: Path, threads: int) -> str:
+    """What `nextscale verify` says of the stored tokens.
+
+    Raises:
+        click.ClickException: the bundle does not verify.
+    """
+    program = Path(python).with_name("nextscale")
+    report = json.loads(run([program, "verify", bundle, "--threads", threads, "--json"]))
+    return next(str(check["detail"]) for check in report["checks"] if check["name"] == "tokens")
+
+
+def run(command: Sequence[object]) -> str:
+    """What a program prints.
+
+    Raises:
+        click.ClickException: it fails; with its last line.
+    """
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = (done.stderr or done.stdout).strip().rpartition("\n")[2]
+        raise click.ClickException(last.replace("|", "/") or f"exit code {done.returncode}")
+    return done.stdout
+
+
+def _sample(bundle: Path, maps: Path, images: int, threads: int) -> None:
+    """Token maps that full precision samples with the installed release, for the worker's `feed`."""
+    generator = Generator(bundle, SessionOptions(threads=threads))
+    labels = evaluation_labels(generator.bundle.model.num_classes, images, SEED)
+    np.savez(maps, labels=labels, tokens=generator.generate(labels, seed=SEED, batch_size=1).token_maps, seed=SEED)
+
+
+def _feed(python: str, bundle: Path, maps: Path, out: Path, threads: int) -> None:
+    if not out.exists():
+        part = out.with_name(f"part-{out.name}")
+        run([python, WORKER, "feed", bundle, maps, part, threads])
+        part.rename(out)
+
+
+def _result(verified: str, kernels: dict[str, int], gave: Path, before: Path | None, expected: Path) -> Result:
+    with np.load(gave) as arrays:
+        tokens, logits = arrays["token_maps"], arrays["logits"]
+    kl = _divergence(expected, logits)
+    if before is None:
+        return Result(verified, kernels, None, None, None, kl)
+    with np.load(before) as arrays:
+        same = tokens == arrays["token_maps"]
+    return Result(verified, kernels, float(same.mean()), int(same.all(1).sum()), _divergence(before, logits), kl)
+
+
+def _divergence(other: Path, logits: NDArray[np.float32]) -> float:
+    """Mean KL(other || logits), nats a token, image by image for memory."""
+    with np.load(other) as arrays:
+        expected = arrays["logits"]
+    return float(np.mean([kl_divergence(p, q).mean() for p, q in zip(expected, logits, strict=True)]))
+
+
+def report(found: dict[str, dict[str, Result | Failure]], images: int, threads: int) -> list[str]:
+    """Markdown."""
+    lines = [
+        "# Releases of ONNX Runtime on the same bundles",
+        "",
+        *provenance(threads),
+        f"- {images} images of the demo model, one at a time; each release in an environment of its own",
+        "- verify: what `nextscale verify` says of the stored tokens, which the installed release made",
+        "- tokens, images: sampled as in the release above, in shares of all tokens and in whole images",
+        "- KL to the release above, and to full precision with the installed release: nats a token, on token maps that "
+        "full precision sampled",
+        "- integer layers: all layers that the recipe makes integer have an integer kernel; the stage graph's and the "
+        "decoder's, by kernel",
+        *(
+            ["- products of u8 and s8 saturate on this CPU, in all releases alike"]
+            if describe_machine().saturates
+            else []
+        ),
+        "",
+    ]
+    names = dict.fromkeys(name for results in found.values() for name in results)
+    for name in names:
+        lines += [
+            f"## {name}",
+            "",
+            "| onnxruntime | verify | tokens | images | KL to the release above | to full precision | integer layers |",
+            "|---|---|---|---|---|---|---|",
+            *(f"| {release} | {_cells(results[name], images)} |" for release, results in found.items()),
+            "",
+        ]
+    return lines[:-1]
+
+
+def _cells(result: Result | Failure, images: int) -> str:
+    if isinstance(result, Failure):
+        return f"FAILED: {result.error} | | | | |"
+    layers = ", ".join(f"{count} {kernel}" for kernel, count in result.kernels.items()) or "none"
+    if result.same_tokens is None or result.kl_before is None:
+        return f"{result.verified} | | | | {result.kl:.4f} | {layers}"
+    return (
+        f"{result.verified} | {result.same_tokens:.1%} | {result.same_images} of {images} "
+        f"| {result.kl_before:.2g} | {result.kl:.4f} | {layers}"
+    )
+
+
+if __name__ == "__main__":
+    main()
