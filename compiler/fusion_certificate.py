@@ -17,7 +17,7 @@ import onnxruntime
 
 from nextscale.graph_passes.linear_layers import CODES_SUFFIX, PACKED_SUFFIX
 from nextscale.runtime._errors import NextscaleError
-from nextscale.runtime._session import SessionOptions, first_line, session_settings
+from nextscale.runtime._session import SessionOptions, first_line, new_session, session_settings
 
 INTEGER_KERNELS = frozenset({"MatMulIntegerToFloat", "QLinearMatMul", "QLinearConv", "DynamicQuantizeMatMul"})
 
@@ -89,7 +89,7 @@ def certify(path: Path, options: SessionOptions | None = None) -> FusionCertific
         settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
         settings.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
         try:
-            onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+            new_session(path, settings)
         except Exception as error:  # its exceptions have no common base below Exception
             raise NextscaleError(
                 f"{path}: onnxruntime {onnxruntime.__version__} cannot optimize it: {first_line(error)}"

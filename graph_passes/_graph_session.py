@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 import onnxruntime
 
-from nextscale.runtime._session import SessionOptions, load_session, session_settings
+from nextscale.runtime._session import SessionOptions, new_session, session_settings
 
 
 def open_model(
@@ -24,5 +24,4 @@ def open_model(
     """
     settings = session_settings(options)
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
-    content = ir.to_proto(model).SerializeToString()
-    return load_session(content, settings, linked or {})
+    return new_session(ir.to_proto(model).SerializeToString(), settings, linked or {})

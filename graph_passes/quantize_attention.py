@@ -274,7 +274,8 @@ def _limbs(op: OpBuilder, codes: ir.Value, powers: bool) -> list[Limb]:
     """
     if not powers:
         return [Limb(codes)]
-    low, high = (op.Min(codes, _u8(op, 8)), op.Max(codes, _u8(op, 8)))
+    # ONNX Runtime's Min and Max have no kernels for uint8 before 1.24.
+    low, high = (op.Clip(codes, None, _u8(op, 8)), op.Clip(codes, _u8(op, 8)))
     return [Limb(_power(op, low, 1)), Limb(_power(op, high, 8), _u8(op, 1), 128)]
 
 

@@ -93,7 +93,8 @@ def _insert_quantizers(
 def _capped(main: ir.Graph, layer: LinearLayer, codes: ir.Value, qmax: int) -> ir.Value:
     name = f"activation.qmax.{qmax}"
     limit = main.initializers.get(name) or add_initializer(main, name, np.array(qmax, np.uint8))
-    node = ir.node("Min", [codes, limit], name=f"{layer.name}/cap")
+    # ONNX Runtime's Min has no kernel for uint8 before 1.24.
+    node = ir.node("Clip", [codes, None, limit], name=f"{layer.name}/cap")
     node.outputs[0].name = f"{codes.name}.capped"
     layer.graph.insert_before(layer.node, node)
     return node.outputs[0]

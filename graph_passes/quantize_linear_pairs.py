@@ -105,7 +105,8 @@ def _quantize(
     ]
     if qmax == 255:
         return codes
-    return [op.Min(part, constant(op, "qmax", np.array(qmax, np.uint8))) for part in codes]
+    # ONNX Runtime's Min has no kernel for uint8 before 1.24.
+    return [op.Clip(part, None, constant(op, "qmax", np.array(qmax, np.uint8))) for part in codes]
 
 
 def _multiply(

@@ -16,7 +16,7 @@ from nextscale.export.graph_builder import add_output, finish, new_builder
 from nextscale.graph_passes.qparams import Range
 from nextscale.graph_passes.quantize_linear import quantize_linear
 from nextscale.measure.interleaved import interleave, timed
-from nextscale.runtime._session import SessionOptions, session_settings
+from nextscale.runtime._session import SessionOptions, new_session, session_settings
 
 ROWS, INNER, COLUMNS, LAYERS = 512, 1024, 4096, 4
 WARMUP = 3
@@ -47,10 +47,7 @@ def kernel_rates(options: SessionOptions, repetitions: int = 15) -> KernelRates:
         "stage": np.array(0, np.int64),
     }
     sessions = [
-        onnxruntime.InferenceSession(
-            ir.to_proto(graph).SerializeToString(), session_settings(options), providers=["CPUExecutionProvider"]
-        )
-        for graph in (model, quantized)
+        new_session(ir.to_proto(graph).SerializeToString(), session_settings(options)) for graph in (model, quantized)
     ]
 
     def multiply(session: onnxruntime.InferenceSession) -> Callable[[int], float]:

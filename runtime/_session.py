@@ -17,8 +17,11 @@ from nextscale.runtime._errors import BundleError, NextscaleError
 from nextscale.runtime._manifest import GraphInfo, TensorInfo
 from nextscale.runtime._wording import printable, shown_number, shown_value
 
-MINIMUM_ONNXRUNTIME = (1, 22)
+MINIMUM_ONNXRUNTIME = (1, 23)
 CRASHING_ONNXRUNTIME = "1.29.0"  # in containers without a shell, when telemetry starts
+# What ONNX Runtime says, wherever memory or threads are short: of the system's allocator, of its arena, of its pool.
+_NO_MEMORY = ("std::bad_alloc", "Failed to allocate memory")
+_NO_THREAD = "pthread_create failed"
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -111,20 +114,19 @@ def open_session(
         path: of the graph's ONNX file.
         graph: what the manifest says of it.
         options: threads and memory.
-        linked: files of weights that are links out of the bundle's folder; see `load_session`.
+        linked: files of weights that are links out of the bundle's folder; see `new_session`.
     Raises:
-        NextscaleError: onnxruntime is too old.
+        NextscaleError: onnxruntime is too old, or memory is short.
         BundleError: onnxruntime cannot load the file, or the file's inputs and outputs are others.
     """
     require_onnxruntime()
     if not _is_text(path):
         raise BundleError(f"{printable(str(path))}: onnxruntime opens no path that is not UTF-8: rename the folder")
     try:
-        session = load_session(str(path), session_settings(options), linked or {})
+        session = new_session(path, session_settings(options), linked or {})
     except Exception as error:  # its exceptions have no common base below Exception
-        raise BundleError(
-            f"{path}: onnxruntime {onnxruntime.__version__} cannot load it: {first_line(error)}"
-        ) from None
+        kind = NextscaleError if is_shortage(error) else BundleError
+        raise kind(f"{path}: onnxruntime {onnxruntime.__version__} cannot load it: {first_line(error)}") from None
     differences = contract_differences(session, graph)
     if differences:
         raise BundleError(f"{path}: not the graph that the manifest describes: {differences[0]}")
@@ -140,22 +142,25 @@ def _is_text(path: Path) -> bool:
     return True
 
 
-def load_session(
-    model: str | bytes, settings: onnxruntime.SessionOptions, linked: Mapping[str, Path]
+def new_session(
+    model: Path | bytes, settings: onnxruntime.SessionOptions, linked: Mapping[str, Path]
 ) -> onnxruntime.InferenceSession:
-    """Load a graph, and weights behind links out of its folder, which most releases of ONNX Runtime do not follow.
+    """A session on the CPU; what fails is raised, and nothing is printed.
 
     Args:
         model: the file or its content.
         settings: of the session.
-        linked: files of weights by the name that the graph has for them.
+        linked: files of weights behind links out of the bundle's folder, by the name that the graph has for them; most
+            releases of ONNX Runtime do not follow such links.
     """
+    content = model if isinstance(model, bytes) else str(model)
     with ExitStack() as stack:
         contents = {name: _mapped(path, stack) for name, path in linked.items() if path.stat().st_size}
         if contents and hasattr(settings, "add_external_initializers_from_files_in_memory"):  # from 1.24 on
             names, buffers = list(contents), list(contents.values())
             settings.add_external_initializers_from_files_in_memory(names, buffers, [len(item) for item in buffers])
-        return onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+        # The fallback would print to stdout, and try the same provider again.
+        return onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
 def _mapped(path: Path, stack: ExitStack) -> mmap.mmap:
@@ -209,9 +214,25 @@ def contract_differences(session: onnxruntime.InferenceSession, graph: GraphInfo
     return lines
 
 
+def is_shortage(error: BaseException) -> bool:
+    """Whether ONNX Runtime failed for want of memory or threads, which is no fault of the bundle."""
+    return _shortage(str(error)) is not None
+
+
+def _shortage(text: str) -> str | None:
+    if any(words in text for words in _NO_MEMORY):
+        return "out of memory: fewer images at a time, fewer threads or no memory arena need less"
+    if _NO_THREAD in text:
+        return "the system starts no more threads: ask for fewer"
+    return None
+
+
 def first_line(error: BaseException) -> str:
     """An exception's message on one line, without ONNX Runtime's prefix of code and name."""
     text = " ".join(str(error).split()) or type(error).__name__
+    shortage = _shortage(text)
+    if shortage is not None:
+        return shortage
     return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)[:300]
 
 

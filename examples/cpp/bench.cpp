@@ -264,6 +264,9 @@ int main(int argc, char** argv) {
   } catch (const UsageError& error) {
     std::cerr << kUsage << "error: " << error.what() << '\n';
     return 2;
+  } catch (const std::bad_alloc&) {
+    std::cerr << "error: out of memory: fewer images at a time need less\n";
+    return 2;
   } catch (const std::exception& error) {
     std::cerr << "error: " << error.what() << '\n';
     return 2;

@@ -148,6 +148,9 @@ int main(int argc, char** argv) {
   } catch (const nextscale::Cancelled& error) {
     std::cerr << "\n" << error.what() << '\n';
     return 130;
+  } catch (const std::bad_alloc&) {
+    std::cerr << "error: out of memory: fewer images at a time need less\n";
+    return 2;
   } catch (const std::exception& error) {
     std::cerr << "error: " << error.what() << '\n';
     return 2;

@@ -53,6 +53,11 @@ namespace NextScale
                 Console.Error.WriteLine($"nextscale: {error.Message}");
                 return 2;
             }
+            catch (OutOfMemoryException)
+            {
+                Console.Error.WriteLine("nextscale: out of memory: fewer images at a time need less");
+                return 2;
+            }
             catch (OperationCanceledException error)
             {
                 Console.Error.WriteLine($"nextscale: {error.Message}");

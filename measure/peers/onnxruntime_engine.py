@@ -8,9 +8,7 @@ from pathlib import Path
 import onnxruntime
 
 from nextscale.measure.peers.host_loop import Floats
-from nextscale.runtime._session import SessionOptions, session_settings
-
-_PROVIDERS = ["CPUExecutionProvider"]
+from nextscale.runtime._session import SessionOptions, new_session, session_settings
 
 
 class OnnxRuntimeEngine:
@@ -26,9 +24,7 @@ class OnnxRuntimeEngine:
     def __init__(self, graphs: Sequence[Path], threads: int) -> None:
         self.versions = {"onnxruntime": onnxruntime.__version__}
         settings = session_settings(SessionOptions(threads=threads))
-        self._condition, self._step, self._decoder = (
-            onnxruntime.InferenceSession(str(path), settings, providers=_PROVIDERS) for path in graphs
-        )
+        self._condition, self._step, self._decoder = (new_session(path, settings) for path in graphs)
         self._past = {node.name: node.shape for node in self._step.get_inputs() if node.name.startswith("past_")}
         self._outputs = [node.name for node in self._step.get_outputs()]
 

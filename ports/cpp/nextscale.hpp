@@ -10,7 +10,7 @@
 // The same bundle, request and seed give the same tokens and the same bytes as the Python package, on one machine and
 // release of ONNX Runtime, whatever the number of threads. docs/bundle.md describes a bundle.
 //
-// Needs ONNX Runtime's C++ header and library, 1.22 or later but not 1.29.0, and nothing else. Whoever includes this
+// Needs ONNX Runtime's C++ header and library, 1.23 or later but not 1.29.0, and nothing else. Whoever includes this
 // header turns ONNX Runtime's telemetry off before main, unless ORT_DISABLE_TELEMETRY is set already. Symbols below:
 // B images, L tokens of an image, V entries of the codebook, H x W pixels. All but namespace `detail` is for you.
 
@@ -469,6 +469,21 @@ inline std::string one_line(std::string_view text) {
   }
   while (!line.empty() && line.back() == ' ') line.pop_back();
   return line.substr(0, 300);
+}
+
+/// What to say where ONNX Runtime, or this header, failed for want of memory or threads; empty: for another reason.
+inline std::string shortage(std::string_view text) {
+  const auto says = [&](const char* words) { return text.find(words) != std::string_view::npos; };
+  if (says("std::bad_alloc") || says("Failed to allocate memory")) {
+    return "out of memory: fewer images at a time, fewer threads or no memory arena need less";
+  }
+  return says("pthread_create failed") ? "the system starts no more threads: ask for fewer" : "";
+}
+
+/// An exception's message on one line.
+inline std::string reason(const std::exception& error) {
+  const std::string found = shortage(error.what());
+  return found.empty() ? one_line(error.what()) : found;
 }
 
 template <typename Items, typename Text>
@@ -1776,8 +1791,8 @@ class LinkedData {
 inline void require_release(const std::string& version) {
   int major = 0, minor = 0;
   std::sscanf(version.c_str(), "%d.%d", &major, &minor);
-  if (major < 1 || (major == 1 && minor < 22)) {
-    throw Error("onnxruntime " + version + " is too old: bundles need 1.22 or later; update the library");
+  if (major < 1 || (major == 1 && minor < 23)) {
+    throw Error("onnxruntime " + version + " is too old: bundles need 1.23 or later; update the library");
   }
   if (version == "1.29.0") {
     throw Error("onnxruntime " + version + " crashes in containers without a shell: take another release's library");
@@ -1830,8 +1845,8 @@ class Engine {
     try {
       Ort::ThrowOnError(Ort::GetApi().Run(loaded, nullptr, input_names.data(), inputs.data(), inputs.size(),
                                           output_names.data(), output_names.size(), raw.data()));
-    } catch (const Ort::Exception& error) {
-      throw Error(utf8(bundle_.graph_path(graph)) + ": onnxruntime failed: " + one_line(error.what()));
+    } catch (const std::exception& error) {
+      throw Error(utf8(bundle_.graph_path(graph)) + ": onnxruntime failed: " + reason(error));
     }
     for (OrtValue* value : raw) outputs.emplace_back(value);
     return outputs;
@@ -1857,8 +1872,8 @@ class Engine {
           Ort::Value::CreateTensor(allocator, shape.data(), shape.size(), element_type(state.dtype)));
       if (bytes > 0) std::memset(value->GetTensorMutableRawData(), 0, bytes);
       return value;
-    } catch (const Ort::Exception& error) {
-      throw Error("state \"" + state.input + "\": onnxruntime failed: " + one_line(error.what()));
+    } catch (const std::exception& error) {
+      throw Error("state \"" + state.input + "\": onnxruntime failed: " + reason(error));
     }
   }
 
@@ -1900,9 +1915,9 @@ class Engine {
                   std::to_string(ORT_API_VERSION) + "): update the library or compile with its headers");
     }
     try {
-      return Ort::Env(ORT_LOGGING_LEVEL_ERROR, "nextscale");
-    } catch (const Ort::Exception& error) {
-      throw Error("onnxruntime " + version() + " cannot start: " + one_line(error.what()));
+      return Ort::Env(ORT_LOGGING_LEVEL_FATAL, "nextscale");  // what is wrong comes back as an exception
+    } catch (const std::exception& error) {
+      throw Error("onnxruntime " + version() + " cannot start: " + reason(error));
     }
   }
 
@@ -1917,7 +1932,7 @@ class Engine {
       settings.SetInterOpNumThreads(1);
       options_.memory_arena && !options_.return_memory ? settings.EnableCpuMemArena() : settings.DisableCpuMemArena();
       options_.memory_pattern ? settings.EnableMemPattern() : settings.DisableMemPattern();
-      settings.SetLogSeverityLevel(ORT_LOGGING_LEVEL_ERROR);  // what is wrong comes back as an exception anyway
+      settings.SetLogSeverityLevel(ORT_LOGGING_LEVEL_FATAL);
       settings.AddConfigEntry("session.intra_op.allow_spinning", options_.spinning ? "1" : "0");
       // Threads of a run that has ended would take cores from the next session's for a while.
       settings.AddConfigEntry("session.force_spinning_stop", "1");
@@ -1925,8 +1940,10 @@ class Engine {
       linked.give_to(settings);
       session = std::make_unique<Ort::Session>(environment_, path.c_str(), settings);
       difference = difference_of(*session, described);
-    } catch (const Ort::Exception& error) {
-      throw BundleError(utf8(path) + ": onnxruntime " + version() + " cannot load it: " + one_line(error.what()));
+    } catch (const std::exception& error) {
+      const std::string message = utf8(path) + ": onnxruntime " + version() + " cannot load it: " + reason(error);
+      if (!shortage(error.what()).empty()) throw Error(message);
+      throw BundleError(message);
     }
     if (!difference.empty()) {
       throw BundleError(utf8(path) + ": not the graph that the manifest describes: " + difference);

@@ -1,4 +1,4 @@
-// Pictures from a nextscale bundle, with ONNX Runtime (NuGet: Microsoft.ML.OnnxRuntime 1.22 or later, but not
+// Pictures from a nextscale bundle, with ONNX Runtime (NuGet: Microsoft.ML.OnnxRuntime 1.23 or later, but not
 // 1.29.0).
 //
 //     using (var generator = new Generator("path/to/bundle"))
@@ -1434,8 +1434,9 @@ namespace NextScale
                 { "int8", TensorElementType.Int8 }, { "uint8", TensorElementType.UInt8 },
             };
 
-        private static readonly Version Minimum = new Version(1, 22);
+        private static readonly Version Minimum = new Version(1, 23);
         private const string CrashingRelease = "1.29.0";
+        private static readonly object Starting = new object();
         private const string TelemetryVariable = "ORT_DISABLE_TELEMETRY";
 
         /// <summary>Load one graph and check that it is the one that the manifest describes.</summary>
@@ -1450,8 +1451,9 @@ namespace NextScale
             }
             catch (Exception error)  // its exceptions have no common base: a new error code is a KeyNotFoundException
             {
-                throw new BundleException(
-                    $"{path}: onnxruntime {version} cannot load it: {Wording.OneLine(error)}", error);
+                string message = $"{path}: onnxruntime {version} cannot load it: {Wording.OneLine(error)}";
+                if (Wording.Shortage(error) != null) throw new NextScaleException(message, error);
+                throw new BundleException(message, error);
             }
             GraphInfo info = bundle.Graph(graph);
             string difference = Difference("input", info.Inputs, session.InputMetadata)
@@ -1469,7 +1471,7 @@ namespace NextScale
                 InterOpNumThreads = 1,
                 EnableCpuMemArena = options.MemoryArena && !options.ReturnMemory,
                 EnableMemoryPattern = options.MemoryPattern,
-                LogSeverityLevel = OrtLoggingLevel.ORT_LOGGING_LEVEL_ERROR,  // what is wrong is an exception anyway
+                LogSeverityLevel = OrtLoggingLevel.ORT_LOGGING_LEVEL_FATAL,  // what is wrong is an exception anyway
             };
             settings.AddSessionConfigEntry("session.intra_op.allow_spinning", options.Spinning ? "1" : "0");
             // Threads of a run that has ended would take cores from the next session's for a while.
@@ -1483,7 +1485,7 @@ namespace NextScale
             TurnTelemetryOff();
             try
             {
-                version = OrtEnv.Instance().GetVersionString();
+                version = QuietEnvironment().GetVersionString();
             }
             catch (Exception error) when (error is TypeInitializationException || error is DllNotFoundException
                                           || error is EntryPointNotFoundException || error is BadImageFormatException)
@@ -1503,6 +1505,16 @@ namespace NextScale
                     $"onnxruntime {version} crashes in containers without a shell: take another release of the package "
                     + "Microsoft.ML.OnnxRuntime");
             return version;
+        }
+
+        /// <summary>The environment, which writes no log lines unless the application made it before.</summary>
+        private static OrtEnv QuietEnvironment()
+        {
+            lock (Starting)
+            {
+                var settings = new EnvironmentCreationOptions { logLevel = OrtLoggingLevel.ORT_LOGGING_LEVEL_FATAL };
+                return OrtEnv.IsCreated ? OrtEnv.Instance() : OrtEnv.CreateInstanceWithOptions(ref settings);
+            }
         }
 
         /// <summary>ONNX Runtime 1.29 and later looks at a variable when its environment is made. What .NET sets stays
@@ -2493,9 +2505,23 @@ namespace NextScale
         /// <summary>An exception's message on one line, without ONNX Runtime's prefix of code.</summary>
         public static string OneLine(Exception error)
         {
+            string shortage = Shortage(error);
+            if (shortage != null) return shortage;
             string text = Printable(Regex.Replace(error.Message, @"\s+", " ").Trim());
             text = Regex.Replace(text, @"^\[ErrorCode:\w+\] ", "");
             return text.Length > 300 ? text.Substring(0, 300) : text;
+        }
+
+        /// <summary>What to say where ONNX Runtime failed for want of memory or threads; null: for another reason.
+        /// </summary>
+        public static string Shortage(Exception error)
+        {
+            if (error is OutOfMemoryException || error.Message.Contains("std::bad_alloc")
+                || error.Message.Contains("Failed to allocate memory"))
+                return "out of memory: fewer images at a time, fewer threads or no memory arena need less";
+            return error.Message.Contains("pthread_create failed")
+                ? "the system starts no more threads: ask for fewer"
+                : null;
         }
 
         /// <summary>Without what could move a terminal's cursor or start a new line.</summary>

@@ -185,7 +185,7 @@ def test_an_old_onnxruntime_is_one_line(
 ) -> None:
     monkeypatch.setattr(onnxruntime, "__version__", "1.20.1")
     assert run(fake_bundle, "--class", 0, "--out", tmp_path / "a.png") == 2
-    assert "error: onnxruntime 1.20.1 is too old: bundles need 1.22" in capsys.readouterr().err
+    assert "error: onnxruntime 1.20.1 is too old: bundles need 1.23" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("out", ["/proc/a.png", "none/a.png", "folder.png"])

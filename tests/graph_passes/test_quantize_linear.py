@@ -273,9 +273,9 @@ def test_codes_of_eight_bits_need_no_cap(weights: Weights, x: NDArray[np.float32
     """And inputs of fewer bits have one cap each, with one limit for all."""
     ranges = ranges_of(x, weights)
     eight, four = (quantize_linear(layers_model(weights), ranges, "stage", bits) for bits in (8, 4))
-    caps = [[node for node in model.graph.all_nodes() if node.op_type == "Min"] for model in (eight, four)]
+    caps = [[node for node in model.graph.all_nodes() if node.op_type == "Clip"] for model in (eight, four)]
     assert [len(nodes) for nodes in caps] == [0, 3]
-    assert {node.inputs[1] for node in caps[1]} == {four.graph.initializers["activation.qmax.15"]}
+    assert {node.inputs[2] for node in caps[1]} == {four.graph.initializers["activation.qmax.15"]}
 
 
 @pytest.mark.parametrize("weight_bits", [4, 3, 2])

@@ -160,7 +160,7 @@ def test_structure(weights: Weights, x: Floats) -> None:
     assert op_types["QuantizeLinear"] == 4  # x; -x in the branch
     assert op_types["Sub"] == 2
     assert op_types["MatMulIntegerToFloat"] == 6
-    assert op_types["MatMul"] == op_types["Min"] == 0
+    assert op_types["MatMul"] == op_types["Clip"] == 0
     assert op_types["Add"] == 3  # y_u + y_d of each layer
     assert linear_layers(model.graph) == []
     products = {str(n.name): n for n in model.graph.all_nodes() if n.op_type == "MatMulIntegerToFloat"}
@@ -208,9 +208,9 @@ def test_float_weights_are_gone(weights: Weights, x: Floats) -> None:
 @pytest.mark.parametrize("bits", [7, 4, 2])
 def test_fewer_bits_have_a_cap_for_each_part(weights: Weights, x: Floats, bits: int) -> None:
     model = make_integer(weights, ranges_of(x), bits)
-    caps = [node for node in model.graph.all_nodes() if node.op_type == "Min"]
+    caps = [node for node in model.graph.all_nodes() if node.op_type == "Clip"]
     assert len(caps) == 4
-    limits = {int(cap.inputs[1].const_value.numpy()) for cap in caps}  # type: ignore[union-attr]
+    limits = {int(cap.inputs[2].const_value.numpy()) for cap in caps}  # type: ignore[union-attr]
     assert limits == {2**bits - 1}
 
 

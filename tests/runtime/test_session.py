@@ -10,12 +10,12 @@ from nextscale.runtime import Bundle, BundleError, Generator, NextscaleError, Se
 from nextscale.runtime._session import require_onnxruntime
 
 
-@pytest.mark.parametrize("version", ["1.21.9", "1.9.0", "0.30"])
+@pytest.mark.parametrize("version", ["1.22.1", "1.9.0", "0.30"])
 def test_an_old_onnxruntime_is_refused_with_both_versions(
     version: str, fake_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnxruntime, "__version__", version)
-    with pytest.raises(NextscaleError, match=f"onnxruntime {version} is too old: bundles need 1.22 or later"):
+    with pytest.raises(NextscaleError, match=f"onnxruntime {version} is too old: bundles need 1.23 or later"):
         Generator(fake_bundle).load("decoder")
 
 
@@ -29,7 +29,7 @@ def test_the_onnxruntime_that_crashes_in_containers_is_refused(
         Generator(fake_bundle).load("decoder")
 
 
-@pytest.mark.parametrize("version", ["1.22.0", "1.29.1", "1.31.1", "1.30.0.dev20261101", "2.0"])
+@pytest.mark.parametrize("version", ["1.23.0", "1.29.1", "1.31.1", "1.30.0.dev20261101", "2.0"])
 def test_a_later_onnxruntime_is_accepted(version: str) -> None:
     require_onnxruntime(version)
 
