@@ -33,6 +33,7 @@ CLASS, SEED = 3, 7  # the seed is that of the programs in examples/minimal
 FORMS = ("generate", "streaming")
 PICTURE = ("--class", CLASS, "--seed", SEED, "--out")
 REFUSED = 2  # the exit code of bad input
+MANY, LITTLE_MEMORY = 2000, 100 << 20  # images at a time, and bytes that a program may have, in which mono itself fits
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,10 @@ def check_programs(suite: Path, cpp: Path, csharp: Path) -> Iterator[tuple[str, 
         for programs in languages:
             for what, wrong in _check_telemetry(programs, bundles[0], folder):
                 yield f"{programs.language}, {what}, {bundles[0]}", wrong
+        largest = max(bundles, key=lambda bundle: Bundle.open(bundle).manifest.size)
+        for programs in languages:
+            for what, wrong in _check_memory(programs, largest, folder):
+                yield f"{programs.language}, {what}, {largest}", wrong
         for programs in languages:
             for what, wrong in _check_errors(programs, broken, folder):
                 yield f"{programs.language}, {what}, {broken}", wrong
@@ -126,6 +131,14 @@ def _check_telemetry(programs: Programs, bundle: Path, folder: Path) -> Iterator
     if programs.generate:
         command = (*programs.generate, bundle, *PICTURE, folder / "quiet.png")
         yield "telemetry of generate", phones_home(command, home)
+
+
+def _check_memory(programs: Programs, bundle: Path, folder: Path) -> Iterator[tuple[str, str | None]]:
+    if programs.generate:
+        images = ("--class", CLASS) * MANY
+        command = (*programs.generate, bundle, *images, "--batch", MANY, "--threads", 1, "--out", folder / "none.png")
+        yield "out of memory", runs_out_of_memory(command)
+        yield "nothing written", "a file was written" if (folder / "none.png").exists() else None
 
 
 def _check_errors(programs: Programs, broken: Path, folder: Path) -> Iterator[tuple[str, str | None]]:
@@ -201,6 +214,16 @@ def refuses(command: Sequence[object]) -> str | None:
     """The program refuses a bundle without a manifest in one clear line."""
     done = _run(command)
     one_line = done.stderr.count("\n") == 1 and "manifest.json: the file is missing" in done.stderr
+    if done.returncode != REFUSED or done.stdout or not one_line:
+        return f"exit code {done.returncode}, stdout {done.stdout!r}, stderr {done.stderr!r}"
+    return None
+
+
+def runs_out_of_memory(command: Sequence[object]) -> str | None:
+    """The program has too little memory for ONNX Runtime, and says so in one line."""
+    limit = f'ulimit -S -d {LITTLE_MEMORY >> 10}; exec "$@"'
+    done = _run(("bash", "-c", limit, "bash", *command))
+    one_line = done.stderr.count("\n") == 1 and "out of memory: fewer images at a time" in done.stderr
     if done.returncode != REFUSED or done.stdout or not one_line:
         return f"exit code {done.returncode}, stdout {done.stdout!r}, stderr {done.stderr!r}"
     return None
