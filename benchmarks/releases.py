@@ -34,7 +34,7 @@ from nextscale.runtime._machine import describe_machine
 ROOT = Path(__file__).parents[1]
 WORKER = Path(__file__).with_name("release_worker.py")
 # The last patch of each minor release that pyproject.toml allows.
-RELEASES = ("1.22.1", "1.23.2", "1.24.4", "1.25.1", "1.26.0", "1.27.0", "1.28.0", "1.30.0", "1.31.1", "1.32.0")
+RELEASES = ("1.23.2", "1.24.4", "1.25.1", "1.26.0", "1.27.0", "1.28.0", "1.30.0", "1.31.1", "1.32.0")
 RECIPES = (FULL_PRECISION, "default", "ours-w8a8", "ours-w4a6")
 SEED = 1  # not calibration's
 
