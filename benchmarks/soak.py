@@ -17,7 +17,7 @@ from pathlib import Path
 
 import click
 from provenance import provenance, publish
-from releases import RELEASES, Failure, Result, compare
+from releases import RELEASES, Failure, Result, compare, passes
 
 ROOT = Path(__file__).parents[1]
 PROPERTIES = (  # files whose tests draw examples with hypothesis
@@ -85,7 +85,11 @@ def sanitized(bundle: Path, conformance: Path, suite: Path) -> Outcome:
 
 def one_release(release: str, results: Mapping[str, Result | Failure]) -> Outcome:
     """What releases.py found."""
-    failures = [f"{name}: {result.error}" for name, result in results.items() if isinstance(result, Failure)]
+    failures = [
+        f"{name}: {result.error if isinstance(result, Failure) else result.verified}"
+        for name, result in results.items()
+        if not passes(result)
+    ]
     same = [
         f"{name}: {'all' if result.same_tokens == 1 else f'{result.same_tokens:.1%}'} of the sampled tokens the same"
         for name, result in results.items()

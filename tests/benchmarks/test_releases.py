@@ -53,16 +53,16 @@ def test_a_release_is_compared_with_the_one_before(releases: ModuleType, tmp_pat
     np.savez(one, token_maps=np.zeros((2, 4), int), logits=logits)
     logits[1, :, 0] = np.log(3)  # (3/4, 1/4) instead of halves
     np.savez(other, token_maps=np.array([[0, 0, 0, 0], [0, 0, 1, 1]]), logits=logits)
-    found = releases._result("fine", {"stage: QLinearConv": 2}, other, one, one)
+    found = releases._result(True, "fine", {"stage: QLinearConv": 2}, other, one, one)
     assert (found.same_tokens, found.same_images) == (0.75, 1)
     assert found.kl == found.kl_before == pytest.approx(0.5 * (0.5 * np.log(2 / 3) + 0.5 * np.log(2)))
-    first = releases._result("fine", {}, other, None, one)
+    first = releases._result(False, "others", {}, other, None, one)
     assert (first.same_tokens, first.kl_before) == (None, None)
     results = {"1.1": {"int8": first}, "1.2": {"int8": found}, "1.3": {"int8": releases.Failure("no kernel")}}
     rows = [line for line in releases.report(results, 2, 1) if line.startswith("| 1.")]
     kl = f"{found.kl:.4f}"
     assert rows == [
-        f"| 1.1 | fine | | | | {kl} | none |",
+        f"| 1.1 | FAILED: others | | | | {kl} | none |",
         f"| 1.2 | fine | 75.0% | 1 of 2 | {found.kl:.2g} | {kl} | 2 stage: QLinearConv |",
         "| 1.3 | FAILED: no kernel | | | | | |",
     ]
@@ -81,7 +81,7 @@ def test_a_release_that_cannot_be_installed_fails_and_the_next_goes_on(
 
     monkeypatch.setattr(releases, "environment", environment)
     monkeypatch.setattr(releases, "build_wheel", lambda work: work)
-    monkeypatch.setattr(releases, "verify", lambda python, bundle, threads: "all tokens are the stored ones")
+    monkeypatch.setattr(releases, "verify", lambda python, bundle, threads: (True, "all"))
     monkeypatch.setattr(releases, "run", lambda command: '{"stage": {}, "decoder": {"QLinearConv": 3}}')
     monkeypatch.setattr(releases, "_feed", feed)
     found = releases.compare([fake_bundle], ["1.0", "1.1"], tmp_path, 1, 1)

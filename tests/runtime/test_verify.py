@@ -90,6 +90,22 @@ def store(folder: Path, changes: int) -> Bundle:
     return Bundle.open(folder)
 
 
+@pytest.mark.parametrize(
+    ("top1", "expected", "passed"),
+    [(1.0, "95%", False), (0.8, "90%", False), (0.6, "80%", True), (None, "95%", False)],
+)
+def test_a_coarse_recipe_may_differ_by_half_of_what_it_differs_from_full_precision(
+    damaged: Path, top1: float | None, expected: str, passed: bool
+) -> None:
+    store(damaged, 4)
+    manifest = read_manifest(damaged)
+    manifest["recipe"]["agreement"] = {"top1": top1}
+    write_manifest(damaged, manifest)
+    report = verify(Bundle.open(damaged))
+    assert report.checks[2].passed is passed
+    assert f"85.7% of the tokens agree (expected {expected})" in report.checks[2].detail
+
+
 def test_a_token_that_differs_is_judged_given_those_before_it(damaged: Path) -> None:
     report = verify(store(damaged, 1))  # 27 of 28 agree: 96.4%
     assert report.passed
