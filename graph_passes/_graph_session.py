@@ -24,4 +24,4 @@ def open_model(
     """
     settings = session_settings(options)
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
-    return new_session(ir.to_proto(model).SerializeToString(), settings, linked or {})
+    return new_session(ir.to_proto(model).SerializeToString(), settings, linked)

@@ -123,7 +123,7 @@ def open_session(
     if not _is_text(path):
         raise BundleError(f"{printable(str(path))}: onnxruntime opens no path that is not UTF-8: rename the folder")
     try:
-        session = new_session(path, session_settings(options), linked or {})
+        session = new_session(path, session_settings(options), linked)
     except Exception as error:  # its exceptions have no common base below Exception
         kind = NextscaleError if is_shortage(error) else BundleError
         raise kind(f"{path}: onnxruntime {onnxruntime.__version__} cannot load it: {first_line(error)}") from None
@@ -143,7 +143,7 @@ def _is_text(path: Path) -> bool:
 
 
 def new_session(
-    model: Path | bytes, settings: onnxruntime.SessionOptions, linked: Mapping[str, Path]
+    model: Path | bytes, settings: onnxruntime.SessionOptions, linked: Mapping[str, Path] | None = None
 ) -> onnxruntime.InferenceSession:
     """A session on the CPU; what fails is raised, and nothing is printed.
 
@@ -155,7 +155,7 @@ def new_session(
     """
     content = model if isinstance(model, bytes) else str(model)
     with ExitStack() as stack:
-        contents = {name: _mapped(path, stack) for name, path in linked.items() if path.stat().st_size}
+        contents = {name: _mapped(path, stack) for name, path in (linked or {}).items() if path.stat().st_size}
         if contents and hasattr(settings, "add_external_initializers_from_files_in_memory"):  # from 1.24 on
             names, buffers = list(contents), list(contents.values())
             settings.add_external_initializers_from_files_in_memory(names, buffers, [len(item) for item in buffers])
