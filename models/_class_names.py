@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._manifest import MAX_CLASS_NAME, MAX_CLASS_NAMES
-from nextscale.runtime._wording import printable, shown_value
+from nextscale.runtime._wording import shown_text, shown_value
 
 CLASS_NAMES_LIMIT = 2 * 2**20  # bytes; a list of 21,841 classes has 1.3 MB
 _MOST_VALUES = 2 * MAX_CLASS_NAMES  # of a Python literal, whose parser takes a kilobyte for each
@@ -66,7 +66,7 @@ class _ClassNamesFile:
             if not name.isprintable():
                 self._refuse(f"the name of class {label} is not printable text: {name!r:.80}")
             if len(name.encode()) > MAX_CLASS_NAME:
-                self._refuse(f"the name of class {label} has more than {MAX_CLASS_NAME} bytes: {printable(name, 40)}")
+                self._refuse(f"the name of class {label} has more than {MAX_CLASS_NAME} bytes: {shown_text(name, 40)}")
         return names
 
     def _text(self) -> str:
@@ -135,7 +135,7 @@ class _ClassNamesFile:
         if sum(match is not None for match in with_ids) > len(lines) / 2 and len(lines) > 1:
             for line, match in zip(lines, with_ids, strict=True):
                 if match is None:
-                    self._refuse(f'the line "{printable(line)}" begins with no class id, though most lines do')
+                    self._refuse(f'the line "{shown_text(line)}" begins with no class id, though most lines do')
             found = [(int(match[1]), _unquoted(match[2])) for match in with_ids if match is not None]
             return self._by_id([(label, _without_wordnet_id(name)) for label, name in found])
         wordnet_ids = [match[1] for line in lines if (match := _WORDNET_LINE.fullmatch(line))]

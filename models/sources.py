@@ -16,7 +16,7 @@ from nextscale.models.var.transformer import VAR
 from nextscale.models.var.vqvae import VQVAE
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._manifest import ModelInfo, is_plain_name
-from nextscale.runtime._wording import printable
+from nextscale.runtime._wording import shown_text
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,6 @@ def require_plain_name(name: str) -> str:
 
 def _of_all_classes(names: list[str] | None, num_classes: int) -> list[str] | None:
     if names is not None and len(names) != num_classes:
-        first = f': the first is "{printable(names[0])}"' if len(names) == num_classes + 1 else ""
+        first = f': the first is "{shown_text(names[0])}"' if len(names) == num_classes + 1 else ""
         raise NextscaleError(f"--class-names has {len(names)} names, but the model has {num_classes} classes{first}")
     return names

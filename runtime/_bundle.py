@@ -12,7 +12,7 @@ from nextscale.runtime._errors import BundleError, ClassLabelError, NextscaleErr
 from nextscale.runtime._file_hash import file_sha256
 from nextscale.runtime._manifest import GraphInfo, Manifest, ModelInfo
 from nextscale.runtime._manifest_reader import parse_manifest
-from nextscale.runtime._wording import printable, shown_value
+from nextscale.runtime._wording import shown_text, shown_value
 
 MANIFEST_NAME = "manifest.json"
 CARD_NAME = "card.md"  # for people: whether a bundle runs does not depend on it
@@ -74,7 +74,7 @@ class Bundle:
             BundleError: the bundle has no such graph.
         """
         if not isinstance(role, str) or role not in self.manifest.graphs:
-            shown = f'"{printable(role)}"' if isinstance(role, str) else shown_value(role)
+            shown = f'"{shown_text(role)}"' if isinstance(role, str) else shown_value(role)
             raise BundleError(f"{self.path}: the bundle has no graph {shown}; it has {', '.join(self.manifest.graphs)}")
         return self.manifest.graphs[role]
 
@@ -149,9 +149,9 @@ class Bundle:
         if names is None:
             last = self.model.num_classes - 1
             raise ClassLabelError(
-                f'class "{printable(name)}": this bundle has no class names; give an id from 0 to {last}'
+                f'class "{shown_text(name)}": this bundle has no class names; give an id from 0 to {last}'
             )
-        raise ClassLabelError(f'no class is named "{printable(name)}"; {nearest_names(name, names)}')
+        raise ClassLabelError(f'no class is named "{shown_text(name)}"; {nearest_names(name, names)}')
 
     def _check_file(self, name: str) -> None:
         """Refuse a file that is not there or not as the manifest says; of the card, only what a link brings in."""

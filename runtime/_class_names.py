@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Sequence
 
 from nextscale.runtime._errors import ClassLabelError
-from nextscale.runtime._wording import printable
+from nextscale.runtime._wording import shown_text
 
 _SHOWN = 8
 # Comparing spellings takes a microsecond a character or so: names beyond so many characters in all, and texts longer
@@ -27,8 +27,8 @@ def label_of_name(name: str, names: Sequence[str]) -> int | None:
     whole = [label for label, known in enumerate(folded) if known == wanted]
     found = whole or [label for label, known in enumerate(folded) if wanted in known and wanted in _synonyms(known)]
     if len(found) > 1:
-        listed = ", ".join(f"{label} ({printable(names[label])})" for label in found[:_SHOWN])
-        raise ClassLabelError(f'class "{printable(name)}" is the name of {len(found)} classes: give an id of {listed}')
+        listed = ", ".join(f"{label} ({shown_text(names[label])})" for label in found[:_SHOWN])
+        raise ClassLabelError(f'class "{shown_text(name)}" is the name of {len(found)} classes: give an id of {listed}')
     return found[0] if found else None
 
 
@@ -45,7 +45,7 @@ def nearest_names(name: str, names: Sequence[str]) -> str:
     if not nearest:
         return "`nextscale inspect DIR --classes` lists the names"
     shown = list(nearest.items())[:_SHOWN]
-    return f"nearest: {', '.join(f'{printable(part)} ({label})' for part, label in shown)}"
+    return f"nearest: {', '.join(f'{shown_text(part)} ({label})' for part, label in shown)}"
 
 
 def _spelled_like(wanted: str, folded: Sequence[str]) -> dict[str, int]:

@@ -20,7 +20,7 @@ from nextscale.runtime._request import Labels, Request, RequestSettings
 from nextscale.runtime._session import SessionOptions, ort_value, run_session
 from nextscale.runtime._session_pool import SessionPool
 from nextscale.runtime._stage_runner import CancelFlag, StageRunner, cancelled, require_cancel_flag
-from nextscale.runtime._wording import printable, shown_number, shown_value
+from nextscale.runtime._wording import shown_number, shown_text, shown_value
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -194,7 +194,7 @@ class Generator:
         outputs = list(outputs)
         for name in outputs:
             if name not in known:
-                raise RequestError(f'outputs: stage.onnx has no output "{printable(str(name))}"')
+                raise RequestError(f'outputs: stage.onnx has no output "{shown_text(str(name))}"')
         return self._stages(request, 0, outputs, cancel)
 
     def decode(self, f_hat: NDArray[np.float32]) -> Images:

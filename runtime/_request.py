@@ -16,7 +16,7 @@ from nextscale.runtime._errors import RequestError
 from nextscale.runtime._manifest import BATCH, Manifest, ModelInfo, RequestInput
 from nextscale.runtime._uniforms import uniforms as uniforms_of_seed
 from nextscale.runtime._var_request import DEFAULT_CFG_SCALE, DEFAULT_TOP_K, DEFAULT_TOP_P
-from nextscale.runtime._wording import printable, shown_number, shown_value
+from nextscale.runtime._wording import shown_number, shown_text, shown_value
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -173,7 +173,7 @@ def _given(manifest: Manifest, class_labels: Labels | None, settings: RequestSet
     for name in settings:
         if name not in RequestSettings.__annotations__:
             expected = ", ".join(RequestSettings.__annotations__)
-            raise RequestError(f'a request has no setting "{printable(name)}"; expected {expected}')
+            raise RequestError(f'a request has no setting "{shown_text(name)}"; expected {expected}')
     known, inputs = [item.name for item in manifest.request], settings.get("inputs")
     if inputs is None:
         inputs = {}
@@ -182,7 +182,7 @@ def _given(manifest: Manifest, class_labels: Labels | None, settings: RequestSet
     for name in inputs:
         if name not in known:
             raise RequestError(
-                f'inputs: this bundle has no input "{printable(str(name))}"; it takes {", ".join(known)}'
+                f'inputs: this bundle has no input "{shown_text(str(name))}"; it takes {", ".join(known)}'
             )
     given = {name: value for name, value in inputs.items() if value is not None}
     for setting, (input_name, value) in named.items():
@@ -327,7 +327,7 @@ def _array(name: str, value: Any) -> NDArray[Any]:
         raise RequestError(f"{name}: expected an array, found rows of different lengths") from None
     except Exception as error:  # whatever a foreign __array__ raises
         raise RequestError(
-            f"{name}: expected an array, found {type(value).__name__}: {printable(str(error))}"
+            f"{name}: expected an array, found {type(value).__name__}: {shown_text(str(error))}"
         ) from None
 
 

@@ -15,7 +15,7 @@ from nextscale.runtime._checked_values import is_truth_value, require_integer
 from nextscale.runtime._cpus import default_threads
 from nextscale.runtime._errors import BundleError, NextscaleError
 from nextscale.runtime._manifest import GraphInfo, TensorInfo
-from nextscale.runtime._wording import printable, shown_number, shown_value
+from nextscale.runtime._wording import shown_number, shown_text, shown_value
 
 MINIMUM_ONNXRUNTIME = (1, 23)
 CRASHING_ONNXRUNTIME = "1.29.0"  # in containers without a shell, when telemetry starts
@@ -121,7 +121,7 @@ def open_session(
     """
     require_onnxruntime()
     if not _is_text(path):
-        raise BundleError(f"{printable(str(path))}: onnxruntime opens no path that is not UTF-8: rename the folder")
+        raise BundleError(f"{shown_text(str(path))}: onnxruntime opens no path that is not UTF-8: rename the folder")
     try:
         session = new_session(path, session_settings(options), linked)
     except Exception as error:  # its exceptions have no common base below Exception

@@ -5,16 +5,17 @@ import reprlib
 
 import numpy as np
 
+from nextscale.runtime._text import printable
+
 _SHOWN = 80
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = _SHOWN
 _LONGEST_INTEGER = 256  # bits; Python converts no more than some thousand digits, and nobody reads them
 
 
-def printable(text: str, limit: int = _SHOWN) -> str:
+def shown_text(text: str, limit: int = _SHOWN) -> str:
     """Text with escapes for what is no printable character, cut after `limit` characters."""
-    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:limit])
-    return shown if len(text) <= limit else f"{shown}…"
+    return printable(text[:limit]) + ("…" if len(text) > limit else "")
 
 
 def shown_number(value: float) -> str:
@@ -36,6 +37,6 @@ def shown_value(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return shown_number(value)
     try:
-        return printable(" ".join(_REPR.repr(value).split()))
+        return shown_text(" ".join(_REPR.repr(value).split()))
     except ValueError:  # a huge integer within
         return type(value).__name__

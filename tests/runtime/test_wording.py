@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from nextscale.runtime._wording import printable, shown_number, shown_value
+from nextscale.runtime._wording import shown_number, shown_text, shown_value
 
 
 class Rude:
@@ -49,5 +49,5 @@ def test_numbers_keep_the_digits_that_tell_them_apart() -> None:
 
 
 def test_printable_escapes_and_cuts() -> None:
-    assert printable("a\x1b\u202e\udcff") == r"a\x1b\u202e\udcff"
-    assert printable("abcdef", 3) == "abc…"
+    assert shown_text("a\x1b\u202e\udcff") == r"a\x1b\u202e\udcff"
+    assert shown_text("abcdef", 3) == "abc…"
