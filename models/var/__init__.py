@@ -3,6 +3,7 @@
 __all__ = [
     "autoencoder",
     "checkpoint",
+    "checkpoint_config",
     "equalization",
     "folded",
     "layers",
@@ -11,6 +12,7 @@ __all__ = [
     "presets",
     "random_weights",
     "reference",
+    "relatives",
     "resampling",
     "transformer",
     "vqvae",
