@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nextscale.runtime._errors import NextscaleError, OutputError
+from nextscale.runtime._scratch import remove_left_scratch
 from nextscale.runtime.image_io import write_files
 
 SETTINGS = "settings.json"
@@ -30,6 +31,7 @@ def open_work(folder: Path, settings: Mapping[str, Any]) -> bool:
     text = json.dumps(settings, indent=1) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        remove_left_scratch(folder)
         resumed = any(folder.iterdir())
     except OSError as error:
         raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose another --out") from None

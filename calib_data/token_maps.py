@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shutil
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -17,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nextscale.runtime._errors import NextscaleError, OutputError
+from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._manifest import ModelInfo
-from nextscale.runtime.image_io import Writer, npz_writer, require_absent, write_files
+from nextscale.runtime._outputs import Writer, atomic_folder, write_files
+from nextscale.runtime.image_io import npz_writer
 
 SCHEMA = 1
 ARRAYS, MANIFEST = "token_maps.npz", "manifest.json"
@@ -53,25 +51,12 @@ class TokenMaps:
         Raises:
             OutputError: the folder exists or cannot be written.
         """
-        require_absent(folder)
         manifest = {"schema": SCHEMA, "images": len(self), "tokens": self.token_maps.shape[1], **self.settings}
         text = json.dumps(manifest, indent=1) + "\n"
         arrays = {"class_labels": self.class_labels, "token_maps": self.token_maps}
         files: dict[str, Writer] = {ARRAYS: npz_writer(arrays), MANIFEST: lambda file: file.write(text.encode())}
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        except OSError as error:
-            raise OutputError(f"{folder.parent}: cannot write there ({error.strerror})") from None
-        try:
+        with atomic_folder(folder) as partial:
             write_files({partial / name: writer for name, writer in {**files, **further}.items()})
-            partial.chmod(0o755)
-            partial.rename(folder)
-        except OSError as error:
-            raise OutputError(f"{folder}: cannot be written ({error.strerror})") from None
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                shutil.rmtree(partial)
 
     @classmethod
     def load(cls, folder: Path, model: ModelInfo) -> TokenMaps:

@@ -1,7 +1,6 @@
 """`nextscale demo`: the main job on the demo model, in full precision and int8."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from nextscale.graph_passes.recipe import load_recipe
 from nextscale.models.sources import demo_source
 from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
 from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._scratch import remove_folder
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._verify import verify
 from nextscale.runtime.image_io import png_writer, require_writable, write_files
@@ -72,7 +72,7 @@ def demo(
 
 def _built(path: Path, precision: str, calibration_images: int, session: SessionOptions) -> Bundle:
     if (path / MANIFEST_NAME).exists():
-        shutil.rmtree(path)
+        remove_folder(path)
     recipe = load_recipe(RECIPES[precision])
     recipe = replace(recipe, calibration=replace(recipe.calibration, images=calibration_images))
     with show_steps() as progress:

@@ -14,6 +14,7 @@ from nextscale import __version__
 from nextscale.cli import options
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._next_scale_loop import Generation, Generator, StageResult
+from nextscale.runtime._outputs import is_stdout
 from nextscale.runtime._request import DEFAULT_CFG_SCALE, DEFAULT_TOP_K, DEFAULT_TOP_P, resolve_top_k
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import (
@@ -143,7 +144,8 @@ def generate(
         )
     write_files(writers)
     for path in writers:
-        click.echo(path)
+        if not is_stdout(path):
+            click.echo(path)
 
 
 class _Progress:

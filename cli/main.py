@@ -1,15 +1,13 @@
 """The `nextscale` command: finds the subcommand, and turns every expected failure into one line and an exit code.
 
-Exit codes: 0 done; 1 a check failed; 2 bad usage or input; 130 interrupted, by Ctrl-C or SIGTERM.
+Exit codes: 0 done; 1 a check failed; 2 bad usage or input; 130 interrupted.
 """
 
 import importlib
 import io
 import os
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import click
 
@@ -77,10 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; nothing but a bug ends in a traceback."""
     _escape_what_the_console_lacks()
     try:
-        with _sigterm_interrupts():
-            code = cli.main(
-                args=None if arguments is None else list(arguments), prog_name="nextscale", standalone_mode=False
-            )
+        code = cli.main(
+            args=None if arguments is None else list(arguments), prog_name="nextscale", standalone_mode=False
+        )
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except (click.Abort, KeyboardInterrupt):
@@ -113,16 +110,6 @@ def _escape_what_the_console_lacks() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Meanwhile SIGTERM does what Ctrl-C does, so that a command stopped by either removes what it half wrote."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _abandon_stdout() -> None:

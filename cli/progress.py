@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -16,6 +15,8 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+
+from nextscale.runtime._interrupts import tell, when_interrupted
 
 
 class Steps:
@@ -61,10 +62,10 @@ def show_steps() -> Iterator[Steps]:
 @contextmanager
 def show_resumable_steps(work: Path) -> Iterator[Steps]:
     """`show_steps`; Ctrl-C is told where finished work is kept, if there is any in the folder `work`."""
-    try:
-        with show_steps() as steps:
-            yield steps
-    except KeyboardInterrupt:
+
+    def tell_where() -> None:
         if work.exists():
-            click.echo(f"what is finished is in {work}; the same command goes on from there", err=True)
-        raise
+            tell(f"what is finished is in {work}; the same command goes on from there")
+
+    with when_interrupted(tell_where), show_steps() as steps:
+        yield steps

@@ -12,7 +12,7 @@ import click
 from nextscale.cli.options import CHECKPOINT, IntegerList, ModelOptions, model_options
 from nextscale.cli.progress import show_resumable_steps
 from nextscale.graph_passes.recipe import Recipe, load_recipe
-from nextscale.runtime._errors import OutputError
+from nextscale.runtime.image_io import require_absent, require_writable
 from nextscale.simulation.reconstruction_settings import ReconstructionSettings
 
 if TYPE_CHECKING:
@@ -77,10 +77,8 @@ def reconstruct(
 
     if out.suffix != SUFFIX:
         raise click.UsageError(f"--out {out}: rounding is written as safetensors; give a name that ends in {SUFFIX}")
-    if out.exists():
-        raise OutputError(f"{out}: exists already; choose another --out or remove it first")
-    if not out.absolute().parent.is_dir():
-        raise OutputError(f"{out}: no folder {out.absolute().parent}")
+    require_absent(out)
+    require_writable([out])
     if (calibration is None) == (token_maps is None):
         raise click.UsageError("give either --calibration or --token-maps")
     require_device(device)

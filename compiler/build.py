@@ -19,13 +19,7 @@ from nextscale.compiler.options import BuildOptions, Progress
 from nextscale.evaluate.saturation import as_report, measure_saturation
 from nextscale.evaluate.teacher_forced import teacher_forced
 from nextscale.export._card import bundle_card
-from nextscale.export.bundle_writer import (
-    BundleInfo,
-    atomic_folder,
-    complete_manifest,
-    write_graphs,
-    write_manifest,
-)
+from nextscale.export.bundle_writer import BundleInfo, complete_manifest, write_graphs, write_manifest
 from nextscale.export.generate_graph import build_generate_graph
 from nextscale.export.var.decoder_graph import build_decoder_graph
 from nextscale.export.var.stage_graph import build_stage_graph
@@ -36,6 +30,7 @@ from nextscale.models.sources import Source
 from nextscale.models.var.layers import facts_of
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._next_scale_loop import Generator
+from nextscale.runtime._outputs import atomic_folder
 from nextscale.runtime._request import DEFAULT_CFG_SCALE
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._var_request import var_request
@@ -92,7 +87,7 @@ def _build_integer(
         write_bundle(source, folder, stage_model, decoder_model, {"name": "fp32"})
 
     # Beside the bundle, since the manifest lists what lies in it; full precision is needed again for the comparison.
-    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.calibration-", dir=folder.parent) as work:
+    with tempfile.TemporaryDirectory(prefix="calibration-", dir=folder.parent) as work:
         progress("writing the full-precision model for calibration")
         full_precision = FloatModel.write(source, stage_model, decoder_model, Path(work), write_float)
         require_finite_logits(full_precision.bundle, options.session)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +17,9 @@ from nextscale import __version__
 from nextscale.export.generate_graph import initial_shape, state_names
 from nextscale.export.graph_builder import OPSET, dimensions
 from nextscale.runtime._bundle import MANIFEST_NAME as MANIFEST
-from nextscale.runtime._errors import OutputError
 from nextscale.runtime._file_hash import file_sha256
 from nextscale.runtime._manifest import ModelInfo, RequestInput
 from nextscale.runtime._manifest_reader import SCHEMA, STOCK
-from nextscale.runtime.image_io import require_absent
 
 WEIGHTS_FILE = "weights.data"
 CARD = "card.md"
@@ -46,41 +41,6 @@ class BundleInfo:
     class_names: Sequence[str] | None
     licence: str
     card: str
-
-
-@contextlib.contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """A temporary sibling of `target` that becomes `target` when the block ends well and vanishes otherwise.
-
-    Raises:
-        OutputError: target exists already, or its parent is no folder that can be written.
-    """
-    require_absent(target)
-    made = [parent for parent in target.parents if not parent.exists()]
-    try:
-        partial = _temporary_sibling(target)
-        try:
-            yield partial
-            partial.chmod(0o755)
-            partial.rename(target)
-        except OSError as error:
-            if error.filename is not None and not str(error.filename).startswith(str(partial)):
-                raise
-            raise OutputError(f"{target}: cannot be written ({error.strerror}); nothing was left there") from None
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    finally:
-        with contextlib.suppress(OSError):  # that a folder is not empty
-            for parent in made:
-                parent.rmdir()
-
-
-def _temporary_sibling(target: Path) -> Path:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
-    except OSError as error:
-        raise OutputError(f"{target.parent}: cannot write there ({error.strerror}); choose another --out") from None
 
 
 def write_graphs(folder: Path, models: Mapping[str, ir.Model]) -> None:

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._interrupts import when_interrupted
 
 _END_SECONDS = 60  # a profile is written when a session ends
 _SHOWN = 200
@@ -96,6 +97,8 @@ class Worker:
             raise NextscaleError(
                 f"{self.contender.name}: cannot start {self.contender.command[0]}: {error.strerror}"
             ) from None
+        self._interrupt = when_interrupted(self.kill)
+        self._interrupt.__enter__()
         try:
             first = self._read()
             if first.get("ready") is not True:
@@ -176,6 +179,7 @@ class Worker:
                     process.stdin.close()
                     process.wait(_END_SECONDS)
         finally:
+            self._interrupt.__exit__(None, None, None)
             self.kill()  # with whatever it started itself
             process.wait()
             for stream in (process.stdin, process.stdout, self._stderr):

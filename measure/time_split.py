@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from nextscale.measure.contender import Worker
 from nextscale.models.var.layers import facts_of_bundle
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._scratch import scratch_folder
 from nextscale.runtime._session import SessionOptions
 
 LOOP, SUFFIX, BODY = "Loop", "_kernel_time", "SequentialExecutor::Execute"
@@ -72,12 +72,12 @@ def profile_bundle(bundle: Bundle, options: SessionOptions, folder: Path, batch:
         folder: for the profile, which is removed.
         batch: images at a time.
     """
-    with tempfile.TemporaryDirectory(prefix=".profile-", dir=folder) as work:
-        profiled = replace(options, profile=str(Path(work).absolute() / "profile"))
+    with scratch_folder(folder) as work:
+        profiled = replace(options, profile=str(work.absolute() / "profile"))
         with Worker(bundle_contender(f"profile of {bundle.path}", bundle, "generate", profiled)) as worker:
             for seed in range(2):
                 worker.request(batch, seed)
-        files = list(Path(work).iterdir())
+        files = list(work.iterdir())
         if len(files) != 1:
             raise NextscaleError(f"{bundle.path}: onnxruntime wrote no profile")
         facts = facts_of_bundle(bundle)

@@ -1,12 +1,14 @@
 """nextscale: VAR (next-scale prediction) checkpoints to int8 ONNX bundles, and pictures from them on a plain CPU."""
 
 import os
-from pkgutil import extend_path
 
 # ONNX Runtime 1.29 and later looks at it once, when it is imported: all of this package comes here first.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-# Python started in the repository's root finds this folder first; the subpackages are where they were installed.
-__path__ = extend_path(__path__, __name__)
+if not os.path.isdir(os.path.join(__path__[0], "runtime")):
+    # Python started in the repository's root finds this folder first; the subpackages are where they were installed.
+    from pkgutil import extend_path
+
+    __path__ = extend_path(__path__, __name__)
 
 __version__ = "0.1.0"

@@ -8,7 +8,6 @@ matching; and a model with random weights takes the places of attentive tokens f
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from nextscale.paper._transfer_scores import demo_statistics
 from nextscale.paper.table_c import TableBundle
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError, OutputError
+from nextscale.runtime._scratch import remove_folder
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import require_writable, write_files
 from nextscale.simulation.rounding import Rounding
@@ -105,7 +105,7 @@ class ThroughputBundles:
             folder = self.work / recipe.name
             altered, rounding, notes = self._altered(recipe)
             if rebuild and folder.exists():
-                shutil.rmtree(folder)
+                remove_folder(folder)
             if folder.exists():
                 bundle = Bundle.open(folder)
                 changed = changed_words(bundle, altered)

@@ -16,10 +16,11 @@ from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._checked_values import is_truth_value, require_integer
 from nextscale.runtime._errors import NextscaleError, RequestError
 from nextscale.runtime._freed_memory import return_freed_memory
+from nextscale.runtime._interruptible import CancelFlag
 from nextscale.runtime._request import Labels, Request, RequestSettings
 from nextscale.runtime._session import SessionOptions, ort_value, run_session
 from nextscale.runtime._session_pool import SessionPool
-from nextscale.runtime._stage_runner import CancelFlag, StageRunner, cancelled, require_cancel_flag
+from nextscale.runtime._stage_runner import StageRunner, cancelled, require_cancel_flag
 from nextscale.runtime._wording import shown_number, shown_text, shown_value
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class Generator:
             class_labels: B class ids or names; None where the bundle takes no classes.
             batch_size: images at a time; None is all at once.
             on_stage: called after each stage; returning False, Python's or NumPy's, cancels.
-            cancel: checked before each stage; a threading.Event, for example.
+            cancel: checked before each stage and while it runs; a threading.Event, for example.
             settings: seed, cfg_scale and everything else that a request may say; see `RequestSettings`.
         Raises:
             ClassLabelError, RequestError: a value is out of range; nothing was run.
@@ -179,7 +180,7 @@ class Generator:
             class_labels: B class ids or names; None where the bundle takes no classes.
             outputs: further outputs of stage.onnx to return: "logits", float32 [B, l, V] after guidance and before
                 top_k and top_p; a state output; an output that only bundles made for debugging have.
-            cancel: checked before each stage; a threading.Event, for example.
+            cancel: checked before each stage and while it runs; a threading.Event, for example.
             settings: seed, cfg_scale and everything else that a request may say; see `RequestSettings`.
         Raises:
             ClassLabelError, RequestError: a value is out of range.

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from nextscale.runtime._checked_values import is_truth_value, require_integer
 from nextscale.runtime._cpus import default_threads
-from nextscale.runtime._errors import BundleError, NextscaleError
+from nextscale.runtime._errors import BundleError, Cancelled, NextscaleError
+from nextscale.runtime._interruptible import CancelFlag, call_interruptibly
 from nextscale.runtime._manifest import GraphInfo, TensorInfo
 from nextscale.runtime._wording import shown_number, shown_text, shown_value
 
@@ -108,7 +109,7 @@ def session_settings(options: SessionOptions) -> onnxruntime.SessionOptions:
 def open_session(
     path: Path, graph: GraphInfo, options: SessionOptions, linked: Mapping[str, Path] | None = None
 ) -> onnxruntime.InferenceSession:
-    """Load one graph of a bundle and check that it is the one the manifest describes.
+    """Load one graph of a bundle and check that it is the one the manifest describes; Ctrl-C ends the loading.
 
     Args:
         path: of the graph's ONNX file.
@@ -122,8 +123,13 @@ def open_session(
     require_onnxruntime()
     if not _is_text(path):
         raise BundleError(f"{shown_text(str(path))}: onnxruntime opens no path that is not UTF-8: rename the folder")
+    settings = session_settings(options)
+
+    def load() -> onnxruntime.InferenceSession:
+        return new_session(path, settings, linked)
+
     try:
-        session = new_session(path, session_settings(options), linked)
+        session = call_interruptibly(load, lambda: settings.set_load_cancellation_flag(True))
     except Exception as error:  # its exceptions have no common base below Exception
         kind = NextscaleError if is_shortage(error) else BundleError
         raise kind(f"{path}: onnxruntime {onnxruntime.__version__} cannot load it: {first_line(error)}") from None
@@ -173,19 +179,32 @@ def run_session(
     names: Sequence[str],
     feeds: Mapping[str, onnxruntime.OrtValue],
     graph: object,
+    cancel: CancelFlag | None = None,
 ) -> dict[str, onnxruntime.OrtValue]:
-    """Run a session once.
+    """Run a session once; Ctrl-C in the main thread ends the run.
 
     Args:
         session: of the graph.
         names: of the outputs to bring back.
         feeds: inputs by name.
         graph: how errors name the graph.
+        cancel: ends the run when it is set.
     Raises:
+        Cancelled: cancel is set.
         NextscaleError: onnxruntime failed.
     """
+    options = onnxruntime.RunOptions()
+
+    def run() -> list[onnxruntime.OrtValue]:
+        return list(session.run_with_ort_values(list(names), dict(feeds), options))
+
+    def stop() -> None:
+        options.terminate = True
+
     try:
-        return dict(zip(names, session.run_with_ort_values(list(names), dict(feeds)), strict=True))
+        return dict(zip(names, call_interruptibly(run, stop, cancel), strict=True))
+    except Cancelled:
+        raise
     except Exception as error:  # its exceptions have no common base below Exception
         raise NextscaleError(f"{graph}: onnxruntime failed: {first_line(error)}") from error
 

@@ -3,24 +3,18 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from nextscale.runtime._errors import Cancelled, NextscaleError, RequestError
+from nextscale.runtime._interruptible import CancelFlag
 from nextscale.runtime._manifest import StateInfo
 from nextscale.runtime._request import Request
 from nextscale.runtime._session import ort_value, run_session
 from nextscale.runtime._wording import shown_value
-
-
-class CancelFlag(Protocol):
-    """What `cancel` needs to be; a threading.Event is one."""
-
-    def is_set(self) -> bool:
-        """Whether to stop."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +66,7 @@ class StageRunner:
         Args:
             request: B images.
             outputs: further outputs of the graph to bring back, by name.
-            cancel: looked at before each stage.
+            cancel: looked at before each stage and while it runs.
         Raises:
             RequestError: the graph has no such output, or cancel is no flag.
             Cancelled: cancel is set.
@@ -95,7 +89,10 @@ class StageRunner:
             if cancel is not None and cancel.is_set():
                 raise cancelled(stage, self._num_stages)
             index = {"stage": ort_value(np.array(stage, np.int64))}
-            found = run_session(self._session, names, {**feeds, **state, **index}, self._name)
+            try:
+                found = run_session(self._session, names, {**feeds, **state, **index}, self._name, cancel)
+            except Cancelled:
+                raise cancelled(stage, self._num_stages) from None
             state = {item.input: found[item.output] for item in self._state}
             yield StageOutputs(
                 stage, found["tokens"].numpy(), {name: found[name].numpy() for name in further}, state["f_hat"]

@@ -2,10 +2,9 @@
 
 import json
 import os
-import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,22 @@ from PIL import ExifTags, Image, features
 from PIL.PngImagePlugin import PngInfo
 
 from nextscale.runtime._errors import NextscaleError, OutputError
+from nextscale.runtime._outputs import Writer, require_absent, require_writable, write_files
+
+__all__ = [
+    "FORMATS",
+    "METADATA_KEY",
+    "Writer",
+    "make_grid",
+    "npz_writer",
+    "picture_writer",
+    "png_writer",
+    "read_picture_parameters",
+    "require_absent",
+    "require_picture_format",
+    "require_writable",
+    "write_files",
+]
 
 METADATA_KEY = "nextscale"
 # By suffix: the format's name, and the longest side that it has.
@@ -23,7 +38,6 @@ FORMATS = {
     ".webp": ("WEBP", 16_383),
 }
 _EXIF_LIMIT = 65_000  # bytes; JPEG has 65,533 for it
-Writer = Callable[[BinaryIO], object]
 
 
 def make_grid(images: NDArray[np.uint8], columns: int | None = None, rows: int | None = None) -> NDArray[np.uint8]:
@@ -117,65 +131,3 @@ def read_picture_parameters(path: str | os.PathLike[str]) -> dict[str, Any] | No
         return dict(json.loads(description)[METADATA_KEY])
     except (TypeError, ValueError, KeyError):  # another program's description, or none
         return None
-
-
-def require_writable(paths: Iterable[Path]) -> None:
-    """Find out before a long computation whether files can be written.
-
-    Raises:
-        OutputError: a folder is missing or read-only, or a path is a folder.
-    """
-    for path in paths:
-        if path.exists() and not path.is_file():
-            raise OutputError(f"cannot write {path}: it is {'a folder' if path.is_dir() else 'no regular file'}")
-        os.unlink(_temporary_sibling(path))
-
-
-def require_absent(folder: Path) -> None:
-    """Find out before a long computation whether a folder may be made.
-
-    Raises:
-        OutputError: something is there already.
-    """
-    if os.path.lexists(folder):
-        raise OutputError(f"{folder}: exists already; choose another --out or remove it first")
-
-
-def write_files(writers: Mapping[Path, Writer]) -> None:
-    """Write several files, all or none: each is written beside its place first, then moved there.
-
-    Raises:
-        OutputError: a folder is missing, read-only or full.
-    """
-    temporary: dict[Path, Path] = {}
-    try:
-        for path, write in writers.items():
-            temporary[path] = _temporary_sibling(path)
-            _write(temporary[path], write)
-        for path in writers:
-            os.replace(temporary[path], path)
-            del temporary[path]
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        for left in temporary.values():
-            left.unlink(missing_ok=True)
-
-
-def _write(temporary: Path, write: Writer) -> None:
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _temporary_sibling(path: Path) -> Path:
-    """Make an empty file beside path; this also tells whether the folder can be written."""
-    if not path.parent.is_dir():
-        raise OutputError(f"cannot write {path}: there is no folder {path.parent}")
-    sibling = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.part")
-    try:
-        sibling.touch(exist_ok=False)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from None
-    return sibling

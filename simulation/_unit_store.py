@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from nextscale.calib_data._work_folder import open_work
 from nextscale.calib_data.token_maps import read_npz
 from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime.image_io import npz_writer, write_files
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,4 @@ class UnitStore:
     def save(self, unit: str, learned: Learned) -> None:
         if self.folder is not None:
             arrays: dict[str, Any] = {**learned.up, "report": np.array(json.dumps(learned.report))}
-            partial_path = self.folder / f"{unit}.partial.npz"
-            np.savez_compressed(partial_path, **arrays)
-            os.replace(partial_path, self.folder / f"{unit}.npz")
+            write_files({self.folder / f"{unit}.npz": npz_writer(arrays)})

@@ -28,6 +28,7 @@ from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.var.multi_scale_quantizer import MultiScaleQuantizer
 from nextscale.models.var.transformer import VAR
 from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._scratch import scratch_folder
 from nextscale.simulation._soft_rounding import SoftRounding, undecided
 from nextscale.simulation._unit_store import Learned, UnitStore
 from nextscale.simulation.reconstruction_settings import ReconstructionSettings
@@ -122,8 +123,8 @@ def reconstruct(
     nearest = held_out()
     store = UnitStore(work, _fingerprint(simulated, labels, token_maps, settings, shift_and_sum))
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(dir=work) as scratch:
-        learned = _Reconstruction(simulated, quantizer, *seen, settings, Path(scratch)).run(store, on_step)
+    with scratch_folder(work or Path(tempfile.gettempdir())) as scratch:
+        learned = _Reconstruction(simulated, quantizer, *seen, settings, scratch).run(store, on_step)
     seconds = time.monotonic() - began
     reconstructed = held_out()
     kept = "reconstructed" if reconstructed.kl < nearest.kl else "nearest"

@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from nextscale.calib_data._work_folder import differences
 from nextscale.graph_passes.qparams import WeightQParams
 from nextscale.graph_passes.recipe import Recipe
-from nextscale.runtime._errors import NextscaleError, OutputError
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._outputs import write_files
 
 SCHEMA = "nextscale.rounding/1"
 BITS, FACTORS = "bits.", "equalization."
@@ -121,17 +120,8 @@ class Rounding:
             "recipe": self.recipe,
             "report": self.report,
         }
-        try:
-            handle, partial = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".partial", dir=path.parent)
-            os.close(handle)
-            try:
-                save_file(tensors, partial, {"schema": SCHEMA, "rounding": json.dumps(document)})
-                os.chmod(partial, 0o644)
-                os.replace(partial, path)
-            finally:
-                Path(partial).unlink(missing_ok=True)
-        except (OSError, SafetensorError) as error:
-            raise OutputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+        metadata = {"schema": SCHEMA, "rounding": json.dumps(document)}
+        write_files({path: lambda file: file.write(save(tensors, metadata))})
 
     @classmethod
     def load(cls, path: Path) -> Rounding:

@@ -130,7 +130,7 @@ def test_its_metadata(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         info = f"nextscale-{__version__}.dist-info"
         metadata = archive.read(f"{info}/METADATA").decode()
-        assert "nextscale = nextscale.cli.main:main" in archive.read(f"{info}/entry_points.txt").decode()
+        assert "nextscale = nextscale.cli.program:run" in archive.read(f"{info}/entry_points.txt").decode()
         assert [name for name in archive.namelist() if "LICENSE" in name] == [f"{info}/licenses/LICENSE"]
     assert [line for line in metadata.splitlines() if line.startswith("License")] == [
         "License-Expression: MIT",

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import click
 
-from nextscale.export.bundle_writer import atomic_folder
 from nextscale.measure.contender import Worker
 from nextscale.measure.peers import NAMES
 from nextscale.measure.peers.contenders import PeerFolder, checked_names, contender
 from nextscale.measure.peers.stored_models import save_models
 from nextscale.models.sources import Source, checkpoint_source, demo_source, random_source
 from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._outputs import atomic_folder
 
 OPENVINO_PACKAGES = ("openvino==2026.4.1", "nncf==3.4.0")
 CALIBRATION_IMAGES = 4

@@ -25,7 +25,8 @@ from nextscale.models.var import presets, random_weights
 from nextscale.runtime import Bundle
 from nextscale.runtime._errors import NextscaleError
 
-RUN = "import sys; sys.path[:] = {path!r}; from nextscale.cli.main import main; sys.exit(main(sys.argv[1:]))"
+RUN = "import sys; sys.path[:] = {path!r}; from nextscale.cli.program import run; sys.exit(run())"
+CALIBRATING = ".nextscale-*/calibration-*/full_precision/manifest.json"
 FAST = ("--calibration-images", "2", "--threads", "1")
 SHAPE = ("--patch-nums", "1,2,3,4")
 StateDict = dict[str, Tensor]
@@ -483,26 +484,41 @@ def test_a_full_disk_is_one_line(checkpoints: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=lambda sent: sent.name)
-def test_an_interrupt_leaves_nothing(checkpoints: Path, tmp_path: Path, sent: signal.Signals) -> None:
-    """While the calibration of far more images than a test waits for is under way."""
-    command = arguments(checkpoints, tmp_path / "bundle", "--calibration-images", 100_000)
-    process = subprocess.Popen(
+def build_until(process: subprocess.Popen[str], folder: Path, sent: signal.Signals) -> tuple[str, str]:
+    """Send a signal while the calibration is under way; stdout and stderr."""
+    try:
+        deadline = time.monotonic() + 60
+        while not [*folder.glob(CALIBRATING)] and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(0.3)
+        process.send_signal(sent)
+        return process.communicate(timeout=30)
+    finally:
+        process.kill()
+
+
+def endless_build(checkpoints: Path, out: Path) -> subprocess.Popen[str]:
+    """A build that calibrates on far more images than a test waits for."""
+    command = arguments(checkpoints, out, "--calibration-images", 100_000)
+    return subprocess.Popen(
         [sys.executable, "-c", RUN.format(path=sys.path), *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    try:
-        deadline = time.monotonic() + 60
-        waited_for = ".bundle.*.calibration-*/full_precision/manifest.json"
-        while not list(tmp_path.glob(waited_for)) and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        time.sleep(0.3)
-        process.send_signal(sent)
-        out, error = process.communicate(timeout=30)
-    finally:
-        process.kill()
-    assert (process.returncode, out, error.strip()) == (130, "", "error: interrupted; nothing half-written was left")
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=lambda sent: sent.name)
+def test_an_interrupt_leaves_nothing(checkpoints: Path, tmp_path: Path, sent: signal.Signals) -> None:
+    process = endless_build(checkpoints, tmp_path / "bundle")
+    out, error = build_until(process, tmp_path, sent)
+    assert (process.returncode, out, error) == (130, "", "error: interrupted; nothing half-written was left\n")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_build_left_goes_with_the_next(checkpoints: Path, tmp_path: Path) -> None:
+    build_until(endless_build(checkpoints, tmp_path / "bundle"), tmp_path, signal.SIGKILL)
+    assert [*tmp_path.glob(CALIBRATING)]
+    assert main(arguments(checkpoints, tmp_path / "bundle")) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]

@@ -64,7 +64,7 @@ def test_the_score_is_told_and_kept(fp32_bundle: Path, tmp_path: Path, capsys: p
 
 
 def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(
-    fp32_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    fp32_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from nextscale.runtime import Generator
 
@@ -79,7 +79,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(
 
     monkeypatch.setattr(Generator, "stream", interrupted)
     assert run(fp32_bundle, "--out", tmp_path / "maps") == 130
-    assert f"{tmp_path / 'maps.partial'}; the same command goes on from there" in capsys.readouterr().err
+    assert f"{tmp_path / 'maps.partial'}; the same command goes on from there" in capfd.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["maps.partial"]
     assert run(fp32_bundle, "--out", tmp_path / "maps") == 0
     assert calls == 4

@@ -1,3 +1,4 @@
+import io
 import os
 import signal
 import subprocess
@@ -58,6 +59,27 @@ def test_no_grid_writes_one_file_an_image(
     with Image.open(paths[1]) as file:
         alone = Generator(fake_bundle).generate(parameters["classes"], first_image=parameters["first_image"])
         assert np.array_equal(np.asarray(file), alone.images[0])
+
+
+def test_arrays_through_a_pipe_have_no_text_behind_them(fake_bundle: Path, tmp_path: Path) -> None:
+    code = f"import sys; sys.path[:] = {sys.path!r}; from nextscale.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    command = ["generate", fake_bundle, "--class", "1", "--npz", "/dev/stdout", "--out", tmp_path / "a.png"]
+    done = subprocess.run([sys.executable, "-c", code, *map(str, command)], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    content, _, text = done.stdout.rpartition(str(tmp_path).encode())
+    assert text == b"/a.png\n"
+    with np.load(io.BytesIO(content)) as arrays, Image.open(tmp_path / "a.png") as image:
+        assert np.array_equal(arrays["images"][0], np.asarray(image))
+
+
+def test_one_file_for_picture_and_arrays_is_refused(
+    fake_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "link").symlink_to("a.png")
+    assert run(fake_bundle, "--class", 1, "--out", tmp_path / "a.png", "--npz", tmp_path / "link") == 2
+    message = f"error: {tmp_path / 'a.png'} and {tmp_path / 'link'} are one file; give each output a name of its own\n"
+    assert capsys.readouterr().err == message
+    assert os.listdir(tmp_path) == ["link"]
 
 
 def test_npz_alone_writes_no_sheet(fake_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

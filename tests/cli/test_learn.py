@@ -68,7 +68,7 @@ def test_one_command_gives_what_the_single_ones_give(
 
 
 def test_an_interrupt_tells_how_to_go_on(
-    checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    checkpoints: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And that other settings than before are none to go on with."""
     out, work = tmp_path / "out", tmp_path / "out.learning"
@@ -79,13 +79,13 @@ def test_an_interrupt_tells_how_to_go_on(
     with monkeypatch.context() as patch:
         patch.setattr("nextscale.simulation.reconstruct._Reconstruction._learn", interrupt)
         assert build_and_learn(checkpoints, out) == 130
-    assert [line for line in capsys.readouterr().err.splitlines() if line] == [
+    assert [line for line in capfd.readouterr().err.splitlines() if line] == [
         f"what is finished is in {work}; the same command goes on from there",
         "error: interrupted; nothing half-written was left",
     ]
     assert list(tmp_path.iterdir()) == [work]
     assert build_and_learn(checkpoints, out, "default-w4a4", "--seed", 8) == 2
-    captured = capsys.readouterr()
+    captured = capfd.readouterr()
     assert captured.out == ""
     assert captured.err == (
         f"error: {work}: was begun with calibration.seed 7 instead of 8; give the same again to go on, or remove it to "

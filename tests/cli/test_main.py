@@ -1,7 +1,6 @@
 import io
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import types
@@ -102,12 +101,6 @@ def test_another_runtime_error_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("nextscale.cli.main.importlib.import_module", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         main(["build"])
-
-
-def test_the_handler_of_sigterm_is_put_back() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    assert main(["--version"]) == 0
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_the_runtime_commands_need_neither_torch_nor_onnx(fake_bundle: Path, tmp_path: Path) -> None:

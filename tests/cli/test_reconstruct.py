@@ -74,7 +74,7 @@ def test_a_finished_unit_is_not_learned_again(
 def test_an_interrupt_tells_how_to_go_on(
     checkpoints: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     interrupted: str,
 ) -> None:
@@ -89,7 +89,7 @@ def test_an_interrupt_tells_how_to_go_on(
     with monkeypatch.context() as patch:
         patch.setattr(f"nextscale.simulation.reconstruct.{place}", interrupt)
         assert run(checkpoints, out, *maps) == 130
-    told = [line for line in capsys.readouterr().err.splitlines() if line]
+    told = [line for line in capfd.readouterr().err.splitlines() if line]
     further = [f"what is finished is in {work}; the same command goes on from there"] if work.exists() else []
     assert told == [*further, "error: interrupted; nothing half-written was left"]
     assert work.exists() == (interrupted == "while learning")

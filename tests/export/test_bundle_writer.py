@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 from pathlib import Path
@@ -11,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from nextscale.export import bundle_writer
-from nextscale.export.bundle_writer import ALIGNMENT, EXTERNAL_FROM_BYTES, WEIGHTS_FILE, atomic_folder, write_graphs
+from nextscale.export.bundle_writer import ALIGNMENT, EXTERNAL_FROM_BYTES, WEIGHTS_FILE, write_graphs
 from nextscale.export.graph_builder import add_output, finish, new_builder
 from nextscale.runtime import Bundle
 from nextscale.runtime._errors import OutputError
@@ -20,97 +19,6 @@ from nextscale.runtime._var_request import var_request
 
 def refuse(message: str) -> pytest.RaisesExc[OutputError]:
     return pytest.raises(OutputError, match=message)
-
-
-# atomic_folder
-
-
-def test_a_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
-    target = tmp_path / "bundle"
-    with atomic_folder(target) as folder:
-        (folder / "file").write_text("content")
-        assert folder.parent == tmp_path
-        assert not target.exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
-    assert (target / "file").read_text() == "content"
-    assert target.stat().st_mode & 0o777 == 0o755
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-def test_a_failure_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
-    def fail(folder: Path) -> None:
-        (folder / "nested").mkdir()
-        (folder / "nested" / "file").write_text("content")
-        raise error
-
-    with pytest.raises(error), atomic_folder(tmp_path / "bundle") as folder:
-        fail(folder)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_failure_leaves_no_parents_that_it_made(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "a" / "b" / "bundle"):
-        raise KeyboardInterrupt
-    assert not list(tmp_path.iterdir())
-
-
-def test_missing_parents_are_made(tmp_path: Path) -> None:
-    with atomic_folder(tmp_path / "a" / "b" / "bundle"):
-        pass
-    assert (tmp_path / "a" / "b" / "bundle").is_dir()
-
-
-@pytest.mark.parametrize("kind", ["folder", "empty folder", "file", "dangling link"])
-def test_what_exists_is_left_alone(tmp_path: Path, kind: str) -> None:
-    target = tmp_path / "bundle"
-    match kind:
-        case "folder":
-            target.mkdir()
-            (target / "precious").write_text("mine")
-        case "empty folder":
-            target.mkdir()
-        case "file":
-            target.write_text("mine")
-        case "dangling link":
-            target.symlink_to(tmp_path / "nowhere")
-    before = sorted(tmp_path.rglob("*"))
-    with refuse("exists already; choose another --out"), atomic_folder(target):
-        pytest.fail("began")
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_a_target_that_appears_meanwhile_is_left_alone(tmp_path: Path) -> None:
-    target = tmp_path / "bundle"
-    with refuse("cannot be written"), atomic_folder(target):
-        target.mkdir()
-        (target / "precious").write_text("mine")
-    assert sorted(tmp_path.rglob("*")) == [target, target / "precious"]
-
-
-@pytest.mark.parametrize("parent", ["file", "file/below", "/proc", "/dev/null"])
-def test_a_parent_that_cannot_be_written_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parent: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("file").write_text("mine")
-    with refuse(r"cannot write there \(.+\); choose another --out"), atomic_folder(Path(parent) / "bundle"):
-        pytest.fail("began")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
-    full = OSError(errno.ENOSPC, "No space left on device")
-    message = r"bundle: cannot be written \(No space left on device\); nothing was left there"
-    with refuse(message), atomic_folder(tmp_path / "bundle") as folder:
-        (folder / "file").write_text("content")
-        raise full
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_error_about_another_file_is_not_disguised(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), atomic_folder(tmp_path / "bundle"):
-        (tmp_path / "elsewhere").read_text()
-    assert not list(tmp_path.iterdir())
 
 
 # write_graphs

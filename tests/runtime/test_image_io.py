@@ -1,8 +1,4 @@
-import errno
-import os
-import stat
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -15,7 +11,6 @@ from nextscale.runtime.image_io import (
     picture_writer,
     read_picture_parameters,
     require_picture_format,
-    require_writable,
     write_files,
 )
 
@@ -115,55 +110,3 @@ def test_npz_keeps_arrays(tmp_path: Path) -> None:
     write_files({tmp_path / "a.npz": npz_writer({"images": pictures(2)})})
     with np.load(tmp_path / "a.npz") as arrays:
         assert np.array_equal(arrays["images"], pictures(2))
-
-
-def test_files_get_ordinary_permissions(tmp_path: Path) -> None:
-    (tmp_path / "ordinary").touch()
-    write_files({tmp_path / "a.txt": lambda file: file.write(b"a")})
-    assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == stat.S_IMODE((tmp_path / "ordinary").stat().st_mode)
-
-
-def full(file: BinaryIO) -> None:
-    file.write(b"half")
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def interrupted(file: BinaryIO) -> None:
-    file.write(b"half")
-    raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize(("failing", "error"), [(full, OutputError), (interrupted, KeyboardInterrupt)])
-def test_all_files_are_written_or_none(tmp_path: Path, failing: object, error: type[BaseException]) -> None:
-    (tmp_path / "first").write_text("old")
-    with pytest.raises(error) as caught:
-        write_files({tmp_path / "first": lambda file: file.write(b"new"), tmp_path / "second": failing})  # type: ignore[dict-item]
-    assert os.listdir(tmp_path) == ["first"]
-    assert (tmp_path / "first").read_text() == "old"
-    if error is OutputError:
-        assert str(caught.value) == f"cannot write {tmp_path / 'second'}: No space left on device"
-
-
-def test_writable_paths_leave_no_trace(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_text("old")
-    require_writable([tmp_path / "a.png", tmp_path / "b.png"])
-    assert os.listdir(tmp_path) == ["a.png"]
-    assert (tmp_path / "a.png").read_text() == "old"
-
-
-def test_unwritable_paths_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=f"cannot write {tmp_path}: it is a folder"):
-        require_writable([tmp_path])
-    with pytest.raises(OutputError, match=f"there is no folder {tmp_path / 'none'}"):
-        require_writable([tmp_path / "none" / "a.png"])
-    with pytest.raises(OutputError, match="cannot write /dev/null: it is no regular file"):
-        require_writable([Path("/dev/null")])
-    with pytest.raises(OutputError, match=r"cannot write /proc/a\.png: "):  # read-only for root too
-        require_writable([Path("/proc/a.png")])
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes to read-only folders")
-def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
-    tmp_path.chmod(0o555)
-    with pytest.raises(OutputError, match="Permission denied"):
-        require_writable([tmp_path / "a.png"])
