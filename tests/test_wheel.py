@@ -1,4 +1,4 @@
-"""The built wheel: what is in it, and that its runtime needs none of the export's packages.
+"""The built wheel and sdist: what is in them, and that the runtime needs none of the export's packages.
 
 An editable install hides what a wheel leaves out, so the wheel is built from a copy of the sources and run alone.
 """
@@ -6,6 +6,7 @@ An editable install hides what a wheel leaves out, so the wheel is built from a 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -61,13 +62,8 @@ sys.exit(main(sys.argv[1:]))
 @pytest.fixture(scope="session")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy, so that no older build's files get in and none are left here."""
-    source = tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    for folder in PACKAGES.values():
-        ignored = shutil.ignore_patterns("__pycache__", "nextscale-demo")
-        shutil.copytree(ROOT / folder, source / folder, ignore=ignored, dirs_exist_ok=True)
-    return source
+    ignored = shutil.ignore_patterns(".*", "build", "out", "__pycache__", "*.egg-info", "*.safetensors")
+    return shutil.copytree(ROOT, tmp_path_factory.mktemp("source"), ignore=ignored, dirs_exist_ok=True)
 
 
 def built(sources: Path, what: str, out: Path) -> Path:
@@ -113,16 +109,28 @@ def test_every_module_is_in_it_and_no_weights(wheel: Path) -> None:
     assert wheel.stat().st_size < MAX_BYTES
 
 
-def test_an_sdist_builds_the_same_wheel(sources: Path, wheel: Path, tmp_path: Path) -> None:
-    sdist = built(sources, "sdist", tmp_path / "sdist")
-    with tarfile.open(sdist) as archive:
-        archive.extractall(tmp_path, filter="data")
-    again = built(tmp_path / f"nextscale-{__version__}", "wheel", tmp_path / "wheel")
+@pytest.fixture(scope="session")
+def unpacked_sdist(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sdist")
+    with tarfile.open(built(sources, "sdist", folder)) as archive:
+        archive.extractall(folder, filter="data")
+    return folder / f"nextscale-{__version__}"
+
+
+def test_an_sdist_builds_the_same_wheel(unpacked_sdist: Path, wheel: Path, tmp_path: Path) -> None:
+    again = built(unpacked_sdist, "wheel", tmp_path / "wheel")
     contents = []
     for path in (wheel, again):
         with zipfile.ZipFile(path) as archive:
             contents.append({name: archive.read(name) for name in archive.namelist()})
     assert contents[0] == contents[1]
+
+
+def test_an_sdist_holds_what_its_readme_links_to(unpacked_sdist: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)", (unpacked_sdist / "README.md").read_text(encoding="utf-8"))
+    relative = {link for link in links if "://" not in link}
+    assert relative
+    assert [link for link in sorted(relative) if not (unpacked_sdist / link).exists()] == []
 
 
 def test_its_metadata(wheel: Path) -> None:
