@@ -58,6 +58,24 @@ std::uint64_t seed_of(const Arguments& arguments) {
   return seed;
 }
 
+/// Whether a path is a device or a pipe, such as /dev/stdout: it is written as it is.
+bool is_special(const std::string& path) {
+  const std::filesystem::file_status status = std::filesystem::status(path);
+  return std::filesystem::exists(status) && !std::filesystem::is_regular_file(status);
+}
+
+/// Where a file is written, and where first: beside its place, so that there is never half a file.
+struct Place {
+  std::filesystem::path whole, part;
+
+  explicit Place(std::filesystem::path path) : whole(std::move(path)) {
+    for (int links = 0; links < 40 && std::filesystem::is_symlink(whole); ++links) {
+      whole = whole.parent_path() / std::filesystem::read_symlink(whole);  // the link itself stays
+    }
+    part = whole.parent_path() / ("." + whole.filename().string() + ".part");
+  }
+};
+
 /// Find out before a long computation whether a file can be written.
 void require_writable(const std::string& path) {
   std::string suffix = std::filesystem::path(path).extension().string();
@@ -65,28 +83,40 @@ void require_writable(const std::string& path) {
   if (suffix != ".png") {
     throw nextscale::Error("cannot write " + path + ": pictures are written as .png; give such a name");
   }
-  const std::string part = path + ".part";
-  const bool writable = static_cast<bool>(std::ofstream(part)) && !std::filesystem::is_directory(path);
-  std::remove(part.c_str());
+  bool writable = is_special(path) && !std::filesystem::is_directory(path);
+  if (!is_special(path)) {
+    const Place place(path);
+    writable = static_cast<bool>(std::ofstream(place.part));
+    std::filesystem::remove(place.part);
+  }
   if (!writable) throw nextscale::Error("cannot write " + path + ": no such folder, or it may not be written");
 }
 
-/// Write one image beside its place first, so that there is never half a file.
 void write_png(const std::string& path, const nextscale::Images& images) {
   png_image header{};
   header.version = PNG_IMAGE_VERSION;
   header.width = static_cast<png_uint_32>(images.width);
   header.height = static_cast<png_uint_32>(images.height);
   header.format = PNG_FORMAT_RGB;
-  const std::string part = path + ".part";
-  if (png_image_write_to_file(&header, part.c_str(), 0, images.pixels.data(), 0, nullptr) == 0) {
-    std::remove(part.c_str());
-    throw nextscale::Error("cannot write " + path + ": " + header.message);
+  png_alloc_size_t size = 0;
+  std::vector<char> content;
+  for (const bool measured : {false, true}) {
+    content.resize(size);
+    if (png_image_write_to_memory(&header, measured ? content.data() : nullptr, &size, 0, images.pixels.data(), 0,
+                                  nullptr) == 0) {
+      throw nextscale::Error("cannot write " + path + ": " + header.message);
+    }
   }
+  const bool special = is_special(path);
+  const Place place(path);
+  std::ofstream file(special ? std::filesystem::path(path) : place.part, std::ios::binary);
+  file.write(content.data(), static_cast<std::streamsize>(size));
+  file.close();
   std::error_code error;
-  std::filesystem::rename(part, path, error);
+  if (!file) error = std::make_error_code(std::errc::io_error);
+  if (!error && !special) std::filesystem::rename(place.part, place.whole, error);
   if (error) {
-    std::remove(part.c_str());
+    if (!special) std::filesystem::remove(place.part);
     throw nextscale::Error("cannot write " + path + ": " + error.message());
   }
 }
@@ -117,7 +147,7 @@ void run(const Arguments& arguments) {
   require_writable(out);
   request.seed = seed_of(arguments);
 
-  std::signal(SIGINT, [](int) { interrupted = true; });
+  for (const int number : {SIGINT, SIGTERM}) std::signal(number, [](int) { interrupted = true; });
   const bool terminal = stderr_is_terminal();
   const auto show_progress = [&](const nextscale::StageResult& stage) {
     if (terminal) {
@@ -130,7 +160,7 @@ void run(const Arguments& arguments) {
   const nextscale::Generation result = generator.generate(request, show_progress, &interrupted);
   if (terminal) std::cerr << '\n';
   write_png(out, make_sheet(result.images));
-  std::cout << out << '\n';
+  if (!is_special(out)) std::cout << out << '\n';
 }
 
 }  // namespace

@@ -32,18 +32,35 @@ namespace NextScale
         /// <param name="rgb">height * width * 3 bytes, rows from the top.</param>
         public static void Write(string path, byte[] rgb, int height, int width)
         {
-            string temporary = path + ".part";
+            byte[] content;
+            using (var stream = new MemoryStream())
+            {
+                Encode(stream, rgb, height, width);
+                content = stream.ToArray();
+            }
+            string temporary = Path.Combine(Path.GetDirectoryName(Path.GetFullPath(path)),
+                                            $".{Path.GetFileName(path)}.part");
+            bool inPlace = IsLinkOrDevice(path);
             try
             {
-                using (FileStream stream = File.Create(temporary)) Encode(stream, rgb, height, width);
-                if (File.Exists(path)) File.Delete(path);
-                File.Move(temporary, path);
+                File.WriteAllBytes(inPlace ? path : temporary, content);
+                if (inPlace) return;
+                if (File.Exists(path)) File.Replace(temporary, path, null);
+                else File.Move(temporary, path);
             }
             catch (Exception error) when (error is IOException || error is UnauthorizedAccessException)
             {
-                File.Delete(temporary);
+                if (!inPlace) File.Delete(temporary);
                 throw new NextScaleException($"cannot write {path}: {Wording.OneLine(error)}", error);
             }
+        }
+
+        /// <summary>Whether a file that is moved there would replace what must stay; a device shows as an empty file.
+        /// </summary>
+        private static bool IsLinkOrDevice(string path)
+        {
+            return File.Exists(path)
+                && (File.GetAttributes(path).HasFlag(FileAttributes.ReparsePoint) || new FileInfo(path).Length == 0);
         }
 
 #if NETCOREAPP

@@ -13,7 +13,7 @@ void write_ppm(const char* path, const nextscale::Images& images) {
 }
 
 int main(int, char** argv) {  // BUNDLE CLASS OUT.ppm
-  std::signal(SIGINT, [](int) { interrupted = true; });
+  for (const int number : {SIGINT, SIGTERM}) std::signal(number, [](int) { interrupted = true; });
   try {
     const nextscale::Generator generator(argv[1]);
     generator.load({nextscale::Graph::stage, nextscale::Graph::decoder});  // at the program's start, not at first use

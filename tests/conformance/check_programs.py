@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -117,6 +118,7 @@ def _check_language(
         yield "generate", draws((*programs.generate, bundle, *PICTURE), png, picture, lines=1)
         yield "generate, random", draws_random((*programs.generate, bundle), png, bundle)
         yield "generate, another format", refuses_format((*programs.generate, bundle, *PICTURE), folder / "none.gif")
+        yield "link and pipe", keeps_link_and_pipe((*programs.generate, bundle, *PICTURE), png)
     if programs.bench:
         yield "bench", tells_speed((*programs.bench, bundle, "--repetitions", 2, "--threads", 1))
     if programs.worker:
@@ -189,6 +191,25 @@ def refuses_format(command: Sequence[object], out: Path) -> str | None:
     if done.returncode != REFUSED or done.stdout or not one_line or out.exists():
         return f"exit code {done.returncode}, stdout {done.stdout!r}, stderr {done.stderr!r}"
     return None
+
+
+def keeps_link_and_pipe(command: Sequence[object], picture: Path) -> str | None:
+    """The program writes through a link and into a named pipe, and leaves both, and nothing beside them."""
+    with tempfile.TemporaryDirectory() as name:
+        target, link, pipe = (Path(name) / f"{what}.png" for what in ("target", "link", "pipe"))
+        target.write_text("old")
+        link.symlink_to(target)
+        os.mkfifo(pipe)
+        done = _run((*command, link))
+        if not link.is_symlink() or target.read_bytes() != picture.read_bytes():
+            return f"not written through the link; stderr {done.stderr!r}"
+        with subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE) as reader:
+            done = _run((*command, pipe))
+            piped = reader.communicate(timeout=60)[0]
+        if not pipe.is_fifo() or piped != picture.read_bytes():
+            return f"not written into the pipe; stderr {done.stderr!r}"
+        left = sorted(path.name for path in Path(name).iterdir())
+        return None if left == ["link.png", "pipe.png", "target.png"] else f"found {left}"
 
 
 def tells_speed(command: Sequence[object]) -> str | None:
