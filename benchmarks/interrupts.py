@@ -60,13 +60,14 @@ def main(full_precision: Path, int8: Path, moments: int) -> None:
         ("`--help`", ("--help",), 0.1),
         ("`generate`", (*picture, "--count", "1000"), 4),
         ("`verify`", ("verify", bundle), 1),
-        ("`bench`", ("bench", bundle, "--repetitions", "1000"), 6),
-        ("`evaluate`", ("evaluate", reference, bundle, "--images", "1000"), 6),
-        ("`calibrate`", ("calibrate", reference, "--images", "1000", "--out", "maps"), 6),
-        ("`theta`", ("theta", reference, "--images", "1000"), 8),
-        ("`build`", ("build", "demo", "--out", "bundle"), 30),
-        ("`build --learn`", ("build", "demo", "--recipe", "default-w8a8", "--learn", "--out", "bundle"), 30),
+        ("`bench`", ("bench", bundle, "--repetitions", "1000"), 5),
+        ("`evaluate`", ("evaluate", reference, bundle, "--images", "1000"), 4),
+        ("`calibrate`", ("calibrate", reference, "--images", "1000", "--out", "maps"), 4),
+        ("`theta`", ("theta", reference, "--images", "1000"), 5),
+        ("`build`", ("build", "demo", "--out", "bundle"), 20),
+        ("`build --learn`", ("build", "demo", "--recipe", "default-w8a8", "--learn", "--out", "bundle"), 20),
     ]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, with its children
     load, rows = os.getloadavg()[0], []
     for name, arguments, last in commands:
         # Half of the moments lie in the first half second, where the imports are.

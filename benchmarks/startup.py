@@ -9,6 +9,7 @@ the report says how busy the machine was before.
 from __future__ import annotations
 
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -35,7 +36,7 @@ def main(bundles: tuple[Path, ...], repetitions: int) -> None:
         for bundle in bundles:
             command = [PROGRAM, "generate", str(bundle), "--class", "0", "--out", out]
             commands[f"`nextscale generate {bundle.name}`: one picture"] = (command, PICTURE_SECONDS)
-        rows = [row(name, seconds(command, repetitions), bound) for name, (command, bound) in commands.items()]
+        rows = [row(name, *timed(command, repetitions), bound) for name, (command, bound) in commands.items()]
     publish(
         "startup",
         [
@@ -44,28 +45,39 @@ def main(bundles: tuple[Path, ...], repetitions: int) -> None:
             *provenance(os.cpu_count() or 1),
             f"- load average of the minute before: {load:.1f}"
             + (" (**busy: an idle machine is faster**)" if load > 0.5 else ""),
-            f"- {repetitions} processes of each command, from their start to their end",
+            f"- {repetitions} processes of each command, from their start to their end; CPU: of all threads together",
             "",
-            "| command | median, s | fastest, s | slowest, s | promised, s |",
-            "|---|---|---|---|---|",
+            "| command | median, s | fastest, s | slowest, s | CPU, s | promised, s |",
+            "|---|---|---|---|---|---|",
             *rows,
         ],
     )
 
 
-def seconds(command: list[str], repetitions: int) -> list[float]:
-    """Of each repetition."""
-    found = []
-    for _ in range(1 + repetitions):
+def timed(command: list[str], repetitions: int) -> tuple[list[float], float]:
+    """Seconds of each repetition, and those that its threads worked, as a mean."""
+    run(command)
+    worked, found = children_cpu(), []
+    for _ in range(repetitions):
         began = time.perf_counter()
-        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        run(command)
         found.append(time.perf_counter() - began)
-    return found[1:]
+    return found, (children_cpu() - worked) / repetitions
 
 
-def row(name: str, found: list[float], bound: float | None) -> str:
+def run(command: list[str]) -> None:
+    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+
+
+def children_cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def row(name: str, found: list[float], cpu: float, bound: float | None) -> str:
     promised = "" if bound is None else f"{bound:g}"
-    return f"| {name} | {statistics.median(found):.2f} | {min(found):.2f} | {max(found):.2f} | {promised} |"
+    middle, fastest, slowest = statistics.median(found), min(found), max(found)
+    return f"| {name} | {middle:.2f} | {fastest:.2f} | {slowest:.2f} | {cpu:.2f} | {promised} |"
 
 
 if __name__ == "__main__":

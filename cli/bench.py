@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nextscale.cli import options
+from nextscale.cli.results import results_console
 from nextscale.measure.bench import BenchReport, Measurement
 from nextscale.measure.bench import bench as run_bench
 from nextscale.measure.bundle_contender import FORMS
@@ -64,11 +65,10 @@ def bench(
     if json_path:
         text = json.dumps(report.to_json(), indent=1) + "\n"
         write_files({json_path: lambda file: file.write(text.encode())})
-    _print(report)
+    _print(report, results_console(json_path))
 
 
-def _print(report: BenchReport) -> None:
-    console = Console(highlight=False, markup=False)
+def _print(report: BenchReport, console: Console) -> None:
     console.width = max(console.width, 120) if not console.is_terminal else console.width
     machine, versions = report.machine, report.versions
     console.print(

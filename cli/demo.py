@@ -11,6 +11,7 @@ from rich.table import Table
 from nextscale.cli.options import shown_threads
 from nextscale.cli.options import threads as threads_option
 from nextscale.cli.progress import show_steps
+from nextscale.cli.results import results_console
 from nextscale.compiler.build import build_bundle
 from nextscale.compiler.options import BuildOptions
 from nextscale.evaluate.comparison import Comparison, compare, paired_sheet
@@ -66,8 +67,9 @@ def demo(
         document = comparison.report.to_json() | {"agreement": as_json({"int8": comparison.agreement})}
         text = json.dumps(document, indent=1) + "\n"
         write_files({json_path: lambda file: file.write(text.encode())})
-    _print(comparison)
-    click.echo(sheet)
+    shown = results_console(json_path)
+    _print(comparison, shown)
+    click.echo(sheet, err=shown.stderr)
 
 
 def _built(path: Path, precision: str, calibration_images: int, session: SessionOptions) -> Bundle:
@@ -81,8 +83,7 @@ def _built(path: Path, precision: str, calibration_images: int, session: Session
         )
 
 
-def _print(comparison: Comparison) -> None:
-    console = Console(highlight=False, markup=False)
+def _print(comparison: Comparison, console: Console) -> None:
     machine, settings = comparison.report.machine, comparison.report.settings
     console.print(
         f"{machine.cpu}, {' '.join(machine.isa)}, threads {shown_threads(settings['threads'])}, "

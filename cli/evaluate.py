@@ -12,6 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from nextscale.cli.options import BUNDLE, threads
+from nextscale.cli.results import results_console
 from nextscale.evaluate.teacher_forced import KL_IN_WORDS, Agreement, as_json, teacher_forced
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime._request import DEFAULT_CFG_SCALE
@@ -86,10 +87,11 @@ def evaluate(
                 on_images=lambda done: progress.update(task, completed=done),
             )
             errors = dict(zip(candidates, found, strict=True))
-    Console().print(_table(agreements))
-    click.echo(KL_IN_WORDS)
+    console = results_console(json_path)
+    console.print(_table(agreements))
+    console.print(KL_IN_WORDS, soft_wrap=True)
     if errors:
-        Console().print(_attention_table(errors))
+        console.print(_attention_table(errors))
     if json_path is not None:
         settings = {"reference": str(reference), "seed": seed, "cfg_scale": cfg_scale}
         figures = as_json(agreements)

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from nextscale.cli import options
+from nextscale.cli.results import results_console
 from nextscale.evaluate.feature_network import FeatureNetwork
 from nextscale.evaluate.generated_statistics import Sampling
 from nextscale.evaluate.image_comparison import Job, MetricsRow, as_json, compare_images
@@ -113,7 +114,7 @@ def metrics(
             options=SessionOptions(threads=threads),
             on_images=progress.advance,
         )
-    Console().print(_table(rows, network))
+    results_console(json_path).print(_table(rows, network))
     if json_path is not None:
         settings = {
             "images": images,

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nextscale.cli.options import CHECKPOINT, CHOSEN, IntegerList, refuse, spinning, threads
+from nextscale.cli.results import results_console
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.measure.contender import Contender
 from nextscale.measure.time_split import PARTS
@@ -180,7 +181,7 @@ def table_c(
 
         writers[plot_path] = lambda file: plot_table_c(file, table)
     write_files(writers)
-    _print(table)
+    _print(table, results_console(json_path, markdown_path, plot_path))
 
 
 class _Steps:
@@ -220,8 +221,8 @@ def _origin(
     return ModelOrigin(description, lambda: random_source(name, name, seed), random=True)
 
 
-def _print(table: TableC) -> None:
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+def _print(table: TableC, console: Console) -> None:
+    console.soft_wrap = True
     console.width = max(console.width, 140) if not console.is_terminal else console.width
     machine, settings = table.machine, table.settings
     isa = " ".join(machine.isa) or "no known ISA flags"

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from nextscale.cli.options import BUNDLE, threads
 from nextscale.cli.progress import show_steps
+from nextscale.cli.results import results_console
 from nextscale.models.var.layers import facts_of_bundle
 from nextscale.models.var.operations import BitWidths, Cost, model_cost
 from nextscale.runtime._bundle import Bundle
@@ -120,7 +121,8 @@ def theta(
     thetas = sorted({found.theta for found in overheads})
     shares = attentive_shares(statistics, bundle.model, thetas)
     baseline = model_cost(bundle.model, facts, bits)
-    _print(bundle.manifest.name, bits, baseline, overheads, choices, thetas, shares)
+    console = results_console(json_path, plot_path)
+    _print(console, bundle.manifest.name, bits, baseline, overheads, choices, thetas, shares)
     writers: dict[Path, Writer] = {}
     if json_path is not None:
         report = _report(bits, baseline, overheads, choices, thetas, shares)
@@ -167,6 +169,7 @@ def _report(
 
 
 def _print(
+    console: Console,
     name: str,
     bits: BitWidths,
     baseline: Cost,
@@ -175,7 +178,6 @@ def _print(
     thetas: Sequence[float],
     shares: np.ndarray,
 ) -> None:
-    console = Console(highlight=False, markup=False)
     console.width = max(console.width, 120) if not console.is_terminal else console.width
     console.print(
         f"{name} at {bits} bits, one image and row without guidance: {_scaled(baseline.operations)} BOPs, "
