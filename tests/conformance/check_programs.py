@@ -116,9 +116,9 @@ def _check_language(
         yield "with progress", draws((*programs.with_progress, bundle, CLASS), ppm, picture, lines=stages)
     if programs.generate:
         yield "generate", draws((*programs.generate, bundle, *PICTURE), png, picture, lines=1)
+        yield "generate, link and pipe", keeps_link_and_pipe((*programs.generate, bundle, *PICTURE), png)
         yield "generate, random", draws_random((*programs.generate, bundle), png, bundle)
         yield "generate, another format", refuses_format((*programs.generate, bundle, *PICTURE), folder / "none.gif")
-        yield "link and pipe", keeps_link_and_pipe((*programs.generate, bundle, *PICTURE), png)
     if programs.bench:
         yield "bench", tells_speed((*programs.bench, bundle, "--repetitions", 2, "--threads", 1))
     if programs.worker:
