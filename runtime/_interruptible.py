@@ -55,6 +55,7 @@ def call_interruptibly(call: Callable[[], T], stop: Callable[[], object], cancel
         if thread.is_alive():
             thread.join()
         raise
+    thread.join()  # a process that forks now has no thread of ours
     if failures:
         raise failures[0]
     return results[0]
