@@ -11,26 +11,36 @@ import pytest
 
 from nextscale.runtime._session import first_line, is_shortage
 
-# With so many bytes more than the process has when all is imported, and after loading if it shall load.
+# With so many bytes more than the process has when all is imported, and after loading if it shall load. In a thread of
+# its own, where a call into ONNX Runtime needs no other.
 PROGRAM = """
-import re, resource, sys
-from nextscale.runtime import BundleError, Generator, NextscaleError, SessionOptions
-bundle, extra, load, arena, images = sys.argv[1], *map(int, sys.argv[2:])
+import re, resource, sys, threading
+from nextscale.runtime import Generator, NextscaleError, SessionOptions
+bundle, extra, load, arena, images, in_main = sys.argv[1], *map(int, sys.argv[2:])
 generator = Generator(bundle, SessionOptions(threads=1, memory_arena=bool(arena)))
 if load:
     generator.load("generate")
-with open("/proc/self/status") as status:
-    has = int(re.search(r"VmData:\\s+(\\d+)", status.read())[1]) * 1024
-resource.setrlimit(resource.RLIMIT_DATA, (has + extra,) * 2)
-try:
-    generator.generate([1] * images)
-except NextscaleError as error:
-    print(type(error).__name__, error)
+def generate():
+    with open("/proc/self/status") as status:
+        has = int(re.search(r"VmData:\\s+(\\d+)", status.read())[1]) * 1024
+    resource.setrlimit(resource.RLIMIT_DATA, (has + extra,) * 2)
+    try:
+        generator.generate([1] * images)
+    except NextscaleError as error:
+        print(type(error).__name__, error)
+if in_main:
+    generate()
+else:
+    thread = threading.Thread(target=generate)
+    thread.start()
+    thread.join()
 """
 
 
-def short_of_memory(bundle: Path, extra: int, load: bool, arena: bool, images: int) -> str:
-    command = [sys.executable, "-c", PROGRAM, bundle, extra, int(load), int(arena), images]
+def short_of_memory(
+    bundle: Path, extra: int, load: bool, arena: bool = True, images: int = 1, in_main: bool = False
+) -> str:
+    command = [sys.executable, "-c", PROGRAM, bundle, extra, int(load), int(arena), images, int(in_main)]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.stderr == ""
     return done.stdout
@@ -45,8 +55,14 @@ def test_a_run_without_memory(fake_bundle: Path, arena: bool) -> None:
 
 
 def test_loading_without_memory_is_no_fault_of_the_bundle(fake_bundle: Path) -> None:
-    line = short_of_memory(fake_bundle, 3 << 19, load=False, arena=True, images=1)
+    line = short_of_memory(fake_bundle, 3 << 19, load=False)
     assert re.fullmatch(r"NextscaleError \S+: onnxruntime \S+ cannot load it: out of memory: [^\n]+\n", line), line
+
+
+@pytest.mark.parametrize("load", [True, False])
+def test_no_memory_for_a_thread(fake_bundle: Path, load: bool) -> None:
+    line = short_of_memory(fake_bundle, 1 << 18, load, in_main=True)
+    assert re.fullmatch(r"NextscaleError [^\n]*: the system starts no more threads: ask for fewer\n", line), line
 
 
 def test_the_command_line_says_it_in_one_line(fp32_bundle: Path, tmp_path: Path) -> None:
