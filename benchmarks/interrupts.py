@@ -57,7 +57,6 @@ def main(full_precision: Path, int8: Path, moments: int) -> None:
     picture = ("generate", bundle, "--class", "0", "--out", "a.png")
     # Name, arguments, and the last moment: each command takes longer.
     commands: list[tuple[str, Sequence[str], float]] = [
-        ("`--help`", ("--help",), 0.1),
         ("`generate`", (*picture, "--count", "1000"), 4),
         ("`verify`", ("verify", bundle), 1),
         ("`bench`", ("bench", bundle, "--repetitions", "1000"), 5),

@@ -1,13 +1,18 @@
 """Calls into ONNX Runtime that Ctrl-C or a cancel flag ends early."""
 
+import os
 import threading
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Protocol, TypeVar
 
 from nextscale.runtime._errors import Cancelled
 
 POLL_SECONDS = 0.05
 T = TypeVar("T")
+# Of the thread that makes the main thread's calls, once there is one. With a new thread for each call, the C library
+# would spread what they allocate over several arenas and keep more of it.
+_calls: list[SimpleQueue[Callable[[], None]]] = []
 
 
 class CancelFlag(Protocol):
@@ -44,18 +49,40 @@ def call_interruptibly(call: Callable[[], T], stop: Callable[[], object], cancel
         finally:
             done.set()
 
-    thread = threading.Thread(target=run, name="nextscale", daemon=True)
+    begun = False
     try:
-        thread.start()
+        _begin(run)
+        begun = True
         while not done.wait(None if cancel is None else POLL_SECONDS):
             if cancel is not None and cancel.is_set():
                 raise Cancelled("cancelled")
     except BaseException:
         stop()
-        if thread.is_alive():
-            thread.join()
+        if begun:
+            done.wait()
         raise
     thread.join()  # a process that forks now has no thread of ours
     if failures:
         raise failures[0]
     return results[0]
+
+
+def _begin(run: Callable[[], None]) -> None:
+    """Have another thread run it; the main thread has one for all its calls."""
+    if threading.current_thread() is not threading.main_thread():
+        threading.Thread(target=run, name="nextscale", daemon=True).start()
+        return
+    if not _calls:
+        calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        threading.Thread(target=_serve, args=(calls,), name="nextscale", daemon=True).start()
+        _calls.append(calls)
+    _calls[0].put(run)
+
+
+def _serve(calls: SimpleQueue[Callable[[], None]]) -> None:
+    while True:
+        calls.get()()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_calls.clear)
