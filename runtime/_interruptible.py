@@ -39,9 +39,15 @@ def call_interruptibly(call: Callable[[], T], stop: Callable[[], object], cancel
         return call()
     results: list[T] = []
     failures: list[BaseException] = []
-    done = threading.Event()
+    done, changing = threading.Event(), threading.Lock()
+    begun = given_up = False
 
     def run() -> None:
+        nonlocal begun
+        with changing:
+            if given_up:
+                return
+            begun = True
         try:
             results.append(call())
         except BaseException as error:
@@ -49,19 +55,18 @@ def call_interruptibly(call: Callable[[], T], stop: Callable[[], object], cancel
         finally:
             done.set()
 
-    begun = False
     try:
         _begin(run)
-        begun = True
         while not done.wait(None if cancel is None else POLL_SECONDS):
             if cancel is not None and cancel.is_set():
                 raise Cancelled("cancelled")
     except BaseException:
         stop()
+        with changing:
+            given_up = True
         if begun:
             done.wait()
         raise
-    thread.join()  # a process that forks now has no thread of ours
     if failures:
         raise failures[0]
     return results[0]
@@ -69,13 +74,17 @@ def call_interruptibly(call: Callable[[], T], stop: Callable[[], object], cancel
 
 def _begin(run: Callable[[], None]) -> None:
     """Have another thread run it; the main thread has one for all its calls."""
-    if threading.current_thread() is not threading.main_thread():
-        threading.Thread(target=run, name="nextscale", daemon=True).start()
+    try:
+        if threading.current_thread() is not threading.main_thread():
+            threading.Thread(target=run, name="nextscale", daemon=True).start()
+            return
+        if not _calls:
+            calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
+            threading.Thread(target=_serve, args=(calls,), name="nextscale", daemon=True).start()
+            _calls.append(calls)
+    except RuntimeError:  # memory or a limit has no room for another thread
+        run()
         return
-    if not _calls:
-        calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        threading.Thread(target=_serve, args=(calls,), name="nextscale", daemon=True).start()
-        _calls.append(calls)
     _calls[0].put(run)
 
 
