@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from provenance import provenance, publish
 from recipe_bundles import FULL_PRECISION, RecipeBundles, find_recipe, with_recipe_bundles
 
 from nextscale.evaluate.teacher_forced import evaluation_labels, kl_divergence
-from nextscale.runtime import Generator, SessionOptions
+from nextscale.runtime import Bundle, Generator, SessionOptions
 from nextscale.runtime._machine import describe_machine
 
 ROOT = Path(__file__).parents[1]
@@ -80,8 +80,9 @@ def passes(result: Result | Failure) -> bool:
 def main(bundles: RecipeBundles, releases: str, images: int) -> None:
     names = [bundles.build(find_recipe(recipe)) for recipe in RECIPES]
     folders = [bundles.work / name for name in names]
+    lines = [*provenance(bundles.session.threads), *map(calibrated, folders[1:])]
     found = compare(folders, releases.split(","), bundles.work, images, bundles.session.threads)
-    publish("releases", report(found, images, bundles.session.threads))
+    publish("releases", report(found, images, lines))
     sys.exit(not all(passes(result) for results in found.values() for result in results.values()))
 
 
@@ -205,14 +206,21 @@ def _divergence(other: Path, logits: NDArray[np.float32]) -> float:
     return float(np.mean([kl_divergence(p, q).mean() for p, q in zip(expected, logits, strict=True)]))
 
 
-def report(found: dict[str, dict[str, Result | Failure]], images: int, threads: int) -> list[str]:
-    """Markdown."""
+def calibrated(bundle: Path) -> str:
+    """A line on what an integer bundle was calibrated on."""
+    manifest = Bundle.open(bundle).manifest
+    return f"- {bundle.name}: calibrated on {manifest.recipe['calibration']['images']} images"
+
+
+def report(found: Mapping[str, Mapping[str, Result | Failure]], images: int, lines: Sequence[str]) -> list[str]:
+    """Markdown, with lines on where it comes from."""
     lines = [
         "# Releases of ONNX Runtime on the same bundles",
         "",
-        *provenance(threads),
+        *lines,
         f"- {images} images of the demo model, one at a time; each release in an environment of its own",
-        "- verify: what `nextscale verify` says of the stored tokens, which the installed release made",
+        "- verify: the stored tokens, which the installed release made, or how many of them are the likeliest given "
+        "those before",
         "- tokens, images: sampled as in the release above, in shares of all tokens and in whole images",
         "- KL to the release above, and to full precision with the installed release: nats a token, on token maps that "
         "full precision sampled",
@@ -242,7 +250,8 @@ def _cells(result: Result | Failure, images: int) -> str:
     if isinstance(result, Failure):
         return f"FAILED: {result.error} | | | | |"
     layers = ", ".join(f"{count} {kernel}" for kernel, count in result.kernels.items()) or "none"
-    verified = result.verified if result.passed else f"FAILED: {result.verified}"
+    verified = result.verified.partition("given the stored tokens before it, ")[2].partition(":")[0] or result.verified
+    verified = verified if result.passed else f"FAILED: {verified}"
     if result.same_tokens is None or result.kl_before is None:
         return f"{verified} | | | | {result.kl:.4f} | {layers}"
     return (

@@ -16,6 +16,7 @@ from nextscale.runtime import Generator
 from nextscale.runtime._session import MINIMUM_ONNXRUNTIME, release_numbers
 
 ROOT = Path(__file__).parents[2]
+GIVEN = "given the stored tokens before it, "
 
 
 @pytest.fixture
@@ -53,17 +54,19 @@ def test_a_release_is_compared_with_the_one_before(releases: ModuleType, tmp_pat
     np.savez(one, token_maps=np.zeros((2, 4), int), logits=logits)
     logits[1, :, 0] = np.log(3)  # (3/4, 1/4) instead of halves
     np.savez(other, token_maps=np.array([[0, 0, 0, 0], [0, 0, 1, 1]]), logits=logits)
-    found = releases._result(True, "fine", {"stage: QLinearConv": 2}, other, one, one)
+    found = releases._result(
+        True, f"others; {GIVEN}99% (expected 95%): rounding", {"stage: QLinearConv": 2}, other, one, one
+    )
     assert (found.same_tokens, found.same_images) == (0.75, 1)
     assert found.kl == found.kl_before == pytest.approx(0.5 * (0.5 * np.log(2 / 3) + 0.5 * np.log(2)))
     first = releases._result(False, "others", {}, other, None, one)
     assert (first.same_tokens, first.kl_before) == (None, None)
     results = {"1.1": {"int8": first}, "1.2": {"int8": found}, "1.3": {"int8": releases.Failure("no kernel")}}
-    rows = [line for line in releases.report(results, 2, 1) if line.startswith("| 1.")]
+    rows = [line for line in releases.report(results, 2, ["- of this machine"]) if line.startswith("| 1.")]
     kl = f"{found.kl:.4f}"
     assert rows == [
         f"| 1.1 | FAILED: others | | | | {kl} | none |",
-        f"| 1.2 | fine | 75.0% | 1 of 2 | {found.kl:.2g} | {kl} | 2 stage: QLinearConv |",
+        f"| 1.2 | 99% (expected 95%) | 75.0% | 1 of 2 | {found.kl:.2g} | {kl} | 2 stage: QLinearConv |",
         "| 1.3 | FAILED: no kernel | | | | | |",
     ]
 
