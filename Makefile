@@ -26,7 +26,7 @@ demo: $(VENV)/.ready
 	$(BIN)/nextscale demo $(DEMO_FLAGS)
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

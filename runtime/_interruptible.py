@@ -57,7 +57,8 @@ def call_interruptibly(call: Callable[[], T], stop: Callable[[], object], cancel
 
     try:
         _begin(run)
-        while not done.wait(None if cancel is None else POLL_SECONDS):
+        # Not for ever: a signal that comes just before a wait begins does not end it.
+        while not done.wait(POLL_SECONDS):
             if cancel is not None and cancel.is_set():
                 raise Cancelled("cancelled")
     except BaseException:

@@ -22,7 +22,7 @@ MINIMUM_ONNXRUNTIME = (1, 23)
 CRASHING_ONNXRUNTIME = "1.29.0"  # in containers without a shell, when telemetry starts
 # What ONNX Runtime says, wherever memory or threads are short: of the system's allocator, of its arena, of its pool.
 _NO_MEMORY = ("std::bad_alloc", "Failed to allocate memory")
-_NO_THREAD = ("pthread_create failed", "can't start new thread")  # of its pool, and of Python's
+_NO_THREAD = "pthread_create failed"  # of its pool
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -241,7 +241,7 @@ def is_shortage(error: BaseException) -> bool:
 def _shortage(text: str) -> str | None:
     if any(words in text for words in _NO_MEMORY):
         return "out of memory: fewer images at a time, fewer threads or no memory arena need less"
-    if any(words in text for words in _NO_THREAD):
+    if _NO_THREAD in text:
         return "the system starts no more threads: ask for fewer"
     return None
 
