@@ -55,7 +55,9 @@ def test_a_run_without_memory(fake_bundle: Path, arena: bool) -> None:
 
 
 def test_loading_without_memory_is_no_fault_of_the_bundle(fake_bundle: Path) -> None:
-    line = short_of_memory(fake_bundle, 3 << 19, load=False)
+    # How much a load takes beyond what Python holds already differs between systems.
+    left = (3 << 19, 1 << 20, 3 << 18, 1 << 19)
+    line = next(line for extra in left if (line := short_of_memory(fake_bundle, extra, load=False)))
     assert re.fullmatch(r"NextscaleError \S+: onnxruntime \S+ cannot load it: out of memory: [^\n]+\n", line), line
 
 

@@ -46,9 +46,10 @@ def join(child):
 
 
 def run(program: str, bundle: Path) -> str:
-    """What a program that begins with the prelude prints."""
+    """What a program that begins with the prelude prints; Python 3.12 warns of forks beside threads."""
+    quiet = ["-W", "ignore:This process:DeprecationWarning"]
     done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + textwrap.dedent(program), str(bundle)],
+        [sys.executable, *quiet, "-c", PRELUDE + textwrap.dedent(program), str(bundle)],
         capture_output=True,
         text=True,
         check=False,

@@ -250,7 +250,7 @@ OTHER_KINDS = {
 
 
 @pytest.mark.parametrize(("kind", "convert"), OTHER_KINDS.items(), ids=OTHER_KINDS.keys())
-@pytest.mark.filterwarnings("ignore:.*(prototype|beta state|deprecated).*:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*(prototype|beta state|deprecated|Sparse).*:UserWarning")
 def test_tensors_that_are_no_weights(
     var_state: StateDict, save: Callable[..., Path], kind: str, convert: Callable[[Tensor], Tensor]
 ) -> None:
