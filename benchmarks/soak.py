@@ -29,6 +29,7 @@ PROPERTIES = (  # files whose tests draw examples with hypothesis
     "tests/graph_passes/test_shift_and_sum_mathematics.py",
     "tests/simulation/test_fake_quantizers.py",
 )
+PYTEST = (sys.executable, "-m", "pytest", "-q", "--numprocesses", "2")
 IMAGES = 8  # in each release
 
 
@@ -69,7 +70,7 @@ def main(bundles: tuple[Path, ...], releases: str, conformance: Path, threads: i
 
 def examples() -> Outcome:
     """The tests that draw examples, with the profile that draws many (tests/conftest.py)."""
-    done = run([sys.executable, "-m", "pytest", "-q", "--hypothesis-profile", "soak", *PROPERTIES], ROOT)
+    done = run([*PYTEST, "--hypothesis-profile", "soak", *PROPERTIES], ROOT)
     return Outcome("2,000 examples of each property", done.returncode == 0, last_line(done))
 
 
