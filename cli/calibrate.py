@@ -15,11 +15,10 @@ from rich.table import Table
 
 from nextscale.calib_data.match_probabilities import MatchingReport, total_variation
 from nextscale.calib_data.plot_matching import matching_plot
-from nextscale.cli.options import BUNDLE, threads
+from nextscale.cli.options import BUNDLE, cfg_scale, threads, top_k, top_p
 from nextscale.cli.progress import show_resumable_steps
 from nextscale.graph_passes.recipe import Matching
 from nextscale.runtime._next_scale_loop import Generator
-from nextscale.runtime._request import DEFAULT_CFG_SCALE, DEFAULT_TOP_P
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import Writer, npz_writer
 
@@ -36,15 +35,9 @@ from nextscale.runtime.image_io import Writer, npz_writer
     show_default=True,
     help="Change tokens until entries are as frequent as they are probable: as published, or stage by stage.",
 )
-@click.option("--cfg-scale", type=float, default=DEFAULT_CFG_SCALE, show_default=True)
-@click.option("--top-k", type=int, help="Keep the k likeliest tokens; 0 is off.  [default: 900, or V if smaller]")
-@click.option(
-    "--top-p",
-    type=float,
-    default=DEFAULT_TOP_P,
-    show_default=True,
-    help="Keep the likeliest tokens of this total probability; 0 is off.",
-)
+@cfg_scale
+@top_k
+@top_p
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Images at a time.")
 @click.option("--score", is_flag=True, help="Also measure the maps' mean log-probability in the model.")
 @threads

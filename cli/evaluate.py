@@ -11,11 +11,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from nextscale.cli.options import BUNDLE, threads
+from nextscale.cli.options import BUNDLE, cfg_scale, threads
 from nextscale.cli.results import results_console
 from nextscale.evaluate.teacher_forced import KL_IN_WORDS, Agreement, as_json, teacher_forced
 from nextscale.runtime._next_scale_loop import Generator
-from nextscale.runtime._request import DEFAULT_CFG_SCALE
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import require_writable, write_files
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 @click.argument("bundles", type=BUNDLE, nargs=-1, required=True)
 @click.option("--images", type=click.IntRange(1), default=256, show_default=True)
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=1, show_default=True)
-@click.option("--cfg-scale", type=float, default=DEFAULT_CFG_SCALE, show_default=True)
+@cfg_scale
 @click.option("--batch", type=click.IntRange(1), default=4, show_default=True, help="Images at a time.")
 @click.option("--attention-error", "attention_images", type=click.IntRange(1), metavar="N",
               help="Also measure the error of attention's product with the values, on N of the images.")  # fmt: skip

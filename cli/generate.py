@@ -15,7 +15,7 @@ from nextscale.cli import options
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._next_scale_loop import Generation, Generator, StageResult
 from nextscale.runtime._outputs import is_stdout
-from nextscale.runtime._request import DEFAULT_CFG_SCALE, DEFAULT_TOP_K, DEFAULT_TOP_P, resolve_top_k
+from nextscale.runtime._request import resolve_top_k
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import (
     Writer,
@@ -49,15 +49,9 @@ _DRAWN_SEEDS = 2**53  # exact in every language's JSON
     help='0 to 2^64 - 1; the same seed gives the same pictures. "random" draws one and tells it.',
 )
 @click.option("--first-image", type=int, default=0, metavar="I", help="Start at image I of the seed.")
-@click.option("--cfg-scale", type=float, default=DEFAULT_CFG_SCALE, show_default=True, help="Guidance; 0: none.")
-@click.option("--top-k", type=int, help=f"Sample from the k likeliest tokens; 0: off.  [default: {DEFAULT_TOP_K}]")
-@click.option(
-    "--top-p",
-    type=float,
-    default=DEFAULT_TOP_P,
-    show_default=True,
-    help="Of these, the likeliest of this total probability; 0: off.",
-)
+@options.cfg_scale
+@options.top_k
+@options.top_p
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

@@ -22,7 +22,7 @@ from nextscale.measure.provenance import versions
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import OutputError
 from nextscale.runtime._machine import describe_machine
-from nextscale.runtime._request import DEFAULT_CFG_SCALE, DEFAULT_TOP_K, DEFAULT_TOP_P, resolve_top_k
+from nextscale.runtime._request import resolve_top_k
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import require_writable, write_files
 
@@ -34,15 +34,9 @@ from nextscale.runtime.image_io import require_writable, write_files
 )
 @click.option("--seed", "seeds", type=click.IntRange(0, 2**62), multiple=True, default=(0,), show_default=True,
               help="Repeat for several: figures are then means with 95% intervals.")  # fmt: skip
-@click.option("--cfg-scale", type=float, default=DEFAULT_CFG_SCALE, show_default=True, help="Guidance; 0: none.")
-@click.option("--top-k", type=int, help=f"Sample from the k likeliest tokens; 0: off.  [default: {DEFAULT_TOP_K}]")
-@click.option(
-    "--top-p",
-    type=float,
-    default=DEFAULT_TOP_P,
-    show_default=True,
-    help="Of these, the likeliest of this total probability; 0: off.",
-)
+@options.cfg_scale
+@options.top_k
+@options.top_p
 @click.option("--reference", default="demo", show_default=True, metavar="demo|none|FILE.npz",
               help="Statistics of real images; demo: 7,500 photographs of the demo model's classes.")  # fmt: skip
 @click.option(

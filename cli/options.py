@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from nextscale.runtime._cpus import default_threads
+from nextscale.runtime._request import DEFAULT_CFG_SCALE, DEFAULT_TOP_K, DEFAULT_TOP_P
 
 if TYPE_CHECKING:
     from nextscale.models.sources import Source
@@ -34,6 +35,21 @@ spinning = click.option(
     "--spinning/--no-spinning",
     default=True,
     help="Let idle threads spin: faster on an idle machine (default), slower on a busy one.",
+)
+cfg_scale = click.option(
+    "--cfg-scale", type=float, default=DEFAULT_CFG_SCALE, show_default=True, help="Guidance; 0: none."
+)
+top_k = click.option(
+    "--top-k",
+    type=int,
+    help=f"Sample from the k likeliest tokens; 0: off.  [default: {DEFAULT_TOP_K}, or V if smaller]",
+)
+top_p = click.option(
+    "--top-p",
+    type=float,
+    default=DEFAULT_TOP_P,
+    show_default=True,
+    help="Of these, the likeliest of this total probability; 0: off.",
 )
 
 

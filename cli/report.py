@@ -14,7 +14,6 @@ from nextscale.report._sheets import Sheet, SheetSettings, make_sheets, sheet_im
 from nextscale.report.report import report_page
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
-from nextscale.runtime._request import DEFAULT_CFG_SCALE
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import require_writable, write_files
 
@@ -29,7 +28,7 @@ from nextscale.runtime.image_io import require_writable, write_files
 @click.option(
     "--class", "classes", multiple=True, metavar="ID|NAME", help="Repeat for several.  [default: all classes]"
 )
-@click.option("--cfg-scale", type=float, default=DEFAULT_CFG_SCALE, show_default=True, help="Guidance; 0: none.")
+@options.cfg_scale
 @click.option("--batch", type=click.IntRange(1), default=4, show_default=True, metavar="N", help="Images at a time.")
 @options.threads
 def report(
