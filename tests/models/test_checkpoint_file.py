@@ -16,17 +16,6 @@ from nextscale.models.checkpoint_file import MAX_HEADER, CheckpointError, read_c
 TENSORS = {f"layer{i}.weight": torch.arange(256.0).reshape(16, 16) + i for i in range(12)}
 
 
-@pytest.fixture
-def save(tmp_path: Path) -> Callable[..., Path]:
-    """Write something with torch.save and return where."""
-
-    def save(content: object, name: str = "var.pth", **options: bool) -> Path:
-        torch.save(content, tmp_path / name, **options)
-        return tmp_path / name
-
-    return save
-
-
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nothing\.pth does not exist; expected a \.pth"):
         read_checkpoint(tmp_path / "nothing.pth")

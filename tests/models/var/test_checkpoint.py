@@ -18,36 +18,10 @@ from nextscale.models.var.checkpoint import load_models, load_var, load_vqvae
 from nextscale.models.var.presets import PRESETS
 from nextscale.models.var.transformer import VAR
 from nextscale.models.var.vqvae import VQVAE
-from tests.goldens.parity import CASES, models_of, random_state
+from tests.goldens.parity import CASES, random_state
 
 CASE = CASES[0]
 StateDict = dict[str, Tensor]
-
-
-@pytest.fixture(scope="module")
-def models() -> tuple[VAR, VQVAE]:
-    return models_of(CASE)
-
-
-@pytest.fixture
-def var_state(models: tuple[VAR, VQVAE]) -> StateDict:
-    return dict(models[0].state_dict())
-
-
-@pytest.fixture
-def vqvae_state(models: tuple[VAR, VQVAE]) -> StateDict:
-    return dict(models[1].state_dict())
-
-
-@pytest.fixture
-def save(tmp_path: Path) -> Callable[..., Path]:
-    """Write something with torch.save and return where."""
-
-    def save(content: object, name: str = "var.pth", **options: bool) -> Path:
-        torch.save(content, tmp_path / name, **options)
-        return tmp_path / name
-
-    return save
 
 
 def assert_same(model: nn.Module, expected: nn.Module) -> None:

@@ -9,20 +9,10 @@ from nextscale.models.var.checkpoint_config import infer_var_config, infer_vqvae
 from nextscale.models.var.presets import PRESETS
 from nextscale.models.var.transformer import VAR, VARConfig
 from nextscale.models.var.vqvae import VQVAE
-from tests.goldens.parity import CASES, DERIVED, Case, models_of, random_state
+from tests.goldens.parity import CASES, DERIVED, Case, random_state
 
 CASE = CASES[0]
 StateDict = dict[str, Tensor]
-
-
-@pytest.fixture(scope="module")
-def models() -> tuple[VAR, VQVAE]:
-    return models_of(CASE)
-
-
-@pytest.fixture
-def var_state(models: tuple[VAR, VQVAE]) -> StateDict:
-    return dict(models[0].state_dict())
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
