@@ -49,8 +49,8 @@ class Result:
         kernels: how many integer layers each kernel of the graph `stage` has, and `decoder`.
         same_tokens: share of the sampled tokens that the release before sampled; None in the first.
         same_images: images whose sampled tokens are all those of the release before.
-        kl_before: KL(release before || this) of the bundle, nats a token.
-        kl: KL(full precision with the installed release || this), nats a token.
+        kl_before: KL(release before || this) of the bundle, nats per token.
+        kl: KL(full precision with the installed release || this), nats per token.
     """
 
     passed: bool
@@ -106,12 +106,16 @@ def compare(
     before = dict[str, Path]()  # what the last release that passed gave, by bundle
     for release in releases:
         log(f"onnxruntime {release}")
+        try:
+            python = environment(release, wheel, work / "environments" / release)
+        except click.ClickException as error:
+            found[release] = {bundle.name: Failure(error.message) for bundle in bundles}
+            continue
         found[release] = {}
         for bundle in bundles:
             gave = work / "gave" / f"{release}-{bundle.name}-{images}.npz"
             gave.parent.mkdir(exist_ok=True)
             try:
-                python = environment(release, wheel, work / "environments" / release)
                 passed, verified = verify(python, bundle, threads)
                 kernels = json.loads(run([python, WORKER, "certify", bundle, Path(torch.__file__).parents[1]]))
                 _feed(python, bundle, maps, gave, threads)
@@ -200,7 +204,7 @@ def _result(
 
 
 def _divergence(other: Path, logits: NDArray[np.float32]) -> float:
-    """Mean KL(other || logits), nats a token, image by image for memory."""
+    """Mean KL(other || logits), nats per token, image by image for memory."""
     with np.load(other) as arrays:
         expected = arrays["logits"]
     return float(np.mean([kl_divergence(p, q).mean() for p, q in zip(expected, logits, strict=True)]))
@@ -222,8 +226,8 @@ def report(found: Mapping[str, Mapping[str, Result | Failure]], images: int, lin
         "- verify: the stored tokens, which the installed release made, or how many of them are the likeliest given "
         "those before",
         "- tokens, images: sampled as in the release above, in shares of all tokens and in whole images",
-        "- KL to the release above, and to full precision with the installed release: nats a token, on token maps that "
-        "full precision sampled",
+        "- KL to the release above, and to full precision with the installed release: nats per token, on token maps "
+        "that full precision sampled",
         "- integer layers: all layers that the recipe makes integer have an integer kernel; the stage graph's and the "
         "decoder's, by kernel",
         *(
