@@ -1,0 +1,108 @@
+// What the operators ask of an instruction set: one table of functions for each set.
+//
+// This header is seen by translation units of all instruction sets. So that none of their code is ever taken for
+// another's, it has no inline functions with external linkage that do any work: what is here is data and templates over
+// a caller's own lambdas.
+#ifndef NEXTSCALE_KERNELS_H_
+#define NEXTSCALE_KERNELS_H_
+
+#include <cstddef>
+#include <cstdint>
+
+namespace nextscale {
+
+// Runs tasks on the threads of the session.
+class Parallel {
+ public:
+  using Task = void (*)(void* data, size_t index);
+  using Run = void (*)(void* pool, size_t tasks, Task task, void* data);
+  Parallel(Run run, void* pool) : run_(run), pool_(pool) {}
+
+  // f(i) for i in [0, tasks), in any order and on any thread.
+  template <class F>
+  void operator()(int64_t tasks, F f) const {
+    if (tasks == 1) return f(int64_t{0});
+    if (tasks > 0) run_(pool_, static_cast<size_t>(tasks), call<F>, &f);
+  }
+
+ private:
+  template <class F>
+  static void call(void* data, size_t index) {
+    (*static_cast<F*>(data))(static_cast<int64_t>(index));
+  }
+  Run run_;
+  void* pool_;
+};
+
+// Memory for the time of one call, aligned to 64 bytes and not initialized, from the session's allocator.
+class Workspace {
+ public:
+  using Take = void* (*)(void* owner, size_t bytes);
+  Workspace(Take from, void* owner) : take_(from), owner_(owner) {}
+  template <class T>
+  T* take(int64_t count) const {
+    return static_cast<T*>(take_(owner_, static_cast<size_t>(count) * sizeof(T)));
+  }
+
+ private:
+  Take take_;
+  void* owner_;
+};
+
+// Memory of this thread, aligned to 64 bytes, kept until it ends; a slot's content is lost when it grows.
+void* thread_memory(int slot, size_t bytes);
+
+// Weights s8 [K, N] as the kernels read them: panels [N / 32][K / 64][2][16][64], where a group of 64 bytes holds 4
+// consecutive k of 16 columns. K and N are filled up with zeros.
+struct Panels {
+  int64_t k = 0, n = 0;              // of the weights
+  const int8_t* codes = nullptr;     // the panels
+  const int32_t* sums = nullptr;     // [N filled up to 32]: of each column's codes
+  int64_t steps() const { return (k + 63) / 64; }
+  int64_t count() const { return (n + 31) / 32; }
+  int64_t panel_bytes() const { return steps() * 2048; }
+};
+
+// scale (code - zero_point) is the number.
+struct QParams {
+  float scale = 1;
+  int32_t zero_point = 0;
+};
+
+// How codes are made of numbers. "rows" below are rows of a batch; tokens of a row are next to each other.
+enum class Ranges {
+  kStatic,  // one known range
+  kPair,    // two known ranges: of the row without the class, and of the difference that the class makes
+  kImage,   // min-max of each image: rows r, r + R / image_rows, ...
+  kToken,   // of each token, with a fixed zero point
+};
+
+struct QuantizeArgs {
+  const float* x;               // [rows, tokens, k]
+  int64_t rows, tokens, k;
+  Ranges ranges;
+  int32_t qmax;                 // 2^bits - 1
+  int64_t image_rows;           // kImage
+  int32_t token_zero_point;     // kToken
+  QParams known[2];             // kStatic: one; kPair: without the class, difference
+  uint8_t* codes[2];            // kPair: two of [rows / 2, tokens, k]; else one [rows, tokens, k]
+  float* scale;                 // kImage: [rows], kToken: [rows, tokens]
+  uint8_t* zero_point;          // the same
+};
+
+struct Kernels {
+  const char* isa;
+  void (*quantize)(const QuantizeArgs&, const Parallel&, const Workspace&);
+};
+
+extern const Kernels kPortable;
+#if defined(__x86_64__) || defined(_M_X64)
+extern const Kernels kAvx2, kAvxVnni, kAvx512Vnni, kAmx;
+#endif
+#ifdef NEXTSCALE_OPS_EMULATED
+extern const Kernels kEmulated;  // the arithmetic of tiles in portable code, for tests
+#endif
+
+}  // namespace nextscale
+
+#endif  // NEXTSCALE_KERNELS_H_

@@ -1,0 +1,17 @@
+// The kernels of one instruction set, and their table.
+#ifndef NEXTSCALE_KERNELS_ALL_H_
+#define NEXTSCALE_KERNELS_ALL_H_
+
+#include "quantize.h"
+
+namespace nextscale {
+namespace NEXTSCALE_ISA {
+namespace {
+
+constexpr Kernels table(const char* isa) { return {isa, quantize}; }
+
+}  // namespace
+}  // namespace NEXTSCALE_ISA
+}  // namespace nextscale
+
+#endif  // NEXTSCALE_KERNELS_ALL_H_

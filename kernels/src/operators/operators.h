@@ -1,0 +1,13 @@
+// The operators of the domain "nextscale"; README.md says what each computes.
+#ifndef NEXTSCALE_OPERATORS_H_
+#define NEXTSCALE_OPERATORS_H_
+
+#include "../ort.h"
+
+namespace nextscale {
+
+const Operator& quantize_operator();
+
+}  // namespace nextscale
+
+#endif  // NEXTSCALE_OPERATORS_H_

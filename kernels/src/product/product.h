@@ -1,0 +1,59 @@
+// The integer product that linear layers, convolutions and attention share.
+//
+// Each instruction set has a `multiply` with this contract:
+//
+//   void multiply(const Rows& rows, const int8_t* panel, int64_t steps, int32_t* sums);
+//
+// sums int32 [2][16][32] = rows u8 [2][16][64 steps] times one panel s8 [64 steps, 32] ([steps][2][16][64], see Panels).
+// The integers are exact. Of the sums of rows that a block does not have, nothing is promised.
+#ifndef NEXTSCALE_PRODUCT_PRODUCT_H_
+#define NEXTSCALE_PRODUCT_PRODUCT_H_
+
+#include <cstdint>
+
+namespace nextscale {
+namespace NEXTSCALE_ISA {
+namespace {
+
+constexpr int64_t kBlock = 16;         // rows of a block
+constexpr int64_t kPanel = 32;         // columns of a panel
+constexpr int64_t kStep = 64;          // k of a step
+constexpr int64_t kPanelStep = 2048;   // bytes of a step of a panel
+constexpr int64_t kTile = 1024;        // bytes of a step of a block whose rows lie together
+
+// Two blocks of up to 16 rows. Row i of block b begins its step s at begin[b] + i * stride + (offsets ? offsets[s] : s *
+// step). All 16 rows of a block that has any can be read.
+struct Rows {
+  const uint8_t* begin[2];
+  int64_t count[2];  // rows that matter; 0: there is no such block
+  int64_t stride, step;
+  const int64_t* offsets;
+  int64_t offset(int64_t s) const { return offsets ? offsets[s] : s * step; }
+};
+
+#ifndef NEXTSCALE_HAS_TILES
+class Tiles {};  // what `multiply` needs while it is used: nothing
+#endif
+
+// Rows u8 [count, k], `pitch` apart, as blocks of tiles [K / 64][16][64], where a block's 16 rows of a step lie together:
+// rows 4096 bytes apart would share a few lines of the cache. Missing rows and k are zero.
+inline void tile_block(const uint8_t* rows, int64_t count, int64_t k, int64_t pitch, uint8_t* tiles) {
+  const int64_t steps = (k + kStep - 1) / kStep;
+  for (int64_t i = 0; i < kBlock; ++i)
+    for (int64_t s = 0; s < steps; ++s) {
+      uint8_t* to = tiles + s * kTile + i * kStep;
+      const int64_t n = i >= count ? 0 : k - s * kStep < kStep ? k - s * kStep : kStep;
+      if (n == kStep) {
+        std::memcpy(to, rows + i * pitch + s * kStep, kStep);
+      } else {
+        std::memset(to, 0, kStep);
+        if (n > 0) std::memcpy(to, rows + i * pitch + s * kStep, static_cast<size_t>(n));
+      }
+    }
+}
+
+}  // namespace
+}  // namespace NEXTSCALE_ISA
+}  // namespace nextscale
+
+#endif  // NEXTSCALE_PRODUCT_PRODUCT_H_

@@ -1,0 +1,89 @@
+// 16 lanes as one register of AVX-512; see portable.h for what each function does.
+#ifndef NEXTSCALE_VECTOR_AVX512_H_
+#define NEXTSCALE_VECTOR_AVX512_H_
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace nextscale {
+namespace NEXTSCALE_ISA {
+namespace {
+
+constexpr int kLanes = 16;
+
+struct F {
+  __m512 v;
+};
+struct I {
+  __m512i v;
+};
+
+inline __mmask16 first(int64_t n) {
+  return n >= kLanes ? 0xffff : n <= 0 ? 0 : static_cast<__mmask16>((1u << n) - 1);
+}
+inline F splat(float x) { return {_mm512_set1_ps(x)}; }
+inline I splat(int32_t x) { return {_mm512_set1_epi32(x)}; }
+inline F load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline I load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+inline F load(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
+inline I load(const int32_t* p, int64_t n) { return {_mm512_maskz_loadu_epi32(first(n), p)}; }
+inline I load_u8(const uint8_t* p) {
+  return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+inline I load_u8(const uint8_t* p, int64_t n) { return {_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first(n), p))}; }
+inline void store(float* p, F x) { _mm512_storeu_ps(p, x.v); }
+inline void store(int32_t* p, I x) { _mm512_storeu_si512(p, x.v); }
+inline void store(float* p, F x, int64_t n) { _mm512_mask_storeu_ps(p, first(n), x.v); }
+inline void store_bytes(void* p, I x) { _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x.v)); }
+inline void store_bytes(void* p, I x, int64_t n) { _mm512_mask_cvtepi32_storeu_epi8(p, first(n), x.v); }
+
+inline F operator+(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline F operator-(F a, F b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline F operator*(F a, F b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline F operator/(F a, F b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline F fma(F a, F b, F c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline F fnma(F a, F b, F c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }
+inline F max(F a, F b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline F min(F a, F b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline F abs(F a) { return {_mm512_abs_ps(a.v)}; }
+inline F round(F a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+inline F floor(F a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)}; }
+inline I nearest(F a) { return {_mm512_cvtps_epi32(a.v)}; }
+inline F to_float(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
+
+inline I operator+(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }
+inline I operator-(I a, I b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+inline I operator*(I a, I b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+inline I operator&(I a, I b) { return {_mm512_and_si512(a.v, b.v)}; }
+inline I operator|(I a, I b) { return {_mm512_or_si512(a.v, b.v)}; }
+inline I max(I a, I b) { return {_mm512_max_epi32(a.v, b.v)}; }
+inline I min(I a, I b) { return {_mm512_min_epi32(a.v, b.v)}; }
+template <int N>
+inline I shift_left(I a) {
+  return {_mm512_slli_epi32(a.v, N)};
+}
+template <int N>
+inline I shift_right(I a) {
+  return {_mm512_srli_epi32(a.v, N)};
+}
+inline I bits(F a) { return {_mm512_castps_si512(a.v)}; }
+inline F from_bits(I a) { return {_mm512_castsi512_ps(a.v)}; }
+
+inline float sum(F a) {
+  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+inline int32_t sum(I a) { return _mm512_reduce_add_epi32(a.v); }
+inline float maximum(F a) { return _mm512_reduce_max_ps(a.v); }
+inline float minimum(F a) { return _mm512_reduce_min_ps(a.v); }
+inline int32_t maximum(I a) { return _mm512_reduce_max_epi32(a.v); }
+
+}  // namespace
+}  // namespace NEXTSCALE_ISA
+}  // namespace nextscale
+
+#endif  // NEXTSCALE_VECTOR_AVX512_H_

@@ -1,0 +1,55 @@
+// exp, reciprocal, GELU and SiLU on 16 lanes, of operations that are the same on all instruction sets.
+#ifndef NEXTSCALE_VECTOR_MATHEMATICS_H_
+#define NEXTSCALE_VECTOR_MATHEMATICS_H_
+
+namespace nextscale {
+namespace NEXTSCALE_ISA {
+namespace {
+
+// 2^n of integers n from -126 to 127.
+inline F power_of_two(I n) { return from_bits(shift_left<23>(n + splat(127))); }
+
+// e^x to about one unit in the last place; x is held between -87 and 88.
+inline F exp(F x) {
+  x = min(max(x, splat(-87.0f)), splat(88.0f));
+  const F n = round(x * splat(1.44269504f));
+  F r = fnma(n, splat(0.693359375f), x);
+  r = fnma(n, splat(-2.12194440e-4f), r);
+  F p = splat(1.9875691500e-4f);
+  p = fma(p, r, splat(1.3981999507e-3f));
+  p = fma(p, r, splat(8.3334519073e-3f));
+  p = fma(p, r, splat(4.1665795894e-2f));
+  p = fma(p, r, splat(1.6666665459e-1f));
+  p = fma(p, r, splat(5.0000001201e-1f));
+  p = fma(r * r, p, r + splat(1.0f));
+  return p * power_of_two(nearest(n));
+}
+
+// 1 / x of x from 2^-100 to 2^100, to a few units in the last place. Processors differ in their own approximation, so
+// that the first guess is a subtraction of exponents; each step of Newton's squares its error of an eighth.
+inline F reciprocal(F x) {
+  F r = from_bits(splat(0x7ef311c7) - bits(x));
+  r = fma(r, fnma(x, r, splat(1.0f)), r);
+  r = fma(r, fnma(x, r, splat(1.0f)), r);
+  return fma(r, fnma(x, r, splat(1.0f)), r);
+}
+
+// x / (1 + e^-x).
+inline F silu(F x) { return x * reciprocal(splat(1.0f) + exp(min(splat(0.0f) - x, splat(60.0f)))); }
+
+// x / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3): GELU in the form with tanh.
+inline F gelu_tanh(F x) {
+  const F minus_2u = x * fma(x * x, splat(-2 * 0.7978845608f * 0.044715f), splat(-2 * 0.7978845608f));
+  return x * reciprocal(splat(1.0f) + exp(min(minus_2u, splat(60.0f))));
+}
+
+// Codes clip(round(x / s) + z, 0, qmax): `inverse` is 1 / s, `least` is -z and `most` is qmax - z.
+inline I quantize(F x, F inverse, F least, F most, I zero_point) {
+  return nearest(min(max(x * inverse, least), most)) + zero_point;
+}
+
+}  // namespace
+}  // namespace NEXTSCALE_ISA
+}  // namespace nextscale
+
+#endif  // NEXTSCALE_VECTOR_MATHEMATICS_H_

@@ -1,0 +1,190 @@
+// 16 lanes of float or int32 in plain C++.
+//
+// Every instruction set has these types and functions, and each does the same IEEE operation on the same lanes: a
+// kernel written with them gives the same bits on all processors.
+#ifndef NEXTSCALE_VECTOR_PORTABLE_H_
+#define NEXTSCALE_VECTOR_PORTABLE_H_
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace nextscale {
+namespace NEXTSCALE_ISA {
+namespace {
+
+constexpr int kLanes = 16;
+
+struct F {
+  float v[kLanes];
+};
+struct I {
+  int32_t v[kLanes];
+};
+
+template <class T, class Op>
+inline T each(Op op) {
+  T r;
+  for (int i = 0; i < kLanes; ++i) r.v[i] = op(i);
+  return r;
+}
+
+inline F splat(float x) {
+  return each<F>([&](int) { return x; });
+}
+inline I splat(int32_t x) {
+  return each<I>([&](int) { return x; });
+}
+inline F load(const float* p) {
+  F r;
+  std::memcpy(r.v, p, sizeof r.v);
+  return r;
+}
+inline I load(const int32_t* p) {
+  I r;
+  std::memcpy(r.v, p, sizeof r.v);
+  return r;
+}
+// The first n lanes, at most all; the others are zero.
+inline F load(const float* p, int64_t n) {
+  return each<F>([&](int i) { return i < n ? p[i] : 0.0f; });
+}
+inline I load(const int32_t* p, int64_t n) {
+  return each<I>([&](int i) { return i < n ? p[i] : 0; });
+}
+inline I load_u8(const uint8_t* p) {
+  return each<I>([&](int i) { return static_cast<int32_t>(p[i]); });
+}
+inline I load_u8(const uint8_t* p, int64_t n) {
+  return each<I>([&](int i) { return i < n ? static_cast<int32_t>(p[i]) : 0; });
+}
+inline void store(float* p, F x) { std::memcpy(p, x.v, sizeof x.v); }
+inline void store(int32_t* p, I x) { std::memcpy(p, x.v, sizeof x.v); }
+inline void store(float* p, F x, int64_t n) {
+  for (int i = 0; i < kLanes && i < n; ++i) p[i] = x.v[i];
+}
+// The low byte of each lane.
+inline void store_bytes(void* p, I x) {
+  for (int i = 0; i < kLanes; ++i) static_cast<uint8_t*>(p)[i] = static_cast<uint8_t>(x.v[i]);
+}
+inline void store_bytes(void* p, I x, int64_t n) {
+  for (int i = 0; i < kLanes && i < n; ++i) static_cast<uint8_t*>(p)[i] = static_cast<uint8_t>(x.v[i]);
+}
+
+inline F operator+(F a, F b) {
+  return each<F>([&](int i) { return a.v[i] + b.v[i]; });
+}
+inline F operator-(F a, F b) {
+  return each<F>([&](int i) { return a.v[i] - b.v[i]; });
+}
+inline F operator*(F a, F b) {
+  return each<F>([&](int i) { return a.v[i] * b.v[i]; });
+}
+inline F operator/(F a, F b) {
+  return each<F>([&](int i) { return a.v[i] / b.v[i]; });
+}
+// a b + c with one rounding.
+inline F fma(F a, F b, F c) {
+  return each<F>([&](int i) { return std::fma(a.v[i], b.v[i], c.v[i]); });
+}
+// c - a b with one rounding.
+inline F fnma(F a, F b, F c) {
+  return each<F>([&](int i) { return std::fma(-a.v[i], b.v[i], c.v[i]); });
+}
+// The second where one is not a number, as x86 does.
+inline F max(F a, F b) {
+  return each<F>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+inline F min(F a, F b) {
+  return each<F>([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+}
+inline F abs(F a) {
+  return each<F>([&](int i) { return std::fabs(a.v[i]); });
+}
+// To the nearest, ties to even.
+inline F round(F a) {
+  return each<F>([&](int i) { return std::nearbyint(a.v[i]); });
+}
+inline F floor(F a) {
+  return each<F>([&](int i) { return std::floor(a.v[i]); });
+}
+// To the nearest, ties to even; a must be within int32.
+inline I nearest(F a) {
+  return each<I>([&](int i) { return static_cast<int32_t>(std::nearbyint(a.v[i])); });
+}
+inline F to_float(I a) {
+  return each<F>([&](int i) { return static_cast<float>(a.v[i]); });
+}
+
+inline I operator+(I a, I b) {
+  return each<I>([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) + static_cast<uint32_t>(b.v[i])); });
+}
+inline I operator-(I a, I b) {
+  return each<I>([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) - static_cast<uint32_t>(b.v[i])); });
+}
+inline I operator*(I a, I b) {
+  return each<I>([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) * static_cast<uint32_t>(b.v[i])); });
+}
+inline I operator&(I a, I b) {
+  return each<I>([&](int i) { return a.v[i] & b.v[i]; });
+}
+inline I operator|(I a, I b) {
+  return each<I>([&](int i) { return a.v[i] | b.v[i]; });
+}
+inline I max(I a, I b) {
+  return each<I>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+inline I min(I a, I b) {
+  return each<I>([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+}
+template <int N>
+inline I shift_left(I a) {
+  return each<I>([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) << N); });
+}
+template <int N>
+inline I shift_right(I a) {  // of the bits, filled up with zeros
+  return each<I>([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) >> N); });
+}
+inline I bits(F a) {
+  I r;
+  std::memcpy(r.v, a.v, sizeof r.v);
+  return r;
+}
+inline F from_bits(I a) {
+  F r;
+  std::memcpy(r.v, a.v, sizeof r.v);
+  return r;
+}
+
+// Halves are added until one is left: lanes i and i + 8, then i and i + 4, ...
+inline float sum(F a) {
+  for (int half = kLanes / 2; half; half /= 2)
+    for (int i = 0; i < half; ++i) a.v[i] += a.v[i + half];
+  return a.v[0];
+}
+inline int32_t sum(I a) {
+  for (int half = kLanes / 2; half; half /= 2)
+    for (int i = 0; i < half; ++i) a.v[i] += a.v[i + half];
+  return a.v[0];
+}
+inline float maximum(F a) {
+  float r = a.v[0];
+  for (int i = 1; i < kLanes; ++i) r = r > a.v[i] ? r : a.v[i];
+  return r;
+}
+inline float minimum(F a) {
+  float r = a.v[0];
+  for (int i = 1; i < kLanes; ++i) r = r < a.v[i] ? r : a.v[i];
+  return r;
+}
+inline int32_t maximum(I a) {
+  int32_t r = a.v[0];
+  for (int i = 1; i < kLanes; ++i) r = r > a.v[i] ? r : a.v[i];
+  return r;
+}
+
+}  // namespace
+}  // namespace NEXTSCALE_ISA
+}  // namespace nextscale
+
+#endif  // NEXTSCALE_VECTOR_PORTABLE_H_
