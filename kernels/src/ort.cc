@@ -1,5 +1,6 @@
 #include "ort.h"
 
+#include <exception>
 #include <mutex>
 #include <new>
 
@@ -160,11 +161,27 @@ QParams Context::qparams(size_t scale, size_t zero_point) const {
 }
 
 Parallel Context::parallel() const {
-  // The message of an error is lost: the API's loop returns nothing but the status of its own arguments.
   return Parallel(
       [](void* pool, size_t tasks, Parallel::Task task, void* data) {
         const auto* self = static_cast<const Context*>(pool);
-        check(self->api_, self->api_->KernelContext_ParallelFor(self->context_, task, tasks, 0, data));
+        // An exception must not leave a thread of the pool: the first one is thrown again when all have ended.
+        struct Guarded {
+          Parallel::Task task;
+          void* data;
+          std::mutex mutex;
+          std::exception_ptr failure;
+        } guarded{task, data, {}, nullptr};
+        const auto run = [](void* state, size_t index) {
+          auto& call = *static_cast<Guarded*>(state);
+          try {
+            call.task(call.data, index);
+          } catch (...) {
+            const std::lock_guard<std::mutex> lock(call.mutex);
+            if (!call.failure) call.failure = std::current_exception();
+          }
+        };
+        check(self->api_, self->api_->KernelContext_ParallelFor(self->context_, run, tasks, 0, &guarded));
+        if (guarded.failure) std::rethrow_exception(guarded.failure);
       },
       const_cast<Context*>(this));
 }
