@@ -69,30 +69,62 @@ struct QParams {
   int32_t zero_point = 0;
 };
 
-// How codes are made of numbers. "rows" below are rows of a batch; tokens of a row are next to each other.
+// How codes are made of numbers [rows, tokens, k].
 enum class Ranges {
+  kNone,    // they stay float
   kStatic,  // one known range
   kPair,    // two known ranges: of the row without the class, and of the difference that the class makes
-  kImage,   // min-max of each image: rows r, r + R / image_rows, ...
+  kImage,   // min-max of each image: rows r, r + rows / image_rows, ...
   kToken,   // of each token, with a fixed zero point
 };
 
+struct Coding {
+  Ranges ranges = Ranges::kNone;
+  int32_t qmax = 255;             // 2^bits - 1
+  int64_t image_rows = 1;         // kImage
+  int32_t token_zero_point = 0;   // kToken
+  QParams known[2];               // kStatic: one; kPair: without the class, difference
+  uint8_t* codes[2] = {};         // kPair: two of [rows / 2, tokens, k]; else one of [rows, tokens, k]
+  float* scale = nullptr;         // kImage: [rows], kToken: [rows, tokens]
+  uint8_t* zero_point = nullptr;  // the same
+};
+
 struct QuantizeArgs {
-  const float* x;               // [rows, tokens, k]
+  const float* x;  // [rows, tokens, k]
   int64_t rows, tokens, k;
-  Ranges ranges;
-  int32_t qmax;                 // 2^bits - 1
-  int64_t image_rows;           // kImage
-  int32_t token_zero_point;     // kToken
-  QParams known[2];             // kStatic: one; kPair: without the class, difference
-  uint8_t* codes[2];            // kPair: two of [rows / 2, tokens, k]; else one [rows, tokens, k]
-  float* scale;                 // kImage: [rows], kToken: [rows, tokens]
-  uint8_t* zero_point;          // the same
+  Coding coding;
+};
+
+// LayerNorm(x) gain + shift.
+struct NormArgs {
+  const float *x, *gain, *shift;  // [rows, tokens, k], [rows, k] twice
+  int64_t rows, tokens, k;
+  float epsilon;
+  Coding coding;
+};
+
+// y = scale (code - zero_point) weight weight_scale + bias, then GELU, or residual + gain y.
+struct LinearArgs {
+  bool pair;                  // of codes of the row without the class, and of the difference that the class makes
+  const uint8_t* codes[2];    // [rows, tokens, k], or two of [rows / 2, tokens, k]
+  int64_t rows, tokens;       // of y
+  const float* scale;         // not of a pair: [scales]
+  const uint8_t* zero_point;  // the same
+  int64_t scales;             // 1, rows or rows * tokens
+  QParams known[2];           // of a pair
+  Panels weight;
+  const float *weight_scale, *bias;  // of all columns of all panels
+  const float *residual, *gain;      // [rows, tokens, n], [rows, n], or null
+  bool gelu;
+  float* y;                          // [rows, tokens, n], without coding
+  Coding coding;
 };
 
 struct Kernels {
   const char* isa;
   void (*quantize)(const QuantizeArgs&, const Parallel&, const Workspace&);
+  void (*norm)(const NormArgs&, const Parallel&, const Workspace&);
+  void (*linear)(const LinearArgs&, const Parallel&, const Workspace&);
 };
 
 extern const Kernels kPortable;

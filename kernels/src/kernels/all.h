@@ -4,11 +4,15 @@
 
 #include "quantize.h"
 
+#include "norm.h"
+
+#include "linear.h"
+
 namespace nextscale {
 namespace NEXTSCALE_ISA {
 namespace {
 
-constexpr Kernels table(const char* isa) { return {isa, quantize}; }
+constexpr Kernels table(const char* isa) { return {isa, quantize, norm, linear}; }
 
 }  // namespace
 }  // namespace NEXTSCALE_ISA

@@ -7,6 +7,9 @@
 namespace nextscale {
 
 const Operator& quantize_operator();
+const Operator& norm_quantize_operator();
+const Operator& linear_operator();
+const Operator& pair_linear_operator();
 
 }  // namespace nextscale
 

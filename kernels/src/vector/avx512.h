@@ -4,6 +4,8 @@
 
 #include <immintrin.h>
 
+#include <math.h>
+
 #include <cstdint>
 #include <cstring>
 

@@ -5,6 +5,8 @@
 #ifndef NEXTSCALE_VECTOR_PORTABLE_H_
 #define NEXTSCALE_VECTOR_PORTABLE_H_
 
+#include <math.h>
+
 #include <cmath>
 #include <cstdint>
 #include <cstring>

@@ -1,0 +1,230 @@
+// Linear layers: an integer product, and everything up to the next one while its sums are in the cache.
+#ifndef NEXTSCALE_KERNELS_LINEAR_H_
+#define NEXTSCALE_KERNELS_LINEAR_H_
+
+namespace nextscale {
+namespace NEXTSCALE_ISA {
+namespace {
+
+// How a layer's work is divided: a task has some blocks of rows and some panels. A double block is what `multiply`
+// takes: 16 rows of u and the same of d, or 32 rows.
+struct Division {
+  int64_t blocks, blocks_each, panels, panels_each;
+  int64_t row_tasks() const { return ceil_div(blocks, blocks_each); }
+  int64_t panel_tasks() const { return ceil_div(panels, panels_each); }
+  int64_t tasks() const { return row_tasks() * panel_tasks(); }
+};
+
+// Tasks of all rows where there are few, since weights are then read once from memory; else of rows whose codes fit
+// into the second cache beside a panel.
+inline Division divide(int64_t blocks, const Panels& weight) {
+  constexpr int64_t kTasks = 32, kRowBytes = 1 << 18;
+  const int64_t block_bytes = 2 * kBlock * weight.steps() * kStep;
+  const int64_t blocks_each = least_of(blocks, most_of(4, kRowBytes / most_of(1, block_bytes)));
+  const int64_t row_tasks = ceil_div(blocks, most_of(1, blocks_each));
+  const int64_t panel_tasks = least_of(weight.count(), most_of(1, kTasks / most_of(1, row_tasks)));
+  return {blocks, most_of(1, blocks_each), weight.count(), ceil_div(weight.count(), most_of(1, panel_tasks))};
+}
+
+// What is added and multiplied to the sums of a panel's 32 columns.
+struct Column {
+  F scale, bias;
+  I correction;  // zero point times the sum of the column's weights
+};
+inline Column column_of(const LinearArgs& a, int64_t n, QParams q, bool with_bias) {
+  return {splat(q.scale) * load(a.weight_scale + n), with_bias && a.bias ? load(a.bias + n) : splat(0.0f),
+          splat(q.zero_point) * load(a.weight.sums + n)};
+}
+inline F dequantize(const int32_t* sums, const Column& c) { return fma(to_float(load(sums) - c.correction), c.scale, c.bias); }
+
+// The codes of all rows in blocks of tiles, [2][blocks][K / 64][16][64] for a pair, [blocks][2][...] for others.
+inline const uint8_t* tiled(const LinearArgs& a, int64_t rows, int64_t blocks, const Parallel& parallel,
+                            const Workspace& workspace) {
+  const int64_t k = a.weight.k, bytes = kBlock * a.weight.steps() * kStep;
+  auto* tiles = workspace.take<uint8_t>(2 * blocks * bytes);
+  const int64_t together = most_of(1, (1 << 15) / most_of(1, bytes));
+  parallel(ceil_div(2 * blocks, together), [&](int64_t task) {
+    for (int64_t b = task * together; b < least_of(2 * blocks, (task + 1) * together); ++b) {
+      const int64_t of_pair = b % 2, first = (a.pair ? b / 2 : b) * kBlock;
+      const uint8_t* codes = a.pair ? a.codes[of_pair] : a.codes[0];
+      tile_block(codes + first * k, rows - first, k, k, tiles + b * bytes);
+    }
+  });
+  return tiles;
+}
+
+// finish(block, panel, sums) with the sums int32 [2][16][32] of each double block and panel, of task number `task`.
+template <class F_>
+inline void each_product(const LinearArgs& a, int64_t rows, const Division& division, const Parallel& parallel,
+                         const Workspace& workspace, F_ finish) {
+  const int64_t bytes = kBlock * a.weight.steps() * kStep;
+  const uint8_t* tiles = tiled(a, rows, division.blocks, parallel, workspace);
+  parallel(division.tasks(), [&](int64_t task) {
+    const Tiles in_use;
+    (void)in_use;
+    alignas(64) int32_t sums[2 * kBlock * kPanel];
+    const int64_t p0 = task % division.panel_tasks() * division.panels_each;
+    const int64_t b0 = task / division.panel_tasks() * division.blocks_each;
+    for (int64_t p = p0; p < least_of(division.panels, p0 + division.panels_each); ++p)
+      for (int64_t b = b0; b < least_of(division.blocks, b0 + division.blocks_each); ++b) {
+        const uint8_t* block = tiles + 2 * b * bytes;
+        const int64_t left = rows - (a.pair ? b : 2 * b) * kBlock;
+        const int64_t first = least_of(left, kBlock), second = a.pair ? first : most_of(0, least_of(left - kBlock, kBlock));
+        const Rows both{{block, block + bytes}, {first, second}, kStep, kTile, nullptr};
+        multiply(both, a.weight.codes + p * a.weight.panel_bytes(), a.weight.steps(), sums);
+        finish(task, b, p, sums);
+      }
+  });
+}
+
+enum class Epilogue { kPlain, kGelu, kResidual };
+
+// y of token t and of columns i to i + 15, of which there are `here`, with what follows the product.
+template <Epilogue kEpilogue>
+inline F finished(const LinearArgs& a, F y, int64_t t, int64_t i, int64_t here) {
+  if constexpr (kEpilogue == Epilogue::kGelu) return gelu_tanh(y);
+  if constexpr (kEpilogue == Epilogue::kResidual) {
+    const int64_t n = a.weight.n;
+    const float *x = a.residual + t * n + i, *gain = a.gain + t / a.tokens * n + i;
+    return here >= kLanes ? fma(load(gain), y, load(x)) : fma(load(gain, here), y, load(x, here));
+  }
+  return y;
+}
+
+inline void put(float* to, F y, int64_t here) {
+  if (here >= kLanes) return store(to, y);
+  store(to, y, here);
+}
+inline void put_codes(uint8_t* to, I codes, int64_t here) {
+  if (here >= kLanes) return store_bytes(to, codes);
+  store_bytes(to, codes, here);
+}
+
+// The ends of float results that wait for their range: of a task and an image, or of a task's panels and a token.
+struct EndsTable {
+  Ends* table = nullptr;
+  int64_t parts = 0, slots = 0;
+  bool by_token = false;
+  Ends& at(int64_t task, int64_t t, int64_t tokens) const {
+    return by_token ? table[task % parts * slots + t] : table[task * slots + t / tokens % slots];
+  }
+};
+
+inline EndsTable new_table(const LinearArgs& a, const Division& division, const Workspace& workspace) {
+  EndsTable ends;
+  ends.by_token = a.coding.ranges == Ranges::kToken;
+  ends.slots = ends.by_token ? a.rows * a.tokens : a.rows / a.coding.image_rows;
+  ends.parts = ends.by_token ? division.panel_tasks() : division.tasks();
+  ends.table = workspace.take<Ends>(ends.parts * ends.slots);
+  for (int64_t i = 0; i < ends.parts * ends.slots; ++i) ends.table[i] = {0.0f, 0.0f};
+  return ends;
+}
+
+// Guided rows as a pair: y without the class is the product of u, and with it the product of d more.
+template <Epilogue kEpilogue>
+inline void pair_products(const LinearArgs& a, float* y, const EndsTable& ends, const Division& division,
+                          const Parallel& parallel, const Workspace& workspace) {
+  const int64_t n = a.weight.n, half = a.rows * a.tokens / 2;
+  const Coding& coding = a.coding;
+  each_product(a, half, division, parallel, workspace, [&](int64_t task, int64_t b, int64_t p, const int32_t* sums) {
+    const Quantizer u_codes(coding.known[0], coding.qmax), d_codes(coding.known[1], coding.qmax);
+    const int64_t rows = least_of(kBlock, half - b * kBlock);
+    for (int64_t i = p * kPanel; i < least_of(n, (p + 1) * kPanel); i += kLanes) {
+      const Column u = column_of(a, i, a.known[0], true), d = column_of(a, i, a.known[1], false);
+      const int32_t* s = sums + i % kPanel;
+      for (int64_t r = 0; r < rows; ++r, s += kPanel) {
+        const int64_t t = b * kBlock + r, o = t * n + i;
+        F without = dequantize(s, u), with = without + dequantize(s + kBlock * kPanel, d);
+        with = finished<kEpilogue>(a, with, t, i, n - i);
+        without = finished<kEpilogue>(a, without, half + t, i, n - i);
+        if (!y) {
+          put_codes(coding.codes[0] + o, u_codes(without), n - i);
+          put_codes(coding.codes[1] + o, d_codes(with - without), n - i);
+          continue;
+        }
+        put(y + o, with, n - i);
+        put(y + half * n + o, without, n - i);
+        if (!ends.table) continue;
+        ends.at(task, t, a.tokens).add(minimum(with), maximum(with));
+        ends.at(task, half + t, a.tokens).add(minimum(without), maximum(without));
+      }
+    }
+  });
+}
+
+template <Epilogue kEpilogue>
+inline void single_products(const LinearArgs& a, float* y, const EndsTable& ends, const Division& division,
+                            const Parallel& parallel, const Workspace& workspace) {
+  const int64_t n = a.weight.n, all = a.rows * a.tokens;
+  const Coding& coding = a.coding;
+  each_product(a, all, division, parallel, workspace, [&](int64_t task, int64_t b, int64_t p, const int32_t* sums) {
+    const Quantizer codes(coding.known[0], coding.qmax);
+    const int64_t rows = least_of(2 * kBlock, all - b * 2 * kBlock);
+    for (int64_t i = p * kPanel; i < least_of(n, (p + 1) * kPanel); i += kLanes) {
+      const int32_t* s = sums + i % kPanel;
+      Column column = column_of(a, i, {}, true);
+      int64_t of_scale = -1;
+      for (int64_t r = 0; r < rows; ++r, s += kPanel) {
+        const int64_t t = b * 2 * kBlock + r, o = t * n + i;
+        const int64_t mine = a.scales == 1 ? 0 : a.scales == a.rows ? t / a.tokens : t;
+        if (mine != of_scale) {
+          of_scale = mine;
+          column = column_of(a, i, {a.scale[mine], a.zero_point[mine]}, true);
+        }
+        const F x = finished<kEpilogue>(a, dequantize(s, column), t, i, n - i);
+        if (!y) {
+          put_codes(coding.codes[0] + o, codes(x), n - i);
+          continue;
+        }
+        put(y + o, x, n - i);
+        if (ends.table) ends.at(task, t, a.tokens).add(minimum(x), maximum(x));
+      }
+    }
+  });
+}
+
+template <Epilogue kEpilogue>
+inline void products(const LinearArgs& a, float* y, const EndsTable& ends, const Division& division,
+                     const Parallel& parallel, const Workspace& workspace) {
+  if (a.pair)
+    pair_products<kEpilogue>(a, y, ends, division, parallel, workspace);
+  else
+    single_products<kEpilogue>(a, y, ends, division, parallel, workspace);
+}
+
+inline void linear(const LinearArgs& a, const Parallel& parallel, const Workspace& workspace) {
+  const int64_t n = a.weight.n, all = a.rows * a.tokens;
+  if (all == 0 || n == 0) return;
+  const Coding& coding = a.coding;
+  const int64_t blocks = ceil_div(a.pair ? all / 2 : all, a.pair ? kBlock : 2 * kBlock);
+  const Division division = divide(blocks, a.weight);
+  // Codes of known ranges leave the products at once; others wait as floats.
+  const bool at_once = coding.ranges == (a.pair ? Ranges::kPair : Ranges::kStatic);
+  float* y = at_once ? nullptr : coding.ranges == Ranges::kNone ? a.y : workspace.take<float>(all * n);
+  const bool found = coding.ranges == Ranges::kImage || coding.ranges == Ranges::kToken;
+  const EndsTable ends = found ? new_table(a, division, workspace) : EndsTable{};
+  if (a.gelu)
+    products<Epilogue::kGelu>(a, y, ends, division, parallel, workspace);
+  else if (a.residual)
+    products<Epilogue::kResidual>(a, y, ends, division, parallel, workspace);
+  else
+    products<Epilogue::kPlain>(a, y, ends, division, parallel, workspace);
+
+  if (at_once || coding.ranges == Ranges::kNone) return;
+  if (coding.ranges == Ranges::kImage) {
+    quantize_images(y, a.rows, a.tokens, n, coding, ends.table, ends.parts, parallel);
+  } else if (coding.ranges == Ranges::kToken) {
+    parallel(ceil_div(all, kBlock), [&](int64_t task) {
+      for (int64_t t = task * kBlock; t < least_of(all, (task + 1) * kBlock); ++t)
+        quantize_token(y + t * n, n, merged(ends.table, ends.parts, all, t), t, coding);
+    });
+  } else {
+    quantize({y, a.rows, a.tokens, n, coding}, parallel, workspace);
+  }
+}
+
+}  // namespace
+}  // namespace NEXTSCALE_ISA
+}  // namespace nextscale
+
+#endif  // NEXTSCALE_KERNELS_LINEAR_H_
