@@ -120,11 +120,24 @@ struct LinearArgs {
   Coding coding;
 };
 
+// softmax(query key) value of each row and head, with query and key divided by their length and the query multiplied by
+// its head's scale; the caches grow by the new keys and values.
+struct AttentionArgs {
+  int64_t rows, heads, size, tokens, past;          // size: of a head, a multiple of 8
+  const float *query, *key, *value;                 // [rows, tokens, heads * size]
+  const float *past_key, *past_value;               // [rows, heads, size, past], [rows, heads, past, size]
+  const float* query_scale;                         // [heads]
+  float *present_key, *present_value;               // the same with past + tokens
+  float* y;                                         // [rows, tokens, heads * size], without coding
+  Coding coding;                                    // kNone or kPair
+};
+
 struct Kernels {
   const char* isa;
   void (*quantize)(const QuantizeArgs&, const Parallel&, const Workspace&);
   void (*norm)(const NormArgs&, const Parallel&, const Workspace&);
   void (*linear)(const LinearArgs&, const Parallel&, const Workspace&);
+  void (*attention)(const AttentionArgs&, const Parallel&, const Workspace&);
 };
 
 extern const Kernels kPortable;

@@ -99,7 +99,8 @@ OrtCustomOpDomain* domain_of(const OrtApi* api) {
   }
   domains.push_back(std::move(made));
   Domain& domain = domains.back();
-  for (const Operator* op : {&quantize_operator(), &norm_quantize_operator(), &linear_operator(), &pair_linear_operator()}) {
+  for (const Operator* op : {&quantize_operator(), &norm_quantize_operator(), &linear_operator(), &pair_linear_operator(),
+                             &attention_operator()}) {
     domain.operators.emplace_back(*op, api);
     if (OrtStatus* status = api->CustomOpDomain_Add(domain.domain, &domain.operators.back())) {
       api->ReleaseStatus(status);

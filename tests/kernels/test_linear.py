@@ -49,9 +49,8 @@ def expected_of(inputs: dict[str, Any], pair: bool) -> Array:
     weights = inputs["weight"], inputs["weight_scale"]
     if not pair:
         scale, zero_point = inputs["scale"], inputs["zero_point"]
-        rows, tokens, _ = inputs["codes"].shape
         if scale.size > 1:
-            shape = (rows, -1, 1)
+            shape = (len(inputs["codes"]), -1, 1)
             scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
         return product(inputs["codes"], scale, zero_point, *weights) + inputs["bias"]
     u, d = (product(inputs[x], inputs[f"{x}_scale"], inputs[f"{x}_zero_point"], *weights) for x in ("u", "d"))
@@ -165,7 +164,9 @@ def test_threads_batches_and_instruction_sets_give_the_same_bits(ops_library: Pa
     outputs = ["", "codes", "", "scale", "zero"]
     one = operator(ops_library, pair, inputs, outputs, isa="portable", **options)()
     for threads in (1, 2, 3, 8):
-        for a, b in zip(one, operator(ops_library, pair, inputs, outputs, isa=isa, threads=threads, **options)()):
+        for a, b in zip(
+            one, operator(ops_library, pair, inputs, outputs, isa=isa, threads=threads, **options)(), strict=True
+        ):
             np.testing.assert_array_equal(a, b)
     names = ("u", "d") if pair else ("codes",)
     rows = [0] if pair else [0, 4]

@@ -8,11 +8,13 @@
 
 #include "linear.h"
 
+#include "attention.h"
+
 namespace nextscale {
 namespace NEXTSCALE_ISA {
 namespace {
 
-constexpr Kernels table(const char* isa) { return {isa, quantize, norm, linear}; }
+constexpr Kernels table(const char* isa) { return {isa, quantize, norm, linear, attention}; }
 
 }  // namespace
 }  // namespace NEXTSCALE_ISA

@@ -10,6 +10,7 @@ const Operator& quantize_operator();
 const Operator& norm_quantize_operator();
 const Operator& linear_operator();
 const Operator& pair_linear_operator();
+const Operator& attention_operator();
 
 }  // namespace nextscale
 

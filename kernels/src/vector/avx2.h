@@ -14,6 +14,8 @@ namespace NEXTSCALE_ISA {
 namespace {
 
 constexpr int kLanes = 16;
+// Rows, and vectors of columns, whose sums a float product holds in registers.
+constexpr int kFloatRows = 4, kFloatVectors = 1;
 
 struct F {
   __m256 lo, hi;

@@ -16,6 +16,8 @@ namespace NEXTSCALE_ISA {
 namespace {
 
 constexpr int kLanes = 16;
+// Rows, and vectors of columns, whose sums a float product holds in registers.
+constexpr int kFloatRows = 2, kFloatVectors = 1;
 
 struct F {
   float v[kLanes];
