@@ -3,12 +3,15 @@
 #define NEXTSCALE_KERNELS_ALL_H_
 
 #include "quantize.h"
+#include "convolution.h"
+#include "group_norm.h"
+#include "add_codes.h"
 
 namespace nextscale {
 namespace NEXTSCALE_ISA {
 namespace {
 
-constexpr Kernels table(const char* isa) { return {isa, quantize}; }
+constexpr Kernels table(const char* isa) { return {isa, quantize, convolution, group_norm, add_codes}; }
 
 }  // namespace
 }  // namespace NEXTSCALE_ISA

@@ -7,6 +7,10 @@
 namespace nextscale {
 
 const Operator& quantize_operator();
+const Operator& convolution_operator();
+const Operator& group_norm_operator();
+const Operator& codes_group_norm_operator();
+const Operator& add_codes_operator();
 
 }  // namespace nextscale
 
