@@ -216,7 +216,7 @@ class ChannelsLast:
     def _convolve(
         self, x: ir.Value, activation: ActivationQParams, kernels: Sequence[NamedKernel], steps: Floats
     ) -> ir.Value:
-        """One kernel, or four sub-pixel kernels, of u8 [B, H, W, in]: codes in `steps` [out], in the order of pixels."""
+        """One kernel, or four sub-pixel kernels, of u8 [B, H, W, in]: codes in `steps` [out], pixel by pixel."""
         parts = [self._qlinear_conv(x, activation, kernel, steps) for kernel in kernels]
         if len(parts) == 1:
             return parts[0]
@@ -225,9 +225,7 @@ class ChannelsLast:
         lines = [op.Reshape(op.Concat(*parts[i : i + 2], axis=-1), [0, 0, -1]) for i in (0, 2)]
         return op.Concat(*lines, axis=-1)
 
-    def _qlinear_conv(
-        self, x: ir.Value, activation: ActivationQParams, kernel: NamedKernel, steps: Floats
-    ) -> ir.Value:
+    def _qlinear_conv(self, x: ir.Value, activation: ActivationQParams, kernel: NamedKernel, steps: Floats) -> ir.Value:
         """Codes in `steps` [out] of each channel: the operator has one step for all, so the weights' scales have it."""
         name, weight = kernel.name, kernel.integers.weight
         return self.microsoft.QLinearConv(
