@@ -115,7 +115,7 @@ class ChannelsLast:
         constants: of this graph, perhaps shared with others.
     """
 
-    domains: ClassVar = (MICROSOFT,)
+    domains: ClassVar[tuple[str, ...]] = (MICROSOFT,)
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ Floats = NDArray[np.float32]
 class FusedChannelsLast(ChannelsLast):
     """Builds the fused int8 graph of a list of layers; see `ChannelsLast`."""
 
-    domains: ClassVar = (MICROSOFT, FUSED)
+    domains: ClassVar[tuple[str, ...]] = (MICROSOFT, FUSED)
 
     def __init__(
         self,
