@@ -10,4 +10,13 @@
 #define NEXTSCALE_UNROLL
 #endif
 
+#define NEXTSCALE_IN_REGISTER(v) __asm__("" : "+x"(v))
+
+// Of a function with all registers to itself: inlined, its caller's values would push some of its own out.
+#if defined(__GNUC__)
+#define NEXTSCALE_ALONE __attribute__((noinline))
+#else
+#define NEXTSCALE_ALONE __declspec(noinline)
+#endif
+
 #endif  // NEXTSCALE_COMPILER_H_

@@ -132,12 +132,51 @@ struct AttentionArgs {
   Coding coding;                                    // kNone or kPair
 };
 
+// A 3x3 kernel, or four of 2x2 that make the pixels (0, 0), (0, 1), (1, 0) and (1, 1) of a picture twice as large. A
+// line of a kernel is one stretch of size * channels numbers of the picture, which Panels fill up to steps of 64.
+struct ConvolutionArgs {
+  const uint8_t* x;  // [batch, height, width, channels]
+  int64_t batch, height, width, channels, out;
+  int32_t zero_point;  // of x, and what lies around it
+  int64_t kernels, size;
+  Panels weight[4];        // K: size lines
+  const float* scale[4];   // [out filled up to 32]
+  const int32_t* bias[4];  // the same
+  uint8_t* y;              // [batch, height, width, out] or [batch, 2 height, 2 width, out]
+};
+
+struct GroupNormArgs {
+  int64_t batch, pixels, channels, groups;
+  const float* x;             // [batch, pixels, channels], or null, and
+  const uint8_t* codes;       // the same, with
+  const float* input_scale;   // [channels]
+  const float* input_offset;  // [channels] or null
+  const float *weight, *bias;  // [channels]
+  float epsilon;
+  bool silu;
+  QParams range;
+  uint8_t* y_codes;  // in that range, or null, and
+  float* y;
+};
+
+struct AddCodesArgs {
+  int64_t pixels, channels;  // pixels of all pictures
+  const float* x;            // or null
+  const uint8_t* codes[2];   // the second: in place of x, or null
+  const float* scale[2];     // [channels]
+  const float* offset;       // [channels] or null
+  float* y;
+};
+
 struct Kernels {
   const char* isa;
   void (*quantize)(const QuantizeArgs&, const Parallel&, const Workspace&);
   void (*norm)(const NormArgs&, const Parallel&, const Workspace&);
   void (*linear)(const LinearArgs&, const Parallel&, const Workspace&);
   void (*attention)(const AttentionArgs&, const Parallel&, const Workspace&);
+  void (*convolution)(const ConvolutionArgs&, const Parallel&);
+  void (*group_norm)(const GroupNormArgs&, const Parallel&, const Workspace&);
+  void (*add_codes)(const AddCodesArgs&, const Parallel&, const Workspace&);
 };
 
 extern const Kernels kPortable;

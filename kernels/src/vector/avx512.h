@@ -25,7 +25,7 @@ struct I {
 };
 
 inline __mmask16 first(int64_t n) {
-  return n >= kLanes ? 0xffff : n <= 0 ? 0 : static_cast<__mmask16>((1u << n) - 1);
+  return static_cast<__mmask16>(n >= kLanes ? 0xffffu : n <= 0 ? 0u : (1u << n) - 1);
 }
 inline F splat(float x) { return {_mm512_set1_ps(x)}; }
 inline I splat(int32_t x) { return {_mm512_set1_epi32(x)}; }

@@ -1,0 +1,125 @@
+#include <limits>
+
+#include "operators.h"
+
+namespace nextscale {
+namespace {
+
+enum Input { kX, kZeroPoint, kWeight, kScale, kBias };
+constexpr size_t kInputsOfKernel = 3;
+
+int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// One kernel's weights s8 [out, C, size, size] in panels, its scale and bias.
+struct PackedKernel {
+  std::vector<int8_t> codes;
+  std::vector<int32_t> sums, bias;
+  std::vector<float> scale;
+  Panels panels;
+
+  PackedKernel(const Info& info, size_t number, int64_t size) {
+    const size_t first = kWeight + number * kInputsOfKernel;
+    const Tensor weight = info.constant(first), to_codes = info.constant(first + 1), in_sum = info.constant(first + 2);
+    const Shape& shape = weight.shape;
+    if (shape.size() != 4 || shape[0] < 1 || shape[1] < 1 || shape[2] != size || shape[3] != size)
+      info.fail("the input weight has the shape " + in_words(shape) + ", expected " + in_words({-1, -1, size, size}));
+    const int64_t out = shape[0], channels = shape[1], line = up(size * channels, 64), filled = up(out, 32);
+    for (const Tensor* of_outputs : {&to_codes, &in_sum})
+      if (of_outputs->shape != Shape{out})
+        info.fail(std::string("the input ") + (of_outputs == &to_codes ? "scale" : "bias") + " has the shape " +
+                  in_words(of_outputs->shape) + ", expected " + in_words({out}));
+    panels.k = size * line;
+    panels.n = out;
+    codes.resize(static_cast<size_t>(panels.count() * panels.panel_bytes()));
+    sums.resize(static_cast<size_t>(filled));
+    bias.assign(in_sum.as<int32_t>(), in_sum.as<int32_t>() + out);
+    bias.resize(static_cast<size_t>(filled));
+    scale.assign(to_codes.as<float>(), to_codes.as<float>() + out);
+    scale.resize(static_cast<size_t>(filled));
+    const int8_t* code = weight.as<int8_t>();
+    for (int64_t o = 0; o < out; ++o) {
+      int64_t sum = 0, largest = 0;
+      for (int64_t c = 0; c < channels; ++c)
+        for (int64_t y = 0; y < size; ++y)
+          for (int64_t x = 0; x < size; ++x, ++code) {
+            const int64_t k = y * line + x * channels + c;
+            const int64_t step = o / 32 * panels.steps() + k / 64;
+            const int64_t at = ((step * 2 + o / 16 % 2) * 16 + k / 4 % 16) * 64 + o % 16 * 4 + k % 4;
+            codes[static_cast<size_t>(at)] = *code;
+            sum += *code;
+            largest += *code < 0 ? -int64_t{*code} : int64_t{*code};
+          }
+      const int64_t offset = bias[static_cast<size_t>(o)];
+      if (255 * largest + (offset < 0 ? -offset : offset) > std::numeric_limits<int32_t>::max())
+        info.fail("the sum of output " + std::to_string(o) + " could leave int32");
+      sums[static_cast<size_t>(o)] = static_cast<int32_t>(sum);
+    }
+    panels.codes = codes.data();
+    panels.sums = sums.data();
+  }
+};
+
+class Convolution final : public Kernel {
+ public:
+  Convolution(const Info& info, const Kernels& kernels) : kernels_(kernels) {
+    const int64_t upsample = info.integer("upsample", 0);
+    if (upsample != 0 && upsample != 1) info.fail("upsample must be 0 or 1");
+    size_ = upsample ? 2 : 3;
+    const Shape shape = info.constant(kWeight).shape;
+    for (size_t i = 0; i < (upsample ? size_t{4} : size_t{1}); ++i) {
+      if (!info.has_input(kWeight + kInputsOfKernel * i + 2)) info.fail("upsample needs 4 kernels");
+      const Shape found = info.constant(kWeight + kInputsOfKernel * i).shape;
+      if (found != shape) info.fail("kernels of the shapes " + in_words(shape) + " and " + in_words(found));
+      packed_.emplace_back(new PackedKernel(info, i, size_));
+    }
+    out_ = shape[0], channels_ = shape[1];
+  }
+
+  void compute(const Context& context) const override {
+    const Tensor x = context.input(kX, {-1, -1, -1, channels_}), zero_point = context.input(kZeroPoint);
+    if (!zero_point.given() || zero_point.size() != 1) context.fail("the input x_zero_point must have one element");
+    ConvolutionArgs a{};
+    a.x = x.as<uint8_t>();
+    a.batch = x.shape[0], a.height = x.shape[1], a.width = x.shape[2], a.channels = channels_, a.out = out_;
+    a.zero_point = *zero_point.as<uint8_t>();
+    a.kernels = static_cast<int64_t>(packed_.size()), a.size = size_;
+    for (size_t i = 0; i < packed_.size(); ++i) {
+      a.weight[i] = packed_[i]->panels;
+      a.scale[i] = packed_[i]->scale.data();
+      a.bias[i] = packed_[i]->bias.data();
+    }
+    const int64_t zoom = packed_.size() == 4 ? 2 : 1;
+    a.y = context.output<uint8_t>(0, {a.batch, zoom * a.height, zoom * a.width, out_});
+    kernels_.convolution(a, context.parallel());
+  }
+
+ private:
+  const Kernels& kernels_;
+  int64_t size_, out_, channels_;
+  std::vector<std::unique_ptr<PackedKernel>> packed_;
+};
+
+}  // namespace
+
+const Operator& convolution_operator() {
+  static const Operator op{{"Convolution",
+                            {{"x", kUint8},
+                             {"x_zero_point", kUint8},
+                             {"weight", kInt8},
+                             {"scale", kFloat},
+                             {"bias", kInt32},
+                             {"weight_01", kInt8, true},
+                             {"scale_01", kFloat, true},
+                             {"bias_01", kInt32, true},
+                             {"weight_10", kInt8, true},
+                             {"scale_10", kFloat, true},
+                             {"bias_10", kInt32, true},
+                             {"weight_11", kInt8, true},
+                             {"scale_11", kFloat, true},
+                             {"bias_11", kInt32, true}},
+                            {{"y", kUint8}}},
+                           make_kernel<Convolution>};
+  return op;
+}
+
+}  // namespace nextscale
