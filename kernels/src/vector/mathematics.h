@@ -34,8 +34,9 @@ inline F reciprocal(F x) {
   return fma(r, fnma(x, r, splat(1.0f)), r);
 }
 
-// x / (1 + e^-x).
-inline F silu(F x) { return x * reciprocal(splat(1.0f) + exp(min(splat(0.0f) - x, splat(60.0f)))); }
+// x / (1 + e^-x) in two stages: the second takes what the first gave.
+inline F exp_of_minus(F x) { return exp(min(splat(0.0f) - x, splat(60.0f))); }
+inline F silu_of(F x, F exp_of_minus_x) { return x * reciprocal(splat(1.0f) + exp_of_minus_x); }
 
 // x / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3): GELU in the form with tanh.
 inline F gelu_tanh(F x) {
