@@ -63,6 +63,7 @@ inline const uint8_t* tiled(const LinearArgs& a, int64_t rows, int64_t blocks, c
   return tiles;
 }
 
+constexpr int64_t kAhead = 1 << 13;  // bytes, so that what the next page holds is found in time
 constexpr int64_t kPanelSums = 2 * kBlock * kPanel;
 
 // finish(task, block, column, sums) for each double block and strip, with the sums int32 [2][2][16][32] of two panels.
@@ -83,7 +84,8 @@ inline void each_product(const LinearArgs& a, int64_t rows, const Division& divi
         const uint8_t* block = tiles + 2 * b * bytes;
         const int64_t left = rows - (a.pair ? b : 2 * b) * kBlock;
         const int64_t first = least_of(left, kBlock), second = a.pair ? first : most_of(0, least_of(left - kBlock, kBlock));
-        const Rows both{{block, block + bytes}, {first, second}, kStep, kTile, nullptr};
+        Rows both{{block, block + bytes}, {first, second}, kStep, kTile, nullptr};
+        both.ahead = b == b0 ? kAhead : 0;
         for (int64_t i = p; i < least_of(p1, p + 2); ++i)
           multiply(both, a.weight.codes + i * a.weight.panel_bytes(), a.weight.steps(), sums + (i - p) * kPanelSums);
         finish(task, b, p * kPanel, least_of(p1 - p, 2) * kPanel, sums);

@@ -29,8 +29,21 @@ struct Rows {
   int64_t stride, step;
   const int64_t* offsets;
   const int32_t* quads = nullptr;  // of 4 k in each step that the weights have, if not all 16; tiles multiply all
+  int64_t ahead = 0;  // weights are fetched so many bytes before they are read; 0: they are in a cache
   int64_t offset(int64_t s) const { return offsets ? offsets[s] : s * step; }
   int32_t quads_of(int64_t s) const { return quads ? quads[s] : 16; }
+
+  // Rows of both blocks as one list: row j begins at row(j), and its sums are those of row place(j) of 32.
+  int64_t all() const { return count[0] + count[1]; }
+  const uint8_t* row(int64_t j) const {
+    return j < count[0] ? begin[0] + j * stride : begin[1] + (j - count[0]) * stride;
+  }
+  int64_t place(int64_t j) const { return j < count[0] ? j : kBlock + j - count[0]; }
+  // What lies `ahead` of some bytes of a panel, while its first rows are multiplied.
+  void fetch(const int8_t* weights, int64_t bytes) const {
+    if (ahead)
+      for (int64_t i = 0; i < bytes; i += 64) NEXTSCALE_FETCH(weights + ahead + i);
+  }
 };
 
 #ifndef NEXTSCALE_HAS_TILES
