@@ -51,20 +51,17 @@ class Tiles {};  // what `multiply` needs while it is used: nothing
 #endif
 
 // Rows u8 [count, k], `pitch` apart, as blocks of tiles [K / 64][16][64], where a block's 16 rows of a step lie together:
-// rows 4096 bytes apart would share a few lines of the cache. Missing rows and k are zero.
+// rows 4096 bytes apart would share a few lines of the cache. Missing k are zero; missing rows are left as they are.
 inline void tile_block(const uint8_t* rows, int64_t count, int64_t k, int64_t pitch, uint8_t* tiles) {
-  const int64_t steps = (k + kStep - 1) / kStep;
-  for (int64_t i = 0; i < kBlock; ++i)
-    for (int64_t s = 0; s < steps; ++s) {
-      uint8_t* to = tiles + s * kTile + i * kStep;
-      const int64_t n = i >= count ? 0 : k - s * kStep < kStep ? k - s * kStep : kStep;
-      if (n == kStep) {
-        std::memcpy(to, rows + i * pitch + s * kStep, kStep);
-      } else {
-        std::memset(to, 0, kStep);
-        if (n > 0) std::memcpy(to, rows + i * pitch + s * kStep, static_cast<size_t>(n));
-      }
-    }
+  const int64_t steps = k / kStep, rest = k % kStep;
+  for (int64_t i = 0; i < kBlock && i < count; ++i) {
+    const uint8_t* row = rows + i * pitch;
+    uint8_t* to = tiles + i * kStep;
+    for (int64_t s = 0; s < steps; ++s, row += kStep, to += kTile) std::memcpy(to, row, kStep);
+    if (!rest) continue;
+    std::memset(to, 0, kStep);
+    std::memcpy(to, row, static_cast<size_t>(rest));
+  }
 }
 
 }  // namespace
