@@ -11,33 +11,33 @@ class Modulation {
  public:
   Modulation(const float* x, int64_t k, const float* gain, const float* shift, float epsilon)
       : x_(x), gain_(gain), shift_(shift) {
+    constexpr int kSums = 4;
     const float n = static_cast<float>(k);
-    F one = splat(0.0f), two = splat(0.0f);
+    F sums[kSums];
+    each_of<kSums>([&](int v) { sums[v] = splat(0.0f); });
     int64_t i = 0;
-    for (; i + 2 * kLanes <= k; i += 2 * kLanes) {
-      one = one + load(x + i);
-      two = two + load(x + i + kLanes);
-    }
-    for (; i < k; i += kLanes) one = one + load(x + i, k - i);
-    const float mean = sum(one + two) / n;
+    for (; i + kSums * kLanes <= k; i += kSums * kLanes)
+      each_of<kSums>([&](int v) { sums[v] = sums[v] + load(x + i + v * kLanes); });
+    for (; i < k; i += kLanes) sums[0] = sums[0] + load(x + i, k - i);
+    const float mean = sum((sums[0] + sums[1]) + (sums[2] + sums[3])) / n;
     mean_ = splat(mean);
-    one = two = splat(0.0f);
-    for (i = 0; i + 2 * kLanes <= k; i += 2 * kLanes) {
-      const F a = load(x + i) - mean_, b = load(x + i + kLanes) - mean_;
-      one = fma(a, a, one);
-      two = fma(b, b, two);
-    }
+    each_of<kSums>([&](int v) { sums[v] = splat(0.0f); });
+    for (i = 0; i + kSums * kLanes <= k; i += kSums * kLanes)
+      each_of<kSums>([&](int v) {
+        const F off = load(x + i + v * kLanes) - mean_;
+        sums[v] = fma(off, off, sums[v]);
+      });
     for (; i < k; i += kLanes) {  // lanes past the end are as if they had the mean
       float rest[kLanes];
       for (int lane = 0; lane < kLanes; ++lane) rest[lane] = i + lane < k ? x[i + lane] : mean;
-      const F a = load(rest) - mean_;
-      one = fma(a, a, one);
+      const F off = load(rest) - mean_;
+      sums[0] = fma(off, off, sums[0]);
     }
-    inverse_ = splat(1.0f / sqrtf(sum(one + two) / n + epsilon));
+    inverse_ = splat(1.0f / sqrtf(sum((sums[0] + sums[1]) + (sums[2] + sums[3])) / n + epsilon));
   }
-  // The numbers i to i + 15 of the token, of which it has n.
+  // The 16 numbers of the token from i on, or the n that are left.
+  F operator()(int64_t i) const { return fma((load(x_ + i) - mean_) * inverse_, load(gain_ + i), load(shift_ + i)); }
   F operator()(int64_t i, int64_t n) const {
-    if (n >= kLanes) return fma((load(x_ + i) - mean_) * inverse_, load(gain_ + i), load(shift_ + i));
     return fma((load(x_ + i, n) - mean_) * inverse_, load(gain_ + i, n), load(shift_ + i, n));
   }
 
@@ -64,8 +64,9 @@ inline void norm(const NormArgs& a, const Parallel& parallel, const Workspace& w
           const Modulation x = token(t);
           uint8_t* codes = coding.codes[0] + t * k;
           int64_t i = 0;
-          for (; i + kLanes <= k; i += kLanes) store_bytes(codes + i, q(x(i, kLanes)));
-          if (i < k) store_bytes(codes + i, q(x(i, k - i)), k - i);
+          for (; i + 4 * kLanes <= k; i += 4 * kLanes)
+            store_bytes(codes + i, q(x(i)), q(x(i + kLanes)), q(x(i + 2 * kLanes)), q(x(i + 3 * kLanes)));
+          for (; i < k; i += kLanes) store_bytes(codes + i, q(x(i, k - i)), k - i);
         }
       });
       break;
@@ -74,21 +75,8 @@ inline void norm(const NormArgs& a, const Parallel& parallel, const Workspace& w
       const int64_t half = all / 2;
       parallel(ceil_div(half, together), [&](int64_t task) {
         const Quantizer u(coding.known[0], coding.qmax), d(coding.known[1], coding.qmax);
-        for (int64_t t = task * together; t < least_of(half, (task + 1) * together); ++t) {
-          const Modulation with = token(t), without = token(half + t);
-          uint8_t *u_codes = coding.codes[0] + t * k, *d_codes = coding.codes[1] + t * k;
-          int64_t i = 0;
-          for (; i + kLanes <= k; i += kLanes) {
-            const F x = without(i, kLanes);
-            store_bytes(u_codes + i, u(x));
-            store_bytes(d_codes + i, d(with(i, kLanes) - x));
-          }
-          if (i < k) {
-            const F x = without(i, k - i);
-            store_bytes(u_codes + i, u(x), k - i);
-            store_bytes(d_codes + i, d(with(i, k - i) - x), k - i);
-          }
-        }
+        for (int64_t t = task * together; t < least_of(half, (task + 1) * together); ++t)
+          quantize_pairs(token(t), token(half + t), k, u, d, coding.codes[0] + t * k, coding.codes[1] + t * k);
       });
       break;
     }
@@ -104,7 +92,7 @@ inline void norm(const NormArgs& a, const Parallel& parallel, const Workspace& w
           const Modulation x = token(t);
           int64_t i = 0;
           for (; i + kLanes <= k; i += kLanes) {
-            const F y = x(i, kLanes);
+            const F y = x(i);
             extremes.add(y);
             store(kept + t * k + i, y);
           }
@@ -124,7 +112,9 @@ inline void norm(const NormArgs& a, const Parallel& parallel, const Workspace& w
         auto* kept = static_cast<float*>(thread_memory(1, static_cast<size_t>(k) * sizeof(float)));
         for (int64_t t = task * together; t < least_of(all, (task + 1) * together); ++t) {
           const Modulation x = token(t);
-          for (int64_t i = 0; i < k; i += kLanes) store(kept + i, x(i, k - i), k - i);
+          int64_t i = 0;
+          for (; i + kLanes <= k; i += kLanes) store(kept + i, x(i));
+          if (i < k) store(kept + i, x(i, k - i), k - i);
           quantize_token(kept, k, ends_of(kept, k), t, coding);
         }
       });

@@ -72,19 +72,44 @@ inline Ends ends_of(const float* x, int64_t n) {
 
 inline void quantize_span(const float* x, int64_t n, const Quantizer& q, uint8_t* codes) {
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store_bytes(codes + i, q(load(x + i)));
-  if (i < n) store_bytes(codes + i, q(load(x + i, n - i)), n - i);
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes)
+    store_bytes(codes + i, q(load(x + i)), q(load(x + i + kLanes)), q(load(x + i + 2 * kLanes)),
+                q(load(x + i + 3 * kLanes)));
+  for (; i < n; i += kLanes) store_bytes(codes + i, q(load(x + i, n - i)), n - i);
 }
 
-// Codes of the row without the class, and of the difference that the class makes.
+// Codes of the row without the class, and of the difference that the class makes; with(i) and without(i) are the
+// numbers from i on, with(i, n) and without(i, n) the n that are left.
+template <class With, class Without>
+inline void quantize_pairs(With with, Without without, int64_t n, const Quantizer& u, const Quantizer& d,
+                           uint8_t* u_codes, uint8_t* d_codes) {
+  constexpr int kVectors = 4;
+  int64_t i = 0;
+  for (; i + kVectors * kLanes <= n; i += kVectors * kLanes) {
+    I of_u[kVectors], of_d[kVectors];
+    each_of<kVectors>([&](int v) {
+      const F x = without(i + v * kLanes), y = with(i + v * kLanes) - x;
+      of_u[v] = u(x);
+      of_d[v] = d(y);
+    });
+    store_bytes(u_codes + i, of_u[0], of_u[1], of_u[2], of_u[3]);
+    store_bytes(d_codes + i, of_d[0], of_d[1], of_d[2], of_d[3]);
+  }
+  for (; i < n; i += kLanes) {
+    const F x = without(i, n - i), y = with(i, n - i) - x;
+    store_bytes(u_codes + i, u(x), n - i);
+    store_bytes(d_codes + i, d(y), n - i);
+  }
+}
+
+struct InMemory {
+  const float* x;
+  F operator()(int64_t i) const { return load(x + i); }
+  F operator()(int64_t i, int64_t n) const { return load(x + i, n); }
+};
 inline void quantize_pair_span(const float* with, const float* without, int64_t n, const Quantizer& u, const Quantizer& d,
                                uint8_t* u_codes, uint8_t* d_codes) {
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const int64_t here = n - i;
-    const F x = load(without + i, here), y = load(with + i, here) - x;
-    store_bytes(u_codes + i, u(x), here);
-    store_bytes(d_codes + i, d(y), here);
-  }
+  quantize_pairs(InMemory{with}, InMemory{without}, n, u, d, u_codes, d_codes);
 }
 
 // Of each image the ends that any of `parts` tables [parts, images] has.
