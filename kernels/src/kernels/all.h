@@ -4,6 +4,9 @@
 
 #include "quantize.h"
 #include "convolution.h"
+#ifdef NEXTSCALE_HAS_WIDE_PRODUCT
+#include "winograd.h"
+#endif
 #include "group_norm.h"
 #include "add_codes.h"
 
@@ -11,7 +14,17 @@ namespace nextscale {
 namespace NEXTSCALE_ISA {
 namespace {
 
-constexpr Kernels table(const char* isa) { return {isa, quantize, convolution, group_norm, add_codes}; }
+#ifdef NEXTSCALE_HAS_WIDE_PRODUCT
+constexpr bool kWinograd = true;
+inline void convolution(const ConvolutionArgs& a, const Parallel& parallel) {
+  a.transformed ? winograd(a, parallel) : direct_convolution(a, parallel);
+}
+#else
+constexpr bool kWinograd = false;
+inline void convolution(const ConvolutionArgs& a, const Parallel& parallel) { direct_convolution(a, parallel); }
+#endif
+
+constexpr Kernels table(const char* isa) { return {isa, quantize, kWinograd, convolution, group_norm, add_codes}; }
 
 }  // namespace
 }  // namespace NEXTSCALE_ISA

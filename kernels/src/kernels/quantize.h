@@ -11,6 +11,7 @@ constexpr int64_t kTaskNumbers = 1 << 14;              // of a task: some micros
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t least_of(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t most_of(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Codes in one range.
 struct Quantizer {

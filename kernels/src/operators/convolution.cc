@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <limits>
 
 #include "operators.h"
@@ -15,9 +16,10 @@ struct PackedKernel {
   std::vector<int8_t> codes;
   std::vector<int32_t> sums, bias;
   std::vector<float> scale;
+  std::vector<int16_t> transformed;
   Panels panels;
 
-  PackedKernel(const Info& info, size_t number, int64_t size) {
+  PackedKernel(const Info& info, size_t number, int64_t size, bool winograd) {
     const size_t first = kWeight + number * kInputsOfKernel;
     const Tensor weight = info.constant(first), to_codes = info.constant(first + 1), in_sum = info.constant(first + 2);
     const Shape& shape = weight.shape;
@@ -37,6 +39,7 @@ struct PackedKernel {
     scale.assign(to_codes.as<float>(), to_codes.as<float>() + out);
     scale.resize(static_cast<size_t>(filled));
     const int8_t* code = weight.as<int8_t>();
+    int64_t largest_of_all = 0;
     for (int64_t o = 0; o < out; ++o) {
       int64_t sum = 0, largest = 0;
       for (int64_t c = 0; c < channels; ++c)
@@ -53,9 +56,31 @@ struct PackedKernel {
       if (255 * largest + (offset < 0 ? -offset : offset) > std::numeric_limits<int32_t>::max())
         info.fail("the sum of output " + std::to_string(o) + " could leave int32");
       sums[static_cast<size_t>(o)] = static_cast<int32_t>(sum);
+      largest_of_all = std::max(largest_of_all, largest);
     }
+    // Four times the sum must fit.
+    if (winograd && 4 * 255 * largest_of_all <= std::numeric_limits<int32_t>::max())
+      transform(weight.as<int8_t>(), out, channels);
     panels.codes = codes.data();
     panels.sums = sums.data();
+  }
+
+ private:
+  // The weights 4 G g G' of kernels/winograd.h.
+  void transform(const int8_t* g, int64_t out, int64_t channels) {
+    constexpr int kTransform[4][3] = {{2, 0, 0}, {1, 1, 1}, {1, -1, 1}, {0, 0, 2}};
+    const int64_t filled = up(channels, 16);
+    transformed.resize(static_cast<size_t>(up(out, 16) * 16 * filled));
+    for (int64_t o = 0; o < out; ++o)
+      for (int64_t c = 0; c < channels; ++c, g += 9)
+        for (int64_t plane = 0; plane < 16; ++plane) {
+          const int *down = kTransform[plane / 4], *right = kTransform[plane % 4];
+          int total = 0;
+          for (int i = 0; i < 3; ++i)
+            for (int j = 0; j < 3; ++j) total += down[i] * right[j] * g[3 * i + j];
+          const int64_t at = (((o / 16 * 16 + plane) * filled + c / 2 * 2) * 16) + o % 16 * 2 + c % 2;
+          transformed[static_cast<size_t>(at)] = static_cast<int16_t>(total);
+        }
   }
 };
 
@@ -70,7 +95,7 @@ class Convolution final : public Kernel {
       if (!info.has_input(kWeight + kInputsOfKernel * i + 2)) info.fail("upsample needs 4 kernels");
       const Shape found = info.constant(kWeight + kInputsOfKernel * i).shape;
       if (found != shape) info.fail("kernels of the shapes " + in_words(shape) + " and " + in_words(found));
-      packed_.emplace_back(new PackedKernel(info, i, size_));
+      packed_.emplace_back(new PackedKernel(info, i, size_, kernels.winograd && !upsample));
     }
     out_ = shape[0], channels_ = shape[1];
   }
@@ -88,6 +113,7 @@ class Convolution final : public Kernel {
       a.scale[i] = packed_[i]->scale.data();
       a.bias[i] = packed_[i]->bias.data();
     }
+    if (!packed_[0]->transformed.empty()) a.transformed = packed_[0]->transformed.data();
     const int64_t zoom = packed_.size() == 4 ? 2 : 1;
     a.y = context.output<uint8_t>(0, {a.batch, zoom * a.height, zoom * a.width, out_});
     kernels_.convolution(a, context.parallel());
