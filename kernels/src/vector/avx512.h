@@ -14,6 +14,7 @@ namespace NEXTSCALE_ISA {
 namespace {
 
 constexpr int kLanes = 16;
+constexpr int kTogether = 4;  // vectors whose steps are taken together
 // Rows, and vectors of columns, whose sums a float product holds in registers.
 constexpr int kFloatRows = 8, kFloatVectors = 2;
 

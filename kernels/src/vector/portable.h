@@ -16,6 +16,7 @@ namespace NEXTSCALE_ISA {
 namespace {
 
 constexpr int kLanes = 16;
+constexpr int kTogether = 1;  // vectors whose steps are taken together
 // Rows, and vectors of columns, whose sums a float product holds in registers.
 constexpr int kFloatRows = 2, kFloatVectors = 1;
 
