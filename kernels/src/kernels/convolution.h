@@ -77,7 +77,7 @@ inline void store_codes(const ResultCodes& codes, const int32_t* sums, int64_t p
 
 // The outputs of one panel of one kernel in the chunk.
 inline void convolve(const ConvolutionArgs& a, const Chunk& chunk, const uint8_t* copy, const int64_t* offsets,
-                     int64_t kernel, int64_t panel) {
+                     const int32_t* quads, int64_t kernel, int64_t panel) {
   const Panels& weight = a.weight[kernel];
   const int8_t* codes = weight.codes + panel * weight.panel_bytes();
   const ResultCodes result(a, kernel, panel);
@@ -85,7 +85,7 @@ inline void convolve(const ConvolutionArgs& a, const Chunk& chunk, const uint8_t
   const int64_t zoom = a.kernels == 4 ? 2 : 1, down = kernel / 2, right = kernel % 2;
   alignas(64) int32_t sums[2 * kBlock * kPanel];
   for (int64_t first = 0; first < blocks; first += 2) {
-    Rows rows{{copy, copy}, {0, 0}, a.channels, 0, offsets};
+    Rows rows{{copy, copy}, {0, 0}, a.channels, 0, offsets, quads};
     uint8_t* to[2] = {};
     for (int b = 0; b < 2 && first + b < blocks; ++b) {
       const int64_t y = (first + b) / across, x = (first + b) % across * kBlock;
@@ -113,13 +113,18 @@ inline void convolution(const ConvolutionArgs& a, const Parallel& parallel) {
     const Chunk chunk{at / across / down, y, x, least_of(height, a.height - y), least_of(width, a.width - x)};
     const uint8_t* copy = with_border(a, chunk);
     const int64_t steps = a.weight[0].steps(), of_line = steps / a.size;
-    auto* offsets = static_cast<int64_t*>(thread_memory(kOffsetsSlot, static_cast<size_t>(steps) * sizeof(int64_t)));
-    for (int64_t s = 0; s < steps; ++s)
-      offsets[s] = s / of_line * chunk.pitch(a.channels) + s % of_line * kStep;
+    auto* offsets = static_cast<int64_t*>(
+        thread_memory(kOffsetsSlot, static_cast<size_t>(steps) * (sizeof(int64_t) + sizeof(int32_t))));
+    auto* quads = reinterpret_cast<int32_t*>(offsets + steps);
+    for (int64_t s = 0; s < steps; ++s) {
+      const int64_t k = s % of_line * kStep;
+      offsets[s] = s / of_line * chunk.pitch(a.channels) + k;
+      quads[s] = static_cast<int32_t>(ceil_div(least_of(kStep, a.size * a.channels - k), 4));
+    }
     [[maybe_unused]] const Tiles tiles;  // from here on nothing is thrown
     const int64_t first = task % groups * per_task;
     for (int64_t unit = first; unit < least_of(units, first + per_task); ++unit)
-      convolve(a, chunk, copy, offsets, unit / panels, unit % panels);
+      convolve(a, chunk, copy, offsets, quads, unit / panels, unit % panels);
   });
 }
 

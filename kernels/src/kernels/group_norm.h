@@ -69,31 +69,85 @@ inline void group_affine(const GroupNormArgs& a, const float* sums, int64_t span
   }
 }
 
+constexpr int64_t kCodes = 256;
+constexpr int64_t kTablePixels = 1024;  // of a picture that is worth a table, which costs 256 pixels' time
+constexpr int64_t kStretch = 128;       // numbers between two stages, which stay in registers' reach
+
+// SiLU, perhaps, of y's vectors, each given to `put`. In stages, so that the processor works at many numbers at a time: of
+// one number, the operations of exp and of a reciprocal are a long chain.
+struct Finish {
+  bool silu;
+  Quantizer quantizer;
+  explicit Finish(const GroupNormArgs& a) : silu(a.silu), quantizer(a.range, 255) {}
+
+  template <class Store>
+  void operator()(float* y, int64_t vectors, Store put) const {
+    if (!silu) {
+      for (int64_t v = 0; v < vectors; ++v) put(v, load(y + v * kLanes));
+      return;
+    }
+    alignas(64) float exponentials[kStretch];
+    for (int64_t v = 0; v < vectors; ++v) store(exponentials + v * kLanes, exp_of_minus(load(y + v * kLanes)));
+    for (int64_t v = 0; v < vectors; ++v)
+      put(v, silu_of(load(y + v * kLanes), load(exponentials + v * kLanes)));
+  }
+};
+
+// Pixels `begin` to `end` of all.
 template <class T>
 inline void normalize(const GroupNormArgs& a, const T* x, int64_t begin, int64_t end, const float* factor,
                       const float* shift) {
-  const Quantizer quantizer(a.range, 255);
-  const auto result = [&](F number, int64_t c, int64_t n) {
-    const F y = n < kLanes ? fma(number, load(factor + c, n), load(shift + c, n))
-                           : fma(number, load(factor + c), load(shift + c));
-    return a.silu ? silu(y) : y;
-  };
-  for (int64_t i = begin * a.channels; i < end * a.channels; i += a.channels) {
+  const Finish finish(a);
+  alignas(64) float y[kStretch];
+  for (int64_t i = begin * a.channels; i < end * a.channels; i += a.channels)
+    for (int64_t first = 0; first < a.channels; first += kStretch) {
+      const int64_t n = least_of(a.channels - first, kStretch), whole = n / kLanes, tail = n % kLanes;
+      for (int64_t c = 0; c < whole * kLanes; c += kLanes)
+        store(y + c, fma(numbers(x + i + first + c), load(factor + first + c), load(shift + first + c)));
+      if (tail) {
+        const int64_t c = first + whole * kLanes;
+        store(y + whole * kLanes, fma(numbers(x + i + c, tail), load(factor + c, tail), load(shift + c, tail)));
+      }
+      finish(y, whole + (tail ? 1 : 0), [&](int64_t v, F result) {
+        const int64_t to = i + first + v * kLanes, lanes = v < whole ? kLanes : tail;
+        if (a.y_codes && lanes == kLanes)
+          store_bytes(a.y_codes + to, finish.quantizer(result));
+        else if (a.y_codes)
+          store_bytes(a.y_codes + to, finish.quantizer(result), lanes);
+        else if (lanes == kLanes)
+          store(a.y + to, result);
+        else
+          store(a.y + to, result, lanes);
+      });
+    }
+}
+
+// What becomes of each code of a channel.
+inline void fill_table(const GroupNormArgs& a, float factor, float shift, uint8_t* table) {
+  const Finish finish(a);
+  alignas(64) float y[kStretch];
+  for (int64_t first = 0; first < kCodes; first += kStretch) {
+    for (int64_t code = 0; code < kStretch; ++code)
+      y[code] = __builtin_fmaf(static_cast<float>(first + code), factor, shift);
+    finish(y, kStretch / kLanes, [&](int64_t v, F result) {
+      store_bytes(table + first + v * kLanes, finish.quantizer(result));
+    });
+  }
+}
+
+// tables u8 [channels, 256].
+inline void look_up(const uint8_t* x, int64_t pixels, int64_t channels, const uint8_t* tables, uint8_t* y) {
+  constexpr int64_t kAtOnce = 8;
+  for (int64_t i = 0; i < pixels * channels; i += channels) {
+    const uint8_t* table = tables;
     int64_t c = 0;
-    for (; c + kLanes <= a.channels; c += kLanes) {
-      const F y = result(numbers(x + i + c), c, kLanes);
-      if (a.y_codes)
-        store_bytes(a.y_codes + i + c, quantizer(y));
-      else
-        store(a.y + i + c, y);
+    for (; c + kAtOnce <= channels; c += kAtOnce, table += kAtOnce * kCodes) {
+      uint8_t found[kAtOnce];
+      NEXTSCALE_UNROLL
+      for (int64_t j = 0; j < kAtOnce; ++j) found[j] = table[j * kCodes + x[i + c + j]];
+      std::memcpy(y + i + c, found, kAtOnce);
     }
-    if (const int64_t n = a.channels - c) {
-      const F y = result(numbers(x + i + c, n), c, n);
-      if (a.y_codes)
-        store_bytes(a.y_codes + i + c, quantizer(y), n);
-      else
-        store(a.y + i + c, y, n);
-    }
+    for (; c < channels; ++c, table += kCodes) y[i + c] = table[x[i + c]];
   }
 }
 
@@ -101,39 +155,49 @@ template <class T>
 inline void group_norm_of(const GroupNormArgs& a, const T* x, const Parallel& parallel, const Workspace& workspace) {
   const int64_t span = span_of(a.channels), spans = ceil_div(a.pixels, span), image = a.pixels * a.channels;
   if (a.batch == 0 || image == 0) return;
+  const bool by_table = a.codes && a.y_codes && a.pixels >= kTablePixels;
   float* sums = workspace.take<float>(a.batch * spans * 2 * a.channels);
   float* factor = workspace.take<float>(a.batch * a.channels);
   float* shift = workspace.take<float>(a.batch * a.channels);
   double* mean = workspace.take<double>(a.batch * a.channels);
-  const auto task_pixels = [&](int64_t task, int64_t& begin, int64_t& end) {
-    begin = task % spans * span;
-    end = least_of(a.pixels, begin + span);
-    return task / spans;
+  uint8_t* tables = by_table ? workspace.take<uint8_t>(a.batch * a.channels * kCodes) : nullptr;
+  struct Span {
+    int64_t picture, begin, end;
+  };
+  const auto span_at = [&](int64_t task) {
+    const int64_t begin = task % spans * span;
+    return Span{task / spans, begin, least_of(a.pixels, begin + span)};
   };
   parallel(a.batch * spans, [&](int64_t task) {
-    int64_t begin, end;
-    const T* picture = x + task_pixels(task, begin, end) * image;
+    const Span s = span_at(task);
+    const T* picture = x + s.picture * image;
     float* sum = sums + task * 2 * a.channels;
     for (int64_t c = 0; c < a.channels; c += 2 * kLanes) {
       const int64_t left = a.channels - c;
-      const T* at = picture + begin * a.channels + c;
+      const T* at = picture + s.begin * a.channels + c;
       if (left > kLanes)
-        add_up<2>(at, end - begin, a.channels, least_of(left - kLanes, kLanes), picture + c, sum + c,
+        add_up<2>(at, s.end - s.begin, a.channels, least_of(left - kLanes, kLanes), picture + c, sum + c,
                   sum + a.channels + c);
       else
-        add_up<1>(at, end - begin, a.channels, left, picture + c, sum + c, sum + a.channels + c);
+        add_up<1>(at, s.end - s.begin, a.channels, left, picture + c, sum + c, sum + a.channels + c);
     }
   });
   parallel(a.batch * a.groups, [&](int64_t task) {
-    const int64_t picture = task / a.groups, first = picture * a.channels;
+    const int64_t picture = task / a.groups, first = picture * a.channels, size = a.channels / a.groups;
     group_affine(a, sums + picture * spans * 2 * a.channels, spans, x + picture * image, task % a.groups, mean + first,
                  factor + first, shift + first);
+    if (by_table)
+      for (int64_t c = task * size; c < (task + 1) * size; ++c)
+        fill_table(a, factor[c], shift[c], tables + c * kCodes);
   });
   parallel(a.batch * spans, [&](int64_t task) {
-    int64_t begin, end;
-    const int64_t picture = task_pixels(task, begin, end);
-    normalize(a, x, picture * a.pixels + begin, picture * a.pixels + end, factor + picture * a.channels,
-              shift + picture * a.channels);
+    const Span s = span_at(task);
+    const int64_t first = s.picture * a.channels, begin = s.picture * a.pixels + s.begin;
+    if (by_table)
+      look_up(a.codes + begin * a.channels, s.end - s.begin, a.channels, tables + first * kCodes,
+              a.y_codes + begin * a.channels);
+    else
+      normalize(a, x, begin, begin + s.end - s.begin, factor + first, shift + first);
   });
 }
 

@@ -26,16 +26,26 @@ inline Division divide(int64_t blocks, const Panels& weight) {
   return {blocks, most_of(1, blocks_each), weight.count(), ceil_div(weight.count(), most_of(1, panel_tasks))};
 }
 
-// What is added and multiplied to the sums of a panel's 32 columns.
-struct Column {
-  F scale, bias;
-  I correction;  // zero point times the sum of the column's weights
+// Columns that are finished together: a whole line of the cache of codes.
+constexpr int64_t kStrip = 64;
+
+// What is subtracted, multiplied and added to the sums of a strip.
+struct Columns {
+  alignas(64) int32_t correction[kStrip];  // zero point times the sum of the column's weights
+  alignas(64) float scale[kStrip], bias[kStrip];
+  // Of the columns from `first` on; of those beyond the last panel nothing is asked.
+  void set(const LinearArgs& a, int64_t first, QParams q, bool with_bias) {
+    const int64_t end = least_of(kStrip, a.weight.count() * kPanel - first);
+    for (int64_t i = 0; i < end; i += kLanes) {
+      store(correction + i, splat(q.zero_point) * load(a.weight.sums + first + i));
+      store(scale + i, splat(q.scale) * load(a.weight_scale + first + i));
+      store(bias + i, with_bias && a.bias ? load(a.bias + first + i) : splat(0.0f));
+    }
+  }
+  F dequantize(const int32_t* sums, int64_t i) const {
+    return fma(to_float(load(sums) - load(correction + i)), load(scale + i), load(bias + i));
+  }
 };
-inline Column column_of(const LinearArgs& a, int64_t n, QParams q, bool with_bias) {
-  return {splat(q.scale) * load(a.weight_scale + n), with_bias && a.bias ? load(a.bias + n) : splat(0.0f),
-          splat(q.zero_point) * load(a.weight.sums + n)};
-}
-inline F dequantize(const int32_t* sums, const Column& c) { return fma(to_float(load(sums) - c.correction), c.scale, c.bias); }
 
 // The codes of all rows in blocks of tiles, [2][blocks][K / 64][16][64] for a pair, [blocks][2][...] for others.
 inline const uint8_t* tiled(const LinearArgs& a, int64_t rows, int64_t blocks, const Parallel& parallel,
@@ -53,7 +63,9 @@ inline const uint8_t* tiled(const LinearArgs& a, int64_t rows, int64_t blocks, c
   return tiles;
 }
 
-// finish(block, panel, sums) with the sums int32 [2][16][32] of each double block and panel, of task number `task`.
+constexpr int64_t kPanelSums = 2 * kBlock * kPanel;
+
+// finish(task, block, column, sums) for each double block and strip, with the sums int32 [2][2][16][32] of two panels.
 template <class F_>
 inline void each_product(const LinearArgs& a, int64_t rows, const Division& division, const Parallel& parallel,
                          const Workspace& workspace, F_ finish) {
@@ -62,19 +74,25 @@ inline void each_product(const LinearArgs& a, int64_t rows, const Division& divi
   parallel(division.tasks(), [&](int64_t task) {
     const Tiles in_use;
     (void)in_use;
-    alignas(64) int32_t sums[2 * kBlock * kPanel];
+    alignas(64) int32_t sums[2 * kPanelSums];
     const int64_t p0 = task % division.panel_tasks() * division.panels_each;
+    const int64_t p1 = least_of(division.panels, p0 + division.panels_each);
     const int64_t b0 = task / division.panel_tasks() * division.blocks_each;
-    for (int64_t p = p0; p < least_of(division.panels, p0 + division.panels_each); ++p)
+    for (int64_t p = p0; p < p1; p += 2)
       for (int64_t b = b0; b < least_of(division.blocks, b0 + division.blocks_each); ++b) {
         const uint8_t* block = tiles + 2 * b * bytes;
         const int64_t left = rows - (a.pair ? b : 2 * b) * kBlock;
         const int64_t first = least_of(left, kBlock), second = a.pair ? first : most_of(0, least_of(left - kBlock, kBlock));
         const Rows both{{block, block + bytes}, {first, second}, kStep, kTile, nullptr};
-        multiply(both, a.weight.codes + p * a.weight.panel_bytes(), a.weight.steps(), sums);
-        finish(task, b, p, sums);
+        for (int64_t i = p; i < least_of(p1, p + 2); ++i)
+          multiply(both, a.weight.codes + i * a.weight.panel_bytes(), a.weight.steps(), sums + (i - p) * kPanelSums);
+        finish(task, b, p * kPanel, least_of(p1 - p, 2) * kPanel, sums);
       }
   });
+}
+// Where the sums of a row of block 0 or 1, and of columns from i on, begin.
+inline const int32_t* sums_at(const int32_t* sums, int64_t block, int64_t row, int64_t i) {
+  return sums + i / kPanel * kPanelSums + (block * kBlock + row) * kPanel + i % kPanel;
 }
 
 enum class Epilogue { kPlain, kGelu, kResidual };
@@ -91,13 +109,14 @@ inline F finished(const LinearArgs& a, F y, int64_t t, int64_t i, int64_t here) 
   return y;
 }
 
-inline void put(float* to, F y, int64_t here) {
-  if (here >= kLanes) return store(to, y);
-  store(to, y, here);
+// Puts numbers or codes of a strip, of which there are n, from i on; whole strips of codes go at once.
+inline void put(float* to, F y, int64_t i, int64_t n) {
+  if (n - i >= kLanes) return store(to + i, y);
+  store(to + i, y, n - i);
 }
-inline void put_codes(uint8_t* to, I codes, int64_t here) {
-  if (here >= kLanes) return store_bytes(to, codes);
-  store_bytes(to, codes, here);
+inline void put_codes(uint8_t* to, const I* codes, int64_t n) {
+  if (n == kStrip) return store_bytes(to, codes[0], codes[1], codes[2], codes[3]);
+  for (int64_t i = 0; i < n; i += kLanes) store_bytes(to + i, codes[i / kLanes], n - i);
 }
 
 // The ends of float results that wait for their range: of a task and an image, or of a task's panels and a token.
@@ -126,27 +145,38 @@ inline void pair_products(const LinearArgs& a, float* y, const EndsTable& ends, 
                           const Parallel& parallel, const Workspace& workspace) {
   const int64_t n = a.weight.n, half = a.rows * a.tokens / 2;
   const Coding& coding = a.coding;
-  each_product(a, half, division, parallel, workspace, [&](int64_t task, int64_t b, int64_t p, const int32_t* sums) {
+  each_product(a, half, division, parallel, workspace,
+               [&](int64_t task, int64_t b, int64_t column, int64_t width, const int32_t* sums) {
     const Quantizer u_codes(coding.known[0], coding.qmax), d_codes(coding.known[1], coding.qmax);
-    const int64_t rows = least_of(kBlock, half - b * kBlock);
-    for (int64_t i = p * kPanel; i < least_of(n, (p + 1) * kPanel); i += kLanes) {
-      const Column u = column_of(a, i, a.known[0], true), d = column_of(a, i, a.known[1], false);
-      const int32_t* s = sums + i % kPanel;
-      for (int64_t r = 0; r < rows; ++r, s += kPanel) {
-        const int64_t t = b * kBlock + r, o = t * n + i;
-        F without = dequantize(s, u), with = without + dequantize(s + kBlock * kPanel, d);
-        with = finished<kEpilogue>(a, with, t, i, n - i);
-        without = finished<kEpilogue>(a, without, half + t, i, n - i);
+    Columns u, d;
+    u.set(a, column, a.known[0], true);
+    d.set(a, column, a.known[1], false);
+    width = least_of(width, n - column);
+    for (int64_t r = 0; r < least_of(kBlock, half - b * kBlock); ++r) {
+      const int64_t t = b * kBlock + r, o = t * n + column;
+      I strips[2][kStrip / kLanes];
+      Extremes of_with, of_without;
+      for (int64_t i = 0; i < width; i += kLanes) {
+        F without = u.dequantize(sums_at(sums, 0, r, i), i), with = without + d.dequantize(sums_at(sums, 1, r, i), i);
+        with = finished<kEpilogue>(a, with, t, column + i, width - i);
+        without = finished<kEpilogue>(a, without, half + t, column + i, width - i);
         if (!y) {
-          put_codes(coding.codes[0] + o, u_codes(without), n - i);
-          put_codes(coding.codes[1] + o, d_codes(with - without), n - i);
+          strips[0][i / kLanes] = u_codes(without);
+          strips[1][i / kLanes] = d_codes(with - without);
           continue;
         }
-        put(y + o, with, n - i);
-        put(y + half * n + o, without, n - i);
+        put(y + o, with, i, width);
+        put(y + half * n + o, without, i, width);
         if (!ends.table) continue;
-        ends.at(task, t, a.tokens).add(minimum(with), maximum(with));
-        ends.at(task, half + t, a.tokens).add(minimum(without), maximum(without));
+        of_with.add(with);
+        of_without.add(without);
+      }
+      if (!y) {
+        put_codes(coding.codes[0] + o, strips[0], width);
+        put_codes(coding.codes[1] + o, strips[1], width);
+      } else if (ends.table) {
+        ends.at(task, t, a.tokens).add(minimum(of_with.low), maximum(of_with.high));
+        ends.at(task, half + t, a.tokens).add(minimum(of_without.low), maximum(of_without.high));
       }
     }
   });
@@ -157,28 +187,35 @@ inline void single_products(const LinearArgs& a, float* y, const EndsTable& ends
                             const Parallel& parallel, const Workspace& workspace) {
   const int64_t n = a.weight.n, all = a.rows * a.tokens;
   const Coding& coding = a.coding;
-  each_product(a, all, division, parallel, workspace, [&](int64_t task, int64_t b, int64_t p, const int32_t* sums) {
+  each_product(a, all, division, parallel, workspace,
+               [&](int64_t task, int64_t b, int64_t column, int64_t width, const int32_t* sums) {
     const Quantizer codes(coding.known[0], coding.qmax);
-    const int64_t rows = least_of(2 * kBlock, all - b * 2 * kBlock);
-    for (int64_t i = p * kPanel; i < least_of(n, (p + 1) * kPanel); i += kLanes) {
-      const int32_t* s = sums + i % kPanel;
-      Column column = column_of(a, i, {}, true);
-      int64_t of_scale = -1;
-      for (int64_t r = 0; r < rows; ++r, s += kPanel) {
-        const int64_t t = b * 2 * kBlock + r, o = t * n + i;
-        const int64_t mine = a.scales == 1 ? 0 : a.scales == a.rows ? t / a.tokens : t;
-        if (mine != of_scale) {
-          of_scale = mine;
-          column = column_of(a, i, {a.scale[mine], a.zero_point[mine]}, true);
-        }
-        const F x = finished<kEpilogue>(a, dequantize(s, column), t, i, n - i);
+    Columns columns;
+    int64_t of_scale = -1;
+    width = least_of(width, n - column);
+    for (int64_t r = 0; r < least_of(2 * kBlock, all - b * 2 * kBlock); ++r) {
+      const int64_t t = b * 2 * kBlock + r, o = t * n + column;
+      const int64_t mine = a.scales == 1 ? 0 : a.scales == a.rows ? t / a.tokens : t;
+      if (mine != of_scale) {
+        of_scale = mine;
+        columns.set(a, column, {a.scale[mine], a.zero_point[mine]}, true);
+      }
+      I strip[kStrip / kLanes];
+      Extremes extremes;
+      for (int64_t i = 0; i < width; i += kLanes) {
+        F x = columns.dequantize(sums_at(sums, r / kBlock, r % kBlock, i), i);
+        x = finished<kEpilogue>(a, x, t, column + i, width - i);
         if (!y) {
-          put_codes(coding.codes[0] + o, codes(x), n - i);
+          strip[i / kLanes] = codes(x);
           continue;
         }
-        put(y + o, x, n - i);
-        if (ends.table) ends.at(task, t, a.tokens).add(minimum(x), maximum(x));
+        put(y + o, x, i, width);
+        if (ends.table) extremes.add(x);
       }
+      if (!y)
+        put_codes(coding.codes[0] + o, strip, width);
+      else if (ends.table)
+        ends.at(task, t, a.tokens).add(minimum(extremes.low), maximum(extremes.high));
     }
   });
 }

@@ -10,15 +10,17 @@ namespace {
 // M rows times 4 C columns, of which `first` is the number of four. A register has 4 columns with two sums each, of the
 // first and the last two k of a group.
 template <int M, int C>
-NEXTSCALE_ALONE void multiply_rows(const int16_t* wide, const int8_t* panel, int64_t steps, int first, int32_t* sums) {
+NEXTSCALE_ALONE void multiply_rows(const Rows& rows, const int16_t* wide, const int8_t* panel, int64_t steps, int first,
+                                   int32_t* sums) {
   __m256i acc[M][C];
   NEXTSCALE_UNROLL
   for (int i = 0; i < M; ++i)
     NEXTSCALE_UNROLL
     for (int c = 0; c < C; ++c) acc[i][c] = _mm256_setzero_si256();
   panel += first / 4 * kTile + first % 4 * 16;
-  for (int64_t s = 0; s < steps; ++s, panel += kPanelStep, wide += kStep * M)
-    for (int p = 0; p < 16; ++p) {
+  for (int64_t s = 0; s < steps; ++s, panel += kPanelStep, wide += kStep * M) {
+    const int32_t quads = rows.quads_of(s);
+    for (int32_t p = 0; p < quads; ++p) {
       __m256i x[M];
       NEXTSCALE_UNROLL
       for (int i = 0; i < M; ++i) {
@@ -37,6 +39,7 @@ NEXTSCALE_ALONE void multiply_rows(const int16_t* wide, const int8_t* panel, int
         }
       }
     }
+  }
   const __m256i order = _mm256_setr_epi32(0, 1, 4, 5, 2, 3, 6, 7);
   NEXTSCALE_UNROLL
   for (int i = 0; i < M; ++i)
@@ -65,7 +68,7 @@ inline void multiply_block(const Rows& rows, int b, int64_t first, const int8_t*
   for (; first + M <= rows.count[b]; first += M) {
     widen<M>(rows, b, first, steps, wide);
     for (int c = 0; c < 8; c += 8 / M)
-      multiply_rows<M, 8 / M>(wide, panel, steps, c, sums + (b * kBlock + first) * kPanel);
+      multiply_rows<M, 8 / M>(rows, wide, panel, steps, c, sums + (b * kBlock + first) * kPanel);
   }
   if constexpr (M > 1) {
     if (first < rows.count[b]) multiply_block<M / 2>(rows, b, first, panel, steps, wide, sums);

@@ -14,15 +14,16 @@ namespace {
 
 // M rows times kRegisterColumns vectors of 16 columns, of which `column` is the first.
 template <int M>
-inline void dot_rows(const Rows& rows, int b, int64_t first, const int8_t* panel, int64_t steps, int column,
-                     int32_t* sums) {
+NEXTSCALE_ALONE void dot_rows(const Rows& rows, int b, int64_t first, const int8_t* panel, int64_t steps, int column,
+                              int32_t* sums) {
   Sums acc[M][kRegisterColumns];
   for (int i = 0; i < M; ++i)
     for (int c = 0; c < kRegisterColumns; ++c) acc[i][c] = zero_sums();
   for (int64_t s = 0; s < steps; ++s) {
     const uint8_t* a = rows.begin[b] + first * rows.stride + rows.offset(s);
     const int8_t* w = panel + s * kPanelStep + column * kTile;
-    for (int p = 0; p < 16; ++p)
+    const int32_t quads = rows.quads_of(s);
+    for (int32_t p = 0; p < quads; ++p)
       NEXTSCALE_UNROLL
       for (int i = 0; i < M; ++i) {
         int32_t four;

@@ -28,7 +28,9 @@ struct Rows {
   int64_t count[2];  // rows that matter; 0: there is no such block
   int64_t stride, step;
   const int64_t* offsets;
+  const int32_t* quads = nullptr;  // of 4 k in each step that the weights have, if not all 16; tiles multiply all
   int64_t offset(int64_t s) const { return offsets ? offsets[s] : s * step; }
+  int32_t quads_of(int64_t s) const { return quads ? quads[s] : 16; }
 };
 
 #ifndef NEXTSCALE_HAS_TILES

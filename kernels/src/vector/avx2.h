@@ -74,6 +74,12 @@ inline void store_bytes(void* p, I x, int64_t n) {
   store_bytes(y, x);
   for (int i = 0; i < kLanes && i < n; ++i) static_cast<uint8_t*>(p)[i] = y[i];
 }
+inline void store_bytes(void* p, I a, I b, I c, I d) {
+  store_bytes(p, a);
+  store_bytes(static_cast<uint8_t*>(p) + 16, b);
+  store_bytes(static_cast<uint8_t*>(p) + 32, c);
+  store_bytes(static_cast<uint8_t*>(p) + 48, d);
+}
 
 inline F operator+(F a, F b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
 inline F operator-(F a, F b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }

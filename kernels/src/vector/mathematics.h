@@ -6,13 +6,13 @@ namespace nextscale {
 namespace NEXTSCALE_ISA {
 namespace {
 
-// 2^n of integers n from -126 to 127.
-inline F power_of_two(I n) { return from_bits(shift_left<23>(n + splat(127))); }
-
-// e^x to about one unit in the last place; x is held between -87 and 88.
+// e^x of x up to 88, to two units in the last place; below -87 as of -87. x / ln 2 is rounded by adding 1.5 * 2^23,
+// whose low bits then are the exponent to add.
 inline F exp(F x) {
-  x = min(max(x, splat(-87.0f)), splat(88.0f));
-  const F n = round(x * splat(1.44269504f));
+  x = max(x, splat(-87.0f));
+  const F magic = splat(12582912.0f);
+  const F shifted = fma(x, splat(1.44269504f), magic);
+  const F n = shifted - magic;
   F r = fnma(n, splat(0.693359375f), x);
   r = fnma(n, splat(-2.12194440e-4f), r);
   F p = splat(1.9875691500e-4f);
@@ -22,7 +22,7 @@ inline F exp(F x) {
   p = fma(p, r, splat(1.6666665459e-1f));
   p = fma(p, r, splat(5.0000001201e-1f));
   p = fma(r * r, p, r + splat(1.0f));
-  return p * power_of_two(nearest(n));
+  return from_bits(bits(p) + shift_left<23>(bits(shifted)));
 }
 
 // 1 / x of x from 2^-100 to 2^100, to a few units in the last place. Processors differ in their own approximation, so
@@ -34,8 +34,9 @@ inline F reciprocal(F x) {
   return fma(r, fnma(x, r, splat(1.0f)), r);
 }
 
-// x / (1 + e^-x).
-inline F silu(F x) { return x * reciprocal(splat(1.0f) + exp(min(splat(0.0f) - x, splat(60.0f)))); }
+// x / (1 + e^-x) in two stages: the second takes what the first gave.
+inline F exp_of_minus(F x) { return exp(min(splat(0.0f) - x, splat(60.0f))); }
+inline F silu_of(F x, F exp_of_minus_x) { return x * reciprocal(splat(1.0f) + exp_of_minus_x); }
 
 // x / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3): GELU in the form with tanh.
 inline F gelu_tanh(F x) {

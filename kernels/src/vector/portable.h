@@ -74,6 +74,13 @@ inline void store_bytes(void* p, I x) {
 inline void store_bytes(void* p, I x, int64_t n) {
   for (int i = 0; i < kLanes && i < n; ++i) static_cast<uint8_t*>(p)[i] = static_cast<uint8_t>(x.v[i]);
 }
+// The low bytes of four vectors, next to each other; lanes must be within 0 to 255.
+inline void store_bytes(void* p, I a, I b, I c, I d) {
+  store_bytes(p, a);
+  store_bytes(static_cast<uint8_t*>(p) + 16, b);
+  store_bytes(static_cast<uint8_t*>(p) + 32, c);
+  store_bytes(static_cast<uint8_t*>(p) + 48, d);
+}
 
 inline F operator+(F a, F b) {
   return each<F>([&](int i) { return a.v[i] + b.v[i]; });
