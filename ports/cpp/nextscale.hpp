@@ -50,6 +50,14 @@
 #ifdef __GLIBC__
 #include <malloc.h>  // malloc_trim
 #endif
+#ifdef _WIN32
+#ifndef NOMINMAX
+#define NOMINMAX
+#endif
+#include <windows.h>  // LoadLibraryW
+#else
+#include <dlfcn.h>  // with glibc before 2.34 also link with -ldl
+#endif
 
 namespace nextscale {
 
@@ -88,6 +96,13 @@ class Cancelled : public Error {
 
 // --------------------------------------------------------------------------------------------------------- options
 
+/// The graphs that run: the bundle's own, of operators that every ONNX Runtime has, or the faster ones with fused
+/// operators, which need the library of nextscale-ops. A seed's tokens may differ between them.
+enum class Variant { stock, fused };
+
+/// Which of them to take. `automatic`: the fused ones where the bundle has them and the library is given and fits.
+enum class Ops { automatic, stock, fused };
+
 /// How a generator uses the machine. The values here are those of the Python package.
 struct SessionOptions {
   /// Threads of one operator, 1 to 1024; 0 takes one for each physical core that the process may run on, and no more
@@ -102,6 +117,9 @@ struct SessionOptions {
   bool return_memory = false;
   /// Plan one block of memory for each set of shapes; costs memory, gains no time for these graphs.
   bool memory_pattern = false;
+  Ops ops = Ops::automatic;
+  /// The file of the library of nextscale-ops, such as libnextscale_ops.so; it is never looked for.
+  std::filesystem::path ops_library;
 };
 
 // -------------------------------------------------------------------------------------------------- random numbers
@@ -181,9 +199,16 @@ struct StateInfo {
   std::vector<Dimension> initial_shape;
 };
 
+/// A variant of a graph that needs operators of nextscale-ops, and their version.
+struct FusedInfo {
+  std::string file;
+  std::int64_t version = 0;
+};
+
 /// The contract of a graph and the ONNX file of its stock variant; only `stage` has a state.
 struct GraphInfo {
   std::string file;
+  std::optional<FusedInfo> fused;
   std::vector<TensorInfo> inputs;
   std::vector<TensorInfo> outputs;
   std::vector<StateInfo> state;
@@ -210,6 +235,9 @@ struct Manifest {
   /// The input of that kind, which every request has; token maps are of its shape.
   const RequestInput& forced_tokens() const;
 
+  /// The version of the operators that the fused variants of all graphs need; unset unless all have one.
+  std::optional<std::int64_t> fused_version() const;
+
   /// Parse and check a manifest; `where` is how errors name it.
   /// Throws BundleError: no JSON, a newer schema, or a key that is missing, of another type or at odds with another.
   static Manifest parse(std::string_view text, const std::string& where = "manifest.json");
@@ -229,7 +257,7 @@ class Bundle {
   const std::filesystem::path& path() const { return path_; }
   const Manifest& manifest() const { return manifest_; }
   const ModelInfo& model() const { return manifest_.model; }
-  std::filesystem::path graph_path(Graph graph) const;
+  std::filesystem::path graph_path(Graph graph, Variant variant = Variant::stock) const;
 
   /// The files beside the graphs that are links out of the folder, as in a download cache, by name.
   std::vector<std::string> linked_data() const;
@@ -380,11 +408,15 @@ class Stream {
 /// to itself. Copies share the loaded graphs.
 class Generator {
  public:
-  /// Throws BundleError: the folder holds no usable bundle; Error: an option out of range, or ONNX Runtime too old.
+  /// Throws BundleError: the folder holds no usable bundle, or has no fused graphs where they are asked for; Error: an
+  /// option out of range, ONNX Runtime too old, or no library for the fused graphs that are asked for.
   explicit Generator(const std::filesystem::path& bundle, const SessionOptions& options = {});
   explicit Generator(Bundle bundle, const SessionOptions& options = {});
 
   const Bundle& bundle() const;
+
+  /// The graphs that run, as options and bundle have decided.
+  Variant variant() const;
 
   /// Load graphs now instead of at the first use: `generate`, or `stage` and `decoder` for streaming.
   /// Throws BundleError: ONNX Runtime cannot load a graph, or its inputs and outputs are not the manifest's.
@@ -1136,6 +1168,18 @@ inline std::string listed(const Contract& contract) {
   return contract.size() > first.size() ? text + ", ..." : text;
 }
 
+/// The fused variant of a graph; none where it is not one that this header knows, whatever it is.
+inline std::optional<FusedInfo> read_fused(const Fields& variants, const std::map<std::string, FileInfo>& files) {
+  const Json* fused = variants.value().find("fused");
+  if (fused == nullptr || !fused->is(Json::Type::object)) return std::nullopt;
+  const Json *file = fused->find("file"), *operators = fused->find("operators");
+  if (file == nullptr || !file->is(Json::Type::string) || files.count(file->text) == 0) return std::nullopt;
+  if (operators == nullptr || !operators->is(Json::Type::object) || operators->keys.size() != 1) return std::nullopt;
+  const Json* version = operators->find("nextscale");
+  if (version == nullptr || !version->is(Json::Type::integer) || !version->as_int64()) return std::nullopt;
+  return FusedInfo{file->text, *version->as_int64()};
+}
+
 /// Read one graph; it must have the contract's inputs and outputs, or a host could not run it. More outputs do no
 /// harm: a bundle made for debugging has them. `variant` is where its file is named.
 inline GraphInfo read_graph(const Fields& fields, const Fields& variant, Graph kind,
@@ -1367,7 +1411,9 @@ inline std::map<Graph, GraphInfo> read_graphs(const Fields& fields, const std::v
   for (const Graph graph : {Graph::generate, Graph::stage, Graph::decoder}) {
     if (graph == Graph::generate && fields.value().find(graph_name(graph)) == nullptr) continue;
     const Fields role = fields.fields(graph_name(graph));
-    graphs[graph] = read_graph(role, role.fields("variants").fields("stock"), graph, request, files);
+    const Fields variants = role.fields("variants");
+    graphs[graph] = read_graph(role, variants.fields("stock"), graph, request, files);
+    graphs[graph].fused = read_fused(variants, files);
   }
   return graphs;
 }
@@ -1799,14 +1845,64 @@ inline void require_release(const std::string& version) {
   }
 }
 
+/// The version of the operators of a library, which stays loaded. Throws Error.
+inline std::int64_t operators_version(const std::filesystem::path& library) {
+  const std::string where = utf8(library);
+  std::error_code unreadable;
+  if (!std::filesystem::is_regular_file(library, unreadable)) {
+    throw Error(where + ": no such file; expected the library of nextscale-ops");
+  }
+  const auto path = std::filesystem::absolute(library);
+  const std::string refusal = where + ": not the library of nextscale-ops";
+#ifdef _WIN32
+  const HMODULE loaded = ::LoadLibraryW(path.c_str());
+  if (loaded == nullptr) throw Error(refusal + ": Windows error " + std::to_string(::GetLastError()));
+  const auto version = reinterpret_cast<int (*)()>(::GetProcAddress(loaded, "nextscale_ops_version"));
+#else
+  void* const loaded = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (loaded == nullptr) throw Error(refusal + ": " + one_line(::dlerror()));
+  const auto version = reinterpret_cast<int (*)()>(::dlsym(loaded, "nextscale_ops_version"));
+#endif
+  if (version == nullptr) throw Error(refusal + ": it has no nextscale_ops_version");
+  return version();
+}
+
+/// Which graphs run. Throws BundleError or Error where the fused ones are asked for and cannot.
+inline Variant choose_variant(const Bundle& bundle, const SessionOptions& options) {
+  if (options.ops == Ops::stock) return Variant::stock;
+  const auto needed = bundle.manifest().fused_version();
+  try {
+    if (!needed) {
+      throw BundleError(utf8(bundle.path()) + ": the bundle has no fused graphs; take the stock ones, or build it again");
+    }
+    if (options.ops_library.empty()) {
+      throw Error("fused graphs need the library of nextscale-ops, and no path to it was given");
+    }
+    const std::int64_t found = operators_version(options.ops_library);
+    if (found != *needed) {
+      throw Error(utf8(options.ops_library) + ": operators of version " + std::to_string(found) +
+                  ", but the bundle's fused graphs need version " + std::to_string(*needed) +
+                  "; take the release of nextscale-ops that has them");
+    }
+    return Variant::fused;
+  } catch (const Error&) {
+    if (options.ops == Ops::fused) throw;
+    return Variant::stock;
+  }
+}
+
 /// The sessions of a bundle. Everything ONNX Runtime throws leaves here as an Error.
 class Engine {
  public:
   Engine(Bundle bundle, const SessionOptions& options)
-      : bundle_(std::move(bundle)), options_(options), environment_(make_environment(options)) {}
+      : bundle_(std::move(bundle)),
+        options_(options),
+        environment_(make_environment(options)),
+        variant_(choose_variant(bundle_, options_)) {}
 
   const Bundle& bundle() const { return bundle_; }
   const SessionOptions& options() const { return options_; }
+  Variant variant() const { return variant_; }
   bool has(Graph graph) const { return bundle_.manifest().graphs.count(graph) > 0; }
 
   /// Throws BundleError: the bundle has no such graph.
@@ -1846,7 +1942,7 @@ class Engine {
       Ort::ThrowOnError(Ort::GetApi().Run(loaded, nullptr, input_names.data(), inputs.data(), inputs.size(),
                                           output_names.data(), output_names.size(), raw.data()));
     } catch (const std::exception& error) {
-      throw Error(utf8(bundle_.graph_path(graph)) + ": onnxruntime failed: " + reason(error));
+      throw Error(utf8(path_of(graph)) + ": onnxruntime failed: " + reason(error));
     }
     for (OrtValue* value : raw) outputs.emplace_back(value);
     return outputs;
@@ -1892,7 +1988,7 @@ class Engine {
   std::vector<T> values(Graph graph, const char* name, const Ort::Value& value,
                         const std::vector<std::int64_t>& expected) const {
     if (value.GetTensorTypeAndShapeInfo().GetShape() != expected) {
-      throw BundleError(utf8(bundle_.graph_path(graph)) + ": output \"" + name + "\" has another shape than the " +
+      throw BundleError(utf8(path_of(graph)) + ": output \"" + name + "\" has another shape than the " +
                         "manifest's model; build the bundle again");
     }
     std::size_t count = 1;
@@ -1903,6 +1999,8 @@ class Engine {
 
  private:
   static std::string version() { return OrtGetApiBase()->GetVersionString(); }
+
+  std::filesystem::path path_of(Graph graph) const { return bundle_.graph_path(graph, variant_); }
 
   static Ort::Env make_environment(const SessionOptions& options) {
     if (options.threads < 0 || options.threads > 1024) {
@@ -1923,7 +2021,7 @@ class Engine {
 
   std::unique_ptr<Ort::Session> open_session(Graph graph) const {
     const GraphInfo& described = info(graph);
-    const std::filesystem::path path = bundle_.graph_path(graph);
+    const std::filesystem::path path = path_of(graph);
     std::unique_ptr<Ort::Session> session;
     std::string difference;
     try {
@@ -1936,6 +2034,9 @@ class Engine {
       settings.AddConfigEntry("session.intra_op.allow_spinning", options_.spinning ? "1" : "0");
       // Threads of a run that has ended would take cores from the next session's for a while.
       settings.AddConfigEntry("session.force_spinning_stop", "1");
+      if (variant_ == Variant::fused) {
+        settings.RegisterCustomOpsLibrary(std::filesystem::absolute(options_.ops_library).c_str());
+      }
       const LinkedData linked(bundle_);
       linked.give_to(settings);
       session = std::make_unique<Ort::Session>(environment_, path.c_str(), settings);
@@ -1967,6 +2068,7 @@ class Engine {
   Bundle bundle_;
   SessionOptions options_;
   Ort::Env environment_;
+  Variant variant_;
   std::mutex loading_;
   std::array<std::unique_ptr<Ort::Session>, 3> sessions_;
 };
@@ -2323,6 +2425,15 @@ inline const RequestInput& Manifest::forced_tokens() const {
   return *std::find_if(request.begin(), request.end(), forces);
 }
 
+inline std::optional<std::int64_t> Manifest::fused_version() const {
+  std::optional<std::int64_t> version;
+  for (const auto& [graph, info] : graphs) {
+    if (!info.fused || (version && *version != info.fused->version)) return std::nullopt;
+    version = info.fused->version;
+  }
+  return version;
+}
+
 template <typename T>
 Tensor Tensor::of(std::vector<std::int64_t> shape, const std::vector<T>& values) {
   constexpr const char* dtype = std::is_same_v<T, float>          ? "float32"
@@ -2448,15 +2559,18 @@ inline bool Bundle::is_link_out(const std::string& name) const {
 inline std::vector<std::string> Bundle::linked_data() const {
   std::vector<std::string> names;
   for (const auto& [name, info] : manifest_.files) {
-    const auto is_graph = [&name = name](const auto& graph) { return graph.second.file == name; };
+    const auto is_graph = [&name = name](const auto& graph) {
+      return graph.second.file == name || (graph.second.fused && graph.second.fused->file == name);
+    };
     const bool data = name != detail::kCard && std::none_of(manifest_.graphs.begin(), manifest_.graphs.end(), is_graph);
     if (data && is_link_out(name)) names.push_back(name);
   }
   return names;
 }
 
-inline std::filesystem::path Bundle::graph_path(Graph graph) const {
-  return path_ / detail::path_of_utf8(manifest_.graphs.at(graph).file);
+inline std::filesystem::path Bundle::graph_path(Graph graph, Variant variant) const {
+  const GraphInfo& info = manifest_.graphs.at(graph);
+  return path_ / detail::path_of_utf8(variant == Variant::fused ? info.fused.value().file : info.file);
 }
 
 inline void Bundle::verify_hashes() const {
@@ -2597,6 +2711,8 @@ inline Generator::Generator(Bundle bundle, const SessionOptions& options)
     : engine_(std::make_shared<detail::Engine>(std::move(bundle), options)) {}
 
 inline const Bundle& Generator::bundle() const { return engine_->bundle(); }
+
+inline Variant Generator::variant() const { return engine_->variant(); }
 
 inline void Generator::load(std::initializer_list<Graph> graphs) const {
   for (const Graph graph : graphs) engine_->session(graph);

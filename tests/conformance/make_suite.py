@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from conformance.damaged_manifests import damaged_manifests
 from fake_bundle import in_download_cache, read_manifest, write_fake_bundle, write_manifest
+from fake_fused_bundle import write_fake_fused_bundle, write_raised_bundle
 from fake_text_bundle import C as TEXT_WIDTH
 from fake_text_bundle import write_fake_text_bundle
 
@@ -28,6 +29,7 @@ from nextscale.runtime._manifest import Manifest
 from nextscale.runtime._manifest_reader import parse_manifest
 from nextscale.runtime._uniforms import uniforms
 
+STOCK = {"ops": "stock", "ops_library": None}  # the graphs of most requests
 CASES = Path(__file__).with_name("cases.json")
 PARAMETERS = {
     "seed": "0",
@@ -49,7 +51,13 @@ FAKES = {
 DAMAGED, DAMAGE_SEED = 2000, 0
 
 
-def make_suite(out: Path, bundles: Sequence[Path] = (), tiny: bool = True, damaged: int = DAMAGED) -> Path:
+def make_suite(
+    out: Path,
+    bundles: Sequence[Path] = (),
+    tiny: bool = True,
+    damaged: int = DAMAGED,
+    ops_library: Path | None = None,
+) -> Path:
     """Write the suite into the new folder `out`.
 
     Args:
@@ -57,6 +65,7 @@ def make_suite(out: Path, bundles: Sequence[Path] = (), tiny: bool = True, damag
         bundles: further bundles, which the suite names by their absolute paths.
         tiny: also build the tiny model's bundles in float32 and int8 (needs torch).
         damaged: how many damaged manifests of each fake bundle.
+        ops_library: of nextscale-ops, to run fused graphs with; without it the suite has no case that runs them.
     Returns:
         the path of suite.json.
     """
@@ -75,6 +84,7 @@ def make_suite(out: Path, bundles: Sequence[Path] = (), tiny: bool = True, damag
             *(request for name in names for request in _requests(out, name, cases["requests"])),
             *(request for name in altered for request in _requests(out, name, cases["requests"][:2])),
             *_requests(out, "bundles/fake-text", cases["text_requests"]),
+            *_requests_of_variants(out, cases["requests"][:3], ops_library),
         ],
         **{
             group: [{"bundle": "bundles/fake", **PARAMETERS, **case} for case in cases[group]]
@@ -87,6 +97,7 @@ def make_suite(out: Path, bundles: Sequence[Path] = (), tiny: bool = True, damag
             _break_bundle(out, number, fakes[case.get("of", "fake")], case)
             for number, case in enumerate(cases["broken_bundles"])
         ],
+        "variants": list(_variants(out, cases["variants"], ops_library)),
         "damaged_manifests": _damage_manifests(out, [read_manifest(fake) for fake in fakes.values()], damaged),
     }
     path = out / "suite.json"
@@ -163,7 +174,29 @@ def _requests(out: Path, name: str, cases: Sequence[dict[str, Any]]) -> Iterator
         request = _resolved({"bundle": name, "class_labels": [], **PARAMETERS, **case}, bundle.manifest)
         expected = results(generator, request, streaming=False)
         previews = results(generator, request, streaming=True)["previews_sha256"]
-        yield {**request, "expected": {**expected, "previews_sha256": previews}}
+        yield {**request, **STOCK, "expected": {**expected, "previews_sha256": previews}}
+
+
+def _requests_of_variants(
+    out: Path, cases: Sequence[dict[str, Any]], ops_library: Path | None
+) -> Iterator[dict[str, Any]]:
+    """Requests of a bundle whose fused graphs give something else than its stock ones, and both ways to run it."""
+    write_fake_fused_bundle(out / "bundles" / "fake-fused")
+    write_raised_bundle(out / "bundles" / "fake-raised")
+    yield from _requests(out, "bundles/fake-fused", cases)
+    if ops_library is not None:
+        fused = {"bundle": "bundles/fake-fused", "ops": "fused", "ops_library": str(ops_library.resolve())}
+        for request in _requests(out, "bundles/fake-raised", cases):
+            yield {**request, **fused}
+
+
+def _variants(out: Path, cases: Sequence[dict[str, Any]], ops_library: Path | None) -> Iterator[dict[str, Any]]:
+    write_fake_fused_bundle(out / "bundles" / "fake-newer", version=99)
+    for case in cases:
+        if case["ops_library"] != "given":
+            yield case
+        elif ops_library is not None:
+            yield {**case, "ops_library": str(ops_library.resolve())}
 
 
 def _resolved(case: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
@@ -295,6 +328,14 @@ def _damage_manifests(out: Path, manifests: Sequence[dict[str, Any]], count: int
     return cases
 
 
+def _installed_ops_library() -> Path | None:
+    try:
+        import nextscale_ops
+    except ImportError:
+        return None
+    return nextscale_ops.library_path()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
@@ -303,10 +344,13 @@ def main() -> None:
     parser.add_argument(
         "--damaged", type=int, default=DAMAGED, metavar="N", help="damaged manifests of each fake bundle"
     )
+    parser.add_argument(
+        "--ops-library", type=Path, default=_installed_ops_library(), metavar="FILE", help="the library of nextscale-ops"
+    )
     options = parser.parse_args()
     if options.out.exists():
         parser.error(f"{options.out} exists already; name a new folder")
-    print(make_suite(options.out, options.bundle, not options.no_tiny, options.damaged))
+    print(make_suite(options.out, options.bundle, not options.no_tiny, options.damaged, options.ops_library))
 
 
 if __name__ == "__main__":

@@ -304,8 +304,8 @@ inline void products(const LinearArgs& a, float* y, const EndsTable& ends, const
 
 inline void linear(const LinearArgs& a, const Parallel& parallel, const Workspace& workspace) {
   const int64_t n = a.weight.n, all = a.rows * a.tokens;
-  if (all == 0 || n == 0) return;
   const Coding& coding = a.coding;
+  if (all == 0 || n == 0) return quantize({nullptr, a.rows, a.tokens, n, coding}, parallel, workspace);  // the ranges
   const int64_t blocks = ceil_div(a.pair ? all / 2 : all, a.pair ? kBlock : 2 * kBlock);
   const Division division = divide(blocks, a.weight);
   // Codes of known ranges leave the products at once; others wait as floats.

@@ -78,6 +78,10 @@ template <int N>
 inline I shift_right(I a) {
   return {_mm512_srli_epi32(a.v, N)};
 }
+template <int N>
+inline I shift_right_signed(I a) {
+  return {_mm512_srai_epi32(a.v, N)};
+}
 inline I bits(F a) { return {_mm512_castps_si512(a.v)}; }
 inline F from_bits(I a) { return {_mm512_castsi512_ps(a.v)}; }
 

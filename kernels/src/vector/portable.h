@@ -157,6 +157,10 @@ template <int N>
 inline I shift_right(I a) {  // of the bits, filled up with zeros
   return each<I>([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) >> N); });
 }
+template <int N>
+inline I shift_right_signed(I a) {
+  return each<I>([&](int i) { return a.v[i] >> N; });
+}
 inline I bits(F a) {
   I r;
   std::memcpy(r.v, a.v, sizeof r.v);
