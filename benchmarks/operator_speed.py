@@ -1,4 +1,4 @@
-"""How fast operators of nextscale-ops are, each beside the stock graph of ONNX Runtime that it replaces, at VAR-d16's sizes.
+"""How fast operators of nextscale-ops are at VAR-d16's sizes, each beside the stock graph that it replaces.
 
     python benchmarks/operator_speed.py --library build/kernels/libnextscale_ops.so
 
@@ -149,9 +149,7 @@ def pair_linear(tokens: int, k: int, n: int, epilogue: str, layers: int) -> Case
                 fused.add("PairLinear", [*inputs, "residual", "gain"], f"{layer}.y", domain="nextscale")
             )
         else:
-            with_class, without = (
-                stock.add("Gelu", [y], f"{y}.gelu", approximate="tanh") for y in (of_class, without)
-            )
+            with_class, without = (stock.add("Gelu", [y], f"{y}.gelu", approximate="tanh") for y in (of_class, without))
             difference = stock.add("Sub", [with_class, without], f"{layer}.difference")
             stock.add("QuantizeLinear", [without, *y_u], f"{layer}.codes")
             stock.add("QuantizeLinear", [difference, *y_d], f"{layer}.difference_codes")
@@ -266,9 +264,7 @@ def norm(tokens: int, ranges: str, layers: int) -> Case:
     for layer in (f"layer{i}" for i in range(layers)):
         modulated = []
         for of in ("",) if ranges == "image" else (".with", ".without"):
-            normal = stock.add(
-                "LayerNormalization", [f"x{of}", ones], f"{layer}.normal{of}", axis=-1, epsilon=EPSILON
-            )
+            normal = stock.add("LayerNormalization", [f"x{of}", ones], f"{layer}.normal{of}", axis=-1, epsilon=EPSILON)
             scaled = stock.add("Mul", [normal, f"gain{of}"], f"{layer}.scaled{of}")
             modulated.append(stock.add("Add", [scaled, f"shift{of}"], f"{layer}.y{of}"))
         if ranges == "image":
@@ -281,9 +277,7 @@ def norm(tokens: int, ranges: str, layers: int) -> Case:
             stock.outputs.append(stock.add("QuantizeLinear", [difference, *d], f"{layer}.difference_codes"))
             results = [f"{layer}.codes", f"{layer}.difference_codes"]
             inputs = ["x", "gain", "shift", *u, *d]
-        fused.add(
-            "NormQuantize", inputs, *results, domain="nextscale", ranges=ranges, epsilon=EPSILON, image_rows=2
-        )
+        fused.add("NormQuantize", inputs, *results, domain="nextscale", ranges=ranges, epsilon=EPSILON, image_rows=2)
         fused.outputs += [name for name in results if name]
     return case
 
