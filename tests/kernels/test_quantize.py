@@ -113,7 +113,7 @@ def test_static_ranges_clip_and_round_ties_to_even(
     rng = np.random.default_rng(1)
     x = (rng.integers(-600, 600, shape) / 4).astype(np.float32)  # of a scale of 0.5, every other one a tie
     scale, zero_point = np.array(0.5, np.float32), np.array(1, np.uint8)
-    inputs = {"x": x, "scale": scale, "zero_point": zero_point}
+    inputs: dict[str, Array] = {"x": x, "scale": scale, "zero_point": zero_point}
     (codes,) = Operator(ops_library, "Quantize", inputs, ["codes"], isa=isa, ranges="static", bits=bits)()
     expected = np.clip(np.rint(x / scale) + zero_point, 0, 2**bits - 1).astype(np.uint8)
     np.testing.assert_array_equal(codes, expected)
