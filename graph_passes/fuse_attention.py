@@ -112,7 +112,7 @@ def _fuse(graph: ir.Graph, pattern: AttentionPattern, found: _Attention) -> None
             before=found.result,
         )
         for output, old in zip(CODE_OUTPUTS["pair"], quantize.outputs, strict=True):
-            old.replace_all_uses_with(made[output])
+            take_over(made[output], old)
     else:
         made = insert_operator(
             graph,
