@@ -17,7 +17,8 @@ CODE_OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "image": ("codes", "", "scale", "zero_point"),
     "token": ("codes", "", "scale", "zero_point"),
 }
-_FLOATS = frozenset({"y", "scale", "present_key", "present_value"})
+CACHES = ("present_key", "present_value")
+_FLOATS = frozenset({"y", "scale", *CACHES})
 
 Attributes = dict[str, str | int | float | Sequence[int] | Sequence[float]]
 
