@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -31,7 +32,7 @@ from nextscale.graph_passes.quantize_decoder import integer_convolutions, stock_
 from nextscale.models.sources import Source
 from nextscale.models.var.layers import facts_of
 from nextscale.runtime._bundle import Bundle
-from nextscale.runtime._manifest import FUSED
+from nextscale.runtime._manifest import FUSED, STOCK
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime._outputs import atomic_folder
 from nextscale.runtime._request import DEFAULT_CFG_SCALE
@@ -52,6 +53,8 @@ def build_bundle(source: Source, out: Path, options: BuildOptions, progress: Pro
         NextscaleError: the recipe lacks what it needs, the model's logits or pictures overflow float32, or an integer
             layer fell back to float in this release of ONNX Runtime.
     """
+    # What a build measures and stores is of the stock graphs, which run everywhere.
+    options = replace(options, session=replace(options.session, ops=STOCK))
     with atomic_folder(out) as folder, torch.no_grad():
         progress("building graphs")
         stage_model = build_stage_graph(source.var, source.vqvae.quantize)
