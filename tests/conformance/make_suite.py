@@ -345,7 +345,11 @@ def main() -> None:
         "--damaged", type=int, default=DAMAGED, metavar="N", help="damaged manifests of each fake bundle"
     )
     parser.add_argument(
-        "--ops-library", type=Path, default=_installed_ops_library(), metavar="FILE", help="the library of nextscale-ops"
+        "--ops-library",
+        type=Path,
+        default=_installed_ops_library(),
+        metavar="FILE",
+        help="the library of nextscale-ops",
     )
     options = parser.parse_args()
     if options.out.exists():
