@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._manifest import FUSED, OPERATORS, STOCK
+from nextscale.runtime._text import printable
 from nextscale.runtime._wording import shown_text, shown_value
 
 if TYPE_CHECKING:
@@ -133,10 +134,10 @@ def _loaded(path: Path) -> ctypes.CDLL:
         loaded.nextscale_ops_version.restype = ctypes.c_int
     except OSError as error:
         reason = shown_text(" ".join(str(error).split()))
-        raise NextscaleError(f"{shown_text(str(path))}: cannot be loaded as a library of operators: {reason}") from None
+        raise NextscaleError(f"{printable(str(path))}: cannot be loaded as a library of operators: {reason}") from None
     except AttributeError:
         raise NextscaleError(
-            f"{shown_text(str(path))}: a library without nextscale's operators; expected that of nextscale-ops"
+            f"{printable(str(path))}: a library without nextscale's operators; expected that of nextscale-ops"
         ) from None
     return loaded
 
@@ -147,7 +148,7 @@ def require_ops(ops: object, library: object) -> None:
     Raises:
         NextscaleError: names the value.
     """
-    if ops not in OPS:
+    if not isinstance(ops, str) or ops not in OPS:
         raise NextscaleError(f"ops {shown_value(ops)}: expected {', '.join(OPS)}")
     if not isinstance(library, str):
         raise NextscaleError(f"ops_library {shown_value(library)}: expected a file's path as text")

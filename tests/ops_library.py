@@ -11,6 +11,7 @@ import pytest
 from filelock import FileLock
 
 ROOT = Path(__file__).parents[1]
+OPTIONS = ("-DNEXTSCALE_OPS_EMULATED=ON", "-DNEXTSCALE_OPS_TESTS=ON")
 HEADERS = ROOT / "build" / "third_party" / "onnxruntime" / "include"
 
 
@@ -26,7 +27,7 @@ def ops_library() -> Path:
     build.mkdir(parents=True, exist_ok=True)
     with FileLock(build / "lock"):  # tests run in several processes
         for command in (
-            ["cmake", "-S", str(ROOT / "kernels"), "-B", str(build), "-DNEXTSCALE_OPS_EMULATED=ON"],
+            ["cmake", "-S", str(ROOT / "kernels"), "-B", str(build), *OPTIONS],
             ["cmake", "--build", str(build), "--parallel", "2"],
         ):
             done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -54,6 +54,16 @@ namespace NextScale
         public RequestException(string message) : base(message) { }
     }
 
+    /// <summary>Which graphs run: the bundle's stock ones, of operators that every ONNX Runtime has, or the faster ones
+    /// with fused operators, which need the library of nextscale-ops. A seed's tokens may differ between them.</summary>
+    public enum Ops
+    {
+        /// <summary>The fused ones where the bundle has them and the library is given and fits.</summary>
+        Auto,
+        Stock,
+        Fused,
+    }
+
     /// <summary>How the sessions of a bundle use the machine.</summary>
     public sealed class GeneratorOptions
     {
@@ -73,6 +83,12 @@ namespace NextScale
 
         /// <summary>Plan one block of memory for each set of shapes; costs memory, gains no time here.</summary>
         public bool MemoryPattern { get; set; }
+
+        public Ops Ops { get; set; } = Ops.Auto;
+
+        /// <summary>The file of the library of nextscale-ops, such as libnextscale_ops.so; it is never looked for.
+        /// </summary>
+        public string OpsLibrary { get; set; }
     }
 
     /// <summary>A scalar of a request: one value, or one for each stage where the bundle takes that. A number or an
@@ -238,6 +254,7 @@ namespace NextScale
         private static readonly string[] DecoderOutputs = { "images" };
 
         private readonly GeneratorOptions options;
+        private readonly string variant;
         private readonly Dictionary<string, InferenceSession> sessions = new Dictionary<string, InferenceSession>();
         private readonly object loading = new object();
         private readonly object counting = new object();
@@ -246,8 +263,10 @@ namespace NextScale
 
         /// <param name="folder">A bundle made by `nextscale build`.</param>
         /// <param name="options">Threads and memory; null takes the defaults.</param>
-        /// <exception cref="BundleException">The folder holds no usable bundle.</exception>
-        /// <exception cref="NextScaleException">An option is out of range.</exception>
+        /// <exception cref="BundleException">The folder holds no usable bundle, or one without fused graphs where those
+        /// are asked for.</exception>
+        /// <exception cref="NextScaleException">An option is out of range, or there is no library for the fused graphs
+        /// that are asked for.</exception>
         public Generator(string folder, GeneratorOptions options = null) : this(Bundle.Open(folder), options) { }
 
         public Generator(Bundle bundle, GeneratorOptions options = null)
@@ -257,9 +276,13 @@ namespace NextScale
             if (this.options.Threads < 0 || this.options.Threads > 1024)
                 throw new NextScaleException(
                     $"threads {this.options.Threads} is out of range: expected 1 to 1024, or 0 for all cores");
+            variant = OperatorsLibrary.Choose(bundle, this.options);
         }
 
         public Bundle Bundle { get; }
+
+        /// <summary>The graphs that run, as options and bundle have decided: "stock" or "fused".</summary>
+        public string Variant { get { return variant; } }
 
         /// <summary>Load "generate", or "stage" and "decoder", now instead of at the first use.</summary>
         /// <exception cref="BundleException">The bundle has no such graph, ONNX Runtime cannot load it, or it is not
@@ -452,7 +475,7 @@ namespace NextScale
             catch (Exception error)  // its exceptions have no common base: a new error code is a KeyNotFoundException
             {
                 throw new NextScaleException(
-                    $"{Bundle.GraphPath(graph)}: onnxruntime failed: {Wording.OneLine(error)}", error);
+                    $"{Bundle.GraphPath(graph, variant)}: onnxruntime failed: {Wording.OneLine(error)}", error);
             }
         }
 
@@ -496,7 +519,7 @@ namespace NextScale
             {
                 InferenceSession session;
                 if (!sessions.TryGetValue(graph, out session))
-                    sessions[graph] = session = SessionLoader.Open(Bundle, graph, options);
+                    sessions[graph] = session = SessionLoader.Open(Bundle, graph, options, variant);
                 return session;
             }
         }
@@ -574,6 +597,19 @@ namespace NextScale
 
         /// <summary>By role: "stage" and "decoder", and "generate" where the bundle has it.</summary>
         internal IReadOnlyDictionary<string, GraphInfo> Graphs { get { return manifest.Graphs; } }
+
+        /// <summary>The version of the operators that the fused variants of all graphs need; null unless all have one.
+        /// </summary>
+        internal long? FusedVersion
+        {
+            get
+            {
+                GraphInfo first = Graphs.Values.First();
+                bool all = Graphs.Values.All(
+                    graph => graph.FusedFile != null && graph.FusedVersion == first.FusedVersion);
+                return all ? first.FusedVersion : (long?)null;
+            }
+        }
 
         /// <exception cref="BundleException">The bundle has no such graph.</exception>
         internal GraphInfo Graph(string role)
@@ -667,9 +703,10 @@ namespace NextScale
             return label;
         }
 
-        internal string GraphPath(string graph)
+        internal string GraphPath(string graph, string variant)
         {
-            return Path.Combine(Folder, Graph(graph).File);
+            GraphInfo info = Graph(graph);
+            return Path.Combine(Folder, variant == Variants.Fused ? info.FusedFile : info.File);
         }
 
         private string LabelRange()
@@ -1423,6 +1460,97 @@ namespace NextScale
         }
     }
 
+    internal static class Variants
+    {
+        public const string Stock = "stock", Fused = "fused";
+    }
+
+    /// <summary>The library of nextscale-ops, as the system's loader sees it; once loaded, it stays.</summary>
+    internal static class OperatorsLibrary
+    {
+        private const string Needed = "nextscale_ops_version";
+        private const int LoadNow = 2;  // RTLD_NOW
+
+        [UnmanagedFunctionPointer(CallingConvention.Cdecl)]
+        private delegate int VersionOfLibrary();
+
+        /// <summary>Which graphs run.</summary>
+        /// <exception cref="BundleException">Fused graphs are asked for, and the bundle has none.</exception>
+        /// <exception cref="NextScaleException">They are asked for, and there is no library for them.</exception>
+        public static string Choose(Bundle bundle, GeneratorOptions options)
+        {
+            if (options.Ops == Ops.Stock) return Variants.Stock;
+            try
+            {
+                long? needed = bundle.FusedVersion;
+                if (needed == null)
+                    throw new BundleException($"{Wording.Printable(bundle.Folder)}: the bundle has no fused graphs; "
+                                              + "take the stock ones, or build it again");
+                if (string.IsNullOrEmpty(options.OpsLibrary))
+                    throw new NextScaleException(
+                        "fused graphs need the library of nextscale-ops, and no path to it was given");
+                int found = Version(options.OpsLibrary);
+                if (found != needed)
+                    throw new NextScaleException(
+                        $"{Wording.Printable(options.OpsLibrary)}: operators of version {found}, but the bundle's fused "
+                        + $"graphs need version {needed}; take the release of nextscale-ops that has them");
+                return Variants.Fused;
+            }
+            catch (NextScaleException) when (options.Ops != Ops.Fused)
+            {
+                return Variants.Stock;
+            }
+        }
+
+        private static int Version(string library)
+        {
+            string where = Wording.Printable(library);
+            if (!File.Exists(library))
+                throw new NextScaleException($"{where}: no such file; expected the library of nextscale-ops");
+            IntPtr function;
+            try
+            {
+                function = Find(Path.GetFullPath(library));
+            }
+            catch (Exception error) when (error is DllNotFoundException || error is BadImageFormatException
+                                          || error is EntryPointNotFoundException)
+            {
+                throw new NextScaleException(
+                    $"{where}: not the library of nextscale-ops: {Wording.OneLine(error)}", error);
+            }
+            return ((VersionOfLibrary)Marshal.GetDelegateForFunctionPointer(function, typeof(VersionOfLibrary)))();
+        }
+
+#if NETCOREAPP
+        private static IntPtr Find(string path)
+        {
+            return NativeLibrary.GetExport(NativeLibrary.Load(path), Needed);
+        }
+#else
+        private static IntPtr Find(string path)
+        {
+            bool windows = Path.DirectorySeparatorChar != '/';
+            IntPtr library = windows ? LoadLibrary(path) : Open(path, LoadNow);
+            if (library == IntPtr.Zero) throw new DllNotFoundException("the system cannot load it");
+            IntPtr function = windows ? GetProcAddress(library, Needed) : Symbol(library, Needed);
+            if (function == IntPtr.Zero) throw new EntryPointNotFoundException($"it has no {Needed}");
+            return function;
+        }
+
+        [DllImport("libdl.so.2", EntryPoint = "dlopen")]
+        private static extern IntPtr Open(string path, int flags);
+
+        [DllImport("libdl.so.2", EntryPoint = "dlsym")]
+        private static extern IntPtr Symbol(IntPtr library, string name);
+
+        [DllImport("kernel32", CharSet = CharSet.Unicode)]
+        private static extern IntPtr LoadLibrary(string path);
+
+        [DllImport("kernel32", CharSet = CharSet.Ansi)]
+        private static extern IntPtr GetProcAddress(IntPtr library, string name);
+#endif
+    }
+
     /// <summary>Opens ONNX Runtime sessions with the options that suit a bundle.</summary>
     internal static class SessionLoader
     {
@@ -1440,14 +1568,19 @@ namespace NextScale
         private const string TelemetryVariable = "ORT_DISABLE_TELEMETRY";
 
         /// <summary>Load one graph and check that it is the one that the manifest describes.</summary>
-        public static InferenceSession Open(Bundle bundle, string graph, GeneratorOptions options)
+        public static InferenceSession Open(Bundle bundle, string graph, GeneratorOptions options, string variant)
         {
             string version = RequireOnnxRuntime();
-            string path = bundle.GraphPath(graph);
+            string path = bundle.GraphPath(graph, variant);
             InferenceSession session;
             try
             {
-                using (SessionOptions settings = Settings(options)) session = new InferenceSession(path, settings);
+                using (SessionOptions settings = Settings(options))
+                {
+                    if (variant == Variants.Fused)
+                        settings.RegisterCustomOpLibrary(Path.GetFullPath(options.OpsLibrary));
+                    session = new InferenceSession(path, settings);
+                }
             }
             catch (Exception error)  // its exceptions have no common base: a new error code is a KeyNotFoundException
             {
@@ -1612,6 +1745,8 @@ namespace NextScale
     internal sealed class GraphInfo
     {
         public string File;
+        public string FusedFile;  // of the variant that needs operators of nextscale-ops; null: there is none
+        public long FusedVersion;  // of those operators
         public IReadOnlyList<TensorInfo> Inputs;
         public IReadOnlyList<TensorInfo> Outputs;
         public IReadOnlyList<StateInfo> State;
@@ -1769,7 +1904,13 @@ namespace NextScale
             Fields graphs = root.Object("graphs");
             Graphs = Roles.Where(role => role != "generate" || graphs.Value.ContainsKey(role)).ToDictionary(
                 role => role,
-                role => ReadGraph(graphs.Object(role), graphs.Object(role).Object("variants").Object("stock"), role));
+                role =>
+                {
+                    Fields variants = graphs.Object(role).Object("variants");
+                    GraphInfo graph = ReadGraph(graphs.Object(role), variants.Object("stock"), role);
+                    ReadFused(variants, graph);
+                    return graph;
+                });
             CheckVerify(root.Object("verify"));
         }
 
@@ -1945,6 +2086,24 @@ namespace NextScale
             string sha256 = fields.Text("sha256").ToLowerInvariant();
             if (!Regex.IsMatch(sha256, @"\A[0-9a-f]{64}\z")) fields.Refuse("sha256", "64 hexadecimal digits", sha256);
             return new FileEntry { Size = fields.Integer("size"), Sha256 = sha256 };
+        }
+
+        /// <summary>The fused variant of a graph; left out where it is not one that this class knows, whatever it is.
+        /// </summary>
+        private void ReadFused(Fields variants, GraphInfo graph)
+        {
+            object found, file, operators, version;
+            long number;
+            if (!variants.Value.TryGetValue(Variants.Fused, out found)) return;
+            var fused = found as Dictionary<string, object>;
+            if (fused == null || !fused.TryGetValue("file", out file) || !fused.TryGetValue("operators", out operators))
+                return;
+            var sets = operators as Dictionary<string, object>;
+            if (!(file is string) || !Files.ContainsKey((string)file) || sets == null || sets.Count != 1) return;
+            if (!sets.TryGetValue("nextscale", out version) || !(version is JsonNumber)) return;
+            if (!((JsonNumber)version).TryInt64(out number)) return;
+            graph.FusedFile = (string)file;
+            graph.FusedVersion = number;
         }
 
         /// <summary>Read one graph; it must have the contract's inputs and outputs, or a host could not run it. More

@@ -34,6 +34,7 @@ CLASS, SEED = 3, 7  # the seed is that of the programs in examples/minimal
 FORMS = ("generate", "streaming")
 PICTURE = ("--class", CLASS, "--seed", SEED, "--out")
 REFUSED = 2  # the exit code of bad input
+RAISED = "bundles/fake-raised"  # whose stock graphs give what the suite's fused graphs give
 MANY = 2000  # images at a time
 # Bytes that a program may have: the first of them in which mono itself does not run out of memory, and aborts.
 LITTLE_MEMORY = (100 << 20, 150 << 20, 200 << 20)
@@ -92,6 +93,13 @@ def check_programs(suite: Path, cpp: Path, csharp: Path) -> Iterator[tuple[str, 
             for programs in languages:
                 for what, wrong in _check_language(programs, bundle, picture, folder):
                     yield f"{programs.language}, {what}, {bundle}", wrong
+        for request in [request for request in document["requests"] if request["ops"] == "fused"][:1]:
+            [picture] = Generator(suite / RAISED, SessionOptions(threads=1)).generate([CLASS], seed=SEED).images
+            for programs in languages:
+                if programs.generate:
+                    ops = ("--ops", "fused", "--ops-library", request["ops_library"])
+                    command = (*programs.generate, suite / request["bundle"], *ops, *PICTURE)
+                    yield f"{programs.language}, fused graphs", draws(command, folder / "fused.png", picture, lines=1)
         for programs in languages:
             for what, wrong in _check_telemetry(programs, bundles[0], folder):
                 yield f"{programs.language}, {what}, {bundles[0]}", wrong

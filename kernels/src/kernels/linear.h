@@ -70,40 +70,10 @@ inline const uint8_t* tiled(const LinearArgs& a, int64_t rows, int64_t blocks, c
 constexpr int64_t kAhead = 1 << 13;  // bytes, so that what the next page holds is found in time
 constexpr int64_t kPanelSums = 2 * kBlock * kPanel;
 
-// finish(task, block, column, sums) for each double block and strip, with the sums int32 [2][2][16][32] of two panels.
-template <class F_>
-inline void each_product(const LinearArgs& a, int64_t rows, const Division& division, const Parallel& parallel,
-                         const Workspace& workspace, F_ finish) {
-  const int64_t bytes = kBlock * a.weight.steps() * kStep;
-  const uint8_t* tiles = tiled(a, rows, division.blocks, parallel, workspace);
-  parallel(division.tasks(), [&](int64_t task) {
-    const Tiles in_use;
-    (void)in_use;
-    alignas(64) int32_t sums[2 * kPanelSums];
-    const int64_t p0 = task % division.panel_tasks() * division.panels_each;
-    const int64_t p1 = least_of(division.panels, p0 + division.panels_each);
-    const int64_t b0 = task / division.panel_tasks() * division.blocks_each;
-    for (int64_t p = p0; p < p1; p += 2)
-      for (int64_t b = b0; b < least_of(division.blocks, b0 + division.blocks_each); ++b) {
-        const uint8_t* block = tiles + 2 * b * bytes;
-        const int64_t left = rows - (a.pair ? b : 2 * b) * kBlock;
-        const int64_t first = least_of(left, kBlock), second = a.pair ? first : most_of(0, least_of(left - kBlock, kBlock));
-        Rows both{{block, block + bytes}, {first, second}, kStep, kTile, nullptr};
-        both.ahead = b == b0 ? kAhead : 0;
-        for (int64_t i = p; i < least_of(p1, p + 2); ++i)
-          multiply(both, a.weight.codes + i * a.weight.panel_bytes(), a.weight.steps(), sums + (i - p) * kPanelSums);
-        finish(task, b, p * kPanel, least_of(p1 - p, 2) * kPanel, sums);
-      }
-  });
-}
-// Where the sums of a row of block 0 or 1, and of columns from i on, begin.
-inline const int32_t* sums_at(const int32_t* sums, int64_t block, int64_t row, int64_t i) {
-  return sums + i / kPanel * kPanelSums + (block * kBlock + row) * kPanel + i % kPanel;
-}
-
 // The row of a token, for tokens that are asked for in their order.
 class RowOf {
  public:
+  RowOf() = default;
   RowOf(int64_t first, int64_t tokens) : tokens_(tokens), row_(first / tokens), end_((row_ + 1) * tokens) {}
   int64_t operator()(int64_t token) {
     while (token >= end_) {
@@ -114,7 +84,79 @@ class RowOf {
   }
 
  private:
-  int64_t tokens_, row_, end_;
+  int64_t tokens_ = 1, row_ = 0, end_ = 0;
+};
+
+// The ends that tasks found, [tasks, images], for results that wait for the range of their image.
+struct EndsTable {
+  Ends* table = nullptr;
+  int64_t images = 0;
+};
+
+inline EndsTable new_table(const LinearArgs& a, const Division& division, const Workspace& workspace) {
+  EndsTable ends;
+  ends.images = a.rows / a.coding.image_rows;
+  ends.table = workspace.take<Ends>(division.tasks() * ends.images);
+  for (int64_t i = 0; i < division.tasks() * ends.images; ++i) ends.table[i] = {0.0f, 0.0f};
+  return ends;
+}
+
+// Those of one task, as it comes to one row after another.
+class Found {
+ public:
+  Found(const EndsTable& ends, int64_t task)
+      : table_(ends.table ? ends.table + task * ends.images : nullptr), images_(ends.images) {}
+  explicit operator bool() const { return table_; }
+  void add(int64_t row, const Extremes& extremes) {
+    if (row != row_) {
+      keep();
+      row_ = row;
+      extremes_ = Extremes();
+    }
+    extremes_.low = min(extremes.low, extremes_.low);
+    extremes_.high = max(extremes.high, extremes_.high);
+  }
+  void keep() const {
+    if (row_ >= 0) table_[row_ % images_].add(minimum(extremes_.low), maximum(extremes_.high));
+  }
+
+ private:
+  Ends* table_;
+  int64_t images_, row_ = -1;
+  Extremes extremes_;
+};
+
+// A task, and what all its results need.
+struct LinearTask {
+  const LinearArgs& a;
+  float* y;  // or null: codes
+  Quantizer codes[2];
+  Found found[2];
+  LinearTask(const LinearArgs& args, float* results, const EndsTable& ends, int64_t task)
+      : a(args),
+        y(results),
+        codes{Quantizer(a.coding.known[0], a.coding.qmax), Quantizer(a.coding.known[1], a.coding.qmax)},
+        found{Found(ends, task), Found(ends, task)} {}
+};
+
+// Some tokens' sums of up to 64 columns, int32 [2][2][16][32] of two panels, which become results token by token.
+struct Strip {
+  int64_t first = 0, count = 0, done = 0;  // tokens; without the class, those of a pair come half of all later
+  int64_t column = -1, width = 0;
+  int64_t of_scale = -1;
+  RowOf row_of;
+  Columns columns[2];
+  void (*finish_tokens)(LinearTask&, Strip&, int64_t end) = nullptr;  // those up to number `end`
+  alignas(64) int32_t sums[2 * kPanelSums];
+
+  // Where the sums of a row of block 0 or 1, and of columns from i on, begin.
+  const int32_t* sums_at(int64_t block, int64_t row, int64_t i) const {
+    return sums + i / kPanel * kPanelSums + (block * kBlock + row) * kPanel + i % kPanel;
+  }
+  void finish(LinearTask& task, int64_t end) {
+    if (done < end) finish_tokens(task, *this, end);
+    done = end;
+  }
 };
 
 enum class Epilogue { kPlain, kGelu, kResidual };
@@ -135,51 +177,6 @@ inline void finish(const LinearArgs& a, F (&y)[N], const int64_t (&tokens)[kToke
   }
 }
 
-// Codes of a strip, of which there are n; a whole strip goes at once.
-template <bool kWhole>
-inline void put_codes(uint8_t* to, const I* codes, int64_t n) {
-  if constexpr (kWhole) return store_bytes(to, codes[0], codes[1], codes[2], codes[3]);
-  for (int64_t i = 0; i < n; i += kLanes) store_bytes(to + i, codes[i / kLanes], n - i);
-}
-
-// The ends that tasks found, [tasks, images], for results that wait for the range of their image.
-struct EndsTable {
-  Ends* table = nullptr;
-  int64_t images = 0;
-  // Of one task and the image of one row after another.
-  class Found {
-   public:
-    Found(const EndsTable& ends, int64_t task)
-        : table_(ends.table ? ends.table + task * ends.images : nullptr), images_(ends.images) {}
-    ~Found() { keep(); }
-    Found(const Found&) = delete;
-    Found& operator=(const Found&) = delete;
-    void of_row(int64_t row) {
-      if (row == row_ || !table_) return;
-      keep();
-      row_ = row;
-    }
-    void add(F x) { extremes_.add(x); }
-
-   private:
-    void keep() {
-      if (row_ >= 0) table_[row_ % images_].add(minimum(extremes_.low), maximum(extremes_.high));
-      extremes_ = Extremes();
-    }
-    Ends* table_;
-    int64_t images_, row_ = -1;
-    Extremes extremes_;
-  };
-};
-
-inline EndsTable new_table(const LinearArgs& a, const Division& division, const Workspace& workspace) {
-  EndsTable ends;
-  ends.images = a.rows / a.coding.image_rows;
-  ends.table = workspace.take<Ends>(division.tasks() * ends.images);
-  for (int64_t i = 0; i < division.tasks() * ends.images; ++i) ends.table[i] = {0.0f, 0.0f};
-  return ends;
-}
-
 template <bool kWhole, int N>
 inline void put(float* y, const F* x, int64_t here) {
   NEXTSCALE_UNROLL
@@ -191,32 +188,35 @@ inline void put(float* y, const F* x, int64_t here) {
   }
 }
 
-// One strip of `width` columns of some tokens of guided rows as a pair: y without the class is the product of u, and
-// with it the product of d more.
+// Codes of a strip, of which there are n; a whole strip goes at once.
+template <bool kWhole>
+inline void put_codes(uint8_t* to, const I* codes, int64_t n) {
+  if constexpr (kWhole) return store_bytes(to, codes[0], codes[1], codes[2], codes[3]);
+  for (int64_t i = 0; i < n; i += kLanes) store_bytes(to + i, codes[i / kLanes], n - i);
+}
+
+// Guided rows as a pair: y without the class is the product of u, and with it the product of d more.
 template <Epilogue kEpilogue, bool kWhole>
-inline void pair_strip(const LinearArgs& a, float* y, const EndsTable& ends, int64_t task, int64_t first, int64_t count,
-                       int64_t column, int64_t width, const int32_t* sums) {
+NEXTSCALE_ALONE void finish_pairs(LinearTask& task, Strip& strip, int64_t end) {
   constexpr int kEach = kWhole && kTogether > 1 ? kTogether / 2 : 1;
-  const int64_t n = a.weight.n, half = a.rows * a.tokens / 2;
-  const Coding& coding = a.coding;
-  const Quantizer u_codes(coding.known[0], coding.qmax), d_codes(coding.known[1], coding.qmax);
-  Columns u, d;
-  u.set(a, column, a.known[0], true);
-  d.set(a, column, a.known[1], false);
-  EndsTable::Found ends_with(ends, task), ends_without(ends, task);
-  RowOf row_of(first, a.tokens);
-  for (int64_t r = 0; r < count; ++r) {
-    const int64_t tokens[2] = {first + r, half + first + r}, row = row_of(first + r), rows[2] = {row, a.rows / 2 + row};
+  const LinearArgs& a = task.a;
+  const int64_t n = a.weight.n, half = a.rows * a.tokens / 2, column = strip.column, width = strip.width;
+  const Columns &u = strip.columns[0], &d = strip.columns[1];
+  const Quantizer u_codes = task.codes[0], d_codes = task.codes[1];
+  float* const y = task.y;
+  const bool found = static_cast<bool>(task.found[0]);
+  for (int64_t r = strip.done; r < end; ++r) {
+    const int64_t t = strip.first + r, row = strip.row_of(t);
+    const int64_t tokens[2] = {t, half + t}, rows[2] = {row, a.rows / 2 + row};
     const int64_t at[2] = {tokens[0] * n + column, tokens[1] * n + column};
-    ends_with.of_row(rows[0]);
-    ends_without.of_row(rows[1]);
     I codes[2][kStrip / kLanes];
+    Extremes extremes[2];
     for (int64_t i = 0; i < (kWhole ? kStrip : width); i += kEach * kLanes) {
       F x[2 * kEach];  // with, without
       each_of<kEach>([&](int v) {
         const int64_t c = i + v * kLanes;
-        x[kEach + v] = u.dequantize(sums_at(sums, 0, r, c), c);
-        x[v] = d.dequantize_onto(x[kEach + v], sums_at(sums, 1, r, c), c);
+        x[kEach + v] = u.dequantize(strip.sums_at(0, r, c), c);
+        x[v] = d.dequantize_onto(x[kEach + v], strip.sums_at(1, r, c), c);
       });
       finish<kEpilogue, 2, kWhole>(a, x, tokens, rows, column + i, width - i);
       if (!y) {
@@ -228,44 +228,40 @@ inline void pair_strip(const LinearArgs& a, float* y, const EndsTable& ends, int
       }
       put<kWhole, kEach>(y + at[0] + i, x, width - i);
       put<kWhole, kEach>(y + at[1] + i, x + kEach, width - i);
-      if (ends.table) {
-        each_of<kEach>([&](int v) {
-          ends_with.add(x[v]);
-          ends_without.add(x[kEach + v]);
-        });
-      }
+      if (found) each_of<2 * kEach>([&](int v) { extremes[v / kEach].add(x[v]); });
     }
-    if (y) continue;
-    put_codes<kWhole>(coding.codes[0] + at[0], codes[0], width);
-    put_codes<kWhole>(coding.codes[1] + at[0], codes[1], width);
+    if (!y) {
+      put_codes<kWhole>(a.coding.codes[0] + at[0], codes[0], width);
+      put_codes<kWhole>(a.coding.codes[1] + at[0], codes[1], width);
+    } else if (found) {
+      for (int i = 0; i < 2; ++i) task.found[i].add(rows[i], extremes[i]);
+    }
   }
 }
 
 template <Epilogue kEpilogue, bool kWhole>
-inline void single_strip(const LinearArgs& a, float* y, const EndsTable& ends, int64_t task, int64_t first,
-                         int64_t count, int64_t column, int64_t width, const int32_t* sums) {
+NEXTSCALE_ALONE void finish_singles(LinearTask& task, Strip& strip, int64_t end) {
   constexpr int kEach = kWhole ? kTogether : 1;
-  const int64_t n = a.weight.n;
-  const Coding& coding = a.coding;
-  const Quantizer quantizer(coding.known[0], coding.qmax);
-  Columns columns;
-  EndsTable::Found found(ends, task);
-  RowOf row_of(first, a.tokens);
-  int64_t of_scale = -1;
-  for (int64_t r = 0; r < count; ++r) {
-    const int64_t tokens[1] = {first + r}, rows[1] = {row_of(first + r)}, at = tokens[0] * n + column;
-    const int64_t mine = a.scales == 1 ? 0 : a.scales == a.rows ? rows[0] : tokens[0];
-    if (mine != of_scale) {
-      of_scale = mine;
+  const LinearArgs& a = task.a;
+  const int64_t n = a.weight.n, column = strip.column, width = strip.width;
+  Columns& columns = strip.columns[0];
+  const Quantizer quantizer = task.codes[0];
+  float* const y = task.y;
+  const bool found = static_cast<bool>(task.found[0]);
+  for (int64_t r = strip.done; r < end; ++r) {
+    const int64_t t = strip.first + r, row = strip.row_of(t), tokens[1] = {t}, rows[1] = {row}, at = t * n + column;
+    const int64_t mine = a.scales == 1 ? 0 : a.scales == a.rows ? row : t;
+    if (mine != strip.of_scale) {
+      strip.of_scale = mine;
       columns.set(a, column, {a.scale[mine], a.zero_point[mine]}, true);
     }
-    found.of_row(rows[0]);
     I codes[kStrip / kLanes];
+    Extremes extremes;
     for (int64_t i = 0; i < (kWhole ? kStrip : width); i += kEach * kLanes) {
       F x[kEach];
       each_of<kEach>([&](int v) {
         const int64_t c = i + v * kLanes;
-        x[v] = columns.dequantize(sums_at(sums, r / kBlock, r % kBlock, c), c);
+        x[v] = columns.dequantize(strip.sums_at(r / kBlock, r % kBlock, c), c);
       });
       finish<kEpilogue, 1, kWhole>(a, x, tokens, rows, column + i, width - i);
       if (!y) {
@@ -273,33 +269,86 @@ inline void single_strip(const LinearArgs& a, float* y, const EndsTable& ends, i
         continue;
       }
       put<kWhole, kEach>(y + at + i, x, width - i);
-      if (ends.table) each_of<kEach>([&](int v) { found.add(x[v]); });
+      if (found) each_of<kEach>([&](int v) { extremes.add(x[v]); });
     }
-    if (!y) put_codes<kWhole>(coding.codes[0] + at, codes, width);
+    if (!y)
+      put_codes<kWhole>(a.coding.codes[0] + at, codes, width);
+    else if (found)
+      task.found[0].add(row, extremes);
   }
 }
 
+// Prepares a strip for the sums of some tokens and columns.
 template <Epilogue kEpilogue>
-inline void finish_strip(const LinearArgs& a, float* y, const EndsTable& ends, int64_t task, int64_t first,
-                         int64_t count, int64_t column, int64_t width, const int32_t* sums) {
-  const bool whole = width == kStrip;
-  if (a.pair)
-    return whole ? pair_strip<kEpilogue, true>(a, y, ends, task, first, count, column, width, sums)
-                 : pair_strip<kEpilogue, false>(a, y, ends, task, first, count, column, width, sums);
-  return whole ? single_strip<kEpilogue, true>(a, y, ends, task, first, count, column, width, sums)
-               : single_strip<kEpilogue, false>(a, y, ends, task, first, count, column, width, sums);
+inline void begin_strip(const LinearArgs& a, Strip& strip, int64_t first, int64_t count, int64_t column, int64_t width) {
+  if (column != strip.column) {
+    strip.column = column;
+    strip.width = least_of(width, a.weight.n - column);
+    strip.of_scale = -1;
+    if (a.pair)
+      for (int i = 0; i < 2; ++i) strip.columns[i].set(a, column, a.known[i], i == 0);
+    const bool whole = strip.width == kStrip;
+    if (a.pair)
+      strip.finish_tokens = whole ? finish_pairs<kEpilogue, true> : finish_pairs<kEpilogue, false>;
+    else
+      strip.finish_tokens = whole ? finish_singles<kEpilogue, true> : finish_singles<kEpilogue, false>;
+  }
+  strip.first = first;
+  strip.count = count;
+  strip.done = 0;
+  strip.row_of = RowOf(first, a.tokens);
+}
+
+// The sums of two panels; `other` is finished beside tiles' products, which leave the vectors idle.
+inline void multiply_strip(const LinearArgs& a, const Rows& rows, int64_t panel, int64_t panels, LinearTask& task,
+                           Strip& strip, Strip& other) {
+  const int64_t steps = a.weight.steps();
+#ifdef NEXTSCALE_HAS_TILES
+  const int64_t all = panels * steps;
+  int64_t end = 0, due = 0;  // tokens of the other that are due after a step, and the rest in parts of all steps
+  const auto between = [&] {
+    for (due += other.count; due >= all; due -= all) ++end;
+    if (other.done < end) other.finish(task, end);
+  };
+  for (int64_t i = 0; i < panels; ++i)
+    multiply(rows, a.weight.codes + (panel + i) * a.weight.panel_bytes(), steps, strip.sums + i * kPanelSums, between);
+  other.finish(task, other.count);
+#else
+  for (int64_t i = 0; i < panels; ++i)
+    multiply(rows, a.weight.codes + (panel + i) * a.weight.panel_bytes(), steps, strip.sums + i * kPanelSums);
+  (void)other;
+  strip.finish(task, strip.count);
+#endif
 }
 
 template <Epilogue kEpilogue>
 inline void products(const LinearArgs& a, float* y, const EndsTable& ends, const Division& division,
                      const Parallel& parallel, const Workspace& workspace) {
-  const int64_t rows = a.pair ? a.rows * a.tokens / 2 : a.rows * a.tokens, of_block = a.pair ? kBlock : 2 * kBlock;
-  each_product(a, rows, division, parallel, workspace,
-               [&](int64_t task, int64_t b, int64_t column, int64_t width, const int32_t* sums) {
-                 const int64_t first = b * of_block, count = least_of(of_block, rows - first);
-                 width = least_of(width, a.weight.n - column);
-                 finish_strip<kEpilogue>(a, y, ends, task, first, count, column, width, sums);
-               });
+  const int64_t all = a.pair ? a.rows * a.tokens / 2 : a.rows * a.tokens, of_block = a.pair ? kBlock : 2 * kBlock;
+  const int64_t bytes = kBlock * a.weight.steps() * kStep;
+  const uint8_t* tiles = tiled(a, all, division.blocks, parallel, workspace);
+  parallel(division.tasks(), [&](int64_t index) {
+    const Tiles in_use;
+    (void)in_use;
+    LinearTask task(a, y, ends, index);
+    Strip strips[2];
+    int turn = 0;
+    const int64_t p0 = index % division.panel_tasks() * division.panels_each;
+    const int64_t p1 = least_of(division.panels, p0 + division.panels_each);
+    const int64_t b0 = index / division.panel_tasks() * division.blocks_each;
+    for (int64_t p = p0; p < p1; p += 2)
+      for (int64_t b = b0; b < least_of(division.blocks, b0 + division.blocks_each); ++b, turn = 1 - turn) {
+        const uint8_t* block = tiles + 2 * b * bytes;
+        const int64_t count = least_of(of_block, all - b * of_block), panels = least_of(p1 - p, 2);
+        const int64_t first = least_of(count, kBlock), second = a.pair ? first : count - first;
+        Rows rows{{block, block + bytes}, {first, second}, kStep, kTile, nullptr};
+        rows.ahead = b == b0 ? kAhead : 0;
+        begin_strip<kEpilogue>(a, strips[turn], b * of_block, count, p * kPanel, panels * kPanel);
+        multiply_strip(a, rows, p, panels, task, strips[turn], strips[1 - turn]);
+      }
+    strips[1 - turn].finish(task, strips[1 - turn].count);
+    for (const Found& found : task.found) found.keep();
+  });
 }
 
 inline void linear(const LinearArgs& a, const Parallel& parallel, const Workspace& workspace) {
