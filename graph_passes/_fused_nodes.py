@@ -20,7 +20,8 @@ CODE_OUTPUTS: Mapping[str, tuple[str, ...]] = {
 _FLOATS = frozenset({"y", "scale", "present_key", "present_value"})
 
 
-Attributes = Mapping[str, str | int | float | Sequence[int] | Sequence[float]]
+Attribute = str | int | float | Sequence[int] | Sequence[float]
+Attributes = Mapping[str, Attribute]
 
 
 def insert_operator(

@@ -1,4 +1,4 @@
-"""Float attention with its normalization, its caches and the codes of its result as one operator of nextscale-ops.
+"""Attention with its normalization, its caches and the codes of its result as one operator of nextscale-ops.
 
 query -> Reshape -> LpNormalization -> Transpose -> Mul scale ------------+
 key   -> Reshape -> LpNormalization -> Transpose -> Concat past_key ------+-> MatMul -> Softmax -> MatMul -> y
@@ -8,6 +8,7 @@ y -> Transpose -> Reshape (-> Quantize)                  all of it becomes   Att
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -18,6 +19,7 @@ from nextscale.graph_passes._fused_nodes import (
     CODE_OUTPUTS,
     OPERATORS,
     OPERATORS_VERSION,
+    Attribute,
     fused_nodes,
     insert_operator,
     only_use,
@@ -25,10 +27,13 @@ from nextscale.graph_passes._fused_nodes import (
     take_over,
 )
 from nextscale.graph_passes._graph_edit import add_initializer, input_of
+from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
+from nextscale.graph_passes.integer_model import IntegerAttention
+from nextscale.graph_passes.quantize_attention import Magnitudes, overflow_name
 
 
 def fuse_attention(model: ir.Model) -> ir.Model:
-    """A copy of `model` whose cosine attentions with caches are single nodes; others stay as they are."""
+    """A copy of `model` whose float cosine attentions with caches are single nodes; others stay as they are."""
     model = model.clone()
     model.opset_imports.setdefault(OPERATORS, OPERATORS_VERSION)
     for pattern in attention_patterns(model.graph):
@@ -37,6 +42,62 @@ def fuse_attention(model: ir.Model) -> ir.Model:
             _fuse(model.graph, pattern, found)
     RemoveUnusedNodesPass()(model)
     return model
+
+
+def fuse_integer_attention(
+    model: ir.Model,
+    attention: IntegerAttention,
+    rows: int,
+    magnitudes: Mapping[str, Magnitudes] | None,
+    shift_and_sum: ShiftAndSum | None,
+    stage_input: str,
+) -> tuple[ir.Model, tuple[str, ...]]:
+    """A copy of `model` whose attentions of that name are single integer nodes, and the names of those that are not.
+
+    Args:
+        model: the float stage graph.
+        attention: which attentions are integer, and how.
+        rows, magnitudes, shift_and_sum, stage_input: as for `quantize_attention`.
+    """
+    model = model.clone()
+    model.opset_imports.setdefault(OPERATORS, OPERATORS_VERSION)
+    stage = next(value for value in model.graph.inputs if value.name == stage_input)
+    left = []
+    for pattern in attention_patterns(model.graph):
+        if pattern.name not in attention.names:
+            continue
+        found = _match(pattern)
+        if found is None:
+            left.append(pattern.name)
+            continue
+        attributes: dict[str, Attribute] = {
+            "heads": found.heads,
+            "bits": attention.bits,
+            "image_rows": rows,
+            "weights": attention.weights,
+        }
+        if magnitudes is not None:
+            known = magnitudes[pattern.name]
+            attributes["magnitudes"] = [known.query, known.key, known.value]
+        if shift_and_sum is not None:
+            attributes |= {"theta": shift_and_sum.theta, "places": list(shift_and_sum.places)}
+        counted = shift_and_sum is not None and shift_and_sum.count_overflow
+        inputs = [*_operands(model.graph, pattern, found), stage if shift_and_sum is not None else None]
+        outputs = ["y", *_CACHES, *(["overflow"] if counted else [])]
+        made = insert_operator(
+            model.graph, "IntegerAttention", inputs, outputs, f"{pattern.name}/fused", attributes, before=found.result
+        )
+        take_over(made["y"], found.result.outputs[0])
+        _take_over_caches(made, pattern)
+        if counted:
+            overflow = made["overflow"]
+            overflow.name, overflow.dtype, overflow.shape = overflow_name(pattern.name), ir.DataType.INT64, ir.Shape([])
+            model.graph.outputs.append(overflow)
+    RemoveUnusedNodesPass()(model)
+    return model, tuple(left)
+
+
+_CACHES = ("present_key", "present_value")
 
 
 @dataclass(frozen=True)
@@ -95,18 +156,16 @@ def _is_transposed(node: ir.Node, permutation: list[int]) -> bool:
 
 
 def _fuse(graph: ir.Graph, pattern: AttentionPattern, found: _Attention) -> None:
-    flat = _flat(graph, found.scale, pattern.name)
-    inputs = [found.query, found.key, found.value, found.past_key, found.past_value, flat]
+    inputs = _operands(graph, pattern, found)
     (y,) = found.result.outputs
     coded = only_use(y)
     quantize = coded[0] if coded is not None and coded[0] in fused_nodes(graph, "Quantize") else None
-    caches = ["present_key", "present_value"]
     if quantize is not None and quantize.attributes["ranges"].as_string() == "pair":
         made = insert_operator(
             graph,
             "Attention",
             [*inputs, *quantize.inputs[1:]],
-            ["", *CODE_OUTPUTS["pair"], *caches],
+            ["", *CODE_OUTPUTS["pair"], *_CACHES],
             f"{pattern.name}/fused",
             {"heads": found.heads, "ranges": "pair", "bits": quantize.attributes["bits"].as_int()},
             before=found.result,
@@ -118,17 +177,23 @@ def _fuse(graph: ir.Graph, pattern: AttentionPattern, found: _Attention) -> None
             graph,
             "Attention",
             inputs,
-            ["y", "", "", *caches],
+            ["y", "", "", *_CACHES],
             f"{pattern.name}/fused",
             {"heads": found.heads},
             before=found.result,
         )
         take_over(made["y"], y)
-    take_over(made["present_key"], pattern.key)
-    take_over(made["present_value"], pattern.value)
+    _take_over_caches(made, pattern)
 
 
-def _flat(graph: ir.Graph, scale: ir.Value, name: str) -> ir.Value:
-    """The heads' scales [H] of the stock constant [1, H, 1, 1]."""
-    assert scale.const_value is not None
-    return add_initializer(graph, f"{name}.query_scale", scale.const_value.numpy().reshape(-1))
+def _take_over_caches(made: Mapping[str, ir.Value], pattern: AttentionPattern) -> None:
+    for output, old in zip(_CACHES, (pattern.key, pattern.value), strict=True):
+        take_over(made[output], old)
+
+
+def _operands(graph: ir.Graph, pattern: AttentionPattern, found: _Attention) -> list[ir.Value | None]:
+    """What both operators take; the heads' scales as [H] instead of the stock constant [1, H, 1, 1]."""
+    assert found.scale.const_value is not None
+    name, scales = f"{pattern.name}.query_scale", found.scale.const_value.numpy().reshape(-1)
+    flat = add_initializer(graph, name, scales)
+    return [found.query, found.key, found.value, found.past_key, found.past_value, flat]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
-from nextscale.graph_passes.fuse_attention import fuse_attention
+from nextscale.graph_passes.fuse_attention import fuse_attention, fuse_integer_attention
 from nextscale.graph_passes.fuse_epilogues import fuse_epilogues
 from nextscale.graph_passes.fuse_linear import fuse_linear
 from nextscale.graph_passes.fuse_norm import fuse_norm
@@ -46,7 +46,8 @@ class StagePlan:
 
 def quantize_stage(stage_model: ir.Model, plan: StagePlan) -> ir.Model:
     """The integer stage graph of stock operators."""
-    return _quantized(stage_model, plan, rows_apart=True)
+    attention = plan.integer.attention
+    return _quantized(stage_model, plan, () if attention is None else attention.names, rows_apart=True)
 
 
 def fuse_stage(stage_model: ir.Model, plan: StagePlan, stock: ir.Model) -> ir.Model:
@@ -56,8 +57,20 @@ def fuse_stage(stage_model: ir.Model, plan: StagePlan, stock: ir.Model) -> ir.Mo
         stage_model, plan: as `quantize_stage` took them.
         stock: what it gave.
     """
+    model, facts = stage_model, plan.integer.facts
+    left: tuple[str, ...] = ()
+    if plan.integer.attention is not None:
+        # Attention first, as in the stock graph.
+        model, left = fuse_integer_attention(
+            model,
+            plan.integer.attention,
+            GUIDED_ROWS,
+            plan.magnitudes,
+            plan.shift_and_sum,
+            facts.stage_input,
+        )
     # Operators take both rows of an image, which the stock graph keeps apart.
-    model = _quantized(stage_model, plan, rows_apart=False)
+    model = _quantized(model, plan, left, rows_apart=False)
     model = fuse_linear(model, plan.integer)
     # Norms, epilogues and attention end in the codes that the layers behind them take.
     model = fuse_norm(model)
@@ -74,12 +87,13 @@ def _share_constants(graph: ir.Graph, of: ir.Graph) -> None:
             value.const_value = of.initializers[name].const_value
 
 
-def _quantized(stage_model: ir.Model, plan: StagePlan, rows_apart: bool) -> ir.Model:
+def _quantized(stage_model: ir.Model, plan: StagePlan, attentions: Collection[str], rows_apart: bool) -> ir.Model:
+    """The integer layers, and the integer attentions of these names, of stock operators."""
     integer, facts = plan.integer, plan.integer.facts
     weights = plan.rounder, integer.weights.packed
     model = stage_model
     # Attention first: its pattern is float MatMuls, and what is around it does not matter to it.
-    if integer.attention is not None:
+    if integer.attention is not None and attentions:
         model = quantize_attention(
             model,
             integer.attention.weights,
@@ -88,7 +102,7 @@ def _quantized(stage_model: ir.Model, plan: StagePlan, rows_apart: bool) -> ir.M
             plan.magnitudes,
             plan.shift_and_sum,
             facts.stage_input,
-            integer.attention.names,
+            attentions,
         )
     # The ways of choosing ranges touch different layers and could stand in any order.
     model = quantize_linear(model, plan.ranges, facts.stage_input, integer.bits, *weights)
