@@ -66,7 +66,6 @@ inline const uint8_t* laid_out(const LinearArgs& a, int64_t rows, int64_t blocks
   return all;
 }
 
-constexpr int64_t kAhead = 1 << 13;  // bytes, so that what the next page holds is found in time
 constexpr int64_t kPanelSums = 2 * kBlock * kPanel;
 
 // The row of a token, for tokens that are asked for in their order.
@@ -341,7 +340,7 @@ inline void products(const LinearArgs& a, float* y, const EndsTable& ends, const
         const int64_t count = least_of(of_block, all - b * of_block), panels = least_of(p1 - p, 2);
         const int64_t first = least_of(count, kBlock), second = a.pair ? first : count - first;
         Rows rows{{block, block + layout.bytes}, {first, second}, layout.stride, layout.step, nullptr};
-        rows.ahead = b == b0 ? kAhead : 0;
+        rows.next_panel = b == b0 ? a.weight.panel_bytes() : 0;
         begin_strip<kEpilogue>(a, strips[turn], b * of_block, count, p * kPanel, panels * kPanel);
         multiply_strip(a, rows, p, panels, task, strips[turn], strips[1 - turn]);
       }

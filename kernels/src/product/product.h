@@ -29,7 +29,7 @@ struct Rows {
   int64_t stride, step;
   const int64_t* offsets;
   const int32_t* quads = nullptr;  // of 4 k in each step that the weights have, if not all 16; tiles multiply all
-  int64_t ahead = 0;  // weights are fetched so many bytes before they are read; 0: they are in a cache
+  int64_t next_panel = 0;  // bytes from a panel to the one that comes next from memory; 0: none does
   int64_t offset(int64_t s) const { return offsets ? offsets[s] : s * step; }
   int32_t quads_of(int64_t s) const { return quads ? quads[s] : 16; }
 
@@ -39,10 +39,13 @@ struct Rows {
     return j < count[0] ? begin[0] + j * stride : begin[1] + (j - count[0]) * stride;
   }
   int64_t place(int64_t j) const { return j < count[0] ? j : kBlock + j - count[0]; }
-  // What lies `ahead` of some bytes of a panel, while its first rows are multiplied.
-  void fetch(const int8_t* weights, int64_t bytes) const {
-    if (ahead)
-      for (int64_t i = 0; i < bytes; i += 64) NEXTSCALE_FETCH(weights + ahead + i);
+  // Fetches weights beside the products of some bytes. One pass over the panel fetches what it reads soon, in the next
+  // page too; of several, each fetches its part of the next panel, so that memory always has something to do.
+  void fetch(const int8_t* weights, int64_t bytes, int64_t pass, int64_t passes) const {
+    constexpr int64_t kSoon = 1 << 13;
+    if (!next_panel) return;
+    weights += passes == 1 ? kSoon : next_panel;
+    for (int64_t i = pass * 64; i < bytes; i += passes * 64) NEXTSCALE_FETCH(weights + i);
   }
 };
 
