@@ -271,20 +271,30 @@ class ChannelsLast:
         """A 1x1 convolution as the rows' matrix product: u8 [B, n, in] -> float32 [B, n, out]."""
         activation = self.qparams[layer.x]
         kernel = self.constants.kernel(layer.name, layer.weight[:, :, 0, 0], layer.bias, activation)
-        y = self.microsoft.MatMulIntegerToFloat(
-            self._codes(layer.x),
+        weight = (
             self._constant(f"{layer.name}.codes", np.ascontiguousarray(kernel.weight.codes.T)),
-            self._qparams(activation)[0],
             self._constant(f"{layer.name}.scale", kernel.weight.scale),
-            self._qparams(activation)[1],
-            None,
-            self._constant(f"{layer.name}.bias", layer.bias),
-            _name=layer.name,
         )
+        bias = self._constant(f"{layer.name}.bias", layer.bias)
+        y = self._multiply(self._codes(layer.x), self._qparams(activation), weight, bias, layer.name)
         out = len(layer.weight)
         source = self.features[layer.x]
         strips = self._split(y, self._feature(source.height, source.width, out).strips)
         self._derive(layer.y, layer.x, strips, out)
+
+    def _multiply(
+        self,
+        codes: ir.Value,
+        qparams: tuple[ir.Value, ir.Value],
+        weight: tuple[ir.Value, ir.Value],
+        bias: ir.Value,
+        name: str,
+    ) -> ir.Value:
+        """scale (codes - zero_point) weight + bias, the weight as its codes [in, out] and scale [out]."""
+        (scale, zero_point), (columns, weight_scale) = qparams, weight
+        return self.microsoft.MatMulIntegerToFloat(
+            codes, columns, scale, weight_scale, zero_point, None, bias, _name=name
+        )
 
     def _linear(self, layer: Convolution) -> None:
         """A 1x1 convolution in float: float32 [B, n, in] -> [B, n, out], whose bias stays pending."""

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from nextscale.graph_passes._channels_last import ChannelsLast, DecoderConstants, Feature, NamedKernel
 from nextscale.graph_passes._decoder_patterns import Attention, Convolution, GroupNorm, Layer, Residual
-from nextscale.graph_passes._graph_edit import FUSED, MICROSOFT
+from nextscale.graph_passes._graph_edit import MICROSOFT
 from nextscale.graph_passes.qparams import ActivationQParams, Range
+from nextscale.runtime._manifest import OPERATORS
 
 Floats = NDArray[np.float32]
 
@@ -24,7 +25,7 @@ Floats = NDArray[np.float32]
 class FusedChannelsLast(ChannelsLast):
     """Builds the fused int8 graph of a list of layers; see `ChannelsLast`."""
 
-    domains: ClassVar[tuple[str, ...]] = (MICROSOFT, FUSED)
+    domains: ClassVar[tuple[str, ...]] = (MICROSOFT, OPERATORS)
 
     def __init__(
         self,
@@ -35,7 +36,7 @@ class FusedChannelsLast(ChannelsLast):
         constants: DecoderConstants,
     ) -> None:
         super().__init__(source, integer, ranges, channels, constants)
-        self.fused = self.builder.opset(FUSED)
+        self.fused = self.builder.opset(OPERATORS)
         self.read_as_floats: set[ir.Value] = set()
 
     def build(self, layers: Sequence[Layer]) -> ir.Model:
@@ -52,6 +53,18 @@ class FusedChannelsLast(ChannelsLast):
 
     def _feature(self, height: int, width: int, channels: int) -> Feature:
         return Feature(height, width, channels, strips=1)
+
+    def _multiply(
+        self,
+        codes: ir.Value,
+        qparams: tuple[ir.Value, ir.Value],
+        weight: tuple[ir.Value, ir.Value],
+        bias: ir.Value,
+        name: str,
+    ) -> ir.Value:
+        y = self.fused.Linear(codes, *qparams, *weight, bias, _name=name)
+        y.dtype = ir.DataType.FLOAT
+        return y
 
     def _convolve(
         self, x: ir.Value, activation: ActivationQParams, kernels: Sequence[NamedKernel], steps: Floats

@@ -9,7 +9,6 @@ import onnx_ir as ir
 from onnxscript import GraphBuilder, OpBuilder
 
 MICROSOFT = "com.microsoft"
-FUSED = "nextscale"  # kernels/README.md
 
 Body = Callable[..., Sequence[ir.Value]]
 

@@ -22,7 +22,7 @@ def layer_norm(x: Array, gain: Array, shift: Array, epsilon: float) -> Array:
 
 def image_ranges(x: Array, image_rows: int, bits: int) -> tuple[Array, Array]:
     """Scales and zero points [R]: min-max of each image with zero in it (Eq. 1 to 3)."""
-    images = x.reshape(image_rows, len(x) // image_rows, -1)
+    images = x.reshape(image_rows, len(x) // image_rows, x[:1].size if len(x) else 0)
     high = np.maximum(images.max((0, 2), initial=0.0), 0.0)
     low = np.minimum(images.min((0, 2), initial=0.0), 0.0)
     scale = np.maximum((high - low) / (2**bits - 1), LEAST_SCALE)

@@ -19,4 +19,11 @@
 #define NEXTSCALE_ALONE __declspec(noinline)
 #endif
 
+// Brings a line into the cache; any address will do.
+#if defined(__GNUC__)
+#define NEXTSCALE_FETCH(p) __builtin_prefetch(p)
+#else
+#define NEXTSCALE_FETCH(p) static_cast<void>(p)
+#endif
+
 #endif  // NEXTSCALE_COMPILER_H_

@@ -142,6 +142,7 @@ struct ConvolutionArgs {
   Panels weight[4];        // K: size lines
   const float* scale[4];   // [out filled up to 32]
   const int32_t* bias[4];  // the same
+  const int16_t* transformed;  // of one kernel, if winograd: [out / 16][16][channels / 2][16][2], filled up; or null
   uint8_t* y;              // [batch, height, width, out] or [batch, 2 height, 2 width, out]
 };
 
@@ -174,6 +175,7 @@ struct Kernels {
   void (*norm)(const NormArgs&, const Parallel&, const Workspace&);
   void (*linear)(const LinearArgs&, const Parallel&, const Workspace&);
   void (*attention)(const AttentionArgs&, const Parallel&, const Workspace&);
+  bool winograd;  // its convolution wants transformed weights
   void (*convolution)(const ConvolutionArgs&, const Parallel&);
   void (*group_norm)(const GroupNormArgs&, const Parallel&, const Workspace&);
   void (*add_codes)(const AddCodesArgs&, const Parallel&, const Workspace&);

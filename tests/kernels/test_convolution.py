@@ -85,17 +85,35 @@ def test_extreme_products_do_not_saturate(ops_library: Path, isa: str) -> None:
     np.testing.assert_array_equal(found, expected)
 
 
+def test_sums_beyond_a_quarter_of_int32(ops_library: Path, isa: str) -> None:
+    """Winograd's are four times the result's, for which there is no room here."""
+    channels = 1900
+    x = np.full((1, 3, 3, channels), 255, np.uint8)
+    largest = 9 * channels * 255 * 128
+    assert 2**31 < 4 * largest < 2**33
+    kernels = [
+        Kernel(
+            np.full((1, channels, 3, 3), -128, np.int8),
+            np.full(1, 200 / largest, np.float32),
+            np.array([largest], np.int32),
+        )
+    ]
+    (found,) = operator(ops_library, isa, x, 0, kernels)()
+    np.testing.assert_array_equal(found, convolution(x, 0, kernels))
+    assert found[0, 1, 1, 0] == 0 < found[0, 0, 0, 0]
+
+
 @pytest.mark.parametrize("upsample", [False, True])
-def test_chunks_of_a_large_picture_meet(ops_library: Path, upsample: bool) -> None:
+def test_chunks_of_a_large_picture_meet(ops_library: Path, isa: str, upsample: bool) -> None:
     """Lines longer than a chunk, more lines than a chunk has, several tasks; any number of threads; each of a batch."""
     rng = np.random.default_rng(3)
-    x = rng.integers(0, 256, (2, 5, 300, 8)).astype(np.uint8)
-    kernels = kernels_of(rng, 8, 40, upsample)
+    x = rng.integers(0, 256, (2, 3, 300, 100)).astype(np.uint8)
+    kernels = kernels_of(rng, 100, 20, upsample)
     expected = convolution(x, 100, kernels)
     for threads in (1, 2, 3):
-        run = operator(ops_library, "", x, 100, kernels, threads)
+        run = operator(ops_library, isa, x, 100, kernels, threads)
         np.testing.assert_array_equal(run()[0], expected)
-        np.testing.assert_array_equal(run(x=x[1:])[0], expected[1:])
+    np.testing.assert_array_equal(run(x=x[1:])[0], expected[1:])
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

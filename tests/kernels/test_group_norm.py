@@ -95,7 +95,15 @@ class Case:
 @pytest.mark.parametrize("silu", [False, True])
 @pytest.mark.parametrize(
     ("shape", "groups"),
-    [((1, 1, 1), 1), ((2, 3, 8), 4), ((1, 17, 33), 3), ((2, 300, 64), 32), ((1, 520, 160), 32), ((0, 4, 8), 2)],
+    [
+        ((1, 1, 1), 1),
+        ((2, 3, 8), 4),
+        ((1, 17, 33), 3),
+        ((2, 300, 64), 32),
+        ((1, 520, 160), 32),
+        ((1, 1030, 44), 11),
+        ((0, 4, 8), 2),
+    ],
 )
 def test_close_to_float64(
     ops_library: Path, isa: str, shape: tuple[int, int, int], groups: int, codes: bool, silu: bool

@@ -10,10 +10,23 @@
 #include "group_norm.h"
 #include "linear.h"
 #include "norm.h"
+#ifdef NEXTSCALE_HAS_WIDE_PRODUCT
+#include "winograd.h"
+#endif
 
 namespace nextscale {
 namespace NEXTSCALE_ISA {
 namespace {
+
+#ifdef NEXTSCALE_HAS_WIDE_PRODUCT
+constexpr bool kWinograd = true;
+inline void convolution(const ConvolutionArgs& a, const Parallel& parallel) {
+  a.transformed ? winograd(a, parallel) : direct_convolution(a, parallel);
+}
+#else
+constexpr bool kWinograd = false;
+inline void convolution(const ConvolutionArgs& a, const Parallel& parallel) { direct_convolution(a, parallel); }
+#endif
 
 constexpr Kernels table(const char* isa) {
   return {
@@ -22,6 +35,7 @@ constexpr Kernels table(const char* isa) {
       norm,
       linear,
       attention,
+      kWinograd,
       convolution,
       group_norm,
       add_codes,

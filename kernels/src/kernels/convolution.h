@@ -19,11 +19,11 @@ struct Chunk {
   int64_t pitch(int64_t channels) const { return (width + 2) * channels; }  // bytes from line to line of the copy
 };
 
-// The chunk with a border, [height + 2, width + 2, channels]. The last block of 16 pixels may be read beyond it.
+// The chunk with a border, [height + 2, width + 2, channels]. One more line, and 16 pixels of it, can be read.
 inline const uint8_t* with_border(const ConvolutionArgs& a, const Chunk& chunk) {
   const int64_t c = a.channels, pitch = chunk.pitch(c);
   auto* copy = static_cast<uint8_t*>(
-      thread_memory(kChunkSlot, static_cast<size_t>((chunk.height + 2) * pitch + kBlock * c + kStep)));
+      thread_memory(kChunkSlot, static_cast<size_t>((chunk.height + 3) * pitch + kBlock * c + kStep)));
   const int64_t left = chunk.x > 0 ? 0 : 1;
   const int64_t right = chunk.x + chunk.width < a.width ? 0 : 1;
   const auto code = static_cast<int>(a.zero_point);
@@ -53,8 +53,8 @@ struct ResultCodes {
       scale[half] = load(a.scale[kernel] + n);
     }
   }
-  I operator()(const int32_t* sums, int half) const {
-    const F x = to_float(load(sums + half * kLanes) + bias[half]) * scale[half];
+  I operator()(I sums, int64_t half) const {
+    const F x = to_float(sums + bias[half]) * scale[half];
     return nearest(min(max(x, splat(0.0f)), splat(255.0f)));
   }
 };
@@ -62,16 +62,15 @@ struct ResultCodes {
 // The codes of up to 16 pixels, `stride` bytes apart.
 inline void store_codes(const ResultCodes& codes, const int32_t* sums, int64_t pixels, int64_t outputs, uint8_t* y,
                         int64_t stride) {
-  if (outputs >= kPanel) {
-    for (int64_t i = 0; i < pixels; ++i) {
-      store_bytes(y + i * stride, codes(sums + i * kPanel, 0));
-      store_bytes(y + i * stride + kLanes, codes(sums + i * kPanel, 1));
+  for (int64_t i = 0; i < pixels; ++i, y += stride, sums += kPanel) {
+    const I left = codes(load(sums), 0), right = codes(load(sums + kLanes), 1);
+    if (outputs >= kPanel) {
+      store_bytes(y, left);
+      store_bytes(y + kLanes, right);
+    } else {
+      store_bytes(y, left, outputs);
+      store_bytes(y + kLanes, right, outputs - kLanes);
     }
-    return;
-  }
-  for (int64_t i = 0; i < pixels; ++i) {
-    store_bytes(y + i * stride, codes(sums + i * kPanel, 0), outputs);
-    if (outputs > kLanes) store_bytes(y + i * stride + kLanes, codes(sums + i * kPanel, 1), outputs - kLanes);
   }
 }
 
@@ -100,17 +99,27 @@ inline void convolve(const ConvolutionArgs& a, const Chunk& chunk, const uint8_t
   }
 }
 
-inline void convolution(const ConvolutionArgs& a, const Parallel& parallel) {
-  const int64_t width = least_of(a.width, kChunkWidth);
-  const int64_t height = width > 0 ? least_of(a.height, ceil_div(kChunkPixels, width)) : 0;
-  if (a.batch == 0 || height == 0) return;
-  const int64_t across = ceil_div(a.width, width), down = ceil_div(a.height, height);
-  const int64_t chunks = a.batch * down * across, panels = a.weight[0].count(), units = a.kernels * panels;
+// f(chunk, first, end) for all chunks of at most this size, and groups of the `units` that each has to do.
+template <class Do>
+inline void in_chunks(const ConvolutionArgs& a, int64_t width, int64_t height, int64_t units, const Parallel& parallel,
+                      Do f) {
+  if (a.batch == 0 || width == 0 || height == 0) return;
+  const int64_t across = ceil_div(a.width, width), down = ceil_div(a.height, height), chunks = a.batch * down * across;
   const int64_t per_task = ceil_div(units, least_of(units, ceil_div(kConvolutionTasks, chunks)));
   const int64_t groups = ceil_div(units, per_task);
   parallel(chunks * groups, [&](int64_t task) {
     const int64_t at = task / groups, y = at / across % down * height, x = at % across * width;
-    const Chunk chunk{at / across / down, y, x, least_of(height, a.height - y), least_of(width, a.width - x)};
+    const int64_t first = task % groups * per_task;
+    f(Chunk{at / across / down, y, x, least_of(height, a.height - y), least_of(width, a.width - x)}, first,
+      least_of(units, first + per_task));
+  });
+}
+
+inline void direct_convolution(const ConvolutionArgs& a, const Parallel& parallel) {
+  const int64_t width = least_of(a.width, kChunkWidth);
+  const int64_t height = width > 0 ? least_of(a.height, ceil_div(kChunkPixels, width)) : 0;
+  const int64_t panels = a.weight[0].count();
+  in_chunks(a, width, height, a.kernels * panels, parallel, [&](const Chunk& chunk, int64_t first, int64_t end) {
     const uint8_t* copy = with_border(a, chunk);
     const int64_t steps = a.weight[0].steps(), of_line = steps / a.size;
     auto* offsets = static_cast<int64_t*>(
@@ -122,8 +131,7 @@ inline void convolution(const ConvolutionArgs& a, const Parallel& parallel) {
       quads[s] = static_cast<int32_t>(ceil_div(least_of(kStep, a.size * a.channels - k), 4));
     }
     [[maybe_unused]] const Tiles tiles;  // from here on nothing is thrown
-    const int64_t first = task % groups * per_task;
-    for (int64_t unit = first; unit < least_of(units, first + per_task); ++unit)
+    for (int64_t unit = first; unit < end; ++unit)
       convolve(a, chunk, copy, offsets, quads, unit / panels, unit % panels);
   });
 }

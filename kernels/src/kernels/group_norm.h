@@ -1,4 +1,6 @@
 // GroupNorm as an affine of each channel, then SiLU, then codes: one pass for the moments and one for the rest.
+//
+// Of codes in large pictures, the second pass looks up what becomes of each of 256 codes of a channel.
 #ifndef NEXTSCALE_KERNELS_GROUP_NORM_H_
 #define NEXTSCALE_KERNELS_GROUP_NORM_H_
 
@@ -71,10 +73,10 @@ inline void group_affine(const GroupNormArgs& a, const float* sums, int64_t span
 
 constexpr int64_t kCodes = 256;
 constexpr int64_t kTablePixels = 1024;  // of a picture that is worth a table, which costs 256 pixels' time
-constexpr int64_t kStretch = 128;       // numbers between two stages, which stay in registers' reach
+constexpr int64_t kStretch = 128;       // numbers between two stages, which the nearest cache keeps
 
-// SiLU, perhaps, of y's vectors, each given to `put`. In stages, so that the processor works at many numbers at a time: of
-// one number, the operations of exp and of a reciprocal are a long chain.
+// SiLU, perhaps, of y's vectors, each given to `put`. In stages, so that the processor works at many numbers at a time:
+// of one number, the operations of exp and of a reciprocal are a long chain.
 struct Finish {
   bool silu;
   Quantizer quantizer;

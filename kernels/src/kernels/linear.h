@@ -16,14 +16,15 @@ struct Division {
 };
 
 // Tasks of all rows where there are few, since weights are then read once from memory; else of rows whose codes fit
-// into the second cache beside a panel.
+// into the second cache beside a panel. A task's panels make whole strips. Each thread takes a stretch of the tasks: with
+// many small ones, all stretches are about as long.
 inline Division divide(int64_t blocks, const Panels& weight) {
-  constexpr int64_t kTasks = 32, kRowBytes = 1 << 18;
+  constexpr int64_t kTasks = 128, kRowBytes = 1 << 18;
   const int64_t block_bytes = 2 * kBlock * weight.steps() * kStep;
   const int64_t blocks_each = least_of(blocks, most_of(4, kRowBytes / most_of(1, block_bytes)));
   const int64_t row_tasks = ceil_div(blocks, most_of(1, blocks_each));
-  const int64_t panel_tasks = least_of(weight.count(), most_of(1, kTasks / most_of(1, row_tasks)));
-  return {blocks, most_of(1, blocks_each), weight.count(), ceil_div(weight.count(), most_of(1, panel_tasks))};
+  const int64_t strips = ceil_div(weight.count(), 2), panel_tasks = most_of(1, kTasks / most_of(1, row_tasks));
+  return {blocks, most_of(1, blocks_each), weight.count(), 2 * most_of(1, ceil_div(strips, panel_tasks))};
 }
 
 // Columns that are finished together: a whole line of the cache of codes.
@@ -43,7 +44,10 @@ struct Columns {
     }
   }
   F dequantize(const int32_t* sums, int64_t i) const {
-    return fma(to_float(load(sums) - load(correction + i)), load(scale + i), load(bias + i));
+    return dequantize_onto(load(bias + i), sums, i);
+  }
+  F dequantize_onto(F y, const int32_t* sums, int64_t i) const {
+    return fma(to_float(load(sums) - load(correction + i)), load(scale + i), y);
   }
 };
 
@@ -52,7 +56,7 @@ inline const uint8_t* tiled(const LinearArgs& a, int64_t rows, int64_t blocks, c
                             const Workspace& workspace) {
   const int64_t k = a.weight.k, bytes = kBlock * a.weight.steps() * kStep;
   auto* tiles = workspace.take<uint8_t>(2 * blocks * bytes);
-  const int64_t together = most_of(1, (1 << 15) / most_of(1, bytes));
+  const int64_t together = most_of(1, (1 << 16) / most_of(1, bytes));
   parallel(ceil_div(2 * blocks, together), [&](int64_t task) {
     for (int64_t b = task * together; b < least_of(2 * blocks, (task + 1) * together); ++b) {
       const int64_t of_pair = b % 2, first = (a.pair ? b / 2 : b) * kBlock;
@@ -63,170 +67,288 @@ inline const uint8_t* tiled(const LinearArgs& a, int64_t rows, int64_t blocks, c
   return tiles;
 }
 
+constexpr int64_t kAhead = 1 << 13;  // bytes, so that what the next page holds is found in time
 constexpr int64_t kPanelSums = 2 * kBlock * kPanel;
 
-// finish(task, block, column, sums) for each double block and strip, with the sums int32 [2][2][16][32] of two panels.
-template <class F_>
-inline void each_product(const LinearArgs& a, int64_t rows, const Division& division, const Parallel& parallel,
-                         const Workspace& workspace, F_ finish) {
-  const int64_t bytes = kBlock * a.weight.steps() * kStep;
-  const uint8_t* tiles = tiled(a, rows, division.blocks, parallel, workspace);
-  parallel(division.tasks(), [&](int64_t task) {
-    const Tiles in_use;
-    (void)in_use;
-    alignas(64) int32_t sums[2 * kPanelSums];
-    const int64_t p0 = task % division.panel_tasks() * division.panels_each;
-    const int64_t p1 = least_of(division.panels, p0 + division.panels_each);
-    const int64_t b0 = task / division.panel_tasks() * division.blocks_each;
-    for (int64_t p = p0; p < p1; p += 2)
-      for (int64_t b = b0; b < least_of(division.blocks, b0 + division.blocks_each); ++b) {
-        const uint8_t* block = tiles + 2 * b * bytes;
-        const int64_t left = rows - (a.pair ? b : 2 * b) * kBlock;
-        const int64_t first = least_of(left, kBlock), second = a.pair ? first : most_of(0, least_of(left - kBlock, kBlock));
-        const Rows both{{block, block + bytes}, {first, second}, kStep, kTile, nullptr};
-        for (int64_t i = p; i < least_of(p1, p + 2); ++i)
-          multiply(both, a.weight.codes + i * a.weight.panel_bytes(), a.weight.steps(), sums + (i - p) * kPanelSums);
-        finish(task, b, p * kPanel, least_of(p1 - p, 2) * kPanel, sums);
-      }
-  });
-}
-// Where the sums of a row of block 0 or 1, and of columns from i on, begin.
-inline const int32_t* sums_at(const int32_t* sums, int64_t block, int64_t row, int64_t i) {
-  return sums + i / kPanel * kPanelSums + (block * kBlock + row) * kPanel + i % kPanel;
-}
-
-enum class Epilogue { kPlain, kGelu, kResidual };
-
-// y of token t and of columns i to i + 15, of which there are `here`, with what follows the product.
-template <Epilogue kEpilogue>
-inline F finished(const LinearArgs& a, F y, int64_t t, int64_t i, int64_t here) {
-  if constexpr (kEpilogue == Epilogue::kGelu) return gelu_tanh(y);
-  if constexpr (kEpilogue == Epilogue::kResidual) {
-    const int64_t n = a.weight.n;
-    const float *x = a.residual + t * n + i, *gain = a.gain + t / a.tokens * n + i;
-    return here >= kLanes ? fma(load(gain), y, load(x)) : fma(load(gain, here), y, load(x, here));
+// The row of a token, for tokens that are asked for in their order.
+class RowOf {
+ public:
+  RowOf() = default;
+  RowOf(int64_t first, int64_t tokens) : tokens_(tokens), row_(first / tokens), end_((row_ + 1) * tokens) {}
+  int64_t operator()(int64_t token) {
+    while (token >= end_) {
+      ++row_;
+      end_ += tokens_;
+    }
+    return row_;
   }
-  return y;
-}
 
-// Puts numbers or codes of a strip, of which there are n, from i on; whole strips of codes go at once.
-inline void put(float* to, F y, int64_t i, int64_t n) {
-  if (n - i >= kLanes) return store(to + i, y);
-  store(to + i, y, n - i);
-}
-inline void put_codes(uint8_t* to, const I* codes, int64_t n) {
-  if (n == kStrip) return store_bytes(to, codes[0], codes[1], codes[2], codes[3]);
-  for (int64_t i = 0; i < n; i += kLanes) store_bytes(to + i, codes[i / kLanes], n - i);
-}
+ private:
+  int64_t tokens_ = 1, row_ = 0, end_ = 0;
+};
 
-// The ends of float results that wait for their range: of a task and an image, or of a task's panels and a token.
+// The ends that tasks found, [tasks, images], for results that wait for the range of their image.
 struct EndsTable {
   Ends* table = nullptr;
-  int64_t parts = 0, slots = 0;
-  bool by_token = false;
-  Ends& at(int64_t task, int64_t t, int64_t tokens) const {
-    return by_token ? table[task % parts * slots + t] : table[task * slots + t / tokens % slots];
-  }
+  int64_t images = 0;
 };
 
 inline EndsTable new_table(const LinearArgs& a, const Division& division, const Workspace& workspace) {
   EndsTable ends;
-  ends.by_token = a.coding.ranges == Ranges::kToken;
-  ends.slots = ends.by_token ? a.rows * a.tokens : a.rows / a.coding.image_rows;
-  ends.parts = ends.by_token ? division.panel_tasks() : division.tasks();
-  ends.table = workspace.take<Ends>(ends.parts * ends.slots);
-  for (int64_t i = 0; i < ends.parts * ends.slots; ++i) ends.table[i] = {0.0f, 0.0f};
+  ends.images = a.rows / a.coding.image_rows;
+  ends.table = workspace.take<Ends>(division.tasks() * ends.images);
+  for (int64_t i = 0; i < division.tasks() * ends.images; ++i) ends.table[i] = {0.0f, 0.0f};
   return ends;
 }
 
-// Guided rows as a pair: y without the class is the product of u, and with it the product of d more.
-template <Epilogue kEpilogue>
-inline void pair_products(const LinearArgs& a, float* y, const EndsTable& ends, const Division& division,
-                          const Parallel& parallel, const Workspace& workspace) {
-  const int64_t n = a.weight.n, half = a.rows * a.tokens / 2;
-  const Coding& coding = a.coding;
-  each_product(a, half, division, parallel, workspace,
-               [&](int64_t task, int64_t b, int64_t column, int64_t width, const int32_t* sums) {
-    const Quantizer u_codes(coding.known[0], coding.qmax), d_codes(coding.known[1], coding.qmax);
-    Columns u, d;
-    u.set(a, column, a.known[0], true);
-    d.set(a, column, a.known[1], false);
-    width = least_of(width, n - column);
-    for (int64_t r = 0; r < least_of(kBlock, half - b * kBlock); ++r) {
-      const int64_t t = b * kBlock + r, o = t * n + column;
-      I strips[2][kStrip / kLanes];
-      Extremes of_with, of_without;
-      for (int64_t i = 0; i < width; i += kLanes) {
-        F without = u.dequantize(sums_at(sums, 0, r, i), i), with = without + d.dequantize(sums_at(sums, 1, r, i), i);
-        with = finished<kEpilogue>(a, with, t, column + i, width - i);
-        without = finished<kEpilogue>(a, without, half + t, column + i, width - i);
-        if (!y) {
-          strips[0][i / kLanes] = u_codes(without);
-          strips[1][i / kLanes] = d_codes(with - without);
-          continue;
-        }
-        put(y + o, with, i, width);
-        put(y + half * n + o, without, i, width);
-        if (!ends.table) continue;
-        of_with.add(with);
-        of_without.add(without);
-      }
-      if (!y) {
-        put_codes(coding.codes[0] + o, strips[0], width);
-        put_codes(coding.codes[1] + o, strips[1], width);
-      } else if (ends.table) {
-        ends.at(task, t, a.tokens).add(minimum(of_with.low), maximum(of_with.high));
-        ends.at(task, half + t, a.tokens).add(minimum(of_without.low), maximum(of_without.high));
-      }
+// Those of one task, as it comes to one row after another.
+class Found {
+ public:
+  Found(const EndsTable& ends, int64_t task)
+      : table_(ends.table ? ends.table + task * ends.images : nullptr), images_(ends.images) {}
+  explicit operator bool() const { return table_; }
+  void add(int64_t row, const Extremes& extremes) {
+    if (row != row_) {
+      keep();
+      row_ = row;
+      extremes_ = Extremes();
     }
-  });
+    extremes_.low = min(extremes.low, extremes_.low);
+    extremes_.high = max(extremes.high, extremes_.high);
+  }
+  void keep() const {
+    if (row_ >= 0) table_[row_ % images_].add(minimum(extremes_.low), maximum(extremes_.high));
+  }
+
+ private:
+  Ends* table_;
+  int64_t images_, row_ = -1;
+  Extremes extremes_;
+};
+
+// A task, and what all its results need.
+struct LinearTask {
+  const LinearArgs& a;
+  float* y;  // or null: codes
+  Quantizer codes[2];
+  Found found[2];
+  LinearTask(const LinearArgs& args, float* results, const EndsTable& ends, int64_t task)
+      : a(args),
+        y(results),
+        codes{Quantizer(a.coding.known[0], a.coding.qmax), Quantizer(a.coding.known[1], a.coding.qmax)},
+        found{Found(ends, task), Found(ends, task)} {}
+};
+
+// Some tokens' sums of up to 64 columns, int32 [2][2][16][32] of two panels, which become results token by token.
+struct Strip {
+  int64_t first = 0, count = 0, done = 0;  // tokens; without the class, those of a pair come half of all later
+  int64_t column = -1, width = 0;
+  int64_t of_scale = -1;
+  RowOf row_of;
+  Columns columns[2];
+  void (*finish_tokens)(LinearTask&, Strip&, int64_t end) = nullptr;  // those up to number `end`
+  alignas(64) int32_t sums[2 * kPanelSums];
+
+  // Where the sums of a row of block 0 or 1, and of columns from i on, begin.
+  const int32_t* sums_at(int64_t block, int64_t row, int64_t i) const {
+    return sums + i / kPanel * kPanelSums + (block * kBlock + row) * kPanel + i % kPanel;
+  }
+  void finish(LinearTask& task, int64_t end) {
+    if (done < end) finish_tokens(task, *this, end);
+    done = end;
+  }
+};
+
+enum class Epilogue { kPlain, kGelu, kResidual };
+
+// What follows the product, for N vectors of one token or, if kTokens is 2, of N / 2 columns of two tokens.
+template <Epilogue kEpilogue, int kTokens, bool kWhole, int N>
+inline void finish(const LinearArgs& a, F (&y)[N], const int64_t (&tokens)[kTokens], const int64_t (&rows)[kTokens],
+                   int64_t column, int64_t here) {
+  if constexpr (kEpilogue == Epilogue::kGelu) gelu_tanh(y);
+  if constexpr (kEpilogue == Epilogue::kResidual) {
+    each_of<N>([&](int v) {
+      constexpr int kEach = N / kTokens;
+      const int64_t n = a.weight.n, i = v % kEach * kLanes;
+      const float* x = a.residual + tokens[v / kEach] * n + column + i;
+      const float* gain = a.gain + rows[v / kEach] * n + column + i;
+      y[v] = kWhole ? fma(load(gain), y[v], load(x)) : fma(load(gain, here - i), y[v], load(x, here - i));
+    });
+  }
 }
 
-template <Epilogue kEpilogue>
-inline void single_products(const LinearArgs& a, float* y, const EndsTable& ends, const Division& division,
-                            const Parallel& parallel, const Workspace& workspace) {
-  const int64_t n = a.weight.n, all = a.rows * a.tokens;
-  const Coding& coding = a.coding;
-  each_product(a, all, division, parallel, workspace,
-               [&](int64_t task, int64_t b, int64_t column, int64_t width, const int32_t* sums) {
-    const Quantizer codes(coding.known[0], coding.qmax);
-    Columns columns;
-    int64_t of_scale = -1;
-    width = least_of(width, n - column);
-    for (int64_t r = 0; r < least_of(2 * kBlock, all - b * 2 * kBlock); ++r) {
-      const int64_t t = b * 2 * kBlock + r, o = t * n + column;
-      const int64_t mine = a.scales == 1 ? 0 : a.scales == a.rows ? t / a.tokens : t;
-      if (mine != of_scale) {
-        of_scale = mine;
-        columns.set(a, column, {a.scale[mine], a.zero_point[mine]}, true);
+template <bool kWhole, int N>
+inline void put(float* y, const F* x, int64_t here) {
+  NEXTSCALE_UNROLL
+  for (int v = 0; v < N; ++v) {
+    if constexpr (kWhole)
+      store(y + v * kLanes, x[v]);
+    else
+      store(y + v * kLanes, x[v], here - v * kLanes);
+  }
+}
+
+// Codes of a strip, of which there are n; a whole strip goes at once.
+template <bool kWhole>
+inline void put_codes(uint8_t* to, const I* codes, int64_t n) {
+  if constexpr (kWhole) return store_bytes(to, codes[0], codes[1], codes[2], codes[3]);
+  for (int64_t i = 0; i < n; i += kLanes) store_bytes(to + i, codes[i / kLanes], n - i);
+}
+
+// Guided rows as a pair: y without the class is the product of u, and with it the product of d more.
+template <Epilogue kEpilogue, bool kWhole>
+NEXTSCALE_ALONE void finish_pairs(LinearTask& task, Strip& strip, int64_t end) {
+  constexpr int kEach = kWhole && kTogether > 1 ? kTogether / 2 : 1;
+  const LinearArgs& a = task.a;
+  const int64_t n = a.weight.n, half = a.rows * a.tokens / 2, column = strip.column, width = strip.width;
+  const Columns &u = strip.columns[0], &d = strip.columns[1];
+  const Quantizer u_codes = task.codes[0], d_codes = task.codes[1];
+  float* const y = task.y;
+  const bool found = static_cast<bool>(task.found[0]);
+  for (int64_t r = strip.done; r < end; ++r) {
+    const int64_t t = strip.first + r, row = strip.row_of(t);
+    const int64_t tokens[2] = {t, half + t}, rows[2] = {row, a.rows / 2 + row};
+    const int64_t at[2] = {tokens[0] * n + column, tokens[1] * n + column};
+    I codes[2][kStrip / kLanes];
+    Extremes extremes[2];
+    for (int64_t i = 0; i < (kWhole ? kStrip : width); i += kEach * kLanes) {
+      F x[2 * kEach];  // with, without
+      each_of<kEach>([&](int v) {
+        const int64_t c = i + v * kLanes;
+        x[kEach + v] = u.dequantize(strip.sums_at(0, r, c), c);
+        x[v] = d.dequantize_onto(x[kEach + v], strip.sums_at(1, r, c), c);
+      });
+      finish<kEpilogue, 2, kWhole>(a, x, tokens, rows, column + i, width - i);
+      if (!y) {
+        each_of<kEach>([&](int v) {
+          codes[0][i / kLanes + v] = u_codes(x[kEach + v]);
+          codes[1][i / kLanes + v] = d_codes(x[v] - x[kEach + v]);
+        });
+        continue;
       }
-      I strip[kStrip / kLanes];
-      Extremes extremes;
-      for (int64_t i = 0; i < width; i += kLanes) {
-        F x = columns.dequantize(sums_at(sums, r / kBlock, r % kBlock, i), i);
-        x = finished<kEpilogue>(a, x, t, column + i, width - i);
-        if (!y) {
-          strip[i / kLanes] = codes(x);
-          continue;
-        }
-        put(y + o, x, i, width);
-        if (ends.table) extremes.add(x);
-      }
-      if (!y)
-        put_codes(coding.codes[0] + o, strip, width);
-      else if (ends.table)
-        ends.at(task, t, a.tokens).add(minimum(extremes.low), maximum(extremes.high));
+      put<kWhole, kEach>(y + at[0] + i, x, width - i);
+      put<kWhole, kEach>(y + at[1] + i, x + kEach, width - i);
+      if (found) each_of<2 * kEach>([&](int v) { extremes[v / kEach].add(x[v]); });
     }
-  });
+    if (!y) {
+      put_codes<kWhole>(a.coding.codes[0] + at[0], codes[0], width);
+      put_codes<kWhole>(a.coding.codes[1] + at[0], codes[1], width);
+    } else if (found) {
+      for (int i = 0; i < 2; ++i) task.found[i].add(rows[i], extremes[i]);
+    }
+  }
+}
+
+template <Epilogue kEpilogue, bool kWhole>
+NEXTSCALE_ALONE void finish_singles(LinearTask& task, Strip& strip, int64_t end) {
+  constexpr int kEach = kWhole ? kTogether : 1;
+  const LinearArgs& a = task.a;
+  const int64_t n = a.weight.n, column = strip.column, width = strip.width;
+  Columns& columns = strip.columns[0];
+  const Quantizer quantizer = task.codes[0];
+  float* const y = task.y;
+  const bool found = static_cast<bool>(task.found[0]);
+  for (int64_t r = strip.done; r < end; ++r) {
+    const int64_t t = strip.first + r, row = strip.row_of(t), tokens[1] = {t}, rows[1] = {row}, at = t * n + column;
+    const int64_t mine = a.scales == 1 ? 0 : a.scales == a.rows ? row : t;
+    if (mine != strip.of_scale) {
+      strip.of_scale = mine;
+      columns.set(a, column, {a.scale[mine], a.zero_point[mine]}, true);
+    }
+    I codes[kStrip / kLanes];
+    Extremes extremes;
+    for (int64_t i = 0; i < (kWhole ? kStrip : width); i += kEach * kLanes) {
+      F x[kEach];
+      each_of<kEach>([&](int v) {
+        const int64_t c = i + v * kLanes;
+        x[v] = columns.dequantize(strip.sums_at(r / kBlock, r % kBlock, c), c);
+      });
+      finish<kEpilogue, 1, kWhole>(a, x, tokens, rows, column + i, width - i);
+      if (!y) {
+        each_of<kEach>([&](int v) { codes[i / kLanes + v] = quantizer(x[v]); });
+        continue;
+      }
+      put<kWhole, kEach>(y + at + i, x, width - i);
+      if (found) each_of<kEach>([&](int v) { extremes.add(x[v]); });
+    }
+    if (!y)
+      put_codes<kWhole>(a.coding.codes[0] + at, codes, width);
+    else if (found)
+      task.found[0].add(row, extremes);
+  }
+}
+
+// Prepares a strip for the sums of some tokens and columns.
+template <Epilogue kEpilogue>
+inline void begin_strip(const LinearArgs& a, Strip& strip, int64_t first, int64_t count, int64_t column, int64_t width) {
+  if (column != strip.column) {
+    strip.column = column;
+    strip.width = least_of(width, a.weight.n - column);
+    strip.of_scale = -1;
+    if (a.pair)
+      for (int i = 0; i < 2; ++i) strip.columns[i].set(a, column, a.known[i], i == 0);
+    const bool whole = strip.width == kStrip;
+    if (a.pair)
+      strip.finish_tokens = whole ? finish_pairs<kEpilogue, true> : finish_pairs<kEpilogue, false>;
+    else
+      strip.finish_tokens = whole ? finish_singles<kEpilogue, true> : finish_singles<kEpilogue, false>;
+  }
+  strip.first = first;
+  strip.count = count;
+  strip.done = 0;
+  strip.row_of = RowOf(first, a.tokens);
+}
+
+// The sums of two panels; `other` is finished beside tiles' products, which leave the vectors idle.
+inline void multiply_strip(const LinearArgs& a, const Rows& rows, int64_t panel, int64_t panels, LinearTask& task,
+                           Strip& strip, Strip& other) {
+  const int64_t steps = a.weight.steps();
+#ifdef NEXTSCALE_HAS_TILES
+  const int64_t all = panels * steps;
+  int64_t end = 0, due = 0;  // tokens of the other that are due after a step, and the rest in parts of all steps
+  const auto between = [&] {
+    for (due += other.count; due >= all; due -= all) ++end;
+    if (other.done < end) other.finish(task, end);
+  };
+  for (int64_t i = 0; i < panels; ++i)
+    multiply(rows, a.weight.codes + (panel + i) * a.weight.panel_bytes(), steps, strip.sums + i * kPanelSums, between);
+  other.finish(task, other.count);
+#else
+  for (int64_t i = 0; i < panels; ++i)
+    multiply(rows, a.weight.codes + (panel + i) * a.weight.panel_bytes(), steps, strip.sums + i * kPanelSums);
+  (void)other;
+  strip.finish(task, strip.count);
+#endif
 }
 
 template <Epilogue kEpilogue>
 inline void products(const LinearArgs& a, float* y, const EndsTable& ends, const Division& division,
                      const Parallel& parallel, const Workspace& workspace) {
-  if (a.pair)
-    pair_products<kEpilogue>(a, y, ends, division, parallel, workspace);
-  else
-    single_products<kEpilogue>(a, y, ends, division, parallel, workspace);
+  const int64_t all = a.pair ? a.rows * a.tokens / 2 : a.rows * a.tokens, of_block = a.pair ? kBlock : 2 * kBlock;
+  const int64_t bytes = kBlock * a.weight.steps() * kStep;
+  const uint8_t* tiles = tiled(a, all, division.blocks, parallel, workspace);
+  parallel(division.tasks(), [&](int64_t index) {
+    const Tiles in_use;
+    (void)in_use;
+    LinearTask task(a, y, ends, index);
+    Strip strips[2];
+    int turn = 0;
+    const int64_t p0 = index % division.panel_tasks() * division.panels_each;
+    const int64_t p1 = least_of(division.panels, p0 + division.panels_each);
+    const int64_t b0 = index / division.panel_tasks() * division.blocks_each;
+    for (int64_t p = p0; p < p1; p += 2)
+      for (int64_t b = b0; b < least_of(division.blocks, b0 + division.blocks_each); ++b, turn = 1 - turn) {
+        const uint8_t* block = tiles + 2 * b * bytes;
+        const int64_t count = least_of(of_block, all - b * of_block), panels = least_of(p1 - p, 2);
+        const int64_t first = least_of(count, kBlock), second = a.pair ? first : count - first;
+        Rows rows{{block, block + bytes}, {first, second}, kStep, kTile, nullptr};
+        rows.ahead = b == b0 ? kAhead : 0;
+        begin_strip<kEpilogue>(a, strips[turn], b * of_block, count, p * kPanel, panels * kPanel);
+        multiply_strip(a, rows, p, panels, task, strips[turn], strips[1 - turn]);
+      }
+    strips[1 - turn].finish(task, strips[1 - turn].count);
+    for (const Found& found : task.found) found.keep();
+  });
 }
 
 inline void linear(const LinearArgs& a, const Parallel& parallel, const Workspace& workspace) {
@@ -238,8 +360,7 @@ inline void linear(const LinearArgs& a, const Parallel& parallel, const Workspac
   // Codes of known ranges leave the products at once; others wait as floats.
   const bool at_once = coding.ranges == (a.pair ? Ranges::kPair : Ranges::kStatic);
   float* y = at_once ? nullptr : coding.ranges == Ranges::kNone ? a.y : workspace.take<float>(all * n);
-  const bool found = coding.ranges == Ranges::kImage || coding.ranges == Ranges::kToken;
-  const EndsTable ends = found ? new_table(a, division, workspace) : EndsTable{};
+  const EndsTable ends = coding.ranges == Ranges::kImage ? new_table(a, division, workspace) : EndsTable{};
   if (a.gelu)
     products<Epilogue::kGelu>(a, y, ends, division, parallel, workspace);
   else if (a.residual)
@@ -249,12 +370,7 @@ inline void linear(const LinearArgs& a, const Parallel& parallel, const Workspac
 
   if (at_once || coding.ranges == Ranges::kNone) return;
   if (coding.ranges == Ranges::kImage) {
-    quantize_images(y, a.rows, a.tokens, n, coding, ends.table, ends.parts, parallel);
-  } else if (coding.ranges == Ranges::kToken) {
-    parallel(ceil_div(all, kBlock), [&](int64_t task) {
-      for (int64_t t = task * kBlock; t < least_of(all, (task + 1) * kBlock); ++t)
-        quantize_token(y + t * n, n, merged(ends.table, ends.parts, all, t), t, coding);
-    });
+    quantize_images(y, a.rows, a.tokens, n, coding, ends.table, division.tasks(), parallel);
   } else {
     quantize({y, a.rows, a.tokens, n, coding}, parallel, workspace);
   }

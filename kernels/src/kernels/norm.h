@@ -6,38 +6,46 @@ namespace nextscale {
 namespace NEXTSCALE_ISA {
 namespace {
 
-// x -> (x - mean) inverse gain + shift of one token [k], which is read from the cache twice before.
+// Mean and 1 / standard deviation of a token.
+struct Moments {
+  float mean, inverse;
+};
+
+// Of x [k]; the second sum is of what is left without the mean, whatever its size.
+inline Moments moments_of(const float* x, int64_t k, float epsilon) {
+  constexpr int kSums = 4;
+  const float n = static_cast<float>(k);
+  F sums[kSums];
+  each_of<kSums>([&](int v) { sums[v] = splat(0.0f); });
+  int64_t i = 0;
+  for (; i + kSums * kLanes <= k; i += kSums * kLanes)
+    each_of<kSums>([&](int v) { sums[v] = sums[v] + load(x + i + v * kLanes); });
+  for (; i < k; i += kLanes) sums[0] = sums[0] + load(x + i, k - i);
+  const float mean = sum((sums[0] + sums[1]) + (sums[2] + sums[3])) / n;
+  const F means = splat(mean);
+  each_of<kSums>([&](int v) { sums[v] = splat(0.0f); });
+  for (i = 0; i + kSums * kLanes <= k; i += kSums * kLanes)
+    each_of<kSums>([&](int v) {
+      const F off = load(x + i + v * kLanes) - means;
+      sums[v] = fma(off, off, sums[v]);
+    });
+  for (; i < k; i += kLanes) {  // lanes past the end are as if they had the mean
+    float rest[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) rest[lane] = i + lane < k ? x[i + lane] : mean;
+    const F off = load(rest) - means;
+    sums[0] = fma(off, off, sums[0]);
+  }
+  return {mean, 1.0f / sqrtf(sum((sums[0] + sums[1]) + (sums[2] + sums[3])) / n + epsilon)};
+}
+
+// x -> (x - mean) inverse gain + shift of one token.
 class Modulation {
  public:
-  Modulation(const float* x, int64_t k, const float* gain, const float* shift, float epsilon)
-      : x_(x), gain_(gain), shift_(shift) {
-    const float n = static_cast<float>(k);
-    F one = splat(0.0f), two = splat(0.0f);
-    int64_t i = 0;
-    for (; i + 2 * kLanes <= k; i += 2 * kLanes) {
-      one = one + load(x + i);
-      two = two + load(x + i + kLanes);
-    }
-    for (; i < k; i += kLanes) one = one + load(x + i, k - i);
-    const float mean = sum(one + two) / n;
-    mean_ = splat(mean);
-    one = two = splat(0.0f);
-    for (i = 0; i + 2 * kLanes <= k; i += 2 * kLanes) {
-      const F a = load(x + i) - mean_, b = load(x + i + kLanes) - mean_;
-      one = fma(a, a, one);
-      two = fma(b, b, two);
-    }
-    for (; i < k; i += kLanes) {  // lanes past the end are as if they had the mean
-      float rest[kLanes];
-      for (int lane = 0; lane < kLanes; ++lane) rest[lane] = i + lane < k ? x[i + lane] : mean;
-      const F a = load(rest) - mean_;
-      one = fma(a, a, one);
-    }
-    inverse_ = splat(1.0f / sqrtf(sum(one + two) / n + epsilon));
-  }
-  // The numbers i to i + 15 of the token, of which it has n.
+  Modulation(const float* x, Moments moments, const float* gain, const float* shift)
+      : x_(x), gain_(gain), shift_(shift), mean_(splat(moments.mean)), inverse_(splat(moments.inverse)) {}
+  // As InMemory's.
+  F operator()(int64_t i) const { return fma((load(x_ + i) - mean_) * inverse_, load(gain_ + i), load(shift_ + i)); }
   F operator()(int64_t i, int64_t n) const {
-    if (n >= kLanes) return fma((load(x_ + i) - mean_) * inverse_, load(gain_ + i), load(shift_ + i));
     return fma((load(x_ + i, n) - mean_) * inverse_, load(gain_ + i, n), load(shift_ + i, n));
   }
 
@@ -50,84 +58,52 @@ inline void norm(const NormArgs& a, const Parallel& parallel, const Workspace& w
   const Coding& coding = a.coding;
   const int64_t k = a.k, all = a.rows * a.tokens;
   const int64_t together = most_of(1, kTaskNumbers / 4 / most_of(1, k));  // tokens of a task
-  const auto token = [&](int64_t t) {
+  const auto moments = [&](int64_t t) { return moments_of(a.x + t * k, k, a.epsilon); };
+  const auto token = [&](int64_t t, Moments of) {
     const int64_t r = t / a.tokens;
-    return Modulation(a.x + t * k, k, a.gain + r * k, a.shift + r * k, a.epsilon);
+    return Modulation(a.x + t * k, of, a.gain + r * k, a.shift + r * k);
+  };
+  const auto each_token = [&](int64_t tokens, auto f) {
+    parallel(ceil_div(tokens, together), [&](int64_t task) {
+      for (int64_t t = task * together; t < least_of(tokens, (task + 1) * together); ++t) f(t);
+    });
   };
   switch (coding.ranges) {
     case Ranges::kNone:
       break;
     case Ranges::kStatic: {
       const Quantizer q(coding.known[0], coding.qmax);
-      parallel(ceil_div(all, together), [&](int64_t task) {
-        for (int64_t t = task * together; t < least_of(all, (task + 1) * together); ++t) {
-          const Modulation x = token(t);
-          uint8_t* codes = coding.codes[0] + t * k;
-          int64_t i = 0;
-          for (; i + kLanes <= k; i += kLanes) store_bytes(codes + i, q(x(i, kLanes)));
-          if (i < k) store_bytes(codes + i, q(x(i, k - i)), k - i);
-        }
-      });
+      each_token(all, [&](int64_t t) { quantize_span(token(t, moments(t)), k, q, coding.codes[0] + t * k); });
       break;
     }
     case Ranges::kPair: {
       const int64_t half = all / 2;
-      parallel(ceil_div(half, together), [&](int64_t task) {
-        const Quantizer u(coding.known[0], coding.qmax), d(coding.known[1], coding.qmax);
-        for (int64_t t = task * together; t < least_of(half, (task + 1) * together); ++t) {
-          const Modulation with = token(t), without = token(half + t);
-          uint8_t *u_codes = coding.codes[0] + t * k, *d_codes = coding.codes[1] + t * k;
-          int64_t i = 0;
-          for (; i + kLanes <= k; i += kLanes) {
-            const F x = without(i, kLanes);
-            store_bytes(u_codes + i, u(x));
-            store_bytes(d_codes + i, d(with(i, kLanes) - x));
-          }
-          if (i < k) {
-            const F x = without(i, k - i);
-            store_bytes(u_codes + i, u(x), k - i);
-            store_bytes(d_codes + i, d(with(i, k - i) - x), k - i);
-          }
-        }
+      const Quantizer u(coding.known[0], coding.qmax), d(coding.known[1], coding.qmax);
+      each_token(half, [&](int64_t t) {
+        quantize_pairs(token(t, moments(t)), token(half + t, moments(half + t)), k, u, d, coding.codes[0] + t * k,
+                       coding.codes[1] + t * k);
       });
       break;
     }
-    case Ranges::kImage: {
-      const int64_t images = a.rows / coding.image_rows, per = ceil_div(a.tokens, together);
-      const int64_t parts = coding.image_rows * per;
-      Ends* table = workspace.take<Ends>(parts * images);
-      float* kept = workspace.take<float>(all * k);
-      parallel(a.rows * per, [&](int64_t task) {
-        const int64_t r = task / per, first = task % per * together;
-        Extremes extremes;
-        for (int64_t t = r * a.tokens + first; t < r * a.tokens + least_of(a.tokens, first + together); ++t) {
-          const Modulation x = token(t);
-          int64_t i = 0;
-          for (; i + kLanes <= k; i += kLanes) {
-            const F y = x(i, kLanes);
-            extremes.add(y);
-            store(kept + t * k + i, y);
-          }
-          if (i < k) {
-            const F y = x(i, k - i);  // zero past the end, which every range holds
-            extremes.add(y);
-            store(kept + t * k + i, y, k - i);
-          }
-        }
-        table[((r / images) * per + task % per) * images + r % images] = {minimum(extremes.low), maximum(extremes.high)};
+    case Ranges::kImage: {  // numbers are made twice: less to do than to keep them
+      Moments* of = workspace.take<Moments>(all);
+      Ends* table = workspace.take<Ends>(all);  // [image_rows, tokens, images]
+      const int64_t images = a.rows / coding.image_rows;
+      each_token(all, [&](int64_t t) {
+        of[t] = moments(t);
+        const int64_t r = t / a.tokens, part = r / images * a.tokens + t % a.tokens;
+        table[part * images + r % images] = ends_of(token(t, of[t]), k);
       });
-      quantize_images(kept, a.rows, a.tokens, k, coding, table, parts, parallel);
+      set_image_ranges(a.rows, coding, table, coding.image_rows * a.tokens);
+      each_token(all, [&](int64_t t) {
+        const int64_t r = t / a.tokens;
+        const Quantizer q({coding.scale[r], coding.zero_point[r]}, coding.qmax);
+        quantize_span(token(t, of[t]), k, q, coding.codes[0] + t * k);
+      });
       break;
     }
     case Ranges::kToken:
-      parallel(ceil_div(all, together), [&](int64_t task) {
-        auto* kept = static_cast<float*>(thread_memory(1, static_cast<size_t>(k) * sizeof(float)));
-        for (int64_t t = task * together; t < least_of(all, (task + 1) * together); ++t) {
-          const Modulation x = token(t);
-          for (int64_t i = 0; i < k; i += kLanes) store(kept + i, x(i, k - i), k - i);
-          quantize_token(kept, k, ends_of(kept, k), t, coding);
-        }
-      });
+      each_token(all, [&](int64_t t) { quantize_token(token(t, moments(t)), k, t, coding); });
       break;
   }
 }

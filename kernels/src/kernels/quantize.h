@@ -59,32 +59,61 @@ inline QParams token_range(Ends ends, int32_t zero_point, int32_t qmax) {
   return {wide > kLeastScale ? wide : kLeastScale, zero_point};
 }
 
-inline Ends ends_of(const float* x, int64_t n) {
+// Numbers as the functions below ask for them: the 16 from i on, or the n that are left and then zeros.
+struct InMemory {
+  const float* x;
+  F operator()(int64_t i) const { return load(x + i); }
+  F operator()(int64_t i, int64_t n) const { return load(x + i, n); }
+};
+
+template <class X>
+inline Ends ends_of(const X& x, int64_t n) {
   Extremes one, two;
   int64_t i = 0;
   for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
-    one.add(load(x + i));
-    two.add(load(x + i + kLanes));
+    one.add(x(i));
+    two.add(x(i + kLanes));
   }
-  for (; i < n; i += kLanes) one.add(load(x + i, n - i));
+  for (; i + kLanes <= n; i += kLanes) one.add(x(i));
+  if (i < n) one.add(x(i, n - i));
   return {minimum(min(one.low, two.low)), maximum(max(one.high, two.high))};
 }
 
-inline void quantize_span(const float* x, int64_t n, const Quantizer& q, uint8_t* codes) {
+template <class X>
+inline void quantize_span(const X& x, int64_t n, const Quantizer& q, uint8_t* codes) {
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store_bytes(codes + i, q(load(x + i)));
-  if (i < n) store_bytes(codes + i, q(load(x + i, n - i)), n - i);
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes)
+    store_bytes(codes + i, q(x(i)), q(x(i + kLanes)), q(x(i + 2 * kLanes)), q(x(i + 3 * kLanes)));
+  for (; i + kLanes <= n; i += kLanes) store_bytes(codes + i, q(x(i)));
+  if (i < n) store_bytes(codes + i, q(x(i, n - i)), n - i);
 }
 
 // Codes of the row without the class, and of the difference that the class makes.
+template <class X>
+inline void quantize_pairs(const X& with, const X& without, int64_t n, const Quantizer& u, const Quantizer& d,
+                           uint8_t* u_codes, uint8_t* d_codes) {
+  constexpr int kVectors = 4;
+  int64_t i = 0;
+  for (; i + kVectors * kLanes <= n; i += kVectors * kLanes) {
+    I of_u[kVectors], of_d[kVectors];
+    each_of<kVectors>([&](int v) {
+      const F x = without(i + v * kLanes), y = with(i + v * kLanes) - x;
+      of_u[v] = u(x);
+      of_d[v] = d(y);
+    });
+    store_bytes(u_codes + i, of_u[0], of_u[1], of_u[2], of_u[3]);
+    store_bytes(d_codes + i, of_d[0], of_d[1], of_d[2], of_d[3]);
+  }
+  for (; i < n; i += kLanes) {
+    const F x = without(i, n - i), y = with(i, n - i) - x;
+    store_bytes(u_codes + i, u(x), n - i);
+    store_bytes(d_codes + i, d(y), n - i);
+  }
+}
+
 inline void quantize_pair_span(const float* with, const float* without, int64_t n, const Quantizer& u, const Quantizer& d,
                                uint8_t* u_codes, uint8_t* d_codes) {
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const int64_t here = n - i;
-    const F x = load(without + i, here), y = load(with + i, here) - x;
-    store_bytes(u_codes + i, u(x), here);
-    store_bytes(d_codes + i, d(y), here);
-  }
+  quantize_pairs(InMemory{with}, InMemory{without}, n, u, d, u_codes, d_codes);
 }
 
 // Of each image the ends that any of `parts` tables [parts, images] has.
@@ -94,10 +123,9 @@ inline Ends merged(const Ends* table, int64_t parts, int64_t images, int64_t ima
   return ends;
 }
 
-// Codes of x [rows, tokens, k] in a range for each image, whose ends are known.
-inline void quantize_images(const float* x, int64_t rows, int64_t tokens, int64_t k, const Coding& coding,
-                            const Ends* table, int64_t parts, const Parallel& parallel) {
-  const int64_t images = rows / coding.image_rows, row = tokens * k, per = ceil_div(row, kTaskNumbers);
+// Makes the range of each image, whose ends are known; row r's is QParams{scale[r], zero_point[r]} of the coding.
+inline void set_image_ranges(int64_t rows, const Coding& coding, const Ends* table, int64_t parts) {
+  const int64_t images = rows / coding.image_rows;
   for (int64_t image = 0; image < images; ++image) {
     const QParams q = range_of(merged(table, parts, images, image), coding.qmax);
     for (int64_t r = image; r < rows; r += images) {
@@ -105,16 +133,24 @@ inline void quantize_images(const float* x, int64_t rows, int64_t tokens, int64_
       coding.zero_point[r] = static_cast<uint8_t>(q.zero_point);
     }
   }
+}
+
+// Codes of x [rows, tokens, k] in a range for each image, whose ends are known.
+inline void quantize_images(const float* x, int64_t rows, int64_t tokens, int64_t k, const Coding& coding,
+                            const Ends* table, int64_t parts, const Parallel& parallel) {
+  const int64_t row = tokens * k, per = ceil_div(row, kTaskNumbers);
+  set_image_ranges(rows, coding, table, parts);
   parallel(rows * per, [&](int64_t task) {
-    const int64_t r = task / per, i = task % per * kTaskNumbers;
+    const int64_t r = task / per, i = r * row + task % per * kTaskNumbers;
     const Quantizer q({coding.scale[r], coding.zero_point[r]}, coding.qmax);
-    quantize_span(x + r * row + i, least_of(row - i, kTaskNumbers), q, coding.codes[0] + r * row + i);
+    quantize_span(InMemory{x + i}, least_of((r + 1) * row - i, kTaskNumbers), q, coding.codes[0] + i);
   });
 }
 
 // Codes of one token, of number t of all rows, in a range of its own.
-inline void quantize_token(const float* x, int64_t k, Ends ends, int64_t t, const Coding& coding) {
-  const QParams q = token_range(ends, coding.token_zero_point, coding.qmax);
+template <class X>
+inline void quantize_token(const X& x, int64_t k, int64_t t, const Coding& coding) {
+  const QParams q = token_range(ends_of(x, k), coding.token_zero_point, coding.qmax);
   coding.scale[t] = q.scale;
   coding.zero_point[t] = static_cast<uint8_t>(q.zero_point);
   quantize_span(x, k, Quantizer(q, coding.qmax), coding.codes[0] + t * k);
@@ -129,7 +165,7 @@ inline void quantize(const QuantizeArgs& a, const Parallel& parallel, const Work
     case Ranges::kStatic:
       parallel(ceil_div(n, kTaskNumbers), [&](int64_t task) {
         const int64_t i = task * kTaskNumbers;
-        quantize_span(a.x + i, least_of(n - i, kTaskNumbers), Quantizer(coding.known[0], coding.qmax),
+        quantize_span(InMemory{a.x + i}, least_of(n - i, kTaskNumbers), Quantizer(coding.known[0], coding.qmax),
                       coding.codes[0] + i);
       });
       break;
@@ -147,7 +183,7 @@ inline void quantize(const QuantizeArgs& a, const Parallel& parallel, const Work
       parallel(a.rows * per, [&](int64_t task) {
         const int64_t r = task / per, i = task % per * kTaskNumbers;
         table[((r / images) * per + task % per) * images + r % images] =
-            ends_of(a.x + r * row + i, least_of(row - i, kTaskNumbers));
+            ends_of(InMemory{a.x + r * row + i}, least_of(row - i, kTaskNumbers));
       });
       quantize_images(a.x, a.rows, a.tokens, a.k, coding, table, parts, parallel);
       break;
@@ -156,7 +192,7 @@ inline void quantize(const QuantizeArgs& a, const Parallel& parallel, const Work
       const int64_t together = most_of(1, kTaskNumbers / most_of(1, a.k)), tokens = a.rows * a.tokens;
       parallel(ceil_div(tokens, together), [&](int64_t task) {
         for (int64_t t = task * together; t < least_of(tokens, (task + 1) * together); ++t)
-          quantize_token(a.x + t * a.k, a.k, ends_of(a.x + t * a.k, a.k), t, coding);
+          quantize_token(InMemory{a.x + t * a.k}, a.k, t, coding);
       });
       break;
     }

@@ -14,6 +14,7 @@ namespace NEXTSCALE_ISA {
 namespace {
 
 constexpr int kLanes = 16;
+constexpr int kTogether = 2;  // vectors whose steps are taken together
 // Rows, and vectors of columns, whose sums a float product holds in registers.
 constexpr int kFloatRows = 4, kFloatVectors = 1;
 
@@ -118,6 +119,10 @@ inline I shift_left(I a) {
 template <int N>
 inline I shift_right(I a) {
   return {_mm256_srli_epi32(a.lo, N), _mm256_srli_epi32(a.hi, N)};
+}
+template <int N>
+inline I shift_right_signed(I a) {
+  return {_mm256_srai_epi32(a.lo, N), _mm256_srai_epi32(a.hi, N)};
 }
 inline I bits(F a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
 inline F from_bits(I a) { return {_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)}; }

@@ -14,6 +14,7 @@ namespace NEXTSCALE_ISA {
 namespace {
 
 constexpr int kLanes = 16;
+constexpr int kTogether = 4;  // vectors whose steps are taken together
 // Rows, and vectors of columns, whose sums a float product holds in registers.
 constexpr int kFloatRows = 8, kFloatVectors = 2;
 
@@ -76,6 +77,10 @@ inline I shift_left(I a) {
 template <int N>
 inline I shift_right(I a) {
   return {_mm512_srli_epi32(a.v, N)};
+}
+template <int N>
+inline I shift_right_signed(I a) {
+  return {_mm512_srai_epi32(a.v, N)};
 }
 inline I bits(F a) { return {_mm512_castps_si512(a.v)}; }
 inline F from_bits(I a) { return {_mm512_castsi512_ps(a.v)}; }

@@ -16,6 +16,7 @@ namespace NEXTSCALE_ISA {
 namespace {
 
 constexpr int kLanes = 16;
+constexpr int kTogether = 1;  // vectors whose steps are taken together
 // Rows, and vectors of columns, whose sums a float product holds in registers.
 constexpr int kFloatRows = 2, kFloatVectors = 1;
 
@@ -155,6 +156,10 @@ inline I shift_left(I a) {
 template <int N>
 inline I shift_right(I a) {  // of the bits, filled up with zeros
   return each<I>([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) >> N); });
+}
+template <int N>
+inline I shift_right_signed(I a) {
+  return each<I>([&](int i) { return a.v[i] >> N; });
 }
 inline I bits(F a) {
   I r;
