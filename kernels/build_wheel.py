@@ -41,7 +41,7 @@ def build_wheel(out: Path, headers: Path, glibc: str) -> list[Path]:
         _copy_headers(headers, sources / "third_party" / "onnxruntime" / "include")
         _run([python, "-m", "build", "--sdist", "--outdir", work / "sdist", sources])
         [sdist] = (work / "sdist").iterdir()
-        compiler = _compiler(work / "c++", python, glibc)
+        compiler = _compiler(work / "c++", glibc)
         _run([python, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", work / "wheel", sdist], {"CXX": str(compiler)})
         [wheel] = (work / "wheel").iterdir()
         tag = f"manylinux_{glibc.replace('.', '_')}_{platform.machine()}"
@@ -74,10 +74,11 @@ def _copy_headers(headers: Path, to: Path) -> None:
         shutil.copy(licence, to.parent)
 
 
-def _compiler(path: Path, python: Path, glibc: str) -> Path:
-    """A program that is Zig's C++ for that glibc."""
-    target = f"{platform.machine()}-linux-gnu.{glibc}"
-    path.write_text(f'#!/bin/sh\nexec {python} -m ziglang c++ -target {target} "$@"\n')
+def _compiler(path: Path, glibc: str) -> Path:
+    """A program that is Zig's C++ for that glibc; `path` is beside the environment."""
+    # Its own file: `python -m ziglang` finds nothing within pip's isolated builds.
+    [zig] = path.parent.glob("environment/lib/python*/site-packages/ziglang/zig")
+    path.write_text(f'#!/bin/sh\nexec {zig} c++ -target {platform.machine()}-linux-gnu.{glibc} "$@"\n')
     path.chmod(0o755)
     return path
 

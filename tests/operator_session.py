@@ -82,14 +82,14 @@ class Operator:
         untyped = [onnx.ValueInfoProto(name=name) for name in results if name]
         graph = helper.make_graph([node], "operator", fed, untyped, initializer=initializers)
         opsets = [helper.make_opsetid("", 21), helper.make_opsetid(DOMAIN, 1)]
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+        self.model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads
         settings.log_severity_level = 4
         settings.register_custom_ops_library(str(library))
         with instruction_set(isa):
             self.session = onnxruntime.InferenceSession(
-                model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
+                self.model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
             )
 
     def __call__(self, **changed: Array) -> list[Array]:

@@ -9,16 +9,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from hypothesis import settings
 from operator_session import Operator
+from soak import in_soak
 
 MIB = 1 << 20
 SIZE = 1024  # of weights: 1 MiB of codes, and as much packed
-
-
-def in_soak() -> bool:
-    """Whether the profile of hypothesis is that of `make soak` (tests/conftest.py)."""
-    return bool(settings.default.max_examples >= 2000)
 
 
 def resident() -> int:

@@ -7,12 +7,30 @@ import re
 import shutil
 import subprocess
 import sys
+import venv
 from pathlib import Path
 
+import numpy as np
 import pytest
+from operator_session import Operator
+from soak import in_soak
 
 ROOT = Path(__file__).parents[2]
 KERNELS = ROOT / "kernels"
+HEADERS = ROOT / "build" / "third_party" / "onnxruntime" / "include"
+USE = """
+import sys
+import numpy as np
+import nextscale_ops
+import onnxruntime
+
+options = onnxruntime.SessionOptions()
+options.register_custom_ops_library(str(nextscale_ops.library_path()))
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+x = np.arange(24, dtype=np.float32).reshape(1, 2, 12)
+[codes] = session.run(None, {"x": x, "scale": np.float32([2]), "zero_point": np.uint8([1])})
+print(codes.ravel().tolist())
+"""
 CALLS = "import nextscale_ops as ops; print(ops.library_path(), ops.version(), ops.isa())"
 
 
@@ -81,3 +99,34 @@ def test_without_headers_cmake_says_what_to_do(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "give the folder of ONNX Runtime's headers as -DONNXRUNTIME_INCLUDE" in " ".join(done.stderr.split())
+
+
+def quantize(library: Path) -> Operator:
+    x = np.arange(24, dtype=np.float32).reshape(1, 2, 12)
+    inputs = {"x": x, "scale": np.float32([2]), "zero_point": np.uint8([1])}
+    return Operator(library, "Quantize", inputs, ["codes"], ranges="static")
+
+
+def test_the_installed_package_runs_an_operator() -> None:
+    """What `make ops` installs."""
+    nextscale_ops = pytest.importorskip("nextscale_ops")
+    [codes] = quantize(nextscale_ops.library_path())()
+    assert codes.ravel().tolist() == [int(np.rint(i / 2)) + 1 for i in range(24)]
+
+
+@pytest.mark.skipif(not in_soak(), reason="takes minutes and a network: for make soak")
+def test_a_wheel_for_older_systems_runs_in_an_environment_of_its_own(ops_library: Path, tmp_path: Path) -> None:
+    build = [sys.executable, str(KERNELS / "build_wheel.py"), str(tmp_path / "dist"), "--headers", str(HEADERS)]
+    done = subprocess.run(build, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    _, wheel = done.stdout.split()
+    assert re.fullmatch(
+        r"nextscale_ops-[\d.]+-py3-none-manylinux_2_\d+_\w+(\.manylinux_2_28_\w+)?\.whl", Path(wheel).name
+    )
+    venv.create(tmp_path / "environment", with_pip=True)
+    python = str(tmp_path / "environment" / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "--quiet", wheel, "onnxruntime"], check=True)
+    model = tmp_path / "model.onnx"
+    model.write_bytes(quantize(ops_library).model.SerializeToString())
+    done = subprocess.run([python, "-c", USE, str(model)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"{[int(np.rint(i / 2)) + 1 for i in range(24)]}\n"), done.stderr
