@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
-from nextscale.graph_passes.fuse_attention import fuse_attention, fuse_integer_attention
+from nextscale.graph_passes.fuse_attention import fuse_attention
 from nextscale.graph_passes.fuse_epilogues import fuse_epilogues
+from nextscale.graph_passes.fuse_integer_attention import fuse_integer_attention, fused_attentions
 from nextscale.graph_passes.fuse_linear import fuse_linear
 from nextscale.graph_passes.fuse_norm import fuse_norm
 from nextscale.graph_passes.integer_model import IntegerModel
@@ -46,8 +47,7 @@ class StagePlan:
 
 def quantize_stage(stage_model: ir.Model, plan: StagePlan) -> ir.Model:
     """The integer stage graph of stock operators."""
-    attention = plan.integer.attention
-    return _quantized(stage_model, plan, () if attention is None else attention.names, rows_apart=True)
+    return _quantized(stage_model, plan, rows_apart=True)
 
 
 def fuse_stage(stage_model: ir.Model, plan: StagePlan, stock: ir.Model) -> ir.Model:
@@ -57,20 +57,21 @@ def fuse_stage(stage_model: ir.Model, plan: StagePlan, stock: ir.Model) -> ir.Mo
         stage_model, plan: as `quantize_stage` took them.
         stock: what it gave.
     """
-    model, facts = stage_model, plan.integer.facts
-    left: tuple[str, ...] = ()
-    if plan.integer.attention is not None:
-        # Attention first, as in the stock graph.
-        model, left = fuse_integer_attention(
+    model, attention = stage_model, plan.integer.attention
+    if attention is not None:
+        # It is made of float attention, and so stands before what makes integer attention of stock operators.
+        model = fuse_integer_attention(
             model,
-            plan.integer.attention,
+            attention.weights,
+            attention.bits,
             GUIDED_ROWS,
             plan.magnitudes,
             plan.shift_and_sum,
-            facts.stage_input,
+            plan.integer.facts.stage_input,
+            attention.names,
         )
     # Operators take both rows of an image, which the stock graph keeps apart.
-    model = _quantized(model, plan, left, rows_apart=False)
+    model = _quantized(model, plan, rows_apart=False)
     model = fuse_linear(model, plan.integer)
     # Norms, epilogues and attention end in the codes that the layers behind them take.
     model = fuse_norm(model)
@@ -87,12 +88,12 @@ def _share_constants(graph: ir.Graph, of: ir.Graph) -> None:
             value.const_value = of.initializers[name].const_value
 
 
-def _quantized(stage_model: ir.Model, plan: StagePlan, attentions: Collection[str], rows_apart: bool) -> ir.Model:
-    """The integer layers, and the integer attentions of these names, of stock operators."""
+def _quantized(stage_model: ir.Model, plan: StagePlan, rows_apart: bool) -> ir.Model:
     integer, facts = plan.integer, plan.integer.facts
     weights = plan.rounder, integer.weights.packed
     model = stage_model
     # Attention first: its pattern is float MatMuls, and what is around it does not matter to it.
+    attentions = () if integer.attention is None else set(integer.attention.names) - fused_attentions(model)
     if integer.attention is not None and attentions:
         model = quantize_attention(
             model,
