@@ -271,12 +271,13 @@ class ChannelsLast:
         """A 1x1 convolution as the rows' matrix product: u8 [B, n, in] -> float32 [B, n, out]."""
         activation = self.qparams[layer.x]
         kernel = self.constants.kernel(layer.name, layer.weight[:, :, 0, 0], layer.bias, activation)
-        weight = (
-            self._constant(f"{layer.name}.codes", np.ascontiguousarray(kernel.weight.codes.T)),
-            self._constant(f"{layer.name}.scale", kernel.weight.scale),
-        )
+        # In this order: a graph's initializers stand in that of their making.
+        x = self._codes(layer.x)
+        columns = self._constant(f"{layer.name}.codes", np.ascontiguousarray(kernel.weight.codes.T))
+        qparams = self._qparams(activation)
+        weight_scale = self._constant(f"{layer.name}.scale", kernel.weight.scale)
         bias = self._constant(f"{layer.name}.bias", layer.bias)
-        y = self._multiply(self._codes(layer.x), self._qparams(activation), weight, bias, layer.name)
+        y = self._multiply(x, qparams, (columns, weight_scale), bias, layer.name)
         out = len(layer.weight)
         source = self.features[layer.x]
         strips = self._split(y, self._feature(source.height, source.width, out).strips)

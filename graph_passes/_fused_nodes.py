@@ -17,10 +17,10 @@ CODE_OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "image": ("codes", "", "scale", "zero_point"),
     "token": ("codes", "", "scale", "zero_point"),
 }
-_FLOATS = frozenset({"y", "scale", "present_key", "present_value"})
+CACHES = ("present_key", "present_value")
+_FLOATS = frozenset({"y", "scale", *CACHES})
 
-
-Attributes = Mapping[str, str | int | float | Sequence[int] | Sequence[float]]
+Attributes = dict[str, str | int | float | Sequence[int] | Sequence[float]]
 
 
 def insert_operator(
@@ -46,11 +46,14 @@ def insert_operator(
     for value, output in zip(values, outputs, strict=True):
         if output:
             value.dtype = ir.DataType.FLOAT if output in _FLOATS else ir.DataType.UINT8
-    node = ir.Node(
-        OPERATORS, operator, given, ir.convenience.convert_attributes(dict(attributes)), outputs=values, name=name
-    )
+    node = ir.Node(OPERATORS, operator, given, ir.convenience.convert_attributes(attributes), outputs=values, name=name)
     graph.insert_before(before, node)
     return {output: value for output, value in zip(outputs, values, strict=True) if output}
+
+
+def attribute_values(node: ir.Node) -> Attributes:
+    """A node's attributes, to give them to another."""
+    return {name: attribute.value for name, attribute in node.attributes.items()}
 
 
 def take_over(new: ir.Value, old: ir.Value) -> None:

@@ -18,8 +18,10 @@ from nextscale.graph_passes._fused_nodes import (
     OPERATORS,
     OPERATORS_VERSION,
     Attributes,
+    fused_nodes,
     insert_operator,
     only_use,
+    producer_of,
     take_over,
 )
 from nextscale.graph_passes._graph_edit import MICROSOFT, input_of, is_operator
@@ -36,21 +38,38 @@ def fuse_linear(model: ir.Model, integer: IntegerModel) -> ir.Model:
     Args:
         model: the integer stage graph, its rows not split.
         integer: what of it is integer, and how.
+    Raises:
+        ValueError: a layer that should be integer is not, in any form that is known here; names it.
     """
     model = model.clone()
     model.opset_imports.setdefault(OPERATORS, OPERATORS_VERSION)
     products = {str(node.name): node for node in model.graph if is_operator(node, "MatMulIntegerToFloat", MICROSOFT)}
+    products |= {str(node.name): node for node in model.graph if is_operator(node, "MatMul")}
+    fused = {str(node.name) for node in fused_nodes(model.graph, "Linear", "PairLinear")}
     quantized: dict[ir.Value, Quantized] = {}  # by the codes that stock layers share
     for name, layer in integer.layers.items():
+        if any(known.startswith(f"{name}/fused") for known in fused):
+            continue
+        wanted = _products_of(name, layer)
+        missing = [product for product in wanted if product not in products]
+        if missing:
+            raise ValueError(f"layer {name!r}: no integer product {missing[0]!r} in the graph")
+        parts = [products[product] for product in wanted]
         if layer.granularity == "pair":
-            parts = [products[f"{name}/integer/{name}.{part}"] for part in ("uncond", "difference")]
             _fuse_pair(model.graph, name, parts, quantized, integer.bits)
         elif layer.granularity in ("tensor", "stage"):
-            _fuse_static(model.graph, name, quantized, integer.bits)
+            _fuse_static(model.graph, name, parts[0], quantized, integer.bits)
         else:
-            _fuse_single(model.graph, name, products[f"{name}/integer/{name}"], quantized, layer, integer.bits)
+            _fuse_single(model.graph, name, parts[0], quantized, layer, integer.bits)
     RemoveUnusedNodesPass()(model)
     return model
+
+
+def _products_of(name: str, layer: IntegerLayer) -> list[str]:
+    """What the quantizing passes call the layer's products."""
+    if layer.granularity == "pair":
+        return [f"{name}/integer/{name}.{part}" for part in ("uncond", "difference")]
+    return [name if layer.granularity in ("tensor", "stage") else f"{name}/integer/{name}"]
 
 
 def _fuse_pair(
@@ -90,11 +109,11 @@ def _fuse_single(
         x = input_of(quantize, 0)
         attributes: Attributes = {"ranges": ranges, "bits": bits}
         if layer.zero_point is None:
-            attributes = {**attributes, "image_rows": layer.facts.rows}
+            attributes["image_rows"] = layer.facts.rows
         else:  # its rows are a matrix there
             reshape = x.producer()
             assert reshape is not None
-            x, attributes = input_of(reshape, 0), {**attributes, "token_zero_point": layer.zero_point}
+            x, attributes["token_zero_point"] = input_of(reshape, 0), layer.zero_point
         made = insert_operator(
             graph, "Quantize", [x], CODE_OUTPUTS[ranges], f"{name}/codes", attributes, before=quantize
         )
@@ -113,11 +132,10 @@ def _fuse_single(
     take_over(made["y"], last.outputs[0])
 
 
-def _fuse_static(graph: ir.Graph, name: str, quantized: dict[ir.Value, Quantized], bits: int) -> None:
-    product = next(node for node in graph if node.name == name and is_operator(node, "MatMul"))
-    activation, weight = (input_of(product, i).producer() for i in (0, 1))
-    assert activation is not None
-    assert weight is not None
+def _fuse_static(graph: ir.Graph, name: str, product: ir.Node, quantized: dict[ir.Value, Quantized], bits: int) -> None:
+    activation, weight = (producer_of(value, "DequantizeLinear") for value in product.inputs)
+    if activation is None or weight is None:
+        raise ValueError(f"layer {name!r}: its MatMul is in float")
     codes = input_of(activation, 0)
     if codes not in quantized:
         quantize = _quantize_linear(codes)

@@ -9,7 +9,15 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from nextscale.graph_passes._fused_nodes import fused_nodes, insert_operator, only_use, producer_of
+from nextscale.graph_passes._fused_nodes import (
+    CODE_OUTPUTS,
+    attribute_values,
+    fused_nodes,
+    insert_operator,
+    only_use,
+    producer_of,
+    take_over,
+)
 from nextscale.graph_passes._graph_edit import input_of
 
 
@@ -21,21 +29,19 @@ def fuse_norm(model: ir.Model) -> ir.Model:
         if found is None:
             continue
         norm, gain, shift = found
+        outputs = CODE_OUTPUTS[quantize.attributes["ranges"].as_string()]
         made = insert_operator(
             model.graph,
             "NormQuantize",
             [input_of(norm, 0), gain, shift, *quantize.inputs[1:]],
-            [str(value.name).rpartition(".")[2] for value in quantize.outputs],
+            outputs,
             f"{quantize.name}/norm",
-            {
-                **{name: attribute.value for name, attribute in quantize.attributes.items()},
-                "epsilon": norm.attributes.get_float("epsilon", 1e-5),
-            },
+            attribute_values(quantize) | {"epsilon": norm.attributes.get_float("epsilon", 1e-5)},
             before=quantize,
         )
-        for old in quantize.outputs:
-            if old.name:
-                old.replace_all_uses_with(made[str(old.name).rpartition(".")[2]])
+        for output, old in zip(outputs, quantize.outputs, strict=True):
+            if output:
+                take_over(made[output], old)
     RemoveUnusedNodesPass()(model)
     return model
 

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.fuse_attention import fuse_attention
 from nextscale.graph_passes.fuse_epilogues import fuse_epilogues
+from nextscale.graph_passes.fuse_integer_attention import fuse_integer_attention, fused_attentions
 from nextscale.graph_passes.fuse_linear import fuse_linear
 from nextscale.graph_passes.fuse_norm import fuse_norm
 from nextscale.graph_passes.integer_model import IntegerModel
@@ -56,8 +57,21 @@ def fuse_stage(stage_model: ir.Model, plan: StagePlan, stock: ir.Model) -> ir.Mo
         stage_model, plan: as `quantize_stage` took them.
         stock: what it gave.
     """
+    model, attention = stage_model, plan.integer.attention
+    if attention is not None:
+        # It is made of float attention, and so stands before what makes integer attention of stock operators.
+        model = fuse_integer_attention(
+            model,
+            attention.weights,
+            attention.bits,
+            GUIDED_ROWS,
+            plan.magnitudes,
+            plan.shift_and_sum,
+            plan.integer.facts.stage_input,
+            attention.names,
+        )
     # Operators take both rows of an image, which the stock graph keeps apart.
-    model = _quantized(stage_model, plan, rows_apart=False)
+    model = _quantized(model, plan, rows_apart=False)
     model = fuse_linear(model, plan.integer)
     # Norms, epilogues and attention end in the codes that the layers behind them take.
     model = fuse_norm(model)
@@ -79,7 +93,8 @@ def _quantized(stage_model: ir.Model, plan: StagePlan, rows_apart: bool) -> ir.M
     weights = plan.rounder, integer.weights.packed
     model = stage_model
     # Attention first: its pattern is float MatMuls, and what is around it does not matter to it.
-    if integer.attention is not None:
+    attentions = () if integer.attention is None else set(integer.attention.names) - fused_attentions(model)
+    if integer.attention is not None and attentions:
         model = quantize_attention(
             model,
             integer.attention.weights,
@@ -88,7 +103,7 @@ def _quantized(stage_model: ir.Model, plan: StagePlan, rows_apart: bool) -> ir.M
             plan.magnitudes,
             plan.shift_and_sum,
             facts.stage_input,
-            integer.attention.names,
+            attentions,
         )
     # The ways of choosing ranges touch different layers and could stand in any order.
     model = quantize_linear(model, plan.ranges, facts.stage_input, integer.bits, *weights)

@@ -132,6 +132,21 @@ struct AttentionArgs {
   Coding coding;                                    // kNone or kPair
 };
 
+// How attention weights become codes.
+enum class Weights { kUniform, kRow, kLog2, kLog2Row };
+
+// Attention with both products in integers (docs/quantization.md, "Attention").
+struct IntegerAttentionArgs {
+  AttentionArgs base;         // without coding
+  Weights weights;
+  int32_t qmax;               // 2^bits - 1, of all four operands
+  int64_t image_rows;         // rows of an image, which share a range
+  const float* known_scales;  // [3], of query, key and value; null: of each image's own numbers
+  float theta;                // shift-and-sum: a token is attentive if its mean weight is larger
+  int64_t places;             // of attentive tokens; negative: no shift-and-sum
+  int64_t* overflow;          // attentive tokens without a place, or null
+};
+
 // A 3x3 kernel, or four of 2x2 that make the pixels (0, 0), (0, 1), (1, 0) and (1, 1) of a picture twice as large. A
 // line of a kernel is one stretch of size * channels numbers of the picture, which Panels fill up to steps of 64.
 struct ConvolutionArgs {
@@ -175,6 +190,7 @@ struct Kernels {
   void (*norm)(const NormArgs&, const Parallel&, const Workspace&);
   void (*linear)(const LinearArgs&, const Parallel&, const Workspace&);
   void (*attention)(const AttentionArgs&, const Parallel&, const Workspace&);
+  void (*integer_attention)(const IntegerAttentionArgs&, const Parallel&, const Workspace&);
   bool winograd;  // its convolution wants transformed weights
   void (*convolution)(const ConvolutionArgs&, const Parallel&);
   void (*group_norm)(const GroupNormArgs&, const Parallel&, const Workspace&);

@@ -8,6 +8,7 @@
 #include "attention.h"
 #include "convolution.h"
 #include "group_norm.h"
+#include "integer_attention.h"
 #include "linear.h"
 #include "norm.h"
 #ifdef NEXTSCALE_HAS_WIDE_PRODUCT
@@ -35,6 +36,7 @@ constexpr Kernels table(const char* isa) {
       norm,
       linear,
       attention,
+      integer_attention,
       kWinograd,
       convolution,
       group_norm,

@@ -51,23 +51,21 @@ struct Columns {
   }
 };
 
-// The codes of all rows in blocks of tiles, [2][blocks][K / 64][16][64] for a pair, [blocks][2][...] for others.
-inline const uint8_t* tiled(const LinearArgs& a, int64_t rows, int64_t blocks, const Parallel& parallel,
-                            const Workspace& workspace) {
-  const int64_t k = a.weight.k, bytes = kBlock * a.weight.steps() * kStep;
-  auto* tiles = workspace.take<uint8_t>(2 * blocks * bytes);
-  const int64_t together = most_of(1, (1 << 16) / most_of(1, bytes));
+// The codes of all rows in blocks, [blocks][2]: of a pair, u and d.
+inline const uint8_t* laid_out(const LinearArgs& a, int64_t rows, int64_t blocks, const BlockLayout& layout,
+                               const Parallel& parallel, const Workspace& workspace) {
+  auto* all = workspace.take<uint8_t>(2 * blocks * layout.bytes);
+  const int64_t together = most_of(1, (1 << 16) / layout.bytes), k = a.weight.k;
   parallel(ceil_div(2 * blocks, together), [&](int64_t task) {
     for (int64_t b = task * together; b < least_of(2 * blocks, (task + 1) * together); ++b) {
       const int64_t of_pair = b % 2, first = (a.pair ? b / 2 : b) * kBlock;
       const uint8_t* codes = a.pair ? a.codes[of_pair] : a.codes[0];
-      tile_block(codes + first * k, rows - first, k, k, tiles + b * bytes);
+      lay_out_block(codes + first * k, rows - first, k, layout, all + b * layout.bytes);
     }
   });
-  return tiles;
+  return all;
 }
 
-constexpr int64_t kAhead = 1 << 13;  // bytes, so that what the next page holds is found in time
 constexpr int64_t kPanelSums = 2 * kBlock * kPanel;
 
 // The row of a token, for tokens that are asked for in their order.
@@ -325,8 +323,8 @@ template <Epilogue kEpilogue>
 inline void products(const LinearArgs& a, float* y, const EndsTable& ends, const Division& division,
                      const Parallel& parallel, const Workspace& workspace) {
   const int64_t all = a.pair ? a.rows * a.tokens / 2 : a.rows * a.tokens, of_block = a.pair ? kBlock : 2 * kBlock;
-  const int64_t bytes = kBlock * a.weight.steps() * kStep;
-  const uint8_t* tiles = tiled(a, all, division.blocks, parallel, workspace);
+  const BlockLayout layout(a.weight.steps());
+  const uint8_t* codes = laid_out(a, all, division.blocks, layout, parallel, workspace);
   parallel(division.tasks(), [&](int64_t index) {
     const Tiles in_use;
     (void)in_use;
@@ -338,11 +336,11 @@ inline void products(const LinearArgs& a, float* y, const EndsTable& ends, const
     const int64_t b0 = index / division.panel_tasks() * division.blocks_each;
     for (int64_t p = p0; p < p1; p += 2)
       for (int64_t b = b0; b < least_of(division.blocks, b0 + division.blocks_each); ++b, turn = 1 - turn) {
-        const uint8_t* block = tiles + 2 * b * bytes;
+        const uint8_t* block = codes + 2 * b * layout.bytes;
         const int64_t count = least_of(of_block, all - b * of_block), panels = least_of(p1 - p, 2);
         const int64_t first = least_of(count, kBlock), second = a.pair ? first : count - first;
-        Rows rows{{block, block + bytes}, {first, second}, kStep, kTile, nullptr};
-        rows.ahead = b == b0 ? kAhead : 0;
+        Rows rows{{block, block + layout.bytes}, {first, second}, layout.stride, layout.step, nullptr};
+        rows.next_panel = b == b0 ? a.weight.panel_bytes() : 0;
         begin_strip<kEpilogue>(a, strips[turn], b * of_block, count, p * kPanel, panels * kPanel);
         multiply_strip(a, rows, p, panels, task, strips[turn], strips[1 - turn]);
       }

@@ -1,11 +1,12 @@
+#include "attention_inputs.h"
 #include "coding.h"
 #include "operators.h"
 
 namespace nextscale {
 namespace {
 
-enum Input { kQuery, kKey, kValue, kPastKey, kPastValue, kQueryScale, kScale };
-enum Output { kY, kCodes, kPresentKey = 3, kPresentValue };
+constexpr size_t kScale = 6;  // of the result, after what both attentions take
+enum Output { kY, kCodes, kPresentKey = 3 };
 
 class Attention final : public Kernel {
  public:
@@ -17,25 +18,11 @@ class Attention final : public Kernel {
   }
 
   void compute(const Context& context) const override {
-    const Tensor query = context.input(kQuery, {-1, -1, -1});
-    const int64_t rows = query.shape[0], tokens = query.shape[1], width = query.shape[2], size = width / heads_;
-    if (size * heads_ != width || size % 8 || size == 0)
-      context.fail("query has " + std::to_string(width) + " channels, expected " + std::to_string(heads_) +
-                   " heads of a multiple of 8");
-    const Tensor past_key = context.input(kPastKey, {rows, heads_, size, -1});
-    const int64_t past = past_key.shape[3], total = past + tokens;
-    AttentionArgs a{};
-    a.rows = rows, a.heads = heads_, a.size = size, a.tokens = tokens, a.past = past;
-    a.query = query.as<float>();
-    a.key = context.input(kKey, query.shape).as<float>();
-    a.value = context.input(kValue, query.shape).as<float>();
-    a.past_key = past_key.as<float>();
-    a.past_value = context.input(kPastValue, {rows, heads_, past, size}).as<float>();
-    a.query_scale = context.input(kQueryScale, {heads_}).as<float>();
-    if (coding_.ranges() == Ranges::kNone) a.y = context.output<float>(kY, query.shape);
-    a.coding = coding_.with(context, kScale, kCodes, query.shape);
-    a.present_key = context.output<float>(kPresentKey, {rows, heads_, size, total});
-    a.present_value = context.output<float>(kPresentValue, {rows, heads_, total, size});
+    AttentionArgs a = attention_inputs(context, heads_);
+    const Shape result{a.rows, a.tokens, heads_ * a.size};
+    if (coding_.ranges() == Ranges::kNone) a.y = context.output<float>(kY, result);
+    a.coding = coding_.with(context, kScale, kCodes, result);
+    add_caches(context, kPresentKey, a);
     kernels_.attention(a, context.parallel(), context.workspace());
   }
 

@@ -42,7 +42,7 @@ NEXTSCALE_ALONE void multiply_rows(const Rows& rows, int64_t row, const int8_t* 
     const int64_t offset = rows.offset(s);
     const int8_t* w = panel + s * kPanelStep + column / 16 * kTile + column % 16 * 4;
     const int32_t quads = rows.quads_of(s);
-    if (row == 0) rows.fetch(w, C / 2 * kTile);
+    rows.fetch(w, C / 2 * kTile, row / M, rows.all() / M);
     for (int32_t p = 0; p < quads; ++p, w += 64) {
       const auto weights = [&](int c) { return halves_of_weights(w + c / 2 * kTile + c % 2 * 32); };
       const auto numbers = [&](int i) { return halves_of_row(begin[i] + offset + 4 * p); };

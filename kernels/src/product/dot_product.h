@@ -27,7 +27,7 @@ NEXTSCALE_ALONE void dot_rows(const Rows& rows, int64_t row, const int8_t* panel
     const int64_t offset = rows.offset(s);
     const int8_t* w = panel + s * kPanelStep + column * kTile;
     const int32_t quads = rows.quads_of(s);
-    if (row == 0) rows.fetch(w, kRegisterColumns * kTile);
+    rows.fetch(w, kRegisterColumns * kTile, row / M, rows.all() / M);
     for (int32_t p = 0; p < quads; ++p)
       NEXTSCALE_UNROLL
       for (int i = 0; i < M; ++i) {

@@ -16,7 +16,7 @@ inline void multiply(const Rows& rows, const int8_t* panel, int64_t steps, int32
     NEXTSCALE_TILE_ZERO(3);
     for (int64_t s = 0; s < steps; ++s) {
       const int8_t* w = panel + s * kPanelStep;
-      rows.fetch(w, kPanelStep);
+      rows.fetch(w, kPanelStep, 0, 1);
       NEXTSCALE_TILE_LOAD(6, w, 64);
       NEXTSCALE_TILE_LOAD(4, rows.begin[0] + rows.offset(s), rows.stride);
       NEXTSCALE_TILE_PRODUCT(0, 4, 6);
@@ -32,7 +32,7 @@ inline void multiply(const Rows& rows, const int8_t* panel, int64_t steps, int32
   } else {
     for (int64_t s = 0; s < steps; ++s) {
       const int8_t* w = panel + s * kPanelStep;
-      rows.fetch(w, kPanelStep);
+      rows.fetch(w, kPanelStep, 0, 1);
       NEXTSCALE_TILE_LOAD(4, rows.begin[0] + rows.offset(s), rows.stride);
       NEXTSCALE_TILE_LOAD(6, w, 64);
       NEXTSCALE_TILE_PRODUCT(0, 4, 6);
