@@ -58,7 +58,7 @@ class Bench {
   Bench(const std::string& bundle, const nextscale::SessionOptions& options) : generator_(bundle, options) {}
 
   const nextscale::Bundle& bundle() const { return generator_.bundle(); }
-  const char* variant() const { return generator_.variant() == nextscale::Variant::fused ? "fused" : "stock"; }
+  const char* variant() const { return generator_.ops().variant == nextscale::Variant::fused ? "fused" : "stock"; }
 
   double load(const std::string& form) const {
     const auto begin = Clock::now();

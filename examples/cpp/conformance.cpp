@@ -416,7 +416,9 @@ class Conformance {
       }
       try {
         const Generator made(bundle_path(item), graph_options(item));
-        check((made.variant() == nextscale::Variant::fused ? "fused" : "stock") == text(item, "variant"), what);
+        const bool fused = made.ops().variant == nextscale::Variant::fused;
+        check((fused ? "fused" : "stock") == text(item, "variant"), what);
+        check(made.ops().reason.find(text(item, "reason")) != std::string::npos, what + ": " + made.ops().reason);
       } catch (const std::exception& error) {
         check(false, what + ": " + error.what());
       }

@@ -345,7 +345,8 @@ namespace NextScale
             Check(name, () =>
             {
                 using (var generator = new Generator(Folder(item), GraphOptions(item)))
-                    return Same(new[] { generator.Variant }, new[] { item.Text("variant") });
+                    return Same(new[] { generator.Ops.Fused ? "fused" : "stock" }, new[] { item.Text("variant") })
+                        ?? (generator.Ops.Reason.Contains(item.Text("reason")) ? null : generator.Ops.Reason);
             });
         }
 

@@ -100,8 +100,15 @@ class Cancelled : public Error {
 /// operators, which need the library of nextscale-ops. A seed's tokens may differ between them.
 enum class Variant { stock, fused };
 
-/// Which of them to take. `automatic`: the fused ones where the bundle has them and the library is given and fits.
+/// Which of them to take. `automatic`: the fused ones where the bundle has them, the library is given and fits, and it
+/// has more than plain C++ for this processor.
 enum class Ops { automatic, stock, fused };
+
+/// Which of them run, and why, in words for people.
+struct Choice {
+  Variant variant = Variant::stock;
+  std::string reason;
+};
 
 /// How a generator uses the machine. The values here are those of the Python package.
 struct SessionOptions {
@@ -199,10 +206,10 @@ struct StateInfo {
   std::vector<Dimension> initial_shape;
 };
 
-/// A variant of a graph that needs operators of nextscale-ops, and their version.
+/// The fused variant of a graph: its ONNX file, and the version of each domain of operators that it needs.
 struct FusedInfo {
   std::string file;
-  std::int64_t version = 0;
+  std::vector<std::pair<std::string, std::int64_t>> operators;
 };
 
 /// The contract of a graph and the ONNX file of its stock variant; only `stage` has a state.
@@ -235,9 +242,6 @@ struct Manifest {
   /// The input of that kind, which every request has; token maps are of its shape.
   const RequestInput& forced_tokens() const;
 
-  /// The version of the operators that the fused variants of all graphs need; unset unless all have one.
-  std::optional<std::int64_t> fused_version() const;
-
   /// Parse and check a manifest; `where` is how errors name it.
   /// Throws BundleError: no JSON, a newer schema, or a key that is missing, of another type or at odds with another.
   static Manifest parse(std::string_view text, const std::string& where = "manifest.json");
@@ -257,6 +261,7 @@ class Bundle {
   const std::filesystem::path& path() const { return path_; }
   const Manifest& manifest() const { return manifest_; }
   const ModelInfo& model() const { return manifest_.model; }
+  /// The ONNX file of a graph's variant: of the stock one where it has no other.
   std::filesystem::path graph_path(Graph graph, Variant variant = Variant::stock) const;
 
   /// The files beside the graphs that are links out of the folder, as in a download cache, by name.
@@ -408,15 +413,15 @@ class Stream {
 /// to itself. Copies share the loaded graphs.
 class Generator {
  public:
-  /// Throws BundleError: the folder holds no usable bundle, or has no fused graphs where they are asked for; Error: an
-  /// option out of range, ONNX Runtime too old, or no library for the fused graphs that are asked for.
+  /// Throws BundleError: the folder holds no usable bundle; Error: an option out of range, ONNX Runtime too old,
+  /// ops_library no library of operators, or fused graphs asked for that cannot run.
   explicit Generator(const std::filesystem::path& bundle, const SessionOptions& options = {});
   explicit Generator(Bundle bundle, const SessionOptions& options = {});
 
   const Bundle& bundle() const;
 
-  /// The graphs that run, as options and bundle have decided.
-  Variant variant() const;
+  /// Which graphs run, as options, bundle and library have decided.
+  const Choice& ops() const;
 
   /// Load graphs now instead of at the first use: `generate`, or `stage` and `decoder` for streaming.
   /// Throws BundleError: ONNX Runtime cannot load a graph, or its inputs and outputs are not the manifest's.
@@ -1168,16 +1173,16 @@ inline std::string listed(const Contract& contract) {
   return contract.size() > first.size() ? text + ", ..." : text;
 }
 
-/// The fused variant of a graph; none where it is not one that this header knows, whatever it is.
-inline std::optional<FusedInfo> read_fused(const Fields& variants, const std::map<std::string, FileInfo>& files) {
-  const Json* fused = variants.value().find("fused");
-  if (fused == nullptr || !fused->is(Json::Type::object)) return std::nullopt;
-  const Json *file = fused->find("file"), *operators = fused->find("operators");
-  if (file == nullptr || !file->is(Json::Type::string) || files.count(file->text) == 0) return std::nullopt;
-  if (operators == nullptr || !operators->is(Json::Type::object) || operators->keys.size() != 1) return std::nullopt;
-  const Json* version = operators->find("nextscale");
-  if (version == nullptr || !version->is(Json::Type::integer) || !version->as_int64()) return std::nullopt;
-  return FusedInfo{file->text, *version->as_int64()};
+inline FusedInfo read_fused(const Fields& fields, const std::map<std::string, FileInfo>& files) {
+  FusedInfo fused{fields.text("file"), {}};
+  if (files.count(fused.file) == 0) {
+    fields.refuse("file", "a plain file name that \"files\" lists", shown(fused.file));
+  }
+  const Fields operators = fields.fields("operators");
+  for (const std::string& domain : operators.value().keys) {
+    fused.operators.emplace_back(domain, operators.integer(domain, 1));
+  }
+  return fused;
 }
 
 /// Read one graph; it must have the contract's inputs and outputs, or a host could not run it. More outputs do no
@@ -1413,7 +1418,10 @@ inline std::map<Graph, GraphInfo> read_graphs(const Fields& fields, const std::v
     const Fields role = fields.fields(graph_name(graph));
     const Fields variants = role.fields("variants");
     graphs[graph] = read_graph(role, variants.fields("stock"), graph, request, files);
-    graphs[graph].fused = read_fused(variants, files);
+    const Json* fused = variants.value().find("fused");
+    if (fused != nullptr && !fused->is(Json::Type::null)) {
+      graphs[graph].fused = read_fused(variants.fields("fused"), files);
+    }
   }
   return graphs;
 }
@@ -1845,50 +1853,76 @@ inline void require_release(const std::string& version) {
   }
 }
 
-/// The version of the operators of a library, which stays loaded. Throws Error.
-inline std::int64_t operators_version(const std::filesystem::path& library) {
-  const std::string where = utf8(library);
-  std::error_code unreadable;
-  if (!std::filesystem::is_regular_file(library, unreadable)) {
-    throw Error(where + ": no such file; expected the library of nextscale-ops");
-  }
-  const auto path = std::filesystem::absolute(library);
-  const std::string refusal = where + ": not the library of nextscale-ops";
+/// What a library of operators says of itself; it stays loaded.
+struct OperatorLibrary {
+  std::string path;
+  std::int64_t version = 0;
+  std::string isa;  ///< That its kernels use here; empty where the environment asks for one that is not there.
+
+  /// Throws Error: the file is no such library.
+  explicit OperatorLibrary(const std::filesystem::path& file) : path(utf8(file)) {
+    const auto whole = std::filesystem::absolute(file);
 #ifdef _WIN32
-  const HMODULE loaded = ::LoadLibraryW(path.c_str());
-  if (loaded == nullptr) throw Error(refusal + ": Windows error " + std::to_string(::GetLastError()));
-  const auto version = reinterpret_cast<int (*)()>(::GetProcAddress(loaded, "nextscale_ops_version"));
+    const HMODULE library = ::LoadLibraryW(whole.c_str());
+    const auto find = [&](const char* name) { return ::GetProcAddress(library, name); };
+    const std::string reason = library == nullptr ? "Windows error " + std::to_string(::GetLastError()) : "";
 #else
-  void* const loaded = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (loaded == nullptr) throw Error(refusal + ": " + one_line(::dlerror()));
-  const auto version = reinterpret_cast<int (*)()>(::dlsym(loaded, "nextscale_ops_version"));
+    void* const library = ::dlopen(whole.c_str(), RTLD_NOW | RTLD_LOCAL);
+    const auto find = [&](const char* name) { return ::dlsym(library, name); };
+    const std::string reason = library == nullptr ? one_line(::dlerror()) : "";
 #endif
-  if (version == nullptr) throw Error(refusal + ": it has no nextscale_ops_version");
-  return version();
+    if (library == nullptr) throw Error(path + ": cannot be loaded as a library of operators: " + reason);
+    const auto version_of = reinterpret_cast<int (*)()>(find("nextscale_ops_version"));
+    const auto isa_of = reinterpret_cast<const char* (*)()>(find("nextscale_ops_isa"));
+    if (version_of == nullptr || isa_of == nullptr) {
+      throw Error(path + ": a library without nextscale's operators; expected that of nextscale-ops");
+    }
+    version = version_of();
+    if (const char* name = isa_of()) isa = name;
+  }
+};
+
+/// What keeps a bundle's fused graphs from running; empty: nothing does.
+inline std::string lack_of(const Bundle& bundle, const std::optional<OperatorLibrary>& library) {
+  const auto& graphs = bundle.manifest().graphs;
+  if (std::none_of(graphs.begin(), graphs.end(), [](const auto& graph) { return graph.second.fused.has_value(); })) {
+    return "the bundle has no fused graphs; build it again without --no-fused";
+  }
+  if (!library) return "no library of nextscale-ops was given; give its file as ops_library";
+  if (library->isa.empty()) return "NEXTSCALE_OPS_ISA names no instruction set that this processor has";
+  for (const auto& [role, graph] : graphs) {
+    if (!graph.fused) continue;
+    for (const auto& [domain, version] : graph.fused->operators) {
+      if (domain != "nextscale") {
+        return "they need operators of " + one_line(domain) + ", which nextscale-ops does not have";
+      }
+    }
+    for (const auto& [domain, version] : graph.fused->operators) {
+      if (version != library->version) {
+        return "they need version " + std::to_string(version) + " of nextscale-ops' operators, and " + library->path +
+               " has version " + std::to_string(library->version) +
+               ": install the nextscale-ops that fits, or build the bundle again";
+      }
+    }
+  }
+  return "";
 }
 
-/// Which graphs run. Throws BundleError or Error where the fused ones are asked for and cannot.
-inline Variant choose_variant(const Bundle& bundle, const SessionOptions& options) {
-  if (options.ops == Ops::stock) return Variant::stock;
-  const auto needed = bundle.manifest().fused_version();
-  try {
-    if (!needed) {
-      throw BundleError(utf8(bundle.path()) + ": the bundle has no fused graphs; take the stock ones, or build it again");
+/// Which graphs run. Throws Error: the fused ones are asked for and cannot, or the library is none.
+inline Choice choose_variant(const Bundle& bundle, const SessionOptions& options) {
+  if (options.ops == Ops::stock) return {Variant::stock, "stock operators were asked for"};
+  std::optional<OperatorLibrary> library;
+  if (!options.ops_library.empty()) library.emplace(options.ops_library);
+  const std::string lack = lack_of(bundle, library);
+  if (lack.empty()) {
+    // Of plain C++, stock operators are faster.
+    if (options.ops == Ops::automatic && library->isa == "portable") {
+      return {Variant::stock, "stock operators are faster on this processor"};
     }
-    if (options.ops_library.empty()) {
-      throw Error("fused graphs need the library of nextscale-ops, and no path to it was given");
-    }
-    const std::int64_t found = operators_version(options.ops_library);
-    if (found != *needed) {
-      throw Error(utf8(options.ops_library) + ": operators of version " + std::to_string(found) +
-                  ", but the bundle's fused graphs need version " + std::to_string(*needed) +
-                  "; take the release of nextscale-ops that has them");
-    }
-    return Variant::fused;
-  } catch (const Error&) {
-    if (options.ops == Ops::fused) throw;
-    return Variant::stock;
+    return {Variant::fused, "nextscale-ops on " + library->isa};
   }
+  if (options.ops == Ops::fused) throw Error(utf8(bundle.path()) + ": fused operators cannot run: " + lack);
+  return {Variant::stock, lack};
 }
 
 /// The sessions of a bundle. Everything ONNX Runtime throws leaves here as an Error.
@@ -1898,11 +1932,11 @@ class Engine {
       : bundle_(std::move(bundle)),
         options_(options),
         environment_(make_environment(options)),
-        variant_(choose_variant(bundle_, options_)) {}
+        choice_(choose_variant(bundle_, options_)) {}
 
   const Bundle& bundle() const { return bundle_; }
   const SessionOptions& options() const { return options_; }
-  Variant variant() const { return variant_; }
+  const Choice& ops() const { return choice_; }
   bool has(Graph graph) const { return bundle_.manifest().graphs.count(graph) > 0; }
 
   /// Throws BundleError: the bundle has no such graph.
@@ -2000,7 +2034,7 @@ class Engine {
  private:
   static std::string version() { return OrtGetApiBase()->GetVersionString(); }
 
-  std::filesystem::path path_of(Graph graph) const { return bundle_.graph_path(graph, variant_); }
+  std::filesystem::path path_of(Graph graph) const { return bundle_.graph_path(graph, choice_.variant); }
 
   static Ort::Env make_environment(const SessionOptions& options) {
     if (options.threads < 0 || options.threads > 1024) {
@@ -2034,7 +2068,7 @@ class Engine {
       settings.AddConfigEntry("session.intra_op.allow_spinning", options_.spinning ? "1" : "0");
       // Threads of a run that has ended would take cores from the next session's for a while.
       settings.AddConfigEntry("session.force_spinning_stop", "1");
-      if (variant_ == Variant::fused) {
+      if (choice_.variant == Variant::fused && described.fused) {
         settings.RegisterCustomOpsLibrary(std::filesystem::absolute(options_.ops_library).c_str());
       }
       const LinkedData linked(bundle_);
@@ -2068,7 +2102,7 @@ class Engine {
   Bundle bundle_;
   SessionOptions options_;
   Ort::Env environment_;
-  Variant variant_;
+  Choice choice_;
   std::mutex loading_;
   std::array<std::unique_ptr<Ort::Session>, 3> sessions_;
 };
@@ -2425,15 +2459,6 @@ inline const RequestInput& Manifest::forced_tokens() const {
   return *std::find_if(request.begin(), request.end(), forces);
 }
 
-inline std::optional<std::int64_t> Manifest::fused_version() const {
-  std::optional<std::int64_t> version;
-  for (const auto& [graph, info] : graphs) {
-    if (!info.fused || (version && *version != info.fused->version)) return std::nullopt;
-    version = info.fused->version;
-  }
-  return version;
-}
-
 template <typename T>
 Tensor Tensor::of(std::vector<std::int64_t> shape, const std::vector<T>& values) {
   constexpr const char* dtype = std::is_same_v<T, float>          ? "float32"
@@ -2570,7 +2595,7 @@ inline std::vector<std::string> Bundle::linked_data() const {
 
 inline std::filesystem::path Bundle::graph_path(Graph graph, Variant variant) const {
   const GraphInfo& info = manifest_.graphs.at(graph);
-  return path_ / detail::path_of_utf8(variant == Variant::fused ? info.fused.value().file : info.file);
+  return path_ / detail::path_of_utf8(variant == Variant::fused && info.fused ? info.fused->file : info.file);
 }
 
 inline void Bundle::verify_hashes() const {
@@ -2712,7 +2737,7 @@ inline Generator::Generator(Bundle bundle, const SessionOptions& options)
 
 inline const Bundle& Generator::bundle() const { return engine_->bundle(); }
 
-inline Variant Generator::variant() const { return engine_->variant(); }
+inline const Choice& Generator::ops() const { return engine_->ops(); }
 
 inline void Generator::load(std::initializer_list<Graph> graphs) const {
   for (const Graph graph : graphs) engine_->session(graph);

@@ -58,10 +58,27 @@ namespace NextScale
     /// with fused operators, which need the library of nextscale-ops. A seed's tokens may differ between them.</summary>
     public enum Ops
     {
-        /// <summary>The fused ones where the bundle has them and the library is given and fits.</summary>
+        /// <summary>The fused ones where the bundle has them, the library is given and fits, and it has more than plain
+        /// C++ for this processor.</summary>
         Auto,
         Stock,
         Fused,
+    }
+
+    /// <summary>Which graphs run, and why.</summary>
+    public sealed class Choice
+    {
+        internal Choice(bool fused, string reason)
+        {
+            Fused = fused;
+            Reason = reason;
+        }
+
+        /// <summary>Whether those with fused operators run.</summary>
+        public bool Fused { get; }
+
+        /// <summary>In words for people.</summary>
+        public string Reason { get; }
     }
 
     /// <summary>How the sessions of a bundle use the machine.</summary>
@@ -254,7 +271,6 @@ namespace NextScale
         private static readonly string[] DecoderOutputs = { "images" };
 
         private readonly GeneratorOptions options;
-        private readonly string variant;
         private readonly Dictionary<string, InferenceSession> sessions = new Dictionary<string, InferenceSession>();
         private readonly object loading = new object();
         private readonly object counting = new object();
@@ -263,10 +279,9 @@ namespace NextScale
 
         /// <param name="folder">A bundle made by `nextscale build`.</param>
         /// <param name="options">Threads and memory; null takes the defaults.</param>
-        /// <exception cref="BundleException">The folder holds no usable bundle, or one without fused graphs where those
-        /// are asked for.</exception>
-        /// <exception cref="NextScaleException">An option is out of range, or there is no library for the fused graphs
-        /// that are asked for.</exception>
+        /// <exception cref="BundleException">The folder holds no usable bundle.</exception>
+        /// <exception cref="NextScaleException">An option is out of range, OpsLibrary is no library of operators, or
+        /// fused graphs are asked for that cannot run.</exception>
         public Generator(string folder, GeneratorOptions options = null) : this(Bundle.Open(folder), options) { }
 
         public Generator(Bundle bundle, GeneratorOptions options = null)
@@ -276,13 +291,13 @@ namespace NextScale
             if (this.options.Threads < 0 || this.options.Threads > 1024)
                 throw new NextScaleException(
                     $"threads {this.options.Threads} is out of range: expected 1 to 1024, or 0 for all cores");
-            variant = OperatorsLibrary.Choose(bundle, this.options);
+            Ops = OperatorLibrary.Choose(bundle, this.options);
         }
 
         public Bundle Bundle { get; }
 
-        /// <summary>The graphs that run, as options and bundle have decided: "stock" or "fused".</summary>
-        public string Variant { get { return variant; } }
+        /// <summary>Which graphs run, as options, bundle and library have decided.</summary>
+        public Choice Ops { get; }
 
         /// <summary>Load "generate", or "stage" and "decoder", now instead of at the first use.</summary>
         /// <exception cref="BundleException">The bundle has no such graph, ONNX Runtime cannot load it, or it is not
@@ -475,7 +490,7 @@ namespace NextScale
             catch (Exception error)  // its exceptions have no common base: a new error code is a KeyNotFoundException
             {
                 throw new NextScaleException(
-                    $"{Bundle.GraphPath(graph, variant)}: onnxruntime failed: {Wording.OneLine(error)}", error);
+                    $"{Bundle.GraphPath(graph, Ops.Fused)}: onnxruntime failed: {Wording.OneLine(error)}", error);
             }
         }
 
@@ -519,7 +534,7 @@ namespace NextScale
             {
                 InferenceSession session;
                 if (!sessions.TryGetValue(graph, out session))
-                    sessions[graph] = session = SessionLoader.Open(Bundle, graph, options, variant);
+                    sessions[graph] = session = SessionLoader.Open(Bundle, graph, options, Ops.Fused);
                 return session;
             }
         }
@@ -597,19 +612,6 @@ namespace NextScale
 
         /// <summary>By role: "stage" and "decoder", and "generate" where the bundle has it.</summary>
         internal IReadOnlyDictionary<string, GraphInfo> Graphs { get { return manifest.Graphs; } }
-
-        /// <summary>The version of the operators that the fused variants of all graphs need; null unless all have one.
-        /// </summary>
-        internal long? FusedVersion
-        {
-            get
-            {
-                GraphInfo first = Graphs.Values.First();
-                bool all = Graphs.Values.All(
-                    graph => graph.FusedFile != null && graph.FusedVersion == first.FusedVersion);
-                return all ? first.FusedVersion : (long?)null;
-            }
-        }
 
         /// <exception cref="BundleException">The bundle has no such graph.</exception>
         internal GraphInfo Graph(string role)
@@ -703,10 +705,11 @@ namespace NextScale
             return label;
         }
 
-        internal string GraphPath(string graph, string variant)
+        /// <summary>The ONNX file of a graph's variant: of the stock one where it has no other.</summary>
+        internal string GraphPath(string graph, bool fused)
         {
             GraphInfo info = Graph(graph);
-            return Path.Combine(Folder, variant == Variants.Fused ? info.FusedFile : info.File);
+            return Path.Combine(Folder, fused && info.Fused != null ? info.Fused.File : info.File);
         }
 
         private string LabelRange()
@@ -1460,80 +1463,112 @@ namespace NextScale
         }
     }
 
-    internal static class Variants
+    /// <summary>What a library of operators says of itself; it stays loaded.</summary>
+    internal sealed class OperatorLibrary
     {
-        public const string Stock = "stock", Fused = "fused";
-    }
-
-    /// <summary>The library of nextscale-ops, as the system's loader sees it; once loaded, it stays.</summary>
-    internal static class OperatorsLibrary
-    {
-        private const string Needed = "nextscale_ops_version";
+        private const string Domain = "nextscale";
+        private const string SlowIsa = "portable";  // plain C++: stock operators are faster
         private const int LoadNow = 2;  // RTLD_NOW
 
+        private readonly string path;
+        private readonly long version;
+        private readonly string isa;  // that its kernels use here; null where the environment asks for one that is not there
+
         [UnmanagedFunctionPointer(CallingConvention.Cdecl)]
-        private delegate int VersionOfLibrary();
+        private delegate int GetVersion();
 
-        /// <summary>Which graphs run.</summary>
-        /// <exception cref="BundleException">Fused graphs are asked for, and the bundle has none.</exception>
-        /// <exception cref="NextScaleException">They are asked for, and there is no library for them.</exception>
-        public static string Choose(Bundle bundle, GeneratorOptions options)
+        [UnmanagedFunctionPointer(CallingConvention.Cdecl)]
+        private delegate IntPtr GetIsa();
+
+        /// <exception cref="NextScaleException">The file is no such library.</exception>
+        private OperatorLibrary(string file)
         {
-            if (options.Ops == Ops.Stock) return Variants.Stock;
+            path = Wording.Printable(file);
+            IntPtr ofVersion, ofIsa;
             try
             {
-                long? needed = bundle.FusedVersion;
-                if (needed == null)
-                    throw new BundleException($"{Wording.Printable(bundle.Folder)}: the bundle has no fused graphs; "
-                                              + "take the stock ones, or build it again");
-                if (string.IsNullOrEmpty(options.OpsLibrary))
-                    throw new NextScaleException(
-                        "fused graphs need the library of nextscale-ops, and no path to it was given");
-                int found = Version(options.OpsLibrary);
-                if (found != needed)
-                    throw new NextScaleException(
-                        $"{Wording.Printable(options.OpsLibrary)}: operators of version {found}, but the bundle's fused "
-                        + $"graphs need version {needed}; take the release of nextscale-ops that has them");
-                return Variants.Fused;
+                IntPtr library = Load(Path.GetFullPath(file));
+                ofVersion = Find(library, "nextscale_ops_version");
+                ofIsa = Find(library, "nextscale_ops_isa");
             }
-            catch (NextScaleException) when (options.Ops != Ops.Fused)
-            {
-                return Variants.Stock;
-            }
-        }
-
-        private static int Version(string library)
-        {
-            string where = Wording.Printable(library);
-            if (!File.Exists(library))
-                throw new NextScaleException($"{where}: no such file; expected the library of nextscale-ops");
-            IntPtr function;
-            try
-            {
-                function = Find(Path.GetFullPath(library));
-            }
-            catch (Exception error) when (error is DllNotFoundException || error is BadImageFormatException
-                                          || error is EntryPointNotFoundException)
+            catch (EntryPointNotFoundException error)
             {
                 throw new NextScaleException(
-                    $"{where}: not the library of nextscale-ops: {Wording.OneLine(error)}", error);
+                    $"{path}: a library without nextscale's operators; expected that of nextscale-ops", error);
             }
-            return ((VersionOfLibrary)Marshal.GetDelegateForFunctionPointer(function, typeof(VersionOfLibrary)))();
+            catch (Exception error) when (error is DllNotFoundException || error is BadImageFormatException)
+            {
+                throw new NextScaleException(
+                    $"{path}: cannot be loaded as a library of operators: {Wording.OneLine(error)}", error);
+            }
+            version = ((GetVersion)Marshal.GetDelegateForFunctionPointer(ofVersion, typeof(GetVersion)))();
+            IntPtr name = ((GetIsa)Marshal.GetDelegateForFunctionPointer(ofIsa, typeof(GetIsa)))();
+            isa = name == IntPtr.Zero ? null : Marshal.PtrToStringAnsi(name);
+        }
+
+        /// <summary>Which graphs run.</summary>
+        /// <exception cref="NextScaleException">Fused graphs are asked for and cannot run, or the library is none.
+        /// </exception>
+        public static Choice Choose(Bundle bundle, GeneratorOptions options)
+        {
+            if (options.Ops == Ops.Stock) return new Choice(false, "stock operators were asked for");
+            OperatorLibrary library =
+                string.IsNullOrEmpty(options.OpsLibrary) ? null : new OperatorLibrary(options.OpsLibrary);
+            string lack = Lack(bundle, library);
+            if (lack == null && options.Ops == Ops.Auto && library.isa == SlowIsa)
+                return new Choice(false, "stock operators are faster on this processor");
+            if (lack == null) return new Choice(true, $"nextscale-ops on {library.isa}");
+            if (options.Ops == Ops.Fused)
+                throw new NextScaleException(
+                    $"{Wording.Printable(bundle.Folder)}: fused operators cannot run: {lack}");
+            return new Choice(false, lack);
+        }
+
+        /// <summary>What keeps a bundle's fused graphs from running; null: nothing does.</summary>
+        private static string Lack(Bundle bundle, OperatorLibrary library)
+        {
+            List<FusedInfo> fused = Manifest.Roles.Where(bundle.Graphs.ContainsKey)
+                .Select(role => bundle.Graphs[role].Fused).Where(variant => variant != null).ToList();
+            if (fused.Count == 0) return "the bundle has no fused graphs; build it again without --no-fused";
+            if (library == null) return "no library of nextscale-ops was given; give its file as OpsLibrary";
+            if (library.isa == null) return "NEXTSCALE_OPS_ISA names no instruction set that this processor has";
+            foreach (FusedInfo variant in fused)
+            {
+                foreach (KeyValuePair<string, long> item in variant.Operators)
+                    if (item.Key != Domain)
+                        return $"they need operators of {Wording.Printable(item.Key)}, which nextscale-ops does not have";
+                foreach (KeyValuePair<string, long> item in variant.Operators)
+                    if (item.Value != library.version)
+                        return $"they need version {item.Value} of nextscale-ops' operators, and {library.path} has "
+                            + $"version {library.version}: install the nextscale-ops that fits, or build the bundle again";
+            }
+            return null;
         }
 
 #if NETCOREAPP
-        private static IntPtr Find(string path)
+        private static IntPtr Load(string file)
         {
-            return NativeLibrary.GetExport(NativeLibrary.Load(path), Needed);
+            return NativeLibrary.Load(file);
+        }
+
+        private static IntPtr Find(IntPtr library, string name)
+        {
+            return NativeLibrary.GetExport(library, name);
         }
 #else
-        private static IntPtr Find(string path)
+        private static readonly bool Windows = Path.DirectorySeparatorChar != '/';
+
+        private static IntPtr Load(string file)
         {
-            bool windows = Path.DirectorySeparatorChar != '/';
-            IntPtr library = windows ? LoadLibrary(path) : Open(path, LoadNow);
+            IntPtr library = Windows ? LoadLibrary(file) : Open(file, LoadNow);
             if (library == IntPtr.Zero) throw new DllNotFoundException("the system cannot load it");
-            IntPtr function = windows ? GetProcAddress(library, Needed) : Symbol(library, Needed);
-            if (function == IntPtr.Zero) throw new EntryPointNotFoundException($"it has no {Needed}");
+            return library;
+        }
+
+        private static IntPtr Find(IntPtr library, string name)
+        {
+            IntPtr function = Windows ? GetProcAddress(library, name) : Symbol(library, name);
+            if (function == IntPtr.Zero) throw new EntryPointNotFoundException(name);
             return function;
         }
 
@@ -1568,16 +1603,16 @@ namespace NextScale
         private const string TelemetryVariable = "ORT_DISABLE_TELEMETRY";
 
         /// <summary>Load one graph and check that it is the one that the manifest describes.</summary>
-        public static InferenceSession Open(Bundle bundle, string graph, GeneratorOptions options, string variant)
+        public static InferenceSession Open(Bundle bundle, string graph, GeneratorOptions options, bool fused)
         {
             string version = RequireOnnxRuntime();
-            string path = bundle.GraphPath(graph, variant);
+            string path = bundle.GraphPath(graph, fused);
             InferenceSession session;
             try
             {
                 using (SessionOptions settings = Settings(options))
                 {
-                    if (variant == Variants.Fused)
+                    if (fused && bundle.Graph(graph).Fused != null)
                         settings.RegisterCustomOpLibrary(Path.GetFullPath(options.OpsLibrary));
                     session = new InferenceSession(path, settings);
                 }
@@ -1741,12 +1776,19 @@ namespace NextScale
         public IReadOnlyList<object> InitialShape;  // a long, "B" or "2B"
     }
 
+    /// <summary>The fused variant of a graph: its ONNX file, and the version of each domain of operators that it needs.
+    /// </summary>
+    internal sealed class FusedInfo
+    {
+        public string File;
+        public IReadOnlyList<KeyValuePair<string, long>> Operators;
+    }
+
     /// <summary>The contract of a graph, and the ONNX file of its stock variant.</summary>
     internal sealed class GraphInfo
     {
         public string File;
-        public string FusedFile;  // of the variant that needs operators of nextscale-ops; null: there is none
-        public long FusedVersion;  // of those operators
+        public FusedInfo Fused;  // null where the graph has no such variant
         public IReadOnlyList<TensorInfo> Inputs;
         public IReadOnlyList<TensorInfo> Outputs;
         public IReadOnlyList<StateInfo> State;
@@ -1908,7 +1950,9 @@ namespace NextScale
                 {
                     Fields variants = graphs.Object(role).Object("variants");
                     GraphInfo graph = ReadGraph(graphs.Object(role), variants.Object("stock"), role);
-                    ReadFused(variants, graph);
+                    object fused;
+                    if (variants.Value.TryGetValue("fused", out fused) && fused != null)
+                        graph.Fused = ReadFused(variants.Nested("fused", fused));
                     return graph;
                 });
             CheckVerify(root.Object("verify"));
@@ -2088,22 +2132,17 @@ namespace NextScale
             return new FileEntry { Size = fields.Integer("size"), Sha256 = sha256 };
         }
 
-        /// <summary>The fused variant of a graph; left out where it is not one that this class knows, whatever it is.
-        /// </summary>
-        private void ReadFused(Fields variants, GraphInfo graph)
+        private FusedInfo ReadFused(Fields fields)
         {
-            object found, file, operators, version;
-            long number;
-            if (!variants.Value.TryGetValue(Variants.Fused, out found)) return;
-            var fused = found as Dictionary<string, object>;
-            if (fused == null || !fused.TryGetValue("file", out file) || !fused.TryGetValue("operators", out operators))
-                return;
-            var sets = operators as Dictionary<string, object>;
-            if (!(file is string) || !Files.ContainsKey((string)file) || sets == null || sets.Count != 1) return;
-            if (!sets.TryGetValue("nextscale", out version) || !(version is JsonNumber)) return;
-            if (!((JsonNumber)version).TryInt64(out number)) return;
-            graph.FusedFile = (string)file;
-            graph.FusedVersion = number;
+            string file = fields.Text("file");
+            if (!Files.ContainsKey(file)) fields.Refuse("file", "a plain file name that \"files\" lists", file);
+            Fields operators = fields.Object("operators");
+            return new FusedInfo
+            {
+                File = file,
+                Operators = operators.Value.Keys.Select(
+                    domain => new KeyValuePair<string, long>(domain, operators.Integer(domain, 1))).ToList(),
+            };
         }
 
         /// <summary>Read one graph; it must have the contract's inputs and outputs, or a host could not run it. More

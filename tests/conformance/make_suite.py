@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from conformance.damaged_manifests import damaged_manifests
 from fake_bundle import in_download_cache, read_manifest, write_fake_bundle, write_manifest
-from fake_fused_bundle import write_fake_fused_bundle, write_raised_bundle
+from fake_fused_bundle import write_fake_fused_bundle
 from fake_text_bundle import C as TEXT_WIDTH
 from fake_text_bundle import write_fake_text_bundle
 
@@ -29,7 +29,6 @@ from nextscale.runtime._manifest import Manifest
 from nextscale.runtime._manifest_reader import parse_manifest
 from nextscale.runtime._uniforms import uniforms
 
-STOCK = {"ops": "stock", "ops_library": None}  # the graphs of most requests
 CASES = Path(__file__).with_name("cases.json")
 PARAMETERS = {
     "seed": "0",
@@ -46,6 +45,7 @@ FAKES = {
     "fake": write_fake_bundle,
     "fake-v1": partial(write_fake_bundle, schema=1),
     "fake-text": write_fake_text_bundle,
+    "fake-fused": write_fake_fused_bundle,
 }
 # Manifests of each of them.
 DAMAGED, DAMAGE_SEED = 2000, 0
@@ -73,7 +73,8 @@ def make_suite(
     out.mkdir(parents=True)
     fakes = {name: write(out / "bundles" / name) for name, write in FAKES.items()}
     further = [*(_build_tiny(out) if tiny else []), *(str(path.resolve()) for path in bundles)]
-    names = ["bundles/fake", "bundles/fake-v1", *further]
+    names = ["bundles/fake", "bundles/fake-v1", "bundles/fake-fused", *further]
+    library = None if ops_library is None else ops_library.resolve()
     altered = [str(path.relative_to(out)) for path in _altered(fakes["fake"], out / "bundles")]
     suite = {
         "made_with": {**versions(), "cpu": describe_machine().cpu},
@@ -81,10 +82,9 @@ def make_suite(
         "philox": cases["philox"],
         "uniforms": cases["uniforms"],
         "requests": [
-            *(request for name in names for request in _requests(out, name, cases["requests"])),
+            *(request for name in names for request in _requests(out, name, cases["requests"], library)),
             *(request for name in altered for request in _requests(out, name, cases["requests"][:2])),
             *_requests(out, "bundles/fake-text", cases["text_requests"]),
-            *_requests_of_variants(out, cases["requests"][:3], ops_library),
         ],
         **{
             group: [{"bundle": "bundles/fake", **PARAMETERS, **case} for case in cases[group]]
@@ -97,7 +97,7 @@ def make_suite(
             _break_bundle(out, number, fakes[case.get("of", "fake")], case)
             for number, case in enumerate(cases["broken_bundles"])
         ],
-        "variants": list(_variants(out, cases["variants"], ops_library)),
+        "variants": list(_variants(out, cases["variants"], library)),
         "damaged_manifests": _damage_manifests(out, [read_manifest(fake) for fake in fakes.values()], damaged),
     }
     path = out / "suite.json"
@@ -167,36 +167,30 @@ def _build_tiny(out: Path) -> Iterator[str]:
         yield f"bundles/tiny-{precision}"
 
 
-def _requests(out: Path, name: str, cases: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    bundle = Bundle.open(out / name)
-    generator = Generator(bundle, SessionOptions(threads=1))
-    for case in cases:
-        request = _resolved({"bundle": name, "class_labels": [], **PARAMETERS, **case}, bundle.manifest)
-        expected = results(generator, request, streaming=False)
-        previews = results(generator, request, streaming=True)["previews_sha256"]
-        yield {**request, **STOCK, "expected": {**expected, "previews_sha256": previews}}
-
-
-def _requests_of_variants(
-    out: Path, cases: Sequence[dict[str, Any]], ops_library: Path | None
+def _requests(
+    out: Path, name: str, cases: Sequence[dict[str, Any]], ops_library: Path | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Requests of a bundle whose fused graphs give something else than its stock ones, and both ways to run it."""
-    write_fake_fused_bundle(out / "bundles" / "fake-fused")
-    write_raised_bundle(out / "bundles" / "fake-raised")
-    yield from _requests(out, "bundles/fake-fused", cases)
-    if ops_library is not None:
-        fused = {"bundle": "bundles/fake-fused", "ops": "fused", "ops_library": str(ops_library.resolve())}
-        for request in _requests(out, "bundles/fake-raised", cases):
-            yield {**request, **fused}
+    """With the stock graphs and, given the library, with the fused ones where the bundle has them."""
+    bundle = Bundle.open(out / name)
+    fused = ops_library is not None and any(graph.fused for graph in bundle.manifest.graphs.values())
+    for ops, library in (("stock", None), ("fused", ops_library))[: 2 if fused else 1]:
+        generator = Generator(bundle, SessionOptions(threads=1, ops=ops, ops_library=str(library or "")))
+        for case in cases:
+            request = _resolved({"bundle": name, "class_labels": [], **PARAMETERS, **case}, bundle.manifest)
+            expected = results(generator, request, streaming=False)
+            previews = results(generator, request, streaming=True)["previews_sha256"]
+            graphs = {"ops": ops, "ops_library": library and str(library)}
+            yield {**request, **graphs, "expected": {**expected, "previews_sha256": previews}}
 
 
 def _variants(out: Path, cases: Sequence[dict[str, Any]], ops_library: Path | None) -> Iterator[dict[str, Any]]:
-    write_fake_fused_bundle(out / "bundles" / "fake-newer", version=99)
+    write_fake_fused_bundle(out / "bundles" / "fake-newer", {"nextscale": 99})
+    write_fake_fused_bundle(out / "bundles" / "fake-foreign", {"elsewhere": 1, "nextscale": 1})
     for case in cases:
         if case["ops_library"] != "given":
             yield case
         elif ops_library is not None:
-            yield {**case, "ops_library": str(ops_library.resolve())}
+            yield {**case, "ops_library": str(ops_library)}
 
 
 def _resolved(case: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
