@@ -17,7 +17,7 @@ from nextscale.models.sources import Source
 from nextscale.runtime._errors import NextscaleError
 
 ENVIRONMENTS = ("openvino", "onnxruntime-openvino")  # libraries that have one of their own
-_WORKER = "import sys; sys.path{path}; from nextscale.measure.peers.worker import main; main({arguments!r})"
+_PROGRAM = "import sys; sys.path{path}; from nextscale.measure.peers.{module} import main; main({arguments!r})"
 _FAILURE = "import json, sys; print(json.dumps({'error': sys.argv[1]})); sys.exit(1)"
 
 
@@ -128,6 +128,10 @@ def contender(name: str, place: PeerFolder, threads: int) -> Contender:
     environment = {"OPENBLAS_NUM_THREADS": "1", "GOMP_SPINCOUNT": "10000"}
     if threads:
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    if name == "torch-compile-int8":
+        arguments |= {"engine": "torch-int8", "folder": str(place.torch_int8)}
+        environment["TORCHINDUCTOR_CACHE_DIR"] = str(place.compiled)
+        return Contender(name, worker_command(arguments, more=(place.torchao,)), environment)
     if library in ("pytorch", "torch-compile"):
         arguments |= {"engine": "torch", "folder": str(place.models), "bfloat16": precision == "bf16"}
         arguments["compiled"] = library == "torch-compile"
@@ -147,9 +151,30 @@ def contender(name: str, place: PeerFolder, threads: int) -> Contender:
     return Contender(name, worker_command(arguments, place.python(library)), environment)
 
 
-def worker_command(arguments: dict[str, Any], python: Path | None = None) -> tuple[str, ...]:
-    """The command of a worker: in this environment, or in that of `python`, which has its own packages first."""
-    path = f"[:] = {[os.path.abspath(entry) for entry in sys.path]!r}"
-    if python is not None:
-        path = f".append({str(Path(__file__).absolute().parents[3])!r})"
-    return (str(python or sys.executable), "-c", _WORKER.format(path=path, arguments=arguments))
+def worker_command(
+    arguments: dict[str, Any], python: Path | None = None, more: Sequence[Path] = ()
+) -> tuple[str, ...]:
+    """The command of a worker.
+
+    Args:
+        arguments: the worker's.
+        python: of another environment, which has its own packages first; None is this one.
+        more: folders of packages that this environment lacks.
+    """
+    code = module_code("worker", arguments, python is None, more)
+    return (str(python or sys.executable), "-c", code)
+
+
+def module_code(module: str, arguments: dict[str, Any], here: bool = False, more: Sequence[Path] = ()) -> str:
+    """A program that calls main of a module beside this one.
+
+    Args:
+        module: its name.
+        arguments: of main.
+        here: look for packages where this process does; otherwise nextscale alone is added to what Python finds.
+        more: folders to look for packages in when they are found nowhere else.
+    """
+    entries = [*sys.path, *more] if here else [Path(__file__).absolute().parents[3], *more]
+    found = [os.path.abspath(entry) for entry in entries]
+    path = f"[:] = {found!r}" if here else f" += {found!r}"
+    return _PROGRAM.format(path=path, module=module, arguments=arguments)

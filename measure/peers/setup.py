@@ -7,17 +7,19 @@ Without a model it is the demo model. What is there already is not made again.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import venv
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from nextscale.measure.contender import Worker
 from nextscale.measure.peers import NAMES
-from nextscale.measure.peers.contenders import ENVIRONMENTS, PeerFolder, checked_names, contender
+from nextscale.measure.peers.contenders import ENVIRONMENTS, PeerFolder, checked_names, contender, module_code
 from nextscale.measure.peers.stored_models import save_models
 from nextscale.models.sources import Source, checkpoint_source, demo_source, random_source
 from nextscale.runtime._errors import NextscaleError
@@ -29,6 +31,7 @@ OPENVINO_PACKAGES = ("openvino==2026.4.1", NNCF)
 # OpenVINO's provider: the plug-in takes Intel's processors alone (`onnxruntime_openvino_engine`).
 PLUG_IN_PACKAGES = ("onnxruntime==1.32.0", "onnxruntime-ep-openvino==1.8.1", NNCF, "onnx==1.23.2")
 BUILD_PACKAGES = ("onnxruntime-openvino==1.24.1", NNCF, "onnx==1.23.2")
+TORCHAO = "torchao==0.18.0"
 CALIBRATION_IMAGES = 4
 
 Log = Callable[[str], object]
@@ -72,6 +75,13 @@ def _set_up(name: str, source: Source, place: PeerFolder, threads: int, log: Log
         log("storing the model")
         with atomic_folder(place.models) as folder:
             save_models(source.var, source.vqvae, folder)
+    if name == "torch-compile-int8":
+        _install_torchao(place, log)
+        if not place.torch_int8.exists():
+            log(f"torchao: quantizing, calibrated on {CALIBRATION_IMAGES} pictures")
+            with atomic_folder(place.torch_int8) as folder:
+                arguments = _quantization(place, folder, threads) | {"models": str(place.models)}
+                _run((sys.executable, "-c", module_code("torch_quantize", arguments, True, (place.torchao,))))
     compiled = place.compiled / f"{name}.txt"
     if library == "torch-compile" and not compiled.exists():
         log(f"{name}: compiling, some minutes")
@@ -122,19 +132,32 @@ def _install(library: str, wanted: Sequence[str], place: PeerFolder, log: Log) -
     installed.write_text(packages, encoding="utf-8")
 
 
+def _install_torchao(place: PeerFolder, log: Log) -> None:
+    """Put torchao alone into a folder; all that it needs is torch, which is here."""
+    installed = place.installed("torchao")
+    if installed.exists() and installed.read_text(encoding="utf-8") == f"{TORCHAO}\n":
+        return
+    log(f"torchao: installing {TORCHAO}")
+    shutil.rmtree(place.torchao, ignore_errors=True)
+    _run((sys.executable, *_PIP_INSTALL, "--no-deps", "--target", str(place.torchao), TORCHAO))
+    installed.write_text(f"{TORCHAO}\n", encoding="utf-8")
+
+
 def _quantize_with_nncf(library: str, place: PeerFolder, folder: Path, threads: int) -> None:
     files = {name: str(place.exported / f"{name}.onnx") for name in ("condition", "step", "decoder")}
-    arguments = files | {
+    module = library.replace("-", "_") + "_quantize"
+    code = module_code(module, files | _quantization(place, folder, threads))
+    _run((str(place.python(library)), "-c", code))
+
+
+def _quantization(place: PeerFolder, folder: Path, threads: int) -> dict[str, Any]:
+    """The arguments of every quantizer's main."""
+    return {
         "host_weights": str(place.exported / "host.npz"),
         "threads": threads,
         "images": CALIBRATION_IMAGES,
         "out": str(folder),
     }
-    root, module = str(Path(__file__).absolute().parents[3]), library.replace("-", "_") + "_quantize"
-    code = (
-        f"import sys; sys.path.append({root!r}); from nextscale.measure.peers.{module} import main; main({arguments!r})"
-    )
-    _run((str(place.python(library)), "-c", code))
 
 
 def _run(command: Sequence[str]) -> None:
