@@ -1,5 +1,8 @@
-# make demo      build the demo model's bundles, compare full precision with int8, draw a sheet
+# make demo      build the demo model's bundles, compare full precision with int8, draw a sheet; with the fused operators
+#                where this machine can build them
 # make test      lint, types and tests
+# make ops       build the fused operators, a library for ONNX Runtime, and install them (kernels/README.md)
+# make ops-wheel a wheel of them for older systems, and an sdist, into dist/
 # make examples  build the C++ and C# examples and hold them to Python; on Debian, Ubuntu and their like. SUITE_FLAGS go
 #                to tests/conformance/make_suite.py, such as SUITE_FLAGS="--bundle out/demo/int8"
 # make docs      the API page of nextscale.runtime in build/docs; checks that docs/architecture.md shows today's rooms
@@ -15,16 +18,18 @@ BIN := $(VENV)/bin
 DEMO_FLAGS ?=
 SUITE_FLAGS ?=
 ONNXRUNTIME := build/third_party/onnxruntime
+KERNELS := $(shell find kernels -type f -not -path '*/__pycache__/*')
 SUITE := build/suite
 DEMO := demo/nextscale-demo
 
 MAKEFLAGS += --no-print-directory
 
-.PHONY: demo test lint examples docs soak clean
+.PHONY: demo test lint ops ops-if-possible ops-wheel examples docs soak clean
 
-demo: $(VENV)/.ready
+demo: $(VENV)/.ready ops-if-possible
 	$(BIN)/nextscale demo $(DEMO_FLAGS)
 
+# The tests build the operators themselves where they find a compiler and the headers; CI runs `make ops` first.
 test: lint
 	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
@@ -34,9 +39,31 @@ lint: $(VENV)/.ready
 	cd build && $(abspath $(BIN))/mypy --config-file ../pyproject.toml
 	cd build && $(abspath $(BIN))/lint-imports ../pyproject.toml
 
-examples: $(VENV)/.ready
-	examples/install_packages.sh c++=g++ cmake=cmake npm=npm libpng-dev
+ops: $(VENV)/.ops
+
+# scikit-build-core brings CMake and Ninja where the machine has none.
+$(VENV)/.ops: $(VENV)/.ready $(KERNELS)
+	examples/install_packages.sh c++=g++ npm=npm
 	$(BIN)/python examples/fetch_onnxruntime.py $(ONNXRUNTIME)
+	$(BIN)/pip install --quiet --config-settings build-dir=$(abspath build/kernels) ./kernels
+	touch $@
+
+# Without a compiler the stock graphs run, and this says why.
+ops-if-possible: $(VENV)/.ready
+	@for tool in c++ npm; do \
+	    if ! command -v $$tool >/dev/null; then \
+	        echo "no fused operators: $$tool is missing; \`make ops\` installs what it needs"; exit 0; \
+	    fi; \
+	done; \
+	$(MAKE) ops || echo "no fused operators: they could not be built, as told above"
+
+ops-wheel: $(VENV)/.ready
+	examples/install_packages.sh npm=npm
+	$(BIN)/python examples/fetch_onnxruntime.py $(ONNXRUNTIME)
+	$(BIN)/python kernels/build_wheel.py dist --headers $(ONNXRUNTIME)/include
+
+examples: $(VENV)/.ops
+	examples/install_packages.sh cmake=cmake libpng-dev
 	cmake -S examples/cpp -B build/cpp -DONNXRUNTIME_ROOT=$(abspath $(ONNXRUNTIME))
 	cmake --build build/cpp --parallel 2
 	cmake -S examples/cpp -B build/cpp-sanitize -DONNXRUNTIME_ROOT=$(abspath $(ONNXRUNTIME)) -DNEXTSCALE_SANITIZE=ON
@@ -65,4 +92,4 @@ $(VENV)/.ready: pyproject.toml $(DEMO)/pyproject.toml $(patsubst %,%/.,calib_dat
 	touch $@
 
 clean:
-	rm -rf $(VENV) build out *.egg-info $(DEMO)/build $(DEMO)/*.egg-info
+	rm -rf $(VENV) build dist out *.egg-info $(DEMO)/build $(DEMO)/*.egg-info

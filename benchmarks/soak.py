@@ -16,21 +16,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+from kernels_soak import soak
 from provenance import provenance, publish
 from releases import RELEASES, Failure, Result, compare, passes
 
 ROOT = Path(__file__).parents[1]
-PROPERTIES = (  # files whose tests draw examples with hypothesis
+PROPERTIES = (  # whose tests draw examples with hypothesis, or do more there (tests/soak.py)
     "tests/calib_data/test_choose_theta.py",
     "tests/calib_data/test_kept_entries.py",
     "tests/calib_data/test_match_probabilities.py",
     "tests/export/test_sampling_graph.py",
     "tests/graph_passes/test_qparams.py",
     "tests/graph_passes/test_shift_and_sum_mathematics.py",
+    "tests/kernels",
     "tests/simulation/test_fake_quantizers.py",
 )
 PYTEST = (sys.executable, "-m", "pytest", "-q", "--numprocesses", "2")
 IMAGES = 8  # in each release
+KERNELS_SECONDS = 60.0  # of each flavor
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,12 @@ class Outcome:
     """One line of the report."""
 
     check: str
-    passed: bool
+    passed: bool | None  # None: it could not be run here
     detail: str
 
     def __str__(self) -> str:
-        return f"| {self.check} | {'passed' if self.passed else 'FAILED'} | {self.detail} |"
+        verdict = {True: "passed", False: "FAILED", None: ""}[self.passed]
+        return f"| {self.check} | {verdict} | {self.detail} |"
 
 
 @click.command(help=__doc__, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -60,18 +64,24 @@ def main(bundles: tuple[Path, ...], releases: str, conformance: Path, threads: i
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         add(examples())
+        for name, passed, detail in soak(KERNELS_SECONDS):
+            add(Outcome(f"kernels_check, {name}", passed, detail.replace("|", "/")))
         for bundle in bundles:
             add(sanitized(bundle, conformance, work / f"suite-{bundle.name}"))
         for release, results in compare(bundles, releases.split(","), work, IMAGES, threads).items():
             add(one_release(release, results))
     publish("soak", report(outcomes, threads))
-    sys.exit(not all(outcome.passed for outcome in outcomes))
+    sys.exit(any(outcome.passed is False for outcome in outcomes))
 
 
 def examples() -> Outcome:
     """The tests that draw examples, with the profile that draws many (tests/conftest.py)."""
     done = run([*PYTEST, "--hypothesis-profile", "soak", *PROPERTIES], ROOT)
-    return Outcome("2,000 examples of each property", done.returncode == 0, last_line(done))
+    return Outcome(
+        "2,000 examples of each property, 1,000 sessions, a wheel for older systems",
+        done.returncode == 0,
+        last_line(done),
+    )
 
 
 def sanitized(bundle: Path, conformance: Path, suite: Path) -> Outcome:

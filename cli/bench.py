@@ -16,6 +16,7 @@ from nextscale.measure.bundle_contender import FORMS
 from nextscale.measure.statistics import Interval
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._machine import Machine
+from nextscale.runtime._operators import Ops
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import require_writable, write_files
 
@@ -30,6 +31,7 @@ from nextscale.runtime.image_io import require_writable, write_files
 )
 @options.threads
 @options.spinning
+@options.operators
 @click.option("--repetitions", type=int, default=10, show_default=True, help="Timed rounds.")
 @click.option("--warmup", type=int, default=1, show_default=True, help="Rounds before the timed ones.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="All figures as JSON.")
@@ -40,6 +42,8 @@ def bench(
     forms: tuple[str, ...],
     threads: int,
     spinning: bool,
+    ops: Ops,
+    ops_library: str,
     repetitions: int,
     warmup: int,
     json_path: Path | None,
@@ -48,7 +52,8 @@ def bench(
     """Measure the bundles in DIR... in turns, so that a drifting machine slows them all alike.
 
     Each bundle and batch size runs in a process of its own, whose load time and peak memory are reported.
-    Figures are means with 95% confidence intervals; speedups are relative to the first bundle.
+    Figures are means with 95% confidence intervals; speedups are relative to the first bundle. With --ops auto, the
+    stock graphs of each bundle and, where they can run, its fused ones.
     """
     bundles = [Bundle.open(path) for path in bundle_dirs]
     require_writable([json_path] if json_path else [])
@@ -57,7 +62,7 @@ def bench(
         bundles,
         batches=batches,
         forms=forms or tuple(FORMS),
-        options=SessionOptions(threads=threads, spinning=spinning),
+        options=SessionOptions(threads=threads, spinning=spinning, ops=ops, ops_library=ops_library),
         repetitions=repetitions,
         warmup=warmup,
         log=console.print,
@@ -102,6 +107,7 @@ def _exactness(machine: Machine) -> str:
 def _table(measurements: tuple[Measurement, ...]) -> Table:
     table = Table(box=SIMPLE)
     table.add_column("bundle", overflow="fold")
+    table.add_column("operators", no_wrap=True)
     table.add_column("form", no_wrap=True)
     for name in ("batch", "images/s", "s per image", "speedup", "load s", "peak MB", "size MB"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -109,6 +115,7 @@ def _table(measurements: tuple[Measurement, ...]) -> Table:
         footprint = item.footprint
         table.add_row(
             f"{item.bundle} ({item.recipe})",
+            item.ops,
             item.form,
             str(item.batch),
             f"{item.images_per_second.mean:.3g}",

@@ -71,6 +71,7 @@ LEARNING = ReconstructionSettings()
     is_flag=True,
     help="For CPUs without VNNI, where integer products saturate: slightly coarser weights with which they never do.",
 )
+@click.option("--no-fused", is_flag=True, help="Leave out the graphs of fused operators, which add under 5%.")
 @click.option("--debug", is_flag=True, help="Let the graph count the attentive tokens that find no place.")
 @click.option(
     "--seed",
@@ -94,6 +95,7 @@ def build(
     batch: int,
     device: Device,
     reduce_range: bool,
+    no_fused: bool,
     debug: bool,
     seed: int,
     threads: int,
@@ -126,7 +128,7 @@ def build(
     if calibration_images is not None:
         chosen = replace(chosen, calibration=replace(chosen.calibration, images=calibration_images))
     if chosen.precision == "fp32":
-        refuse(f"recipe {chosen.name}: full precision", "rounding", "calibration", "reduce_range", "learn")
+        refuse(f"recipe {chosen.name}: full precision", "rounding", "calibration", "reduce_range", "learn", "no_fused")
     if reduce_range:
         require_reducible(chosen)
     if learn:
@@ -151,6 +153,7 @@ def build(
         rounding=None if rounding is None else Rounding.load(rounding),
         count_overflow=debug,
         reduce_range=reduce_range,
+        fused=not no_fused,
     )
     if learn:
         settings = replace(LEARNING, iterations=iterations, batch_size=batch, seed=seed)

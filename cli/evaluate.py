@@ -11,11 +11,15 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from nextscale.cli.options import BUNDLE, cfg_scale, threads
+from nextscale.cli.options import BUNDLE, cfg_scale, operators, threads
 from nextscale.cli.results import results_console
 from nextscale.evaluate.teacher_forced import KL_IN_WORDS, Agreement, as_json, teacher_forced
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._manifest import FUSED
 from nextscale.runtime._next_scale_loop import Generator
+from nextscale.runtime._operators import Ops
 from nextscale.runtime._session import SessionOptions
+from nextscale.runtime._variants import each_variant
 from nextscale.runtime.image_io import require_writable, write_files
 
 if TYPE_CHECKING:
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
               help="Also measure the error of attention's product with the values, on N of the images.")  # fmt: skip
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the figures to this file.")
 @threads
+@operators
 def evaluate(
     reference: Path,
     bundles: tuple[Path, ...],
@@ -43,6 +48,8 @@ def evaluate(
     attention_images: int | None,
     json_path: Path | None,
     threads: int,
+    ops: Ops,
+    ops_library: str,
 ) -> None:
     """Compare BUNDLES with the full-precision bundle REFERENCE of the same model.
 
@@ -58,8 +65,12 @@ def evaluate(
         from nextscale.evaluate import attention_error
     if json_path is not None:
         require_writable([json_path])
-    options = SessionOptions(threads=threads)
-    candidates = {str(path): Generator(path, options) for path in bundles}
+    options = SessionOptions(threads=threads, ops=ops, ops_library=ops_library)
+    candidates = {}
+    for bundle in map(Bundle.open, bundles):
+        for choice in each_variant(bundle, options):
+            suffix = " (fused)" if choice.ops == FUSED else ""
+            candidates[f"{bundle.path}{suffix}"] = Generator(bundle, choice)
     reference_generator = Generator(reference, options)
     with Progress(console=Console(stderr=True, quiet=not sys.stderr.isatty())) as progress:
         task = progress.add_task("comparing", total=images)

@@ -14,6 +14,7 @@ from nextscale import __version__
 from nextscale.cli import options
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._next_scale_loop import Generation, Generator, StageResult
+from nextscale.runtime._operators import Ops
 from nextscale.runtime._outputs import is_stdout
 from nextscale.runtime._request import resolve_top_k
 from nextscale.runtime._session import SessionOptions
@@ -66,6 +67,7 @@ _DRAWN_SEEDS = 2**53  # exact in every language's JSON
 @click.option("--batch", type=click.IntRange(1), default=4, show_default=True, metavar="N", help="Images at a time.")
 @options.threads
 @options.spinning
+@options.operators
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def generate(
     bundle_dir: Path,
@@ -83,6 +85,8 @@ def generate(
     batch: int,
     threads: int,
     spinning: bool,
+    ops: Ops,
+    ops_library: str,
     quiet: bool,
 ) -> None:
     """Make pictures from the bundle in DIR.
@@ -115,7 +119,7 @@ def generate(
         "top_k": resolve_top_k(top_k, bundle.model),
         "top_p": top_p,
     }
-    generator = Generator(bundle, SessionOptions(threads=threads, spinning=spinning))
+    generator = Generator(bundle, SessionOptions(threads=threads, spinning=spinning, ops=ops, ops_library=ops_library))
     console = Console(stderr=True, quiet=quiet)
     with _Progress(console, len(labels), batch, bundle.model.num_stages) as progress:
         result = generator.generate(labels, batch_size=batch, on_stage=progress.advance, **sampling)
@@ -124,6 +128,7 @@ def generate(
         "software": f"nextscale {__version__}",
         "bundle": bundle.manifest.name,
         "recipe": bundle.manifest.recipe["name"],
+        "operators": generator.ops.variant,
         **sampling,
     }
     writers = _picture_writers(pictures, result, bundle, parameters, (columns, rows), no_grid)

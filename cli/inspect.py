@@ -14,6 +14,7 @@ from nextscale.cli import options
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._manifest import GraphInfo, Manifest
+from nextscale.runtime._operators import choose_variant
 from nextscale.runtime._text import printable
 
 
@@ -69,6 +70,7 @@ def _overview(bundle: Bundle) -> Table:
         },
         **_kernel_rows(manifest.recipe.get("kernels")),
         **_saturation_row(manifest.recipe.get("saturation")),
+        "operators here": _line(options.shown_choice(choose_variant(bundle, "auto", ""))),
         **{f"version: {key}": _line(value) for key, value in manifest.versions.items()},
         "licence": manifest.licence,
     }
@@ -88,7 +90,7 @@ def _files(manifest: Manifest) -> Table:
 
 
 def _graph(name: str, graph: GraphInfo) -> Table:
-    table = Table(title=f"{name} ({graph.file})")
+    table = Table(title=f"{name} ({', '.join(graph.files)})")
     for column in ("", "name", "type", "shape"):
         table.add_column(column)
     for kind, tensors in (("input", graph.inputs), ("output", graph.outputs)):

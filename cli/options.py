@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from nextscale.runtime._cpus import default_threads
+from nextscale.runtime._operators import OPS, Choice
 from nextscale.runtime._request import DEFAULT_CFG_SCALE, DEFAULT_TOP_K, DEFAULT_TOP_P
 
 if TYPE_CHECKING:
@@ -36,6 +37,26 @@ spinning = click.option(
     default=True,
     help="Let idle threads spin: faster on an idle machine (default), slower on a busy one.",
 )
+
+
+def operators(command: Callable[..., object]) -> Callable[..., object]:
+    """Which variant of a bundle's graphs to run: the options --ops and --ops-library."""
+    command = click.option(
+        "--ops-library",
+        type=click.Path(),
+        default="",
+        metavar="FILE",
+        help="The library of nextscale-ops.  [default: that of the installed package]",
+    )(command)
+    return click.option(
+        "--ops",
+        type=click.Choice(list(OPS)),
+        default="auto",
+        show_default=True,
+        help="Which operators to run: nextscale-ops' fused ones, ONNX Runtime's own, or the fused ones where they can.",
+    )(command)
+
+
 cfg_scale = click.option(
     "--cfg-scale", type=float, default=DEFAULT_CFG_SCALE, show_default=True, help="Guidance; 0: none."
 )
@@ -103,6 +124,11 @@ class Grid(click.ParamType):
 def shown_threads(threads: int) -> str:
     """The threads that a session takes, for people."""
     return str(threads or default_threads() or "all")
+
+
+def shown_choice(choice: Choice) -> str:
+    """Which variant of the graphs runs and why, for people."""
+    return f"{choice.variant} ({choice.reason})"
 
 
 def refuse(what: str, *options: str) -> None:

@@ -12,7 +12,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from nextscale.cli.options import CHECKPOINT, CHOSEN, IntegerList, refuse, spinning, threads
+from nextscale.cli.options import CHECKPOINT, CHOSEN, IntegerList, operators, refuse, spinning, threads
 from nextscale.cli.results import results_console
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.measure.contender import Contender
@@ -24,6 +24,7 @@ from nextscale.paper.table_c import ROWS, TableC, measure_table_c
 from nextscale.paper.throughput_bundles import ModelOrigin, ThroughputBundles
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._file_hash import file_sha256
+from nextscale.runtime._operators import Ops
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import Writer, require_writable, write_files
 
@@ -83,6 +84,7 @@ def peers_option(command: Callable[..., None]) -> Callable[..., None]:
 )
 @threads
 @spinning
+@operators
 @click.option("--processes", type=IntegerList(), metavar="P1,P2",
               help="Also measure P processes at the same time, each on cores of its own, for each P.")  # fmt: skip
 @click.option("--repetitions", type=click.IntRange(2), default=8, show_default=True, help="Timed rounds.")
@@ -117,6 +119,8 @@ def table_c(
     batch_sizes: list[int],
     threads: int,
     spinning: bool,
+    ops: Ops,
+    ops_library: str,
     processes: list[int] | None,
     repetitions: int,
     warmup: int,
@@ -134,7 +138,8 @@ def table_c(
     """Measure the rows of the paper's Table C on this machine: images per second of the whole generation.
 
     Bundles are built into WORK, or taken from there. Every row runs in a process of its own, in turns with the others.
-    Beside it stands how far its recipe is from full precision on the demo model.
+    Beside it stands how far its recipe is from full precision on the demo model. With --ops auto, integer rows have a
+    second row of their fused graphs, where these can run.
 
     \b
     nextscale table-c --threads 2 --markdown table_c.md --plot table_c.png
@@ -145,7 +150,7 @@ def table_c(
         raise NextscaleError('--plot needs matplotlib, which is not installed: pip install "nextscale[eval]"')
     if min(batch_sizes) < 1:
         raise click.BadParameter("expected images at a time of 1 or more", param_hint="--batch")
-    session = SessionOptions(threads=threads, spinning=spinning)
+    session = SessionOptions(threads=threads, spinning=spinning, ops=ops, ops_library=ops_library)
     console = Console(stderr=True, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
     origin = _origin(model, var, vae, seed, weights, vae_weights)
     shown = _Steps(console)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import onnx_ir as ir
@@ -23,12 +25,14 @@ from nextscale.export.bundle_writer import BundleInfo, complete_manifest, write_
 from nextscale.export.generate_graph import build_generate_graph
 from nextscale.export.var.decoder_graph import build_decoder_graph
 from nextscale.export.var.stage_graph import build_stage_graph
+from nextscale.graph_passes._fused_nodes import has_fused
 from nextscale.graph_passes.integer_model import IntegerModel
-from nextscale.graph_passes.pipeline import quantize_stage
-from nextscale.graph_passes.quantize_decoder import integer_convolutions, quantize_decoder
+from nextscale.graph_passes.pipeline import fuse_stage, quantize_stage
+from nextscale.graph_passes.quantize_decoder import integer_convolutions, stock_and_fused_decoder
 from nextscale.models.sources import Source
 from nextscale.models.var.layers import facts_of
 from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._manifest import FUSED, STOCK
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime._outputs import atomic_folder
 from nextscale.runtime._request import DEFAULT_CFG_SCALE
@@ -49,6 +53,8 @@ def build_bundle(source: Source, out: Path, options: BuildOptions, progress: Pro
         NextscaleError: the recipe lacks what it needs, the model's logits or pictures overflow float32, or an integer
             layer fell back to float in this release of ONNX Runtime.
     """
+    # What a build measures and stores is of the stock graphs, which run everywhere.
+    options = replace(options, session=replace(options.session, ops=STOCK))
     with atomic_folder(out) as folder, torch.no_grad():
         progress("building graphs")
         stage_model = build_stage_graph(source.var, source.vqvae.quantize)
@@ -93,13 +99,16 @@ def _build_integer(
         require_finite_logits(full_precision.bundle, options.session)
         plan = make_plan(full_precision, integer, options, progress)
         progress("quantizing")
-        stage_model = build_stage_graph(source.var, source.vqvae.quantize, plan.equalization)
-        stage_model = quantize_stage(stage_model, plan.stage)
+        float_stage = build_stage_graph(source.var, source.vqvae.quantize, plan.equalization)
+        stage_model = quantize_stage(float_stage, plan.stage)
+        fused = {"stage": fuse_stage(float_stage, plan.stage, stage_model), "decoder": decoder_model}
         if convolutions:
-            decoder_model = quantize_decoder(decoder_model, plan.decoder_ranges, options.reduce_range)
+            decoder_model, fused["decoder"] = stock_and_fused_decoder(
+                decoder_model, plan.decoder_ranges, options.reduce_range
+            )
         progress("writing")
         recipe = options.recipe.as_dict() | dict(plan.report) | {"reduce_range": options.reduce_range}
-        write_bundle(source, folder, stage_model, decoder_model, recipe)
+        write_bundle(source, folder, stage_model, decoder_model, recipe, fused if options.fused else {})
 
         progress("checking kernels")
         planned = {"stage": layers, "decoder": convolutions, "generate": layers + convolutions}
@@ -124,9 +133,18 @@ def _build_integer(
 
 
 def write_bundle(
-    source: Source, folder: Path, stage_model: ir.Model, decoder_model: ir.Model, recipe: Mapping[str, Any]
+    source: Source,
+    folder: Path,
+    stage_model: ir.Model,
+    decoder_model: ir.Model,
+    recipe: Mapping[str, Any],
+    fused: Mapping[str, ir.Model] = MappingProxyType({}),
 ) -> None:
-    """Compose the single file, write all graphs and a manifest whose stored tokens are still zeros."""
+    """Compose the single file, write all graphs and a manifest whose stored tokens are still zeros.
+
+    Args:
+        fused: the stage and the decoder graph with fused operators, to write beside the others.
+    """
     model = source.model_info()
     request = var_request(model)
     models = {
@@ -134,6 +152,11 @@ def write_bundle(
         "stage": stage_model,
         "decoder": decoder_model,
     }
+    if fused:
+        generate = build_generate_graph(fused["stage"], fused["decoder"], model.num_stages, request)
+        models |= {
+            f"{role}.{FUSED}": graph for role, graph in {"generate": generate, **fused}.items() if has_fused(graph)
+        }
     write_graphs(folder, models)
     labels = [label % model.num_classes for label in VERIFY_LABELS]
     verify = {

@@ -33,6 +33,7 @@ class BuildOptions:
         theta: of a recipe with shift-and-sum, chosen before; None chooses it from the model's own attention.
         count_overflow: let the graph count attentive tokens without a place.
         reduce_range: keep every pair of integer products within 16 bits, for CPUs without VNNI.
+        fused: also write graphs of nextscale-ops' operators, over the same weights.
     """
 
     recipe: Recipe
@@ -44,3 +45,4 @@ class BuildOptions:
     theta: ThetaChoice | None = None
     count_overflow: bool = False
     reduce_range: bool = False
+    fused: bool = True

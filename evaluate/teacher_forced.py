@@ -45,6 +45,33 @@ class Agreement:
     images: int
 
 
+@dataclass(frozen=True)
+class ByImage:
+    """The same before it is summarized: sums over a stage's tokens.
+
+    Attributes:
+        divergence: float64 [N, S], of the KL.
+        agreeing: float64 [N, S], of equal likeliest entries.
+        sizes: float64 [S], tokens of each stage.
+    """
+
+    divergence: NDArray[np.float64]
+    agreeing: NDArray[np.float64]
+    sizes: NDArray[np.float64]
+
+    @property
+    def kl(self) -> NDArray[np.float64]:
+        """Nats per token of each image: float64 [N]."""
+        kl: NDArray[np.float64] = self.divergence.sum(1) / self.sizes.sum()
+        return kl
+
+    @property
+    def top1(self) -> NDArray[np.float64]:
+        """The share of each image's tokens whose likeliest entry is the reference's: float64 [N]."""
+        top1: NDArray[np.float64] = self.agreeing.sum(1) / self.sizes.sum()
+        return top1
+
+
 def evaluation_labels(num_classes: int, images: int, seed: int) -> NDArray[np.int64]:
     """N labels spread evenly over the classes, in an order drawn from the seed: int64 [N]."""
     return np.resize(np.random.default_rng([seed, 1]).permutation(num_classes), images).astype(np.int64)
@@ -73,12 +100,35 @@ def teacher_forced(
     Raises:
         NextscaleError: a candidate is of another model.
     """
+    found = teacher_forced_by_image(
+        reference,
+        candidates,
+        images=images,
+        seed=seed,
+        cfg_scale=cfg_scale,
+        batch_size=batch_size,
+        on_images=on_images,
+    )
+    return {name: summarize(by_image.divergence, by_image.agreeing, by_image.sizes) for name, by_image in found.items()}
+
+
+def teacher_forced_by_image(
+    reference: Generator,
+    candidates: Mapping[str, Generator],
+    *,
+    images: int,
+    seed: int = 1,
+    cfg_scale: float = DEFAULT_CFG_SCALE,
+    batch_size: int = 4,
+    on_images: Callable[[int], object] = lambda done: None,
+) -> dict[str, ByImage]:
+    """`teacher_forced` before it is summarized: candidates see the same images, so that they compare in pairs."""
     model = reference.bundle.model
     for name, candidate in candidates.items():
         if candidate.bundle.model != model:
             raise NextscaleError(f"{name}: not the model of {reference.bundle.path}; compare bundles of one model")
     labels = evaluation_labels(model.num_classes, images, seed)
-    # Sums over a stage's tokens: [candidate][image][stage].
+    # [candidate][image][stage]
     divergence: dict[str, list[NDArray[np.float64]]] = {name: [] for name in candidates}
     agreeing: dict[str, list[NDArray[np.float64]]] = {name: [] for name in candidates}
     for first in range(0, images, batch_size):
@@ -95,7 +145,7 @@ def teacher_forced(
         on_images(min(first + batch_size, images))
     sizes = np.array([height * width for height, width in model.stage_sizes], np.float64)
     return {
-        name: summarize(np.concatenate(divergence[name]), np.concatenate(agreeing[name]), sizes) for name in candidates
+        name: ByImage(np.concatenate(divergence[name]), np.concatenate(agreeing[name]), sizes) for name in candidates
     }
 
 

@@ -18,8 +18,8 @@ from nextscale.export.generate_graph import initial_shape, state_names
 from nextscale.export.graph_builder import OPSET, dimensions
 from nextscale.runtime._bundle import MANIFEST_NAME as MANIFEST
 from nextscale.runtime._file_hash import file_sha256
-from nextscale.runtime._manifest import ModelInfo, RequestInput
-from nextscale.runtime._manifest_reader import SCHEMA, STOCK
+from nextscale.runtime._manifest import FUSED, OPERATORS, STOCK, ModelInfo, RequestInput
+from nextscale.runtime._manifest_reader import SCHEMA
 
 WEIGHTS_FILE = "weights.data"
 CARD = "card.md"
@@ -45,6 +45,8 @@ class BundleInfo:
 
 def write_graphs(folder: Path, models: Mapping[str, ir.Model]) -> None:
     """Write `{name}.onnx` for each model, and the weights of all of them once.
+
+    A name such as "stage.fused" is the fused variant of the role before the point.
 
     Tensors that several models share (the same object) are stored once. The models' initializers end up referring to
     the file, so that the weights in memory can be freed.
@@ -83,7 +85,7 @@ def _append(file: Any, tensor: ir.TensorProtocol, folder: Path) -> ir.ExternalTe
 
 
 def write_manifest(folder: Path, models: Mapping[str, ir.Model], info: BundleInfo, verify: Mapping[str, Any]) -> None:
-    """Write card.md and, last, manifest.json with the size and hash of every other file."""
+    """Write card.md and, last, manifest.json with the size and hash of all else; models as in `write_graphs`."""
     (folder / CARD).write_text(info.card, encoding="utf-8")
     manifest = {
         "schema": SCHEMA,
@@ -93,7 +95,11 @@ def write_manifest(folder: Path, models: Mapping[str, ir.Model], info: BundleInf
         "recipe": dict(info.recipe),
         "class_names": None if info.class_names is None else list(info.class_names),
         "request": [_request_input(item) for item in info.request],
-        "graphs": {name: _graph_contract(name, model, info.request) for name, model in models.items()},
+        "graphs": {
+            name: _graph_contract(name, model, info.request) | {"variants": _variants(name, models)}
+            for name, model in models.items()
+            if "." not in name
+        },
         "files": {path.name: _file_info(path) for path in sorted(folder.iterdir())},
         "verify": dict(verify),
         "versions": {
@@ -123,7 +129,17 @@ def _graph_contract(name: str, model: ir.Model, request: Sequence[RequestInput])
             }
             for source, target in state_names(model, request)
         ]
-    return {**contract, "variants": {STOCK: {"file": f"{name}.onnx"}}}
+    return contract
+
+
+def _variants(role: str, models: Mapping[str, ir.Model]) -> dict[str, Any]:
+    """The files that a role has: of stock operators, and of further ones with their domains' versions."""
+    variants: dict[str, Any] = {STOCK: {"file": f"{role}.onnx"}}
+    fused = models.get(f"{role}.{FUSED}")
+    if fused is not None:
+        version = fused.graph.opset_imports[OPERATORS]
+        variants[FUSED] = {"file": f"{role}.{FUSED}.onnx", "operators": {OPERATORS: version}}
+    return variants
 
 
 def _request_input(item: RequestInput) -> dict[str, Any]:

@@ -45,6 +45,9 @@ def build_generate_graph(
     """
     stage_graph, decoder_graph = stage_model.graph.clone(), decoder_model.graph.clone()
     builder = new_builder("generate")
+    for graph in (stage_graph, decoder_graph):
+        for domain, version in graph.opset_imports.items():
+            builder.graph.opset_imports.setdefault(domain, version)
     op, constants = builder.op, Constants(builder)
     state = state_names(stage_model, request)
     by_name = {value.name: value for value in stage_graph.inputs}
@@ -105,7 +108,8 @@ def _adopt(main: ir.Graph, graph: ir.Graph, prefix: str) -> None:
     for node in graph.all_nodes():
         node.name = f"{prefix}{node.name}"
         for output in node.outputs:
-            output.name = f"{prefix}{output.name}"
+            if output.name:  # else it is left out
+                output.name = f"{prefix}{output.name}"
 
 
 def _loop_body(

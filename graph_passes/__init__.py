@@ -2,6 +2,11 @@
 
 __all__ = [
     "expand_attentive_tokens",
+    "fuse_attention",
+    "fuse_epilogues",
+    "fuse_integer_attention",
+    "fuse_linear",
+    "fuse_norm",
     "integer_model",
     "layer_facts",
     "linear_layers",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -44,7 +45,7 @@ class _Affine:
 
 
 @dataclass
-class _Feature:
+class Feature:
     """A value [B, C, H, W] of the float graph, in the forms that were needed so far.
 
     Attributes:
@@ -52,11 +53,13 @@ class _Feature:
         floats: strips of rows, float32 [B, n / strips, C] each; `pending`, float32 [C], is still to be added.
         codes: rows in the range of the whole value, uint8 [B, n, C].
         results: strips of a convolution's result, uint8 [B, n / strips, C] each, which `result_form` decodes.
+        strips: how many.
     """
 
     height: int
     width: int
     channels: int
+    strips: int
     floats: list[ir.Value] = field(default_factory=list)
     pending: Floats | None = None
     codes: ir.Value | None = None
@@ -67,11 +70,38 @@ class _Feature:
     def pixels(self) -> int:
         return self.height * self.width
 
-    @property
-    def strips(self) -> int:
-        """A power of two that divides the height."""
-        wanted = max(1, 4 * self.pixels * self.channels // STRIP_BYTES)
-        return math.gcd(self.height, 1 << (wanted.bit_length() - 1))
+
+class DecoderConstants:
+    """The constants of a decoder's int8 graphs, made once for all of them.
+
+    Args:
+        reduce_range: keep every pair of products within 16 bits.
+    """
+
+    def __init__(self, reduce_range: bool = False) -> None:
+        self.reduce_range = reduce_range
+        self.tensors: dict[str, ir.TensorProtocol] = {}
+        self.kernels: dict[str, IntegerKernel] = {}
+
+    def tensor(self, name: str, array: NDArray) -> ir.TensorProtocol:
+        """The tensor `name`: the same object for the same array."""
+        known = self.tensors.setdefault(name, ir.tensor(array, name=name))
+        return known if np.array_equal(known.numpy(), array) else ir.tensor(array, name=name)
+
+    def kernel(self, name: str, weight: Floats, bias: Floats, activation: ActivationQParams) -> IntegerKernel:
+        """The integers of the kernel `name`."""
+        if name not in self.kernels:
+            self.kernels[name] = integer_kernel(weight, bias, activation, self.reduce_range)
+        return self.kernels[name]
+
+
+@dataclass(frozen=True)
+class NamedKernel:
+    """One of a convolution's: its node's name, its integers, and its padding in ONNX's order."""
+
+    name: str
+    integers: IntegerKernel
+    pads: list[int]
 
 
 class ChannelsLast:
@@ -82,7 +112,10 @@ class ChannelsLast:
         integer: the convolutions to compute in integers.
         ranges: [1] of their inputs.
         channels: [C] of the results of those with 3x3 kernels.
+        constants: of this graph, perhaps shared with others.
     """
+
+    domains: ClassVar[tuple[str, ...]] = (MICROSOFT,)
 
     def __init__(
         self,
@@ -90,15 +123,15 @@ class ChannelsLast:
         integer: Collection[Convolution],
         ranges: Mapping[ir.Value, Range],
         channels: Mapping[ir.Value, Range],
-        reduce_range: bool = False,
+        constants: DecoderConstants,
     ) -> None:
-        self.source, self.channels, self.reduce_range = source, channels, reduce_range
+        self.source, self.channels, self.constants = source, channels, constants
         self.integer = {layer.name for layer in integer}
         self.qparams = {value: ActivationQParams.from_range(observed) for value, observed in ranges.items()}
-        opsets = {**source.graph.opset_imports, MICROSOFT: 1}
+        opsets = {**source.graph.opset_imports, **dict.fromkeys(self.domains, 1)}
         self.builder = GraphBuilder(ir.Graph([], [], nodes=[], name=source.graph.name, opset_imports=opsets))
         self.op, self.microsoft = self.builder.op, self.builder.opset(MICROSOFT)
-        self.features: dict[ir.Value, _Feature] = {}
+        self.features: dict[ir.Value, Feature] = {}
 
     def build(self, layers: Sequence[Layer]) -> ir.Model:
         """The model of these layers, with the inputs and outputs of the source."""
@@ -148,7 +181,7 @@ class ChannelsLast:
             ks = layer.kernel_size
             x = self.op.Conv(x, weight, bias, kernel_shape=[ks, ks], pads=[ks // 2] * 4, _name=layer.name)
             value, channels, first = layer.y, len(layer.weight), first + 1
-        feature = _Feature(height, width, channels)
+        feature = self._feature(height, width, channels)
         rows = self.op.Reshape(self.op.Transpose(x, perm=[0, 2, 3, 1]), [0, -1, channels])
         feature.floats = self._split(rows, feature.strips)
         self.features[value] = feature
@@ -160,55 +193,52 @@ class ChannelsLast:
         Every channel of the result has codes of its own range, which costs nothing: a convolution has a scale and a
         bias for each output anyway.
         """
-        op, source, out = self.op, self.features[layer.x], len(layer.weight)
-        x, activation = self._pixels(layer.x), self.qparams[layer.x]
-        y = _Feature(source.height, source.width, out)
+        source, out = self.features[layer.x], len(layer.weight)
+        activation, observed = self.qparams[layer.x], self.channels[layer.y]
         kernels = (
             [(f"{layer.name}.{k.i}{k.j}", k.weight, k.pads) for k in subpixel_kernels(layer.weight)]
             if layer.upsampled
             else [(layer.name, layer.weight, [1] * 4)]
         )
-        observed = self.channels[layer.y]
         bias = layer.bias - observed.minimum
-        integers = [integer_kernel(weight, bias, activation, self.reduce_range) for _, weight, _ in kernels]
-        finest = np.max([kernel.weight.scale for kernel in integers], axis=0) * activation.scale[0]
-        y.result_form = _Affine.codes(observed, finest)
-        parts = [
-            self._qlinear_conv(name, x, activation, kernel, y.result_form.scale, pads)
-            for (name, _, pads), kernel in zip(kernels, integers, strict=True)
+        integers = [
+            NamedKernel(name, self.constants.kernel(name, weight, bias, activation), pads)
+            for name, weight, pads in kernels
         ]
-        if layer.upsampled:
-            # Pixels 2x and 2x + 1 lie side by side in memory, like channels; so do the lines 2y and 2y + 1.
-            lines = [op.Reshape(op.Concat(*parts[i : i + 2], axis=-1), [0, 0, -1]) for i in (0, 2)]
-            pixels = op.Concat(*lines, axis=-1)
-            y.height, y.width = 2 * source.height, 2 * source.width
-        else:
-            (pixels,) = parts
-        y.results = self._split(op.Reshape(pixels, [0, y.pixels, out]), y.strips)
+        finest = np.max([kernel.integers.weight.scale for kernel in integers], axis=0) * activation.scale[0]
+        form = _Affine.codes(observed, finest)
+        zoom = 2 if layer.upsampled else 1
+        y = self._feature(zoom * source.height, zoom * source.width, out)
+        pixels = self._convolve(self._pixels(layer.x), activation, integers, form.scale)
+        y.result_form, y.results = form, self._split(self.op.Reshape(pixels, [0, y.pixels, out]), y.strips)
         self.features[layer.y] = y
 
-    def _qlinear_conv(
-        self,
-        name: str,
-        x: ir.Value,
-        activation: ActivationQParams,
-        kernel: IntegerKernel,
-        steps: Floats,
-        pads: list[int],
+    def _convolve(
+        self, x: ir.Value, activation: ActivationQParams, kernels: Sequence[NamedKernel], steps: Floats
     ) -> ir.Value:
+        """One kernel, or four sub-pixel kernels, of u8 [B, H, W, in]: codes in `steps` [out], pixel by pixel."""
+        parts = [self._qlinear_conv(x, activation, kernel, steps) for kernel in kernels]
+        if len(parts) == 1:
+            return parts[0]
+        # Pixels 2x and 2x + 1 lie side by side in memory, like channels; so do the lines 2y and 2y + 1.
+        op = self.op
+        lines = [op.Reshape(op.Concat(*parts[i : i + 2], axis=-1), [0, 0, -1]) for i in (0, 2)]
+        return op.Concat(*lines, axis=-1)
+
+    def _qlinear_conv(self, x: ir.Value, activation: ActivationQParams, kernel: NamedKernel, steps: Floats) -> ir.Value:
         """Codes in `steps` [out] of each channel: the operator has one step for all, so the weights' scales have it."""
-        codes = kernel.weight.codes
+        name, weight = kernel.name, kernel.integers.weight
         return self.microsoft.QLinearConv(
             x,
             *self._qparams(activation),
-            self._constant(f"{name}.codes", codes),
-            self._constant(f"{name}.scale", kernel.weight.scale / steps),
-            self._constant(f"{name}.zero_point", np.zeros_like(codes, shape=len(codes))),
+            self._constant(f"{name}.codes", weight.codes),
+            self._constant(f"{name}.scale", weight.scale / steps),
+            self._constant(f"{name}.zero_point", np.zeros_like(weight.codes, shape=len(weight.codes))),
             *self._qparams(CODES_AS_THEY_ARE),
-            self._constant(f"{name}.bias", kernel.bias),
+            self._constant(f"{name}.bias", kernel.integers.bias),
             channels_last=1,
-            kernel_shape=list(codes.shape[2:]),
-            pads=pads,
+            kernel_shape=list(weight.codes.shape[2:]),
+            pads=kernel.pads,
             _name=name,
         )
 
@@ -240,21 +270,32 @@ class ChannelsLast:
     def _integer_linear(self, layer: Convolution) -> None:
         """A 1x1 convolution as the rows' matrix product: u8 [B, n, in] -> float32 [B, n, out]."""
         activation = self.qparams[layer.x]
-        kernel = integer_kernel(layer.weight[:, :, 0, 0], layer.bias, activation, self.reduce_range)
-        y = self.microsoft.MatMulIntegerToFloat(
-            self._codes(layer.x),
-            self._constant(f"{layer.name}.codes", np.ascontiguousarray(kernel.weight.codes.T)),
-            self._qparams(activation)[0],
-            self._constant(f"{layer.name}.scale", kernel.weight.scale),
-            self._qparams(activation)[1],
-            None,
-            self._constant(f"{layer.name}.bias", layer.bias),
-            _name=layer.name,
-        )
+        kernel = self.constants.kernel(layer.name, layer.weight[:, :, 0, 0], layer.bias, activation)
+        # In this order: a graph's initializers stand in that of their making.
+        x = self._codes(layer.x)
+        columns = self._constant(f"{layer.name}.codes", np.ascontiguousarray(kernel.weight.codes.T))
+        qparams = self._qparams(activation)
+        weight_scale = self._constant(f"{layer.name}.scale", kernel.weight.scale)
+        bias = self._constant(f"{layer.name}.bias", layer.bias)
+        y = self._multiply(x, qparams, (columns, weight_scale), bias, layer.name)
         out = len(layer.weight)
         source = self.features[layer.x]
-        strips = self._split(y, _Feature(source.height, source.width, out).strips)
+        strips = self._split(y, self._feature(source.height, source.width, out).strips)
         self._derive(layer.y, layer.x, strips, out)
+
+    def _multiply(
+        self,
+        codes: ir.Value,
+        qparams: tuple[ir.Value, ir.Value],
+        weight: tuple[ir.Value, ir.Value],
+        bias: ir.Value,
+        name: str,
+    ) -> ir.Value:
+        """scale (codes - zero_point) weight + bias, the weight as its codes [in, out] and scale [out]."""
+        (scale, zero_point), (columns, weight_scale) = qparams, weight
+        return self.microsoft.MatMulIntegerToFloat(
+            codes, columns, scale, weight_scale, zero_point, None, bias, _name=name
+        )
 
     def _linear(self, layer: Convolution) -> None:
         """A 1x1 convolution in float: float32 [B, n, in] -> [B, n, out], whose bias stays pending."""
@@ -262,7 +303,7 @@ class ChannelsLast:
         floats, pending = self._unfinished(layer.x)
         columns = self._constant(f"{layer.name}.weight", np.ascontiguousarray(weight.T))
         rows = [self.op.MatMul(x, columns, _name=f"{layer.name}.{i}") for i, x in enumerate(floats)]
-        out = _Feature(source.height, source.width, len(weight))
+        out = self._feature(source.height, source.width, len(weight))
         strips = self._split(self._join(rows), out.strips) if out.strips != source.strips else rows
         self._derive(layer.y, layer.x, strips, len(weight))
         self.features[layer.y].pending = layer.bias if pending is None else layer.bias + weight @ pending
@@ -326,14 +367,20 @@ class ChannelsLast:
         q, k, v = op.Split(self._join(self._floats(layer.qkv)), axis=-1, num_outputs=3, _outputs=3)
         weights = op.Softmax(op.MatMul(q, op.Transpose(k, perm=[0, 2, 1]), _name=f"{layer.name}.scores"), axis=-1)
         y = op.MatMul(weights, v, _name=f"{layer.name}.mix")
-        strips = self._split(y, _Feature(source.height, source.width, channels).strips)
+        strips = self._split(y, self._feature(source.height, source.width, channels).strips)
         self._derive(layer.y, layer.qkv, strips, channels)
 
     def _derive(self, value: ir.Value, like: ir.Value, floats: Sequence[ir.Value], channels: int | None = None) -> None:
         """Note the float strips of `value`, of the size of `like` and, unless told, with its channels."""
         source = self.features[like]
         channels = source.channels if channels is None else channels
-        self.features[value] = _Feature(source.height, source.width, channels, list(floats))
+        self.features[value] = feature = self._feature(source.height, source.width, channels)
+        feature.floats = list(floats)
+
+    def _feature(self, height: int, width: int, channels: int) -> Feature:
+        """One whose strips are a power of two that divides the height."""
+        wanted = max(1, 4 * height * width * channels // STRIP_BYTES)
+        return Feature(height, width, channels, math.gcd(height, 1 << (wanted.bit_length() - 1)))
 
     def _unfinished(self, value: ir.Value) -> tuple[list[ir.Value], Floats | None]:
         """The strips of float rows, and what is still to be added to them."""
@@ -382,5 +429,5 @@ class ChannelsLast:
         """The initializer `name`, made once."""
         initializers = self.builder.graph.initializers
         if name not in initializers:
-            self.builder.initializer(ir.tensor(array, name=name), name, qualify=False)
+            self.builder.initializer(self.constants.tensor(name, array), name, qualify=False)
         return initializers[name]

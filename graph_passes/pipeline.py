@@ -8,6 +8,11 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
+from nextscale.graph_passes.fuse_attention import fuse_attention
+from nextscale.graph_passes.fuse_epilogues import fuse_epilogues
+from nextscale.graph_passes.fuse_integer_attention import fuse_integer_attention, fused_attentions
+from nextscale.graph_passes.fuse_linear import fuse_linear
+from nextscale.graph_passes.fuse_norm import fuse_norm
 from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.layer_facts import GUIDED_ROWS
 from nextscale.graph_passes.linear_layers import WeightRounder
@@ -41,12 +46,55 @@ class StagePlan:
 
 
 def quantize_stage(stage_model: ir.Model, plan: StagePlan) -> ir.Model:
-    """The integer stage graph."""
+    """The integer stage graph of stock operators."""
+    return _quantized(stage_model, plan, rows_apart=True)
+
+
+def fuse_stage(stage_model: ir.Model, plan: StagePlan, stock: ir.Model) -> ir.Model:
+    """The integer stage graph of nextscale-ops' operators where they serve, over the constants of the stock one.
+
+    Args:
+        stage_model, plan: as `quantize_stage` took them.
+        stock: what it gave.
+    """
+    model, attention = stage_model, plan.integer.attention
+    if attention is not None:
+        # It is made of float attention, and so stands before what makes integer attention of stock operators.
+        model = fuse_integer_attention(
+            model,
+            attention.weights,
+            attention.bits,
+            GUIDED_ROWS,
+            plan.magnitudes,
+            plan.shift_and_sum,
+            plan.integer.facts.stage_input,
+            attention.names,
+        )
+    # Operators take both rows of an image, which the stock graph keeps apart.
+    model = _quantized(model, plan, rows_apart=False)
+    model = fuse_linear(model, plan.integer)
+    # Norms, epilogues and attention end in the codes that the layers behind them take.
+    model = fuse_norm(model)
+    model = fuse_epilogues(model)
+    model = fuse_attention(model)
+    _share_constants(model.graph, stock.graph)
+    return model
+
+
+def _share_constants(graph: ir.Graph, of: ir.Graph) -> None:
+    """Let initializers of the same name be the same tensors, so that a bundle stores them once."""
+    for name, value in graph.initializers.items():
+        if name in of.initializers:
+            value.const_value = of.initializers[name].const_value
+
+
+def _quantized(stage_model: ir.Model, plan: StagePlan, rows_apart: bool) -> ir.Model:
     integer, facts = plan.integer, plan.integer.facts
     weights = plan.rounder, integer.weights.packed
     model = stage_model
     # Attention first: its pattern is float MatMuls, and what is around it does not matter to it.
-    if integer.attention is not None:
+    attentions = () if integer.attention is None else set(integer.attention.names) - fused_attentions(model)
+    if integer.attention is not None and attentions:
         model = quantize_attention(
             model,
             integer.attention.weights,
@@ -55,12 +103,12 @@ def quantize_stage(stage_model: ir.Model, plan: StagePlan) -> ir.Model:
             plan.magnitudes,
             plan.shift_and_sum,
             facts.stage_input,
-            integer.attention.names,
+            attentions,
         )
     # The ways of choosing ranges touch different layers and could stand in any order.
     model = quantize_linear(model, plan.ranges, facts.stage_input, integer.bits, *weights)
     model = quantize_linear_pairs(model, plan.pair_ranges, facts.stage_input, integer.bits, *weights)
-    model = split_rows(model, facts.guided_axis) if plan.pair_ranges else model
+    model = split_rows(model, facts.guided_axis) if plan.pair_ranges and rows_apart else model
     rows = {name: integer.layers[name].facts.rows for name in integer.by_image}
     model = quantize_linear_by_image(model, rows, integer.bits, *weights)
     return quantize_linear_by_token(model, integer.by_token, integer.bits, *weights)

@@ -10,6 +10,9 @@ What is integer and what is float, and why (benchmarks/NOTES.md has the figures)
 - The residual stream, GroupNorm, SiLU, softmax and the attention products are float: in u8 they cost 4 dB.
 - Float are also the convolutions that cost little and lose much: those of f_hat, which are small, the 1x1 shortcuts,
   which read the residual stream, and the last, which has 3 outputs.
+
+`fused_decoder` has the same integers and ranges with the operators of kernels/README.md, which pass over a feature map
+once where stock operators do it five times.
 """
 
 from __future__ import annotations
@@ -19,8 +22,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from nextscale.graph_passes._channels_last import ChannelsLast
+from nextscale.graph_passes._channels_last import ChannelsLast, DecoderConstants
 from nextscale.graph_passes._decoder_patterns import Attention, Convolution, GroupNorm, Layer, Picture, parse_layers
+from nextscale.graph_passes._fused_channels_last import FusedChannelsLast
 from nextscale.graph_passes.observe_inputs import PIXELS, Input, Observer
 from nextscale.graph_passes.qparams import Range
 
@@ -73,6 +77,25 @@ def quantize_decoder(model: ir.Model, ranges: DecoderRanges, reduce_range: bool 
         PatternRefused: a node of the graph is part of no layer that is known here.
         ValueError: a range is missing.
     """
+    return _build(ChannelsLast, model, ranges, DecoderConstants(reduce_range))
+
+
+def fused_decoder(model: ir.Model, ranges: DecoderRanges, reduce_range: bool = False) -> ir.Model:
+    """The same layers, integers and ranges with the fused operators of kernels/README.md; see `quantize_decoder`."""
+    return _build(FusedChannelsLast, model, ranges, DecoderConstants(reduce_range))
+
+
+def stock_and_fused_decoder(
+    model: ir.Model, ranges: DecoderRanges, reduce_range: bool = False
+) -> tuple[ir.Model, ir.Model]:
+    """`quantize_decoder` and `fused_decoder`, which share the tensors of their weights."""
+    constants = DecoderConstants(reduce_range)
+    return _build(ChannelsLast, model, ranges, constants), _build(FusedChannelsLast, model, ranges, constants)
+
+
+def _build(
+    builder: type[ChannelsLast], model: ir.Model, ranges: DecoderRanges, constants: DecoderConstants
+) -> ir.Model:
     layers = parse_layers(model.graph)
     integer = _integer_convolutions(layers)
     names, readers = [layer.name for layer in integer], observed_results(model)
@@ -83,7 +106,7 @@ def quantize_decoder(model: ir.Model, ranges: DecoderRanges, reduce_range: bool 
     inputs = {layer.x: ranges.inputs[layer.name] for layer in integer}
     results = (layer.y for layer in integer if layer.kernel_size > 1)
     channels = {value: ranges.results[name] for value, name in zip(results, readers, strict=True)}
-    return ChannelsLast(model, integer, inputs, channels, reduce_range).build(layers)
+    return builder(model, integer, inputs, channels, constants).build(layers)
 
 
 def _integer_convolutions(layers: Sequence[Layer]) -> list[Convolution]:

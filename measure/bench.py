@@ -15,7 +15,9 @@ from nextscale.measure.statistics import Interval
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._machine import Machine, describe_machine
+from nextscale.runtime._manifest import STOCK
 from nextscale.runtime._session import SessionOptions
+from nextscale.runtime._variants import each_variant
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Measurement:
         bundle: the folder.
         name: the manifest's name.
         recipe: the name of its quantization recipe.
+        ops: which variant of its graphs ran, "stock" or "fused"; "stock" in files of runs before there were two.
         size_bytes: all files of the bundle.
         batch: images at a time.
         form: "generate" (generate.onnx) or "streaming" (stage.onnx and decoder.onnx).
@@ -66,6 +69,7 @@ class Measurement:
     speedup: Interval
     footprint: Footprint | None
     samples: tuple[float, ...]
+    ops: str = STOCK
 
 
 @dataclass(frozen=True)
@@ -96,13 +100,14 @@ def bench(
 ) -> BenchReport:
     """Measure bundles against each other on this machine.
 
-    Every bundle runs in each form in a process of its own, again for each batch size, so that its memory is its own.
+    Every bundle runs in each form in a process of its own, again for each batch size, so that its memory is its own;
+    where both can run, its stock and its fused graphs run beside each other.
 
     Args:
         bundles: the first is what the others' speedups refer to.
         batches: images at a time, each measured on its own.
         forms: "generate" and/or "streaming".
-        options: threads and memory, the same for all.
+        options: threads, memory and operators, the same for all; see `each_variant`.
         repetitions: timed rounds; in each round every bundle and form generates one batch.
         warmup: rounds before them that are not counted.
         seed: of the labels and images in the first round; each round has another.
@@ -115,15 +120,19 @@ def bench(
     _require(bool(forms) and set(forms) <= set(FORMS), f"forms {list(forms)}: expected of {', '.join(FORMS)}")
     require_batches(batches)
     require_rounds(repetitions, warmup)
-    cases = [(bundle, form) for bundle in bundles for form in forms]
-    contenders = [bundle_contender(f"{bundle.path} ({form})", bundle, form, options) for bundle, form in cases]
+    cases = [(bundle, choice, form) for bundle in bundles for choice in each_variant(bundle, options) for form in forms]
+    contenders = [
+        bundle_contender(f"{bundle.path} ({choice.ops}, {form})", bundle, form, choice)
+        for bundle, choice, form in cases
+    ]
     measurements = []
     for batch in batches:
         with Contest(contenders, log=log) as contest:
             speeds = contest.speeds(batch, repetitions=repetitions, warmup=warmup, seed=seed)
         first = dict(zip(forms, speeds, strict=False))  # the first bundle's come first
         measurements += [
-            _measurement(bundle, form, speed, first[form]) for (bundle, form), speed in zip(cases, speeds, strict=True)
+            _measurement(bundle, choice.ops, form, speed, first[form])
+            for (bundle, choice, form), speed in zip(cases, speeds, strict=True)
         ]
     settings = {
         "threads": options.threads,
@@ -137,7 +146,7 @@ def bench(
     return BenchReport(describe_machine(), versions(), settings, tuple(measurements))
 
 
-def _measurement(bundle: Bundle, form: str, speed: Speed, first: Speed) -> Measurement:
+def _measurement(bundle: Bundle, ops: str, form: str, speed: Speed, first: Speed) -> Measurement:
     return Measurement(
         bundle=str(bundle.path),
         name=bundle.manifest.name,
@@ -152,6 +161,7 @@ def _measurement(bundle: Bundle, form: str, speed: Speed, first: Speed) -> Measu
         speedup=speed.ratio_to(first),
         footprint=Footprint(speed.load_seconds, speed.first_seconds, speed.peak_memory_bytes),
         samples=speed.samples,
+        ops=ops,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from nextscale.graph_passes.recipe import Recipe
@@ -24,7 +24,9 @@ from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._cpus import physical_cpus
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._machine import Machine, describe_machine
+from nextscale.runtime._manifest import FUSED, STOCK
 from nextscale.runtime._session import SessionOptions
+from nextscale.runtime._variants import each_variant
 
 FULL_PRECISION = "fp32"
 
@@ -71,7 +73,7 @@ class Row:
     """One row of the table.
 
     Attributes:
-        name: the recipe's, or the peer's.
+        name: the recipe's, with " fused" behind it where fused graphs ran; or the peer's.
         method: what the table calls it.
         bits: of weights and activations, as the paper writes them; empty for a peer.
         paper_ratio: the paper's images/s over its full precision's; None where the paper has no such row.
@@ -163,13 +165,13 @@ def measure_table_c(
     """Measure bundles of one model, and peers, in one interleaved run.
 
     Args:
-        bundles: a row each.
+        bundles: a row each; where both can run, one of its stock and one of its fused graphs.
         convolution_operations: of the model's decoder, on one image.
         model: what it is, for the report.
         peers: what a user would run instead; those that fail are left out.
         batches: images at a time.
         processes: also measure this many at the same time, of the recipe `default` or else the last.
-        options: threads and memory, of one process.
+        options: threads, memory and operators, of one process; see `each_variant`.
         repetitions: timed rounds.
         warmup: rounds before them.
         log: called with a line of progress.
@@ -185,7 +187,8 @@ def measure_table_c(
     require_cores(processes, cpus)
     log("rates of matrix products")
     before = kernel_rates(options)
-    contenders = [bundle_contender(item.recipe.name, item.bundle, "generate", options) for item in bundles]
+    measured = [case for item in bundles for case in cases(item, options)]
+    contenders = [bundle_contender(case.name, case.item.bundle, "generate", case.options) for case in measured]
     with Contest(contenders, optional=peers, log=log) as contest:
         speeds = [
             speed
@@ -194,22 +197,24 @@ def measure_table_c(
         ]
     rates = before.best_with(kernel_rates(options))
     operations = linear_operations(facts_of_bundle(bundles[0].bundle)) | {CONVOLUTIONS: convolution_operations}
-    by_name = {item.recipe.name: tuple(speed for speed in speeds if speed.name == item.recipe.name) for item in bundles}
+    by_name = {case.name: tuple(speed for speed in speeds if speed.name == case.name) for case in measured}
     rows = []
-    for item in bundles:
-        log(f"profiling {item.recipe.name}")
-        split = profile_bundle(item.bundle, options, item.bundle.path.absolute().parent)
-        rows.append(_row(item, by_name[item.recipe.name], split, rates, operations))
+    for case in measured:
+        log(f"profiling {case.name}")
+        bundle = case.item.bundle
+        split = profile_bundle(bundle, case.options, bundle.path.absolute().parent)
+        rows.append(_row(case, by_name[case.name], split, rates, operations))
     rows += [
         Row(peer.name, peer.name, "", None, tuple(speed for speed in speeds if speed.name == peer.name))
         for peer in peers
         if peer.name not in contest.failures
     ]
-    chosen = next((item for item in bundles if item.recipe.name == "default"), bundles[-1])
+    # Of its variants the last one: where fused graphs run, they are what is recommended.
+    chosen = next((case for case in reversed(measured) if case.item.recipe.name == "default"), measured[-1])
 
     def pinned(share: Sequence[int]) -> Contender:
-        alone = SessionOptions(threads=len(share), spinning=options.spinning)
-        return bundle_contender(chosen.recipe.name, chosen.bundle, "generate", alone, share)
+        alone = replace(chosen.options, threads=len(share))
+        return bundle_contender(chosen.name, chosen.item.bundle, "generate", alone, share)
 
     together = measure_processes(pinned, cpus, processes, batches, repetitions, log) if processes else []
     return TableC(
@@ -230,8 +235,8 @@ def measure_table_c(
         rows=tuple(rows),
         failures=contest.failures,
         machine_speeds=tuple(together),
-        machine_recipe=chosen.recipe.name,
-        recommendation=recommend(chosen.recipe.name, by_name[chosen.recipe.name], together, options.threads),
+        machine_recipe=chosen.name,
+        recommendation=recommend(chosen.name, by_name[chosen.name], together, options.threads),
         agreement_provenance=agreement_provenance(),
     )
 
@@ -263,20 +268,45 @@ def recommend(recipe: str, speeds: Sequence[Speed], together: Sequence[MachineSp
     return text if way == first_way else f"{text}, {best / first:.2f} times those of {first_way} ({first:.3g})"
 
 
+@dataclass(frozen=True)
+class Case:
+    """A row to measure in one variant of its graphs, which `options` name."""
+
+    item: TableBundle
+    options: SessionOptions
+
+    @property
+    def is_fused(self) -> bool:
+        return self.options.ops == FUSED
+
+    @property
+    def name(self) -> str:
+        return f"{self.item.recipe.name} {FUSED}" if self.is_fused else self.item.recipe.name
+
+
+def cases(item: TableBundle, options: SessionOptions) -> list[Case]:
+    """A bundle without fused graphs, as one of full precision, has its stock graphs in the table, whatever is asked."""
+    has_fused = any(graph.fused is not None for graph in item.bundle.manifest.graphs.values())
+    choices = each_variant(item.bundle, options) if has_fused else [replace(options, ops=STOCK)]
+    return [Case(item, choice) for choice in choices]
+
+
 def _row(
-    item: TableBundle, speeds: tuple[Speed, ...], split: TimeSplit, rates: KernelRates, operations: Mapping[str, int]
+    case: Case, speeds: tuple[Speed, ...], split: TimeSplit, rates: KernelRates, operations: Mapping[str, int]
 ) -> Row:
+    item = case.item
     recipe, paper = item.recipe, PAPER.get(item.recipe.name)
+    method = paper.method if paper else recipe.name
     least = roofline_seconds(operations, recipe, rates)
     share = least * speeds[0].images_per_second.mean
     is_float = recipe.precision == "fp32"
     return Row(
-        name=recipe.name,
-        method=paper.method if paper else recipe.name,
+        name=case.name,
+        method=f"{method}, {FUSED}" if case.is_fused else method,
         bits="32/32" if is_float else f"{recipe.weights.bits}/{recipe.activations.bits}",
         paper_ratio=paper.images_per_second / PAPER[FULL_PRECISION].images_per_second if paper else None,
         speeds=speeds,
-        agreement=demo_agreement(recipe.name),
+        agreement=None if case.is_fused else demo_agreement(recipe.name),
         size_bytes=item.bundle.manifest.size,
         split=split,
         roofline_seconds=least,

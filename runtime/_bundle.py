@@ -10,7 +10,7 @@ from nextscale.runtime._checked_values import whole_number
 from nextscale.runtime._class_names import label_of_name, nearest_names
 from nextscale.runtime._errors import BundleError, ClassLabelError, NextscaleError
 from nextscale.runtime._file_hash import file_sha256
-from nextscale.runtime._manifest import GraphInfo, Manifest, ModelInfo
+from nextscale.runtime._manifest import FUSED, STOCK, GraphInfo, Manifest, ModelInfo
 from nextscale.runtime._manifest_reader import parse_manifest
 from nextscale.runtime._wording import shown_text, shown_value
 
@@ -78,13 +78,14 @@ class Bundle:
             raise BundleError(f"{self.path}: the bundle has no graph {shown}; it has {', '.join(self.manifest.graphs)}")
         return self.manifest.graphs[role]
 
-    def graph_path(self, role: str) -> Path:
-        """The ONNX file of a graph; see `graph`."""
-        return self.path / self.graph(role).file
+    def graph_path(self, role: str, variant: str = STOCK) -> Path:
+        """The ONNX file of a graph's variant, "stock" or, where the graph has it, "fused"; see `graph`."""
+        graph = self.graph(role)
+        return self.path / (graph.fused.file if variant == FUSED and graph.fused is not None else graph.file)
 
     def linked_data(self) -> dict[str, Path]:
         """The files beside the graphs that are links out of the folder, by name."""
-        graphs = {graph.file for graph in self.manifest.graphs.values()}
+        graphs = {file for graph in self.manifest.graphs.values() for file in graph.files}
         names = [name for name in self.manifest.files if name not in graphs and name != CARD_NAME]
         return {name: self.path / name for name in names if self._is_link_out(name)}
 

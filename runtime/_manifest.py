@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,10 @@ DTYPES = ("float32", "float16", "int64", "int32", "int8", "uint8")
 # caller gives tensors of the other kinds.
 KINDS = ("label", "uniform", "forced_tokens", "scalar", "text_features", "text_mask", "image", "mask")
 BATCH = "B"
+# A graph's variants: of stock operators, and of the domain of nextscale-ops as well.
+STOCK: Final = "stock"
+FUSED: Final = "fused"
+OPERATORS = "nextscale"
 MAX_CLASS_NAMES = 100_000
 MAX_CLASS_NAME = 1000  # bytes of UTF-8; the longest of ImageNet's 21,841 has some 130
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -176,13 +180,27 @@ class StateInfo:
 
 
 @dataclass(frozen=True)
+class FusedGraph:
+    """The fused variant of a graph: its ONNX file, and the version of each domain of operators that it needs."""
+
+    file: str
+    operators: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class GraphInfo:
-    """The contract of a graph's role, and the ONNX file of its stock variant."""
+    """The contract of a graph's role, and the ONNX files of its variants: the stock one, and the fused one if any."""
 
     file: str
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     state: tuple[StateInfo, ...] = ()
+    fused: FusedGraph | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Of all variants."""
+        return (self.file,) if self.fused is None else (self.file, self.fused.file)
 
 
 @dataclass(frozen=True)

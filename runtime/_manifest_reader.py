@@ -14,10 +14,13 @@ from nextscale.runtime._manifest import (
     BATCH,
     DTYPES,
     FLOAT32_MAX,
+    FUSED,
     KINDS,
     MAX_CLASS_NAME,
     MAX_CLASS_NAMES,
+    STOCK,
     FileInfo,
+    FusedGraph,
     GraphInfo,
     Manifest,
     ModelInfo,
@@ -29,7 +32,6 @@ from nextscale.runtime._manifest_parts import check_elements, read_files, read_g
 from nextscale.runtime._var_request import MAX_CFG_SCALE, var_request
 
 SCHEMA = 2
-STOCK = "stock"
 ROLES, OPTIONAL_ROLES = ("generate", "stage", "decoder"), ("generate",)
 # Integers up to here are exact in a double, which is what other languages keep scalars in.
 _EXACT = 2**53
@@ -202,12 +204,22 @@ def _read_scalar(node: JsonNode, dtype: str) -> float:
 def _read_graphs(
     node: JsonNode, request: tuple[RequestInput, ...], files: Mapping[str, FileInfo]
 ) -> dict[str, GraphInfo]:
-    present = node.items().keys()
-    return {
-        role: read_graph(role, node[role], node[role]["variants"][STOCK]["file"], request, files)
-        for role in ROLES
-        if role in present or role not in OPTIONAL_ROLES
-    }
+    present, graphs = node.items().keys(), {}
+    for role in ROLES:
+        if role not in present and role in OPTIONAL_ROLES:
+            continue
+        variants = node[role]["variants"]
+        graph = read_graph(role, node[role], variants[STOCK]["file"], request, files)
+        fused = variants.get(FUSED)
+        graphs[role] = graph if fused is None else replace(graph, fused=_read_fused(fused, files))
+    return graphs
+
+
+def _read_fused(node: JsonNode, files: Mapping[str, FileInfo]) -> FusedGraph:
+    if node["file"].text() not in files:
+        node["file"].refuse('a plain file name that "files" lists')
+    operators = {domain: version.integer(1) for domain, version in node["operators"].items().items()}
+    return FusedGraph(node["file"].text(), operators)
 
 
 def _read_verify(node: JsonNode, request: tuple[RequestInput, ...], model: ModelInfo) -> VerifyInfo:

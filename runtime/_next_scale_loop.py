@@ -17,6 +17,7 @@ from nextscale.runtime._checked_values import is_truth_value, require_integer
 from nextscale.runtime._errors import NextscaleError, RequestError
 from nextscale.runtime._freed_memory import return_freed_memory
 from nextscale.runtime._interruptible import CancelFlag
+from nextscale.runtime._operators import Choice
 from nextscale.runtime._request import Labels, Request, RequestSettings
 from nextscale.runtime._session import SessionOptions, ort_value, run_session
 from nextscale.runtime._session_pool import SessionPool
@@ -96,7 +97,7 @@ class Generator:
         options: threads and memory.
     Raises:
         BundleError: the folder holds no usable bundle.
-        NextscaleError: options are none.
+        NextscaleError: options are none, or ask for fused operators that cannot run.
     """
 
     def __init__(self, bundle: Bundle | str | os.PathLike[str], options: SessionOptions | None = None) -> None:
@@ -108,6 +109,11 @@ class Generator:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.bundle, self.options)
+
+    @property
+    def ops(self) -> Choice:
+        """Which variant of the bundle's graphs this generator runs, and why."""
+        return self._pool.choice
 
     def load(self, *graphs: str) -> None:
         """Load "generate", or "stage" and "decoder", now instead of at the first use.

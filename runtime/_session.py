@@ -16,6 +16,7 @@ from nextscale.runtime._cpus import default_threads
 from nextscale.runtime._errors import BundleError, Cancelled, NextscaleError
 from nextscale.runtime._interruptible import CancelFlag, call_interruptibly
 from nextscale.runtime._manifest import GraphInfo, TensorInfo
+from nextscale.runtime._operators import Ops, require_ops
 from nextscale.runtime._wording import shown_number, shown_text, shown_value
 
 MINIMUM_ONNXRUNTIME = (1, 23)
@@ -46,6 +47,11 @@ class SessionOptions:
         return_memory: give memory back to the operating system after each call, for a process that lives long: it runs
             without the arena and, with glibc, also returns what the C library would keep.
         memory_pattern: plan one block of memory for each set of shapes; this costs memory and saves no time here.
+        ops: "fused" runs the bundle's graphs of nextscale-ops' operators, "stock" those of ONNX Runtime's own; "auto"
+            takes the fused ones where the bundle has them and the library is there and fits. A seed's tokens may
+            differ between the two.
+        ops_library: the path of the library; empty: that of the installed package nextscale-ops. It is never taken from
+            a bundle.
         profile: when a session ends, write ONNX Runtime's profile of it to a file whose path begins with this text; no
             profile if it is empty.
     """
@@ -55,6 +61,8 @@ class SessionOptions:
     memory_arena: bool = True
     return_memory: bool = False
     memory_pattern: bool = False
+    ops: Ops = "auto"
+    ops_library: str = ""
     profile: str = ""
 
     def __post_init__(self) -> None:
@@ -66,6 +74,7 @@ class SessionOptions:
         for name in ("spinning", "memory_arena", "return_memory", "memory_pattern"):
             if not is_truth_value(getattr(self, name)):
                 raise NextscaleError(f"{name} {shown_value(getattr(self, name))}: expected True or False")
+        require_ops(self.ops, self.ops_library)
         if not isinstance(self.profile, str):
             raise NextscaleError(f"profile {shown_value(self.profile)}: expected the beginning of a file's path")
 
@@ -107,7 +116,11 @@ def session_settings(options: SessionOptions) -> onnxruntime.SessionOptions:
 
 
 def open_session(
-    path: Path, graph: GraphInfo, options: SessionOptions, linked: Mapping[str, Path] | None = None
+    path: Path,
+    graph: GraphInfo,
+    options: SessionOptions,
+    linked: Mapping[str, Path] | None = None,
+    library: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """Load one graph of a bundle and check that it is the one the manifest describes; Ctrl-C ends the loading.
 
@@ -116,6 +129,7 @@ def open_session(
         graph: what the manifest says of it.
         options: threads and memory.
         linked: files of weights that are links out of the bundle's folder; see `new_session`.
+        library: of operators that the graph needs.
     Raises:
         NextscaleError: onnxruntime is too old, or memory is short.
         BundleError: onnxruntime cannot load the file, or the file's inputs and outputs are others.
@@ -124,6 +138,8 @@ def open_session(
     if not _is_text(path):
         raise BundleError(f"{shown_text(str(path))}: onnxruntime opens no path that is not UTF-8: rename the folder")
     settings = session_settings(options)
+    if library is not None:
+        settings.register_custom_ops_library(str(library))
 
     def load() -> onnxruntime.InferenceSession:
         return new_session(path, settings, linked)

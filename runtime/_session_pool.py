@@ -17,7 +17,8 @@ import onnxruntime
 
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._machine import saturation_warning
-from nextscale.runtime._manifest import Manifest
+from nextscale.runtime._manifest import STOCK, Manifest
+from nextscale.runtime._operators import choose_variant
 from nextscale.runtime._session import SessionOptions, open_session
 
 # Held while a session is opened, and during a fork: so no child begins with ONNX Runtime in the middle of that.
@@ -27,10 +28,15 @@ _warned: set[str] = set()
 
 
 class SessionPool:
-    """The sessions of one bundle in this process, each opened at its first use; threads may share a pool."""
+    """The sessions of one bundle in this process, each opened at its first use; threads may share a pool.
+
+    Attributes:
+        choice: which variant of the graphs they run.
+    """
 
     def __init__(self, bundle: Bundle, options: SessionOptions) -> None:
         self._bundle, self._options = bundle, options
+        self.choice = choose_variant(bundle, options.ops, options.ops_library)
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
         with _opening:
             _pools.add(self)
@@ -47,10 +53,11 @@ class SessionPool:
             return session  # without the lock: while one graph is opened, others go on
         with _opening:
             if graph not in self._sessions:
-                if not self._sessions:
+                if not self._sessions and self.choice.variant == STOCK:
                     _warn_of_saturation(self._bundle.manifest)
-                path, info = self._bundle.graph_path(graph), self._bundle.graph(graph)
-                self._sessions[graph] = open_session(path, info, self._options, self._bundle.linked_data())
+                path, info = self._bundle.graph_path(graph, self.choice.variant), self._bundle.graph(graph)
+                library = None if info.fused is None else self.choice.library
+                self._sessions[graph] = open_session(path, info, self._options, self._bundle.linked_data(), library)
             return self._sessions[graph]
 
     def abandon(self) -> None:

@@ -1,7 +1,7 @@
 """Is a bundle what it was when it was built, and does it make the same tokens on this machine?"""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._machine import saturation_warning
+from nextscale.runtime._manifest import FUSED
 from nextscale.runtime._next_scale_loop import Generation, Generator, StageResult
 from nextscale.runtime._session import SessionOptions
+from nextscale.runtime._variants import each_variant
 
 # Other CPUs and releases of ONNX Runtime round differently, and one token that changes changes all after it. So where
 # tokens differ, each is judged given the stored ones before it. A coarse recipe makes much of a rounding: half as many
@@ -47,11 +49,12 @@ def verify(
 
     Args:
         bundle: an open bundle.
-        options: threads and memory.
+        options: threads, memory and operators; with ops "auto" the stock graphs are checked and, where they can run,
+            the fused ones.
         on_check: called with each check as it is done.
     """
     checks = []
-    for check in _checks(bundle, Generator(bundle, options)):
+    for check in _checks(bundle, each_variant(bundle, options or SessionOptions())):
         checks.append(check)
         on_check(check)
         if not check.passed:
@@ -64,12 +67,20 @@ def non_finite_stage(stages: Iterable[StageResult]) -> int | None:
     return next((stage.stage for stage in stages if not np.isfinite(stage.outputs["logits"]).all()), None)
 
 
-def _checks(bundle: Bundle, generator: Generator) -> Iterator[Check]:
+def _checks(bundle: Bundle, variants: Sequence[SessionOptions]) -> Iterator[Check]:
     yield _check_files(bundle)
+    for options in variants:
+        suffix = f" ({FUSED})" if options.ops == FUSED else ""
+        for check in _variant_checks(Generator(bundle, options)):
+            yield replace(check, name=check.name + suffix)
+
+
+def _variant_checks(generator: Generator) -> Iterator[Check]:
     yield _check_contract(generator)
     yield _check_logits(generator)
+    # The stored tokens are the stock graphs'; those of the fused ones may differ as those of another CPU may.
     yield _check_stored_tokens(generator, _generate_stored(generator))
-    if "generate" in bundle.manifest.graphs:
+    if "generate" in generator.bundle.manifest.graphs:
         yield _check_forms(generator)
 
 
@@ -119,7 +130,7 @@ def _check_stored_tokens(generator: Generator, made: Generation) -> Check:
     )
     if agreement >= minimum:
         return Check("tokens", True, f"{detail}: this machine rounds differently")
-    if saturation_warning(generator.bundle.manifest.recipe) is not None:
+    if generator.ops.variant != FUSED and saturation_warning(generator.bundle.manifest.recipe) is not None:
         detail += "; this CPU has no VNNI instructions, so that integer products saturate"
     return Check("tokens", False, detail)
 

@@ -10,6 +10,7 @@ import pytest
 from fake_bundle import write_fake_bundle
 from fake_text_bundle import write_fake_text_bundle
 from hypothesis import settings
+from ops_library import ops_library  # noqa: F401  a fixture
 from saturating import SATURATES
 
 import nextscale  # noqa: F401  before a test's file imports onnxruntime: it turns telemetry off

@@ -43,7 +43,7 @@ Decode (f_hat, to_rgb) => (images)
     images = Cast<to = 2>(rounded)
 }
 """
-_FUNCTIONS = """
+FUNCTIONS = """
 <domain: "fake", opset_import: ["" : 21]>
 Stage (class_labels, uniforms, forced_tokens, cfg_scale, top_k, top_p, stage, f_hat, modulation, key, value,
        class_table, position_table, codebook, latent_in, head)
@@ -212,7 +212,7 @@ def write_fake_bundle(
     folder: Path, seed: int = 0, class_names: list[str] | None = CLASS_NAMES, schema: int = 2
 ) -> Path:
     """Write a bundle whose weights come from a seed; its verify tokens are what it generates."""
-    graphs = write_files(folder, GRAPHS, _FUNCTIONS + DECODE, weights_of_seed(_SHAPES, seed))
+    graphs = write_files(folder, GRAPHS, FUNCTIONS + DECODE, weights_of_seed(SHAPES, seed))
     graphs["stage"]["state"] = [
         {"input": name, "output": f"present.{name.removeprefix('past_key_values.')}", "dtype": "float32",
          "initial_shape": shape}
@@ -289,7 +289,7 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
 
-_SHAPES = {
+SHAPES = {
     "class_table": (NUM_CLASSES + 1, C), "position_table": (L, C), "codebook": (V, CVAE), "latent_in": (CVAE, C),
     "head": (C, V), "to_rgb": (CVAE, 3),
 }  # fmt: skip
@@ -309,7 +309,7 @@ def write_files(
     folder.mkdir(parents=True)
     (folder / "weights.data").write_bytes(b"".join(array.tobytes() for array in weights.values()))
     (folder / "card.md").write_text("A fake model for tests.\n")
-    return {role: _write_graph(folder / f"{role}.onnx", text + functions, weights) for role, text in graphs.items()}
+    return {role: write_graph(folder / f"{role}.onnx", text + functions, weights) for role, text in graphs.items()}
 
 
 def complete(folder: Path, manifest: dict[str, Any]) -> None:
@@ -323,7 +323,8 @@ def complete(folder: Path, manifest: dict[str, Any]) -> None:
     write_manifest(folder, manifest)
 
 
-def _write_graph(path: Path, text: str, weights: dict[str, np.ndarray]) -> dict[str, Any]:
+def write_graph(path: Path, text: str, weights: dict[str, np.ndarray]) -> dict[str, Any]:
+    """One graph over weights.data; returns what a manifest says of it."""
     model = onnx.parser.parse_model(text)
     for node in model.graph.node:
         node.input[:] = [_DOTTED.get(item, item) for item in node.input]

@@ -70,7 +70,8 @@ class Operator:
         names = ["" if array is None else name for name, array in inputs.items()]
         while names and not names[-1]:
             names.pop()
-        node = helper.make_node(op_type, names, list(outputs), domain=DOMAIN, **attributes)
+        results = [f"result.{name}" if name else "" for name in outputs]
+        node = helper.make_node(op_type, names, results, domain=DOMAIN, **attributes)
         self.feeds = {name: a for name, a in inputs.items() if a is not None and name not in constants}
         fed = [
             helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(a.dtype), [None] * a.ndim)
@@ -78,20 +79,20 @@ class Operator:
         ]
         initializers = [numpy_helper.from_array(np.asarray(inputs[name]), name) for name in constants]
         # The types of results are the operator's own.
-        results = [onnx.ValueInfoProto(name=name) for name in outputs if name]
-        graph = helper.make_graph([node], "operator", fed, results, initializer=initializers)
+        untyped = [onnx.ValueInfoProto(name=name) for name in results if name]
+        graph = helper.make_graph([node], "operator", fed, untyped, initializer=initializers)
         opsets = [helper.make_opsetid("", 21), helper.make_opsetid(DOMAIN, 1)]
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+        self.model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads
         settings.log_severity_level = 4
         settings.register_custom_ops_library(str(library))
         with instruction_set(isa):
             self.session = onnxruntime.InferenceSession(
-                model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
+                self.model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
             )
 
     def __call__(self, **changed: Array) -> list[Array]:
         """The outputs that were asked for."""
-        results: list[Array] = self.session.run(None, {**self.feeds, **changed})
-        return results
+        found: list[Array] = self.session.run(None, {**self.feeds, **changed})
+        return found

@@ -10,12 +10,13 @@
 
 #include "arguments.hpp"
 #include "nextscale.hpp"
+#include "ops.hpp"
 
 namespace {
 
 constexpr char kUsage[] =
     "usage: bench BUNDLE [--form generate|streaming] [--batch N] [--threads N] [--repetitions N] [--warmup N]\n"
-    "             [--json FILE] [--worker]\n";
+    "             [--json FILE] [--worker] [--ops auto|stock|fused] [--ops-library FILE]\n";
 
 using Clock = std::chrono::steady_clock;
 using nextscale::Graph;
@@ -57,6 +58,7 @@ class Bench {
   Bench(const std::string& bundle, const nextscale::SessionOptions& options) : generator_(bundle, options) {}
 
   const nextscale::Bundle& bundle() const { return generator_.bundle(); }
+  const char* variant() const { return generator_.ops().variant == nextscale::Variant::fused ? "fused" : "stock"; }
 
   double load(const std::string& form) const {
     const auto begin = Clock::now();
@@ -169,7 +171,7 @@ std::string json(const Bench& bench, const Arguments& arguments, int threads, st
   for (const auto& file : manifest.files) size += file.second.size;
   std::string text = "{\"versions\": {\"onnxruntime\": " + json(onnxruntime_version()) +
                      "},\n \"settings\": {\"threads\": " + std::to_string(threads) +
-                     "},\n \"peak_bytes\": " + std::to_string(peak_bytes()) + ",\n \"measurements\": [";
+                     ", \"ops\": " + json(std::string(bench.variant())) + "},\n \"peak_bytes\": " + std::to_string(peak_bytes()) + ",\n \"measurements\": [";
   for (const Measurement& item : measurements) {
     text += &item == measurements.data() ? "\n  {" : ",\n  {";
     text += "\"bundle\": " + json(arguments.plain[0]) + ", \"name\": " + json(manifest.name) +
@@ -224,6 +226,7 @@ void run(const Arguments& arguments) {
   if (batch < 1 || repetitions < 2) throw UsageError("expected --batch of at least 1 and --repetitions of at least 2");
   nextscale::SessionOptions options;
   options.threads = arguments.number<int>("--threads").value_or(options.threads);
+  read_ops(arguments, options);
   const Bench bench(arguments.plain[0], options);
   if (arguments.has("--worker")) return work(bench, forms[0]);
 
@@ -239,7 +242,8 @@ void run(const Arguments& arguments) {
       if (round >= warmup) runs[i].push_back(one);
     }
   }
-  std::cout << arguments.plain[0] << " (" << bench.bundle().manifest().recipe << "), threads "
+  std::cout << arguments.plain[0] << " (" << bench.bundle().manifest().recipe << ", " << bench.variant()
+            << " graphs), threads "
             << (options.threads == 0 ? "all" : std::to_string(options.threads)) << ", " << repetitions
             << " interleaved repetitions, onnxruntime " << onnxruntime_version() << '\n';
   std::vector<Measurement> measurements;
@@ -259,7 +263,9 @@ void run(const Arguments& arguments) {
 
 int main(int argc, char** argv) {
   try {
-    run(Arguments(argc, argv, {"--form", "--batch", "--threads", "--repetitions", "--warmup", "--json"}, {"--worker"}));
+    run(Arguments(argc, argv,
+                  {"--form", "--batch", "--threads", "--repetitions", "--warmup", "--json", "--ops", "--ops-library"},
+                  {"--worker"}));
     return EXIT_SUCCESS;
   } catch (const UsageError& error) {
     std::cerr << kUsage << "error: " << error.what() << '\n';

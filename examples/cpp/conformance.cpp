@@ -7,6 +7,7 @@
 #include <iostream>
 #include <iterator>
 #include <thread>
+#include <tuple>
 #include <typeinfo>
 
 #include "nextscale.hpp"
@@ -149,6 +150,7 @@ class Conformance {
     default_threads();
     broken_bundles();
     damaged_manifests();
+    variants();
     std::cout << passed_ << " passed, " << failed_ << " failed\n";
     return failed_ == 0 && passed_ > 0;
   }
@@ -182,11 +184,24 @@ class Conformance {
   const std::vector<Json>& cases(const char* group) const { return get(suite_, group).items; }
   fs::path bundle_path(const Json& item) const { return folder_ / fs::u8path(text(item, "bundle")); }
 
+  /// The choice of a case's graphs, and the library that it names.
+  nextscale::SessionOptions graph_options(const Json& item) const {
+    nextscale::SessionOptions options;
+    const std::string ops = text(item, "ops");
+    options.ops = ops == "fused"   ? nextscale::Ops::fused
+                  : ops == "stock" ? nextscale::Ops::stock
+                                   : nextscale::Ops::automatic;
+    const Json& library = get(item, "ops_library");
+    if (!is_null(library)) options.ops_library = folder_ / fs::u8path(library.text);
+    return options;
+  }
+
   /// The generator of a case's bundle, made at its first use.
   const Generator& generator(const Json& item, int threads) {
     nextscale::SessionOptions options;
+    if (item.find("ops") != nullptr) options = graph_options(item);
     options.threads = threads;
-    const auto key = std::make_pair(text(item, "bundle"), threads);
+    const auto key = std::make_tuple(text(item, "bundle"), threads, options.ops);
     const auto place = generators_.find(key);
     if (place != generators_.end()) return place->second;
     return generators_.emplace(key, Generator(bundle_path(item), options)).first->second;
@@ -253,7 +268,8 @@ class Conformance {
       for (const Json& item : cases("requests")) {
         for (const bool streaming : {false, true}) {
           check_request(generator(item, threads), item, streaming,
-                        text(item, "bundle") + ": " + text(item, "name") + ": " + std::to_string(threads) +
+                        text(item, "bundle") + ": " + text(item, "ops") + ": " + text(item, "name") + ": " +
+                            std::to_string(threads) +
                             " threads, " + (streaming ? "streaming" : "one call"));
         }
       }
@@ -391,9 +407,27 @@ class Conformance {
     }
   }
 
+  void variants() {
+    for (const Json& item : cases("variants")) {
+      const std::string what = "variants: " + text(item, "name");
+      if (item.find("error") != nullptr) {
+        check_refused(item, what, [&] { Generator(bundle_path(item), graph_options(item)); });
+        continue;
+      }
+      try {
+        const Generator made(bundle_path(item), graph_options(item));
+        const bool fused = made.ops().variant == nextscale::Variant::fused;
+        check((fused ? "fused" : "stock") == text(item, "variant"), what);
+        check(made.ops().reason.find(text(item, "reason")) != std::string::npos, what + ": " + made.ops().reason);
+      } catch (const std::exception& error) {
+        check(false, what + ": " + error.what());
+      }
+    }
+  }
+
   fs::path folder_;
   Json suite_;
-  std::map<std::pair<std::string, int>, Generator> generators_;
+  std::map<std::tuple<std::string, int, nextscale::Ops>, Generator> generators_;
   std::mutex counting_;
   int passed_ = 0;
   int failed_ = 0;

@@ -14,12 +14,14 @@
 
 #include "arguments.hpp"
 #include "nextscale.hpp"
+#include "ops.hpp"
 
 namespace {
 
 constexpr char kUsage[] =
     "usage: generate BUNDLE --class ID|NAME|null [--class ...] [--count N] [--seed S|random] [--first-image I]\n"
-    "                [--cfg-scale T] [--top-k K] [--top-p P] [--batch N] [--threads N] [--out FILE.png]\n";
+    "                [--cfg-scale T] [--top-k K] [--top-p P] [--batch N] [--threads N] [--out FILE.png]\n"
+    "                [--ops auto|stock|fused] [--ops-library FILE]\n";
 
 std::atomic<bool> interrupted = false;
 
@@ -130,6 +132,7 @@ void run(const Arguments& arguments) {
 
   nextscale::SessionOptions options;
   options.threads = arguments.number<int>("--threads").value_or(options.threads);
+  read_ops(arguments, options);
   const nextscale::Generator generator(arguments.plain[0], options);
 
   nextscale::Request request;
@@ -169,7 +172,7 @@ int main(int argc, char** argv) {
   try {
     run(Arguments(argc, argv,
                   {"--class", "--count", "--seed", "--first-image", "--cfg-scale", "--top-k", "--top-p", "--batch",
-                   "--threads", "--out"},
+                   "--threads", "--out", "--ops", "--ops-library"},
                   {}));
     return EXIT_SUCCESS;
   } catch (const UsageError& error) {

@@ -63,8 +63,9 @@ namespace NextScale
             double error = 2 * deviation / Math.Sqrt(Seconds.Count) / mean;
             return string.Format(
                 CultureInfo.InvariantCulture,
-                "{0} ({1}), {2}, batch {3}: {4:g3} images/s, {5:g3} s per image ±{6:p1}, load {7:f2} s",
-                folder, generator.Bundle.Recipe, form, batch, batch / mean, mean / batch, error, LoadSeconds);
+                "{0} ({1}, {8} graphs), {2}, batch {3}: {4:g3} images/s, {5:g3} s per image ±{6:p1}, load {7:f2} s",
+                folder, generator.Bundle.Recipe, form, batch, batch / mean, mean / batch, error, LoadSeconds,
+                generator.Ops.Fused ? "fused" : "stock");
         }
 
         public void Dispose()

@@ -91,6 +91,7 @@ namespace NextScale
                 if (item.Get("error") == null) Check(name, () => Use(Manifest.Parse(content, name)));
                 else Refused(name, item, () => Manifest.Parse(content, name));
             });
+            Each("variants", RunVariant);
             RunTogether();
             RunChanges();
             RunDisposal();
@@ -334,12 +335,38 @@ namespace NextScale
             });
         }
 
+        private void RunVariant(string name, Fields item)
+        {
+            if (item.Value.ContainsKey("error"))
+            {
+                Refused(name, item, () => new Generator(Folder(item), GraphOptions(item)));
+                return;
+            }
+            Check(name, () =>
+            {
+                using (var generator = new Generator(Folder(item), GraphOptions(item)))
+                    return Same(new[] { generator.Ops.Fused ? "fused" : "stock" }, new[] { item.Text("variant") })
+                        ?? (generator.Ops.Reason.Contains(item.Text("reason")) ? null : generator.Ops.Reason);
+            });
+        }
+
         private Generator GeneratorFor(Fields item, int threads)
         {
-            string key = $"{threads} {Folder(item)}";
-            if (!generators.ContainsKey(key))
-                generators[key] = new Generator(Folder(item), new GeneratorOptions { Threads = threads });
+            GeneratorOptions options = item.Value.ContainsKey("ops") ? GraphOptions(item) : new GeneratorOptions();
+            options.Threads = threads;
+            string key = $"{threads} {options.Ops} {Folder(item)}";
+            if (!generators.ContainsKey(key)) generators[key] = new Generator(Folder(item), options);
             return generators[key];
+        }
+
+        /// <summary>The choice of a case's graphs, and the library that it names.</summary>
+        private GeneratorOptions GraphOptions(Fields item)
+        {
+            return new GeneratorOptions
+            {
+                Ops = (Ops)Enum.Parse(typeof(Ops), item.Text("ops"), true),
+                OpsLibrary = item.Get("ops_library") == null ? null : Path.Combine(folder, item.Text("ops_library")),
+            };
         }
 
         private string Folder(Fields item)

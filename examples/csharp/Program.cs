@@ -15,10 +15,11 @@ namespace NextScale
         private const string Usage =
 @"usage: nextscale generate BUNDLE --class ID|NAME|null... --out FILE.png [--seed S|random] [--first-image I]
                           [--cfg-scale C] [--top-k K] [--top-p P] [--batch N] [--threads N] [--no-spinning]
-                          [--progress]
+                          [--ops auto|stock|fused] [--ops-library FILE] [--progress]
        nextscale bench BUNDLE... [--form generate|streaming]... [--batch N] [--repetitions N] [--warmup N]
-                          [--threads N] [--no-spinning]
+                          [--threads N] [--no-spinning] [--ops auto|stock|fused] [--ops-library FILE]
        nextscale bench-worker BUNDLE [--form generate|streaming] [--threads N] [--no-spinning]
+                          [--ops auto|stock|fused] [--ops-library FILE]
        nextscale conformance FOLDER";
 
         /// <returns>0 done; 1 a check failed; 2 bad usage or input; 130 interrupted.</returns>
@@ -197,7 +198,24 @@ namespace NextScale
 
         public GeneratorOptions Options()
         {
-            return new GeneratorOptions { Threads = Value("--threads", 0, Int32), Spinning = !Flag("--no-spinning") };
+            return new GeneratorOptions
+            {
+                Threads = Value("--threads", 0, Int32),
+                Spinning = !Flag("--no-spinning"),
+                Ops = Value("--ops", Ops.Auto, Choice),
+                OpsLibrary = Value("--ops-library", (string)null, text => text),
+            };
+        }
+
+        private static Ops Choice(string text)
+        {
+            switch (text)
+            {
+                case "auto": return Ops.Auto;
+                case "stock": return Ops.Stock;
+                case "fused": return Ops.Fused;
+                default: throw new FormatException("expected auto, stock or fused");
+            }
         }
 
         public void RequireAllUsed()

@@ -10,4 +10,20 @@
 #define NEXTSCALE_UNROLL
 #endif
 
+#define NEXTSCALE_IN_REGISTER(v) __asm__("" : "+x"(v))
+
+// Of a function with all registers to itself: inlined, its caller's values would push some of its own out.
+#if defined(__GNUC__)
+#define NEXTSCALE_ALONE __attribute__((noinline))
+#else
+#define NEXTSCALE_ALONE __declspec(noinline)
+#endif
+
+// Brings a line into the cache; any address will do.
+#if defined(__GNUC__)
+#define NEXTSCALE_FETCH(p) __builtin_prefetch(p)
+#else
+#define NEXTSCALE_FETCH(p) static_cast<void>(p)
+#endif
+
 #endif  // NEXTSCALE_COMPILER_H_

@@ -69,30 +69,132 @@ struct QParams {
   int32_t zero_point = 0;
 };
 
-// How codes are made of numbers. "rows" below are rows of a batch; tokens of a row are next to each other.
+// How codes are made of numbers [rows, tokens, k].
 enum class Ranges {
+  kNone,    // they stay float
   kStatic,  // one known range
   kPair,    // two known ranges: of the row without the class, and of the difference that the class makes
-  kImage,   // min-max of each image: rows r, r + R / image_rows, ...
+  kImage,   // min-max of each image: rows r, r + rows / image_rows, ...
   kToken,   // of each token, with a fixed zero point
 };
 
+struct Coding {
+  Ranges ranges = Ranges::kNone;
+  int32_t qmax = 255;             // 2^bits - 1
+  int64_t image_rows = 1;         // kImage
+  int32_t token_zero_point = 0;   // kToken
+  QParams known[2];               // kStatic: one; kPair: without the class, difference
+  uint8_t* codes[2] = {};         // kPair: two of [rows / 2, tokens, k]; else one of [rows, tokens, k]
+  float* scale = nullptr;         // kImage: [rows], kToken: [rows, tokens]
+  uint8_t* zero_point = nullptr;  // the same
+};
+
 struct QuantizeArgs {
-  const float* x;               // [rows, tokens, k]
+  const float* x;  // [rows, tokens, k]
   int64_t rows, tokens, k;
-  Ranges ranges;
-  int32_t qmax;                 // 2^bits - 1
-  int64_t image_rows;           // kImage
-  int32_t token_zero_point;     // kToken
-  QParams known[2];             // kStatic: one; kPair: without the class, difference
-  uint8_t* codes[2];            // kPair: two of [rows / 2, tokens, k]; else one [rows, tokens, k]
-  float* scale;                 // kImage: [rows], kToken: [rows, tokens]
-  uint8_t* zero_point;          // the same
+  Coding coding;
+};
+
+// LayerNorm(x) gain + shift.
+struct NormArgs {
+  const float *x, *gain, *shift;  // [rows, tokens, k], [rows, k] twice
+  int64_t rows, tokens, k;
+  float epsilon;
+  Coding coding;
+};
+
+// y = scale (code - zero_point) weight weight_scale + bias, then GELU, or residual + gain y.
+struct LinearArgs {
+  bool pair;                  // of codes of the row without the class, and of the difference that the class makes
+  const uint8_t* codes[2];    // [rows, tokens, k], or two of [rows / 2, tokens, k]
+  int64_t rows, tokens;       // of y
+  const float* scale;         // not of a pair: [scales]
+  const uint8_t* zero_point;  // the same
+  int64_t scales;             // 1, rows or rows * tokens
+  QParams known[2];           // of a pair
+  Panels weight;
+  const float *weight_scale, *bias;  // of all columns of all panels
+  const float *residual, *gain;      // [rows, tokens, n], [rows, n], or null
+  bool gelu;
+  float* y;                          // [rows, tokens, n], without coding
+  Coding coding;
+};
+
+// softmax(query key) value of each row and head, with query and key divided by their length and the query multiplied by
+// its head's scale; the caches grow by the new keys and values.
+struct AttentionArgs {
+  int64_t rows, heads, size, tokens, past;          // size: of a head, a multiple of 8
+  const float *query, *key, *value;                 // [rows, tokens, heads * size]
+  const float *past_key, *past_value;               // [rows, heads, size, past], [rows, heads, past, size]
+  const float* query_scale;                         // [heads]
+  float *present_key, *present_value;               // the same with past + tokens
+  float* y;                                         // [rows, tokens, heads * size], without coding
+  Coding coding;                                    // kNone or kPair
+};
+
+// How attention weights become codes.
+enum class Weights { kUniform, kRow, kLog2, kLog2Row };
+
+// Attention with both products in integers (docs/quantization.md, "Attention").
+struct IntegerAttentionArgs {
+  AttentionArgs base;         // without coding
+  Weights weights;
+  int32_t qmax;               // 2^bits - 1, of all four operands
+  int64_t image_rows;         // rows of an image, which share a range
+  const float* known_scales;  // [3], of query, key and value; null: of each image's own numbers
+  float theta;                // shift-and-sum: a token is attentive if its mean weight is larger
+  int64_t places;             // of attentive tokens; negative: no shift-and-sum
+  int64_t* overflow;          // attentive tokens without a place, or null
+};
+
+// A 3x3 kernel, or four of 2x2 that make the pixels (0, 0), (0, 1), (1, 0) and (1, 1) of a picture twice as large. A
+// line of a kernel is one stretch of size * channels numbers of the picture, which Panels fill up to steps of 64.
+struct ConvolutionArgs {
+  const uint8_t* x;  // [batch, height, width, channels]
+  int64_t batch, height, width, channels, out;
+  int32_t zero_point;  // of x, and what lies around it
+  int64_t kernels, size;
+  Panels weight[4];        // K: size lines
+  const float* scale[4];   // [out filled up to 32]
+  const int32_t* bias[4];  // the same
+  const int16_t* transformed;  // of one kernel, if winograd: [out / 16][16][channels / 2][16][2], filled up; or null
+  uint8_t* y;              // [batch, height, width, out] or [batch, 2 height, 2 width, out]
+};
+
+struct GroupNormArgs {
+  int64_t batch, pixels, channels, groups;
+  const float* x;             // [batch, pixels, channels], or null, and
+  const uint8_t* codes;       // the same, with
+  const float* input_scale;   // [channels]
+  const float* input_offset;  // [channels] or null
+  const float *weight, *bias;  // [channels]
+  float epsilon;
+  bool silu;
+  QParams range;
+  uint8_t* y_codes;  // in that range, or null, and
+  float* y;
+};
+
+struct AddCodesArgs {
+  int64_t pixels, channels;  // pixels of all pictures
+  const float* x;            // or null
+  const uint8_t* codes[2];   // the second: in place of x, or null
+  const float* scale[2];     // [channels]
+  const float* offset;       // [channels] or null
+  float* y;
 };
 
 struct Kernels {
   const char* isa;
   void (*quantize)(const QuantizeArgs&, const Parallel&, const Workspace&);
+  void (*norm)(const NormArgs&, const Parallel&, const Workspace&);
+  void (*linear)(const LinearArgs&, const Parallel&, const Workspace&);
+  void (*attention)(const AttentionArgs&, const Parallel&, const Workspace&);
+  void (*integer_attention)(const IntegerAttentionArgs&, const Parallel&, const Workspace&);
+  bool winograd;  // its convolution wants transformed weights
+  void (*convolution)(const ConvolutionArgs&, const Parallel&);
+  void (*group_norm)(const GroupNormArgs&, const Parallel&, const Workspace&);
+  void (*add_codes)(const AddCodesArgs&, const Parallel&, const Workspace&);
 };
 
 extern const Kernels kPortable;

@@ -93,6 +93,14 @@ std::vector<int64_t> Info::integers(const char* name) const {
   return values;
 }
 
+std::vector<float> Info::numbers(const char* name) const {
+  size_t size = 0;
+  if (!succeeds(api_, api_->KernelInfoGetAttributeArray_float(info_, name, nullptr, &size))) return {};
+  std::vector<float> values(size);
+  if (size) check(api_, api_->KernelInfoGetAttributeArray_float(info_, name, values.data(), &size));
+  return values;
+}
+
 bool Info::has_input(size_t input) const {
   size_t count = 0;
   check(api_, api_->KernelInfo_GetInputCount(info_, &count));

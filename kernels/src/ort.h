@@ -65,6 +65,7 @@ class Info {
   float number(const char* name, float otherwise) const;
   std::string text(const char* name, const char* otherwise) const;
   std::vector<int64_t> integers(const char* name) const;  // empty if it is not there
+  std::vector<float> numbers(const char* name) const;     // the same
   // An input that is constant in the graph, such as weights; else an error.
   Tensor constant(size_t input) const;
   bool has_input(size_t input) const;

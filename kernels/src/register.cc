@@ -99,7 +99,18 @@ OrtCustomOpDomain* domain_of(const OrtApi* api) {
   }
   domains.push_back(std::move(made));
   Domain& domain = domains.back();
-  for (const Operator* op : {&quantize_operator()}) {
+  for (const Operator* op : {
+           &quantize_operator(),
+           &norm_quantize_operator(),
+           &linear_operator(),
+           &pair_linear_operator(),
+           &attention_operator(),
+           &integer_attention_operator(),
+           &convolution_operator(),
+           &group_norm_operator(),
+           &codes_group_norm_operator(),
+           &add_codes_operator(),
+       }) {
     domain.operators.emplace_back(*op, api);
     if (OrtStatus* status = api->CustomOpDomain_Add(domain.domain, &domain.operators.back())) {
       api->ReleaseStatus(status);

@@ -50,6 +50,14 @@
 #ifdef __GLIBC__
 #include <malloc.h>  // malloc_trim
 #endif
+#ifdef _WIN32
+#ifndef NOMINMAX
+#define NOMINMAX
+#endif
+#include <windows.h>  // LoadLibraryW
+#else
+#include <dlfcn.h>  // with glibc before 2.34 also link with -ldl
+#endif
 
 namespace nextscale {
 
@@ -88,6 +96,20 @@ class Cancelled : public Error {
 
 // --------------------------------------------------------------------------------------------------------- options
 
+/// The graphs that run: the bundle's own, of operators that every ONNX Runtime has, or the faster ones with fused
+/// operators, which need the library of nextscale-ops. A seed's tokens may differ between them.
+enum class Variant { stock, fused };
+
+/// Which of them to take. `automatic`: the fused ones where the bundle has them, the library is given and fits, and it
+/// has more than plain C++ for this processor.
+enum class Ops { automatic, stock, fused };
+
+/// Which of them run, and why, in words for people.
+struct Choice {
+  Variant variant = Variant::stock;
+  std::string reason;
+};
+
 /// How a generator uses the machine. The values here are those of the Python package.
 struct SessionOptions {
   /// Threads of one operator, 1 to 1024; 0 takes one for each physical core that the process may run on, and no more
@@ -102,6 +124,9 @@ struct SessionOptions {
   bool return_memory = false;
   /// Plan one block of memory for each set of shapes; costs memory, gains no time for these graphs.
   bool memory_pattern = false;
+  Ops ops = Ops::automatic;
+  /// The file of the library of nextscale-ops, such as libnextscale_ops.so; it is never looked for.
+  std::filesystem::path ops_library;
 };
 
 // -------------------------------------------------------------------------------------------------- random numbers
@@ -181,9 +206,16 @@ struct StateInfo {
   std::vector<Dimension> initial_shape;
 };
 
+/// The fused variant of a graph: its ONNX file, and the version of each domain of operators that it needs.
+struct FusedInfo {
+  std::string file;
+  std::vector<std::pair<std::string, std::int64_t>> operators;
+};
+
 /// The contract of a graph and the ONNX file of its stock variant; only `stage` has a state.
 struct GraphInfo {
   std::string file;
+  std::optional<FusedInfo> fused;
   std::vector<TensorInfo> inputs;
   std::vector<TensorInfo> outputs;
   std::vector<StateInfo> state;
@@ -229,7 +261,8 @@ class Bundle {
   const std::filesystem::path& path() const { return path_; }
   const Manifest& manifest() const { return manifest_; }
   const ModelInfo& model() const { return manifest_.model; }
-  std::filesystem::path graph_path(Graph graph) const;
+  /// The ONNX file of a graph's variant: of the stock one where it has no other.
+  std::filesystem::path graph_path(Graph graph, Variant variant = Variant::stock) const;
 
   /// The files beside the graphs that are links out of the folder, as in a download cache, by name.
   std::vector<std::string> linked_data() const;
@@ -380,11 +413,15 @@ class Stream {
 /// to itself. Copies share the loaded graphs.
 class Generator {
  public:
-  /// Throws BundleError: the folder holds no usable bundle; Error: an option out of range, or ONNX Runtime too old.
+  /// Throws BundleError: the folder holds no usable bundle; Error: an option out of range, ONNX Runtime too old,
+  /// ops_library no library of operators, or fused graphs asked for that cannot run.
   explicit Generator(const std::filesystem::path& bundle, const SessionOptions& options = {});
   explicit Generator(Bundle bundle, const SessionOptions& options = {});
 
   const Bundle& bundle() const;
+
+  /// Which graphs run, as options, bundle and library have decided.
+  const Choice& ops() const;
 
   /// Load graphs now instead of at the first use: `generate`, or `stage` and `decoder` for streaming.
   /// Throws BundleError: ONNX Runtime cannot load a graph, or its inputs and outputs are not the manifest's.
@@ -1136,6 +1173,18 @@ inline std::string listed(const Contract& contract) {
   return contract.size() > first.size() ? text + ", ..." : text;
 }
 
+inline FusedInfo read_fused(const Fields& fields, const std::map<std::string, FileInfo>& files) {
+  FusedInfo fused{fields.text("file"), {}};
+  if (files.count(fused.file) == 0) {
+    fields.refuse("file", "a plain file name that \"files\" lists", shown(fused.file));
+  }
+  const Fields operators = fields.fields("operators");
+  for (const std::string& domain : operators.value().keys) {
+    fused.operators.emplace_back(domain, operators.integer(domain, 1));
+  }
+  return fused;
+}
+
 /// Read one graph; it must have the contract's inputs and outputs, or a host could not run it. More outputs do no
 /// harm: a bundle made for debugging has them. `variant` is where its file is named.
 inline GraphInfo read_graph(const Fields& fields, const Fields& variant, Graph kind,
@@ -1367,7 +1416,12 @@ inline std::map<Graph, GraphInfo> read_graphs(const Fields& fields, const std::v
   for (const Graph graph : {Graph::generate, Graph::stage, Graph::decoder}) {
     if (graph == Graph::generate && fields.value().find(graph_name(graph)) == nullptr) continue;
     const Fields role = fields.fields(graph_name(graph));
-    graphs[graph] = read_graph(role, role.fields("variants").fields("stock"), graph, request, files);
+    const Fields variants = role.fields("variants");
+    graphs[graph] = read_graph(role, variants.fields("stock"), graph, request, files);
+    const Json* fused = variants.value().find("fused");
+    if (fused != nullptr && !fused->is(Json::Type::null)) {
+      graphs[graph].fused = read_fused(variants.fields("fused"), files);
+    }
   }
   return graphs;
 }
@@ -1799,14 +1853,90 @@ inline void require_release(const std::string& version) {
   }
 }
 
+/// What a library of operators says of itself; it stays loaded.
+struct OperatorLibrary {
+  std::string path;
+  std::int64_t version = 0;
+  std::string isa;  ///< That its kernels use here; empty where the environment asks for one that is not there.
+
+  /// Throws Error: the file is no such library.
+  explicit OperatorLibrary(const std::filesystem::path& file) : path(utf8(file)) {
+    const auto whole = std::filesystem::absolute(file);
+#ifdef _WIN32
+    const HMODULE library = ::LoadLibraryW(whole.c_str());
+    const auto find = [&](const char* name) { return ::GetProcAddress(library, name); };
+    const std::string reason = library == nullptr ? "Windows error " + std::to_string(::GetLastError()) : "";
+#else
+    void* const library = ::dlopen(whole.c_str(), RTLD_NOW | RTLD_LOCAL);
+    const auto find = [&](const char* name) { return ::dlsym(library, name); };
+    const std::string reason = library == nullptr ? one_line(::dlerror()) : "";
+#endif
+    if (library == nullptr) throw Error(path + ": cannot be loaded as a library of operators: " + reason);
+    const auto version_of = reinterpret_cast<int (*)()>(find("nextscale_ops_version"));
+    const auto isa_of = reinterpret_cast<const char* (*)()>(find("nextscale_ops_isa"));
+    if (version_of == nullptr || isa_of == nullptr) {
+      throw Error(path + ": a library without nextscale's operators; expected that of nextscale-ops");
+    }
+    version = version_of();
+    if (const char* name = isa_of()) isa = name;
+  }
+};
+
+/// What keeps a bundle's fused graphs from running; empty: nothing does.
+inline std::string lack_of(const Bundle& bundle, const std::optional<OperatorLibrary>& library) {
+  const auto& graphs = bundle.manifest().graphs;
+  if (std::none_of(graphs.begin(), graphs.end(), [](const auto& graph) { return graph.second.fused.has_value(); })) {
+    return "the bundle has no fused graphs; build it again without --no-fused";
+  }
+  if (!library) return "no library of nextscale-ops was given; give its file as ops_library";
+  if (library->isa.empty()) return "NEXTSCALE_OPS_ISA names no instruction set that this processor has";
+  for (const auto& [role, graph] : graphs) {
+    if (!graph.fused) continue;
+    for (const auto& [domain, version] : graph.fused->operators) {
+      if (domain != "nextscale") {
+        return "they need operators of " + one_line(domain) + ", which nextscale-ops does not have";
+      }
+    }
+    for (const auto& [domain, version] : graph.fused->operators) {
+      if (version != library->version) {
+        return "they need version " + std::to_string(version) + " of nextscale-ops' operators, and " + library->path +
+               " has version " + std::to_string(library->version) +
+               ": install the nextscale-ops that fits, or build the bundle again";
+      }
+    }
+  }
+  return "";
+}
+
+/// Which graphs run. Throws Error: the fused ones are asked for and cannot, or the library is none.
+inline Choice choose_variant(const Bundle& bundle, const SessionOptions& options) {
+  if (options.ops == Ops::stock) return {Variant::stock, "stock operators were asked for"};
+  std::optional<OperatorLibrary> library;
+  if (!options.ops_library.empty()) library.emplace(options.ops_library);
+  const std::string lack = lack_of(bundle, library);
+  if (lack.empty()) {
+    // Of plain C++, stock operators are faster.
+    if (options.ops == Ops::automatic && library->isa == "portable") {
+      return {Variant::stock, "stock operators are faster on this processor"};
+    }
+    return {Variant::fused, "nextscale-ops on " + library->isa};
+  }
+  if (options.ops == Ops::fused) throw Error(utf8(bundle.path()) + ": fused operators cannot run: " + lack);
+  return {Variant::stock, lack};
+}
+
 /// The sessions of a bundle. Everything ONNX Runtime throws leaves here as an Error.
 class Engine {
  public:
   Engine(Bundle bundle, const SessionOptions& options)
-      : bundle_(std::move(bundle)), options_(options), environment_(make_environment(options)) {}
+      : bundle_(std::move(bundle)),
+        options_(options),
+        environment_(make_environment(options)),
+        choice_(choose_variant(bundle_, options_)) {}
 
   const Bundle& bundle() const { return bundle_; }
   const SessionOptions& options() const { return options_; }
+  const Choice& ops() const { return choice_; }
   bool has(Graph graph) const { return bundle_.manifest().graphs.count(graph) > 0; }
 
   /// Throws BundleError: the bundle has no such graph.
@@ -1846,7 +1976,7 @@ class Engine {
       Ort::ThrowOnError(Ort::GetApi().Run(loaded, nullptr, input_names.data(), inputs.data(), inputs.size(),
                                           output_names.data(), output_names.size(), raw.data()));
     } catch (const std::exception& error) {
-      throw Error(utf8(bundle_.graph_path(graph)) + ": onnxruntime failed: " + reason(error));
+      throw Error(utf8(path_of(graph)) + ": onnxruntime failed: " + reason(error));
     }
     for (OrtValue* value : raw) outputs.emplace_back(value);
     return outputs;
@@ -1892,7 +2022,7 @@ class Engine {
   std::vector<T> values(Graph graph, const char* name, const Ort::Value& value,
                         const std::vector<std::int64_t>& expected) const {
     if (value.GetTensorTypeAndShapeInfo().GetShape() != expected) {
-      throw BundleError(utf8(bundle_.graph_path(graph)) + ": output \"" + name + "\" has another shape than the " +
+      throw BundleError(utf8(path_of(graph)) + ": output \"" + name + "\" has another shape than the " +
                         "manifest's model; build the bundle again");
     }
     std::size_t count = 1;
@@ -1903,6 +2033,8 @@ class Engine {
 
  private:
   static std::string version() { return OrtGetApiBase()->GetVersionString(); }
+
+  std::filesystem::path path_of(Graph graph) const { return bundle_.graph_path(graph, choice_.variant); }
 
   static Ort::Env make_environment(const SessionOptions& options) {
     if (options.threads < 0 || options.threads > 1024) {
@@ -1923,7 +2055,7 @@ class Engine {
 
   std::unique_ptr<Ort::Session> open_session(Graph graph) const {
     const GraphInfo& described = info(graph);
-    const std::filesystem::path path = bundle_.graph_path(graph);
+    const std::filesystem::path path = path_of(graph);
     std::unique_ptr<Ort::Session> session;
     std::string difference;
     try {
@@ -1936,6 +2068,9 @@ class Engine {
       settings.AddConfigEntry("session.intra_op.allow_spinning", options_.spinning ? "1" : "0");
       // Threads of a run that has ended would take cores from the next session's for a while.
       settings.AddConfigEntry("session.force_spinning_stop", "1");
+      if (choice_.variant == Variant::fused && described.fused) {
+        settings.RegisterCustomOpsLibrary(std::filesystem::absolute(options_.ops_library).c_str());
+      }
       const LinkedData linked(bundle_);
       linked.give_to(settings);
       session = std::make_unique<Ort::Session>(environment_, path.c_str(), settings);
@@ -1967,6 +2102,7 @@ class Engine {
   Bundle bundle_;
   SessionOptions options_;
   Ort::Env environment_;
+  Choice choice_;
   std::mutex loading_;
   std::array<std::unique_ptr<Ort::Session>, 3> sessions_;
 };
@@ -2448,15 +2584,18 @@ inline bool Bundle::is_link_out(const std::string& name) const {
 inline std::vector<std::string> Bundle::linked_data() const {
   std::vector<std::string> names;
   for (const auto& [name, info] : manifest_.files) {
-    const auto is_graph = [&name = name](const auto& graph) { return graph.second.file == name; };
+    const auto is_graph = [&name = name](const auto& graph) {
+      return graph.second.file == name || (graph.second.fused && graph.second.fused->file == name);
+    };
     const bool data = name != detail::kCard && std::none_of(manifest_.graphs.begin(), manifest_.graphs.end(), is_graph);
     if (data && is_link_out(name)) names.push_back(name);
   }
   return names;
 }
 
-inline std::filesystem::path Bundle::graph_path(Graph graph) const {
-  return path_ / detail::path_of_utf8(manifest_.graphs.at(graph).file);
+inline std::filesystem::path Bundle::graph_path(Graph graph, Variant variant) const {
+  const GraphInfo& info = manifest_.graphs.at(graph);
+  return path_ / detail::path_of_utf8(variant == Variant::fused && info.fused ? info.fused->file : info.file);
 }
 
 inline void Bundle::verify_hashes() const {
@@ -2597,6 +2736,8 @@ inline Generator::Generator(Bundle bundle, const SessionOptions& options)
     : engine_(std::make_shared<detail::Engine>(std::move(bundle), options)) {}
 
 inline const Bundle& Generator::bundle() const { return engine_->bundle(); }
+
+inline const Choice& Generator::ops() const { return engine_->ops(); }
 
 inline void Generator::load(std::initializer_list<Graph> graphs) const {
   for (const Graph graph : graphs) engine_->session(graph);

@@ -54,6 +54,33 @@ namespace NextScale
         public RequestException(string message) : base(message) { }
     }
 
+    /// <summary>Which graphs run: the bundle's stock ones, of operators that every ONNX Runtime has, or the faster ones
+    /// with fused operators, which need the library of nextscale-ops. A seed's tokens may differ between them.</summary>
+    public enum Ops
+    {
+        /// <summary>The fused ones where the bundle has them, the library is given and fits, and it has more than plain
+        /// C++ for this processor.</summary>
+        Auto,
+        Stock,
+        Fused,
+    }
+
+    /// <summary>Which graphs run, and why.</summary>
+    public sealed class Choice
+    {
+        internal Choice(bool fused, string reason)
+        {
+            Fused = fused;
+            Reason = reason;
+        }
+
+        /// <summary>Whether those with fused operators run.</summary>
+        public bool Fused { get; }
+
+        /// <summary>In words for people.</summary>
+        public string Reason { get; }
+    }
+
     /// <summary>How the sessions of a bundle use the machine.</summary>
     public sealed class GeneratorOptions
     {
@@ -73,6 +100,12 @@ namespace NextScale
 
         /// <summary>Plan one block of memory for each set of shapes; costs memory, gains no time here.</summary>
         public bool MemoryPattern { get; set; }
+
+        public Ops Ops { get; set; } = Ops.Auto;
+
+        /// <summary>The file of the library of nextscale-ops, such as libnextscale_ops.so; it is never looked for.
+        /// </summary>
+        public string OpsLibrary { get; set; }
     }
 
     /// <summary>A scalar of a request: one value, or one for each stage where the bundle takes that. A number or an
@@ -247,7 +280,8 @@ namespace NextScale
         /// <param name="folder">A bundle made by `nextscale build`.</param>
         /// <param name="options">Threads and memory; null takes the defaults.</param>
         /// <exception cref="BundleException">The folder holds no usable bundle.</exception>
-        /// <exception cref="NextScaleException">An option is out of range.</exception>
+        /// <exception cref="NextScaleException">An option is out of range, OpsLibrary is no library of operators, or
+        /// fused graphs are asked for that cannot run.</exception>
         public Generator(string folder, GeneratorOptions options = null) : this(Bundle.Open(folder), options) { }
 
         public Generator(Bundle bundle, GeneratorOptions options = null)
@@ -257,9 +291,13 @@ namespace NextScale
             if (this.options.Threads < 0 || this.options.Threads > 1024)
                 throw new NextScaleException(
                     $"threads {this.options.Threads} is out of range: expected 1 to 1024, or 0 for all cores");
+            Ops = OperatorLibrary.Choose(bundle, this.options);
         }
 
         public Bundle Bundle { get; }
+
+        /// <summary>Which graphs run, as options, bundle and library have decided.</summary>
+        public Choice Ops { get; }
 
         /// <summary>Load "generate", or "stage" and "decoder", now instead of at the first use.</summary>
         /// <exception cref="BundleException">The bundle has no such graph, ONNX Runtime cannot load it, or it is not
@@ -452,7 +490,7 @@ namespace NextScale
             catch (Exception error)  // its exceptions have no common base: a new error code is a KeyNotFoundException
             {
                 throw new NextScaleException(
-                    $"{Bundle.GraphPath(graph)}: onnxruntime failed: {Wording.OneLine(error)}", error);
+                    $"{Bundle.GraphPath(graph, Ops.Fused)}: onnxruntime failed: {Wording.OneLine(error)}", error);
             }
         }
 
@@ -496,7 +534,7 @@ namespace NextScale
             {
                 InferenceSession session;
                 if (!sessions.TryGetValue(graph, out session))
-                    sessions[graph] = session = SessionLoader.Open(Bundle, graph, options);
+                    sessions[graph] = session = SessionLoader.Open(Bundle, graph, options, Ops.Fused);
                 return session;
             }
         }
@@ -667,9 +705,11 @@ namespace NextScale
             return label;
         }
 
-        internal string GraphPath(string graph)
+        /// <summary>The ONNX file of a graph's variant: of the stock one where it has no other.</summary>
+        internal string GraphPath(string graph, bool fused)
         {
-            return Path.Combine(Folder, Graph(graph).File);
+            GraphInfo info = Graph(graph);
+            return Path.Combine(Folder, fused && info.Fused != null ? info.Fused.File : info.File);
         }
 
         private string LabelRange()
@@ -1423,6 +1463,129 @@ namespace NextScale
         }
     }
 
+    /// <summary>What a library of operators says of itself; it stays loaded.</summary>
+    internal sealed class OperatorLibrary
+    {
+        private const string Domain = "nextscale";
+        private const string SlowIsa = "portable";  // plain C++: stock operators are faster
+        private const int LoadNow = 2;  // RTLD_NOW
+
+        private readonly string path;
+        private readonly long version;
+        private readonly string isa;  // that its kernels use here; null where the environment asks for one that is not there
+
+        [UnmanagedFunctionPointer(CallingConvention.Cdecl)]
+        private delegate int GetVersion();
+
+        [UnmanagedFunctionPointer(CallingConvention.Cdecl)]
+        private delegate IntPtr GetIsa();
+
+        /// <exception cref="NextScaleException">The file is no such library.</exception>
+        private OperatorLibrary(string file)
+        {
+            path = Wording.Printable(file);
+            IntPtr ofVersion, ofIsa;
+            try
+            {
+                IntPtr library = Load(Path.GetFullPath(file));
+                ofVersion = Find(library, "nextscale_ops_version");
+                ofIsa = Find(library, "nextscale_ops_isa");
+            }
+            catch (EntryPointNotFoundException error)
+            {
+                throw new NextScaleException(
+                    $"{path}: a library without nextscale's operators; expected that of nextscale-ops", error);
+            }
+            catch (Exception error) when (error is DllNotFoundException || error is BadImageFormatException)
+            {
+                throw new NextScaleException(
+                    $"{path}: cannot be loaded as a library of operators: {Wording.OneLine(error)}", error);
+            }
+            version = ((GetVersion)Marshal.GetDelegateForFunctionPointer(ofVersion, typeof(GetVersion)))();
+            IntPtr name = ((GetIsa)Marshal.GetDelegateForFunctionPointer(ofIsa, typeof(GetIsa)))();
+            isa = name == IntPtr.Zero ? null : Marshal.PtrToStringAnsi(name);
+        }
+
+        /// <summary>Which graphs run.</summary>
+        /// <exception cref="NextScaleException">Fused graphs are asked for and cannot run, or the library is none.
+        /// </exception>
+        public static Choice Choose(Bundle bundle, GeneratorOptions options)
+        {
+            if (options.Ops == Ops.Stock) return new Choice(false, "stock operators were asked for");
+            OperatorLibrary library =
+                string.IsNullOrEmpty(options.OpsLibrary) ? null : new OperatorLibrary(options.OpsLibrary);
+            string lack = Lack(bundle, library);
+            if (lack == null && options.Ops == Ops.Auto && library.isa == SlowIsa)
+                return new Choice(false, "stock operators are faster on this processor");
+            if (lack == null) return new Choice(true, $"nextscale-ops on {library.isa}");
+            if (options.Ops == Ops.Fused)
+                throw new NextScaleException(
+                    $"{Wording.Printable(bundle.Folder)}: fused operators cannot run: {lack}");
+            return new Choice(false, lack);
+        }
+
+        /// <summary>What keeps a bundle's fused graphs from running; null: nothing does.</summary>
+        private static string Lack(Bundle bundle, OperatorLibrary library)
+        {
+            List<FusedInfo> fused = Manifest.Roles.Where(bundle.Graphs.ContainsKey)
+                .Select(role => bundle.Graphs[role].Fused).Where(variant => variant != null).ToList();
+            if (fused.Count == 0) return "the bundle has no fused graphs; build it again without --no-fused";
+            if (library == null) return "no library of nextscale-ops was given; give its file as OpsLibrary";
+            if (library.isa == null) return "NEXTSCALE_OPS_ISA names no instruction set that this processor has";
+            foreach (FusedInfo variant in fused)
+            {
+                foreach (KeyValuePair<string, long> item in variant.Operators)
+                    if (item.Key != Domain)
+                        return $"they need operators of {Wording.Printable(item.Key)}, which nextscale-ops does not have";
+                foreach (KeyValuePair<string, long> item in variant.Operators)
+                    if (item.Value != library.version)
+                        return $"they need version {item.Value} of nextscale-ops' operators, and {library.path} has "
+                            + $"version {library.version}: install the nextscale-ops that fits, or build the bundle again";
+            }
+            return null;
+        }
+
+#if NETCOREAPP
+        private static IntPtr Load(string file)
+        {
+            return NativeLibrary.Load(file);
+        }
+
+        private static IntPtr Find(IntPtr library, string name)
+        {
+            return NativeLibrary.GetExport(library, name);
+        }
+#else
+        private static readonly bool Windows = Path.DirectorySeparatorChar != '/';
+
+        private static IntPtr Load(string file)
+        {
+            IntPtr library = Windows ? LoadLibrary(file) : Open(file, LoadNow);
+            if (library == IntPtr.Zero) throw new DllNotFoundException("the system cannot load it");
+            return library;
+        }
+
+        private static IntPtr Find(IntPtr library, string name)
+        {
+            IntPtr function = Windows ? GetProcAddress(library, name) : Symbol(library, name);
+            if (function == IntPtr.Zero) throw new EntryPointNotFoundException(name);
+            return function;
+        }
+
+        [DllImport("libdl.so.2", EntryPoint = "dlopen")]
+        private static extern IntPtr Open(string path, int flags);
+
+        [DllImport("libdl.so.2", EntryPoint = "dlsym")]
+        private static extern IntPtr Symbol(IntPtr library, string name);
+
+        [DllImport("kernel32", CharSet = CharSet.Unicode)]
+        private static extern IntPtr LoadLibrary(string path);
+
+        [DllImport("kernel32", CharSet = CharSet.Ansi)]
+        private static extern IntPtr GetProcAddress(IntPtr library, string name);
+#endif
+    }
+
     /// <summary>Opens ONNX Runtime sessions with the options that suit a bundle.</summary>
     internal static class SessionLoader
     {
@@ -1440,14 +1603,19 @@ namespace NextScale
         private const string TelemetryVariable = "ORT_DISABLE_TELEMETRY";
 
         /// <summary>Load one graph and check that it is the one that the manifest describes.</summary>
-        public static InferenceSession Open(Bundle bundle, string graph, GeneratorOptions options)
+        public static InferenceSession Open(Bundle bundle, string graph, GeneratorOptions options, bool fused)
         {
             string version = RequireOnnxRuntime();
-            string path = bundle.GraphPath(graph);
+            string path = bundle.GraphPath(graph, fused);
             InferenceSession session;
             try
             {
-                using (SessionOptions settings = Settings(options)) session = new InferenceSession(path, settings);
+                using (SessionOptions settings = Settings(options))
+                {
+                    if (fused && bundle.Graph(graph).Fused != null)
+                        settings.RegisterCustomOpLibrary(Path.GetFullPath(options.OpsLibrary));
+                    session = new InferenceSession(path, settings);
+                }
             }
             catch (Exception error)  // its exceptions have no common base: a new error code is a KeyNotFoundException
             {
@@ -1608,10 +1776,19 @@ namespace NextScale
         public IReadOnlyList<object> InitialShape;  // a long, "B" or "2B"
     }
 
+    /// <summary>The fused variant of a graph: its ONNX file, and the version of each domain of operators that it needs.
+    /// </summary>
+    internal sealed class FusedInfo
+    {
+        public string File;
+        public IReadOnlyList<KeyValuePair<string, long>> Operators;
+    }
+
     /// <summary>The contract of a graph, and the ONNX file of its stock variant.</summary>
     internal sealed class GraphInfo
     {
         public string File;
+        public FusedInfo Fused;  // null where the graph has no such variant
         public IReadOnlyList<TensorInfo> Inputs;
         public IReadOnlyList<TensorInfo> Outputs;
         public IReadOnlyList<StateInfo> State;
@@ -1769,7 +1946,15 @@ namespace NextScale
             Fields graphs = root.Object("graphs");
             Graphs = Roles.Where(role => role != "generate" || graphs.Value.ContainsKey(role)).ToDictionary(
                 role => role,
-                role => ReadGraph(graphs.Object(role), graphs.Object(role).Object("variants").Object("stock"), role));
+                role =>
+                {
+                    Fields variants = graphs.Object(role).Object("variants");
+                    GraphInfo graph = ReadGraph(graphs.Object(role), variants.Object("stock"), role);
+                    object fused;
+                    if (variants.Value.TryGetValue("fused", out fused) && fused != null)
+                        graph.Fused = ReadFused(variants.Nested("fused", fused));
+                    return graph;
+                });
             CheckVerify(root.Object("verify"));
         }
 
@@ -1945,6 +2130,19 @@ namespace NextScale
             string sha256 = fields.Text("sha256").ToLowerInvariant();
             if (!Regex.IsMatch(sha256, @"\A[0-9a-f]{64}\z")) fields.Refuse("sha256", "64 hexadecimal digits", sha256);
             return new FileEntry { Size = fields.Integer("size"), Sha256 = sha256 };
+        }
+
+        private FusedInfo ReadFused(Fields fields)
+        {
+            string file = fields.Text("file");
+            if (!Files.ContainsKey(file)) fields.Refuse("file", "a plain file name that \"files\" lists", file);
+            Fields operators = fields.Object("operators");
+            return new FusedInfo
+            {
+                File = file,
+                Operators = operators.Value.Keys.Select(
+                    domain => new KeyValuePair<string, long>(domain, operators.Integer(domain, 1))).ToList(),
+            };
         }
 
         /// <summary>Read one graph; it must have the contract's inputs and outputs, or a host could not run it. More

@@ -34,6 +34,7 @@ CLASS, SEED = 3, 7  # the seed is that of the programs in examples/minimal
 FORMS = ("generate", "streaming")
 PICTURE = ("--class", CLASS, "--seed", SEED, "--out")
 REFUSED = 2  # the exit code of bad input
+STOCK = SessionOptions(threads=1, ops="stock")  # which programs run that are given no library
 MANY = 2000  # images at a time
 # Bytes that a program may have: the first of them in which mono itself does not run out of memory, and aborts.
 LITTLE_MEMORY = (100 << 20, 150 << 20, 200 << 20)
@@ -88,10 +89,18 @@ def check_programs(suite: Path, cpp: Path, csharp: Path) -> Iterator[tuple[str, 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for bundle in bundles:
-            [picture] = Generator(bundle, SessionOptions(threads=1)).generate([CLASS], seed=SEED).images
+            [picture] = Generator(bundle, STOCK).generate([CLASS], seed=SEED).images
             for programs in languages:
                 for what, wrong in _check_language(programs, bundle, picture, folder):
                     yield f"{programs.language}, {what}, {bundle}", wrong
+        for request in [request for request in document["requests"] if request["ops"] == "fused"][:1]:
+            options = SessionOptions(threads=1, ops="fused", ops_library=request["ops_library"])
+            [picture] = Generator(suite / request["bundle"], options).generate([CLASS], seed=SEED).images
+            for programs in languages:
+                if programs.generate:
+                    ops = ("--ops", "fused", "--ops-library", request["ops_library"])
+                    command = (*programs.generate, suite / request["bundle"], *ops, *PICTURE)
+                    yield f"{programs.language}, fused graphs", draws(command, folder / "fused.png", picture, lines=1)
         for programs in languages:
             for what, wrong in _check_telemetry(programs, bundles[0], folder):
                 yield f"{programs.language}, {what}, {bundles[0]}", wrong
@@ -179,7 +188,7 @@ def draws_random(command: Sequence[object], out: Path, bundle: Path) -> str | No
         if done.returncode != 0 or told is None:
             return f"exit code {done.returncode}, stderr {done.stderr!r}"
         seeds.append(int(told[1]))
-        generator = Generator(bundle, SessionOptions(threads=1))
+        generator = Generator(bundle, STOCK)
         [picture] = generator.generate([generator.bundle.model.num_classes], seed=seeds[-1]).images
         with Image.open(out) as image:
             if not np.array_equal(np.asarray(image), picture):

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from conformance.damaged_manifests import damaged_manifests
 from fake_bundle import in_download_cache, read_manifest, write_fake_bundle, write_manifest
+from fake_fused_bundle import write_fake_fused_bundle
 from fake_text_bundle import C as TEXT_WIDTH
 from fake_text_bundle import write_fake_text_bundle
 
@@ -44,12 +45,19 @@ FAKES = {
     "fake": write_fake_bundle,
     "fake-v1": partial(write_fake_bundle, schema=1),
     "fake-text": write_fake_text_bundle,
+    "fake-fused": write_fake_fused_bundle,
 }
 # Manifests of each of them.
 DAMAGED, DAMAGE_SEED = 2000, 0
 
 
-def make_suite(out: Path, bundles: Sequence[Path] = (), tiny: bool = True, damaged: int = DAMAGED) -> Path:
+def make_suite(
+    out: Path,
+    bundles: Sequence[Path] = (),
+    tiny: bool = True,
+    damaged: int = DAMAGED,
+    ops_library: Path | None = None,
+) -> Path:
     """Write the suite into the new folder `out`.
 
     Args:
@@ -57,6 +65,7 @@ def make_suite(out: Path, bundles: Sequence[Path] = (), tiny: bool = True, damag
         bundles: further bundles, which the suite names by their absolute paths.
         tiny: also build the tiny model's bundles in float32 and int8 (needs torch).
         damaged: how many damaged manifests of each fake bundle.
+        ops_library: of nextscale-ops, to run fused graphs with; without it the suite has no case that runs them.
     Returns:
         the path of suite.json.
     """
@@ -64,7 +73,8 @@ def make_suite(out: Path, bundles: Sequence[Path] = (), tiny: bool = True, damag
     out.mkdir(parents=True)
     fakes = {name: write(out / "bundles" / name) for name, write in FAKES.items()}
     further = [*(_build_tiny(out) if tiny else []), *(str(path.resolve()) for path in bundles)]
-    names = ["bundles/fake", "bundles/fake-v1", *further]
+    names = ["bundles/fake", "bundles/fake-v1", "bundles/fake-fused", *further]
+    library = None if ops_library is None else ops_library.resolve()
     altered = [str(path.relative_to(out)) for path in _altered(fakes["fake"], out / "bundles")]
     suite = {
         "made_with": {**versions(), "cpu": describe_machine().cpu},
@@ -72,7 +82,7 @@ def make_suite(out: Path, bundles: Sequence[Path] = (), tiny: bool = True, damag
         "philox": cases["philox"],
         "uniforms": cases["uniforms"],
         "requests": [
-            *(request for name in names for request in _requests(out, name, cases["requests"])),
+            *(request for name in names for request in _requests(out, name, cases["requests"], library)),
             *(request for name in altered for request in _requests(out, name, cases["requests"][:2])),
             *_requests(out, "bundles/fake-text", cases["text_requests"]),
         ],
@@ -87,6 +97,7 @@ def make_suite(out: Path, bundles: Sequence[Path] = (), tiny: bool = True, damag
             _break_bundle(out, number, fakes[case.get("of", "fake")], case)
             for number, case in enumerate(cases["broken_bundles"])
         ],
+        "variants": list(_variants(out, cases["variants"], library)),
         "damaged_manifests": _damage_manifests(out, [read_manifest(fake) for fake in fakes.values()], damaged),
     }
     path = out / "suite.json"
@@ -156,14 +167,30 @@ def _build_tiny(out: Path) -> Iterator[str]:
         yield f"bundles/tiny-{precision}"
 
 
-def _requests(out: Path, name: str, cases: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _requests(
+    out: Path, name: str, cases: Sequence[dict[str, Any]], ops_library: Path | None = None
+) -> Iterator[dict[str, Any]]:
+    """With the stock graphs and, given the library, with the fused ones where the bundle has them."""
     bundle = Bundle.open(out / name)
-    generator = Generator(bundle, SessionOptions(threads=1))
+    fused = ops_library is not None and any(graph.fused for graph in bundle.manifest.graphs.values())
+    for ops, library in (("stock", None), ("fused", ops_library))[: 2 if fused else 1]:
+        generator = Generator(bundle, SessionOptions(threads=1, ops=ops, ops_library=str(library or "")))
+        for case in cases:
+            request = _resolved({"bundle": name, "class_labels": [], **PARAMETERS, **case}, bundle.manifest)
+            expected = results(generator, request, streaming=False)
+            previews = results(generator, request, streaming=True)["previews_sha256"]
+            graphs = {"ops": ops, "ops_library": library and str(library)}
+            yield {**request, **graphs, "expected": {**expected, "previews_sha256": previews}}
+
+
+def _variants(out: Path, cases: Sequence[dict[str, Any]], ops_library: Path | None) -> Iterator[dict[str, Any]]:
+    write_fake_fused_bundle(out / "bundles" / "fake-newer", {"nextscale": 99})
+    write_fake_fused_bundle(out / "bundles" / "fake-foreign", {"elsewhere": 1, "nextscale": 1})
     for case in cases:
-        request = _resolved({"bundle": name, "class_labels": [], **PARAMETERS, **case}, bundle.manifest)
-        expected = results(generator, request, streaming=False)
-        previews = results(generator, request, streaming=True)["previews_sha256"]
-        yield {**request, "expected": {**expected, "previews_sha256": previews}}
+        if case["ops_library"] != "given":
+            yield case
+        elif ops_library is not None:
+            yield {**case, "ops_library": str(ops_library)}
 
 
 def _resolved(case: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
@@ -295,6 +322,14 @@ def _damage_manifests(out: Path, manifests: Sequence[dict[str, Any]], count: int
     return cases
 
 
+def _installed_ops_library() -> Path | None:
+    try:
+        import nextscale_ops
+    except ImportError:
+        return None
+    return nextscale_ops.library_path()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
@@ -303,10 +338,17 @@ def main() -> None:
     parser.add_argument(
         "--damaged", type=int, default=DAMAGED, metavar="N", help="damaged manifests of each fake bundle"
     )
+    parser.add_argument(
+        "--ops-library",
+        type=Path,
+        default=_installed_ops_library(),
+        metavar="FILE",
+        help="the library of nextscale-ops",
+    )
     options = parser.parse_args()
     if options.out.exists():
         parser.error(f"{options.out} exists already; name a new folder")
-    print(make_suite(options.out, options.bundle, not options.no_tiny, options.damaged))
+    print(make_suite(options.out, options.bundle, not options.no_tiny, options.damaged, options.ops_library))
 
 
 if __name__ == "__main__":

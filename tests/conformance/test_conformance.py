@@ -20,6 +20,7 @@ from nextscale import runtime
 from nextscale.runtime import Bundle, Generator, NextscaleError, RequestSettings, SessionOptions, StageResult
 from nextscale.runtime._cpus import default_threads
 from nextscale.runtime._manifest_reader import parse_manifest
+from nextscale.runtime._operators import Choice
 from nextscale.runtime._uniforms import philox4x32, uniforms
 
 Case = dict[str, Any]
@@ -33,6 +34,13 @@ def ids(case: Case) -> str:
 @pytest.fixture(scope="session")
 def suite_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_suite(tmp_path_factory.mktemp("conformance") / "suite").parent
+
+
+@pytest.fixture(scope="session")
+def suite_of_operators(tmp_path_factory: pytest.TempPathFactory, ops_library: Path) -> Path:
+    """A suite that also has the cases that need the library of operators."""
+    folder = tmp_path_factory.mktemp("operators") / "suite"
+    return make_suite(folder, tiny=False, damaged=1, ops_library=ops_library).parent
 
 
 @pytest.fixture(scope="session")
@@ -83,9 +91,9 @@ def test_uniforms(case: Case) -> None:
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["generate", "streaming"])
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("bundle", ["fake", "fake-v1", "fake-text", "tiny-fp32", "tiny-int8"])
+@pytest.mark.parametrize("bundle", ["fake", "fake-v1", "fake-text", "fake-fused", "tiny-fp32", "tiny-int8"])
 def test_requests(suite_folder: Path, suite: dict[str, Any], bundle: str, threads: int, streaming: bool) -> None:
-    generator = Generator(suite_folder / "bundles" / bundle, SessionOptions(threads=threads))
+    generator = Generator(suite_folder / "bundles" / bundle, SessionOptions(threads=threads, ops="stock"))
     requests = [request for request in suite["requests"] if request["bundle"] == f"bundles/{bundle}"]
     assert len(requests) == len(CASE_GROUPS["text_requests" if bundle == "fake-text" else "requests"])
     for request in requests:
@@ -178,6 +186,39 @@ def test_broken_bundles(suite_folder: Path, suite: dict[str, Any], case: Case) -
     bundle.verify_hashes()
     with refuses(refused):
         Generator(bundle).load("generate", "stage", "decoder")
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_requests_of_fused_graphs(suite_of_operators: Path, ops_library: Path, threads: int) -> None:
+    document = json.loads((suite_of_operators / "suite.json").read_text())
+    requests = [request for request in document["requests"] if request["bundle"] == "bundles/fake-fused"]
+    by_ops = {ops: [item["expected"] for item in requests if item["ops"] == ops] for ops in ("stock", "fused")}
+    tokens, images = (
+        [[item[key] for item in by_ops[ops]] for ops in ("stock", "fused")] for key in ("token_maps", "images_sha256")
+    )
+    assert tokens[0] == tokens[1]
+    assert images[0] != images[1]  # or nothing would tell who runs them
+    options = SessionOptions(threads=threads, ops="fused", ops_library=str(ops_library))
+    generator = Generator(suite_of_operators / "bundles/fake-fused", options)
+    for request in requests[len(by_ops["stock"]) :]:
+        assert results(generator, request, streaming=True) == request["expected"], request["name"]
+
+
+@pytest.mark.parametrize("case", CASE_GROUPS["variants"], ids=ids)
+def test_variants(suite_of_operators: Path, case: Case) -> None:
+    document = json.loads((suite_of_operators / "suite.json").read_text())
+    case = find(document, "variants", case["name"])
+    library = str(suite_of_operators / case["ops_library"])
+
+    def choice() -> Choice:
+        return Generator(suite_of_operators / case["bundle"], SessionOptions(ops=case["ops"], ops_library=library)).ops
+
+    if "error" in case:
+        with refuses(case):
+            choice()
+    else:
+        assert choice().variant == case["variant"]
+        assert case["reason"] in choice().reason
 
 
 def test_damaged_manifests(suite_folder: Path, suite: dict[str, Any]) -> None:

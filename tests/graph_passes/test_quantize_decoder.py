@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import pytest
 import torch
+from decoder_runs import observe, psnr, run
 from numpy.typing import NDArray
 from tiny_model import tiny_models
 from torch import nn
@@ -22,40 +24,16 @@ from nextscale.graph_passes import _channels_last as channels_last
 from nextscale.graph_passes._decoder_patterns import PatternRefused
 from nextscale.graph_passes._integer_convolution import integer_kernel
 from nextscale.graph_passes._subpixel_upsample import subpixel_kernels
-from nextscale.graph_passes.observe_inputs import observe_inputs
 from nextscale.graph_passes.qparams import ActivationQParams, Range
 from nextscale.graph_passes.quantize_decoder import (
     DecoderRanges,
-    decoder_observers,
+    fused_decoder,
     integer_convolutions,
-    observed_results,
     quantize_decoder,
 )
 from nextscale.models.var.autoencoder import NORM_EPS, NORM_GROUPS
 
 SEED = 0
-
-
-def run(model: ir.Model, f_hat: NDArray[np.float32], *outputs: str) -> list[NDArray]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
-    return session.run(outputs or None, {"f_hat": f_hat})
-
-
-def observe(model: ir.Model, f_hat: NDArray[np.float32]) -> DecoderRanges:
-    inputs, results = integer_convolutions(model), observed_results(model)
-    observers = [observer for kind in decoder_observers(model) for observer in kind]
-    assert [observer.input.node for observer in observers] == [*inputs, *results]
-    outputs = [observer.output for observer in observers]
-    found = [Range(*ends.reshape(2, -1)) for ends in run(observe_inputs(model, observers), f_hat, *outputs)]
-    return DecoderRanges(
-        dict(zip(inputs, found[: len(inputs)], strict=True)), dict(zip(results, found[len(inputs) :], strict=True))
-    )
-
-
-def psnr(a: NDArray, b: NDArray) -> float:
-    return float(10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2)))
 
 
 @pytest.fixture(scope="module")
@@ -181,8 +159,17 @@ def group_norm_silu_oracle(x: NDArray, norm: nn.GroupNorm) -> NDArray:
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("strip_bytes", [channels_last.STRIP_BYTES, 1 << 10])
 def test_integer_arithmetic(seed, strip_bytes, monkeypatch):
-    """A residual block with a shortcut, an upsampled convolution and the picture against integers in NumPy."""
     monkeypatch.setattr(channels_last, "STRIP_BYTES", strip_bytes)
+    check_integer_arithmetic(seed, quantize_decoder)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_fused_integer_arithmetic(seed, ops_library):
+    check_integer_arithmetic(seed, fused_decoder, ops_library)
+
+
+def check_integer_arithmetic(seed: int, emit: Callable[..., ir.Model], library: Path | None = None) -> None:
+    """A residual block with a shortcut, an upsampled convolution and the picture against integers in NumPy."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     height, width = (int(2 * side) for side in rng.integers(1, 6, 2))
@@ -216,7 +203,7 @@ def test_integer_arithmetic(seed, strip_bytes, monkeypatch):
     f_hat = rng.standard_normal((2, 4, height, width)).astype(np.float32)
     ranges = observe(model, f_hat)
     assert list(ranges.inputs) == ["conv1", "conv2", "upsample"]
-    found = run(quantize_decoder(model, ranges), f_hat)[0]
+    found = run(emit(model, ranges), f_hat, library=library)[0]
 
     q1, q2, q_up = (ActivationQParams.from_range(observed) for observed in ranges.inputs.values())
     r1, r2, r_up = ranges.results.values()

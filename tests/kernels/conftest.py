@@ -1,38 +1,11 @@
-"""The library of operators, built once, and the instruction sets that it can be tested on here."""
+"""The instruction sets that the library of operators can be tested on here."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from operator_session import ISAS, has_instruction_set
-
-ROOT = Path(__file__).parents[2]
-HEADERS = ROOT / "build" / "third_party" / "onnxruntime" / "include"
-
-
-@pytest.fixture(scope="session")
-def ops_library() -> Path:
-    """The library with emulated tiles; NEXTSCALE_OPS_LIBRARY names one that was built elsewhere."""
-    if given := os.environ.get("NEXTSCALE_OPS_LIBRARY"):
-        return Path(given)
-    missing = [tool for tool in ("cmake", "c++") if shutil.which(tool) is None]
-    if missing or not HEADERS.is_dir():
-        pytest.skip(f"nothing to build the operators with: no {missing[0] if missing else HEADERS}")
-    build = ROOT / "build" / "kernels-test"
-    build.mkdir(parents=True, exist_ok=True)
-    with FileLock(build / "lock"):  # tests run in several processes
-        for command in (
-            ["cmake", "-S", str(ROOT / "kernels"), "-B", str(build), "-DNEXTSCALE_OPS_EMULATED=ON"],
-            ["cmake", "--build", str(build), "--parallel", "2"],
-        ):
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    return next(build.glob("*nextscale_ops.*[!t]"))
 
 
 @pytest.fixture(params=ISAS)

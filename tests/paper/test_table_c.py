@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
-from nextscale.graph_passes.recipe import recipe_names
+from nextscale.graph_passes.recipe import load_recipe, recipe_names
 from nextscale.measure.kernel_rates import KernelRates
 from nextscale.measure.machine_speed import MachineSpeed
 from nextscale.measure.speed import Speed
@@ -12,8 +13,11 @@ from nextscale.measure.statistics import Interval
 from nextscale.measure.time_split import PARTS, TimeSplit
 from nextscale.paper._demo_agreement import DemoAgreement, demo_agreement
 from nextscale.paper._table_c_page import markdown, with_interval
-from nextscale.paper.table_c import PAPER, ROWS, Prediction, Row, TableC, recommend
+from nextscale.paper.table_c import PAPER, ROWS, Prediction, Row, TableBundle, TableC, cases, recommend
+from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._machine import Machine
+from nextscale.runtime._operators import Ops
+from nextscale.runtime._session import SessionOptions
 
 
 def speed(name: str, rate: float, batch: int = 1) -> Speed:
@@ -78,6 +82,19 @@ def test_the_report_says_what_a_reader_must_know() -> None:
         assert line in text.splitlines()
     assert "**Predicted, not measured**" in text
     json.dumps(table.to_json(), allow_nan=False)
+
+
+def test_fused_graphs_have_a_row_beside_the_stock_ones(int8_bundle: Path, fp32_bundle: Path, ops_library: Path) -> None:
+    items = [TableBundle(load_recipe(name), Bundle.open(path), ()) for name, path in
+             (("fp32", fp32_bundle), ("default", int8_bundle))]  # fmt: skip
+
+    def rows(ops: Ops) -> list[str]:
+        options = SessionOptions(threads=1, ops=ops, ops_library=str(ops_library))
+        return [case.name for item in items for case in cases(item, options)]
+
+    assert rows("stock") == ["fp32", "default"]
+    assert rows("fused") == ["fp32", "default fused"]
+    assert rows("auto") in (["fp32", "default", "default fused"], rows("stock"))  # stock where there is plain C++ alone
 
 
 def test_several_processes_are_recommended_if_they_are_faster() -> None:

@@ -2,13 +2,47 @@
 #ifndef NEXTSCALE_KERNELS_ALL_H_
 #define NEXTSCALE_KERNELS_ALL_H_
 
-#include "quantize.h"
+#include "quantize.h"  // first: others use it
+
+#include "add_codes.h"
+#include "attention.h"
+#include "convolution.h"
+#include "group_norm.h"
+#include "integer_attention.h"
+#include "linear.h"
+#include "norm.h"
+#ifdef NEXTSCALE_HAS_WIDE_PRODUCT
+#include "winograd.h"
+#endif
 
 namespace nextscale {
 namespace NEXTSCALE_ISA {
 namespace {
 
-constexpr Kernels table(const char* isa) { return {isa, quantize}; }
+#ifdef NEXTSCALE_HAS_WIDE_PRODUCT
+constexpr bool kWinograd = true;
+inline void convolution(const ConvolutionArgs& a, const Parallel& parallel) {
+  a.transformed ? winograd(a, parallel) : direct_convolution(a, parallel);
+}
+#else
+constexpr bool kWinograd = false;
+inline void convolution(const ConvolutionArgs& a, const Parallel& parallel) { direct_convolution(a, parallel); }
+#endif
+
+constexpr Kernels table(const char* isa) {
+  return {
+      isa,
+      quantize,
+      norm,
+      linear,
+      attention,
+      integer_attention,
+      kWinograd,
+      convolution,
+      group_norm,
+      add_codes,
+  };
+}
 
 }  // namespace
 }  // namespace NEXTSCALE_ISA

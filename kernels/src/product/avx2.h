@@ -7,66 +7,91 @@ namespace nextscale {
 namespace NEXTSCALE_ISA {
 namespace {
 
-// M rows times 16 columns, of which `column` is the first vector. A register has 4 columns with two sums each, of the
-// first and the last two k of a group.
-template <int M>
-inline void multiply_rows(const int16_t* wide, const int8_t* panel, int64_t steps, int column, int32_t* sums) {
-  __m256i acc[M][4];
+// Of the four k of a group the first and the third, and the second and the fourth, as 16-bit numbers.
+struct Halves {
+  __m256i even, odd;
+};
+inline Halves halves_of_weights(const int8_t* eight_groups) {
+  const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(eight_groups));
+  return {_mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), _mm256_srai_epi16(w, 8)};
+}
+inline Halves halves_of_row(const uint8_t* group) {
+  int32_t four;
+  std::memcpy(&four, group, 4);
+  const __m256i x = _mm256_set1_epi32(four);
+  return {_mm256_and_si256(x, _mm256_set1_epi16(255)), _mm256_srli_epi16(x, 8)};
+}
+inline void add_products(__m256i& acc, const Halves& x, const Halves& w) {
+  acc = _mm256_add_epi32(acc, _mm256_madd_epi16(x.even, w.even));
+  acc = _mm256_add_epi32(acc, _mm256_madd_epi16(x.odd, w.odd));
+}
+
+// M rows of both blocks, from number `row` on, times 8 C columns, from `column` on.
+template <int M, int C>
+NEXTSCALE_ALONE void multiply_rows(const Rows& rows, int64_t row, const int8_t* panel, int64_t steps, int column,
+                                   int32_t* sums) {
+  const uint8_t* begin[M];
+  NEXTSCALE_UNROLL
+  for (int i = 0; i < M; ++i) begin[i] = rows.row(row + i);
+  __m256i acc[M][C];
+  NEXTSCALE_UNROLL
   for (int i = 0; i < M; ++i)
-    for (int c = 0; c < 4; ++c) acc[i][c] = _mm256_setzero_si256();
+    NEXTSCALE_UNROLL
+    for (int c = 0; c < C; ++c) acc[i][c] = _mm256_setzero_si256();
   for (int64_t s = 0; s < steps; ++s) {
-    const int8_t* w = panel + s * kPanelStep + column * kTile;
-    const int16_t* a = wide + s * kStep * M;
-    for (int p = 0; p < 16; ++p) {
-      __m256i x[M];
-      NEXTSCALE_UNROLL
-      for (int i = 0; i < M; ++i) {
-        int64_t four;
-        std::memcpy(&four, a + (p * M + i) * 4, 8);
-        x[i] = _mm256_set1_epi64x(four);
-      }
-      NEXTSCALE_UNROLL
-      for (int c = 0; c < 4; ++c) {
-        const __m256i b = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w + 64 * p + 16 * c)));
+    const int64_t offset = rows.offset(s);
+    const int8_t* w = panel + s * kPanelStep + column / 16 * kTile + column % 16 * 4;
+    const int32_t quads = rows.quads_of(s);
+    rows.fetch(w, C / 2 * kTile, row / M, rows.all() / M);
+    for (int32_t p = 0; p < quads; ++p, w += 64) {
+      const auto weights = [&](int c) { return halves_of_weights(w + c / 2 * kTile + c % 2 * 32); };
+      const auto numbers = [&](int i) { return halves_of_row(begin[i] + offset + 4 * p); };
+      // What is made of fewer numbers is kept in registers.
+      if constexpr (M < C) {
+        Halves x[M];
         NEXTSCALE_UNROLL
-        for (int i = 0; i < M; ++i) acc[i][c] = _mm256_add_epi32(acc[i][c], _mm256_madd_epi16(x[i], b));
+        for (int i = 0; i < M; ++i) x[i] = numbers(i);
+        NEXTSCALE_UNROLL
+        for (int c = 0; c < C; ++c) {
+          const Halves eight = weights(c);
+          NEXTSCALE_UNROLL
+          for (int i = 0; i < M; ++i) add_products(acc[i][c], x[i], eight);
+        }
+      } else {
+        Halves eight[C];
+        NEXTSCALE_UNROLL
+        for (int c = 0; c < C; ++c) eight[c] = weights(c);
+        NEXTSCALE_UNROLL
+        for (int i = 0; i < M; ++i) {
+          const Halves x = numbers(i);
+          NEXTSCALE_UNROLL
+          for (int c = 0; c < C; ++c) add_products(acc[i][c], x, eight[c]);
+        }
       }
+      NEXTSCALE_UNROLL
+      for (int i = 0; i < M; ++i)
+        NEXTSCALE_UNROLL
+        for (int c = 0; c < C; ++c) NEXTSCALE_IN_REGISTER(acc[i][c]);
     }
   }
-  const __m256i order = _mm256_setr_epi32(0, 1, 4, 5, 2, 3, 6, 7);
+  NEXTSCALE_UNROLL
   for (int i = 0; i < M; ++i)
-    for (int c = 0; c < 4; c += 2) {
-      const __m256i eight = _mm256_permutevar8x32_epi32(_mm256_hadd_epi32(acc[i][c], acc[i][c + 1]), order);
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + i * kPanel + 16 * column + 4 * c), eight);
-    }
+    NEXTSCALE_UNROLL
+    for (int c = 0; c < C; ++c)
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + rows.place(row + i) * kPanel + column + 8 * c), acc[i][c]);
 }
 
-// The 16-bit numbers of M rows, [steps][16][M][4].
-template <int M>
-inline void widen(const Rows& rows, int b, int64_t first, int64_t steps, int16_t* wide) {
-  for (int64_t s = 0; s < steps; ++s)
-    for (int i = 0; i < M; ++i) {
-      const uint8_t* a = rows.begin[b] + (first + i) * rows.stride + rows.offset(s);
-      for (int p = 0; p < 16; ++p)
-        for (int e = 0; e < 4; ++e) wide[((s * 16 + p) * M + i) * 4 + e] = a[4 * p + e];
-    }
-}
-
-template <int M>
-inline void multiply_block(const Rows& rows, int b, int64_t first, const int8_t* panel, int64_t steps, int16_t* wide,
-                           int32_t* sums) {
-  for (; first + M <= rows.count[b]; first += M) {
-    widen<M>(rows, b, first, steps, wide);
-    for (int c = 0; c < 2; ++c) multiply_rows<M>(wide, panel, steps, c, sums + (b * kBlock + first) * kPanel);
-  }
-  if constexpr (M > 1) {
-    if (first < rows.count[b]) multiply_block<1>(rows, b, first, panel, steps, wide, sums);
-  }
+template <int M, int C>
+inline int64_t multiply_groups(const Rows& rows, int64_t row, const int8_t* panel, int64_t steps, int32_t* sums) {
+  for (; row + M <= rows.all(); row += M)
+    for (int column = 0; column < kPanel; column += 8 * C) multiply_rows<M, C>(rows, row, panel, steps, column, sums);
+  return row;
 }
 
 inline void multiply(const Rows& rows, const int8_t* panel, int64_t steps, int32_t* sums) {
-  auto* wide = static_cast<int16_t*>(thread_memory(0, static_cast<size_t>(steps * kStep * 2 * 2)));
-  for (int b = 0; b < 2; ++b) multiply_block<2>(rows, b, 0, panel, steps, wide, sums);
+  int64_t row = multiply_groups<4, 2>(rows, 0, panel, steps, sums);
+  row = multiply_groups<2, 4>(rows, row, panel, steps, sums);
+  multiply_groups<1, 4>(rows, row, panel, steps, sums);
 }
 
 }  // namespace

@@ -12,41 +12,46 @@ namespace nextscale {
 namespace NEXTSCALE_ISA {
 namespace {
 
-// M rows times kRegisterColumns vectors of 16 columns, of which `column` is the first.
+// M rows of both blocks, from number `row` on, times kRegisterColumns vectors of 16 columns, of which `column` is the
+// first.
 template <int M>
-inline void dot_rows(const Rows& rows, int b, int64_t first, const int8_t* panel, int64_t steps, int column,
-                     int32_t* sums) {
+NEXTSCALE_ALONE void dot_rows(const Rows& rows, int64_t row, const int8_t* panel, int64_t steps, int column,
+                              int32_t* sums) {
+  const uint8_t* begin[M];
+  NEXTSCALE_UNROLL
+  for (int i = 0; i < M; ++i) begin[i] = rows.row(row + i);
   Sums acc[M][kRegisterColumns];
   for (int i = 0; i < M; ++i)
     for (int c = 0; c < kRegisterColumns; ++c) acc[i][c] = zero_sums();
   for (int64_t s = 0; s < steps; ++s) {
-    const uint8_t* a = rows.begin[b] + first * rows.stride + rows.offset(s);
+    const int64_t offset = rows.offset(s);
     const int8_t* w = panel + s * kPanelStep + column * kTile;
-    for (int p = 0; p < 16; ++p)
+    const int32_t quads = rows.quads_of(s);
+    rows.fetch(w, kRegisterColumns * kTile, row / M, rows.all() / M);
+    for (int32_t p = 0; p < quads; ++p)
       NEXTSCALE_UNROLL
       for (int i = 0; i < M; ++i) {
         int32_t four;
-        std::memcpy(&four, a + i * rows.stride + 4 * p, 4);
+        std::memcpy(&four, begin[i] + offset + 4 * p, 4);
         for (int c = 0; c < kRegisterColumns; ++c) add_products(acc[i][c], four, w + c * kTile + 64 * p);
       }
   }
   for (int i = 0; i < M; ++i)
     for (int c = 0; c < kRegisterColumns; ++c)
-      store_sums(sums + (b * kBlock + first + i) * kPanel + 16 * (column + c), acc[i][c]);
+      store_sums(sums + rows.place(row + i) * kPanel + 16 * (column + c), acc[i][c]);
 }
 
 template <int M>
-inline void dot_block(const Rows& rows, int b, int64_t first, const int8_t* panel, int64_t steps, int32_t* sums) {
-  const int64_t count = rows.count[b];
-  for (; first + M <= count; first += M)
-    for (int c = 0; c < 2; c += kRegisterColumns) dot_rows<M>(rows, b, first, panel, steps, c, sums);
+inline void dot_groups(const Rows& rows, int64_t row, const int8_t* panel, int64_t steps, int32_t* sums) {
+  for (; row + M <= rows.all(); row += M)
+    for (int c = 0; c < 2; c += kRegisterColumns) dot_rows<M>(rows, row, panel, steps, c, sums);
   if constexpr (M > 1) {
-    if (first < count) dot_block<M / 2>(rows, b, first, panel, steps, sums);
+    if (row < rows.all()) dot_groups<M / 2>(rows, row, panel, steps, sums);
   }
 }
 
 inline void multiply(const Rows& rows, const int8_t* panel, int64_t steps, int32_t* sums) {
-  for (int b = 0; b < 2; ++b) dot_block<kRegisterRows>(rows, b, 0, panel, steps, sums);
+  dot_groups<kRegisterRows>(rows, 0, panel, steps, sums);
 }
 
 }  // namespace

@@ -19,7 +19,7 @@ constexpr int64_t kBlock = 16;         // rows of a block
 constexpr int64_t kPanel = 32;         // columns of a panel
 constexpr int64_t kStep = 64;          // k of a step
 constexpr int64_t kPanelStep = 2048;   // bytes of a step of a panel
-constexpr int64_t kTile = 1024;        // bytes of a step of a block whose rows lie together
+constexpr int64_t kTile = 1024;        // bytes of a step of half a panel, or of a block whose rows lie together
 
 // Two blocks of up to 16 rows. Row i of block b begins its step s at begin[b] + i * stride + (offsets ? offsets[s] : s *
 // step). All 16 rows of a block that has any can be read.
@@ -28,28 +28,54 @@ struct Rows {
   int64_t count[2];  // rows that matter; 0: there is no such block
   int64_t stride, step;
   const int64_t* offsets;
+  const int32_t* quads = nullptr;  // of 4 k in each step that the weights have, if not all 16; tiles multiply all
+  int64_t next_panel = 0;  // bytes from a panel to the one that comes next from memory; 0: none does
   int64_t offset(int64_t s) const { return offsets ? offsets[s] : s * step; }
+  int32_t quads_of(int64_t s) const { return quads ? quads[s] : 16; }
+
+  // Rows of both blocks as one list: row j begins at row(j), and its sums are those of row place(j) of 32.
+  int64_t all() const { return count[0] + count[1]; }
+  const uint8_t* row(int64_t j) const {
+    return j < count[0] ? begin[0] + j * stride : begin[1] + (j - count[0]) * stride;
+  }
+  int64_t place(int64_t j) const { return j < count[0] ? j : kBlock + j - count[0]; }
+  // Fetches weights beside the products of some bytes. One pass over the panel fetches what it reads soon, in the next
+  // page too; of several, each fetches its part of the next panel, so that memory always has something to do.
+  void fetch(const int8_t* weights, int64_t bytes, int64_t pass, int64_t passes) const {
+    constexpr int64_t kSoon = 1 << 13;
+    if (!next_panel) return;
+    weights += passes == 1 ? kSoon : next_panel;
+    for (int64_t i = pass * 64; i < bytes; i += passes * 64) NEXTSCALE_FETCH(weights + i);
+  }
 };
 
 #ifndef NEXTSCALE_HAS_TILES
 class Tiles {};  // what `multiply` needs while it is used: nothing
 #endif
 
-// Rows u8 [count, k], `pitch` apart, as blocks of tiles [K / 64][16][64], where a block's 16 rows of a step lie together:
-// rows 4096 bytes apart would share a few lines of the cache. Missing rows and k are zero.
-inline void tile_block(const uint8_t* rows, int64_t count, int64_t k, int64_t pitch, uint8_t* tiles) {
-  const int64_t steps = (k + kStep - 1) / kStep;
-  for (int64_t i = 0; i < kBlock; ++i)
-    for (int64_t s = 0; s < steps; ++s) {
-      uint8_t* to = tiles + s * kTile + i * kStep;
-      const int64_t n = i >= count ? 0 : k - s * kStep < kStep ? k - s * kStep : kStep;
-      if (n == kStep) {
-        std::memcpy(to, rows + i * pitch + s * kStep, kStep);
-      } else {
-        std::memset(to, 0, kStep);
-        if (n > 0) std::memcpy(to, rows + i * pitch + s * kStep, static_cast<size_t>(n));
-      }
-    }
+// How the 16 rows of a block lie in memory of ours. Tiles read the rows' 64 bytes of a step together; else a row's own
+// bytes are together, with 64 more after them: rows a power of two apart would share a few lines of the cache.
+struct BlockLayout {
+  int64_t stride, step, bytes;  // from row to row, from step to step, of a block
+  explicit BlockLayout(int64_t steps)
+#ifdef NEXTSCALE_HAS_TILES
+      : stride(kStep), step(kTile), bytes(steps * kTile) {}
+#else
+      : stride(steps * kStep + 64), step(kStep), bytes(kBlock * stride) {}
+#endif
+};
+
+// Rows u8 [count, k], one after another, become a block. Missing k are zero; missing rows are left as they are.
+inline void lay_out_block(const uint8_t* rows, int64_t count, int64_t k, const BlockLayout& layout, uint8_t* block) {
+  const int64_t steps = k / kStep, rest = k % kStep;
+  for (int64_t i = 0; i < kBlock && i < count; ++i) {
+    const uint8_t* row = rows + i * k;
+    uint8_t* to = block + i * layout.stride;
+    for (int64_t s = 0; s < steps; ++s, row += kStep, to += layout.step) std::memcpy(to, row, kStep);
+    if (!rest) continue;
+    std::memset(to, 0, kStep);
+    std::memcpy(to, row, static_cast<size_t>(rest));
+  }
 }
 
 }  // namespace

@@ -4,6 +4,8 @@
 
 #include <immintrin.h>
 
+#include <math.h>
+
 #include <cstdint>
 #include <cstring>
 
@@ -12,6 +14,9 @@ namespace NEXTSCALE_ISA {
 namespace {
 
 constexpr int kLanes = 16;
+constexpr int kTogether = 2;  // vectors whose steps are taken together
+// Rows, and vectors of columns, whose sums a float product holds in registers.
+constexpr int kFloatRows = 4, kFloatVectors = 1;
 
 struct F {
   __m256 lo, hi;
@@ -70,6 +75,12 @@ inline void store_bytes(void* p, I x, int64_t n) {
   store_bytes(y, x);
   for (int i = 0; i < kLanes && i < n; ++i) static_cast<uint8_t*>(p)[i] = y[i];
 }
+inline void store_bytes(void* p, I a, I b, I c, I d) {
+  store_bytes(p, a);
+  store_bytes(static_cast<uint8_t*>(p) + 16, b);
+  store_bytes(static_cast<uint8_t*>(p) + 32, c);
+  store_bytes(static_cast<uint8_t*>(p) + 48, d);
+}
 
 inline F operator+(F a, F b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
 inline F operator-(F a, F b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
@@ -108,6 +119,10 @@ inline I shift_left(I a) {
 template <int N>
 inline I shift_right(I a) {
   return {_mm256_srli_epi32(a.lo, N), _mm256_srli_epi32(a.hi, N)};
+}
+template <int N>
+inline I shift_right_signed(I a) {
+  return {_mm256_srai_epi32(a.lo, N), _mm256_srai_epi32(a.hi, N)};
 }
 inline I bits(F a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
 inline F from_bits(I a) { return {_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)}; }

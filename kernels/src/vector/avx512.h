@@ -4,6 +4,8 @@
 
 #include <immintrin.h>
 
+#include <math.h>
+
 #include <cstdint>
 #include <cstring>
 
@@ -12,6 +14,9 @@ namespace NEXTSCALE_ISA {
 namespace {
 
 constexpr int kLanes = 16;
+constexpr int kTogether = 4;  // vectors whose steps are taken together
+// Rows, and vectors of columns, whose sums a float product holds in registers.
+constexpr int kFloatRows = 8, kFloatVectors = 2;
 
 struct F {
   __m512 v;
@@ -21,7 +26,7 @@ struct I {
 };
 
 inline __mmask16 first(int64_t n) {
-  return n >= kLanes ? 0xffff : n <= 0 ? 0 : static_cast<__mmask16>((1u << n) - 1);
+  return static_cast<__mmask16>(n >= kLanes ? 0xffffu : n <= 0 ? 0u : (1u << n) - 1);
 }
 inline F splat(float x) { return {_mm512_set1_ps(x)}; }
 inline I splat(int32_t x) { return {_mm512_set1_epi32(x)}; }
@@ -38,6 +43,11 @@ inline void store(int32_t* p, I x) { _mm512_storeu_si512(p, x.v); }
 inline void store(float* p, F x, int64_t n) { _mm512_mask_storeu_ps(p, first(n), x.v); }
 inline void store_bytes(void* p, I x) { _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x.v)); }
 inline void store_bytes(void* p, I x, int64_t n) { _mm512_mask_cvtepi32_storeu_epi8(p, first(n), x.v); }
+inline void store_bytes(void* p, I a, I b, I c, I d) {
+  const __m512i packed = _mm512_packus_epi16(_mm512_packs_epi32(a.v, b.v), _mm512_packs_epi32(c.v, d.v));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, packed));
+}
 
 inline F operator+(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline F operator-(F a, F b) { return {_mm512_sub_ps(a.v, b.v)}; }
@@ -67,6 +77,10 @@ inline I shift_left(I a) {
 template <int N>
 inline I shift_right(I a) {
   return {_mm512_srli_epi32(a.v, N)};
+}
+template <int N>
+inline I shift_right_signed(I a) {
+  return {_mm512_srai_epi32(a.v, N)};
 }
 inline I bits(F a) { return {_mm512_castps_si512(a.v)}; }
 inline F from_bits(I a) { return {_mm512_castsi512_ps(a.v)}; }

@@ -6,41 +6,72 @@ namespace nextscale {
 namespace NEXTSCALE_ISA {
 namespace {
 
-// 2^n of integers n from -126 to 127.
-inline F power_of_two(I n) { return from_bits(shift_left<23>(n + splat(127))); }
+// Functions of N vectors take each step of all before the next: a step's result is asked for some cycles later.
+template <int N, class Step>
+inline void each_of(Step step) {
+  NEXTSCALE_UNROLL
+  for (int i = 0; i < N; ++i) step(i);
+}
 
-// e^x to about one unit in the last place; x is held between -87 and 88.
+// e^x as numbers from sqrt(1/2) to sqrt(2) and powers of two, of x from -87 to 88. x / ln 2 is rounded by adding
+// 1.5 * 2^23 + 127, whose low bits then are the exponent's. One product takes x's multiple n of ln 2 away, with an error
+// of 1.9e-9 n: less than a unit in the last place of all but the largest results. The polynomial is the best of degree 6.
+template <int N>
+inline void exp_of_bounded(const F (&x)[N], F (&number)[N], F (&two_to)[N]) {
+  constexpr float kPolynomial[] = {8.3687451e-3f, 4.1668391e-2f, 1.6666520e-1f, 4.9999993e-1f, 1.0f, 1.0f};
+  const F magic = splat(12583039.0f);
+  F r[N];
+  each_of<N>([&](int i) { two_to[i] = fma(x[i], splat(1.44269504f), magic); });
+  each_of<N>([&](int i) { r[i] = fnma(two_to[i] - magic, splat(0.693147182f), x[i]); });
+  each_of<N>([&](int i) { two_to[i] = from_bits(shift_left<23>(bits(two_to[i]))); });
+  each_of<N>([&](int i) { number[i] = splat(1.3814540e-3f); });
+  NEXTSCALE_UNROLL
+  for (const float next : kPolynomial) each_of<N>([&](int i) { number[i] = fma(number[i], r[i], splat(next)); });
+}
+
+// e^x of x up to 88; below -87 as of -87.
 inline F exp(F x) {
-  x = min(max(x, splat(-87.0f)), splat(88.0f));
-  const F n = round(x * splat(1.44269504f));
-  F r = fnma(n, splat(0.693359375f), x);
-  r = fnma(n, splat(-2.12194440e-4f), r);
-  F p = splat(1.9875691500e-4f);
-  p = fma(p, r, splat(1.3981999507e-3f));
-  p = fma(p, r, splat(8.3334519073e-3f));
-  p = fma(p, r, splat(4.1665795894e-2f));
-  p = fma(p, r, splat(1.6666665459e-1f));
-  p = fma(p, r, splat(5.0000001201e-1f));
-  p = fma(r * r, p, r + splat(1.0f));
-  return p * power_of_two(nearest(n));
+  const F bounded[1] = {max(x, splat(-87.0f))};
+  F number[1], two_to[1];
+  exp_of_bounded(bounded, number, two_to);
+  return number[0] * two_to[0];
 }
 
-// 1 / x of x from 2^-100 to 2^100, to a few units in the last place. Processors differ in their own approximation, so
-// that the first guess is a subtraction of exponents; each step of Newton's squares its error of an eighth.
+// 1 / x of x from 2^-100 to 2^100. Processors differ in their own approximation, so that the first guess is a
+// subtraction of exponents, with an error of a twentieth, which one step cubes and the other squares.
+template <int N>
+inline void reciprocal(const F (&x)[N], F (&y)[N]) {
+  const F one = splat(1.0f);
+  F error[N];
+  each_of<N>([&](int i) { y[i] = from_bits(splat(0x7ef311c7) - bits(x[i])); });
+  each_of<N>([&](int i) { error[i] = fnma(x[i], y[i], one); });
+  each_of<N>([&](int i) { error[i] = fma(error[i], error[i], error[i]); });
+  each_of<N>([&](int i) { y[i] = fma(y[i], error[i], y[i]); });
+  each_of<N>([&](int i) { error[i] = fnma(x[i], y[i], one); });
+  each_of<N>([&](int i) { y[i] = fma(y[i], error[i], y[i]); });
+}
 inline F reciprocal(F x) {
-  F r = from_bits(splat(0x7ef311c7) - bits(x));
-  r = fma(r, fnma(x, r, splat(1.0f)), r);
-  r = fma(r, fnma(x, r, splat(1.0f)), r);
-  return fma(r, fnma(x, r, splat(1.0f)), r);
+  const F of[1] = {x};
+  F y[1];
+  reciprocal(of, y);
+  return y[0];
 }
 
-// x / (1 + e^-x).
-inline F silu(F x) { return x * reciprocal(splat(1.0f) + exp(min(splat(0.0f) - x, splat(60.0f)))); }
+// x / (1 + e^-x) in two stages: the second takes what the first gave.
+inline F exp_of_minus(F x) { return exp(min(splat(0.0f) - x, splat(60.0f))); }
+inline F silu_of(F x, F exp_of_minus_x) { return x * reciprocal(splat(1.0f) + exp_of_minus_x); }
 
 // x / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3): GELU in the form with tanh.
-inline F gelu_tanh(F x) {
-  const F minus_2u = x * fma(x * x, splat(-2 * 0.7978845608f * 0.044715f), splat(-2 * 0.7978845608f));
-  return x * reciprocal(splat(1.0f) + exp(min(minus_2u, splat(60.0f))));
+template <int N>
+inline void gelu_tanh(F (&x)[N]) {
+  const F linear = splat(-2 * 0.7978845608f), cubic = splat(-2 * 0.7978845608f * 0.044715f);
+  F y[N], number[N], two_to[N];
+  each_of<N>([&](int i) { y[i] = x[i] * fma(x[i] * x[i], cubic, linear); });
+  each_of<N>([&](int i) { y[i] = min(max(y[i], splat(-87.0f)), splat(60.0f)); });
+  exp_of_bounded(y, number, two_to);
+  each_of<N>([&](int i) { number[i] = fma(number[i], two_to[i], splat(1.0f)); });
+  reciprocal(number, y);
+  each_of<N>([&](int i) { x[i] = x[i] * y[i]; });
 }
 
 // Codes clip(round(x / s) + z, 0, qmax): `inverse` is 1 / s, `least` is -z and `most` is qmax - z.

@@ -5,6 +5,8 @@
 #ifndef NEXTSCALE_VECTOR_PORTABLE_H_
 #define NEXTSCALE_VECTOR_PORTABLE_H_
 
+#include <math.h>
+
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -14,6 +16,9 @@ namespace NEXTSCALE_ISA {
 namespace {
 
 constexpr int kLanes = 16;
+constexpr int kTogether = 1;  // vectors whose steps are taken together
+// Rows, and vectors of columns, whose sums a float product holds in registers.
+constexpr int kFloatRows = 2, kFloatVectors = 1;
 
 struct F {
   float v[kLanes];
@@ -69,6 +74,13 @@ inline void store_bytes(void* p, I x) {
 }
 inline void store_bytes(void* p, I x, int64_t n) {
   for (int i = 0; i < kLanes && i < n; ++i) static_cast<uint8_t*>(p)[i] = static_cast<uint8_t>(x.v[i]);
+}
+// The low bytes of four vectors, next to each other; lanes must be within 0 to 255.
+inline void store_bytes(void* p, I a, I b, I c, I d) {
+  store_bytes(p, a);
+  store_bytes(static_cast<uint8_t*>(p) + 16, b);
+  store_bytes(static_cast<uint8_t*>(p) + 32, c);
+  store_bytes(static_cast<uint8_t*>(p) + 48, d);
 }
 
 inline F operator+(F a, F b) {
@@ -144,6 +156,10 @@ inline I shift_left(I a) {
 template <int N>
 inline I shift_right(I a) {  // of the bits, filled up with zeros
   return each<I>([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) >> N); });
+}
+template <int N>
+inline I shift_right_signed(I a) {
+  return each<I>([&](int i) { return a.v[i] >> N; });
 }
 inline I bits(F a) {
   I r;

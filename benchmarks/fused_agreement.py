@@ -1,0 +1,168 @@
+"""Are fused graphs as good as stock ones?  Both, and a control, against full precision, token for token.
+
+    python benchmarks/fused_agreement.py FULL_PRECISION BUNDLE... [--images 256] [--ops-library FILE]
+
+Operators that are fused round differently, by units in the last place; where codes are near a tie, a few of them flip.
+The control is what such roundings do to the stock graph itself: the same graph with every LayerNormalization's result
+scaled by 1 + 2^-23. All three see the same token maps, so that they are compared image by image.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import onnx_ir as ir
+from progress import log
+from provenance import RESULTS, circumstances, provenance, publish
+
+from nextscale.evaluate.teacher_forced import ByImage, teacher_forced_by_image
+from nextscale.graph_passes._graph_edit import is_operator
+from nextscale.measure.statistics import Interval, mean_interval
+from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
+from nextscale.runtime._file_hash import file_sha256
+from nextscale.runtime._next_scale_loop import Generator
+from nextscale.runtime._session import SessionOptions
+
+ONE_UNIT_UP = np.float32(1 + 2.0**-23)
+STOCK, FUSED, CONTROL = "stock", "fused", "control"
+
+
+@click.command(help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("reference", type=click.Path(path_type=Path))
+@click.argument("bundles", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option("--images", type=click.IntRange(2), default=256, show_default=True)
+@click.option("--cfg-scale", type=float, default=4.0, show_default=True)
+@click.option("--ops-library", default="", help="The library.  [default: that of the installed package]")
+@click.option("--threads", type=int, default=2, show_default=True)
+def main(
+    reference: Path, bundles: tuple[Path, ...], images: int, cfg_scale: float, ops_library: str, threads: int
+) -> None:
+    stock = SessionOptions(threads=threads, ops="stock")
+    fused = replace(stock, ops="fused", ops_library=ops_library)
+    full_precision, found = Generator(reference, stock), {}
+    for path in bundles:
+        bundle = Bundle.open(path)
+        log(f"{path}: {images} images")
+        with tempfile.TemporaryDirectory(dir=path.parent) as work:
+            three = {
+                STOCK: Generator(bundle, stock),
+                FUSED: Generator(bundle, fused),
+                CONTROL: Generator(perturbed(bundle, Path(work) / CONTROL), stock),
+            }
+            against = teacher_forced_by_image(full_precision, three, images=images, cfg_scale=cfg_scale)
+            others = {name: three[name] for name in (FUSED, CONTROL)}
+            apart = teacher_forced_by_image(three[STOCK], others, images=images, cfg_scale=cfg_scale)
+        name = str(bundle.manifest.recipe["name"])
+        found[name] = figures(against, apart) | {"operators": three[FUSED].ops.reason}
+    settings = {"images": images, "cfg_scale": cfg_scale, "threads": threads}
+    document = json.dumps(circumstances(settings) | {"recipes": found}, indent=1)
+    publish("fused_agreement", report(found, images, cfg_scale, threads))
+    (RESULTS / "fused_agreement.json").write_text(document + "\n", encoding="utf-8")
+
+
+def perturbed(bundle: Bundle, out: Path) -> Bundle:
+    """A copy of the bundle for streaming whose stage graph has every LayerNormalization's result one unit up."""
+    out.mkdir()
+    manifest = json.loads((bundle.path / MANIFEST_NAME).read_text(encoding="utf-8"))
+    del manifest["graphs"]["generate"]
+    for role in manifest["graphs"].values():
+        role["variants"] = {STOCK: role["variants"][STOCK]}
+    graphs = {file for graph in bundle.manifest.graphs.values() for file in graph.files}
+    kept = [name for name in bundle.manifest.files if name not in graphs or name == bundle.graph("decoder").file]
+    for name in kept:
+        copy_or_link(bundle.path / name, out / name)
+    stage = out / bundle.graph("stage").file
+    model = ir.load(bundle.graph_path("stage"))
+    weights = {node.inputs[1] for node in model.graph if is_operator(node, "LayerNormalization")}
+    if not weights:
+        raise click.ClickException(f"{bundle.path}: the stage graph has no LayerNormalization")
+    for weight in weights:
+        assert weight is not None
+        assert weight.const_value is not None
+        weight.const_value = ir.tensor(weight.const_value.numpy() * ONE_UNIT_UP, name=weight.name)
+    ir.save(model, stage)
+    manifest["files"] = {name: manifest["files"][name] for name in kept}
+    manifest["files"][stage.name] = {"size": stage.stat().st_size, "sha256": file_sha256(stage)}
+    (out / MANIFEST_NAME).write_text(json.dumps(manifest), encoding="utf-8")
+    return Bundle.open(out)
+
+
+def copy_or_link(source: Path, target: Path) -> None:
+    """A second name for a file, where the file system has such."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def figures(against: Mapping[str, ByImage], apart: Mapping[str, ByImage]) -> dict[str, Any]:
+    """Means, and mean differences from stock in pairs.
+
+    Args:
+        against: full precision, of all three.
+        apart: from stock, of the others.
+    """
+    stock = against[STOCK]
+    found: dict[str, Any] = {
+        name: {"kl": float(one.kl.mean()), "top1": float(one.top1.mean())} for name, one in against.items()
+    }
+    for name, one in apart.items():
+        found[name] |= {
+            "kl_less_stock": as_list(mean_interval((against[name].kl - stock.kl).tolist())),
+            "top1_less_stock": as_list(mean_interval((against[name].top1 - stock.top1).tolist())),
+            "kl_from_stock": as_list(mean_interval(one.kl.tolist())),
+            "top1_of_stock": float(one.top1.mean()),
+        }
+    return found
+
+
+def as_list(interval: Interval) -> list[float]:
+    return [interval.mean, interval.low, interval.high]
+
+
+def report(found: Mapping[str, Any], images: int, cfg_scale: float, threads: int) -> list[str]:
+    """The page."""
+    lines = [
+        "# Fused operators beside stock ones, teacher-forced",
+        "",
+        *provenance(threads),
+        f"- {images} images over all classes, token maps sampled by full precision, cfg_scale {cfg_scale:g}",
+        "- control: the stock graph with every LayerNormalization's result scaled by 1 + 2^-23",
+        "- differences are means over images of pairs, with 95% intervals",
+        *(f"- {recipe}: {item['operators']}" for recipe, item in found.items()),
+        "",
+        "| recipe | | KL to full precision | less stock's | top-1 | less stock's | KL from stock | top-1 of stock's |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for recipe, item in found.items():
+        lines.append(f"| {recipe} | stock | {item[STOCK]['kl']:.5f} | | {item[STOCK]['top1']:.2%} | | | |")
+        for name in (FUSED, CONTROL):
+            one = item[name]
+            cells = (
+                f"{one['kl']:.5f}",
+                shown(one["kl_less_stock"]),
+                f"{one['top1']:.2%}",
+                shown([100 * end for end in one["top1_less_stock"]], 3, "%"),
+                shown(one["kl_from_stock"]),
+                f"{one['top1_of_stock']:.2%}",
+            )
+            lines.append(f"| | {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def shown(interval: list[float], digits: int = 6, unit: str = "") -> str:
+    mean, low, high = (f"{end:+.{digits}f}" for end in interval)
+    return f"{mean}{unit} [{low}, {high}]"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,17 @@
+// What both attentions take: query, key, value, the caches and the heads' scales, inputs 0 to 5.
+#ifndef NEXTSCALE_OPERATORS_ATTENTION_INPUTS_H_
+#define NEXTSCALE_OPERATORS_ATTENTION_INPUTS_H_
+
+#include "../ort.h"
+
+namespace nextscale {
+
+// The inputs, checked against each other.
+AttentionArgs attention_inputs(const Context& context, int64_t heads);
+
+// The grown caches, outputs `first` and the next.
+void add_caches(const Context& context, size_t first, AttentionArgs& a);
+
+}  // namespace nextscale
+
+#endif  // NEXTSCALE_OPERATORS_ATTENTION_INPUTS_H_

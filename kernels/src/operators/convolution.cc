@@ -1,0 +1,164 @@
+#include <algorithm>
+#include <limits>
+
+#include "operators.h"
+
+namespace nextscale {
+namespace {
+
+enum Input { kX, kZeroPoint, kWeight, kScale, kBias };
+constexpr size_t kInputsOfKernel = 3;
+constexpr int64_t kLargestSum = std::numeric_limits<int32_t>::max();
+// Pairs of channels whose transformed weights, 32 bytes each, are worth their memory: more than 8 MB leave the cache
+// before they are read again, so that little is gained.
+constexpr int64_t kMostTransformed = int64_t{8 << 20} / 32;
+
+int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// One kernel's weights s8 [out, C, size, size] in panels, its scale and bias.
+struct PackedKernel {
+  std::vector<int8_t> codes;
+  std::vector<int32_t> sums, bias;
+  std::vector<float> scale;
+  std::vector<int16_t> transformed;
+  Panels panels;
+
+  PackedKernel(const Info& info, size_t number, int64_t size, bool winograd) {
+    const size_t first = kWeight + number * kInputsOfKernel;
+    const Tensor weight = info.constant(first), to_codes = info.constant(first + 1), in_sum = info.constant(first + 2);
+    const Shape& shape = weight.shape;
+    if (shape.size() != 4 || shape[0] < 1 || shape[1] < 1 || shape[2] != size || shape[3] != size)
+      info.fail("the input weight has the shape " + in_words(shape) + ", expected " + in_words({-1, -1, size, size}));
+    const int64_t out = shape[0], channels = shape[1], line = up(size * channels, 64), filled = up(out, 32);
+    for (const Tensor* of_outputs : {&to_codes, &in_sum})
+      if (of_outputs->shape != Shape{out})
+        info.fail(std::string("the input ") + (of_outputs == &to_codes ? "scale" : "bias") + " has the shape " +
+                  in_words(of_outputs->shape) + ", expected " + in_words({out}));
+    panels.k = size * line;
+    panels.n = out;
+    sums.resize(static_cast<size_t>(filled));
+    bias.assign(in_sum.as<int32_t>(), in_sum.as<int32_t>() + out);
+    bias.resize(static_cast<size_t>(filled));
+    scale.assign(to_codes.as<float>(), to_codes.as<float>() + out);
+    scale.resize(static_cast<size_t>(filled));
+    const int8_t* code = weight.as<int8_t>();
+    const int64_t of_output = channels * size * size;
+    int64_t largest_of_all = 0;
+    for (int64_t o = 0; o < out; ++o) {
+      int64_t sum = 0, largest = 0;
+      for (int64_t k = 0; k < of_output; ++k, ++code) {
+        sum += *code;
+        largest += *code < 0 ? -int64_t{*code} : int64_t{*code};
+      }
+      const int64_t offset = bias[static_cast<size_t>(o)];
+      if (255 * largest + (offset < 0 ? -offset : offset) > kLargestSum)
+        info.fail("the sum of output " + std::to_string(o) + " could leave int32");
+      sums[static_cast<size_t>(o)] = static_cast<int32_t>(sum);
+      largest_of_all = std::max(largest_of_all, largest);
+    }
+    // Winograd's sums are four times these.
+    if (winograd && 4 * 255 * largest_of_all <= kLargestSum && out * channels <= kMostTransformed)
+      transform(weight.as<int8_t>(), out, channels);
+    else
+      pack(weight.as<int8_t>(), out, channels, size, line);
+    panels.codes = codes.data();
+    panels.sums = sums.data();
+  }
+
+ private:
+  void pack(const int8_t* code, int64_t out, int64_t channels, int64_t size, int64_t line) {
+    codes.resize(static_cast<size_t>(panels.count() * panels.panel_bytes()));
+    for (int64_t o = 0; o < out; ++o)
+      for (int64_t c = 0; c < channels; ++c)
+        for (int64_t y = 0; y < size; ++y)
+          for (int64_t x = 0; x < size; ++x, ++code) {
+            const int64_t k = y * line + x * channels + c;
+            const int64_t step = o / 32 * panels.steps() + k / 64;
+            const int64_t at = ((step * 2 + o / 16 % 2) * 16 + k / 4 % 16) * 64 + o % 16 * 4 + k % 4;
+            codes[static_cast<size_t>(at)] = *code;
+          }
+  }
+
+  // The weights 4 G g G' of kernels/winograd.h.
+  void transform(const int8_t* g, int64_t out, int64_t channels) {
+    constexpr int kTransform[4][3] = {{2, 0, 0}, {1, 1, 1}, {1, -1, 1}, {0, 0, 2}};
+    const int64_t filled = up(channels, 16);
+    transformed.resize(static_cast<size_t>(up(out, 16) * 16 * filled));
+    for (int64_t o = 0; o < out; ++o)
+      for (int64_t c = 0; c < channels; ++c, g += 9)
+        for (int64_t plane = 0; plane < 16; ++plane) {
+          const int *down = kTransform[plane / 4], *right = kTransform[plane % 4];
+          int total = 0;
+          for (int i = 0; i < 3; ++i)
+            for (int j = 0; j < 3; ++j) total += down[i] * right[j] * g[3 * i + j];
+          const int64_t at = (((o / 16 * 16 + plane) * filled + c / 2 * 2) * 16) + o % 16 * 2 + c % 2;
+          transformed[static_cast<size_t>(at)] = static_cast<int16_t>(total);
+        }
+  }
+};
+
+class Convolution final : public Kernel {
+ public:
+  Convolution(const Info& info, const Kernels& kernels) : kernels_(kernels) {
+    const int64_t upsample = info.integer("upsample", 0);
+    if (upsample != 0 && upsample != 1) info.fail("upsample must be 0 or 1");
+    size_ = upsample ? 2 : 3;
+    const Shape shape = info.constant(kWeight).shape;
+    for (size_t i = 0; i < (upsample ? size_t{4} : size_t{1}); ++i) {
+      if (!info.has_input(kWeight + kInputsOfKernel * i + 2)) info.fail("upsample needs 4 kernels");
+      const Shape found = info.constant(kWeight + kInputsOfKernel * i).shape;
+      if (found != shape) info.fail("kernels of the shapes " + in_words(shape) + " and " + in_words(found));
+      packed_.emplace_back(new PackedKernel(info, i, size_, kernels.winograd && !upsample));
+    }
+    out_ = shape[0], channels_ = shape[1];
+  }
+
+  void compute(const Context& context) const override {
+    const Tensor x = context.input(kX, {-1, -1, -1, channels_}), zero_point = context.input(kZeroPoint);
+    if (!zero_point.given() || zero_point.size() != 1) context.fail("the input x_zero_point must have one element");
+    ConvolutionArgs a{};
+    a.x = x.as<uint8_t>();
+    a.batch = x.shape[0], a.height = x.shape[1], a.width = x.shape[2], a.channels = channels_, a.out = out_;
+    a.zero_point = *zero_point.as<uint8_t>();
+    a.kernels = static_cast<int64_t>(packed_.size()), a.size = size_;
+    for (size_t i = 0; i < packed_.size(); ++i) {
+      a.weight[i] = packed_[i]->panels;
+      a.scale[i] = packed_[i]->scale.data();
+      a.bias[i] = packed_[i]->bias.data();
+    }
+    if (!packed_[0]->transformed.empty()) a.transformed = packed_[0]->transformed.data();
+    const int64_t zoom = packed_.size() == 4 ? 2 : 1;
+    a.y = context.output<uint8_t>(0, {a.batch, zoom * a.height, zoom * a.width, out_});
+    kernels_.convolution(a, context.parallel());
+  }
+
+ private:
+  const Kernels& kernels_;
+  int64_t size_, out_, channels_;
+  std::vector<std::unique_ptr<PackedKernel>> packed_;
+};
+
+}  // namespace
+
+const Operator& convolution_operator() {
+  static const Operator op{{"Convolution",
+                            {{"x", kUint8},
+                             {"x_zero_point", kUint8},
+                             {"weight", kInt8},
+                             {"scale", kFloat},
+                             {"bias", kInt32},
+                             {"weight_01", kInt8, true},
+                             {"scale_01", kFloat, true},
+                             {"bias_01", kInt32, true},
+                             {"weight_10", kInt8, true},
+                             {"scale_10", kFloat, true},
+                             {"bias_10", kInt32, true},
+                             {"weight_11", kInt8, true},
+                             {"scale_11", kFloat, true},
+                             {"bias_11", kInt32, true}},
+                            {{"y", kUint8}}},
+                           make_kernel<Convolution>};
+  return op;
+}
+
+}  // namespace nextscale

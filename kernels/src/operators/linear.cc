@@ -1,0 +1,140 @@
+#include "coding.h"
+#include "operators.h"
+#include "packed_weights.h"
+
+namespace nextscale {
+namespace {
+
+// Inputs after the codes and their qparams.
+enum Further { kWeight, kWeightScale, kBias, kResidual, kGain, kYScale };
+
+// A constant of one value for each column, or one for all, filled up to whole panels.
+std::vector<float> by_column(const Info& info, size_t input, const char* name, int64_t n, int64_t filled) {
+  const Tensor tensor = info.constant(input);
+  if (tensor.size() != 1 && tensor.size() != n)
+    info.fail(std::string("the input ") + name + " has " + std::to_string(tensor.size()) + " elements, expected 1 or " +
+              std::to_string(n));
+  std::vector<float> values(static_cast<size_t>(filled), 0.0f);
+  for (int64_t i = 0; i < n; ++i) values[static_cast<size_t>(i)] = tensor.as<float>()[tensor.size() == 1 ? 0 : i];
+  return values;
+}
+
+PackedWeights packed(const Info& info, size_t input) {
+  const Tensor weight = info.constant(input);
+  if (weight.shape.size() != 2 || weight.shape[0] < 1 || weight.shape[1] < 1)
+    info.fail("the input weight has the shape " + in_words(weight.shape) + ", expected [K, N] of at least 1");
+  if (weight.shape[0] > 1 << 16)  // beyond it the sums of 255 * 128 leave int32
+    info.fail("K is " + std::to_string(weight.shape[0]) + ", expected at most 65536");
+  return {weight.as<int8_t>(), weight.shape[0], weight.shape[1]};
+}
+
+// Of both: kFirst is the first input after the codes and their qparams.
+template <bool kPair>
+class Linear final : public Kernel {
+ public:
+  Linear(const Info& info, const Kernels& kernels)
+      : kernels_(kernels), coding_(info, "none"), weight_(packed(info, kFirst + kWeight)) {
+    const int64_t n = weight_.panels().n, filled = weight_.panels().count() * 32;
+    weight_scale_ = by_column(info, kFirst + kWeightScale, "weight_scale", n, filled);
+    if (info.has_input(kFirst + kBias)) bias_ = by_column(info, kFirst + kBias, "bias", n, filled);
+    const std::string activation = info.text("activation", "none");
+    gelu_ = activation == "gelu_tanh";
+    if (!gelu_ && activation != "none") info.fail("activation is '" + activation + "', expected none or gelu_tanh");
+    if (gelu_ && info.has_input(kFirst + kResidual)) info.fail("an activation and a residual exclude each other");
+    if (info.has_input(kFirst + kResidual) != info.has_input(kFirst + kGain))
+      info.fail("residual and gain go together");
+  }
+
+  void compute(const Context& context) const override {
+    const Panels& weight = weight_.panels();
+    const Tensor codes = context.input(0, {-1, -1, weight.k});
+    LinearArgs a{};
+    a.pair = kPair;
+    a.codes[0] = codes.as<uint8_t>();
+    a.rows = codes.shape[0] * (kPair ? 2 : 1);
+    a.tokens = codes.shape[1];
+    if (kPair) {
+      a.codes[1] = context.input(1, codes.shape).as<uint8_t>();
+      a.known[0] = context.qparams(2, 3);
+      a.known[1] = context.qparams(4, 5);
+    } else {
+      qparams(context, a);
+    }
+    a.weight = weight;
+    a.weight_scale = weight_scale_.data();
+    a.bias = bias_.empty() ? nullptr : bias_.data();
+    a.gelu = gelu_;
+    const Shape result{a.rows, a.tokens, weight.n};
+    if (context.input(kFirst + kResidual).given()) {
+      a.residual = context.input(kFirst + kResidual, result).as<float>();
+      a.gain = context.input(kFirst + kGain, {a.rows, 1, weight.n}).as<float>();
+    }
+    if (coding_.ranges() == Ranges::kNone) a.y = context.output<float>(0, result);
+    a.coding = coding_.with(context, kFirst + kYScale, 1, result);
+    kernels_.linear(a, context.parallel(), context.workspace());
+  }
+
+ private:
+  static constexpr size_t kFirst = kPair ? 6 : 3;
+
+  static void qparams(const Context& context, LinearArgs& a) {
+    const Tensor scale = context.input(1), zero_point = context.input(2);
+    a.scales = scale.given() ? scale.size() : 0;
+    const int64_t all = a.rows * a.tokens;
+    if ((a.scales != 1 && a.scales != a.rows && a.scales != all) || !zero_point.given() ||
+        zero_point.size() != a.scales)
+      context.fail("scale has " + std::to_string(a.scales) + " elements and zero_point " +
+                   std::to_string(zero_point.given() ? zero_point.size() : 0) + ", expected both 1, " +
+                   std::to_string(a.rows) + " or " + std::to_string(all));
+    a.scale = scale.as<float>();
+    a.zero_point = zero_point.as<uint8_t>();
+  }
+
+  const Kernels& kernels_;
+  CodingAttributes coding_;
+  PackedWeights weight_;
+  std::vector<float> weight_scale_, bias_;
+  bool gelu_ = false;
+};
+
+Schema schema(const char* name, std::vector<Port> inputs) {
+  const std::vector<Port> further{{"weight", kInt8},
+                                  {"weight_scale", kFloat},
+                                  {"bias", kFloat, true},
+                                  {"residual", kFloat, true},
+                                  {"gain", kFloat, true},
+                                  {"y_scale", kFloat, true},
+                                  {"y_zero_point", kUint8, true},
+                                  {"y_difference_scale", kFloat, true},
+                                  {"y_difference_zero_point", kUint8, true}};
+  inputs.insert(inputs.end(), further.begin(), further.end());
+  return {name,
+          std::move(inputs),
+          {{"y", kFloat, true},
+           {"codes", kUint8, true},
+           {"difference", kUint8, true},
+           {"code_scale", kFloat, true},
+           {"code_zero_point", kUint8, true}}};
+}
+
+}  // namespace
+
+const Operator& linear_operator() {
+  static const Operator op{schema("Linear", {{"codes", kUint8}, {"scale", kFloat}, {"zero_point", kUint8}}),
+                           make_kernel<Linear<false>>};
+  return op;
+}
+
+const Operator& pair_linear_operator() {
+  static const Operator op{schema("PairLinear",
+                                  {{"u", kUint8},
+                                   {"d", kUint8},
+                                   {"u_scale", kFloat},
+                                   {"u_zero_point", kUint8},
+                                   {"d_scale", kFloat},
+                                   {"d_zero_point", kUint8}}),
+                           make_kernel<Linear<true>>};
+  return op;
+}
+
+}  // namespace nextscale

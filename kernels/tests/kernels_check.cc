@@ -1,0 +1,208 @@
+// Compares the kernels of all instruction sets that this processor has, on random shapes.
+//
+//     kernels_check [--kernel NAME] [--seed N] [--cases N | --seconds N]
+//
+// Case i of a kernel is that of seed N + i. Needs no ONNX Runtime: it has threads of its own, which sanitizers see
+// through, and also runs in an emulator.
+#include <chrono>
+#include <string_view>
+
+#include "check.h"
+#include "packed_weights.h"
+
+namespace nextscale::check {
+namespace {
+
+void quantize(Case& c) {
+  QuantizeArgs a{};
+  a.rows = c.count("rows", 6), a.tokens = c.count("tokens", 80), a.k = c.size("k", 300);
+  a.x = c.floats(a.rows * a.tokens * a.k, 3);
+  a.coding = c.coding(c.any_ranges(false, a.rows), a.rows, a.tokens, a.k);
+  c.same_everywhere([&](const Kernels& kernels, const Parallel& parallel, const Workspace& workspace) {
+    kernels.quantize(a, parallel, workspace);
+  });
+}
+
+void norm(Case& c) {
+  NormArgs a{};
+  a.rows = c.count("rows", 6), a.tokens = c.count("tokens", 80), a.k = c.size("k", 300);
+  a.x = c.floats(a.rows * a.tokens * a.k, 3);
+  a.gain = c.floats(a.rows * a.k), a.shift = c.floats(a.rows * a.k);
+  a.epsilon = 1e-6f;
+  a.coding = c.coding(c.any_ranges(false, a.rows), a.rows, a.tokens, a.k);
+  c.same_everywhere([&](const Kernels& kernels, const Parallel& parallel, const Workspace& workspace) {
+    kernels.norm(a, parallel, workspace);
+  });
+}
+
+void linear(Case& c) {
+  LinearArgs a{};
+  a.pair = c.told("pair", c.from(0, 1)) == 1;
+  a.rows = c.count("rows", 5), a.tokens = c.count("tokens", 70);
+  if (a.pair) a.rows *= 2;
+  const int64_t k = c.size("k", 300), n = c.size("n", 200), numbers = a.rows * a.tokens * n;
+  for (int i = 0; i < (a.pair ? 2 : 1); ++i) {
+    a.codes[i] = c.codes(a.rows / (a.pair ? 2 : 1) * a.tokens * k);
+    a.known[i] = c.qparams();
+  }
+  if (!a.pair) {
+    const int64_t scales[] = {1, a.rows, a.rows * a.tokens};
+    a.scales = c.told("scales", scales[c.from(0, 2)]);
+    a.scale = c.scales(a.scales);
+    a.zero_point = c.codes(a.scales);
+  }
+  const PackedWeights weight(c.integers<int8_t>(k * n, -128, 127), k, n);
+  a.weight = weight.panels();
+  a.weight_scale = c.scales(a.weight.count() * 32);
+  if (c.maybe()) a.bias = c.floats(a.weight.count() * 32);
+  const int64_t epilogue = c.told("epilogue", c.from(0, 2));
+  a.gelu = epilogue == 1;
+  if (epilogue == 2) {
+    a.residual = c.floats(numbers);
+    a.gain = c.floats(a.rows * n);
+  }
+  a.coding = c.coding(c.any_ranges(true, a.rows), a.rows, a.tokens, n);
+  if (a.coding.ranges == Ranges::kNone) a.y = c.output<float>(numbers);
+  c.same_everywhere([&](const Kernels& kernels, const Parallel& parallel, const Workspace& workspace) {
+    kernels.linear(a, parallel, workspace);
+  });
+}
+
+void attention(Case& c) {
+  constexpr double kOfTiles = 1e-3;  // of values of about 1
+  AttentionArgs a{};
+  a.rows = c.count("rows", 4), a.heads = c.size("heads", 4), a.size = 8 * c.size("eighths", 16);
+  a.tokens = c.count("tokens", 70), a.past = c.count("past", 200);
+  const Ranges ranges = a.rows % 2 == 0 && c.maybe() ? Ranges::kPair : Ranges::kNone;
+  const int64_t width = a.heads * a.size, fresh = a.rows * a.tokens * width, kept = a.rows * a.past * width;
+  a.query = c.floats(fresh), a.key = c.floats(fresh), a.value = c.floats(fresh);
+  a.past_key = c.floats(kept, 0.1f), a.past_value = c.floats(kept);
+  a.query_scale = c.scales(a.heads);
+  a.present_key = c.output<float>(fresh + kept), a.present_value = c.output<float>(fresh + kept);
+  a.coding = c.coding(ranges, a.rows, a.tokens, width, 1);
+  if (ranges == Ranges::kNone) a.y = c.output<float>(fresh, kOfTiles);
+  c.same_everywhere([&](const Kernels& kernels, const Parallel& parallel, const Workspace& workspace) {
+    kernels.attention(a, parallel, workspace);
+  });
+}
+
+void convolution(Case& c) {
+  ConvolutionArgs a{};
+  a.batch = c.count("batch", 3), a.height = c.count("height", 20), a.width = c.count("width", 40);
+  a.channels = c.size("channels", 70), a.out = c.size("out", 70);
+  a.kernels = c.told("kernels", c.maybe() ? 4 : 1), a.size = a.kernels == 4 ? 2 : 3;
+  a.x = c.codes(a.batch * a.height * a.width * a.channels);
+  a.zero_point = static_cast<int32_t>(c.from(0, 255));
+  const int64_t line = a.size * a.channels, filled = (line + 63) / 64 * 64;
+  std::vector<std::unique_ptr<PackedWeights>> packed;
+  for (int64_t i = 0; i < a.kernels; ++i) {
+    const int8_t* drawn = c.integers<int8_t>(a.size * line * a.out, -128, 127);
+    std::vector<int8_t> weight(static_cast<size_t>(a.size * filled * a.out));  // nothing where a line is filled up
+    for (int64_t j = 0; j < a.size; ++j)
+      std::memcpy(weight.data() + j * filled * a.out, drawn + j * line * a.out, static_cast<size_t>(line * a.out));
+    packed.push_back(std::make_unique<PackedWeights>(weight.data(), a.size * filled, a.out));
+    a.weight[i] = packed.back()->panels();
+    a.scale[i] = c.scales(a.weight[i].count() * 32);
+    a.bias[i] = c.integers<int32_t>(a.weight[i].count() * 32, -100000, 100000);
+  }
+  a.y = c.output<uint8_t>(a.batch * a.height * a.width * a.kernels * a.out);
+  c.same_everywhere([&](const Kernels& kernels, const Parallel& parallel, const Workspace&) {
+    kernels.convolution(a, parallel);
+  });
+}
+
+void group_norm(Case& c) {
+  GroupNormArgs a{};
+  a.batch = c.count("batch", 3), a.pixels = c.count("pixels", 300), a.groups = c.size("groups", 20);
+  a.channels = a.groups * c.size("of_group", 20);
+  const int64_t numbers = a.batch * a.pixels * a.channels;
+  if (c.told("codes", c.from(0, 1))) {
+    a.codes = c.codes(numbers);
+    a.input_scale = c.scales(a.channels);
+  } else {
+    a.x = c.floats(numbers);
+  }
+  if (c.maybe()) a.input_offset = c.floats(a.channels);
+  a.weight = c.floats(a.channels), a.bias = c.floats(a.channels);
+  a.epsilon = 1e-6f;
+  a.silu = c.told("silu", c.from(0, 1)) == 1;
+  if (c.told("to_codes", c.from(0, 1))) {
+    a.range = c.qparams();
+    a.y_codes = c.output<uint8_t>(numbers);
+  } else {
+    a.y = c.output<float>(numbers);
+  }
+  c.same_everywhere([&](const Kernels& kernels, const Parallel& parallel, const Workspace& workspace) {
+    kernels.group_norm(a, parallel, workspace);
+  });
+}
+
+void add_codes(Case& c) {
+  AddCodesArgs a{};
+  a.pixels = c.count("pixels", 500), a.channels = c.size("channels", 300);
+  const int64_t numbers = a.pixels * a.channels, first = c.told("first", c.from(0, 2));
+  a.codes[0] = c.codes(numbers), a.scale[0] = c.scales(a.channels);
+  if (first == 1) a.x = c.floats(numbers);
+  if (first == 2) a.codes[1] = c.codes(numbers), a.scale[1] = c.scales(a.channels);
+  if (c.maybe()) a.offset = c.floats(a.channels);
+  a.y = c.output<float>(numbers);
+  c.same_everywhere([&](const Kernels& kernels, const Parallel& parallel, const Workspace& workspace) {
+    kernels.add_codes(a, parallel, workspace);
+  });
+}
+
+struct Check {
+  const char* name;
+  void (*run)(Case& c);
+};
+constexpr Check kChecks[] = {
+    {"quantize", quantize},       {"norm", norm},           {"linear", linear},       {"attention", attention},
+    {"convolution", convolution}, {"group_norm", group_norm}, {"add_codes", add_codes},
+};
+
+int main(int count, char** arguments) {
+  std::string_view kernel;
+  uint64_t seed = 1;
+  long long cases = 20;
+  double seconds = 0;
+  for (int i = 1; i < count; i += 2) {
+    const std::string_view name = arguments[i];
+    const char* value = i + 1 < count ? arguments[i + 1] : nullptr;
+    if (value && name == "--kernel") {
+      kernel = value;
+    } else if (value && name == "--seed") {
+      seed = std::strtoull(value, nullptr, 10);
+    } else if (value && name == "--cases") {
+      cases = std::strtoll(value, nullptr, 10);
+    } else if (value && name == "--seconds") {
+      seconds = std::strtod(value, nullptr);
+    } else {
+      std::fprintf(stderr, "kernels_check [--kernel NAME] [--seed N] [--cases N | --seconds N]\n");
+      return 2;
+    }
+  }
+  std::printf("seed %llu on", static_cast<unsigned long long>(seed));
+  for (const Kernels* kernels : all_kernels()) std::printf(" %s", kernels->isa);
+  std::printf("\n");
+  const auto start = std::chrono::steady_clock::now();
+  const auto past = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
+  long long done[std::size(kChecks)] = {};
+  bool any = false;
+  // In turns, so that a limit of time gives each kernel as many.
+  for (long long i = 0; seconds > 0 ? past() < seconds : i < cases; ++i)
+    for (size_t j = 0; j < std::size(kChecks); ++j) {
+      if (!kernel.empty() && kernel != kChecks[j].name) continue;
+      any = true;
+      Case c(kChecks[j].name, seed + static_cast<uint64_t>(i));
+      kChecks[j].run(c);
+      ++done[j];
+    }
+  for (size_t j = 0; j < std::size(kChecks); ++j)
+    if (done[j]) std::printf("%s: %lld cases\n", kChecks[j].name, done[j]);
+  return any ? 0 : 2;
+}
+
+}  // namespace
+}  // namespace nextscale::check
+
+int main(int count, char** arguments) { return nextscale::check::main(count, arguments); }

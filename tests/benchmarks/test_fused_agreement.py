@@ -1,0 +1,49 @@
+"""The control of benchmarks/fused_agreement.py, and its figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from tiny_model import ONE_THREAD
+
+from nextscale.evaluate.teacher_forced import ByImage, teacher_forced_by_image
+from nextscale.runtime import Bundle, Generator
+
+Program = Callable[[str], ModuleType]
+
+
+def test_the_control_differs_from_stock_by_roundings_alone(
+    program: Program, fp32_bundle: Path, fp32_generator: Generator, tmp_path: Path
+) -> None:
+    control = program("fused_agreement").perturbed(Bundle.open(fp32_bundle), tmp_path / "control")
+    assert not list(control.changed_files())
+    assert set(control.manifest.graphs) == {"stage", "decoder"}
+    found = teacher_forced_by_image(fp32_generator, {"control": Generator(control, ONE_THREAD)}, images=2)["control"]
+    assert 0 < found.kl.max() < 1e-9
+    assert (found.top1 == 1).all()
+
+
+def test_differences_are_taken_in_pairs(program: Program) -> None:
+    module, sizes = program("fused_agreement"), np.array([1.0, 3.0])
+
+    def by_image(total: list[float], agreeing: list[float]) -> ByImage:
+        parts = np.array([[0.25, 0.75]])
+        return ByImage(np.outer(total, parts[0]), np.outer(agreeing, parts[0]), sizes)
+
+    stock = by_image([4.0, 400.0], [4.0, 2.0])
+    other = by_image([4.4, 400.4], [4.0, 1.0])
+    found = module.figures(
+        {"stock": stock, "fused": other, "control": stock}, {"fused": by_image([0.4, 0.4], [4, 4]), "control": stock}
+    )
+    # The images differ much, the pairs by 0.1 nats a token each.
+    assert found["fused"]["kl_less_stock"] == pytest.approx([0.1, 0.1, 0.1])
+    assert found["fused"]["top1_less_stock"][0] == pytest.approx(-0.125)
+    assert found["control"]["kl_less_stock"] == [0, 0, 0]
+    lines = module.report({"default": found | {"operators": "nextscale-ops on avx2"}}, 2, 4.0, 1)
+    assert json.dumps(found)
+    assert any("+0.100000 [+0.100000, +0.100000]" in line for line in lines)

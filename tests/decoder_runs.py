@@ -1,0 +1,48 @@
+"""Decoder graphs observed and run in sessions of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+from numpy.typing import NDArray
+
+from nextscale.graph_passes.observe_inputs import observe_inputs
+from nextscale.graph_passes.qparams import Range
+from nextscale.graph_passes.quantize_decoder import (
+    DecoderRanges,
+    decoder_observers,
+    integer_convolutions,
+    observed_results,
+)
+
+
+def run(
+    model: ir.Model, f_hat: NDArray[np.float32], *outputs: str, library: Path | None = None, threads: int = 1
+) -> list[NDArray]:
+    """The outputs, by default all; `library` has the fused operators."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    if library is not None:
+        options.register_custom_ops_library(str(library))
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
+    results: list[NDArray] = session.run(outputs or None, {"f_hat": f_hat})
+    return results
+
+
+def observe(model: ir.Model, f_hat: NDArray[np.float32]) -> DecoderRanges:
+    """The ranges of a float decoder's values in these latents."""
+    inputs, results = integer_convolutions(model), observed_results(model)
+    observers = [observer for kind in decoder_observers(model) for observer in kind]
+    assert [observer.input.node for observer in observers] == [*inputs, *results]
+    outputs = [observer.output for observer in observers]
+    found = [Range(*ends.reshape(2, -1)) for ends in run(observe_inputs(model, observers), f_hat, *outputs)]
+    return DecoderRanges(
+        dict(zip(inputs, found[: len(inputs)], strict=True)), dict(zip(results, found[len(inputs) :], strict=True))
+    )
+
+
+def psnr(a: NDArray, b: NDArray) -> float:
+    return float(10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2)))

@@ -1,0 +1,186 @@
+"""Attention against NumPy and against ONNX Runtime's own operators, on each instruction set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from operator_oracle import unrounded_codes
+from operator_session import Operator
+
+Array = NDArray[Any]
+# (rows, heads, size, tokens, past)
+SHAPES = [
+    (2, 1, 8, 1, 0),
+    (2, 2, 64, 1, 5),
+    (4, 3, 24, 9, 0),
+    (2, 2, 64, 33, 22),
+    (2, 1, 96, 5, 1018),
+    (2, 2, 128, 17, 30),
+]
+NAMES = ("query", "key", "value", "past_key", "past_value", "query_scale")
+
+
+def example(shape: tuple[int, int, int, int, int], seed: int = 0) -> dict[str, Any]:
+    rows, heads, size, tokens, past = shape
+    rng = np.random.default_rng(seed)
+
+    def normal(*of: int) -> Array:
+        return rng.standard_normal(of).astype(np.float32)
+
+    query, key, value = normal(3, rows, tokens, heads * size)
+    query[0, :1, :size] = 0
+    past_key = normal(rows, heads, size, past)
+    return {
+        "query": query,
+        "key": key,
+        "value": value,
+        "past_key": past_key / np.linalg.norm(past_key, axis=2, keepdims=True),
+        "past_value": normal(rows, heads, past, size),
+        "query_scale": rng.uniform(1, 20, heads).astype(np.float32),
+    }
+
+
+def attention(inputs: dict[str, Any], number: type) -> tuple[Array, Array, Array]:
+    """The result [R, l, C] and the caches, computed in `number`."""
+    query, key, value, past_key, past_value, scale = (inputs[name].astype(number) for name in NAMES)
+    rows, tokens, width = query.shape
+    heads = len(scale)
+
+    def by_head(x: Array) -> Array:
+        return x.reshape(rows, tokens, heads, -1).transpose(0, 2, 1, 3)
+
+    def normalized(x: Array) -> Array:
+        length = np.sqrt((x * x).sum(-1, keepdims=True))
+        result: Array = x / np.where(length == 0, number(1), length)
+        return result
+
+    q, k, v = normalized(by_head(query)) * scale[:, None, None], normalized(by_head(key)), by_head(value)
+    keys = np.concatenate([past_key, k.transpose(0, 1, 3, 2)], 3)
+    values = np.concatenate([past_value, v], 2)
+    logits = q @ keys
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    return (weights @ values).transpose(0, 2, 1, 3).reshape(rows, tokens, width), keys, values
+
+
+def operator(library: Path, inputs: dict[str, Any], outputs: list[str], **options: Any) -> Operator:
+    return Operator(library, "Attention", inputs, outputs, heads=len(inputs["query_scale"]), **options)
+
+
+def stock(inputs: dict[str, Any]) -> Array:
+    """What ONNX Runtime makes of the same with its own operators: [R, l, C]."""
+    heads = len(inputs["query_scale"])
+    node = helper.make_node
+    nodes = [
+        *(node("Reshape", [x, "split"], [f"{x}.heads"]) for x in ("query", "key", "value")),
+        *(node("LpNormalization", [f"{x}.heads"], [f"{x}.unit"], axis=-1, p=2) for x in ("query", "key")),
+        node("Transpose", ["query.unit"], ["q.unscaled"], perm=[0, 2, 1, 3]),
+        node("Mul", ["q.unscaled", "scale"], ["q"]),
+        node("Transpose", ["key.unit"], ["k"], perm=[0, 2, 3, 1]),
+        node("Transpose", ["value.heads"], ["v"], perm=[0, 2, 1, 3]),
+        node("Concat", ["past_key", "k"], ["keys"], axis=3),
+        node("Concat", ["past_value", "v"], ["values"], axis=2),
+        node("MatMul", ["q", "keys"], ["logits"]),
+        node("Softmax", ["logits"], ["weights"], axis=-1),
+        node("MatMul", ["weights", "values"], ["mixed"]),
+        node("Transpose", ["mixed"], ["by token"], perm=[0, 2, 1, 3]),
+        node("Reshape", ["by token", "joined"], ["y"]),
+    ]
+    feeds = {name: inputs[name] for name in NAMES[:5]}
+    feeds["scale"] = inputs["query_scale"].reshape(1, heads, 1, 1)
+    feeds["split"] = np.array([0, 0, heads, -1])
+    feeds["joined"] = np.array([0, 0, -1])
+    infos = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(x.dtype), x.shape)
+        for name, x in feeds.items()
+    ]
+    graph = helper.make_graph(nodes, "stock", infos, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    y: Array = session.run(None, feeds)[0]
+    return y
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_results_are_as_near_as_the_stock_operators(
+    ops_library: Path, isa: str, shape: tuple[int, int, int, int, int]
+) -> None:
+    inputs = example(shape)
+    y, keys, values = operator(ops_library, inputs, ["y", "", "", "key", "value"], isa=isa)()
+    exact, exact_keys, exact_values = attention(inputs, np.float64)
+    np.testing.assert_allclose(keys, exact_keys, atol=3e-7, rtol=0)
+    np.testing.assert_array_equal(values, exact_values.astype(np.float32))
+    # float32's own error of the same shapes, twice: another order of sums may be a little worse or better.
+    allowed = 2 * max(np.abs(stock(inputs) - exact).max(), 1e-7)
+    if isa in ("amx", "emulated"):
+        # Halves of bfloat16 have 16 bits: 2^-17 of |q| |k| in a logit, with products of two low halves left out.
+        allowed += 3 * 2.0**-16 * float(inputs["query_scale"].max()) * float(np.abs(values).max())
+    assert np.abs(y - exact).max() <= allowed
+
+
+def test_codes_of_a_pair(ops_library: Path, isa: str) -> None:
+    inputs = example((4, 2, 64, 21, 10))
+    known = {
+        "u_scale": np.array(0.02, np.float32),
+        "u_zero_point": np.array(100, np.uint8),
+        "d_scale": np.array(0.03, np.float32),
+        "d_zero_point": np.array(60, np.uint8),
+    }
+    outputs = ["", "codes", "difference", "key", "value"]
+    u, d, *_ = operator(ops_library, inputs | known, outputs, isa=isa, ranges="pair", bits=7)()
+    y, *_ = attention(inputs, np.float64)
+    near = 0.5 + (0.02 if isa in ("amx", "emulated") else 1e-3)
+    assert np.all(np.abs(u - unrounded_codes(y[2:], 0.02, 100, 7)) <= near)
+    assert np.all(np.abs(d - unrounded_codes(y[:2] - y[2:], 0.03, 60, 7)) <= near)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 64, 100, 55), (2, 5, 40, 65, 7)])
+def test_threads_batches_and_instruction_sets_give_the_same_bits(
+    ops_library: Path, isa: str, shape: tuple[int, int, int, int, int]
+) -> None:
+    inputs, outputs = example(shape), ["y", "", "", "key", "value"]
+    of = isa if isa in ("amx", "emulated") else "portable"  # tiles round in their own way
+    one = operator(ops_library, inputs, outputs, isa=of)()
+    for threads in (1, 2, 3, 8):
+        for a, b in zip(one, operator(ops_library, inputs, outputs, isa=isa, threads=threads)(), strict=True):
+            np.testing.assert_array_equal(a, b)
+    rows = [0, len(inputs["query"]) // 2]
+    single = {name: x if name == "query_scale" else x[rows] for name, x in inputs.items()}
+    for a, b in zip(one, operator(ops_library, single, outputs, isa=isa)(), strict=True):
+        np.testing.assert_array_equal(a[rows], b)
+
+
+def test_no_tokens_leave_the_caches_as_they_are(ops_library: Path, isa: str) -> None:
+    inputs = example((2, 2, 16, 0, 5))
+    y, keys, values = operator(ops_library, inputs, ["y", "", "", "key", "value"], isa=isa)()
+    assert y.shape == (2, 0, 32)
+    np.testing.assert_array_equal(keys, inputs["past_key"])
+    np.testing.assert_array_equal(values, inputs["past_value"])
+
+
+def test_many_keys(ops_library: Path, isa: str) -> None:
+    """As many as Infinity's last stage has."""
+    if isa in ("portable", "emulated"):
+        pytest.skip("slow in plain C++")
+    inputs = example((2, 1, 128, 40, 10481))
+    (y, *_) = operator(ops_library, inputs, ["y", "", "", "key", "value"], isa=isa)()
+    exact, *_ = attention(inputs, np.float64)
+    assert np.abs(y - exact).max() <= 2 * np.abs(stock(inputs) - exact).max() + (1e-4 if isa == "amx" else 0)
+
+
+def test_what_does_not_fit_is_said(ops_library: Path) -> None:
+    inputs = example((2, 2, 16, 3, 5))
+    outputs = ["y", "", "", "key", "value"]
+    for changed, words in (
+        ({"key": inputs["key"][:, 1:]}, r"the input key has the shape \[2, 2, 32\], expected \[2, 3, 32\]"),
+        ({"past_value": inputs["past_value"][:, :, 1:]}, r"the input past_value has the shape \[2, 2, 4, 16\]"),
+        ({"query_scale": np.ones(3, np.float32)}, "query has 32 channels, expected 3 heads"),
+    ):
+        with pytest.raises(Exception, match=words):
+            operator(ops_library, inputs | changed, outputs)()

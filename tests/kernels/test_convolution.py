@@ -1,0 +1,171 @@
+"""Convolution against integers in NumPy, on each instruction set; what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from decoder_oracle import Kernel, convolution
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from operator_session import Operator
+
+Array = NDArray[Any]
+PARTS = ("weight", "scale", "bias")
+
+
+def kernels_of(rng: np.random.Generator, channels: int, out: int, upsample: bool) -> list[Kernel]:
+    """Whose results are spread over all codes and a little beyond."""
+    count, size = (4, 2) if upsample else (1, 3)
+    spread = 74 * 74 * size * np.sqrt(channels)  # the standard deviation of a sum of codes in random weights
+    return [
+        Kernel(
+            rng.integers(-128, 128, (out, channels, size, size)).astype(np.int8),
+            rng.uniform(60, 100, out).astype(np.float32) / np.float32(spread),
+            rng.normal(0, spread, out).astype(np.int32),
+        )
+        for _ in range(count)
+    ]
+
+
+def operator(
+    library: Path, isa: str, x: Array, zero_point: int, kernels: Sequence[Kernel], threads: int = 1
+) -> Operator:
+    constants = {f"{part}{i}": getattr(kernel, part) for i, kernel in enumerate(kernels) for part in PARTS}
+    return Operator(
+        library,
+        "Convolution",
+        {"x": x, "x_zero_point": np.array(zero_point, np.uint8), **constants},
+        ["y"],
+        tuple(constants),
+        isa=isa,
+        threads=threads,
+        upsample=int(len(kernels) == 4),
+    )
+
+
+@pytest.mark.parametrize("upsample", [False, True])
+@pytest.mark.parametrize(
+    ("batch", "height", "width", "channels", "out"),
+    [(1, 1, 1, 1, 1), (2, 3, 17, 8, 3), (1, 5, 16, 33, 40), (1, 2, 33, 64, 32), (2, 4, 16, 160, 64), (0, 4, 4, 8, 8)],
+)
+@pytest.mark.parametrize("zero_point", [0, 7, 255])
+def test_integers_are_exact(
+    ops_library: Path,
+    isa: str,
+    batch: int,
+    height: int,
+    width: int,
+    channels: int,
+    out: int,
+    zero_point: int,
+    upsample: bool,
+) -> None:
+    rng = np.random.default_rng(channels)
+    x = rng.integers(0, 256, (batch, height, width, channels)).astype(np.uint8)
+    kernels = kernels_of(rng, channels, out, upsample)
+    (found,) = operator(ops_library, isa, x, zero_point, kernels)()
+    np.testing.assert_array_equal(found, convolution(x, zero_point, kernels))
+
+
+def test_extreme_products_do_not_saturate(ops_library: Path, isa: str) -> None:
+    """255 * -128 twice leaves 16 bits, where an instruction that adds two products there would be clipped."""
+    x = np.full((1, 3, 18, 64), 255, np.uint8)
+    weight = np.full((2, 64, 3, 3), -128, np.int8)
+    weight[1] = 127
+    largest = 9 * 64 * 255 * 128
+    kernels = [Kernel(weight, np.full(2, 128 / largest, np.float32), np.array([largest, 0], np.int32))]
+    (found,) = operator(ops_library, isa, x, 0, kernels)()
+    expected = convolution(x, 0, kernels)
+    assert expected[0, 1, 1].tolist() == [0, 127]
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_sums_beyond_a_quarter_of_int32(ops_library: Path, isa: str) -> None:
+    """Winograd's are four times the result's, for which there is no room here."""
+    channels = 1900
+    x = np.full((1, 3, 3, channels), 255, np.uint8)
+    largest = 9 * channels * 255 * 128
+    assert 2**31 < 4 * largest < 2**33
+    kernels = [
+        Kernel(
+            np.full((1, channels, 3, 3), -128, np.int8),
+            np.full(1, 200 / largest, np.float32),
+            np.array([largest], np.int32),
+        )
+    ]
+    (found,) = operator(ops_library, isa, x, 0, kernels)()
+    np.testing.assert_array_equal(found, convolution(x, 0, kernels))
+    assert found[0, 1, 1, 0] == 0 < found[0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("upsample", [False, True])
+def test_chunks_of_a_large_picture_meet(ops_library: Path, isa: str, upsample: bool) -> None:
+    """Lines longer than a chunk, more lines than a chunk has, several tasks; any number of threads; each of a batch."""
+    rng = np.random.default_rng(3)
+    x = rng.integers(0, 256, (2, 3, 300, 100)).astype(np.uint8)
+    kernels = kernels_of(rng, 100, 20, upsample)
+    expected = convolution(x, 100, kernels)
+    for threads in (1, 2, 3):
+        run = operator(ops_library, isa, x, 100, kernels, threads)
+        np.testing.assert_array_equal(run()[0], expected)
+    np.testing.assert_array_equal(run(x=x[1:])[0], expected[1:])
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shape=st.tuples(st.integers(1, 2), st.integers(1, 20), st.integers(1, 40), st.integers(1, 70)),
+    out=st.integers(1, 70),
+    zero_point=st.integers(0, 255),
+    upsample=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_shape(
+    ops_library: Path, shape: tuple[int, int, int, int], out: int, zero_point: int, upsample: bool, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.integers(0, 256, shape).astype(np.uint8)
+    kernels = kernels_of(rng, shape[3], out, upsample)
+    (found,) = operator(ops_library, "", x, zero_point, kernels)()
+    np.testing.assert_array_equal(found, convolution(x, zero_point, kernels))
+
+
+def simple(channels: int = 4, out: int = 2, size: int = 3, bias: int = 0) -> Kernel:
+    return Kernel(np.ones((out, channels, size, size), np.int8), np.ones(out, np.float32), np.full(out, bias, np.int32))
+
+
+@pytest.mark.parametrize(
+    ("kernels", "message"),
+    [
+        ([simple(size=2)], r"the input weight has the shape \[2, 4, 2, 2\], expected \[\?, \?, 3, 3\]"),
+        ([simple(size=3)] * 4, r"the input weight has the shape \[2, 4, 3, 3\], expected \[\?, \?, 2, 2\]"),
+        ([*[simple(size=2)] * 3, simple(size=2, out=3)], r"kernels of the shapes \[2, 4, 2, 2\] and \[3, 4, 2, 2\]"),
+        (
+            [Kernel(simple().weight, np.ones(3, np.float32), simple().bias)],
+            r"scale has the shape \[3\], expected \[2\]",
+        ),
+        ([Kernel(simple().weight, simple().scale, np.ones(1, np.int32))], r"bias has the shape \[1\], expected \[2\]"),
+        ([simple(bias=2**31 - 255 * 36)], "the sum of output 0 could leave int32"),
+        ([simple(bias=-(2**31))], "the sum of output 0 could leave int32"),
+    ],
+)
+def test_kernels_that_do_not_fit_are_refused(ops_library: Path, kernels: list[Kernel], message: str) -> None:
+    with pytest.raises(Exception, match=r"nextscale\.Convolution: .*" + message):
+        operator(ops_library, "", np.zeros((1, 2, 2, 4), np.uint8), 0, kernels)
+
+
+def test_pictures_that_do_not_fit_are_refused(ops_library: Path) -> None:
+    run = operator(ops_library, "", np.zeros((1, 2, 2, 4), np.uint8), 0, [simple()])
+    with pytest.raises(Exception, match=r"the input x has the shape \[1, 2, 2, 5\], expected \[\?, \?, \?, 4\]"):
+        run(x=np.zeros((1, 2, 2, 5), np.uint8))
+
+
+def test_three_of_four_kernels_are_refused(ops_library: Path) -> None:
+    constants = {f"{part}{i}": getattr(simple(size=2), part) for i in range(3) for part in PARTS}
+    x = {"x": np.zeros((1, 2, 2, 4), np.uint8), "x_zero_point": np.zeros((), np.uint8)}
+    with pytest.raises(Exception, match="upsample needs 4 kernels"):
+        Operator(ops_library, "Convolution", {**x, **constants}, ["y"], tuple(constants), upsample=1)

@@ -1,0 +1,111 @@
+"""Sessions that come and go, and sessions at the same time."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from operator_session import Operator
+from soak import in_soak
+
+MIB = 1 << 20
+SIZE = 1024  # of weights: 1 MiB of codes, and as much packed
+
+
+def resident() -> int:
+    """Bytes of this process's memory."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        pytest.skip("this system does not tell a process's memory")
+    [line] = [line for line in status.read_text().splitlines() if line.startswith("VmRSS:")]
+    return int(line.split()[1]) * 1024
+
+
+def layer(library: Path, rows: int = 2, threads: int = 2, seed: int = 0) -> Operator:
+    """A linear layer whose ranges are found at run time, so that it takes memory of all kinds."""
+    rng = np.random.default_rng(seed)
+    inputs = {
+        "codes": rng.integers(0, 256, (rows, 8, SIZE)).astype(np.uint8),
+        "scale": np.array(0.1, np.float32),
+        "zero_point": np.array(3, np.uint8),
+        "weight": rng.integers(-128, 128, (SIZE, SIZE)).astype(np.int8),
+        "weight_scale": np.array(0.01, np.float32),
+    }
+    outputs = ["", "codes", "", "scale", "zero_point"]
+    constants = ["weight", "weight_scale"]
+    return Operator(library, "Linear", inputs, outputs, constants, threads=threads, ranges="image", image_rows=2)
+
+
+def test_sessions_leave_no_memory_behind(ops_library: Path) -> None:
+    """Of 1,000 in `make soak`, packed weights that stay would be 1 GiB."""
+    sessions = 1000 if in_soak() else 60
+    for _ in range(20):  # allocators find their size
+        layer(ops_library)()
+    gc.collect()
+    before = resident()
+    for _ in range(sessions):
+        layer(ops_library)()
+    gc.collect()
+    assert resident() - before < 16 * MIB
+
+
+def test_threads_leave_no_memory_behind(ops_library: Path) -> None:
+    """Kernels keep memory for each thread, as long as it lives; callers' threads are among them."""
+    operator = layer(ops_library, rows=64, threads=1)
+    run = [operator] * (500 if in_soak() else 50)
+
+    def in_a_thread(call: Operator) -> None:
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join()
+
+    for call in run[:10]:
+        in_a_thread(call)
+    before = resident()
+    for call in run:
+        in_a_thread(call)
+    assert resident() - before < 16 * MIB
+
+
+def test_two_sessions_at_once(ops_library: Path) -> None:
+    """Other weights, the same threads of the callers, and results as of each alone."""
+    operators = [layer(ops_library, rows=rows, seed=seed) for rows, seed in ((2, 0), (6, 1))]
+    expected = [operator() for operator in operators]
+    wrong: list[str] = []
+
+    def repeat(number: int) -> None:
+        for turn in range(20):
+            which = (number + turn) % 2
+            found = operators[which]()
+            if not all(np.array_equal(a, b) for a, b in zip(found, expected[which], strict=True)):
+                wrong.append(f"session {which}, thread {number}, turn {turn}")
+
+    threads = [threading.Thread(target=repeat, args=[number]) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_a_session_outlives_the_settings_and_others(ops_library: Path) -> None:
+    first, second = layer(ops_library), layer(ops_library, seed=1)
+    expected = second()
+    del first
+    gc.collect()
+    for a, b in zip(expected, second(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_registering_twice_does_no_harm(ops_library: Path) -> None:
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(str(ops_library))
+    other = onnxruntime.SessionOptions()
+    other.register_custom_ops_library(str(ops_library))
+    del options, other
+    gc.collect()
+    layer(ops_library)()
