@@ -151,9 +151,7 @@ def contender(name: str, place: PeerFolder, threads: int) -> Contender:
     return Contender(name, worker_command(arguments, place.python(library)), environment)
 
 
-def worker_command(
-    arguments: dict[str, Any], python: Path | None = None, more: Sequence[Path] = ()
-) -> tuple[str, ...]:
+def worker_command(arguments: dict[str, Any], python: Path | None = None, more: Sequence[Path] = ()) -> tuple[str, ...]:
     """The command of a worker.
 
     Args:
@@ -174,7 +172,7 @@ def module_code(module: str, arguments: dict[str, Any], here: bool = False, more
         here: look for packages where this process does; otherwise nextscale alone is added to what Python finds.
         more: folders to look for packages in when they are found nowhere else.
     """
-    entries = [*sys.path, *more] if here else [Path(__file__).absolute().parents[3], *more]
-    found = [os.path.abspath(entry) for entry in entries]
+    entries = sys.path if here else [str(Path(__file__).absolute().parents[3])]
+    found = [os.path.abspath(entry) for entry in (*entries, *more)]
     path = f"[:] = {found!r}" if here else f" += {found!r}"
     return _PROGRAM.format(path=path, module=module, arguments=arguments)

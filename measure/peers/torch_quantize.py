@@ -74,9 +74,7 @@ def _write(
     quantizer = X86InductorQuantizer()
     # Without VNNI, pairs of products saturate in 16 bits unless activations have 7.
     reduce_range = describe_machine().saturates
-    quantizer.set_global(
-        get_default_x86_inductor_quantization_config(is_dynamic=dynamic, reduce_range=reduce_range)
-    )
+    quantizer.set_global(get_default_x86_inductor_quantization_config(is_dynamic=dynamic, reduce_range=reduce_range))
     prepared = prepare_pt2e(graph, quantizer)
     for item in inputs:
         prepared(*item)
