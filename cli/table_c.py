@@ -56,17 +56,21 @@ class Rows(click.ParamType):
 
 
 def peers_option(command: Callable[..., None]) -> Callable[..., None]:
-    """--peers, where there are any."""
+    """--peers and --peers-at-once, where there are any."""
     if find_peers() is None:
         return command
-    return click.option(
+    at_once = click.option("--peers-at-once", type=click.IntRange(1), metavar="N",
+                           help="Measure them after the rows, N at a time, as many as fit in memory with full "
+                           "precision and default, which are measured again with each N.")  # fmt: skip
+    named = click.option(
         "--peers",
         is_flag=False,
         flag_value=ALL_PEERS,
         metavar="[NAME,…]",
         help="Also measure other software, all of it or what is named (each holds the model in memory); set it up with "
         f"`python -m {PEERS_MODULE}.setup --work WORK/peers …`.",
-    )(command)
+    )
+    return named(at_once(command))
 
 
 @click.command("table-c")
@@ -87,7 +91,10 @@ def peers_option(command: Callable[..., None]) -> Callable[..., None]:
 @operators
 @click.option("--processes", type=IntegerList(), metavar="P1,P2",
               help="Also measure P processes at the same time, each on cores of its own, for each P.")  # fmt: skip
-@click.option("--repetitions", type=click.IntRange(2), default=8, show_default=True, help="Timed rounds.")
+@click.option("--repetitions", type=click.IntRange(2), default=8, show_default=True,
+              help="Timed rounds; with --half-width, at most.")  # fmt: skip
+@click.option("--half-width", type=click.FloatRange(0, min_open=True), metavar="W",
+              help="End the rounds once every ratio to full precision is known to W, such as 0.02 for 2%.")  # fmt: skip
 @click.option("--warmup", type=click.IntRange(0), default=1, show_default=True, help="Rounds before the timed ones.")
 @click.option("--work", type=click.Path(path_type=Path, file_okay=False), default=Path("out/table-c"),
               show_default=True, help="Where bundles are kept, so that the same model uses them again.")  # fmt: skip
@@ -123,6 +130,7 @@ def table_c(
     ops_library: str,
     processes: list[int] | None,
     repetitions: int,
+    half_width: float | None,
     warmup: int,
     work: Path,
     rebuild: bool,
@@ -134,6 +142,7 @@ def table_c(
     plot_path: Path | None,
     quiet: bool,
     peers: str | None = None,
+    peers_at_once: int | None = None,
 ) -> None:
     """Measure the rows of the paper's Table C on this machine: images per second of the whole generation.
 
@@ -168,10 +177,12 @@ def table_c(
         operations,
         origin.description,
         peers=contenders,
+        peers_at_once=peers_at_once,
         batches=batch_sizes,
         processes=processes or (),
         options=session,
         repetitions=repetitions,
+        half_width=half_width,
         warmup=warmup,
         log=console.print,
     )
@@ -232,9 +243,10 @@ def _print(table: TableC, console: Console) -> None:
     machine, settings = table.machine, table.settings
     isa = " ".join(machine.isa) or "no known ISA flags"
     console.print(f"{machine.cpu}, {machine.logical_cpus} logical CPUs, {isa}")
+    most = "at most " if settings["half_width"] is not None else ""
     console.print(
-        f"threads {settings['threads'] or 'one per core'}, {settings['repetitions']} interleaved rounds, onnxruntime "
-        f"{table.versions['onnxruntime']}, nextscale {table.versions['nextscale']}"
+        f"threads {settings['threads'] or 'one per core'}, {most}{settings['repetitions']} interleaved rounds, "
+        f"onnxruntime {table.versions['onnxruntime']}, nextscale {table.versions['nextscale']}"
     )
     for batch in batches(table):
         console.print(_speed_table(table, batch))
@@ -245,6 +257,12 @@ def _print(table: TableC, console: Console) -> None:
     for row in table.rows:
         if row.notes:
             console.print(f"{row.method}: {'; '.join(row.notes)}")
+    for group in table.peer_groups:
+        for lead in group.leads:
+            low, high = lead.ratio.low, lead.ratio.high
+            console.print(
+                f"{lead.name} over {lead.other}, batch {lead.batch}: {lead.ratio.mean:.2f} [{low:.2f}, {high:.2f}]"
+            )
     for failure in table.failures.values():
         console.print(f"left out: {failure}")
     for warning in table.warnings():

@@ -12,6 +12,8 @@ from nextscale.measure.interleaved import Log, interleave
 from nextscale.measure.speed import Speed, speed_of
 from nextscale.runtime._errors import NextscaleError
 
+MINIMUM_ROUNDS = 8  # of fewer an interval may be narrow by chance
+
 
 class Contest:
     """The processes of contenders, running inside a `with` block; however the block ends, they are gone after it.
@@ -67,16 +69,18 @@ class Contest:
         warmup: int = 1,
         seed: int = 0,
         reference: str | None = None,
+        half_width: float | None = None,
     ) -> list[Speed]:
         """Ask every contender once a round for a batch of random classes.
 
         Args:
             batch: images at a time, of all or by name. Peaks of memory are of the largest batch so far: ask for
                 smaller ones first.
-            repetitions: timed rounds.
+            repetitions: timed rounds; with half_width, at most.
             warmup: rounds before them.
             seed: of labels and images in the first round, the same for all in a round.
             reference: the name of the one that ratios refer to.
+            half_width: end once every ratio's logarithm is known so well, though not before MINIMUM_ROUNDS.
         Returns:
             one speed each, in the contenders' order, without those that failed.
         """
@@ -100,14 +104,30 @@ class Contest:
         def left_out(place: int, error: NextscaleError) -> None:
             self._failed(self._workers.pop(place).contender, error)
 
+        def enough(replies: Mapping[int, Sequence[Reply]]) -> bool:
+            if half_width is None or len(next(iter(replies.values()), ())) < MINIMUM_ROUNDS:
+                return False
+            ratios = [speed.ratio for speed in self._speeds(replies, sizes, first, reference)]
+            return all(ratio is not None and ratio.log_half_width <= half_width for ratio in ratios)
+
         replies = interleave(
             {place: turn(place) for place in self._workers},
             repetitions=repetitions,
             warmup=warmup,
+            enough=enough,
             optional=range(len(self._contenders), len(self._contenders) + len(self._optional)),
             on_failure=left_out,
             log=lambda line: self._log(f"batch {shown}: {line}"),
         )
+        return self._speeds(replies, sizes, first, reference)
+
+    def _speeds(
+        self,
+        replies: Mapping[int, Sequence[Reply]],
+        sizes: Mapping[int, int],
+        first: Mapping[int, float],
+        reference: str | None,
+    ) -> list[Speed]:
         speeds = [speed_of(self._workers[place], sizes[place], first[place], found) for place, found in replies.items()]
         base = next((speed for speed in speeds if speed.name == reference), None)
         return speeds if base is None else [replace(speed, ratio=speed.ratio_to(base)) for speed in speeds]

@@ -28,6 +28,7 @@ def interleave(
     *,
     repetitions: int,
     warmup: int = 1,
+    enough: Callable[[Mapping[Key, Sequence[Sample]]], bool] = lambda samples: False,
     optional: Collection[Key] = (),
     on_failure: Callable[[Key, NextscaleError], object] = lambda key, error: None,
     log: Log = lambda line: None,
@@ -39,6 +40,7 @@ def interleave(
             have the number of the first round.
         repetitions: rounds that count.
         warmup: rounds before them.
+        enough: asked after each round that counts; when it says so of the samples so far, it was the last.
         optional: of turns; one that raises a NextscaleError is left out from then on.
         on_failure: told of it.
         log: called with a line of progress.
@@ -63,6 +65,8 @@ def interleave(
                 continue
             if done >= 0:
                 samples[key].append(sample)
+        if done >= 0 and enough(samples):
+            break
     return samples
 
 

@@ -24,6 +24,11 @@ class Interval:
     def scaled(self, factor: float) -> "Interval":
         return Interval(self.mean * factor, self.low * factor, self.high * factor)
 
+    @property
+    def log_half_width(self) -> float:
+        """Half the width of the interval of a positive estimate's logarithm: 0.02 is about 2% either way."""
+        return math.log(self.high / self.low) / 2
+
     def inverted(self) -> "Interval":
         """The interval of 1/x for a positive x."""
         return Interval(1 / self.mean, 1 / self.high, 1 / self.low if self.low > 0 else math.inf)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from nextscale.measure.roofline import XEON_6226R
+from nextscale.measure.speed import Speed
 from nextscale.measure.statistics import Interval
 from nextscale.measure.time_split import PARTS
 from nextscale.paper.table_c import PAPER, Row, TableC
@@ -13,7 +14,9 @@ from nextscale.paper.table_c import PAPER, Row, TableC
 
 def markdown(table: TableC) -> str:
     """The whole report."""
-    return "\n".join([*_heading(table), *_speeds(table), *_splits(table), *_machine(table), *_prediction(table), ""])
+    return "\n".join(
+        [*_heading(table), *_speeds(table), *_groups(table), *_splits(table), *_machine(table), *_prediction(table), ""]
+    )
 
 
 def speed_cells(row: Row, batch: int) -> list[str]:
@@ -21,7 +24,7 @@ def speed_cells(row: Row, batch: int) -> list[str]:
     speed = next(speed for speed in row.speeds if speed.batch == batch)
     return [
         with_interval(speed.images_per_second),
-        "" if speed.ratio is None else f"{speed.ratio.mean:.2f}{_ends(speed.ratio, '.2f')}",
+        _ratio(speed),
         "" if row.paper_ratio is None else f"{row.paper_ratio:.2f}",
         "" if row.agreement is None else f"{row.agreement.kl:.4f}",
         "" if row.agreement is None else f"{row.agreement.top1:.1%}",
@@ -56,7 +59,7 @@ def _heading(table: TableC) -> list[str]:
         f"- model: {model}",
         f"- machine: {machine.cpu}, {machine.logical_cpus} logical CPUs, {isa}, {machine.system}",
         f"- threads {settings['threads'] or 'one per core that may be used'}; {numbers}",
-        f"- the whole generation: stages with guidance, sampling, decoder; {settings['repetitions']} rounds after "
+        f"- the whole generation: stages with guidance, sampling, decoder; {_rounds(table)} after "
         f"{settings['warmup']} to warm up, {settings['order']}, each contender in a process of its own; means with 95% "
         "intervals, ratios paired by round",
         f"- KL (nats per token) and top-1 agreement with full precision: {table.agreement_provenance}",
@@ -83,6 +86,50 @@ def _speeds(table: TableC) -> list[str]:
     lines += [""] * bool(others)
     lines += [f"- {name}: {', '.join(f'{k} {v}' for k, v in found.items())}" for name, found in others.items()]
     return lines
+
+
+def _rounds(table: TableC) -> str:
+    """How many, or until when."""
+    repetitions, half_width = table.settings["repetitions"], table.settings.get("half_width")
+    if half_width is None:
+        return f"{repetitions} rounds"
+    counts = [len(speed.samples) for speed in (*(s for row in table.rows for s in row.speeds), *_anchors(table))]
+    least, most = min(counts), max(counts)
+    return (
+        f"rounds until each ratio is known to {half_width:.1%} or {repetitions} are done ({least}"
+        + (f" to {most}" if most > least else "")
+        + ")"
+    )
+
+
+def _anchors(table: TableC) -> list[Speed]:
+    return [speed for group in table.peer_groups for speed in group.anchors]
+
+
+def _groups(table: TableC) -> list[str]:
+    leads = [(i, lead) for i, group in enumerate(table.peer_groups) for lead in group.leads]
+    if not leads:
+        return []
+    rounds = {(i, s.name, s.batch): len(s.samples) for i, group in enumerate(table.peer_groups) for s in group.peers}
+    lines = ["", "## Beside other software", ""]
+    if len(table.peer_groups) > 1:
+        lines += [f"In {len(table.peer_groups)} groups, each in the same rounds as these:", ""]
+        rows = [
+            [str(i + 1), s.name, str(s.batch), with_interval(s.images_per_second), _ratio(s)]
+            for i, group in enumerate(table.peer_groups)
+            for s in group.anchors
+        ]
+        lines += [*_table(["group", "method", "batch", "images/s", "ratio"], rows), ""]
+    rows = [
+        [str(i + 1), lead.name, lead.other, str(lead.batch), f"{lead.ratio.mean:.2f}{_ends(lead.ratio, '.2f')}",
+         str(rounds[i, lead.other, lead.batch])]
+        for i, lead in leads
+    ]  # fmt: skip
+    return [*lines, *_table(["group", "images/s of", "over", "batch", "ratio", "rounds"], rows)]
+
+
+def _ratio(speed: Speed) -> str:
+    return "" if speed.ratio is None else f"{speed.ratio.mean:.2f}{_ends(speed.ratio, '.2f')}"
 
 
 def _splits(table: TableC) -> list[str]:

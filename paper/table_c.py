@@ -16,6 +16,7 @@ from nextscale.measure.machine_speed import MachineSpeed, measure_processes, req
 from nextscale.measure.provenance import finite, versions
 from nextscale.measure.roofline import CONVOLUTIONS, XEON_6226R, roofline_seconds
 from nextscale.measure.speed import Speed
+from nextscale.measure.statistics import Interval
 from nextscale.measure.time_split import TimeSplit, profile_bundle
 from nextscale.models.var.layers import facts_of_bundle
 from nextscale.models.var.operations import linear_operations
@@ -29,6 +30,7 @@ from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._variants import each_variant
 
 FULL_PRECISION = "fp32"
+ANCHORS = (FULL_PRECISION, "default")  # in the rounds of every group of peers
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,31 @@ class Row:
 
 
 @dataclass(frozen=True)
+class PeerGroup:
+    """Peers measured in the same rounds as full precision and `default`.
+
+    Attributes:
+        anchors: speeds of those two, at each batch size, in these rounds; of `default` in all its forms.
+        peers: speeds of the peers, at each batch size.
+        leads: images per second of each form of `default` over each peer's, paired by round.
+    """
+
+    anchors: tuple[Speed, ...]
+    peers: tuple[Speed, ...]
+    leads: tuple[Lead, ...]
+
+
+@dataclass(frozen=True)
+class Lead:
+    """How much faster one contender is than another in the same rounds."""
+
+    name: str
+    other: str
+    batch: int
+    ratio: Interval
+
+
+@dataclass(frozen=True)
 class TableC:
     """What was measured, and on what.
 
@@ -116,6 +143,7 @@ class TableC:
         machine_speeds: of the recipe `machine_recipe` in several processes.
         recommendation: what gives most images per second here.
         agreement_provenance: how the agreement on the demo model was measured.
+        peer_groups: the peers, with what was in the same rounds.
     """
 
     model: Mapping[str, Any]
@@ -130,6 +158,7 @@ class TableC:
     machine_recipe: str
     recommendation: str
     agreement_provenance: str
+    peer_groups: tuple[PeerGroup, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; what is not finite becomes null."""
@@ -155,24 +184,29 @@ def measure_table_c(
     model: Mapping[str, Any],
     *,
     peers: Sequence[Contender] = (),
+    peers_at_once: int | None = None,
     batches: Sequence[int] = (1,),
     processes: Sequence[int] = (),
     options: SessionOptions | None = None,
     repetitions: int = 8,
+    half_width: float | None = None,
     warmup: int = 1,
     log: Log = lambda line: None,
 ) -> TableC:
-    """Measure bundles of one model, and peers, in one interleaved run.
+    """Measure bundles of one model in one interleaved run, and peers in the same or in runs of their own.
 
     Args:
         bundles: a row each; where both can run, one of its stock and one of its fused graphs.
         convolution_operations: of the model's decoder, on one image.
         model: what it is, for the report.
         peers: what a user would run instead; those that fail are left out.
+        peers_at_once: measure them apart from the bundles, no more than so many in memory at the same time, each group
+            in the same rounds as full precision and `default`; None measures all with the bundles.
         batches: images at a time.
         processes: also measure this many at the same time, of the recipe `default` or else the last.
         options: threads, memory and operators, of one process; see `each_variant`.
-        repetitions: timed rounds.
+        repetitions: timed rounds; with half_width, at most.
+        half_width: of ratios to full precision, by `Contest.speeds`, that ends the rounds.
         warmup: rounds before them.
         log: called with a line of progress.
     Raises:
@@ -183,18 +217,36 @@ def measure_table_c(
         raise NextscaleError("no row to measure")
     require_batches(batches)
     require_rounds(repetitions, warmup)
+    require_groups(peers_at_once, half_width)
     cpus = physical_cpus()
     require_cores(processes, cpus)
     log("rates of matrix products")
     before = kernel_rates(options)
     measured = [case for item in bundles for case in cases(item, options)]
     contenders = [bundle_contender(case.name, case.item.bundle, "generate", case.options) for case in measured]
-    with Contest(contenders, optional=peers, log=log) as contest:
-        speeds = [
-            speed
-            for batch in sorted(set(batches))
-            for speed in contest.speeds(batch, repetitions=repetitions, warmup=warmup, reference=FULL_PRECISION)
-        ]
+    anchors = [case.name for case in measured if case.item.recipe.name in ANCHORS]
+
+    failures: dict[str, str] = {}
+
+    def contest(own: Sequence[Contender], others: Sequence[Contender]) -> list[Speed]:
+        with Contest(own, optional=others, log=log) as run:
+            found = [
+                speed
+                for batch in sorted(set(batches))
+                for speed in run.speeds(
+                    batch, repetitions=repetitions, warmup=warmup, reference=FULL_PRECISION, half_width=half_width
+                )
+            ]
+        failures.update(run.failures)
+        return [speed for speed in found if speed.name not in failures]
+
+    speeds = contest(contenders, () if peers_at_once else peers)
+    groups = [_group(speeds, anchors, peers)] if peers and not peers_at_once else []
+    size = peers_at_once or 1
+    apart = [peers[first : first + size] for first in range(0, len(peers), size)] if peers_at_once else []
+    for group in apart:
+        found = contest([item for item in contenders if item.name in anchors], group)
+        groups.append(_group(found, anchors, group))
     rates = before.best_with(kernel_rates(options))
     operations = linear_operations(facts_of_bundle(bundles[0].bundle)) | {CONVOLUTIONS: convolution_operations}
     by_name = {case.name: tuple(speed for speed in speeds if speed.name == case.name) for case in measured}
@@ -205,9 +257,9 @@ def measure_table_c(
         split = profile_bundle(bundle, case.options, bundle.path.absolute().parent)
         rows.append(_row(case, by_name[case.name], split, rates, operations))
     rows += [
-        Row(peer.name, peer.name, "", None, tuple(speed for speed in speeds if speed.name == peer.name))
-        for peer in peers
-        if peer.name not in contest.failures
+        Row(name, name, "", None, tuple(speed for speed in group.peers if speed.name == name))
+        for group in groups
+        for name in dict.fromkeys(speed.name for speed in group.peers)
     ]
     # Of its variants the last one: where fused graphs run, they are what is recommended.
     chosen = next((case for case in reversed(measured) if case.item.recipe.name == "default"), measured[-1])
@@ -227,13 +279,16 @@ def measure_table_c(
             "batches": sorted(set(batches)),
             "processes": list(processes),
             "repetitions": repetitions,
+            "half_width": half_width,
+            "peers_at_once": peers_at_once,
             "warmup": warmup,
             "order": ORDER,
         },
         rates=rates,
         operations=sum(operations.values()),
         rows=tuple(rows),
-        failures=contest.failures,
+        failures=failures,
+        peer_groups=tuple(groups),
         machine_speeds=tuple(together),
         machine_recipe=chosen.name,
         recommendation=recommend(chosen.name, by_name[chosen.name], together, options.threads),
@@ -289,6 +344,26 @@ def cases(item: TableBundle, options: SessionOptions) -> list[Case]:
     has_fused = any(graph.fused is not None for graph in item.bundle.manifest.graphs.values())
     choices = each_variant(item.bundle, options) if has_fused else [replace(options, ops=STOCK)]
     return [Case(item, choice) for choice in choices]
+
+
+def require_groups(peers_at_once: int | None, half_width: float | None) -> None:
+    """Raises NextscaleError where peers cannot be measured so."""
+    if peers_at_once is not None and peers_at_once < 1:
+        raise NextscaleError(f"peers at once {peers_at_once}: expected at least 1")
+    if half_width is not None and not half_width > 0:
+        raise NextscaleError(f"half width {half_width}: expected more than 0")
+
+
+def _group(speeds: Sequence[Speed], anchors: Sequence[str], peers: Sequence[Contender]) -> PeerGroup:
+    beside = tuple(speed for speed in speeds if speed.name in anchors)
+    others = tuple(speed for speed in speeds if speed.name in [peer.name for peer in peers])
+    leads = tuple(
+        Lead(own.name, other.name, own.batch, own.ratio_to(other))
+        for own in beside
+        for other in others
+        if own.name != FULL_PRECISION and own.batch == other.batch
+    )
+    return PeerGroup(beside, others, leads)
 
 
 def _row(

@@ -16,7 +16,8 @@ from nextscale.measure.peers.stored_models import digest
 from nextscale.models.sources import Source
 from nextscale.runtime._errors import NextscaleError
 
-_WORKER = "import sys; sys.path{path}; from nextscale.measure.peers.worker import main; main({arguments!r})"
+ENVIRONMENTS = ("openvino", "onnxruntime-openvino")  # libraries that have one of their own
+_PROGRAM = "import sys; sys.path{path}; from nextscale.measure.peers.{module} import main; main({arguments!r})"
 _FAILURE = "import json, sys; print(json.dumps({'error': sys.argv[1]})); sys.exit(1)"
 
 
@@ -60,25 +61,41 @@ class PeerFolder:
         return self.model / "openvino-int8"
 
     @property
-    def environment(self) -> Path:
-        return self.work / "environment-openvino"
+    def onnxruntime_openvino_int8(self) -> Path:
+        return self.model / "onnxruntime-openvino-int8"
 
     @property
-    def openvino_python(self) -> Path:
-        return self.environment / "bin" / "python"
+    def torch_int8(self) -> Path:
+        return self.model / "torch-compile-int8"
 
     @property
-    def installed(self) -> Path:
-        """Lists the packages in OpenVINO's environment, once they are all there."""
-        return self.environment / "nextscale-packages.txt"
+    def torchao(self) -> Path:
+        """torchao alone: it runs on this environment's torch."""
+        return self.work / "packages-torchao"
+
+    def environment(self, library: str) -> Path:
+        """That of a library in ENVIRONMENTS."""
+        return self.work / f"environment-{library}"
+
+    def python(self, library: str) -> Path:
+        return self.environment(library) / "bin" / "python"
+
+    def installed(self, library: str) -> Path:
+        """Lists the packages in a library's environment, or in torchao's folder, once they are all there."""
+        return (self.torchao if library == "torchao" else self.environment(library)) / "nextscale-packages.txt"
 
     def needs(self, name: str) -> tuple[Path, ...]:
         """What a peer needs."""
         library = name.rpartition("-")[0]
-        openvino = (self.installed,) if library == "openvino" else ()
+        installed = (self.installed(library),) if library in ENVIRONMENTS else ()
         models = (self.models,) if library in ("pytorch", "torch-compile") else ()
-        quantized = {"onnxruntime-int8": (self.onnxruntime_int8,), "openvino-int8": (self.openvino_int8,)}
-        return (*models, self.exported, *openvino, *quantized.get(name, ()))
+        quantized = {
+            "torch-compile-int8": (self.installed("torchao"), self.torch_int8),
+            "onnxruntime-int8": (self.onnxruntime_int8,),
+            "onnxruntime-openvino-int8": (self.onnxruntime_openvino_int8,),
+            "openvino-int8": (self.openvino_int8,),
+        }
+        return (*models, self.exported, *installed, *quantized.get(name, ()))
 
     def missing(self, name: str) -> Path | None:
         """The first of them that is not there."""
@@ -111,27 +128,51 @@ def contender(name: str, place: PeerFolder, threads: int) -> Contender:
     environment = {"OPENBLAS_NUM_THREADS": "1", "GOMP_SPINCOUNT": "10000"}
     if threads:
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    if name == "torch-compile-int8":
+        arguments |= {"engine": "torch-int8", "folder": str(place.torch_int8)}
+        environment["TORCHINDUCTOR_CACHE_DIR"] = str(place.compiled)
+        return Contender(name, worker_command(arguments, more=(place.torchao,)), environment)
     if library in ("pytorch", "torch-compile"):
         arguments |= {"engine": "torch", "folder": str(place.models), "bfloat16": precision == "bf16"}
         arguments["compiled"] = library == "torch-compile"
         environment["TORCHINDUCTOR_CACHE_DIR"] = str(place.compiled)
         return Contender(name, worker_command(arguments), environment)
-    condition, step = place.exported / "condition.onnx", place.exported / "step.onnx"
-    decoder = place.exported / "decoder.onnx"
-    if name == "onnxruntime-int8":
-        condition, step, decoder = (place.onnxruntime_int8 / path.name for path in (condition, step, decoder))
+    folders = {
+        "onnxruntime-int8": place.onnxruntime_int8,
+        "onnxruntime-openvino-int8": place.onnxruntime_openvino_int8,
+    }
+    graphs = {graph: folders.get(name, place.exported) / f"{graph}.onnx" for graph in ("condition", "step", "decoder")}
     if name == "openvino-int8":
-        step, decoder = place.openvino_int8 / "step.xml", place.openvino_int8 / "decoder.xml"
-    arguments |= {"engine": library, "condition": str(condition), "step": str(step), "decoder": str(decoder)}
+        graphs |= {graph: place.openvino_int8 / f"{graph}.xml" for graph in ("step", "decoder")}
+    arguments |= {"engine": library} | {graph: str(path) for graph, path in graphs.items()}
     if library == "onnxruntime":
         return Contender(name, worker_command(arguments), environment)
     arguments["precision"] = {"fp32": "f32", "bf16": "bf16", "int8": "auto"}[precision]
-    return Contender(name, worker_command(arguments, place.openvino_python), environment)
+    return Contender(name, worker_command(arguments, place.python(library)), environment)
 
 
-def worker_command(arguments: dict[str, Any], python: Path | None = None) -> tuple[str, ...]:
-    """The command of a worker: in this environment, or in that of `python`, which has its own packages first."""
-    path = f"[:] = {[os.path.abspath(entry) for entry in sys.path]!r}"
-    if python is not None:
-        path = f".append({str(Path(__file__).absolute().parents[3])!r})"
-    return (str(python or sys.executable), "-c", _WORKER.format(path=path, arguments=arguments))
+def worker_command(arguments: dict[str, Any], python: Path | None = None, more: Sequence[Path] = ()) -> tuple[str, ...]:
+    """The command of a worker.
+
+    Args:
+        arguments: the worker's.
+        python: of another environment, which has its own packages first; None is this one.
+        more: folders of packages that this environment lacks.
+    """
+    code = module_code("worker", arguments, python is None, more)
+    return (str(python or sys.executable), "-c", code)
+
+
+def module_code(module: str, arguments: dict[str, Any], here: bool = False, more: Sequence[Path] = ()) -> str:
+    """A program that calls main of a module beside this one.
+
+    Args:
+        module: its name.
+        arguments: of main.
+        here: look for packages where this process does; otherwise nextscale alone is added to what Python finds.
+        more: folders to look for packages in when they are found nowhere else.
+    """
+    entries = sys.path if here else [str(Path(__file__).absolute().parents[3])]
+    found = [os.path.abspath(entry) for entry in (*entries, *more)]
+    path = f"[:] = {found!r}" if here else f" += {found!r}"
+    return _PROGRAM.format(path=path, module=module, arguments=arguments)

@@ -23,10 +23,12 @@ class OnnxRuntimeEngine:
 
     def __init__(self, graphs: Sequence[Path], threads: int) -> None:
         self.versions = {"onnxruntime": onnxruntime.__version__}
-        settings = session_settings(SessionOptions(threads=threads))
-        self._condition, self._step, self._decoder = (new_session(path, settings) for path in graphs)
+        self._condition, self._step, self._decoder = (self._session(path, threads) for path in graphs)
         self._past = {node.name: node.shape for node in self._step.get_inputs() if node.name.startswith("past_")}
         self._outputs = [node.name for node in self._step.get_outputs()]
+
+    def _session(self, path: Path, threads: int) -> onnxruntime.InferenceSession:
+        return new_session(path, session_settings(SessionOptions(threads=threads)))
 
     def begin(self, embedding: Floats) -> None:
         value = onnxruntime.OrtValue.ortvalue_from_numpy

@@ -1,4 +1,4 @@
-"""Set the peers up: store and export the model, quantize, and make an environment of its own for OpenVINO.
+"""Set the peers up: store and export the model, quantize, and make environments for OpenVINO and its provider.
 
     python -m nextscale.measure.peers.setup --work FOLDER [--preset var-d16 | --var FILE --vae FILE] [--only NAME]…
 
@@ -7,26 +7,35 @@ Without a model it is the demo model. What is there already is not made again.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import venv
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from nextscale.measure.contender import Worker
 from nextscale.measure.peers import NAMES
-from nextscale.measure.peers.contenders import PeerFolder, checked_names, contender
+from nextscale.measure.peers.contenders import ENVIRONMENTS, PeerFolder, checked_names, contender, module_code
 from nextscale.measure.peers.stored_models import save_models
 from nextscale.models.sources import Source, checkpoint_source, demo_source, random_source
 from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._machine import CPUINFO
 from nextscale.runtime._outputs import atomic_folder
 
-OPENVINO_PACKAGES = ("openvino==2026.4.1", "nncf==3.4.0")
+NNCF = "nncf==3.4.0"
+OPENVINO_PACKAGES = ("openvino==2026.4.1", NNCF)
+# OpenVINO's provider: the plug-in takes Intel's processors alone (`onnxruntime_openvino_engine`).
+PLUG_IN_PACKAGES = ("onnxruntime==1.32.0", "onnxruntime-ep-openvino==1.8.1", NNCF, "onnx==1.23.2")
+BUILD_PACKAGES = ("onnxruntime-openvino==1.24.1", NNCF, "onnx==1.23.2")
+TORCHAO = "torchao==0.18.0"
 CALIBRATION_IMAGES = 4
 
 Log = Callable[[str], object]
+_PIP_INSTALL = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:")
 
 
 def set_up(
@@ -66,6 +75,13 @@ def _set_up(name: str, source: Source, place: PeerFolder, threads: int, log: Log
         log("storing the model")
         with atomic_folder(place.models) as folder:
             save_models(source.var, source.vqvae, folder)
+    if name == "torch-compile-int8":
+        _install_torchao(place, log)
+        if not place.torch_int8.exists():
+            log(f"torchao: quantizing, calibrated on {CALIBRATION_IMAGES} pictures")
+            with atomic_folder(place.torch_int8) as folder:
+                arguments = _quantization(place, folder, threads) | {"models": str(place.models)}
+                _run((sys.executable, "-c", module_code("torch_quantize", arguments, True, (place.torchao,))))
     compiled = place.compiled / f"{name}.txt"
     if library == "torch-compile" and not compiled.exists():
         log(f"{name}: compiling, some minutes")
@@ -77,12 +93,21 @@ def _set_up(name: str, source: Source, place: PeerFolder, threads: int, log: Log
 
         with atomic_folder(place.onnxruntime_int8) as folder:
             quantize_graphs(place.exported, folder, threads, log)
+    if library in ENVIRONMENTS:
+        _install(library, environment_packages(library), place, log)
+    quantized = {"openvino-int8": place.openvino_int8, "onnxruntime-openvino-int8": place.onnxruntime_openvino_int8}
+    if name in quantized and not quantized[name].exists():
+        log(f"{library}: quantizing with NNCF, calibrated on {CALIBRATION_IMAGES} pictures")
+        with atomic_folder(quantized[name]) as folder:
+            _quantize_with_nncf(library, place, folder, threads)
+
+
+def environment_packages(library: str, cpuinfo: Path = CPUINFO) -> tuple[str, ...]:
+    """What pip installs into a library's environment, on this machine."""
     if library == "openvino":
-        _install(place, log)
-    if name == "openvino-int8" and not place.openvino_int8.exists():
-        log(f"openvino: quantizing, calibrated on {CALIBRATION_IMAGES} pictures")
-        with atomic_folder(place.openvino_int8) as folder:
-            _quantize_openvino(place, folder, threads)
+        return OPENVINO_PACKAGES
+    is_intel = cpuinfo.is_file() and "GenuineIntel" in cpuinfo.read_text(encoding="utf-8")
+    return PLUG_IN_PACKAGES if is_intel else BUILD_PACKAGES
 
 
 def _export(source: Source, place: PeerFolder, log: Log) -> None:
@@ -96,32 +121,43 @@ def _export(source: Source, place: PeerFolder, log: Log) -> None:
         host_weights(source.var, source.vqvae).save(folder / "host.npz")
 
 
-def _install(place: PeerFolder, log: Log) -> None:
-    """Make OpenVINO's environment, or make it again if it is of other packages or half made."""
-    packages = "\n".join(OPENVINO_PACKAGES) + "\n"
-    if place.installed.exists() and place.installed.read_text(encoding="utf-8") == packages:
+def _install(library: str, wanted: Sequence[str], place: PeerFolder, log: Log) -> None:
+    """Make a library's environment, or make it again if it is of other packages or half made."""
+    packages, installed = "\n".join(wanted) + "\n", place.installed(library)
+    if installed.exists() and installed.read_text(encoding="utf-8") == packages:
         return
-    log(f"openvino: installing {', '.join(OPENVINO_PACKAGES)}")
-    venv.create(place.environment, clear=True, with_pip=True, symlinks=True)
-    pip = (str(place.openvino_python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
-    _run((*pip, "--only-binary", ":all:", *OPENVINO_PACKAGES))
-    place.installed.write_text(packages, encoding="utf-8")
+    log(f"{library}: installing {', '.join(wanted)}")
+    venv.create(place.environment(library), clear=True, with_pip=True, symlinks=True)
+    _run((str(place.python(library)), *_PIP_INSTALL, *wanted))
+    installed.write_text(packages, encoding="utf-8")
 
 
-def _quantize_openvino(place: PeerFolder, folder: Path, threads: int) -> None:
+def _install_torchao(place: PeerFolder, log: Log) -> None:
+    """Put torchao alone into a folder; all that it needs is torch, which is here."""
+    installed = place.installed("torchao")
+    if installed.exists() and installed.read_text(encoding="utf-8") == f"{TORCHAO}\n":
+        return
+    log(f"torchao: installing {TORCHAO}")
+    shutil.rmtree(place.torchao, ignore_errors=True)
+    _run((sys.executable, *_PIP_INSTALL, "--no-deps", "--target", str(place.torchao), TORCHAO))
+    installed.write_text(f"{TORCHAO}\n", encoding="utf-8")
+
+
+def _quantize_with_nncf(library: str, place: PeerFolder, folder: Path, threads: int) -> None:
     files = {name: str(place.exported / f"{name}.onnx") for name in ("condition", "step", "decoder")}
-    arguments = files | {
+    module = library.replace("-", "_") + "_quantize"
+    code = module_code(module, files | _quantization(place, folder, threads))
+    _run((str(place.python(library)), "-c", code))
+
+
+def _quantization(place: PeerFolder, folder: Path, threads: int) -> dict[str, Any]:
+    """The arguments of every quantizer's main."""
+    return {
         "host_weights": str(place.exported / "host.npz"),
         "threads": threads,
         "images": CALIBRATION_IMAGES,
         "out": str(folder),
     }
-    root = str(Path(__file__).absolute().parents[3])
-    code = (
-        f"import sys; sys.path.append({root!r}); from nextscale.measure.peers.openvino_quantize import main; "
-        f"main({arguments!r})"
-    )
-    _run((str(place.openvino_python), "-c", code))
 
 
 def _run(command: Sequence[str]) -> None:

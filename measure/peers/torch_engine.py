@@ -14,7 +14,7 @@ from nextscale.measure.peers.stored_models import load_models
 from nextscale.models.var.transformer import KVCache
 
 # A compiled block has one form a stage and batch size.
-_FORMS = 128
+FORMS = 128
 
 
 class TorchEngine:
@@ -73,7 +73,7 @@ class TorchEngine:
     def _compile(self) -> None:
         """Compile a block once for all blocks, the head and the decoder, for each shape by itself."""
         require_compiler()
-        torch._dynamo.config.recompile_limit = _FORMS
+        torch._dynamo.config.recompile_limit = FORMS
         for block in self._blocks:
             block.compile(dynamic=False)
         self._head = torch.compile(self._head_logits, dynamic=False)

@@ -63,7 +63,7 @@ def load_engine(engine: str, threads: int, **options: Any) -> Engine:
     """The engine of a library, which is imported here alone.
 
     Args:
-        engine: "torch", "onnxruntime" or "openvino".
+        engine: "torch", "torch-int8", "onnxruntime", "onnxruntime-openvino" or "openvino".
         threads: 0 lets the library choose.
         options: of the engine; files as texts.
     """
@@ -71,11 +71,19 @@ def load_engine(engine: str, threads: int, **options: Any) -> Engine:
         from nextscale.measure.peers.torch_engine import TorchEngine
 
         return TorchEngine(Path(options.pop("folder")), threads, **options)
+    if engine == "torch-int8":
+        from nextscale.measure.peers.torch_int8_engine import TorchInt8Engine
+
+        return TorchInt8Engine(Path(options.pop("folder")), threads)
     graphs = [Path(options.pop(name)) for name in ("condition", "step", "decoder")]
     if engine == "onnxruntime":
         from nextscale.measure.peers.onnxruntime_engine import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine(graphs, threads)
+    if engine == "onnxruntime-openvino":
+        from nextscale.measure.peers.onnxruntime_openvino_engine import OnnxRuntimeOpenVinoEngine
+
+        return OnnxRuntimeOpenVinoEngine(graphs, threads, **options)
     from nextscale.measure.peers.openvino_engine import OpenVinoEngine
 
     return OpenVinoEngine(graphs, threads, **options)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 from pathlib import Path
@@ -106,6 +107,40 @@ def test_peers_stand_below_the_rows(
     assert [row["name"] for row in report["rows"]] == ["fp32", "engine"]
     assert report["rows"][1]["speeds"][0]["images_per_second"]["mean"] == 0.25
     assert report["failures"] == {"none": "none: gone"}
+
+
+def test_peers_are_measured_in_groups(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def peers(source: Source, work: Path, threads: int, names: list[str] | None) -> list[Contender]:
+        quick = [fake(name, seconds=[4.0], log=str(tmp_path / name), name=name) for name in ("one", "two", "three")]
+        return [*quick, fake("none", first='{"error": "gone"}')]
+
+    monkeypatch.setattr("nextscale.cli.table_c.find_peers", lambda: peers)
+    files = {name: tmp_path / f"table.{name}" for name in ("json", "md")}
+    arguments = ("--model", "tiny", "--rows", "fp32,default", "--ops", "stock", "--work", tmp_path / "work", "--peers")
+    outputs = ("--json", files["json"], "--markdown", files["md"])
+    assert run(*arguments, "--peers-at-once", 2, "--half-width", 1e6, *outputs, "--repetitions", 20) == 0
+    shown = capsys.readouterr()
+    assert shown.err.count("loading fp32") == shown.err.count("loading default") == 3
+    assert "default over three, batch 1: " in shown.out
+    report = json.loads(files["json"].read_text())
+    assert [row["name"] for row in report["rows"]] == ["fp32", "default", "one", "two", "three"]
+    assert report["failures"] == {"none": "none: gone"}
+    groups = report["peer_groups"]
+    assert [[speed["name"] for speed in group["peers"]] for group in groups] == [["one", "two"], ["three"]]
+    for group in groups:
+        assert [speed["name"] for speed in group["anchors"]] == ["fp32", "default"]
+        anchor = {speed["name"]: speed for speed in group["anchors"]}["default"]
+        assert len(anchor["samples"]) == 2  # what `run` asks for, fewer than half_width could end
+        for lead in group["leads"]:
+            assert lead["ratio"]["mean"] == pytest.approx(
+                4.0 / math.exp(sum(map(math.log, anchor["samples"])) / len(anchor["samples"]))
+            )
+    page = files["md"].read_text()
+    assert "In 2 groups, each in the same rounds as these:" in page
+    assert "| 2 | default | three | 1 |" in page
+    assert "rounds until each ratio is known to" in page
 
 
 def test_peers_are_found_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:

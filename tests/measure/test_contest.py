@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from fake_contenders import fake_contender as fake
 
-from nextscale.measure.contest import Contest
+from nextscale.measure.contest import MINIMUM_ROUNDS, Contest
 from nextscale.measure.speed import Speed
 from nextscale.runtime._errors import NextscaleError
 
@@ -113,3 +113,20 @@ def test_others_must_not_fail(settings: dict[str, object]) -> None:
 def test_a_batch_of_nothing_is_refused() -> None:
     with Contest([fake("one")]) as contest, pytest.raises(NextscaleError, match=r"batch sizes \[0\]: expected"):
         contest.speeds(0)
+
+
+def test_rounds_go_on_until_ratios_are_known() -> None:
+    # Ratios of 2 and 2.2 by turns: the half width falls below 3% after some rounds; the machine's drift is no matter.
+    slow, fast = [2.0, 4, 8, 16] * 10, [1.0, 4 / 2.2, 4, 16 / 2.2] * 10
+    contenders = [fake("slow", seconds=slow), fake("fast", seconds=fast)]
+    for half_width, wanted in ((0.03, (12, 16)), (1.0, (MINIMUM_ROUNDS, MINIMUM_ROUNDS)), (1e-3, (30, 30))):
+        with Contest(contenders) as contest:
+            speeds = contest.speeds(repetitions=30, warmup=0, reference="slow", half_width=half_width)
+        assert wanted[0] <= len(speeds[1].samples) <= wanted[1]
+        assert speeds[1].ratio is not None
+        assert (speeds[1].ratio.log_half_width <= half_width) is (half_width > 1e-3)
+
+
+def test_without_a_reference_no_round_is_the_last_before_its_time() -> None:
+    with Contest([fake("one")]) as contest:
+        assert len(contest.speeds(repetitions=12, half_width=1.0)[0].samples) == 12

@@ -96,3 +96,11 @@ def test_timed_work_is_told_its_round(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[int] = []
     assert timed(told.append)(4) == 2.5
     assert told == [4]
+
+
+def test_rounds_end_when_they_are_enough() -> None:
+    asked: list[tuple[str, int]] = []
+    turns = {name: recorder(asked, name) for name in "ab"}
+    found = interleave(turns, repetitions=9, enough=lambda samples: min(map(len, samples.values())) == 3)
+    assert found == {name: [f"{name}0", f"{name}1", f"{name}2"] for name in "ab"}
+    assert len(asked) == 2 * (1 + 3)  # it is not asked after the warm-up

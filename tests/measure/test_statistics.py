@@ -40,3 +40,7 @@ def test_intervals_cover_the_mean_as_often_as_they_say() -> None:
     intervals = [mean_interval(rng.normal(5, 2, size=6).tolist()) for _ in range(2000)]
     covered = np.mean([interval.low <= 5 <= interval.high for interval in intervals])
     assert covered == pytest.approx(0.95, abs=0.02)  # four standard errors
+
+
+def test_the_half_width_of_a_logarithm() -> None:
+    assert Interval(2.0, 2.0 / 1.1, 2.0 * 1.1).log_half_width == pytest.approx(math.log(1.1))

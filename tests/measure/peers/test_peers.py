@@ -16,9 +16,10 @@ from tiny_model import PATCH_NUMS, tiny_source
 
 from nextscale.measure.contender import Contender, Worker
 from nextscale.measure.peers import NAMES, peers
+from nextscale.measure.peers.contenders import worker_command
 from nextscale.measure.peers.host_loop import HostWeights, random_inputs, sample
 from nextscale.measure.peers.host_weights import host_weights
-from nextscale.measure.peers.setup import set_up
+from nextscale.measure.peers.setup import environment_packages, set_up
 from nextscale.measure.peers.stored_models import digest, load_models, save_models
 from nextscale.measure.peers.torch_engine import require_compiler
 from nextscale.models.sources import Source
@@ -135,6 +136,71 @@ def test_compiling_asks_for_a_compiler(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(RuntimeError, match=r"C\+\+ compiler .* install g\+\+"):
         require_compiler()
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "package"),
+    [
+        ("vendor_id\t: GenuineIntel\n", "onnxruntime-ep-openvino"),
+        ("vendor_id\t: AuthenticAMD\n", "onnxruntime-openvino"),
+    ],
+)
+def test_openvinos_provider_is_the_one_for_this_processor(cpuinfo: str, package: str, tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    packages = environment_packages("onnxruntime-openvino", tmp_path / "cpuinfo")
+    assert sum(item.startswith(f"{package}==") for item in packages) == 1
+    others = environment_packages("onnxruntime-openvino", tmp_path / "none")
+    assert any(item.startswith("onnxruntime-openvino==") for item in others)
+    assert environment_packages("openvino", tmp_path / "cpuinfo") == environment_packages("openvino")
+
+
+def test_without_openvinos_provider_the_peer_says_so(source: Source, work: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if "OpenVINOExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("it is here")
+    graphs = dict.fromkeys(("condition", "step", "decoder"), "none.onnx")
+    arguments = {"engine": "onnxruntime-openvino", "threads": 1, "host_weights": "none.npz", "precision": "f32"}
+    replies = ask(Contender("provider", worker_command(arguments | graphs)))
+    assert replies == [
+        {
+            "error": "this ONNX Runtime has no OpenVINO provider: onnxruntime-ep-openvino and onnxruntime-openvino are "
+            "missing"
+        }
+    ]
+
+
+def test_a_plug_in_that_offers_nothing_is_named(tmp_path: Path) -> None:
+    """As on processors that are not Intel's: the plug-in is a stand-in that registers ONNX Runtime's own devices."""
+    package = tmp_path / "onnxruntime_ep_openvino"
+    package.mkdir()
+    (package / "__init__.py").write_text("def get_library_path():\n    return 'none.so'\n")
+    metadata = tmp_path / "onnxruntime_ep_openvino-7.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime-ep-openvino\nVersion: 7\n")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import onnxruntime; "
+        "onnxruntime.register_execution_provider_library = print; "
+        "from nextscale.measure.peers.onnxruntime_openvino_engine import OnnxRuntimeOpenVinoEngine; "
+        "OnnxRuntimeOpenVinoEngine([], 1, 'f32')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "RuntimeError: onnxruntime-ep-openvino 7 offers no device on" in done.stderr
+    assert "it takes Intel's processors alone; onnxruntime-openvino takes others" in done.stderr
+
+
+def test_pytorchs_int8_where_torchao_is_installed(source: Source, tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    from nextscale.measure.peers.host_loop import generate
+    from nextscale.measure.peers.torch_int8_engine import TorchInt8Engine
+    from nextscale.measure.peers.torch_quantize import main
+
+    save_models(source.var, source.vqvae, tmp_path)
+    host_weights(source.var, source.vqvae).save(tmp_path / "host.npz")
+    files = {"models": str(tmp_path), "host_weights": str(tmp_path / "host.npz"), "out": str(tmp_path)}
+    main(files | {"threads": 1, "images": 2})
+    engine = TorchInt8Engine(tmp_path, 1)
+    found = generate(engine, host_weights(source.var, source.vqvae), BATCH, 3, top_k=1, top_p=0.0)
+    assert (found.token_maps == expected(source, top_k=1).token_maps.numpy()).mean() > 0.3
 
 
 def test_openvino_where_it_is_installed(source: Source, tmp_path: Path) -> None:
