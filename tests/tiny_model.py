@@ -32,7 +32,7 @@ L = sum(pn * pn for pn in PATCH_NUMS)
 V = 128
 NUM_CLASSES = 10
 CLASS_NAMES = [f"class {i}" for i in range(NUM_CLASSES)]
-ONE_THREAD = SessionOptions(threads=1)
+ONE_THREAD = SessionOptions(threads=1, ops="stock")
 CALIBRATION_IMAGES = 5
 RECIPES = {"fp32": "fp32", "int8": "default"}
 
