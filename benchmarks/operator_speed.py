@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-import onnxruntime  # noqa: E402
+import onnxruntime
 
 Array = NDArray[Any]
 ROOT = Path(__file__).parents[1]
