@@ -51,7 +51,7 @@ def bench(
     Figures are means with 95% confidence intervals; speedups are relative to the first bundle.
     """
     bundles = [Bundle.open(path) for path in bundle_dirs]
-    require_writable([json_path] if json_path else [])
+    require_writable([json_path] if json_path else [], [path for bundle in bundles for path in bundle.paths()])
     console = Console(stderr=True, quiet=quiet, highlight=False, markup=False)
     report = run_bench(
         bundles,

@@ -51,7 +51,7 @@ def demo(
     Bundles that an earlier run left in OUT are built again.
     """
     sheet = out / "sheet.png"
-    require_writable([json_path] if json_path else [])
+    require_writable([json_path] if json_path else [], [out / precision for precision in RECIPES])
     session = SessionOptions(threads=threads)
     console = Console(stderr=True, highlight=False, markup=False)
     full, int8 = (_built(out / precision, precision, calibration_images, session) for precision in RECIPES)

@@ -56,11 +56,12 @@ def evaluate(
     if attention_images is not None:
         # It edits graphs, for which an install for running alone lacks onnx: better known before a long comparison.
         from nextscale.evaluate import attention_error
-    if json_path is not None:
-        require_writable([json_path])
     options = SessionOptions(threads=threads)
     candidates = {str(path): Generator(path, options) for path in bundles}
     reference_generator = Generator(reference, options)
+    if json_path is not None:
+        generators = [reference_generator, *candidates.values()]
+        require_writable([json_path], [path for generator in generators for path in generator.bundle.paths()])
     with Progress(console=Console(stderr=True, quiet=not sys.stderr.isatty())) as progress:
         task = progress.add_task("comparing", total=images)
         agreements = teacher_forced(

@@ -103,7 +103,7 @@ def generate(
     height, width = bundle.model.image_size
     for path in pictures:
         require_picture_format(path, *(height, width) if no_grid else (len(cells) * height, len(cells[0]) * width))
-    require_writable([*pictures, *([npz] if npz else [])])
+    require_writable([*pictures, *([npz] if npz else [])], bundle.paths())
 
     if seed is None:
         seed = secrets.randbelow(_DRAWN_SEEDS)

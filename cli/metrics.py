@@ -92,7 +92,9 @@ def metrics(
     )
     _make_folder(work)
     if json_path is not None:
-        require_writable([json_path])
+        read = [path for bundle in (*opened, *([original] if original else [])) for path in bundle.paths()]
+        read += [] if reference in ("demo", "none") else [Path(reference)]
+        require_writable([json_path], [*read, *([inception_weights] if inception_weights else [])])
     with _Progress(images) as progress:
         rows = compare_images(
             opened,

@@ -34,7 +34,8 @@ threads = click.option(
 spinning = click.option(
     "--spinning/--no-spinning",
     default=True,
-    help="Let idle threads spin: faster on an idle machine (default), slower on a busy one.",
+    help="Let idle threads spin, unless they are more than the CPUs: faster on an idle machine (default), slower on a "
+    "busy one.",
 )
 cfg_scale = click.option(
     "--cfg-scale", type=float, default=DEFAULT_CFG_SCALE, show_default=True, help="Guidance; 0: none."

@@ -82,6 +82,10 @@ class Bundle:
         """The ONNX file of a graph; see `graph`."""
         return self.path / self.graph(role).file
 
+    def paths(self) -> list[Path]:
+        """The manifest and the files that it lists."""
+        return [self.path / name for name in (MANIFEST_NAME, *self.manifest.files)]
+
     def linked_data(self) -> dict[str, Path]:
         """The files beside the graphs that are links out of the folder, by name."""
         graphs = {graph.file for graph in self.manifest.graphs.values()}

@@ -12,7 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from nextscale.runtime._checked_values import is_truth_value, require_integer
-from nextscale.runtime._cpus import default_threads
+from nextscale.runtime._cpus import default_threads, logical_cpus
 from nextscale.runtime._errors import BundleError, Cancelled, NextscaleError
 from nextscale.runtime._interruptible import CancelFlag, call_interruptibly
 from nextscale.runtime._manifest import GraphInfo, TensorInfo
@@ -41,7 +41,7 @@ class SessionOptions:
         threads: threads of one operator; 0 takes one for each physical core that the process may run on, and no more
             than its control groups' quota of CPU time, rounded up.
         spinning: idle threads spin for a moment before they sleep, which is faster on an idle machine and slower on a
-            busy one.
+            busy one. More threads than the CPUs that the process may use never spin: they would wait for each other.
         memory_arena: keep freed memory for the next operator; without it a picture takes about a quarter longer.
         return_memory: give memory back to the operating system after each call, for a process that lives long: it runs
             without the arena and, with glibc, also returns what the C library would keep.
@@ -98,7 +98,8 @@ def session_settings(options: SessionOptions) -> onnxruntime.SessionOptions:
     settings.enable_cpu_mem_arena = bool(options.memory_arena and not options.return_memory)
     settings.enable_mem_pattern = bool(options.memory_pattern)
     settings.log_severity_level = 4  # none but fatal: what is wrong comes back as an exception
-    settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
+    spinning = options.spinning and settings.intra_op_num_threads <= logical_cpus()
+    settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     # Threads of a run that has ended would spin for some 30 ms more, and take cores from the next session's.
     settings.add_session_config_entry("session.force_spinning_stop", "1")
     if options.profile:
