@@ -12,6 +12,7 @@ from nextscale.runtime._errors import BundleError, ClassLabelError, NextscaleErr
 from nextscale.runtime._file_hash import file_sha256
 from nextscale.runtime._manifest import GraphInfo, Manifest, ModelInfo
 from nextscale.runtime._manifest_reader import parse_manifest
+from nextscale.runtime._regular_file import require_regular
 from nextscale.runtime._wording import shown_text, shown_value
 
 MANIFEST_NAME = "manifest.json"
@@ -191,6 +192,7 @@ class Bundle:
 
 
 def _read_manifest(path: Path) -> bytes:
+    require_regular(path, BundleError)
     try:
         with open(path, "rb") as file:
             content = file.read(_MANIFEST_LIMIT + 1)

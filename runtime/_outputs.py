@@ -86,6 +86,14 @@ def is_stdout(path: Path) -> bool:
     return _own_handle(_place(path)) == 1
 
 
+def is_open_file(path: Path) -> bool:
+    """Whether the path stands for what a process has open, such as /dev/stdin or a shell's <(command)."""
+    try:
+        return _OPEN_FILE.fullmatch(str(_place(path))) is not None
+    except (OSError, ValueError):  # a circle of links, or no path at all
+        return False
+
+
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """A temporary folder that becomes `target` when the block ends well and vanishes otherwise.

@@ -558,3 +558,9 @@ def test_spelling_is_compared_among_the_first_names(fake_bundle: Path) -> None:
     names = [f"kind {number}" for number in range(50_000)] + ["wombat"]
     assert nearest_names("wombatt", names) == "`nextscale inspect DIR --classes` lists the names"
     assert nearest_names("wombatt", names[-100:]) == "nearest: wombat (99)"
+
+
+def test_a_manifest_that_is_a_pipe_is_refused(damaged: Path, make_fifo: Callable[[Path], Path]) -> None:
+    path = make_fifo(damaged / "manifest.json")
+    with pytest.raises(BundleError, match=f"^{path}: not a regular file; give the path of one$"):
+        Bundle.open(damaged)
