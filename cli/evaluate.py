@@ -14,8 +14,10 @@ from rich.table import Table
 from nextscale.cli.options import BUNDLE, cfg_scale, threads
 from nextscale.cli.results import results_console
 from nextscale.evaluate.teacher_forced import KL_IN_WORDS, Agreement, as_json, teacher_forced
+from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime._session import SessionOptions
+from nextscale.runtime._text import printable
 from nextscale.runtime.image_io import require_writable, write_files
 
 if TYPE_CHECKING:
@@ -59,6 +61,12 @@ def evaluate(
     options = SessionOptions(threads=threads)
     candidates = {str(path): Generator(path, options) for path in bundles}
     reference_generator = Generator(reference, options)
+    recipe = reference_generator.bundle.manifest.recipe["name"]
+    if recipe != "fp32":
+        raise NextscaleError(
+            f"{reference}: recipe {recipe}, but bundles are compared with full precision: give one built with "
+            "--precision fp32 first"
+        )
     if json_path is not None:
         generators = [reference_generator, *candidates.values()]
         require_writable([json_path], [path for generator in generators for path in generator.bundle.paths()])
@@ -105,7 +113,8 @@ def _table(agreements: dict[str, Agreement]) -> Table:
     table = Table("bundle", "KL, nats per token", "top-1 agreement", "KL by stage")
     for name, agreement in agreements.items():
         stages = " ".join(f"{kl:.3f}" for kl in agreement.stage_kl)
-        table.add_row(name, f"{agreement.kl:.4f} ± {agreement.kl_stderr:.4f}", f"{agreement.top1:.1%}", stages)
+        spread = f" ± {agreement.kl_stderr:.4f}" if agreement.images > 1 else ""
+        table.add_row(printable(name), f"{agreement.kl:.4f}{spread}", f"{agreement.top1:.1%}", stages)
     return table
 
 
@@ -117,5 +126,5 @@ def _attention_table(errors: "dict[str, AttentionError]") -> Table:
         relative, share = by_stage(error.relative), by_stage(error.values_share)
         stages = " ".join(f"{value:.1%}" for value in relative)
         shares = " ".join("-" if np.isnan(value) else f"{value:.0%}" for value in share)
-        table.add_row(name, f"{relative.mean():.2%}", stages, shares)
+        table.add_row(printable(name), f"{relative.mean():.2%}", stages, shares)
     return table

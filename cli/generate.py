@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from nextscale import __version__
 from nextscale.cli import options
+from nextscale.cli.results import print_path
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._next_scale_loop import Generation, Generator, StageResult
 from nextscale.runtime._outputs import is_stdout
@@ -139,7 +140,7 @@ def generate(
     write_files(writers)
     for path in writers:
         if not is_stdout(path):
-            click.echo(path)
+            print_path(path)
 
 
 class _Progress:

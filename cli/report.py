@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from nextscale.cli import options
+from nextscale.cli.results import print_path
 from nextscale.report._rows import by_model, read_inputs
 from nextscale.report._sheets import Sheet, SheetSettings, make_sheets, sheet_images
 from nextscale.report.report import report_page
@@ -63,7 +64,7 @@ def report(
     settings = SheetSettings(images, seed, classes, cfg_scale, batch, SessionOptions(threads=threads))
     page = report_page(inputs, _sheets(inputs.bundles, settings), title)
     write_files({out: lambda file: file.write(page.encode(errors="replace"))})
-    click.echo(out)
+    print_path(out)
 
 
 def _sheets(bundles: tuple[Bundle, ...], settings: SheetSettings) -> list[Sheet]:

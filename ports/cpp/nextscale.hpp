@@ -2414,6 +2414,9 @@ inline Bundle Bundle::open(const std::filesystem::path& folder, bool verify_hash
   if (!std::filesystem::exists(path, ignored)) {
     throw BundleError(where + ": the file is missing; expected a bundle made by `nextscale build`");
   }
+  if (!std::filesystem::is_regular_file(path, ignored)) {  // a named pipe would be waited for
+    throw BundleError(where + ": not a regular file; give the path of one");
+  }
   const auto size = std::filesystem::file_size(path, ignored);
   if (!ignored && size > detail::kManifestLimit) {
     throw BundleError(where + ": larger than " + std::to_string(detail::kManifestLimit) +
