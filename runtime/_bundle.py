@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsIndex
 
-from nextscale.runtime._checked_values import whole_number
+from nextscale.runtime._checked_values import require_integer, whole_number
 from nextscale.runtime._class_names import label_of_name, nearest_names
 from nextscale.runtime._errors import BundleError, ClassLabelError, NextscaleError
 from nextscale.runtime._file_hash import file_sha256
@@ -132,14 +132,22 @@ class Bundle:
             label = int(name) if isinstance(name, str) else whole_number(name)
         except TypeError:
             raise ClassLabelError(f"class {shown_value(name)}: expected an integer or a class name") from None
+        return self._require_label(label)
+
+    def class_name(self, label: SupportsIndex) -> str:
+        """A class's name, or its id as text where it has none, as the null class.
+
+        Raises:
+            ClassLabelError: not the id of a class.
+        """
+        found = self._require_label(require_integer("class", label, ClassLabelError))
+        names = self.manifest.class_names
+        return names[found] if names is not None and found < len(names) else str(found)
+
+    def _require_label(self, label: int) -> int:
         if not 0 <= label <= self.model.num_classes:
             raise ClassLabelError(f"class {shown_value(label)} is out of range: expected {self._label_range()}")
         return label
-
-    def class_name(self, label: int) -> str:
-        """A class's name, or its id as text where it has none."""
-        names = self.manifest.class_names
-        return names[label] if names is not None and 0 <= label < len(names) else str(label)
 
     def _label_range(self) -> str:
         return f"0 to {self.model.num_classes - 1} ({self.model.num_classes} is the null class)"
@@ -197,7 +205,8 @@ def _read_manifest(path: Path) -> bytes:
         with open(path, "rb") as file:
             content = file.read(_MANIFEST_LIMIT + 1)
     except FileNotFoundError:
-        raise BundleError(f"{path}: the file is missing; expected a bundle made by `nextscale build`") from None
+        here = f" in {path.parent.absolute()}" if path.parent == Path() else ""
+        raise BundleError(f"{path}: the file is missing{here}; expected a bundle made by `nextscale build`") from None
     except OSError as error:
         raise BundleError(f"{path}: cannot be read: {error.strerror}") from None
     if len(content) > _MANIFEST_LIMIT:

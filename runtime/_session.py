@@ -1,6 +1,7 @@
 """ONNX Runtime sessions with the options that suit a bundle."""
 
 import mmap
+import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -66,8 +67,11 @@ class SessionOptions:
         for name in ("spinning", "memory_arena", "return_memory", "memory_pattern"):
             if not is_truth_value(getattr(self, name)):
                 raise NextscaleError(f"{name} {shown_value(getattr(self, name))}: expected True or False")
-        if not isinstance(self.profile, str):
+        if not isinstance(self.profile, str) or "\0" in self.profile:
             raise NextscaleError(f"profile {shown_value(self.profile)}: expected the beginning of a file's path")
+        folder = os.path.dirname(self.profile) or "."
+        if self.profile and not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
+            raise NextscaleError(f"profile {shown_value(self.profile)}: no folder that can be written: {folder}")
 
 
 def require_onnxruntime(version: str | None = None) -> None:

@@ -117,6 +117,8 @@ def test_threads_out_of_range_are_refused(threads: int) -> None:
         ({"spinning": "no"}, "spinning 'no': expected True or False"),
         ({"memory_arena": 0}, "memory_arena 0: expected True or False"),
         ({"profile": None}, "profile None: expected the beginning of a file's path"),
+        ({"profile": "a\0b"}, r"profile 'a\x00b': expected the beginning of a file's path"),
+        ({"profile": "/none/a"}, "profile '/none/a': no folder that can be written: /none"),
     ],
     ids=str,
 )
