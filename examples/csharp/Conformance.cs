@@ -84,7 +84,8 @@ namespace NextScale
                 string root = Path.Combine(folder, item.Text("root"));
                 int found = Cpus.DefaultThreads(root);
                 long cpus = Cpus.LogicalCpus(root);
-                return found == item.Integer("threads", 0) && cpus == item.Integer("cpus", cpus)
+                return found == item.Integer("threads", 0)
+                    && (!item.Value.ContainsKey("cpus") || cpus == item.Integer("cpus", 1))
                     ? null
                     : $"{found} threads, {cpus} CPUs";
             }));
