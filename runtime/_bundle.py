@@ -205,8 +205,8 @@ def _read_manifest(path: Path) -> bytes:
         with open(path, "rb") as file:
             content = file.read(_MANIFEST_LIMIT + 1)
     except FileNotFoundError:
-        here = f" in {path.parent.absolute()}" if path.parent == Path() else ""
-        raise BundleError(f"{path}: the file is missing{here}; expected a bundle made by `nextscale build`") from None
+        named = path.absolute() if path.parent == Path() else path
+        raise BundleError(f"{named}: the file is missing; expected a bundle made by `nextscale build`") from None
     except OSError as error:
         raise BundleError(f"{path}: cannot be read: {error.strerror}") from None
     if len(content) > _MANIFEST_LIMIT:

@@ -6,11 +6,11 @@ from nextscale.runtime._text import printable
 class NextscaleError(Exception):
     """An expected failure; the command line prints it as one line and exits with code 2.
 
-    As text it has escapes for control characters, which a file's name may have.
+    As text it has escapes for control characters, which a file's name may have, but for the ends of lines.
     """
 
     def __str__(self) -> str:
-        return printable(super().__str__())
+        return "\n".join(map(printable, super().__str__().split("\n")))
 
 
 class BundleError(NextscaleError):

@@ -483,16 +483,14 @@ def test_a_folder_without_manifest_is_refused(tmp_path: Path) -> None:
 
 def test_the_folder_here_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BundleError, match=rf"^manifest\.json: the file is missing in {tmp_path}; expected a bundle"):
+    with pytest.raises(BundleError, match=rf"^{tmp_path}/manifest\.json: the file is missing; expected a bundle"):
         Bundle.open(".")
 
 
 def test_a_folder_is_named_without_control_characters(tmp_path: Path) -> None:
     with pytest.raises(BundleError) as caught:
-        Bundle.open(tmp_path / "red\x1b[31m\n")
-    assert (
-        str(caught.value) == f"{tmp_path}/red\\x1b[31m\\n: no such folder; expected a bundle made by `nextscale build`"
-    )
+        Bundle.open(tmp_path / "red\x1b[31m")
+    assert str(caught.value) == f"{tmp_path}/red\\x1b[31m: no such folder; expected a bundle made by `nextscale build`"
 
 
 @pytest.mark.parametrize(
