@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._manifest import ModelInfo
 from nextscale.runtime._outputs import Writer, atomic_folder, write_files
+from nextscale.runtime._regular_file import require_regular
 from nextscale.runtime.image_io import npz_writer
 
 SCHEMA = 1
@@ -91,6 +92,7 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     Raises:
         NextscaleError: the file is missing, damaged or lacks one.
     """
+    require_regular(path)
     try:
         with open(path, "rb") as file:
             arrays = np.load(file, allow_pickle=False)
@@ -108,6 +110,7 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
+    require_regular(path)
     try:
         manifest = json.loads(path.read_bytes())
     except OSError as error:

@@ -56,7 +56,7 @@ def bench(
     stock graphs of each bundle and, where they can run, its fused ones.
     """
     bundles = [Bundle.open(path) for path in bundle_dirs]
-    require_writable([json_path] if json_path else [])
+    require_writable([json_path] if json_path else [], [path for bundle in bundles for path in bundle.paths()])
     console = Console(stderr=True, quiet=quiet, highlight=False, markup=False)
     report = run_bench(
         bundles,

@@ -14,6 +14,7 @@ from nextscale.cli.progress import show_resumable_steps, show_steps
 from nextscale.graph_passes.recipe import MAX_IMAGES, Recipe, load_recipe
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._session import SessionOptions
+from nextscale.runtime._text import printable
 from nextscale.simulation.reconstruction_settings import ReconstructionSettings
 
 if TYPE_CHECKING:
@@ -161,7 +162,9 @@ def build(
     else:
         with show_steps() as progress:
             bundle = build_bundle(source, out, options, progress)
-    click.echo(f"{bundle.path}: {bundle.manifest.name}, {chosen.name}, {bundle.manifest.size / 1e6:.1f} MB")
+    click.echo(
+        f"{printable(str(bundle.path))}: {bundle.manifest.name}, {chosen.name}, {bundle.manifest.size / 1e6:.1f} MB"
+    )
     _tell_saturation(bundle)
 
 

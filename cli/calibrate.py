@@ -20,6 +20,7 @@ from nextscale.cli.progress import show_resumable_steps
 from nextscale.graph_passes.recipe import Matching
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime._session import SessionOptions
+from nextscale.runtime._text import printable
 from nextscale.runtime.image_io import Writer, npz_writer
 
 
@@ -79,7 +80,7 @@ def calibrate(
             maps = replace(maps, settings={**maps.settings, "log_probability": log_probability})
     maps.save(out, _further_files(report, matching))
     shutil.rmtree(work)
-    click.echo(f"{out}: {images} token maps of {generator.bundle.manifest.name}, matching {matching}")
+    click.echo(f"{printable(str(out))}: {images} token maps of {generator.bundle.manifest.name}, matching {matching}")
     Console().print(_table(report, matching))
     if report.moved:
         before, after = report.log_before / report.moved, report.log_after / report.moved

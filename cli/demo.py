@@ -11,7 +11,7 @@ from rich.table import Table
 from nextscale.cli.options import shown_threads
 from nextscale.cli.options import threads as threads_option
 from nextscale.cli.progress import show_steps
-from nextscale.cli.results import results_console
+from nextscale.cli.results import print_path, results_console
 from nextscale.compiler.build import build_bundle
 from nextscale.compiler.options import BuildOptions
 from nextscale.evaluate.comparison import Comparison, compare, paired_sheet
@@ -22,6 +22,7 @@ from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._scratch import remove_folder
 from nextscale.runtime._session import SessionOptions
+from nextscale.runtime._text import printable
 from nextscale.runtime._verify import verify
 from nextscale.runtime.image_io import png_writer, require_writable, write_files
 
@@ -51,25 +52,26 @@ def demo(
     Bundles that an earlier run left in OUT are built again.
     """
     sheet = out / "sheet.png"
-    require_writable([json_path] if json_path else [])
+    require_writable([json_path] if json_path else [], [out / precision for precision in RECIPES])
     session = SessionOptions(threads=threads)
     console = Console(stderr=True, highlight=False, markup=False)
     full, int8 = (_built(out / precision, precision, calibration_images, session) for precision in RECIPES)
     for bundle in (full, int8):
-        report = verify(bundle, session, lambda check: console.print(f"{check.name}: {check.detail}"))
+        report = verify(bundle, session, lambda check: console.print(f"{check.name}: {printable(check.detail)}"))
         if not report.passed:
             raise NextscaleError(f"{bundle.path}: does not pass its own checks on this machine; please report it")
     comparison = compare(full, int8, images=images, repetitions=repetitions, options=session, log=console.print)
     labels = [full.class_label(name) for name in SHEET_CLASSES]
     picture = paired_sheet(full, int8, labels, session)
-    write_files({sheet: png_writer(picture, {"classes": labels, "rows": list(RECIPES)})})
+    writers = {sheet: png_writer(picture, {"classes": labels, "rows": list(RECIPES)})}
     if json_path:
         document = comparison.report.to_json() | {"agreement": as_json({"int8": comparison.agreement})}
         text = json.dumps(document, indent=1) + "\n"
-        write_files({json_path: lambda file: file.write(text.encode())})
+        writers[json_path] = lambda file: file.write(text.encode())
+    write_files(writers)
     shown = results_console(json_path)
     _print(comparison, shown)
-    click.echo(sheet, err=shown.stderr)
+    print_path(sheet, err=shown.stderr)
 
 
 def _built(path: Path, precision: str, calibration_images: int, session: SessionOptions) -> Bundle:

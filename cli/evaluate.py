@@ -15,10 +15,12 @@ from nextscale.cli.options import BUNDLE, cfg_scale, operators, threads
 from nextscale.cli.results import results_console
 from nextscale.evaluate.teacher_forced import KL_IN_WORDS, Agreement, as_json, teacher_forced
 from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._manifest import FUSED
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime._operators import Ops
 from nextscale.runtime._session import SessionOptions
+from nextscale.runtime._text import printable
 from nextscale.runtime._variants import each_variant
 from nextscale.runtime.image_io import require_writable, write_files
 
@@ -63,8 +65,6 @@ def evaluate(
     if attention_images is not None:
         # It edits graphs, for which an install for running alone lacks onnx: better known before a long comparison.
         from nextscale.evaluate import attention_error
-    if json_path is not None:
-        require_writable([json_path])
     options = SessionOptions(threads=threads, ops=ops, ops_library=ops_library)
     candidates = {}
     for bundle in map(Bundle.open, bundles):
@@ -72,6 +72,15 @@ def evaluate(
             suffix = " (fused)" if choice.ops == FUSED else ""
             candidates[f"{bundle.path}{suffix}"] = Generator(bundle, choice)
     reference_generator = Generator(reference, options)
+    recipe = reference_generator.bundle.manifest.recipe["name"]
+    if recipe != "fp32":
+        raise NextscaleError(
+            f"{reference}: recipe {recipe}, but bundles are compared with full precision: give one built with "
+            "--precision fp32 first"
+        )
+    if json_path is not None:
+        generators = [reference_generator, *candidates.values()]
+        require_writable([json_path], [path for generator in generators for path in generator.bundle.paths()])
     with Progress(console=Console(stderr=True, quiet=not sys.stderr.isatty())) as progress:
         task = progress.add_task("comparing", total=images)
         agreements = teacher_forced(
@@ -115,7 +124,8 @@ def _table(agreements: dict[str, Agreement]) -> Table:
     table = Table("bundle", "KL, nats per token", "top-1 agreement", "KL by stage")
     for name, agreement in agreements.items():
         stages = " ".join(f"{kl:.3f}" for kl in agreement.stage_kl)
-        table.add_row(name, f"{agreement.kl:.4f} ± {agreement.kl_stderr:.4f}", f"{agreement.top1:.1%}", stages)
+        spread = f" ± {agreement.kl_stderr:.4f}" if agreement.images > 1 else ""
+        table.add_row(printable(name), f"{agreement.kl:.4f}{spread}", f"{agreement.top1:.1%}", stages)
     return table
 
 
@@ -127,5 +137,5 @@ def _attention_table(errors: "dict[str, AttentionError]") -> Table:
         relative, share = by_stage(error.relative), by_stage(error.values_share)
         stages = " ".join(f"{value:.1%}" for value in relative)
         shares = " ".join("-" if np.isnan(value) else f"{value:.0%}" for value in share)
-        table.add_row(name, f"{relative.mean():.2%}", stages, shares)
+        table.add_row(printable(name), f"{relative.mean():.2%}", stages, shares)
     return table

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from nextscale import __version__
 from nextscale.cli import options
+from nextscale.cli.results import print_path
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._next_scale_loop import Generation, Generator, StageResult
 from nextscale.runtime._operators import Ops
@@ -107,7 +108,7 @@ def generate(
     height, width = bundle.model.image_size
     for path in pictures:
         require_picture_format(path, *(height, width) if no_grid else (len(cells) * height, len(cells[0]) * width))
-    require_writable([*pictures, *([npz] if npz else [])])
+    require_writable([*pictures, *([npz] if npz else [])], bundle.paths())
 
     if seed is None:
         seed = secrets.randbelow(_DRAWN_SEEDS)
@@ -144,7 +145,7 @@ def generate(
     write_files(writers)
     for path in writers:
         if not is_stdout(path):
-            click.echo(path)
+            print_path(path)
 
 
 class _Progress:

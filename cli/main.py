@@ -78,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = cli.main(
             args=None if arguments is None else list(arguments), prog_name="nextscale", standalone_mode=False
         )
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted; nothing half-written was left", 130)
@@ -114,10 +115,12 @@ def _escape_what_the_console_lacks() -> None:
 
 def _abandon_stdout() -> None:
     """Drop what is still buffered for stdout, or it would fail once more when Python exits."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int) -> int:
     line = " ".join(message.split())
-    print(f"error: {printable(line[:LONGEST_MESSAGE])}", file=sys.stderr)
+    if sys.stderr is not None:  # print would take stdout
+        print(f"error: {printable(line[:LONGEST_MESSAGE])}", file=sys.stderr)
     return code

@@ -24,6 +24,7 @@ from nextscale.runtime._errors import OutputError
 from nextscale.runtime._machine import describe_machine
 from nextscale.runtime._request import resolve_top_k
 from nextscale.runtime._session import SessionOptions
+from nextscale.runtime._text import printable
 from nextscale.runtime.image_io import require_writable, write_files
 
 
@@ -92,7 +93,9 @@ def metrics(
     )
     _make_folder(work)
     if json_path is not None:
-        require_writable([json_path])
+        read = [path for bundle in (*opened, *([original] if original else [])) for path in bundle.paths()]
+        read += [] if reference in ("demo", "none") else [Path(reference)]
+        require_writable([json_path], [*read, *([inception_weights] if inception_weights else [])])
     with _Progress(images) as progress:
         rows = compare_images(
             opened,
@@ -171,7 +174,8 @@ def _table(rows: list[MetricsRow], network: ImageNetwork) -> Table:
     for header in ("bundle", "images", score, fid, f"{fid} to\nfull precision"):
         table.add_column(header, justify="left" if header == "bundle" else "right", overflow="fold")
     for row in rows:
-        name = str(row.bundle) if row.role == "bundle" else f"{row.bundle}\n({row.role})"
+        bundle = printable(str(row.bundle))
+        name = bundle if row.role == "bundle" else f"{bundle}\n({row.role})"
         seeds = f" x {len(row.seeds)}" if len(row.seeds) > 1 else ""
         table.add_row(
             name,

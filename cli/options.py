@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,6 +15,7 @@ from click.core import ParameterSource
 from nextscale.runtime._cpus import default_threads
 from nextscale.runtime._operators import OPS, Choice
 from nextscale.runtime._request import DEFAULT_CFG_SCALE, DEFAULT_TOP_K, DEFAULT_TOP_P
+from nextscale.runtime._wording import shown_value
 
 if TYPE_CHECKING:
     from nextscale.models.sources import Source
@@ -35,7 +37,8 @@ threads = click.option(
 spinning = click.option(
     "--spinning/--no-spinning",
     default=True,
-    help="Let idle threads spin: faster on an idle machine (default), slower on a busy one.",
+    help="Let idle threads spin, unless they are more than the CPUs: faster on an idle machine (default), slower on a "
+    "busy one.",
 )
 
 
@@ -85,7 +88,7 @@ class IntegerList(click.ParamType):
         try:
             return [int(part) for part in value.split(",")]
         except ValueError:
-            self.fail(f"{value!r} is not a list of integers such as 1,4", param, ctx)
+            self.fail(f"{shown_value(value)} is not a list of integers such as 1,4", param, ctx)
 
 
 class Seed(click.ParamType):
@@ -94,12 +97,12 @@ class Seed(click.ParamType):
     name = "seed"
 
     def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        if value == "random":
+        if isinstance(value, str) and value.strip().casefold() == "random":
             return None
         try:
             return int(value)
         except ValueError:
-            self.fail(f"{value!r} is neither an integer nor random", param, ctx)
+            self.fail(f"{shown_value(value)} is neither an integer nor random", param, ctx)
 
 
 class Grid(click.ParamType):
@@ -115,10 +118,16 @@ class Grid(click.ParamType):
     ) -> tuple[int, int | None]:
         if isinstance(value, tuple):
             return value
-        columns, by, rows = value.lower().partition("x")
-        if not columns.isdecimal() or not int(columns) or (by and (not rows.isdecimal() or not int(rows))):
-            self.fail(f"{value!r} is neither a number of columns (4) nor columns x rows (4x2)", param, ctx)
-        return int(columns), int(rows) if by else None
+        match = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", value.lower())
+        columns, rows = (None if side is None else int(side) for side in match.groups()) if match else (0, None)
+        if not columns or rows == 0:
+            self.fail(
+                f"{shown_value(value)} is neither a number of columns (4) nor columns x rows (4x2), each at most "
+                "999999999",
+                param,
+                ctx,
+            )
+        return columns, rows
 
 
 def shown_threads(threads: int) -> str:

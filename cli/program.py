@@ -21,10 +21,24 @@ _SHOW_CURSOR = b"\x1b[?25h\n"  # which a progress bar hid
 
 def run() -> int:
     """Run the command line of this process and return its exit code."""
+    _hold_closed_streams()
     with _ended_by_signals():
         from nextscale.cli.main import main
 
         return main()
+
+
+def _hold_closed_streams() -> None:
+    """Take the numbers of the standard streams that whoever started this process closed.
+
+    Otherwise the next file to be opened would get such a number, and what a library prints. Held for reading alone, it
+    is refused as an output.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY)  # the lowest number that is free
 
 
 @contextmanager
@@ -33,7 +47,13 @@ def _ended_by_signals() -> Iterator[None]:
     taken = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    threading.Thread(target=_end_when_told, args=(reader,), name="signals", daemon=True).start()
+    try:
+        threading.Thread(target=_end_when_told, args=(reader,), name="signals", daemon=True).start()
+    except RuntimeError:  # a limit has no room for another thread: signals are then Python's
+        os.close(reader)
+        os.close(writer)
+        yield
+        return
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     for number in taken:
         signal.signal(number, _wait_for_the_end)

@@ -12,6 +12,7 @@ import click
 from nextscale.cli.options import CHECKPOINT, IntegerList, ModelOptions, model_options
 from nextscale.cli.progress import show_resumable_steps
 from nextscale.graph_passes.recipe import Recipe, load_recipe
+from nextscale.runtime._text import printable
 from nextscale.runtime.image_io import require_absent, require_writable
 from nextscale.simulation.reconstruction_settings import ReconstructionSettings
 
@@ -112,7 +113,7 @@ def reconstruct(
         )
     rounding.save(out)
     shutil.rmtree(work)
-    click.echo(f"{out}: {recipe.name}, {rounding.summary()}")
+    click.echo(f"{printable(str(out))}: {recipe.name}, {rounding.summary()}")
 
 
 def _shift_and_sum(

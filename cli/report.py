@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from nextscale.cli import options
+from nextscale.cli.results import print_path
 from nextscale.report._rows import by_model, read_inputs
 from nextscale.report._sheets import Sheet, SheetSettings, make_sheets, sheet_images
 from nextscale.report.report import report_page
-from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import require_writable, write_files
@@ -58,11 +59,12 @@ def report(
     if importlib.util.find_spec("matplotlib") is None:
         raise NextscaleError('a report needs matplotlib, which is not installed: pip install "nextscale[eval]"')
     inputs = read_inputs(paths)
-    require_writable([out])
+    read = [path for bundle in inputs.bundles for path in bundle.paths()]
+    require_writable([out], [*read, *(path for path in paths if not (path / MANIFEST_NAME).exists())])
     settings = SheetSettings(images, seed, classes, cfg_scale, batch, SessionOptions(threads=threads))
     page = report_page(inputs, _sheets(inputs.bundles, settings), title)
     write_files({out: lambda file: file.write(page.encode(errors="replace"))})
-    click.echo(out)
+    print_path(out)
 
 
 def _sheets(bundles: tuple[Bundle, ...], settings: SheetSettings) -> list[Sheet]:

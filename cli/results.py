@@ -1,10 +1,24 @@
 """Where a command shows its results."""
 
+import os
+import sys
 from pathlib import Path
 
+import click
 from rich.console import Console
 
 from nextscale.runtime._outputs import is_stdout
+from nextscale.runtime._text import printable
+
+
+def print_path(path: Path, *, err: bool = False) -> None:
+    """Print the path of a file that was written: as it is for a program that reads it, and on a terminal so that it
+    moves no cursor."""
+    stream = sys.stderr if err else sys.stdout
+    if stream is not None and not stream.isatty() and stream.encoding.lower() == "utf-8":
+        click.echo(os.fsencode(path), err=err)
+    else:
+        click.echo(printable(str(path)), err=err)
 
 
 def results_console(*outputs: Path | None) -> Console:

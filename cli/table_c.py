@@ -154,7 +154,10 @@ def table_c(
     nextscale table-c --threads 2 --markdown table_c.md --plot table_c.png
     nextscale table-c --batch 1,8 --processes 1,2,4 --json table_c.json
     """
-    require_writable(path for path in (json_path, markdown_path, plot_path) if path is not None)
+    require_writable(
+        [path for path in (json_path, markdown_path, plot_path) if path is not None],
+        [*(path for path in (var, vae, roundings) if path is not None), *(work / recipe.name for recipe in rows)],
+    )
     if plot_path is not None and importlib.util.find_spec("matplotlib") is None:
         raise NextscaleError('--plot needs matplotlib, which is not installed: pip install "nextscale[eval]"')
     if min(batch_sizes) < 1:

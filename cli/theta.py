@@ -101,10 +101,10 @@ def theta(
 
     if plot_path is not None and plot_path.suffix.lower() != ".png":
         raise click.UsageError(f"--plot {plot_path}: the plot is written as PNG; give a name that ends in .png")
-    require_writable(path for path in (json_path, plot_path) if path is not None)
     if plot_path is not None and importlib.util.find_spec("matplotlib") is None:
         raise NextscaleError('--plot needs matplotlib, which is not installed: pip install "nextscale[eval]"')
     bundle = Bundle.open(bundle_dir)
+    require_writable([path for path in (json_path, plot_path) if path is not None], bundle.paths())
     recipe = bundle.manifest.recipe["name"]
     if recipe != "fp32":
         raise NextscaleError(

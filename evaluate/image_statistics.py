@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._regular_file import require_regular
 from nextscale.runtime.image_io import Writer
 
 SPLITS = 10
@@ -215,6 +216,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     Raises:
         NextscaleError: the file is missing, damaged or no .npz.
     """
+    require_regular(path)
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from nextscale.evaluate.image_statistics import Features
 from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._regular_file import require_regular
 
 
 class InceptionNetwork:
@@ -36,6 +37,7 @@ class InceptionNetwork:
             raise NextscaleError(
                 f'--inception-weights needs {error.name}, which is not installed: pip install "nextscale[inception]"'
             ) from None
+        require_regular(weights)
         try:
             # torch-fidelity unpickles whatever the file holds; after this it is known to hold tensors alone.
             torch.load(weights, map_location="cpu", weights_only=True)

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 
 from nextscale.graph_passes.qparams import RangeRule
 from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._regular_file import require_regular
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -174,6 +175,7 @@ def load_recipe(name_or_file: str) -> Recipe:
             raise NextscaleError(
                 f'no recipe is named "{name_or_file}"; expected a .toml file or one of {", ".join(recipe_names())}'
             )
+    require_regular(path)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

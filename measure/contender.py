@@ -141,8 +141,7 @@ class Worker:
             code = self._process.wait()
             self._stderr.seek(0)
             said = self._stderr.read().decode("utf-8", "replace").strip().splitlines()
-            ended = f"ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-            raise NextscaleError(f"{self.contender.name}: {said[-1] if said else f'the process {ended}'}")
+            raise NextscaleError(f"{self.contender.name}: {_why_ended(code, said[-1] if said else '')}")
         try:
             reply = json.loads(line)
         except ValueError:
@@ -185,6 +184,15 @@ class Worker:
             for stream in (process.stdin, process.stdout, self._stderr):
                 with contextlib.suppress(OSError):  # what was left to write to a process that ended
                     stream.close()
+
+
+def _why_ended(code: int, said: str) -> str:
+    """In words; what a process that a signal ended said last need not be about that."""
+    if code == -signal.SIGKILL:
+        return "killed by signal 9, probably out of memory: fewer images at a time (--batch) need less"
+    if code < 0:
+        return f"the process ended by signal {-code}" + (f"; it said last: {said}" if said else "")
+    return said or f"the process ended with exit code {code}"
 
 
 def _is_amount(value: Any) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._manifest import MAX_CLASS_NAME, MAX_CLASS_NAMES
+from nextscale.runtime._regular_file import require_regular
 from nextscale.runtime._wording import shown_text, shown_value
 
 CLASS_NAMES_LIMIT = 2 * 2**20  # bytes; a list of 21,841 classes has 1.3 MB
@@ -70,6 +71,7 @@ class _ClassNamesFile:
         return names
 
     def _text(self) -> str:
+        require_regular(self._path, or_open=True)
         try:
             with open(self._path, "rb") as file:
                 content = file.read(CLASS_NAMES_LIMIT + 1)

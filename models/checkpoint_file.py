@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._manifest import is_plain_name
+from nextscale.runtime._regular_file import require_regular
 
 EXPECTED = "expected a .pth, .pt or .safetensors file, or an index of shards (.index.json)"
 INDEX_SUFFIX = ".index.json"
@@ -75,6 +76,7 @@ def _read_shards(path: Path) -> dict[str, object]:
 
 def _read_index(path: Path) -> Mapping[str, str]:
     """Tensor names to names of files in the same folder."""
+    require_regular(path, CheckpointError)
     try:
         with path.open("rb") as file:
             text = file.read(MAX_HEADER + 1)
@@ -93,6 +95,7 @@ def _read_index(path: Path) -> Mapping[str, str]:
 
 
 def _read_file(path: Path) -> object:
+    require_regular(path, CheckpointError)
     try:
         with path.open("rb") as file:
             head = file.read(512)

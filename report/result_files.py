@@ -21,6 +21,7 @@ from nextscale.measure.statistics import Interval
 from nextscale.runtime._checked_json import JsonNode
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._machine import Machine
+from nextscale.runtime._regular_file import require_regular
 
 FREQUENCIES = "frequencies.npz"
 _LIMIT = 64 * 2**20  # bytes; a real file is below 1 MB
@@ -323,6 +324,7 @@ def _numbers(node: JsonNode) -> list[float]:
 
 
 def _read_json(path: Path) -> JsonNode:
+    require_regular(path, or_open=True)
     try:
         with open(path, "rb") as file:
             content = file.read(_LIMIT + 1)

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsIndex
 
-from nextscale.runtime._checked_values import whole_number
+from nextscale.runtime._checked_values import require_integer, whole_number
 from nextscale.runtime._class_names import label_of_name, nearest_names
 from nextscale.runtime._errors import BundleError, ClassLabelError, NextscaleError
 from nextscale.runtime._file_hash import file_sha256
 from nextscale.runtime._manifest import FUSED, STOCK, GraphInfo, Manifest, ModelInfo
 from nextscale.runtime._manifest_reader import parse_manifest
+from nextscale.runtime._regular_file import require_regular
 from nextscale.runtime._wording import shown_text, shown_value
 
 MANIFEST_NAME = "manifest.json"
@@ -83,6 +84,10 @@ class Bundle:
         graph = self.graph(role)
         return self.path / (graph.fused.file if variant == FUSED and graph.fused is not None else graph.file)
 
+    def paths(self) -> list[Path]:
+        """The manifest and the files that it lists."""
+        return [self.path / name for name in (MANIFEST_NAME, *self.manifest.files)]
+
     def linked_data(self) -> dict[str, Path]:
         """The files beside the graphs that are links out of the folder, by name."""
         graphs = {file for graph in self.manifest.graphs.values() for file in graph.files}
@@ -128,14 +133,22 @@ class Bundle:
             label = int(name) if isinstance(name, str) else whole_number(name)
         except TypeError:
             raise ClassLabelError(f"class {shown_value(name)}: expected an integer or a class name") from None
+        return self._require_label(label)
+
+    def class_name(self, label: SupportsIndex) -> str:
+        """A class's name, or its id as text where it has none, as the null class.
+
+        Raises:
+            ClassLabelError: not the id of a class.
+        """
+        found = self._require_label(require_integer("class", label, ClassLabelError))
+        names = self.manifest.class_names
+        return names[found] if names is not None and found < len(names) else str(found)
+
+    def _require_label(self, label: int) -> int:
         if not 0 <= label <= self.model.num_classes:
             raise ClassLabelError(f"class {shown_value(label)} is out of range: expected {self._label_range()}")
         return label
-
-    def class_name(self, label: int) -> str:
-        """A class's name, or its id as text where it has none."""
-        names = self.manifest.class_names
-        return names[label] if names is not None and 0 <= label < len(names) else str(label)
 
     def _label_range(self) -> str:
         return f"0 to {self.model.num_classes - 1} ({self.model.num_classes} is the null class)"
@@ -188,11 +201,13 @@ class Bundle:
 
 
 def _read_manifest(path: Path) -> bytes:
+    require_regular(path, BundleError)
     try:
         with open(path, "rb") as file:
             content = file.read(_MANIFEST_LIMIT + 1)
     except FileNotFoundError:
-        raise BundleError(f"{path}: the file is missing; expected a bundle made by `nextscale build`") from None
+        named = path.absolute() if path.parent == Path() else path
+        raise BundleError(f"{named}: the file is missing; expected a bundle made by `nextscale build`") from None
     except OSError as error:
         raise BundleError(f"{path}: cannot be read: {error.strerror}") from None
     if len(content) > _MANIFEST_LIMIT:

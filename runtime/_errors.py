@@ -1,8 +1,16 @@
 """Expected failures. Each carries one clear line: what is wrong, where, what was expected, what to do."""
 
+from nextscale.runtime._text import printable
+
 
 class NextscaleError(Exception):
-    """An expected failure; the command line prints it as one line and exits with code 2."""
+    """An expected failure; the command line prints it as one line and exits with code 2.
+
+    As text it has escapes for control characters, which a file's name may have, but for the ends of lines.
+    """
+
+    def __str__(self) -> str:
+        return "\n".join(map(printable, super().__str__().split("\n")))
 
 
 class BundleError(NextscaleError):

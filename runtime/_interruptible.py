@@ -6,7 +6,8 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Protocol, TypeVar
 
-from nextscale.runtime._errors import Cancelled
+from nextscale.runtime._errors import Cancelled, RequestError
+from nextscale.runtime._wording import shown_value
 
 POLL_SECONDS = 0.05
 T = TypeVar("T")
@@ -20,6 +21,19 @@ class CancelFlag(Protocol):
 
     def is_set(self) -> bool:
         """Whether to stop."""
+
+
+def is_set(cancel: CancelFlag | None) -> bool:
+    """Whether a flag, if there is one, says to stop.
+
+    Raises:
+        RequestError: what it says is neither true nor false, as an array.
+    """
+    said = None if cancel is None else cancel.is_set()
+    try:
+        return bool(said)
+    except Exception:  # whatever a foreign __bool__ raises
+        raise RequestError(f"cancel: is_set() said {shown_value(said)}; expected True or False") from None
 
 
 def call_interruptibly(call: Callable[[], T], stop: Callable[[], object], cancel: CancelFlag | None = None) -> T:
@@ -59,7 +73,7 @@ def call_interruptibly(call: Callable[[], T], stop: Callable[[], object], cancel
         _begin(run)
         # Not for ever: a signal that comes just before a wait begins does not end it.
         while not done.wait(POLL_SECONDS):
-            if cancel is not None and cancel.is_set():
+            if is_set(cancel):
                 raise Cancelled("cancelled")
     except BaseException:
         stop()

@@ -196,19 +196,21 @@ class Generator:
         request = Request.create(self.bundle, class_labels, **settings)
         require_cancel_flag(cancel)
         known = {tensor.name for tensor in self.bundle.graph("stage").outputs}
-        if isinstance(outputs, str) or not isinstance(outputs, Iterable):
+        if isinstance(outputs, str | bytes | bytearray) or not isinstance(outputs, Iterable):
             raise RequestError(f'outputs {shown_value(outputs)}: expected several, such as ["logits"]')
         outputs = list(outputs)
         for name in outputs:
+            if not isinstance(name, str):
+                raise RequestError(f'outputs {shown_value(name)}: expected names of outputs, such as "logits"')
             if name not in known:
-                raise RequestError(f'outputs: stage.onnx has no output "{shown_text(str(name))}"')
+                raise RequestError(f'outputs: stage.onnx has no output "{shown_text(name)}"')
         return self._stages(request, 0, outputs, cancel)
 
     def decode(self, f_hat: NDArray[np.float32]) -> Images:
         """Decode a latent, float32 [B, Cvae, h, w], to uint8 [B, H, W, 3].
 
         Raises:
-            RequestError: f_hat is no such array.
+            RequestError: f_hat is no such array, is empty, or has a number that is not finite.
         """
         model = self.bundle.model
         expected = (model.latent_channels, *model.latent_size)
@@ -216,6 +218,11 @@ class Generator:
             raise RequestError(
                 f"f_hat: expected float32 [B, {', '.join(map(str, expected))}], found {shown_value(f_hat)}"
             )
+        if not len(f_hat):
+            raise RequestError("f_hat is empty: expected at least one latent")
+        finite = np.isfinite(f_hat)
+        if not finite.all():
+            raise RequestError(f"f_hat: expected finite numbers, found {shown_number(float(f_hat[~finite][0]))}")
         return self._decode(ort_value(np.ascontiguousarray(f_hat)))
 
     def _generate_at_once(self, request: Request) -> tuple[Images, NDArray[np.int64]]:
@@ -235,7 +242,7 @@ class Generator:
         for result in self._stages(request, first, (), cancel):
             token_maps.append(result.tokens)
             go_on = True if on_stage is None else on_stage(result)
-            if is_truth_value(go_on) and not go_on:
+            if is_truth_value(go_on[()] if isinstance(go_on, np.ndarray) else go_on) and not go_on:
                 raise cancelled(result.stage + 1, result.num_stages)
         return result.preview(), np.concatenate(token_maps, axis=1)
 

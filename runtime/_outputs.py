@@ -24,15 +24,22 @@ _OPEN_FILE = re.compile(r"/proc/(\d+)(?:/task/\d+)?/fd/(\d+)")
 _REFUSED_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFBLK: "a disk", stat.S_IFSOCK: "a socket"}
 
 
-def require_writable(paths: Iterable[Path]) -> None:
+def require_writable(paths: Iterable[Path], inputs: Iterable[Path] = ()) -> None:
     """Find out before a long computation whether files can be written.
 
+    Args:
+        paths: of the files.
+        inputs: files that are read meanwhile and must stay as they are; a folder stands for all that is in it.
     Raises:
-        OutputError: a folder is missing or read-only, a path is a folder, a disk or a socket, or two paths name one
-            file.
+        OutputError: a folder is missing or read-only, a path is a folder, a disk or a socket, two paths name one file,
+            or a path names an input.
     """
-    with _outputs(paths):
-        pass
+    with _outputs(paths) as outputs:
+        read = _files_read(inputs) if outputs else {}
+        for output in outputs:
+            found = read.get(_file_number(output.place)) if output.place.exists() else None
+            if found is not None:
+                raise OutputError(f"cannot write {output.path}: it is {found}, which is read; give another name")
 
 
 def require_absent(folder: Path) -> None:
@@ -77,6 +84,14 @@ def write_files(writers: Mapping[Path, Writer]) -> None:
 def is_stdout(path: Path) -> bool:
     """Whether what is written to the path goes to this process's stdout."""
     return _own_handle(_place(path)) == 1
+
+
+def is_open_file(path: Path) -> bool:
+    """Whether the path stands for what a process has open, such as /dev/stdin or a shell's <(command)."""
+    try:
+        return _OPEN_FILE.fullmatch(str(_place(path))) is not None
+    except (OSError, ValueError):  # a circle of links, or no path at all
+        return False
 
 
 @contextmanager
@@ -190,8 +205,7 @@ def _require_kind(place: Path) -> None:
 def _identity(place: Path, scratch: Path | None) -> tuple[object, ...] | None:
     """Equal for places that are one file; None for a device, which takes several outputs."""
     if place.exists():
-        found = place.stat()
-        return None if stat.S_ISCHR(found.st_mode) else (found.st_dev, found.st_ino)
+        return None if stat.S_ISCHR(place.stat().st_mode) else _file_number(place)
     assert scratch is not None
     folder = place.parent.stat()
     return folder.st_dev, folder.st_ino, _as_compared(place.name, scratch)
@@ -203,6 +217,18 @@ def _as_compared(name: str, scratch: Path) -> str:
     probe.touch()
     ignores_case = probe.with_name("PROBE").exists()
     return unicodedata.normalize("NFC", name).casefold() if ignores_case else name
+
+
+def _files_read(inputs: Iterable[Path]) -> dict[tuple[int, int], Path]:
+    """The files that are inputs, or in one."""
+    files = [file for path in inputs for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
+    return {_file_number(file): file for file in files}
+
+
+def _file_number(place: Path) -> tuple[int, int]:
+    """Equal for paths of one file, whether by links or by several names."""
+    found = place.stat()
+    return found.st_dev, found.st_ino
 
 
 def _own_handle(place: Path) -> int | None:

@@ -1,6 +1,7 @@
 """ONNX Runtime sessions with the options that suit a bundle."""
 
 import mmap
+import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from nextscale.runtime._checked_values import is_truth_value, require_integer
-from nextscale.runtime._cpus import default_threads
+from nextscale.runtime._cpus import default_threads, logical_cpus
 from nextscale.runtime._errors import BundleError, Cancelled, NextscaleError
 from nextscale.runtime._interruptible import CancelFlag, call_interruptibly
 from nextscale.runtime._manifest import GraphInfo, TensorInfo
@@ -42,7 +43,7 @@ class SessionOptions:
         threads: threads of one operator; 0 takes one for each physical core that the process may run on, and no more
             than its control groups' quota of CPU time, rounded up.
         spinning: idle threads spin for a moment before they sleep, which is faster on an idle machine and slower on a
-            busy one.
+            busy one. More threads than the CPUs that the process may use never spin: they would wait for each other.
         memory_arena: keep freed memory for the next operator; without it a picture takes about a quarter longer.
         return_memory: give memory back to the operating system after each call, for a process that lives long: it runs
             without the arena and, with glibc, also returns what the C library would keep.
@@ -75,8 +76,11 @@ class SessionOptions:
             if not is_truth_value(getattr(self, name)):
                 raise NextscaleError(f"{name} {shown_value(getattr(self, name))}: expected True or False")
         require_ops(self.ops, self.ops_library)
-        if not isinstance(self.profile, str):
+        if not isinstance(self.profile, str) or "\0" in self.profile:
             raise NextscaleError(f"profile {shown_value(self.profile)}: expected the beginning of a file's path")
+        folder = os.path.dirname(self.profile) or "."
+        if self.profile and not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
+            raise NextscaleError(f"profile {shown_value(self.profile)}: no folder that can be written: {folder}")
 
 
 def require_onnxruntime(version: str | None = None) -> None:
@@ -107,7 +111,8 @@ def session_settings(options: SessionOptions) -> onnxruntime.SessionOptions:
     settings.enable_cpu_mem_arena = bool(options.memory_arena and not options.return_memory)
     settings.enable_mem_pattern = bool(options.memory_pattern)
     settings.log_severity_level = 4  # none but fatal: what is wrong comes back as an exception
-    settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
+    spinning = options.spinning and settings.intra_op_num_threads <= logical_cpus()
+    settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     # Threads of a run that has ended would spin for some 30 ms more, and take cores from the next session's.
     settings.add_session_config_entry("session.force_spinning_stop", "1")
     if options.profile:

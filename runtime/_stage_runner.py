@@ -10,7 +10,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from nextscale.runtime._errors import Cancelled, NextscaleError, RequestError
-from nextscale.runtime._interruptible import CancelFlag
+from nextscale.runtime._interruptible import CancelFlag, is_set
 from nextscale.runtime._manifest import StateInfo
 from nextscale.runtime._request import Request
 from nextscale.runtime._session import ort_value, run_session
@@ -86,7 +86,7 @@ class StageRunner:
         for stage in range(self._num_stages):
             if os.getpid() != process:
                 raise NextscaleError("a stream does not go on in a forked process: begin it again there")
-            if cancel is not None and cancel.is_set():
+            if is_set(cancel):
                 raise cancelled(stage, self._num_stages)
             index = {"stage": ort_value(np.array(stage, np.int64))}
             try:

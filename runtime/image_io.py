@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from nextscale.runtime._errors import NextscaleError, OutputError
 from nextscale.runtime._outputs import Writer, require_absent, require_writable, write_files
+from nextscale.runtime._wording import shown_number
 
 __all__ = [
     "FORMATS",
@@ -37,6 +38,7 @@ FORMATS = {
     ".jpeg": ("JPEG", 65_500),
     ".webp": ("WEBP", 16_383),
 }
+_MOST_EMPTY_CELLS = 10_000
 _EXIF_LIMIT = 65_000  # bytes; JPEG has 65,533 for it
 
 
@@ -50,13 +52,20 @@ def make_grid(images: NDArray[np.uint8], columns: int | None = None, rows: int |
     Returns:
         uint8 [rows*H, columns*W, 3].
     Raises:
-        NextscaleError: the cells are too few.
+        NextscaleError: the cells are too few, or far too many.
     """
     count, height, width, channels = images.shape
     columns = columns or -(-count // max(1, int(count**0.5)))
     rows = rows or -(-count // columns)
     if columns * rows < count:
         raise NextscaleError(f"a grid of {columns}x{rows} has {columns * rows} cells, too few for {count} images")
+    empty = columns * rows - count
+    if empty > _MOST_EMPTY_CELLS:
+        grid = f"{shown_number(columns)}x{shown_number(rows)}"
+        raise NextscaleError(
+            f"a grid of {grid} leaves {shown_number(empty)} cells empty; expected at most {_MOST_EMPTY_CELLS}: "
+            "give fewer columns or rows"
+        )
     cells = np.full((rows * columns, height, width, channels), 255, dtype=np.uint8)
     cells[:count] = images
     return cells.reshape(rows, columns, height, width, channels).swapaxes(1, 2).reshape(rows * height, -1, channels)

@@ -24,6 +24,7 @@ from nextscale.graph_passes.qparams import WeightQParams
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._outputs import write_files
+from nextscale.runtime._regular_file import require_regular
 
 SCHEMA = "nextscale.rounding/1"
 BITS, FACTORS = "bits.", "equalization."
@@ -130,6 +131,7 @@ class Rounding:
         Raises:
             NextscaleError: it cannot be read, or is not what `save` writes.
         """
+        require_regular(path)
         try:
             with safe_open(path, "np") as file:
                 metadata = file.metadata() or {}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +48,19 @@ def fake_text_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def damaged(fake_bundle: Path, tmp_path: Path) -> Path:
     """A copy of the bundle that the test may change."""
     return shutil.copytree(fake_bundle, tmp_path / "damaged")
+
+
+@pytest.fixture
+def make_fifo() -> Callable[[Path], Path]:
+    """Make a named pipe. Whoever opens it finds it empty, instead of waiting for ever."""
+
+    def make(path: Path) -> Path:
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+        threading.Thread(target=path.write_bytes, args=(b"",), daemon=True).start()
+        return path
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
 """A contender that generates nothing: `python fake_worker.py JSON` keeps to the protocol as the JSON object says.
 
 Keys: seconds (of each request, the last again and again), load_seconds, log (a file that gets a line at each request),
-name, first (a line instead of the first), reply (a line instead of each reply), die (exit code after as many replies
-as `replies`, with `stderr` said), stay (ignore the end of stdin), sleep (really, each request).
+name, first (a line instead of the first), reply (a line instead of each reply), die (exit code, or -1 times a signal,
+after as many replies as `replies`, with `stderr` said), stay (ignore the end of stdin), sleep (really, each request).
 """
 
 import json
@@ -22,7 +22,9 @@ print(settings.get("first", json.dumps(first)), flush=True)
 seconds = settings.get("seconds", [1.0])
 for done, line in enumerate(sys.stdin):
     if "die" in settings and done >= settings.get("replies", 0):
-        print(settings.get("stderr", ""), file=sys.stderr)
+        print(settings.get("stderr", ""), file=sys.stderr, flush=True)
+        if settings["die"] < 0:
+            os.kill(os.getpid(), -settings["die"])
         sys.exit(settings["die"])
     request = json.loads(line)
     time.sleep(settings.get("sleep", 0))

@@ -366,9 +366,14 @@ class Conformance {
 
   void default_threads() {
     for (const Json& item : cases("default_threads")) {
-      const int found = nextscale::detail::default_threads(folder_ / fs::u8path(text(item, "root")));
+      const fs::path root = folder_ / fs::u8path(text(item, "root"));
+      const int found = nextscale::detail::default_threads(root);
       check(found == get(item, "threads").as_int64().value(),
             "threads: " + text(item, "name") + ": " + std::to_string(found));
+      if (item.find("cpus") == nullptr) continue;
+      const std::uint64_t cpus = nextscale::detail::logical_cpus(root);
+      check(static_cast<std::int64_t>(cpus) == get(item, "cpus").as_int64().value(),
+            "CPUs: " + text(item, "name") + ": " + std::to_string(cpus));
     }
   }
 

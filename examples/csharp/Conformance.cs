@@ -81,8 +81,13 @@ namespace NextScale
                 Folder(item), new GeneratorOptions { Threads = (int)item.Integer("threads", long.MinValue) })));
             Each("default_threads", (name, item) => Check(name, () =>
             {
-                int found = Cpus.DefaultThreads(Path.Combine(folder, item.Text("root")));
-                return found == item.Integer("threads", 0) ? null : $"{found} threads";
+                string root = Path.Combine(folder, item.Text("root"));
+                int found = Cpus.DefaultThreads(root);
+                long cpus = Cpus.LogicalCpus(root);
+                return found == item.Integer("threads", 0)
+                    && (!item.Value.ContainsKey("cpus") || cpus == item.Integer("cpus", 1))
+                    ? null
+                    : $"{found} threads, {cpus} CPUs";
             }));
             Each("broken_bundles", RunBrokenBundle);
             Each("damaged_manifests", (name, item) =>

@@ -43,6 +43,7 @@
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <thread>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -115,7 +116,8 @@ struct SessionOptions {
   /// Threads of one operator, 1 to 1024; 0 takes one for each physical core that the process may run on, and no more
   /// than its control groups' quota of CPU time, rounded up.
   int threads = 0;
-  /// Idle threads spin for a moment before they sleep: faster alone, slower on a busy machine.
+  /// Idle threads spin for a moment before they sleep: faster alone, slower on a busy machine. More threads than the
+  /// CPUs that the process may use never spin.
   bool spinning = true;
   /// Keep freed memory for the next operator; without it a picture takes about a quarter longer.
   bool memory_arena = true;
@@ -1674,6 +1676,13 @@ inline int default_threads(const std::filesystem::path& root = "/") {
   return static_cast<int>((std::min)(static_cast<std::uint64_t>(cores.size()), cpu_quota(root).value_or(1024)));
 }
 
+/// CPUs whose time this process may use: those that it may run on, and no more than its quota of CPU time.
+inline std::uint64_t logical_cpus(const std::filesystem::path& root = "/") {
+  const std::uint64_t found = allowed_cpus(root).size();
+  const std::uint64_t cpus = found != 0 ? found : (std::max)(std::thread::hardware_concurrency(), 1u);
+  return (std::min)(cpus, cpu_quota(root).value_or(cpus));
+}
+
 // ---------------------------------------------------------------------------------------------------------- engine
 
 /// Gives freed memory back to the operating system when it ends, where that is asked for and the C library can.
@@ -2060,12 +2069,14 @@ class Engine {
     std::string difference;
     try {
       Ort::SessionOptions settings;
-      settings.SetIntraOpNumThreads(options_.threads != 0 ? options_.threads : default_threads());
+      const int threads = options_.threads != 0 ? options_.threads : default_threads();
+      const bool spinning = options_.spinning && static_cast<std::uint64_t>(threads) <= logical_cpus();
+      settings.SetIntraOpNumThreads(threads);
       settings.SetInterOpNumThreads(1);
       options_.memory_arena && !options_.return_memory ? settings.EnableCpuMemArena() : settings.DisableCpuMemArena();
       options_.memory_pattern ? settings.EnableMemPattern() : settings.DisableMemPattern();
       settings.SetLogSeverityLevel(ORT_LOGGING_LEVEL_FATAL);
-      settings.AddConfigEntry("session.intra_op.allow_spinning", options_.spinning ? "1" : "0");
+      settings.AddConfigEntry("session.intra_op.allow_spinning", spinning ? "1" : "0");
       // Threads of a run that has ended would take cores from the next session's for a while.
       settings.AddConfigEntry("session.force_spinning_stop", "1");
       if (choice_.variant == Variant::fused && described.fused) {
@@ -2538,6 +2549,9 @@ inline Bundle Bundle::open(const std::filesystem::path& folder, bool verify_hash
   const std::string where = detail::utf8(path);
   if (!std::filesystem::exists(path, ignored)) {
     throw BundleError(where + ": the file is missing; expected a bundle made by `nextscale build`");
+  }
+  if (!std::filesystem::is_regular_file(path, ignored)) {  // a named pipe would be waited for
+    throw BundleError(where + ": not a regular file; give the path of one");
   }
   const auto size = std::filesystem::file_size(path, ignored);
   if (!ignored && size > detail::kManifestLimit) {

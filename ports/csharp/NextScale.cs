@@ -88,7 +88,8 @@ namespace NextScale
         /// and no more than its control groups' quota of CPU time, rounded up.</summary>
         public int Threads { get; set; }
 
-        /// <summary>Idle threads spin for a moment before they sleep: faster alone, slower on a busy machine.</summary>
+        /// <summary>Idle threads spin for a moment before they sleep: faster alone, slower on a busy machine. More
+        /// threads than the CPUs that the process may use never spin.</summary>
         public bool Spinning { get; set; } = true;
 
         /// <summary>Keep freed memory for the next operator; without it a picture takes a quarter longer.</summary>
@@ -1359,6 +1360,16 @@ namespace NextScale
             return (int)Math.Min(cores, Quota(root) ?? cores);
         }
 
+        /// <summary>CPUs whose time this process may use: those that it may run on, and no more than its quota of CPU
+        /// time, rounded up.</summary>
+        /// <param name="root">Holds proc and sys.</param>
+        public static long LogicalCpus(string root = "/")
+        {
+            int found = Allowed(root).Count();
+            int cpus = found != 0 ? found : Environment.ProcessorCount;
+            return Math.Min(cpus, Quota(root) ?? cpus);
+        }
+
         /// <summary>The logical CPUs that the calling thread may run on; none where no file tells.</summary>
         private static IEnumerable<int> Allowed(string root)
         {
@@ -1633,15 +1644,17 @@ namespace NextScale
 
         private static SessionOptions Settings(GeneratorOptions options)
         {
+            int threads = options.Threads != 0 ? options.Threads : Cpus.DefaultThreads();
+            bool spinning = options.Spinning && threads <= Cpus.LogicalCpus();
             var settings = new SessionOptions
             {
-                IntraOpNumThreads = options.Threads != 0 ? options.Threads : Cpus.DefaultThreads(),
+                IntraOpNumThreads = threads,
                 InterOpNumThreads = 1,
                 EnableCpuMemArena = options.MemoryArena && !options.ReturnMemory,
                 EnableMemoryPattern = options.MemoryPattern,
                 LogSeverityLevel = OrtLoggingLevel.ORT_LOGGING_LEVEL_FATAL,  // what is wrong is an exception anyway
             };
-            settings.AddSessionConfigEntry("session.intra_op.allow_spinning", options.Spinning ? "1" : "0");
+            settings.AddSessionConfigEntry("session.intra_op.allow_spinning", spinning ? "1" : "0");
             // Threads of a run that has ended would take cores from the next session's for a while.
             settings.AddSessionConfigEntry("session.force_spinning_stop", "1");
             return settings;

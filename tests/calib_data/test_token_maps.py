@@ -4,13 +4,14 @@ import io
 import json
 import math
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from nextscale.calib_data.token_maps import ARRAYS, MANIFEST, TokenMaps
+from nextscale.calib_data.token_maps import ARRAYS, MANIFEST, TokenMaps, read_npz
 from nextscale.runtime._errors import NextscaleError, OutputError
 from nextscale.runtime._manifest import ModelInfo
 
@@ -178,3 +179,8 @@ def test_random_damage_is_refused_or_harmless(saved: Path) -> None:
         except NextscaleError:
             continue
         np.testing.assert_array_equal(loaded.token_maps, TOKENS)
+
+
+def test_a_pipe_is_refused(tmp_path: Path, make_fifo: Callable[[Path], Path]) -> None:
+    with pytest.raises(NextscaleError, match="not a regular file"):
+        read_npz(make_fifo(tmp_path / "maps.npz"), ["token_maps"])

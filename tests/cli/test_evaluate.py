@@ -50,6 +50,16 @@ def test_the_error_of_attention_is_measured_on_request(
     assert all(figure < 1e-6 for stage in found["relative"] for figure in stage)
 
 
+def test_one_image_has_no_standard_error(fp32_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "figures.json"
+    assert main(["evaluate", str(fp32_bundle), str(fp32_bundle), "--images", "1", "--json", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "0.0000" in out
+    assert "±" not in out
+    assert "nan" not in out
+    assert json.loads(path.read_text())["bundles"][str(fp32_bundle)]["kl_stderr"] is None
+
+
 def refused(capsys: pytest.CaptureFixture[str], code: int, message: str) -> None:
     captured = capsys.readouterr()
     assert code == 2
@@ -64,6 +74,13 @@ def test_bundles_of_different_models_are_refused(
 ) -> None:
     other = build_tiny(tmp_path / "other", "fp32", tiny_source(depth=1))
     refused(capsys, run(fp32_bundle, other), f"{other}: not the model of {fp32_bundle}")
+
+
+def test_a_quantized_reference_is_refused(
+    fp32_bundle: Path, int8_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = ", but bundles are compared with full precision: give one built with --precision fp32 first"
+    refused(capsys, run(int8_bundle, fp32_bundle), message)
 
 
 @pytest.mark.parametrize("position", [0, 1])

@@ -116,6 +116,31 @@ def test_a_random_seed_is_told_and_kept(fake_bundle: Path, tmp_path: Path, capsy
     assert all(0 <= seed < 2**53 for seed in seeds)
 
 
+def test_random_may_be_in_any_case(fake_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(fake_bundle, "--class", 1, "--seed", "Random", "--quiet", "--out", tmp_path / "a.png") == 0
+    assert capsys.readouterr().err.startswith("seed ")
+
+
+NAME = "a\x1b[31m\n\udcff.png"  # a colour, a line's end and a byte that is no UTF-8
+
+
+def test_a_pipe_gets_a_path_as_it_is(fake_bundle: Path, tmp_path: Path) -> None:
+    code = f"import sys; sys.path[:] = {sys.path!r}; from nextscale.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "generate", fake_bundle, "--class", "1", "--out", tmp_path / NAME]
+    environment = {**os.environ, "PYTHONUTF8": "1"}
+    done = subprocess.run(command, capture_output=True, check=True, env=environment)
+    assert done.stdout == os.fsencode(tmp_path / NAME) + b"\n"
+    assert (tmp_path / NAME).exists()
+
+
+def test_a_terminal_gets_a_path_without_control_characters(
+    fake_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert run(fake_bundle, "--class", 1, "--quiet", "--out", tmp_path / NAME) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/a\\x1b[31m\\n\\udcff.png\n"
+
+
 def test_the_null_class_has_a_name(fake_bundle: Path, tmp_path: Path) -> None:
     assert run(fake_bundle, "--class", "null", "--out", tmp_path / "a.png") == 0
     parameters = read_picture_parameters(tmp_path / "a.png")
@@ -159,6 +184,12 @@ BAD_INPUT = {
     "count": (["--class", "0", "--count", "0"], "Invalid value for '--count'"),
     "grid": (["--class", "0", "--grid", "4y2"], "'4y2' is neither a number of columns"),
     "grid of none": (["--class", "0", "--grid", "0x2"], "'0x2' is neither"),
+    "grid of many digits": (["--class", "0", "--grid", "9" * 5000], "each at most 999999999"),
+    "rows of many digits": (["--class", "0", "--grid", f"4x{'9' * 5000}"], "each at most 999999999"),
+    "large grid": (
+        ["--class", "0", "--grid", "40000x40000"],
+        "a grid of 40000x40000 leaves 1599999999 cells empty; expected at most 10000: give fewer columns or rows",
+    ),
     "small grid": (["--class", "0", "--count", "5", "--grid", "2x2"], "too few for 5 images"),
     "another format": (
         ["--class", "0", "--out", "a.gif"],

@@ -225,3 +225,50 @@ def test_a_folder_whose_name_is_no_text_is_one_line(
     error = capsys.readouterr().err
     assert "onnxruntime opens no path that is not UTF-8: rename the folder" in error
     assert error.count("\n") == 1
+
+
+OVERWRITING = {
+    "generate --out": ["generate", "{bundle}", "--class", "0", "--out", "{png}"],
+    "generate --npz": ["generate", "{bundle}", "--class", "0", "--npz", "{weights}"],
+    "evaluate --json": ["evaluate", "{other}", "{bundle}", "--json", "{weights}"],
+    "evaluate --json, of the reference": ["evaluate", "{bundle}", "{other}", "--json", "{weights}"],
+    "bench --json": ["bench", "{other}", "{bundle}", "--json", "{weights}"],
+    "theta --json": ["theta", "{bundle}", "--json", "{weights}"],
+    "theta --plot": ["theta", "{bundle}", "--plot", "{png}"],
+    "metrics --json": ["metrics", "{bundle}", "--reference", "none", "--work", "{work}", "--json", "{weights}"],
+    "metrics --json, of full precision": [
+        *("metrics", "{other}", "--full-precision", "{bundle}", "--reference", "none", "--work", "{work}"),
+        *("--json", "{weights}"),
+    ],
+    "report --out": ["report", "{bundle}", "--images", "0", "--out", "{html}"],
+    "demo --json": ["demo", "--out", "{out}", "--json", "{weights}"],
+    "table-c --json": ["table-c", "--work", "{out}", "--json", "{weights}"],
+    "table-c --json, of a checkpoint": ["table-c", "--var", "{weights}", "--vae", "{png}", "--json", "{weights}"],
+}
+
+
+@pytest.mark.parametrize("arguments", OVERWRITING.values(), ids=OVERWRITING.keys())
+def test_no_command_overwrites_what_it_reads(
+    arguments: list[str],
+    fake_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bundle = shutil.copytree(fake_bundle, tmp_path / "out" / "fp32")
+    for suffix in ("png", "html"):
+        (tmp_path / f"link.{suffix}").symlink_to(bundle / "weights.data")
+    before = (bundle / "weights.data").read_bytes()
+    monkeypatch.setattr("nextscale.cli.metrics.FeatureNetwork", lambda *_: None)
+    places = {
+        "bundle": bundle,
+        "other": fake_bundle,
+        "weights": bundle / "weights.data",
+        "out": bundle.parent,
+        "work": tmp_path / "work",
+        "png": tmp_path / "link.png",
+        "html": tmp_path / "link.html",
+    }
+    assert main([argument.format(**places) for argument in arguments]) == 2
+    assert "which is read; give another name" in capsys.readouterr().err
+    assert (bundle / "weights.data").read_bytes() == before

@@ -158,3 +158,46 @@ def test_without_a_signal_the_exit_code_is_the_commands(fake_bundle: Path) -> No
         process = started("inspect", bundle, "--json")
         process.communicate(timeout=60)
         assert process.returncode == code
+
+
+CLOSED = {
+    "generate": (["generate", "{bundle}", "--quiet", "--class", "0", "--out", "{folder}/a.png"], 0, ""),
+    "inspect": (["inspect", "{bundle}"], 0, ""),
+    "inspect --json": (["inspect", "{bundle}", "--json"], 0, ""),
+    "recipes": (["recipes"], 0, ""),
+    "help": (["--help"], 0, ""),
+    "an error": (["inspect", "{folder}/none"], 2, "none: no such folder"),
+    "an output to it": (
+        ["generate", "{bundle}", "--class", "0", "--npz", "/dev/stdout"],
+        *(2, "error: cannot write /dev/stdout: Bad file descriptor"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), CLOSED.values(), ids=CLOSED.keys())
+@pytest.mark.parametrize("closed", [">&-", ">&- <&-", ">&- 2>&-"])
+def test_a_closed_stdout_is_as_none(
+    fake_bundle: Path, tmp_path: Path, arguments: list[str], code: int, message: str, closed: str
+) -> None:
+    given = [argument.format(bundle=fake_bundle, folder=tmp_path) for argument in arguments]
+    program = [sys.executable, "-c", RUN.format(path=sys.path, arguments=given, before="")]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    assert message in done.stderr or "2>" in closed
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == (1 if message and "2>" not in closed else 0)
+
+
+def test_without_a_thread_to_spare_the_program_runs(fake_bundle: Path) -> None:
+    fail = """
+import threading
+def start(thread):
+    raise RuntimeError("can't start new thread")
+threading.Thread.start = start
+"""
+    process = started("inspect", fake_bundle, "--json", before=fail)
+    _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (0, "")

@@ -236,7 +236,8 @@ def _make_tree(out: Path, number: int, case: dict[str, Any]) -> dict[str, Any]:
     for name, text in case["files"].items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
-    return {"name": case["name"], "root": str(root.relative_to(out)), "threads": case["threads"]}
+    expected = {key: case[key] for key in ("threads", "cpus") if key in case}
+    return {"name": case["name"], "root": str(root.relative_to(out)), **expected}
 
 
 def _break_bundle(out: Path, number: int, fake: Path, case: dict[str, Any]) -> dict[str, Any]:

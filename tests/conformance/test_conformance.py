@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import typing
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from fake_bundle import read_manifest
 
 from nextscale import runtime
 from nextscale.runtime import Bundle, Generator, NextscaleError, RequestSettings, SessionOptions, StageResult
-from nextscale.runtime._cpus import default_threads
+from nextscale.runtime._cpus import default_threads, logical_cpus
 from nextscale.runtime._manifest_reader import parse_manifest
 from nextscale.runtime._operators import Choice
 from nextscale.runtime._uniforms import philox4x32, uniforms
@@ -167,7 +168,9 @@ def test_threads_errors(case: Case) -> None:
 
 @pytest.mark.parametrize("case", CASE_GROUPS["default_threads"], ids=ids)
 def test_default_threads(suite_folder: Path, suite: dict[str, Any], case: Case) -> None:
-    assert default_threads(suite_folder / find(suite, "default_threads", case["name"])["root"]) == case["threads"]
+    root = suite_folder / find(suite, "default_threads", case["name"])["root"]
+    assert default_threads(root) == case["threads"]
+    assert logical_cpus(root) == case.get("cpus", os.cpu_count())
 
 
 @pytest.mark.parametrize("case", CASE_GROUPS["broken_bundles"], ids=ids)

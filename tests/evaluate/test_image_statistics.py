@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from nextscale.evaluate.image_statistics import (
     extended,
     image_statistics,
     pack_symmetric,
+    read_arrays,
     read_statistics,
     unpack_symmetric,
 )
@@ -183,3 +185,8 @@ def test_files_that_are_no_statistics_are_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(NextscaleError, match=r"file\.npz: damaged"):
         read_statistics(path)
+
+
+def test_a_pipe_is_refused(tmp_path: Path, make_fifo: Callable[[Path], Path]) -> None:
+    with pytest.raises(NextscaleError, match="not a regular file"):
+        read_arrays(make_fifo(tmp_path / "statistics.npz"))

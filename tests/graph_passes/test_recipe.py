@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,8 @@ def test_a_name_that_is_no_line_of_text_is_refused(tmp_path: Path, name: str) ->
     path.write_text(f'name = "{name}"\n')
     with pytest.raises(NextscaleError, match=r"r\.toml: name is .*; expected printable text"):
         load_recipe(str(path))
+
+
+def test_a_pipe_is_refused(tmp_path: Path, make_fifo: Callable[[Path], Path]) -> None:
+    with pytest.raises(NextscaleError, match="not a regular file"):
+        load_recipe(str(make_fifo(tmp_path / "recipe.toml")))

@@ -64,6 +64,15 @@ BROKEN = {
     ),
     "negative seconds": ({"reply": '{"seconds": -1, "peak_memory_bytes": 1}'}, "does not keep to the protocol"),
     "death with a word": ({"die": 3, "stderr": "Traceback\nMemoryError"}, "fake: MemoryError"),
+    "killed": (
+        {"die": -9, "stderr": "a warning"},
+        r"^fake: killed by signal 9, probably out of memory: fewer images at a time \(--batch\) need less$",
+    ),
+    "a crash with a word": (
+        {"die": -6, "stderr": "std::bad_alloc"},
+        r"^fake: the process ended by signal 6; it said last: std::bad_alloc$",
+    ),
+    "a silent crash": ({"die": -11}, "^fake: the process ended by signal 11$"),
     "silent death": ({"die": 3}, "fake: the process ended with exit code 3"),
 }
 
@@ -105,5 +114,5 @@ def test_a_process_that_stays_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_request_that_waits_ends_with_the_process() -> None:
     with Worker(fake(sleep=60)) as worker:
         threading.Timer(0.2, worker.kill).start()
-        with pytest.raises(NextscaleError, match="ended by signal 9"):
+        with pytest.raises(NextscaleError, match="killed by signal 9"):
             worker.request(1, 0)

@@ -192,3 +192,9 @@ def test_what_lies_beside_tensors_is_bounded(save: Callable[..., Path]) -> None:
     path = save({"w": torch.zeros(1), "log": "x" * (MAX_HEADER + 1)})
     with pytest.raises(CheckpointError, match=f"what it holds beside tensors takes over {MAX_HEADER} bytes"):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["var.pth", "model.safetensors", "model.safetensors.index.json"])
+def test_a_pipe_is_refused(tmp_path: Path, make_fifo: Callable[[Path], Path], name: str) -> None:
+    with pytest.raises(CheckpointError, match=f"{name}: not a regular file"):
+        read_checkpoint(make_fifo(tmp_path / name))

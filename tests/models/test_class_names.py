@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -150,3 +152,15 @@ def test_files_that_are_no_text_are_refused(tmp_path: Path) -> None:
         read_class_names(write(tmp_path, b"a" * (CLASS_NAMES_LIMIT + 1)))
     with pytest.raises(NextscaleError, match="cannot be read"):
         read_class_names(tmp_path)
+
+
+def test_a_pipe_is_read_where_a_shell_made_it(tmp_path: Path, make_fifo: Callable[[Path], Path]) -> None:
+    with pytest.raises(NextscaleError, match="not a regular file"):
+        read_class_names(make_fifo(tmp_path / "fifo"))
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, b"tench\ngoldfish\n")
+        os.close(writer)
+        assert read_class_names(Path(f"/dev/fd/{reader}")) == ["tench", "goldfish"]
+    finally:
+        os.close(reader)

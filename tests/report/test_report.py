@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -457,3 +458,8 @@ def test_sheets_are_in_the_page(model_bundles: list[Bundle]) -> None:
     assert "Pictures after two common stages" in document.words
     data = base64.b64decode(document.sources[0].partition(",")[2])
     assert Image.open(io.BytesIO(data)).size == (72, 8)
+
+
+def test_a_pipe_is_refused(tmp_path: Path, make_fifo: Callable[[Path], Path]) -> None:
+    with pytest.raises(NextscaleError, match="not a regular file"):
+        read_inputs([make_fifo(tmp_path / "result.json")])

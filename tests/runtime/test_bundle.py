@@ -481,6 +481,18 @@ def test_a_folder_without_manifest_is_refused(tmp_path: Path) -> None:
         Bundle.open(tmp_path)
 
 
+def test_the_folder_here_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BundleError, match=rf"^{tmp_path}/manifest\.json: the file is missing; expected a bundle"):
+        Bundle.open(".")
+
+
+def test_a_folder_is_named_without_control_characters(tmp_path: Path) -> None:
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(tmp_path / "red\x1b[31m")
+    assert str(caught.value) == f"{tmp_path}/red\\x1b[31m: no such folder; expected a bundle made by `nextscale build`"
+
+
 @pytest.mark.parametrize(
     ("name", "label"),
     [
@@ -540,7 +552,25 @@ def test_a_class_named_null_is_that_class(tmp_path: Path) -> None:
 
 def test_labels_without_a_name_are_their_own(fake_bundle: Path) -> None:
     bundle = Bundle.open(fake_bundle)
-    assert [bundle.class_name(label) for label in (1, 5, -1)] == ["tabby cat", "5", "-1"]
+    assert [bundle.class_name(label) for label in (1, 5, np.int64(1))] == ["tabby cat", "5", "tabby cat"]
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (-1, "class -1 is out of range: expected 0 to 4 (5 is the null class)"),
+        (6, "class 6 is out of range: expected 0 to 4 (5 is the null class)"),
+        (None, "class None: expected an integer"),
+        ("goldfish", "class 'goldfish': expected an integer"),
+        ([], "class []: expected an integer"),
+        (1.5, "class 1.5: expected an integer"),
+    ],
+    ids=repr,
+)
+def test_what_is_no_class_has_no_name(fake_bundle: Path, label: Any, message: str) -> None:
+    with pytest.raises(ClassLabelError) as caught:
+        Bundle.open(fake_bundle).class_name(label)
+    assert str(caught.value) == message
 
 
 def test_an_unknown_class_among_many_long_names_is_told_soon() -> None:
@@ -558,3 +588,9 @@ def test_spelling_is_compared_among_the_first_names(fake_bundle: Path) -> None:
     names = [f"kind {number}" for number in range(50_000)] + ["wombat"]
     assert nearest_names("wombatt", names) == "`nextscale inspect DIR --classes` lists the names"
     assert nearest_names("wombatt", names[-100:]) == "nearest: wombat (99)"
+
+
+def test_a_manifest_that_is_a_pipe_is_refused(damaged: Path, make_fifo: Callable[[Path], Path]) -> None:
+    path = make_fifo(damaged / "manifest.json")
+    with pytest.raises(BundleError, match=f"^{path}: not a regular file; give the path of one$"):
+        Bundle.open(damaged)

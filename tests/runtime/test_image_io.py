@@ -41,6 +41,14 @@ def test_too_small_a_grid_is_refused() -> None:
         make_grid(pictures(5), 2, 2)
 
 
+@pytest.mark.parametrize(("columns", "rows"), [(40_000, 40_000), (99_999_999_999, 9_999_999_999), (20_000, None)])
+def test_a_grid_that_is_nearly_empty_is_refused(columns: int, rows: int | None) -> None:
+    empty = columns * (rows or 1) - 5
+    message = f"a grid of {columns}x{rows or 1} leaves {empty} cells empty; expected at most 10000"
+    with pytest.raises(NextscaleError, match=message):
+        make_grid(pictures(5), columns, rows)
+
+
 PARAMETERS = {"seed": 2**64 - 1, "class_names": ["Fjällräv 狐"], "cfg_scale": 1.5, "classes": [3]}
 
 

@@ -124,6 +124,20 @@ def test_decode_takes_a_latent(generator: Generator) -> None:
         generator.decode(np.zeros((2, 2, 3, 3)))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("f_hat", "message"),
+    [
+        (np.zeros((0, 2, 3, 3), np.float32), "f_hat is empty: expected at least one latent"),
+        (np.full((1, 2, 3, 3), np.nan, np.float32), "f_hat: expected finite numbers, found nan"),
+        (np.full((1, 2, 3, 3), -np.inf, np.float32), "f_hat: expected finite numbers, found -inf"),
+    ],
+    ids=["empty", "nan", "infinite"],
+)
+def test_what_is_no_latent_is_refused(generator: Generator, f_hat: Any, message: str) -> None:
+    with pytest.raises(RequestError, match=f"^{message}$"):
+        generator.decode(f_hat)
+
+
 def test_a_callback_cancels(generator: Generator) -> None:
     seen: list[int] = []
 
@@ -139,9 +153,13 @@ def test_a_callback_cancels(generator: Generator) -> None:
 def test_numpys_false_cancels(generator: Generator) -> None:
     with pytest.raises(Cancelled, match="cancelled after 1 of 3 stages"):
         generator.generate([0], on_stage=lambda result: (result.tokens < 0).all())
+    with pytest.raises(Cancelled, match="cancelled after 1 of 3 stages"):
+        generator.generate([0], on_stage=lambda result: np.array(False))
 
 
-@pytest.mark.parametrize("answer", [None, 0, "", True, np.True_], ids=repr)
+@pytest.mark.parametrize(
+    "answer", [None, 0, "", True, np.True_, np.array(True), np.array(0), np.array([False])], ids=repr
+)
 def test_no_other_answer_cancels(generator: Generator, answer: object) -> None:
     assert len(generator.generate([0], on_stage=lambda result: answer).images) == 1
 
@@ -155,6 +173,23 @@ def test_an_event_cancels(generator: Generator) -> None:
         next(stages)
     with pytest.raises(Cancelled):
         generator.generate([0], cancel=event)
+
+
+class Flag:
+    """A flag that says something else than a truth value."""
+
+    def __init__(self, said: Any) -> None:
+        self.said = said
+
+    def is_set(self) -> Any:
+        return self.said
+
+
+def test_a_flag_that_says_neither_is_refused(generator: Generator) -> None:
+    with pytest.raises(RequestError, match=r"cancel: is_set\(\) said int64 \[2\]; expected True or False"):
+        generator.generate([0], cancel=Flag(np.array([0, 1])))
+    with pytest.raises(Cancelled):
+        generator.generate([0], cancel=Flag(np.array(True)))
 
 
 def test_several_threads_share_a_generator(fake_bundle: Path) -> None:
@@ -279,7 +314,13 @@ def test_options_of_another_type_are_refused(generator: Generator, options: dict
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize("outputs", ["logits", None, 3], ids=repr)
+@pytest.mark.parametrize("output", [[], b"logits", None, 3], ids=repr)
+def test_outputs_that_are_no_names_are_refused(generator: Generator, output: Any) -> None:
+    with pytest.raises(RequestError, match=r'outputs .*: expected names of outputs, such as "logits"'):
+        generator.stream([0], outputs=[output])
+
+
+@pytest.mark.parametrize("outputs", ["logits", b"logits", None, 3], ids=repr)
 def test_outputs_that_are_no_list_are_refused(generator: Generator, outputs: Any) -> None:
     with pytest.raises(RequestError, match=r'outputs .*: expected several, such as \["logits"\]'):
         generator.stream([0], outputs=outputs)

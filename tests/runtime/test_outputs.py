@@ -78,6 +78,20 @@ def test_writable_paths_leave_no_trace(tmp_path: Path) -> None:
     assert (tmp_path / "a.png").read_text() == "old"
 
 
+@pytest.mark.parametrize("inputs", ["folder", "folder/weights"], ids=["a folder", "a file"])
+def test_a_file_that_is_read_is_refused_by_whatever_name(tmp_path: Path, inputs: str) -> None:
+    weights = tmp_path / "folder" / "weights"
+    weights.parent.mkdir()
+    weights.write_text("old")
+    (tmp_path / "link").symlink_to("folder/weights")
+    (tmp_path / "name").hardlink_to(weights)
+    for name in ("folder/weights", "folder/../folder/weights", "link", "name"):
+        message = f"cannot write {tmp_path / name}: it is {weights}, which is read; give another name"
+        with refuse(f"^{message}$"):
+            require_writable([tmp_path / name], [tmp_path / inputs])
+    require_writable([weights.with_name("other"), tmp_path / "other"], [tmp_path / inputs, tmp_path / "none"])
+
+
 def test_unwritable_paths_are_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=f"cannot write {tmp_path}: it is a folder"):
         require_writable([tmp_path])

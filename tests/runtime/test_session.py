@@ -7,7 +7,7 @@ import pytest
 from fake_bundle import read_manifest, write_manifest
 
 from nextscale.runtime import Bundle, BundleError, Generator, NextscaleError, SessionOptions
-from nextscale.runtime._session import require_onnxruntime
+from nextscale.runtime._session import require_onnxruntime, session_settings
 
 
 @pytest.mark.parametrize("version", ["1.22.1", "1.9.0", "0.30"])
@@ -88,6 +88,19 @@ def test_options_do_not_change_the_tokens(fake_bundle: Path, generator: Generato
     assert (tokens == generator.generate([1], seed=9).token_maps).all()
 
 
+@pytest.mark.parametrize(
+    ("threads", "spinning", "expected"),
+    [(0, True, "1"), (3, True, "1"), (3, False, "0"), (4, True, "0"), (1024, True, "0")],
+)
+def test_more_threads_than_cpus_do_not_spin(
+    threads: int, spinning: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nextscale.runtime._session.logical_cpus", lambda: 3)
+    monkeypatch.setattr("nextscale.runtime._session.default_threads", lambda: 2)
+    settings = session_settings(SessionOptions(threads=threads, spinning=spinning))
+    assert settings.get_session_config_entry("session.intra_op.allow_spinning") == expected
+
+
 @pytest.mark.parametrize("threads", [-1, 5000])
 def test_threads_out_of_range_are_refused(threads: int) -> None:
     with pytest.raises(NextscaleError, match=f"threads {threads} is out of range"):
@@ -104,6 +117,8 @@ def test_threads_out_of_range_are_refused(threads: int) -> None:
         ({"spinning": "no"}, "spinning 'no': expected True or False"),
         ({"memory_arena": 0}, "memory_arena 0: expected True or False"),
         ({"profile": None}, "profile None: expected the beginning of a file's path"),
+        ({"profile": "a\0b"}, r"profile 'a\x00b': expected the beginning of a file's path"),
+        ({"profile": "/none/a"}, "profile '/none/a': no folder that can be written: /none"),
     ],
     ids=str,
 )

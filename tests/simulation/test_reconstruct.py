@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -313,3 +314,8 @@ def test_tensors_of_other_types_are_refused(name: str, tensor: torch.Tensor, mes
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot write"):
         small().save(tmp_path / "no folder" / "file")
+
+
+def test_a_pipe_is_refused(tmp_path: Path, make_fifo: Callable[[Path], Path]) -> None:
+    with pytest.raises(NextscaleError, match="not a regular file"):
+        Rounding.load(make_fifo(tmp_path / "rounding.safetensors"))
