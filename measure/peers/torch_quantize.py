@@ -23,13 +23,14 @@ from nextscale.measure.peers.exported_graphs import Condition, Step
 from nextscale.measure.peers.host_loop import HostWeights, generate
 from nextscale.measure.peers.stored_models import load_models
 from nextscale.measure.peers.torch_engine import TorchEngine
+from nextscale.models.var.vqvae import VQVAE
 from nextscale.runtime._machine import describe_machine
 
 
 class _Decode(nn.Module):
     """f_hat [B, Cvae, H, W] to pictures [B, 3, H, W] in [-1, 1]."""
 
-    def __init__(self, vqvae: nn.Module) -> None:
+    def __init__(self, vqvae: VQVAE) -> None:
         super().__init__()
         self.vqvae = vqvae
 
