@@ -78,8 +78,6 @@ def perturbed(bundle: Bundle, out: Path) -> Bundle:
         role["variants"] = {STOCK: role["variants"][STOCK]}
     graphs = {file for graph in bundle.manifest.graphs.values() for file in graph.files}
     kept = [name for name in bundle.manifest.files if name not in graphs or name == bundle.graph("decoder").file]
-    for name in kept:
-        copy_or_link(bundle.path / name, out / name)
     stage = out / bundle.graph("stage").file
     model = ir.load(bundle.graph_path("stage"))
     weights = {node.inputs[1] for node in model.graph if is_operator(node, "LayerNormalization")}
@@ -90,6 +88,8 @@ def perturbed(bundle: Bundle, out: Path) -> Bundle:
         assert weight.const_value is not None
         weight.const_value = ir.tensor(weight.const_value.numpy() * ONE_UNIT_UP, name=weight.name)
     ir.save(model, stage)
+    for name in kept:  # at the end: onnx_ir reads no weights that have two names
+        copy_or_link(bundle.path / name, out / name)
     manifest["files"] = {name: manifest["files"][name] for name in kept}
     manifest["files"][stage.name] = {"size": stage.stat().st_size, "sha256": file_sha256(stage)}
     (out / MANIFEST_NAME).write_text(json.dumps(manifest), encoding="utf-8")

@@ -19,7 +19,6 @@ def demo_files() -> ModuleType:
         if error.name != "nextscale_demo":
             raise
         raise NextscaleError(
-            'the demo model is not installed: pip install "nextscale[demo]", or, from a checkout, '
-            "pip install ./demo/nextscale-demo"
+            "the demo model is not installed: in a checkout, pip install ./demo/nextscale-demo"
         ) from None
     return nextscale_demo

@@ -72,5 +72,5 @@ def saturation_warning(recipe: Mapping[str, Any], machine: Machine | None = None
         return None
     return (
         f"{machine.cpu} has no VNNI instructions: integer products saturate there, and pictures suffer; "
-        "`nextscale verify` tells how much, a bundle built with --reduce-range is exact"
+        "`nextscale evaluate` tells how much; a bundle built with --reduce-range is exact, and so are fused operators"
     )

@@ -68,22 +68,63 @@ void linear(Case& c) {
   });
 }
 
-void attention(Case& c) {
-  constexpr double kOfTiles = 1e-3;  // of values of about 1
+// All but what becomes of the result.
+AttentionArgs attention_args(Case& c) {
   AttentionArgs a{};
   a.rows = c.count("rows", 4), a.heads = c.size("heads", 4), a.size = 8 * c.size("eighths", 16);
   a.tokens = c.count("tokens", 70), a.past = c.count("past", 200);
-  const Ranges ranges = a.rows % 2 == 0 && c.maybe() ? Ranges::kPair : Ranges::kNone;
   const int64_t width = a.heads * a.size, fresh = a.rows * a.tokens * width, kept = a.rows * a.past * width;
   a.query = c.floats(fresh), a.key = c.floats(fresh), a.value = c.floats(fresh);
   a.past_key = c.floats(kept, 0.1f), a.past_value = c.floats(kept);
   a.query_scale = c.scales(a.heads);
   a.present_key = c.output<float>(fresh + kept), a.present_value = c.output<float>(fresh + kept);
+  return a;
+}
+
+void attention(Case& c) {
+  constexpr double kOfTiles = 1e-3;  // of values of about 1
+  AttentionArgs a = attention_args(c);
+  const Ranges ranges = a.rows % 2 == 0 && c.maybe() ? Ranges::kPair : Ranges::kNone;
+  const int64_t width = a.heads * a.size, fresh = a.rows * a.tokens * width;
   a.coding = c.coding(ranges, a.rows, a.tokens, width, 1);
   if (ranges == Ranges::kNone) a.y = c.output<float>(fresh, kOfTiles);
   c.same_everywhere([&](const Kernels& kernels, const Parallel& parallel, const Workspace& workspace) {
     kernels.attention(a, parallel, workspace);
   });
+}
+
+void integer_attention(Case& c) {
+  IntegerAttentionArgs a{};
+  a.base = attention_args(c);
+  a.weights = static_cast<Weights>(c.told("weights", c.from(0, 3)));
+  a.qmax = (1 << c.told("bits", c.from(2, 8))) - 1;
+  a.image_rows = a.base.rows % 2 == 0 ? c.told("image_rows", c.from(1, 2)) : 1;
+  if (c.told("known", c.from(0, 1))) a.known_scales = c.scales(3);
+  a.places = c.told("places", c.from(-1, 8));
+  a.theta = static_cast<float>(c.from(0, 100)) * 1e-3f;
+  a.overflow = c.output<int64_t>(1);
+  a.base.y = c.output<float>(a.base.rows * a.base.tokens * a.base.heads * a.base.size);
+  c.same_everywhere([&](const Kernels& kernels, const Parallel& parallel, const Workspace& workspace) {
+    kernels.integer_attention(a, parallel, workspace);
+  });
+}
+
+// The weights 4 G g G' of kernels/winograd.h, of weights [3][3][channels][out].
+std::vector<int16_t> transformed(const int8_t* weight, int64_t out, int64_t channels) {
+  constexpr int kTransform[4][3] = {{2, 0, 0}, {1, 1, 1}, {1, -1, 1}, {0, 0, 2}};
+  const int64_t filled = (channels + 15) / 16 * 16;
+  std::vector<int16_t> to(static_cast<size_t>((out + 15) / 16 * 16 * 16 * filled));
+  for (int64_t o = 0; o < out; ++o)
+    for (int64_t ch = 0; ch < channels; ++ch)
+      for (int64_t plane = 0; plane < 16; ++plane) {
+        int total = 0;
+        for (int64_t i = 0; i < 3; ++i)
+          for (int64_t j = 0; j < 3; ++j)
+            total += kTransform[plane / 4][i] * kTransform[plane % 4][j] * weight[((3 * i + j) * channels + ch) * out + o];
+        const int64_t at = ((o / 16 * 16 + plane) * filled + ch / 2 * 2) * 16 + o % 16 * 2 + ch % 2;
+        to[static_cast<size_t>(at)] = static_cast<int16_t>(total);
+      }
+  return to;
 }
 
 void convolution(Case& c) {
@@ -95,11 +136,13 @@ void convolution(Case& c) {
   a.zero_point = static_cast<int32_t>(c.from(0, 255));
   const int64_t line = a.size * a.channels, filled = (line + 63) / 64 * 64;
   std::vector<std::unique_ptr<PackedWeights>> packed;
+  std::vector<int16_t> of_winograd;
   for (int64_t i = 0; i < a.kernels; ++i) {
     const int8_t* drawn = c.integers<int8_t>(a.size * line * a.out, -128, 127);
     std::vector<int8_t> weight(static_cast<size_t>(a.size * filled * a.out));  // nothing where a line is filled up
     for (int64_t j = 0; j < a.size; ++j)
       std::memcpy(weight.data() + j * filled * a.out, drawn + j * line * a.out, static_cast<size_t>(line * a.out));
+    if (a.kernels == 1) of_winograd = transformed(drawn, a.out, a.channels);
     packed.push_back(std::make_unique<PackedWeights>(weight.data(), a.size * filled, a.out));
     a.weight[i] = packed.back()->panels();
     a.scale[i] = c.scales(a.weight[i].count() * 32);
@@ -107,7 +150,9 @@ void convolution(Case& c) {
   }
   a.y = c.output<uint8_t>(a.batch * a.height * a.width * a.kernels * a.out);
   c.same_everywhere([&](const Kernels& kernels, const Parallel& parallel, const Workspace&) {
-    kernels.convolution(a, parallel);
+    ConvolutionArgs of_set = a;
+    if (kernels.winograd && a.kernels == 1) of_set.transformed = of_winograd.data();
+    kernels.convolution(of_set, parallel);
   });
 }
 
@@ -156,8 +201,14 @@ struct Check {
   void (*run)(Case& c);
 };
 constexpr Check kChecks[] = {
-    {"quantize", quantize},       {"norm", norm},           {"linear", linear},       {"attention", attention},
-    {"convolution", convolution}, {"group_norm", group_norm}, {"add_codes", add_codes},
+    {"quantize", quantize},
+    {"norm", norm},
+    {"linear", linear},
+    {"attention", attention},
+    {"integer_attention", integer_attention},
+    {"convolution", convolution},
+    {"group_norm", group_norm},
+    {"add_codes", add_codes},
 };
 
 int main(int count, char** arguments) {

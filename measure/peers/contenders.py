@@ -173,6 +173,6 @@ def module_code(module: str, arguments: dict[str, Any], here: bool = False, more
         more: folders to look for packages in when they are found nowhere else.
     """
     entries = sys.path if here else [str(Path(__file__).absolute().parents[3])]
-    found = [os.path.abspath(entry) for entry in (*entries, *map(str, more))]
+    found = [os.path.abspath(entry) for entry in [*entries, *map(str, more)]]
     path = f"[:] = {found!r}" if here else f" += {found!r}"
     return _PROGRAM.format(path=path, module=module, arguments=arguments)

@@ -1,7 +1,5 @@
-"""Quantize the exported step and decoder with NNCF in ONNX's form, whose QuantizeLinear and DequantizeLinear OpenVINO's
-provider makes integer products of; runs in the provider's environment.
-
-What quantize_dynamic makes (`onnxruntime_quantize`), the provider takes apart into float products.
+"""Quantize the exported step and decoder with NNCF, OpenVINO's quantizer, in ONNX's form; runs in the provider's
+environment.
 """
 
 from __future__ import annotations
