@@ -115,11 +115,11 @@ class Worker:
     ) -> None:
         self._end(at_once=kind is not None)
 
-    def request(self, batch: int, seed: int) -> Reply:
-        """Generate `batch` images and wait for them."""
+    def request(self, batch: int, seed: int, **more: Any) -> Reply:
+        """Generate `batch` images and wait for them; the request holds `more` too, for those that know it."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):  # it ended; why is what reading finds
-            self._process.stdin.write(json.dumps({"batch": batch, "seed": seed}) + "\n")
+            self._process.stdin.write(json.dumps({"batch": batch, "seed": seed, **more}) + "\n")
             self._process.stdin.flush()
         reply = self._read()
         return Reply(

@@ -6,6 +6,7 @@ Symbols: B images, l tokens of a stage, L tokens of all stages, C width, V codeb
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -96,8 +97,15 @@ def generate(
     cfg_scale: float = CFG_SCALE,
     top_k: int = TOP_K,
     top_p: float = TOP_P,
+    forced: NDArray[np.int64] | None = None,
+    on_logits: Callable[[Floats], object] = lambda logits: None,
 ) -> Pictures:
-    """Generate a batch of random classes; labels and uniforms are those of `random_inputs`."""
+    """Generate a batch of random classes; labels and uniforms are those of `random_inputs`.
+
+    Args:
+        forced: tokens [B, L] to go on with instead of those sampled.
+        on_logits: told the guided logits of each stage, [B, l, V].
+    """
     labels, uniforms = random_inputs(weights, batch, seed)
     null = np.full_like(labels, len(weights.class_embedding) - 1)
     embedding = weights.class_embedding[np.concatenate((labels, null))]
@@ -117,8 +125,12 @@ def generate(
         logits = engine.stage(x + weights.position[stage])
         t = np.float32(cfg_scale * si / last)
         guided = (1 + t) * logits[:batch] - t * logits[batch:]
-        tokens = sample(guided.reshape(-1, guided.shape[-1]), uniforms[:, stage].reshape(-1), top_k, top_p)
-        token_map = tokens.reshape(batch, -1)
+        on_logits(guided)
+        if forced is None:
+            tokens = sample(guided.reshape(-1, guided.shape[-1]), uniforms[:, stage].reshape(-1), top_k, top_p)
+            token_map = tokens.reshape(batch, -1)
+        else:
+            token_map = forced[:, stage]
         h = weights.up[stage].T @ weights.codebook[token_map]
         f_hat += _phi(h.reshape(f_hat.shape), weights.phi_weight[si], weights.phi_bias[si])
         token_maps.append(token_map)

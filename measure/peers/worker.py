@@ -1,6 +1,7 @@
 """The process of one peer: speaks the protocol of `nextscale.measure.contender`.
 
-Each request may also hold "top_k" and "top_p", and "save", the path of an .npz for tokens and pictures.
+Each request may also hold "top_k" and "top_p", and "save", the path of an .npz for tokens, pictures and guided logits;
+"forced", the path of an .npy with tokens to go on with instead of those sampled.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from nextscale.measure._peak_memory import peak_memory
-from nextscale.measure.peers.host_loop import Engine, HostWeights, generate
+from nextscale.measure.peers.host_loop import Engine, Floats, HostWeights, generate
 
 
 def main(arguments: dict[str, Any]) -> None:
@@ -48,14 +49,25 @@ def main(arguments: dict[str, Any]) -> None:
 
 
 def answer(
-    engine: Engine, weights: HostWeights, batch: int, seed: int, save: str | None = None, **sampling: Any
+    engine: Engine,
+    weights: HostWeights,
+    batch: int,
+    seed: int,
+    save: str | None = None,
+    forced: str | None = None,
+    **sampling: Any,
 ) -> dict[str, Any]:
     """Generate one batch and time it."""
+    logits: list[Floats] = []
+    if save is not None:
+        sampling["on_logits"] = logits.append
+    if forced is not None:
+        sampling["forced"] = np.load(forced)
     begin = time.perf_counter()
     pictures = generate(engine, weights, batch, seed, **sampling)
     seconds = time.perf_counter() - begin
     if save is not None:
-        np.savez(save, **pictures._asdict())
+        np.savez(save, **pictures._asdict(), logits=np.concatenate(logits, axis=1))
     return {"seconds": seconds, "peak_memory_bytes": peak_memory()}
 
 

@@ -113,7 +113,7 @@ def test_peers_are_measured_in_groups(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def peers(source: Source, work: Path, threads: int, names: list[str] | None) -> list[Contender]:
-        quick = [fake(name, seconds=[4.0], log=str(tmp_path / name), name=name) for name in ("one", "two", "three")]
+        quick = [fake(name, seconds=[4.0]) for name in ("one", "two", "three")]
         return [*quick, fake("none", first='{"error": "gone"}')]
 
     monkeypatch.setattr("nextscale.cli.table_c.find_peers", lambda: peers)
