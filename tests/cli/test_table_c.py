@@ -51,8 +51,8 @@ def test_rows_are_built_measured_and_written(tmp_path: Path, capsys: pytest.Capt
     files = {name: tmp_path / f"table.{name}" for name in ("json", "md", "png")}
     outputs = ("--json", files["json"], "--markdown", files["md"], "--plot", files["png"])
     rows = f"fp32,default,{shift_recipe(tmp_path)}"
-    arguments = ("--model", "tiny", "--rows", rows, "--batch", "2,1", "--processes", "1", "--work", tmp_path / "work")
-    assert run(*arguments, *outputs) == 0
+    work = ("--ops", "stock", "--work", tmp_path / "work")
+    assert run("--model", "tiny", "--rows", rows, "--batch", "2,1", "--processes", "1", *work, *outputs) == 0
     captured = capsys.readouterr()
     assert "batch 2: round 2 of 2" in captured.err
     for text in ("Full precision", "default", "images/s", "KL", "90.1%", "most images per second", "roofline"):
@@ -84,8 +84,19 @@ def test_rows_are_built_measured_and_written(tmp_path: Path, capsys: pytest.Capt
     assert built == {"model.json", "fp32", "default", "shift"}
 
     # Again: with what is there, and nothing is built.
-    assert run("--model", "tiny", "--rows", "default", "--work", tmp_path / "work") == 0
+    assert run("--model", "tiny", "--rows", "default", *work) == 0
     assert "building graphs" not in capsys.readouterr().err
+
+
+def test_fused_operators_are_rows_of_their_own(tmp_path: Path, ops_library: Path) -> None:
+    """Those of one bundle, which is built once; their times are their own."""
+    out, library = tmp_path / "table.json", ("--ops-library", ops_library)
+    assert run("--model", "tiny", "--rows", "fp32,default", *library, "--work", tmp_path / "work", "--json", out) == 0
+    full, stock, fused = json.loads(out.read_text())["rows"]
+    assert [row["name"] for row in (full, stock, fused)] == ["fp32", "default", "default fused"]
+    assert fused["speeds"][0]["samples"] != stock["speeds"][0]["samples"]
+    assert fused["split"]["parts"] != stock["split"]["parts"]
+    assert {path.name for path in (tmp_path / "work").iterdir()} == {"model.json", "fp32", "default"}
 
 
 def test_peers_stand_below_the_rows(

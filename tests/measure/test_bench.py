@@ -66,7 +66,7 @@ def test_nothing_to_measure_is_refused() -> None:
 def test_a_bundle_that_fails_is_one_line(damaged: Path) -> None:
     bundle = Bundle.open(damaged)
     (damaged / "generate.onnx").unlink()
-    with pytest.raises(NextscaleError, match=r"\(generate\): .*generate\.onnx: the file is missing"):
+    with pytest.raises(NextscaleError, match=r"generate\): .*generate\.onnx: the file is missing"):
         bench([bundle], forms=["generate"], repetitions=2)
 
 
