@@ -48,7 +48,7 @@ def main(bundle: Path, images: int, threads: int) -> None:
         f"{found['theta']}, chosen on {found['images']} images of seed 0 so that at most a share of "
         f"{found['overflow']} of heads has too few",
         "",
-        "| stage | places a row and head | tokens without one, a row, head and block | images and blocks with any |",
+        "| stage | places per row and head | tokens without one, per row, head and block | images, blocks with any |",
         "|---|---|---|---|",
     ]
     for stage, places in enumerate(found["rows"]):

@@ -83,7 +83,7 @@ def _warn_of_saturation(manifest: Manifest) -> None:
     By the bundle's name, not its folder: a build runs it in a folder that is renamed afterwards.
     """
     warning = saturation_warning(manifest.recipe)
-    bundle = f"{manifest.name} in {manifest.recipe.get('name')}"
+    bundle = f"bundle {manifest.name} (recipe {manifest.recipe.get('name')})"
     if warning is not None and bundle not in _warned:
         _warned.add(bundle)
         logging.getLogger(__name__).warning("%s: %s", bundle, warning)

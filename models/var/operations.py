@@ -1,8 +1,8 @@
 """Count the operations of a VAR transformer, and what shift-and-sum adds to them (the paper's App. D, Table B).
 
-A product of an a-bit by a b-bit matrix costs a * b bit operations (BOPs) a multiply-add. The convention is the paper's:
-one row (no guidance), without the tokenizer's decoder, and adaLN's linear layers at every stage as the official code
-runs them (our graphs run them once an image); a shared one it runs once, too.
+A product of an a-bit by a b-bit matrix costs a * b bit operations (BOPs) per multiply-add. The convention is the
+paper's: one row (no guidance), without the tokenizer's decoder, and adaLN's linear layers at every stage as the
+official code runs them (our graphs run them once per image); a shared one it runs once, too.
 
 Checked against Table B, VAR-d16 at 4/6 bits: 24 * (136.9 G blocks + 2.85 G head + 1.03 G adaLN + 0.02 G word_embed)
 + 36 * 9.39 G attention = 3.717 T, the paper's 3.72 T; Eq. 11 is 1.173 G, the paper's 1.17 G. What does not agree:
@@ -10,7 +10,7 @@ Checked against Table B, VAR-d16 at 4/6 bits: 24 * (136.9 G blocks + 2.85 G head
 - Memory. The paper does not say what its baseline of 1.03G holds; ours are the weights and every token's K and V.
   16 T bits (Eq. 11) over all stages, heads and blocks are 7.00 Mbit; its 0.22M is a 32nd of that.
 - Eq. 13. The scores of a head sum to 1, so the orders of a head's tokens sum to sum(2n) < 2 / theta, which at theta =
-  0.05 bounds Eq. 13 to 16.0 G a row; the paper's 33.35 G is more than two rows could cost by its own formulas.
+  0.05 bounds Eq. 13 to 16.0 G per row; the paper's 33.35 G is more than two rows could cost by its own formulas.
 """
 
 from __future__ import annotations

@@ -402,7 +402,8 @@ def test_loading_an_integer_bundle_where_products_saturate_warns_once(
     for _ in range(2):
         Generator(damaged).load("generate", "stage")
     (message,) = caplog.messages
-    assert message.startswith(f"{manifest['name']} in {manifest['recipe']['name']}: Old CPU has no VNNI instructions")
+    named = f"bundle {manifest['name']} (recipe {manifest['recipe']['name']})"
+    assert message.startswith(f"{named}: Old CPU has no VNNI instructions")
 
 
 def test_loading_a_bundle_that_never_saturates_warns_nobody(
