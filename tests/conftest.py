@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,9 @@ import nextscale  # noqa: F401  before a test's file imports onnxruntime: it tur
 if TYPE_CHECKING:
     from nextscale.runtime import Generator
 
+
+# What a shell runs in the background ignores Ctrl-C, and so would the commands that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # `make soak` takes this one.
 settings.register_profile("soak", max_examples=2000, deadline=None)
