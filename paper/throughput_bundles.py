@@ -114,6 +114,8 @@ class ThroughputBundles:
                         f"{folder}: built with another recipe of that name ({', '.join(changed)}); remove it, or give "
                         "--rebuild"
                     )
+                if altered.precision != "fp32" and not any(info.fused for info in bundle.manifest.graphs.values()):
+                    progress(f"{recipe.name}: is there without fused graphs; --rebuild adds them")
             else:
                 source = source or self.origin.load()
                 bundle = self._build_one(source, folder, altered, rounding, progress)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,3 +69,18 @@ def test_learned_rounding_is_taken_where_it_is(tmp_path: Path, monkeypatch: pyte
     ((row,), _) = made.build([recipe], no_progress)
     assert row.bundle.manifest.recipe["weights"]["rounding"] == "reconstructed"
     assert row.notes == ()
+
+
+def test_a_bundle_without_fused_graphs_is_told(tmp_path: Path) -> None:
+    default = load_recipe("default")
+    table, told = bundles(tmp_path, random=False), list[str]()
+    ((row,), _) = table.build([default], no_progress)
+    table.build([default], lambda step, done=0, total=0: told.append(step))
+    assert told == []
+    path = row.bundle.path / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for info in manifest["graphs"].values():
+        del info["variants"]["fused"]
+    path.write_text(json.dumps(manifest))
+    table.build([default], lambda step, done=0, total=0: told.append(step))
+    assert told == ["default: is there without fused graphs; --rebuild adds them"]
