@@ -9,6 +9,7 @@ __all__ = [
     "kernel_rates",
     "machine_speed",
     "peers",
+    "profile_events",
     "provenance",
     "roofline",
     "speed",

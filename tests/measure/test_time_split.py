@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tiny_model import ONE_THREAD, PATCH_NUMS
 
+from nextscale.measure.profile_events import GenerationProfile, OperatorTime
 from nextscale.measure.time_split import PARTS, part_of, part_patterns, profile_bundle, split_profile
 from nextscale.models.var.layers import stage_facts
 from nextscale.runtime._bundle import Bundle
@@ -49,41 +49,24 @@ def test_names_tell_the_part(node: str, part: str) -> None:
     assert part_of(node, part_patterns(FACTS)) == part
 
 
-def event(name: str, ts: int, dur: int, op: str = "") -> dict[str, Any]:
-    kind = {"cat": "Node", "args": {"op_name": op}} if op else {"cat": "Session", "args": {}}
-    return {"name": name + ("_kernel_time" if op else ""), "ts": ts, "dur": dur, "ph": "X", **kind}
-
-
-def test_a_profile_is_split_by_its_last_run() -> None:
-    body = "SequentialExecutor::Execute"
-    split = split_profile(
-        [
-            event("model_run", 0, 500),
-            event("stage/head", 10, 400, "MatMul"),  # of the warm-up
-            # Events come as they end; the Loop holds its bodies, the If its branch.
-            event("Cast_9", 1005, 5, "Cast"),
-            event("stage/head", 1110, 50, "MatMul"),
-            event(body, 1100, 100),
-            event("stage/sampling/sampling.threshold.then/TopK_node_5", 1210, 30, "TopK"),
-            event(body, 1208, 33),
-            event("stage/sampling/If_node_4", 1205, 40, "If"),
-            event(body, 1200, 60),
-            event("stages", 1090, 180, "Loop"),
-            event("decoder/decoder.conv_in", 1300, 600, "Conv"),
-            event("ReorderOutput", 1900, 20, "ReorderOutput"),
-            event(body, 1002, 990),
-            event("model_run", 1000, 1000),
-        ],
-        FACTS,
-    )
-    assert split.total == pytest.approx(1000e-6)
-    assert split.stages == pytest.approx((100e-6, 60e-6))
+def test_a_profile_is_split_by_names_and_place() -> None:
+    operators = [
+        OperatorTime("Cast_9", "Cast", 5e-6, None, decoding=False),
+        OperatorTime("stage/head", "MatMul", 50e-6, 0, decoding=False),
+        OperatorTime("stage/sampling/If_node_4", "If", 7e-6, 1, decoding=False),
+        OperatorTime("", "", 3e-6, 1, decoding=False),
+        OperatorTime("decoder/decoder.conv_in", "Conv", 600e-6, None, decoding=True),
+        OperatorTime("ReorderOutput", "ReorderOutput", 20e-6, None, decoding=True),
+    ]
+    split = split_profile(GenerationProfile(700e-6, (60e-6, 20e-6), tuple(operators)), FACTS)
+    assert split.total == pytest.approx(700e-6)
+    assert split.stages == (60e-6, 20e-6)
     assert {part: round(seconds * 1e6) for part, seconds in split.parts.items()} == {
         "decoder": 620,
-        "sampling": 37,
+        "sampling": 7,
         "linear": 50,
         "attention": 0,
-        "other": 293,
+        "other": 8,
     }
 
 
