@@ -9,7 +9,6 @@ from tiny_model import ONE_THREAD, PATCH_NUMS
 from nextscale.measure.profile_events import profile_generation, read_profile
 from nextscale.runtime._bundle import Bundle
 
-
 CVAE, EMBEDDING = 32, 64  # of the tiny model
 
 

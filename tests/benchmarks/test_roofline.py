@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from types import ModuleType
+
+import pytest
+
+from nextscale.measure.profile_events import GenerationProfile, OperatorTime
+
+SHAPES = {
+    # u and d of 3 tokens; one product of 2 rows of 3; 3x3; four kernels of 2x2 of an upsampling one.
+    ("PairLinear", ((1, 3, 8), (1, 3, 8), (1,), (1,), (1,), (1,), (8, 5), (5,))): (2 * 2 * 3 * 8 * 5, 8 * 5),
+    ("Linear", ((2, 3, 8), (2,), (2,), (8, 5), (5,))): (2 * 2 * 3 * 8 * 5, 8 * 5),
+    ("Convolution", ((1, 4, 6, 8), (), (5, 8, 3, 3), (5,), (5,))): (2 * 4 * 6 * 8 * 5 * 9, 8 * 5 * 9),
+    ("Convolution", ((1, 4, 6, 8), (), *[(5, 8, 2, 2), (5,), (5,)] * 4)): (2 * 4 * 6 * 8 * 5 * 16, 8 * 5 * 16),
+    ("Attention", ((2, 3, 8), (2, 3, 8), (2, 3, 8))): (0, 0),
+}
+
+
+@pytest.mark.parametrize(("operator", "expected"), SHAPES.items())
+def test_operations_are_counted_from_shapes(
+    program: Callable[[str], ModuleType], operator: tuple[str, tuple[tuple[int, ...], ...]], expected: tuple[int, int]
+) -> None:
+    op_type, shapes = operator
+    assert program("roofline").operations(OperatorTime("x", op_type, 1.0, 0, False, shapes)) == expected
+
+
+def test_times_are_medians_of_the_sums(program: Callable[[str], ModuleType]) -> None:
+    def profile(*seconds: float) -> GenerationProfile:
+        operators = [OperatorTime(str(i), "Add", took, 0, False) for i, took in enumerate(seconds)]
+        return GenerationProfile(sum(seconds), (sum(seconds),), tuple(operators))
+
+    found = program("roofline").medians([profile(1.0, 2.0), profile(5.0, 5.0), profile(0.0, 1.0)])
+    assert found == {("Add", 0): 3.0}
+
+
+def test_limits_of_this_processor(program: Callable[[str], ModuleType]) -> None:
+    if shutil.which("c++") is None:
+        pytest.skip("no c++")
+    found = program("roofline").limits(1)
+    assert found["threads"] == 1
+    assert found["memory"] > 1e8
+    assert all(rate > 1e9 for name, rate in found.items() if name not in ("threads", "memory"))
