@@ -32,6 +32,7 @@ from nextscale.graph_passes.quantize_decoder import integer_convolutions, stock_
 from nextscale.models.sources import Source
 from nextscale.models.var.layers import facts_of
 from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._machine import saturation_warning
 from nextscale.runtime._manifest import FUSED, STOCK
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime._outputs import atomic_folder
@@ -125,9 +126,13 @@ def _build_integer(
             batch_size=1,  # two models at once: more would need more memory than calibration
             on_images=lambda done: progress("comparing with full precision", done, AGREEMENT_IMAGES),
         )["integer"]
+    agreement = {"images": found.images, "kl": found.kl, "top1": found.top1, "cfg_scale": DEFAULT_CFG_SCALE}
+    saturates = {"saturation": as_report(saturation)}
+    if saturation_warning(recipe | saturates) is not None:
+        agreement["saturated"] = True
     return recipe | {
-        "agreement": {"images": found.images, "kl": found.kl, "top1": found.top1, "cfg_scale": DEFAULT_CFG_SCALE},
-        "saturation": as_report(saturation),
+        "agreement": agreement,
+        **saturates,
         "kernels": {name: certificates[name].by_layer() for name in ("stage", "decoder")},
     }
 

@@ -1,6 +1,5 @@
 """Quantize with torchao's PT2E flow and its X86 Inductor quantizer, as its documentation advises: ranges of activations
-are found at run time in the transformer and calibrated in the decoder; weights have a scale for each channel. The
-quantizer leaves the layers of q, k and v in float32.
+are found at run time in the transformer and calibrated in the decoder; weights have a scale for each channel.
 """
 
 from __future__ import annotations
@@ -69,7 +68,8 @@ def _write(
     module: nn.Module, inputs: Sequence[tuple[object, ...]], shapes: tuple[object, ...], path: Path, *, dynamic: bool
 ) -> None:
     """Quantize a module, calibrated on inputs, and store it; dynamic finds activations' ranges at run time."""
-    graph = export(module.eval(), inputs[0], dynamic_shapes=shapes).module()
+    # Strict, or nodes lack the function that they were: the quantizer finds layers by it that are no modules (q, k, v).
+    graph = export(module.eval(), inputs[0], dynamic_shapes=shapes, strict=True).module()
     quantizer = X86InductorQuantizer()
     # Without VNNI, pairs of products saturate in 16 bits unless activations have 7.
     reduce_range = describe_machine().saturates

@@ -106,6 +106,21 @@ def test_a_coarse_recipe_may_differ_by_half_of_what_it_differs_from_full_precisi
     assert f"85.7% of the tokens agree (expected {expected})" in tokens.detail
 
 
+@pytest.mark.parametrize(("top1", "expected", "passed"), [(0.9, "90%", False), (0.8, "80%", True)])
+def test_where_only_the_stored_tokens_saturated_they_may_differ_as_much_as_from_full_precision(
+    damaged: Path, top1: float, expected: str, passed: bool
+) -> None:
+    store(damaged, 4)
+    manifest = read_manifest(damaged)
+    manifest["recipe"]["agreement"] = {"top1": top1, "saturated": True}
+    write_manifest(damaged, manifest)
+    [tokens] = [check for check in verify(Bundle.open(damaged)).checks if check.name == "tokens"]
+    assert tokens.passed is passed
+    assert (
+        f"85.7% of the tokens agree (expected {expected}); the bundle was built on a CPU without VNNI" in tokens.detail
+    )
+
+
 def test_a_token_that_differs_is_judged_given_those_before_it(damaged: Path) -> None:
     report = verify(store(damaged, 1))  # 27 of 28 agree: 96.4%
     assert report.passed
