@@ -15,14 +15,12 @@ from nextscale.runtime._verify import non_finite_stage
 
 
 def require_finite_logits(bundle: Bundle, options: SessionOptions) -> None:
-    """Run the generation that the bundle's manifest stores.
+    """Run the generation that the bundle's manifest stores, at the strongest guidance that a request may ask for.
 
     Raises:
         NextscaleError: a logit is NaN or infinite.
     """
-    record = bundle.manifest.verify
-    stages = Generator(bundle, options).stream(seed=record.seed, inputs=record.inputs, outputs=["logits"])
-    bad = non_finite_stage(stages)
+    bad = non_finite_stage(Generator(bundle, options))
     if bad is not None:
         name, precision = bundle.manifest.name, bundle.manifest.recipe["name"]
         raise NextscaleError(

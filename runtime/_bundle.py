@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -29,12 +29,17 @@ class Bundle:
     A file that is a link out of the folder, as in a download cache, also has the sha256 that the manifest gives.
 
     Attributes:
-        path: the folder.
+        path: the folder, as it was named.
         manifest: what manifest.json says.
+        folder: the same folder, whatever the process's current one is later.
     """
 
     path: Path
     manifest: Manifest
+    folder: Path = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(os.path.abspath(self.path)))
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], verify_hashes: bool = False) -> "Bundle":
@@ -62,7 +67,7 @@ class Bundle:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # By its place: what reads it may run in another folder, and checks the files that it finds.
-        return type(self).open, (os.path.abspath(self.path),)
+        return type(self).open, (str(self.folder),)
 
     @property
     def model(self) -> ModelInfo:
@@ -82,17 +87,17 @@ class Bundle:
     def graph_path(self, role: str, variant: str = STOCK) -> Path:
         """The ONNX file of a graph's variant, "stock" or, where the graph has it, "fused"; see `graph`."""
         graph = self.graph(role)
-        return self.path / (graph.fused.file if variant == FUSED and graph.fused is not None else graph.file)
+        return self.folder / (graph.fused.file if variant == FUSED and graph.fused is not None else graph.file)
 
     def paths(self) -> list[Path]:
         """The manifest and the files that it lists."""
-        return [self.path / name for name in (MANIFEST_NAME, *self.manifest.files)]
+        return [self.folder / name for name in (MANIFEST_NAME, *self.manifest.files)]
 
     def linked_data(self) -> dict[str, Path]:
         """The files beside the graphs that are links out of the folder, by name."""
         graphs = {file for graph in self.manifest.graphs.values() for file in graph.files}
         names = [name for name in self.manifest.files if name not in graphs and name != CARD_NAME]
-        return {name: self.path / name for name in names if self._is_link_out(name)}
+        return {name: self.folder / name for name in names if self._is_link_out(name)}
 
     def verify_hashes(self) -> None:
         """Read every file and compare its sha256.
@@ -101,7 +106,7 @@ class Bundle:
             BundleError: a file's content is not what the manifest says.
         """
         for name in self.changed_files():
-            if not os.path.isfile(self.path / name):
+            if not os.path.isfile(self.folder / name):
                 raise self._missing(name)
             raise BundleError(
                 f"{self.path / name}: the content was changed (sha256 differs from the manifest's); "
@@ -111,7 +116,7 @@ class Bundle:
     def changed_files(self) -> Iterator[str]:
         """Names of the files that are missing or whose sha256 differs from the manifest's, as each is read."""
         for name in self.manifest.files:
-            if not os.path.isfile(self.path / name) or self._is_changed(name):
+            if not os.path.isfile(self.folder / name) or self._is_changed(name):
                 yield name
 
     def class_label(self, name: str | SupportsIndex) -> int:
@@ -188,11 +193,11 @@ class Bundle:
             )
 
     def _is_link_out(self, name: str) -> bool:
-        return os.path.dirname(os.path.realpath(self.path / name)) != os.path.realpath(self.path)
+        return os.path.dirname(os.path.realpath(self.folder / name)) != os.path.realpath(self.folder)
 
     def _is_changed(self, name: str) -> bool:
         try:
-            return file_sha256(self.path / name) != self.manifest.files[name].sha256
+            return file_sha256(self.folder / name) != self.manifest.files[name].sha256
         except NextscaleError as error:
             raise BundleError(str(error)) from None
 

@@ -81,6 +81,10 @@ class SessionOptions:
         folder = os.path.dirname(self.profile) or "."
         if self.profile and not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
             raise NextscaleError(f"profile {shown_value(self.profile)}: no folder that can be written: {folder}")
+        # They are used later, when the process or a copy of these options may be in another folder.
+        for name in ("ops_library", "profile"):
+            if getattr(self, name):
+                object.__setattr__(self, name, os.path.abspath(getattr(self, name)))
 
 
 def require_onnxruntime(version: str | None = None) -> None:

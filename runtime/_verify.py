@@ -1,6 +1,6 @@
 """Is a bundle what it was when it was built, and does it make the same tokens on this machine?"""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,8 +64,13 @@ def verify(
     return VerifyReport(tuple(checks))
 
 
-def non_finite_stage(stages: Iterable[StageResult]) -> int | None:
-    """The first of the stages whose "logits" are not all finite, or None."""
+def non_finite_stage(generator: Generator) -> int | None:
+    """The first stage whose logits are not all finite in the stored generation at the strongest guidance, or None."""
+    manifest = generator.bundle.manifest
+    strongest = {item.name: item.maximum for item in manifest.request if item.name == "cfg_scale" and item.maximum}
+    stages = generator.stream(
+        seed=manifest.verify.seed, inputs={**manifest.verify.inputs, **strongest}, outputs=["logits"]
+    )
     return next((stage.stage for stage in stages if not np.isfinite(stage.outputs["logits"]).all()), None)
 
 
@@ -102,8 +107,7 @@ def _check_contract(generator: Generator) -> Check:
 
 
 def _check_logits(generator: Generator) -> Check:
-    stored = generator.bundle.manifest.verify
-    bad = non_finite_stage(generator.stream(seed=stored.seed, inputs=stored.inputs, outputs=["logits"]))
+    bad = non_finite_stage(generator)
     if bad is not None:
         return Check(
             "logits", False, f"NaN or infinite in stage {bad}: the weights, or what they lead to, overflow float32"

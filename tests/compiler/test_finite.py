@@ -24,6 +24,13 @@ def test_logits_that_overflow_are_refused(tmp_path: Path, precision: str) -> Non
     assert not list(tmp_path.iterdir())
 
 
+def test_logits_that_overflow_at_the_strongest_guidance_are_refused(tmp_path: Path) -> None:
+    source = tiny_source()
+    source.var.head.weight.data *= 1e36
+    with pytest.raises(NextscaleError, match="logits are NaN or infinite"):
+        build_bundle(source, tmp_path / "bundle", tiny_options("fp32"), no_progress)
+
+
 def test_pictures_that_overflow_are_refused(tmp_path: Path) -> None:
     source = tiny_source()
     torch.nn.init.constant_(source.vqvae.decoder.conv_in.weight, 3e38)

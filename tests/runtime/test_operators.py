@@ -97,8 +97,9 @@ def test_what_is_no_library_is_refused(int8_bundle: Path, tmp_path: Path, conten
 
 
 def test_a_library_without_operators_is_refused(int8_bundle: Path) -> None:
-    with pytest.raises(NextscaleError, match=r"libm\.so\.6: a library without nextscale's operators"):
-        Generator(int8_bundle, SessionOptions(ops="fused", ops_library="libm.so.6"))
+    other = np._core._multiarray_umath.__file__
+    with pytest.raises(NextscaleError, match=r"\.so: a library without nextscale's operators"):
+        Generator(int8_bundle, SessionOptions(ops="fused", ops_library=other))
 
 
 @pytest.mark.parametrize("options", [{"ops": "fast"}, {"ops": None}, {"ops_library": 3}, {"ops": np.array("auto")}])

@@ -24,7 +24,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 # What the programs of these tests begin with. A child that fails or hangs makes its parent fail.
 PRELUDE = f"""
-import os, signal, sys, threading, time
+import os, pickle, signal, sys, threading, time
 from nextscale.runtime import Generator, NextscaleError, SessionOptions
 
 generator = Generator(sys.argv[1], SessionOptions(threads=2))
@@ -77,6 +77,22 @@ def test_a_forked_child_generates_and_ends_and_so_does_its_parent(fake_bundle: P
         fake_bundle,
     )
     assert out == "True 7 True\n"
+
+
+def test_a_process_may_change_its_folder(fake_bundle: Path) -> None:
+    """Daemons do, after they opened what a relative path names; so may what reads a pickle."""
+    out = run(
+        """
+        os.chdir(os.path.dirname(sys.argv[1]))
+        generator = Generator(os.path.basename(sys.argv[1]), SessionOptions(threads=2))
+        os.chdir("/")
+        before = tokens()
+        generator = pickle.loads(pickle.dumps(generator))
+        print(tokens() == before)
+        """,
+        fake_bundle,
+    )
+    assert out == "True\n"
 
 
 @needs_fork
