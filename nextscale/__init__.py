@@ -3,7 +3,7 @@
 import os
 
 # ONNX Runtime 1.29 and later looks at it once, when it is imported: all of this package comes here first.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ["ORT_DISABLE_TELEMETRY"] = os.environ.get("ORT_DISABLE_TELEMETRY") or "1"
 
 if not os.path.isdir(os.path.join(__path__[0], "runtime")):
     # Python started in the repository's root finds this folder first; the subpackages are where they were installed.

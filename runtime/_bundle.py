@@ -56,6 +56,8 @@ class Bundle:
             folder = Path(path)
         except TypeError:
             raise BundleError(f"bundle {shown_value(path)}: expected a folder's path") from None
+        if path == "":
+            raise BundleError("the bundle's path is empty: expected a folder made by `nextscale build`")
         if not os.path.isdir(folder):
             raise BundleError(f"{folder}: no such folder; expected a bundle made by `nextscale build`")
         bundle = cls(folder, parse_manifest(_read_manifest(folder / MANIFEST_NAME), str(folder / MANIFEST_NAME)))

@@ -247,6 +247,6 @@ def _read_verify(node: JsonNode, request: tuple[RequestInput, ...], model: Model
 def _newer_schema(where: str, schema: int, document: dict[str, Any]) -> str:
     versions = document.get("versions")
     maker = versions.get("nextscale") if isinstance(versions, dict) else None
-    known = isinstance(maker, str) and len(maker) < 40 and maker.isprintable()
-    need = f'pip install "nextscale>={maker}"' if known else "install a newer nextscale"
+    known = isinstance(maker, str) and len(maker) < 40 and maker.isprintable() and maker != __version__
+    need = f"install nextscale {maker} or later" if known else "install a newer nextscale"
     return f"{where}: schema {schema} is newer than schema {SCHEMA}, which nextscale {__version__} reads: {need}"

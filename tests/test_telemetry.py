@@ -44,8 +44,11 @@ def generate(bundle: Path, out: Path) -> list[object]:
     return [sys.executable, "-c", command, "generate", bundle, "--class", 1, "--out", out]
 
 
-def test_generate_leaves_nothing_in_the_home_and_opens_no_socket(fake_bundle: Path, home: Path, tmp_path: Path) -> None:
-    assert phones_home(generate(fake_bundle, tmp_path / "a.png"), home) is None
+@pytest.mark.parametrize("variables", [{}, {VARIABLE: ""}], ids=["not set", "empty"])
+def test_generate_leaves_nothing_in_the_home_and_opens_no_socket(
+    fake_bundle: Path, home: Path, tmp_path: Path, variables: dict[str, str]
+) -> None:
+    assert phones_home(generate(fake_bundle, tmp_path / "a.png"), home, variables) is None
     assert (tmp_path / "a.png").exists()
 
 

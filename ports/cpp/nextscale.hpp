@@ -460,7 +460,10 @@ namespace detail {
 
 #ifndef _WIN32
 /// ONNX Runtime 1.29 and later looks at this when the first Ort::Env is made; before main no other thread reads it.
-inline const int telemetry_is_off = ::setenv("ORT_DISABLE_TELEMETRY", "1", 0);
+inline const int telemetry_is_off = [] {
+  const char* said = std::getenv("ORT_DISABLE_TELEMETRY");
+  return said != nullptr && *said != '\0' ? 0 : ::setenv("ORT_DISABLE_TELEMETRY", "1", 1);
+}();
 #endif
 
 // ------------------------------------------------------------------------------------------------------------ text

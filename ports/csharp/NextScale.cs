@@ -1703,10 +1703,11 @@ namespace NextScale
         private static void TurnTelemetryOff()
         {
             if (Path.DirectorySeparatorChar != '/') return;  // Windows has no such variable
-            string value = Environment.GetEnvironmentVariable(TelemetryVariable) ?? "1";
+            string said = Environment.GetEnvironmentVariable(TelemetryVariable);
+            string value = string.IsNullOrEmpty(said) ? "1" : said;
             try
             {
-                SetNativeVariable(TelemetryVariable, value, 0);
+                SetNativeVariable(TelemetryVariable, value, 1);
             }
             catch (Exception error) when (error is DllNotFoundException || error is EntryPointNotFoundException)
             {

@@ -145,6 +145,7 @@ def _check_telemetry(programs: Programs, bundle: Path, folder: Path) -> Iterator
     if programs.generate:
         command = (*programs.generate, bundle, *PICTURE, folder / "quiet.png")
         yield "telemetry of generate", phones_home(command, home)
+        yield "telemetry of generate, empty variable", phones_home(command, home, {"ORT_DISABLE_TELEMETRY": ""})
 
 
 def _check_memory(programs: Programs, bundle: Path, folder: Path) -> Iterator[tuple[str, str | None]]:
