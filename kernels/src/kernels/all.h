@@ -21,13 +21,14 @@ namespace {
 
 #ifdef NEXTSCALE_HAS_WIDE_PRODUCT
 constexpr bool kWinograd = true;
-inline void convolution(const ConvolutionArgs& a, const Parallel& parallel) {
-  a.transformed ? winograd(a, parallel) : direct_convolution(a, parallel);
-}
 #else
 constexpr bool kWinograd = false;
-inline void convolution(const ConvolutionArgs& a, const Parallel& parallel) { direct_convolution(a, parallel); }
+inline void winograd(const ConvolutionArgs&, const Parallel&) {}
 #endif
+inline void convolution(const ConvolutionArgs& a, const Parallel& parallel) {
+  if (a.batch == 0 || a.height == 0 || a.width == 0) return;
+  a.transformed ? winograd(a, parallel) : direct_convolution(a, parallel);
+}
 
 constexpr Kernels table(const char* isa) {
   return {

@@ -103,7 +103,6 @@ inline void convolve(const ConvolutionArgs& a, const Chunk& chunk, const uint8_t
 template <class Do>
 inline void in_chunks(const ConvolutionArgs& a, int64_t width, int64_t height, int64_t units, const Parallel& parallel,
                       Do f) {
-  if (a.batch == 0 || width == 0 || height == 0) return;
   const int64_t across = ceil_div(a.width, width), down = ceil_div(a.height, height), chunks = a.batch * down * across;
   const int64_t per_task = ceil_div(units, least_of(units, ceil_div(kConvolutionTasks, chunks)));
   const int64_t groups = ceil_div(units, per_task);
@@ -117,7 +116,7 @@ inline void in_chunks(const ConvolutionArgs& a, int64_t width, int64_t height, i
 
 inline void direct_convolution(const ConvolutionArgs& a, const Parallel& parallel) {
   const int64_t width = least_of(a.width, kChunkWidth);
-  const int64_t height = width > 0 ? least_of(a.height, ceil_div(kChunkPixels, width)) : 0;
+  const int64_t height = least_of(a.height, ceil_div(kChunkPixels, width));
   const int64_t panels = a.weight[0].count();
   in_chunks(a, width, height, a.kernels * panels, parallel, [&](const Chunk& chunk, int64_t first, int64_t end) {
     const uint8_t* copy = with_border(a, chunk);
