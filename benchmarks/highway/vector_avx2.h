@@ -1,0 +1,139 @@
+// kernels/src/vector/avx2.h written with Highway: what benchmarks/highway_speed.py builds in its place.
+#ifndef NEXTSCALE_VECTOR_AVX2_H_
+#define NEXTSCALE_VECTOR_AVX2_H_
+
+#include <immintrin.h>
+
+#include <math.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "hwy/highway.h"
+
+namespace nextscale {
+namespace NEXTSCALE_ISA {
+namespace {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+constexpr int kLanes = 16;
+constexpr int kTogether = 2;
+constexpr int kFloatRows = 4, kFloatVectors = 1;
+
+using Floats = hn::FixedTag<float, 8>;
+using Ints = hn::FixedTag<int32_t, 8>;
+using FourFloats = hn::FixedTag<float, 4>;
+using FourInts = hn::FixedTag<int32_t, 4>;
+using Bytes = hn::FixedTag<uint8_t, 8>;
+constexpr Floats df{};
+constexpr Ints di{};
+
+struct F {
+  hn::VFromD<Floats> lo, hi;
+};
+struct I {
+  hn::VFromD<Ints> lo, hi;
+};
+
+inline size_t lanes(int64_t n) { return static_cast<size_t>(n < 0 ? 0 : n > 8 ? 8 : n); }
+
+inline F splat(float x) { return {hn::Set(df, x), hn::Set(df, x)}; }
+inline I splat(int32_t x) { return {hn::Set(di, x), hn::Set(di, x)}; }
+inline F load(const float* p) { return {hn::LoadU(df, p), hn::LoadU(df, p + 8)}; }
+inline I load(const int32_t* p) { return {hn::LoadU(di, p), hn::LoadU(di, p + 8)}; }
+inline F load(const float* p, int64_t n) { return {hn::LoadN(df, p, lanes(n)), hn::LoadN(df, p + 8, lanes(n - 8))}; }
+inline I load(const int32_t* p, int64_t n) {
+  return {hn::LoadN(di, p, lanes(n)), hn::LoadN(di, p + 8, lanes(n - 8))};
+}
+inline I load_u8(const uint8_t* p) {
+  return {hn::PromoteTo(di, hn::LoadU(Bytes(), p)), hn::PromoteTo(di, hn::LoadU(Bytes(), p + 8))};
+}
+inline I load_u8(const uint8_t* p, int64_t n) {
+  uint8_t x[kLanes] = {};
+  for (int i = 0; i < kLanes && i < n; ++i) x[i] = p[i];
+  return load_u8(x);
+}
+inline void store(float* p, F x) {
+  hn::StoreU(x.lo, df, p);
+  hn::StoreU(x.hi, df, p + 8);
+}
+inline void store(int32_t* p, I x) {
+  hn::StoreU(x.lo, di, p);
+  hn::StoreU(x.hi, di, p + 8);
+}
+inline void store(float* p, F x, int64_t n) {
+  hn::StoreN(x.lo, df, p, lanes(n));
+  hn::StoreN(x.hi, df, p + 8, lanes(n - 8));
+}
+inline void store_bytes(void* p, I x) {
+  const auto words = hn::OrderedDemote2To(hn::FixedTag<int16_t, 16>(), x.lo, x.hi);
+  hn::StoreU(hn::DemoteTo(hn::FixedTag<uint8_t, 16>(), words), hn::FixedTag<uint8_t, 16>(), static_cast<uint8_t*>(p));
+}
+inline void store_bytes(void* p, I x, int64_t n) {
+  uint8_t y[kLanes];
+  store_bytes(y, x);
+  for (int i = 0; i < kLanes && i < n; ++i) static_cast<uint8_t*>(p)[i] = y[i];
+}
+inline void store_bytes(void* p, I a, I b, I c, I d) {
+  store_bytes(p, a);
+  store_bytes(static_cast<uint8_t*>(p) + 16, b);
+  store_bytes(static_cast<uint8_t*>(p) + 32, c);
+  store_bytes(static_cast<uint8_t*>(p) + 48, d);
+}
+
+inline F operator+(F a, F b) { return {hn::Add(a.lo, b.lo), hn::Add(a.hi, b.hi)}; }
+inline F operator-(F a, F b) { return {hn::Sub(a.lo, b.lo), hn::Sub(a.hi, b.hi)}; }
+inline F operator*(F a, F b) { return {hn::Mul(a.lo, b.lo), hn::Mul(a.hi, b.hi)}; }
+inline F operator/(F a, F b) { return {hn::Div(a.lo, b.lo), hn::Div(a.hi, b.hi)}; }
+inline F fma(F a, F b, F c) { return {hn::MulAdd(a.lo, b.lo, c.lo), hn::MulAdd(a.hi, b.hi, c.hi)}; }
+inline F fnma(F a, F b, F c) { return {hn::NegMulAdd(a.lo, b.lo, c.lo), hn::NegMulAdd(a.hi, b.hi, c.hi)}; }
+inline F max(F a, F b) { return {hn::Max(a.lo, b.lo), hn::Max(a.hi, b.hi)}; }
+inline F min(F a, F b) { return {hn::Min(a.lo, b.lo), hn::Min(a.hi, b.hi)}; }
+inline F abs(F a) { return {hn::Abs(a.lo), hn::Abs(a.hi)}; }
+inline F round(F a) { return {hn::Round(a.lo), hn::Round(a.hi)}; }
+inline F floor(F a) { return {hn::Floor(a.lo), hn::Floor(a.hi)}; }
+inline I nearest(F a) { return {hn::NearestIntInRange(di, a.lo), hn::NearestIntInRange(di, a.hi)}; }
+inline F to_float(I a) { return {hn::ConvertTo(df, a.lo), hn::ConvertTo(df, a.hi)}; }
+
+inline I operator+(I a, I b) { return {hn::Add(a.lo, b.lo), hn::Add(a.hi, b.hi)}; }
+inline I operator-(I a, I b) { return {hn::Sub(a.lo, b.lo), hn::Sub(a.hi, b.hi)}; }
+inline I operator*(I a, I b) { return {hn::Mul(a.lo, b.lo), hn::Mul(a.hi, b.hi)}; }
+inline I operator&(I a, I b) { return {hn::And(a.lo, b.lo), hn::And(a.hi, b.hi)}; }
+inline I operator|(I a, I b) { return {hn::Or(a.lo, b.lo), hn::Or(a.hi, b.hi)}; }
+inline I max(I a, I b) { return {hn::Max(a.lo, b.lo), hn::Max(a.hi, b.hi)}; }
+inline I min(I a, I b) { return {hn::Min(a.lo, b.lo), hn::Min(a.hi, b.hi)}; }
+template <int N>
+inline I shift_left(I a) {
+  return {hn::ShiftLeft<N>(a.lo), hn::ShiftLeft<N>(a.hi)};
+}
+template <int N>
+inline I shift_right(I a) {
+  const hn::RebindToUnsigned<Ints> du;
+  return {hn::BitCast(di, hn::ShiftRight<N>(hn::BitCast(du, a.lo))),
+          hn::BitCast(di, hn::ShiftRight<N>(hn::BitCast(du, a.hi)))};
+}
+template <int N>
+inline I shift_right_signed(I a) {
+  return {hn::ShiftRight<N>(a.lo), hn::ShiftRight<N>(a.hi)};
+}
+inline I bits(F a) { return {hn::BitCast(di, a.lo), hn::BitCast(di, a.hi)}; }
+inline F from_bits(I a) { return {hn::BitCast(df, a.lo), hn::BitCast(df, a.hi)}; }
+
+// Halves are added to halves, in the order of every instruction set here; Highway's own reductions have another.
+inline float sum(F a) {
+  const auto eight = hn::Add(a.lo, a.hi);
+  const auto four = hn::Add(hn::LowerHalf(eight), hn::UpperHalf(FourFloats(), eight));
+  const auto two = hn::Add(four, hn::Shuffle1032(four));
+  return hn::GetLane(hn::Add(two, hn::Shuffle2301(two)));
+}
+inline int32_t sum(I a) { return hn::ReduceSum(di, hn::Add(a.lo, a.hi)); }
+inline float maximum(F a) { return hn::ReduceMax(df, hn::Max(a.lo, a.hi)); }
+inline float minimum(F a) { return hn::ReduceMin(df, hn::Min(a.lo, a.hi)); }
+inline int32_t maximum(I a) { return hn::ReduceMax(di, hn::Max(a.lo, a.hi)); }
+
+}  // namespace
+}  // namespace NEXTSCALE_ISA
+}  // namespace nextscale
+
+#endif  // NEXTSCALE_VECTOR_AVX2_H_
