@@ -93,14 +93,14 @@ class Case {
     return value;
   }
 
-  // Numbers like activations; quarters among them, so that there are ties.
-  const float* floats(int64_t n, float spread = 1) {
+  // Numbers like activations; quarters among them, so that there are ties, and some that are far larger.
+  const float* floats(int64_t n, float spread = 1, bool outliers = true) {
     auto* to = make<float>(n);
     const bool ties = maybe();
     std::normal_distribution<float> normal(0, spread);
     for (int64_t i = 0; i < n; ++i) {
       const float x = normal(random_);
-      to[i] = ties ? std::nearbyint(x * 4) / 4 : from(0, 999) == 0 ? x * 1e4f : x;
+      to[i] = ties ? std::nearbyint(x * 4) / 4 : outliers && from(0, 999) == 0 ? x * 1e4f : x;
     }
     return to;
   }

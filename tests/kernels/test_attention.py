@@ -22,6 +22,7 @@ SHAPES = [
     (2, 2, 64, 33, 22),
     (2, 1, 96, 5, 1018),
     (2, 2, 128, 17, 30),
+    (2, 1, 40, 49, 1500),  # of more than one block of keys on tiles
 ]
 NAMES = ("query", "key", "value", "past_key", "past_value", "query_scale")
 
@@ -107,6 +108,11 @@ def stock(inputs: dict[str, Any]) -> Array:
     return y
 
 
+def of_halves(inputs: dict[str, Any], values: Array) -> float:
+    """What numbers of two halves of bfloat16 add to the error, as kernels/src/kernels/attention_tiles.h derives it."""
+    return 3 * 2.0**-16 * (2 * float(inputs["query_scale"].max()) + 1) * float(np.abs(values).max())
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_results_are_as_near_as_the_stock_operators(
     ops_library: Path, isa: str, shape: tuple[int, int, int, int, int]
@@ -119,8 +125,7 @@ def test_results_are_as_near_as_the_stock_operators(
     # float32's own error of the same shapes, twice: another order of sums may be a little worse or better.
     allowed = 2 * max(np.abs(stock(inputs) - exact).max(), 1e-7)
     if isa in ("amx", "emulated"):
-        # Halves of bfloat16 have 16 bits: 2^-17 of |q| |k| in a logit, with products of two low halves left out.
-        allowed += 3 * 2.0**-16 * float(inputs["query_scale"].max()) * float(np.abs(values).max())
+        allowed += of_halves(inputs, exact_values)
     assert np.abs(y - exact).max() <= allowed
 
 
@@ -134,10 +139,10 @@ def test_codes_of_a_pair(ops_library: Path, isa: str) -> None:
     }
     outputs = ["", "codes", "difference", "key", "value"]
     u, d, *_ = operator(ops_library, inputs | known, outputs, isa=isa, ranges="pair", bits=7)()
-    y, *_ = attention(inputs, np.float64)
-    near = 0.5 + (0.02 if isa in ("amx", "emulated") else 1e-3)
-    assert np.all(np.abs(u - unrounded_codes(y[2:], 0.02, 100, 7)) <= near)
-    assert np.all(np.abs(d - unrounded_codes(y[:2] - y[2:], 0.03, 60, 7)) <= near)
+    y, _, values = attention(inputs, np.float64)
+    error = 1e-5 + (of_halves(inputs, values) if isa in ("amx", "emulated") else 0)
+    assert np.all(np.abs(u - unrounded_codes(y[2:], 0.02, 100, 7)) <= 0.5 + error / 0.02)
+    assert np.all(np.abs(d - unrounded_codes(y[:2] - y[2:], 0.03, 60, 7)) <= 0.5 + 2 * error / 0.03)
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 64, 100, 55), (2, 5, 40, 65, 7)])
@@ -170,8 +175,10 @@ def test_many_keys(ops_library: Path, isa: str) -> None:
         pytest.skip("slow in plain C++")
     inputs = example((2, 1, 128, 40, 10481))
     (y, *_) = operator(ops_library, inputs, ["y", "", "", "key", "value"], isa=isa)()
-    exact, *_ = attention(inputs, np.float64)
-    assert np.abs(y - exact).max() <= 2 * np.abs(stock(inputs) - exact).max() + (1e-4 if isa == "amx" else 0)
+    exact, _, values = attention(inputs, np.float64)
+    assert np.abs(y - exact).max() <= 2 * np.abs(stock(inputs) - exact).max() + (
+        of_halves(inputs, values) if isa == "amx" else 0
+    )
 
 
 def test_what_does_not_fit_is_said(ops_library: Path) -> None:

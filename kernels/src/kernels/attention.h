@@ -1,47 +1,10 @@
-// Attention in float, with guided rows and caches of keys and values.
+// Attention in float, with guided rows.
 #ifndef NEXTSCALE_KERNELS_ATTENTION_H_
 #define NEXTSCALE_KERNELS_ATTENTION_H_
 
 namespace nextscale {
 namespace NEXTSCALE_ISA {
 namespace {
-
-constexpr float kLowest = -3.0e38f;  // what no logit is; e to this is nothing
-
-// x / |x| times scale; nothing stays nothing (LpNormalization). Both have `size` numbers.
-inline void normalize(const float* x, int64_t size, float scale, float* y) {
-  F squares = splat(0.0f);
-  for (int64_t i = 0; i < size; i += kLanes) {
-    const F v = load(x + i, size - i);
-    squares = fma(v, v, squares);
-  }
-  const float length = sqrtf(sum(squares));
-  const F divisor = splat(length > 0.0f ? length : 1.0f), factor = splat(scale);
-  for (int64_t i = 0; i < size; i += kLanes) store(y + i, load(x + i, size - i) / divisor * factor, size - i);
-}
-
-// The caches of one row and head, grown by its new tokens.
-inline void grow_caches(const AttentionArgs& a, int64_t r, int64_t h) {
-  const int64_t d = a.size, total = a.past + a.tokens, width = a.heads * d, of_head = r * a.heads + h;
-  float *keys = a.present_key + of_head * d * total, *values = a.present_value + of_head * d * total;
-  const float *old_keys = a.past_key + of_head * d * a.past, *old_values = a.past_value + of_head * d * a.past;
-  for (int64_t i = 0; i < d; ++i)
-    std::memcpy(keys + i * total, old_keys + i * a.past, static_cast<size_t>(a.past) * sizeof(float));
-  std::memcpy(values, old_values, static_cast<size_t>(d * a.past) * sizeof(float));
-  auto* block = static_cast<float*>(thread_memory(2, static_cast<size_t>(kLanes * d) * sizeof(float)));
-  for (int64_t t = 0; t < a.tokens; t += kLanes) {
-    const int64_t here = least_of(kLanes, a.tokens - t);
-    for (int64_t i = 0; i < here; ++i) {
-      const int64_t from = (r * a.tokens + t + i) * width + h * d;
-      normalize(a.key + from, d, 1.0f, block + i * d);
-      std::memcpy(values + (a.past + t + i) * d, a.value + from, static_cast<size_t>(d) * sizeof(float));
-    }
-    for (int64_t i = 0; i < d; ++i) {
-      float* to = keys + i * total + a.past + t;
-      for (int64_t j = 0; j < here; ++j) to[j] = block[j * d + i];
-    }
-  }
-}
 
 // Logits of M queries [M, d] and V vectors of keys from `first` on, of keys [d, total]; in the order of d.
 template <int M, int V, bool kWhole>
@@ -166,12 +129,20 @@ inline void attention(const AttentionArgs& a, const Parallel& parallel, const Wo
   const int64_t d = a.size, width = a.heads * d;
   parallel(a.rows * a.heads, [&](int64_t task) { grow_caches(a, task / a.heads, task % a.heads); });
   if (a.tokens == 0) return;
-  const int64_t together = queries_together(a.past + a.tokens), per = ceil_div(a.tokens, together);
+  auto* attend_to = attend;
+  int64_t together = queries_together(a.past + a.tokens);
+#ifdef NEXTSCALE_HAS_TILES
+  if (a.tokens > kFewQueries) {
+    attend_to = attend_on_tiles;
+    together = queries_of_task(a);
+  }
+#endif
+  const int64_t per = ceil_div(a.tokens, together);
   if (a.coding.ranges == Ranges::kNone) {
     parallel(a.rows * a.heads * per, [&](int64_t task) {
       const int64_t r = task / per / a.heads, h = task / per % a.heads, first = task % per * together;
       float* y = a.y + (r * a.tokens + first) * width + h * d;
-      attend(a, r, h, first, least_of(together, a.tokens - first), y, width);
+      attend_to(a, r, h, first, least_of(together, a.tokens - first), y, width);
     });
     return;
   }
@@ -181,8 +152,8 @@ inline void attention(const AttentionArgs& a, const Parallel& parallel, const Wo
     const int64_t n = least_of(together, a.tokens - first);
     auto* with = static_cast<float*>(thread_memory(3, static_cast<size_t>(2 * n * d) * sizeof(float)));
     float* without = with + n * d;
-    attend(a, b, h, first, n, with, d);
-    attend(a, images + b, h, first, n, without, d);
+    attend_to(a, b, h, first, n, with, d);
+    attend_to(a, images + b, h, first, n, without, d);
     const Quantizer u(a.coding.known[0], a.coding.qmax), v(a.coding.known[1], a.coding.qmax);
     for (int64_t i = 0; i < n; ++i) {
       const int64_t to = (b * a.tokens + first + i) * width + h * d;
