@@ -167,10 +167,9 @@ class Softening {
   }
   template <int N>
   void weigh(const float* row, uint8_t* to) {
-    F x[N], number[N], two_to[N];
-    each_of<N>([&](int i) { x[i] = max(load(row + at_ + i * kLanes) - largest_, splat(-87.0f)); });
-    exp_of_bounded(x, number, two_to);
-    each_of<N>([&](int i) { x[i] = number[i] * two_to[i]; });
+    F x[N];
+    each_of<N>([&](int i) { x[i] = load(row + at_ + i * kLanes) - largest_; });
+    exp(x);
     each_of<N>([&](int i) { sum_ = sum_ + x[i]; });
     for (int i = 0; i < N; i += 2) store_halves(to + (at_ / kPairs + i / 2) * kHalvesStep, kTile, halves(x[i], x[i + 1]));
   }

@@ -20,6 +20,15 @@ inline void normalize(const float* x, int64_t size, float scale, float* y) {
   for (int64_t i = 0; i < size; i += kLanes) store(y + i, load(x + i, size - i) / divisor * factor, size - i);
 }
 
+// Columns of 16 rows become rows of 16 columns, of which `rows` and `columns` matter.
+inline void store_transposed(const float* from, int64_t from_pitch, float* to, int64_t to_pitch, int64_t rows,
+                             int64_t columns) {
+  F x[kLanes];
+  for (int i = 0; i < kLanes; ++i) x[i] = load(from + i * from_pitch);
+  transpose(x);
+  for (int64_t i = 0; i < rows; ++i) store(to + i * to_pitch, x[i], columns);
+}
+
 // The caches of one row and head, grown by its new tokens.
 inline void grow_caches(const AttentionArgs& a, int64_t r, int64_t h) {
   const int64_t d = a.size, total = a.past + a.tokens, width = a.heads * d, of_head = r * a.heads + h;
@@ -28,18 +37,17 @@ inline void grow_caches(const AttentionArgs& a, int64_t r, int64_t h) {
   for (int64_t i = 0; i < d; ++i)
     std::memcpy(keys + i * total, old_keys + i * a.past, static_cast<size_t>(a.past) * sizeof(float));
   std::memcpy(values, old_values, static_cast<size_t>(d * a.past) * sizeof(float));
-  auto* block = static_cast<float*>(thread_memory(2, static_cast<size_t>(kLanes * d) * sizeof(float)));
+  const int64_t pitch = ceil_div(d, kLanes) * kLanes;
+  auto* block = static_cast<float*>(thread_memory(2, static_cast<size_t>(kLanes * pitch) * sizeof(float)));
   for (int64_t t = 0; t < a.tokens; t += kLanes) {
     const int64_t here = least_of(kLanes, a.tokens - t);
     for (int64_t i = 0; i < here; ++i) {
       const int64_t from = (r * a.tokens + t + i) * width + h * d;
-      normalize(a.key + from, d, 1.0f, block + i * d);
+      normalize(a.key + from, d, 1.0f, block + i * pitch);
       std::memcpy(values + (a.past + t + i) * d, a.value + from, static_cast<size_t>(d) * sizeof(float));
     }
-    for (int64_t i = 0; i < d; ++i) {
-      float* to = keys + i * total + a.past + t;
-      for (int64_t j = 0; j < here; ++j) to[j] = block[j * d + i];
-    }
+    for (int64_t i = 0; i < d; i += kLanes)
+      store_transposed(block + i, pitch, keys + i * total + a.past + t, total, least_of(kLanes, d - i), here);
   }
 }
 

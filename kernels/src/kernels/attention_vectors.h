@@ -1,0 +1,180 @@
+// Float attention on vectors.
+//
+// A task's queries pass over the keys in blocks, whose logits and weights stay near: of each block the keys are laid out
+// for the products, and what was mixed of the blocks before fades as a larger logit is found. So sums are taken in the
+// order of the keys, block by block, whatever the vectors and the tasks are.
+#ifndef NEXTSCALE_KERNELS_ATTENTION_VECTORS_H_
+#define NEXTSCALE_KERNELS_ATTENTION_VECTORS_H_
+
+namespace nextscale {
+namespace NEXTSCALE_ISA {
+namespace {
+
+constexpr int64_t kKeysOfBlock = 128;
+constexpr int64_t kColumns = kFloatVectors * kLanes;  // keys or channels whose sums a product holds
+constexpr int64_t kQueriesOnVectors = 256;            // of a task: a block is laid out once for all of them
+constexpr int64_t kLogitRows = 32 / kFloatRows * kFloatRows;  // queries whose logits of a block stay in the first cache
+
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
+// each(Count<M>(), first) of groups of up to M of the rows from `first` to n.
+template <int M, class Each>
+inline void in_groups(int64_t first, int64_t n, Each each) {
+  for (; first + M <= n; first += M) each(Count<M>(), first);
+  if constexpr (M > 1) in_groups<(M > 2 ? M - 2 : 1)>(first, n, each);
+}
+
+// Keys [d, total] as panels [keys / kColumns][d][kColumns], `pitch` apart; what is missing is zero.
+inline void lay_out_keys(const float* keys, int64_t d, int64_t total, int64_t count, float* panels, int64_t pitch) {
+  for (int64_t k = 0; k < d; ++k)
+    for (int64_t j = 0; j < count; j += kColumns)
+      for (int64_t v = 0; v < kColumns; v += kLanes)
+        store(panels + j / kColumns * pitch + k * kColumns + v, load(keys + k * total + j + v, count - j - v));
+}
+
+// Logits of M queries [M, d] and a panel of keys; in the order of d.
+template <int M>
+NEXTSCALE_ALONE void score(const float* queries, const float* panel, int64_t d, float* logits) {
+  F acc[M][kFloatVectors];
+  for (int i = 0; i < M; ++i)
+    for (int v = 0; v < kFloatVectors; ++v) acc[i][v] = splat(0.0f);
+  for (int64_t k = 0; k < d; ++k) {
+    F b[kFloatVectors];
+    for (int v = 0; v < kFloatVectors; ++v) b[v] = load(panel + k * kColumns + v * kLanes);
+    NEXTSCALE_UNROLL
+    for (int i = 0; i < M; ++i) {
+      const F q = splat(queries[i * d + k]);
+      for (int v = 0; v < kFloatVectors; ++v) acc[i][v] = fma(q, b[v], acc[i][v]);
+    }
+  }
+  for (int i = 0; i < M; ++i)
+    for (int v = 0; v < kFloatVectors; ++v) store(logits + i * kKeysOfBlock + v * kLanes, acc[i][v]);
+}
+
+// Some channels of M queries' mixes fade, and weights [M] of `keys` keys times their values [keys, d] are added; in the
+// order of the keys.
+template <int M, bool kWhole>
+NEXTSCALE_ALONE void mix(const float* weights, const float* values, int64_t d, int64_t keys, int64_t channels,
+                         const float* fading, float* mixed, int64_t pitch) {
+  F acc[M][kFloatVectors];
+  for (int i = 0; i < M; ++i)
+    for (int v = 0; v < kFloatVectors; ++v) acc[i][v] = load(mixed + i * pitch + v * kLanes) * splat(fading[i]);
+  for (int64_t t = 0; t < keys; ++t) {
+    F b[kFloatVectors];
+    for (int v = 0; v < kFloatVectors; ++v) {
+      const float* from = values + t * d + v * kLanes;
+      b[v] = kWhole ? load(from) : load(from, channels - v * kLanes);
+    }
+    NEXTSCALE_UNROLL
+    for (int i = 0; i < M; ++i) {
+      const F w = splat(weights[i * kKeysOfBlock + t]);
+      for (int v = 0; v < kFloatVectors; ++v) acc[i][v] = fma(w, b[v], acc[i][v]);
+    }
+  }
+  for (int i = 0; i < M; ++i)
+    for (int v = 0; v < kFloatVectors; ++v) store(mixed + i * pitch + v * kLanes, acc[i][v]);
+}
+
+// What is known of a query after some blocks: weights are e^(logit - largest), and each lane has a sum of some.
+struct Seen {
+  float largest = kLowest;
+  F sums = splat(0.0f);
+};
+
+template <int N>
+inline void weigh(float* row, F largest, F& sums) {
+  F x[N];
+  each_of<N>([&](int i) { x[i] = load(row + i * kLanes) - largest; });
+  exp(x);
+  each_of<N>([&](int i) { store(row + i * kLanes, x[i]); });
+  each_of<N>([&](int i) { sums = sums + x[i]; });
+}
+
+// A query's logits of a block of n keys become weights. Returns what earlier weights are to be multiplied with.
+inline float soften_block(float* row, int64_t n, Seen& seen) {
+  const int64_t filled = ceil_div(n, kLanes) * kLanes;
+  for (int64_t j = n; j < filled; ++j) row[j] = kLowest;
+  F top = splat(seen.largest);
+  for (int64_t j = 0; j < filled; j += kLanes) top = max(load(row + j), top);
+  const float largest = maximum(top);
+  const float fading = largest > seen.largest ? maximum(exp(splat(seen.largest - largest))) : 1.0f;
+  seen.largest = largest;
+  F sums = seen.sums * splat(fading);
+  int64_t j = 0;
+  for (; j + kTogether * kLanes <= filled; j += kTogether * kLanes) weigh<kTogether>(row + j, splat(largest), sums);
+  for (; j < filled; j += kLanes) weigh<1>(row + j, splat(largest), sums);
+  seen.sums = sums;
+  return fading;
+}
+
+// Memory of a task.
+struct VectorTask {
+  int64_t channels, panel_pitch;  // filled up to whole columns; a line more than the panel, so that lines spread
+  float *queries, *panels, *logits, *fading, *mixed;
+  Seen* seen;
+  VectorTask(int64_t n, int64_t d)
+      : channels(ceil_div(d, kColumns) * kColumns), panel_pitch(d * kColumns + kLanes) {
+    const int64_t sizes[] = {n * d, kKeysOfBlock / kColumns * panel_pitch, kLogitRows * kKeysOfBlock, kLogitRows, n * channels};
+    float** parts[] = {&queries, &panels, &logits, &fading, &mixed};
+    int64_t numbers = 0;
+    for (const int64_t size : sizes) numbers += ceil_div(size, kLanes) * kLanes;
+    const size_t bytes = static_cast<size_t>(numbers) * sizeof(float) + static_cast<size_t>(n) * sizeof(Seen);
+    auto* memory = static_cast<float*>(thread_memory(2, bytes));
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; ++i) {
+      *parts[i] = memory;
+      memory += ceil_div(sizes[i], kLanes) * kLanes;
+    }
+    seen = reinterpret_cast<Seen*>(memory);
+  }
+};
+
+// Mixes a block of keys, laid out, and of values [keys, d] to what queries have of the blocks before.
+inline void attend_to_block(const VectorTask& task, int64_t first, int64_t n, int64_t d, const float* values,
+                            int64_t keys) {
+  for (int64_t j = 0; j < keys; j += kColumns)
+    in_groups<kFloatRows>(0, n, [&](auto rows, int64_t i) {
+      score<decltype(rows)::value>(task.queries + (first + i) * d, task.panels + j / kColumns * task.panel_pitch, d,
+                                   task.logits + i * kKeysOfBlock + j);
+    });
+  for (int64_t i = 0; i < n; ++i)
+    task.fading[i] = soften_block(task.logits + i * kKeysOfBlock, keys, task.seen[first + i]);
+  for (int64_t c = 0; c < d; c += kColumns)
+    in_groups<kFloatRows>(0, n, [&](auto rows, int64_t i) {
+      constexpr int M = decltype(rows)::value;
+      const auto mix_them = d - c >= kColumns ? mix<M, true> : mix<M, false>;
+      mix_them(task.logits + i * kKeysOfBlock, values + c, d, keys, d - c, task.fading + i,
+               task.mixed + (first + i) * task.channels + c, task.channels);
+    });
+}
+
+// y [n, d], rows `y_pitch` apart, of n queries of one row and head from token `first` on.
+inline void attend_on_vectors(const AttentionArgs& a, int64_t r, int64_t h, int64_t first, int64_t n, float* y,
+                              int64_t y_pitch) {
+  const int64_t d = a.size, total = a.past + a.tokens, width = a.heads * d, of_head = r * a.heads + h;
+  const float *keys = a.present_key + of_head * d * total, *values = a.present_value + of_head * d * total;
+  const VectorTask task(n, d);
+  for (int64_t i = 0; i < n; ++i) {
+    normalize(a.query + (r * a.tokens + first + i) * width + h * d, d, a.query_scale[h], task.queries + i * d);
+    task.seen[i] = Seen();
+  }
+  std::memset(task.mixed, 0, static_cast<size_t>(n * task.channels) * sizeof(float));
+  for (int64_t j = 0; j < total; j += kKeysOfBlock) {
+    const int64_t here = least_of(kKeysOfBlock, total - j);
+    lay_out_keys(keys + j, d, total, here, task.panels, task.panel_pitch);
+    for (int64_t i = 0; i < n; i += kLogitRows)
+      attend_to_block(task, i, least_of(kLogitRows, n - i), d, values + j * d, here);
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    const F factor = splat(1.0f / sum(task.seen[i].sums));
+    for (int64_t c = 0; c < d; c += kLanes)
+      store(y + i * y_pitch + c, load(task.mixed + i * task.channels + c) * factor, d - c);
+  }
+}
+
+}  // namespace
+}  // namespace NEXTSCALE_ISA
+}  // namespace nextscale
+
+#endif  // NEXTSCALE_KERNELS_ATTENTION_VECTORS_H_
