@@ -28,7 +28,7 @@ using Bytes = std::unique_ptr<unsigned char[]>;
 class Session {
  public:
   explicit Session(int threads) : threads_(threads) {}
-  Parallel parallel() { return Parallel(run, this); }
+  Parallel parallel() { return Parallel(run, this, threads_); }
   Workspace workspace() { return Workspace(take, this); }
 
  private:

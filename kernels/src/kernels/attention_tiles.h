@@ -14,7 +14,6 @@ constexpr int64_t kPairs = 32;                          // numbers of a row of a
 constexpr int64_t kHalvesStep = 2 * kTile;              // bytes of a step of 16 rows: high, low
 constexpr int64_t kHalvesPanelStep = 2 * kHalvesStep;   // of a panel of 32 columns: high, high, low, low
 constexpr int64_t kKeysTogether = 768;                  // what is made of them stays in the second cache
-constexpr int64_t kQueriesOfTask = 256;                 // keys are packed once for all of them
 constexpr int64_t kFewQueries = 8;                      // keys are not worth packing for so few
 
 // In each lane the half of `a` is the low one, that of `b` the high one: numbers k and k + 16 of a step, in rows and
@@ -181,8 +180,6 @@ class Softening {
   F largest_, sum_;
 };
 
-// y [n, d], rows `y_pitch` apart, of n queries of one row and head from token `first` on.
-//
 // Blocks of keys are packed once for all queries, and of each block come passes of 32 queries: beside the products of one
 // pass the weights of the one before are made, whose mix comes after that.
 inline void attend_on_tiles(const AttentionArgs& a, int64_t r, int64_t h, int64_t first, int64_t n, float* y,
@@ -261,14 +258,6 @@ inline void attend_on_tiles(const AttentionArgs& a, int64_t r, int64_t h, int64_
     for (int64_t k = 0; k < d; k += kLanes)
       store(y + i * y_pitch + k, load(mixed + i * channels + k) * factor, d - k);
   }
-}
-
-// Of a task: few enough for 32 tasks, if there are as many, and as many as share the packing of keys.
-inline int64_t queries_of_task(const AttentionArgs& a) {
-  constexpr int64_t kManyTasks = 32;
-  int64_t n = kQueriesOfTask;
-  while (n > 2 * kBlock && a.rows * a.heads * ceil_div(a.tokens, n) < kManyTasks) n /= 2;
-  return n;
 }
 
 }  // namespace

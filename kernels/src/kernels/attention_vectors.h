@@ -12,7 +12,6 @@ namespace {
 
 constexpr int64_t kKeysOfBlock = 128;
 constexpr int64_t kColumns = kFloatVectors * kLanes;  // keys or channels whose sums a product holds
-constexpr int64_t kQueriesOnVectors = 256;            // of a task: a block is laid out once for all of them
 constexpr int64_t kLogitRows = 32 / kFloatRows * kFloatRows;  // queries whose logits of a block stay in the first cache
 
 template <int N>
@@ -92,21 +91,24 @@ inline void weigh(float* row, F largest, F& sums) {
   each_of<N>([&](int i) { sums = sums + x[i]; });
 }
 
-// A query's logits of a block of n keys become weights. Returns what earlier weights are to be multiplied with.
-inline float soften_block(float* row, int64_t n, Seen& seen) {
-  const int64_t filled = ceil_div(n, kLanes) * kLanes;
+// The largest of a query's logits is found, those of a block of n keys among them, of which the last vector is filled up.
+// Returns what earlier weights are to be multiplied with.
+inline float find_largest(float* row, int64_t n, int64_t filled, Seen& seen) {
   for (int64_t j = n; j < filled; ++j) row[j] = kLowest;
   F top = splat(seen.largest);
   for (int64_t j = 0; j < filled; j += kLanes) top = max(load(row + j), top);
-  const float largest = maximum(top);
-  const float fading = largest > seen.largest ? maximum(exp(splat(seen.largest - largest))) : 1.0f;
-  seen.largest = largest;
+  const float before = seen.largest;
+  seen.largest = maximum(top);
+  return seen.largest > before ? maximum(exp(splat(before - seen.largest))) : 1.0f;
+}
+
+inline void make_weights(float* row, int64_t filled, float fading, Seen& seen) {
+  const F largest = splat(seen.largest);
   F sums = seen.sums * splat(fading);
   int64_t j = 0;
-  for (; j + kTogether * kLanes <= filled; j += kTogether * kLanes) weigh<kTogether>(row + j, splat(largest), sums);
-  for (; j < filled; j += kLanes) weigh<1>(row + j, splat(largest), sums);
+  for (; j + kTogether * kLanes <= filled; j += kTogether * kLanes) weigh<kTogether>(row + j, largest, sums);
+  for (; j < filled; j += kLanes) weigh<1>(row + j, largest, sums);
   seen.sums = sums;
-  return fading;
 }
 
 // Memory of a task.
@@ -138,8 +140,11 @@ inline void attend_to_block(const VectorTask& task, int64_t first, int64_t n, in
       score<decltype(rows)::value>(task.queries + (first + i) * d, task.panels + j / kColumns * task.panel_pitch, d,
                                    task.logits + i * kKeysOfBlock + j);
     });
+  const int64_t filled = ceil_div(keys, kLanes) * kLanes;
   for (int64_t i = 0; i < n; ++i)
-    task.fading[i] = soften_block(task.logits + i * kKeysOfBlock, keys, task.seen[first + i]);
+    task.fading[i] = find_largest(task.logits + i * kKeysOfBlock, keys, filled, task.seen[first + i]);
+  for (int64_t i = 0; i < n; ++i)
+    make_weights(task.logits + i * kKeysOfBlock, filled, task.fading[i], task.seen[first + i]);
   for (int64_t c = 0; c < d; c += kColumns)
     in_groups<kFloatRows>(0, n, [&](auto rows, int64_t i) {
       constexpr int M = decltype(rows)::value;
@@ -149,7 +154,6 @@ inline void attend_to_block(const VectorTask& task, int64_t first, int64_t n, in
     });
 }
 
-// y [n, d], rows `y_pitch` apart, of n queries of one row and head from token `first` on.
 inline void attend_on_vectors(const AttentionArgs& a, int64_t r, int64_t h, int64_t first, int64_t n, float* y,
                               int64_t y_pitch) {
   const int64_t d = a.size, total = a.past + a.tokens, width = a.heads * d, of_head = r * a.heads + h;
