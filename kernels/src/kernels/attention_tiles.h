@@ -10,11 +10,15 @@ namespace nextscale {
 namespace NEXTSCALE_ISA {
 namespace {
 
-constexpr int64_t kPairs = 32;                          // numbers of a row of a tile, the depth of a step
-constexpr int64_t kHalvesStep = 2 * kTile;              // bytes of a step of 16 rows: high, low
-constexpr int64_t kHalvesPanelStep = 2 * kHalvesStep;   // of a panel of 32 columns: high, high, low, low
-constexpr int64_t kKeysTogether = 768;                  // what is made of them stays in the second cache
-constexpr int64_t kFewQueries = 8;                      // keys are not worth packing for so few
+constexpr int64_t kPairs = 32;                         // numbers of a row of a tile, the depth of a step
+constexpr int64_t kRowStep = 2 * 64;                   // bytes of a step of a row: high, low
+constexpr int64_t kHalvesStep = 2 * kTile;             // of 16 columns of a panel: the two tiles side by side
+constexpr int64_t kHalvesPanelStep = 2 * kHalvesStep;  // of a panel of 32 columns: high, high, low, low
+constexpr int64_t kPass = 2 * kBlock;                  // queries whose products share the tiles of a panel
+constexpr int64_t kLogitPitch = kKeysOfBlock + kLanes;  // a line more, so that rows of a tile spread over the cache
+// Of each number of the caches, tiles take half a cycle to lay it out and a hundredth for each query of a whole pass,
+// vectors an eighth and a fifteenth: about nine queries cost the same.
+constexpr int64_t kFewQueries = 8;
 
 // In each lane the half of `a` is the low one, that of `b` the high one: numbers k and k + 16 of a step, in rows and
 // panels alike.
@@ -27,9 +31,11 @@ inline Halves halves(F a, F b) {
   const I x_low = bits(a - from_bits(x)) + half, y_low = bits(b - from_bits(y)) + half;
   return {shift_right<16>(x) | y, shift_right<16>(x_low) | (y_low & upper)};
 }
-inline void store_halves(uint8_t* to, int64_t low, const Halves& x) {
-  store(reinterpret_cast<int32_t*>(to), x.high);
-  store(reinterpret_cast<int32_t*>(to + low), x.low);
+// The low halves come so many bytes after the high ones.
+inline void store_halves(void* to, int64_t low, const Halves& x) {
+  auto* bytes = static_cast<uint8_t*>(to);
+  store(reinterpret_cast<int32_t*>(bytes), x.high);
+  store(reinterpret_cast<int32_t*>(bytes + low), x.low);
 }
 
 // Panels [n / 32][steps][high, low][2][16][64] of columns that lie next to each other: at(k, column) points to them, of
@@ -50,12 +56,12 @@ inline void pack_halves(int64_t depth, int64_t columns, At at, uint8_t* panels) 
         }
 }
 
-// sums float [2][16][32], rows `pitch` apart, of rows' halves [2][steps][high, low][16][64] and a panel, added to what
-// is there if kAdd. `between()` runs beside the products of each step.
+// sums float [2][16][32], rows `pitch` apart, of rows' halves [2][16][steps][high, low][64], `row_bytes` apart, and a
+// panel; added to what is there if kAdd. `between()` runs beside the products of each step.
 template <bool kTwo, bool kAdd, class Between>
-inline void multiply_halves(const uint8_t* rows, const uint8_t* panel, int64_t steps, float* sums, int64_t pitch,
-                            Between between) {
-  const uint8_t* more = rows + steps * kHalvesStep;
+inline void multiply_halves(const void* rows, int64_t row_bytes, const uint8_t* panel, int64_t steps, float* sums,
+                            int64_t pitch, Between between) {
+  const auto *a = static_cast<const uint8_t*>(rows), *b = a + kBlock * row_bytes;
   float* more_sums = sums + kBlock * pitch;
   const int64_t bytes = pitch * static_cast<int64_t>(sizeof(float));
   if (kAdd) {
@@ -73,28 +79,27 @@ inline void multiply_halves(const uint8_t* rows, const uint8_t* panel, int64_t s
       NEXTSCALE_TILE_ZERO(3);
     }
   }
-  for (int64_t s = 0; s < steps; ++s) {
-    const uint8_t *a = rows + s * kHalvesStep, *b = more + s * kHalvesStep, *w = panel + s * kHalvesPanelStep;
-    NEXTSCALE_TILE_LOAD(6, w, 64);
-    NEXTSCALE_TILE_LOAD(7, w + kTile, 64);
-    NEXTSCALE_TILE_LOAD(4, a + kTile, 64);
+  for (int64_t s = 0; s < steps; ++s, a += kRowStep, b += kRowStep, panel += kHalvesPanelStep) {
+    NEXTSCALE_TILE_LOAD(6, panel, 64);
+    NEXTSCALE_TILE_LOAD(7, panel + kTile, 64);
+    NEXTSCALE_TILE_LOAD(4, a + 64, row_bytes);
     NEXTSCALE_TILE_PRODUCT_BF16(0, 4, 6);
     NEXTSCALE_TILE_PRODUCT_BF16(1, 4, 7);
     if (kTwo) {
-      NEXTSCALE_TILE_LOAD(5, b + kTile, 64);
+      NEXTSCALE_TILE_LOAD(5, b + 64, row_bytes);
       NEXTSCALE_TILE_PRODUCT_BF16(2, 5, 6);
       NEXTSCALE_TILE_PRODUCT_BF16(3, 5, 7);
     }
-    NEXTSCALE_TILE_LOAD(4, a, 64);
+    NEXTSCALE_TILE_LOAD(4, a, row_bytes);
     NEXTSCALE_TILE_PRODUCT_BF16(0, 4, 6);
     NEXTSCALE_TILE_PRODUCT_BF16(1, 4, 7);
     if (kTwo) {
-      NEXTSCALE_TILE_LOAD(5, b, 64);
+      NEXTSCALE_TILE_LOAD(5, b, row_bytes);
       NEXTSCALE_TILE_PRODUCT_BF16(2, 5, 6);
       NEXTSCALE_TILE_PRODUCT_BF16(3, 5, 7);
     }
-    NEXTSCALE_TILE_LOAD(6, w + kHalvesStep, 64);
-    NEXTSCALE_TILE_LOAD(7, w + kHalvesStep + kTile, 64);
+    NEXTSCALE_TILE_LOAD(6, panel + kHalvesStep, 64);
+    NEXTSCALE_TILE_LOAD(7, panel + kHalvesStep + kTile, 64);
     NEXTSCALE_TILE_PRODUCT_BF16(0, 4, 6);
     NEXTSCALE_TILE_PRODUCT_BF16(1, 4, 7);
     if (kTwo) {
@@ -111,153 +116,137 @@ inline void multiply_halves(const uint8_t* rows, const uint8_t* panel, int64_t s
   }
 }
 
-// What is known of a query after some blocks of keys: weights are e^(logit - largest).
-struct Query {
-  float largest, sum;
+// Memory of a task.
+struct TileTask {
+  int64_t depth;              // of keys, and channels of values: filled up to whole steps and panels
+  int64_t panels_bytes;       // of a block's keys, or of its values
+  uint8_t* queries;           // halves [n filled up to passes][depth / 32][high, low][64]
+  uint8_t *keys, *values;     // panels of a block, and of three
+  float *logits, *fading;     // [3][32][kLogitPitch], [3][32]
+  float* mixed;               // [n filled up][depth]
+  float* unit;                // [depth]: a query
+  Seen* seen;                 // [n]
+  TileTask(int64_t n, int64_t d) : depth(ceil_div(d, kPairs) * kPairs), panels_bytes(kKeysOfBlock * depth * 4) {
+    const int64_t rows = ceil_div(n, kPass) * kPass;
+    const int64_t bytes[] = {rows * depth * 4, panels_bytes, 3 * panels_bytes, 3 * kPass * kLogitPitch * 4,
+                             3 * kPass * 4, rows * depth * 4, depth * 4, n * static_cast<int64_t>(sizeof(Seen))};
+    uint8_t* parts[8];
+    take_parts(2, bytes, parts);
+    queries = parts[0], keys = parts[1], values = parts[2];
+    logits = reinterpret_cast<float*>(parts[3]), fading = reinterpret_cast<float*>(parts[4]);
+    mixed = reinterpret_cast<float*>(parts[5]), unit = reinterpret_cast<float*>(parts[6]);
+    seen = reinterpret_cast<Seen*>(parts[7]);
+  }
 };
 
-// The halves of 32 queries' weights in a block of keys, made in small parts: tiles' products leave the vectors idle.
-class Softening {
- public:
-  // logits [count][kKeysTogether] of n keys; y [count][pitch] is the mix of the keys before these.
-  void begin(float* logits, int64_t count, int64_t n, Query* queries, float* y, int64_t pitch, uint8_t* weights) {
-    logits_ = logits, queries_ = queries, y_ = y, weights_ = weights;
-    count_ = count, n_ = n, pitch_ = pitch, filled_ = ceil_div(n, kPairs) * kPairs, row_ = 0, at_ = 0;
+inline void begin_query(const TileTask& task, const float* query, int64_t d, float scale, int64_t i) {
+  normalize(query, d, scale, task.unit);
+  uint8_t* to = task.queries + i * task.depth * 4;
+  for (int64_t k = 0; k < task.depth; k += kPairs, to += kRowStep)
+    store_halves(to, 64, halves(load(task.unit + k), load(task.unit + k + kLanes)));
+  task.seen[i] = Seen();
+}
+
+// A pass's logits of a block, which become the halves of its weights where they are.
+struct PassOfBlock {
+  int64_t first, count;     // queries
+  int64_t keys, steps;      // of the block
+  const uint8_t* values;    // its panels
+  float *logits, *fading;
+  // The logits of one query become weights.
+  void soften(const TileTask& task, int64_t i) const {
+    float* row = logits + i * kLogitPitch;
+    Seen& seen = task.seen[first + i];
+    fading[i] = find_largest(row, keys, steps * kPairs, seen);
+    const F largest = splat(seen.largest);
+    F sums = seen.sums * splat(fading[i]);
+    int64_t j = 0;
+    for (; j + 2 * kPairs <= steps * kPairs; j += 2 * kPairs) weigh_halves<4>(row + j, largest, sums);
+    for (; j < steps * kPairs; j += kPairs) weigh_halves<2>(row + j, largest, sums);
+    seen.sums = sums;
   }
-  int64_t parts() const { return count_ * ceil_div(filled_, kPart); }
-  void finish() {
-    while (row_ < count_) part();
-  }
-  void part() {
-    if (row_ == count_) return;
-    float* row = logits_ + row_ * kKeysTogether;
-    if (at_ == 0) begin_row(row, queries_[row_]);
-    uint8_t* to = weights_ + row_ / kBlock * filled_ / kPairs * kHalvesStep + row_ % kBlock * 64;
-    const int64_t end = least_of(at_ + kPart, filled_);
-    for (; at_ + 2 * kPairs <= end; at_ += 2 * kPairs) weigh<4>(row, to);
-    for (; at_ < end; at_ += kPairs) weigh<2>(row, to);
-    if (at_ < filled_) return;
-    queries_[row_].sum += sum(sum_);
-    ++row_;
-    at_ = 0;
+  // What the queries have of the blocks before.
+  void fade(const TileTask& task) const {
+    for (int64_t i = 0; i < count; ++i) {
+      if (fading[i] == 1.0f) continue;
+      float* row = task.mixed + (first + i) * task.depth;
+      for (int64_t c = 0; c < task.depth; c += kLanes) store(row + c, load(row + c) * splat(fading[i]));
+    }
   }
 
  private:
-  static constexpr int64_t kPart = 4 * kPairs;  // keys of a part: about as many instructions as a step's products leave
-
-  void begin_row(float* row, Query& query) {
-    for (int64_t j = n_; j < filled_; ++j) row[j] = kLowest;
-    F one = splat(query.largest), two = one;
-    for (int64_t j = 0; j < filled_; j += kPairs) {
-      one = max(load(row + j), one);
-      two = max(load(row + j + kLanes), two);
-    }
-    const float largest = maximum(max(one, two));
-    largest_ = splat(largest);
-    sum_ = splat(0.0f);
-    if (largest > query.largest) {
-      const F factor = exp(splat(query.largest - largest));
-      float kept[kLanes];
-      store(kept, factor);
-      query.sum *= kept[0];
-      query.largest = largest;
-      for (int64_t i = 0; i < pitch_; i += kLanes) store(y_ + row_ * pitch_ + i, load(y_ + row_ * pitch_ + i) * factor);
-    }
-  }
   template <int N>
-  void weigh(const float* row, uint8_t* to) {
+  static void weigh_halves(float* row, F largest, F& sums) {
     F x[N];
-    each_of<N>([&](int i) { x[i] = load(row + at_ + i * kLanes) - largest_; });
+    each_of<N>([&](int i) { x[i] = load(row + i * kLanes) - largest; });
     exp(x);
-    each_of<N>([&](int i) { sum_ = sum_ + x[i]; });
-    for (int i = 0; i < N; i += 2) store_halves(to + (at_ / kPairs + i / 2) * kHalvesStep, kTile, halves(x[i], x[i + 1]));
+    each_of<N>([&](int i) { sums = sums + x[i]; });
+    for (int i = 0; i < N; i += 2) store_halves(row + i * kLanes, 64, halves(x[i], x[i + 1]));
   }
-
-  float *logits_ = nullptr, *y_ = nullptr;
-  Query* queries_ = nullptr;
-  uint8_t* weights_ = nullptr;
-  int64_t count_ = 0, n_ = 0, pitch_ = 0, filled_ = 0, row_ = 0, at_ = 0;
-  F largest_, sum_;
 };
 
-// Blocks of keys are packed once for all queries, and of each block come passes of 32 queries: beside the products of one
-// pass the weights of the one before are made, whose mix comes after that.
+template <bool kTwo, class Between>
+inline void score_on_tiles(const TileTask& task, const PassOfBlock& p, Between between) {
+  const int64_t steps = task.depth / kPairs;
+  const uint8_t* queries = task.queries + p.first * task.depth * 4;
+  for (int64_t j = 0; j < p.steps; ++j)
+    multiply_halves<kTwo, false>(queries, task.depth * 4, task.keys + j * steps * kHalvesPanelStep, steps,
+                                 p.logits + j * kPanel, kLogitPitch, between);
+}
+template <bool kTwo, class Between>
+inline void mix_on_tiles(const TileTask& task, const PassOfBlock& p, Between between) {
+  if (p.count == 0) return;
+  p.fade(task);
+  for (int64_t c = 0; c < task.depth; c += kPanel)
+    multiply_halves<kTwo, true>(p.logits, kLogitPitch * 4, p.values + c / kPanel * p.steps * kHalvesPanelStep, p.steps,
+                                task.mixed + p.first * task.depth + c, task.depth, between);
+}
+
+// Blocks of keys are laid out once for all queries, which pass over each 32 at a time. Tiles' products leave the vectors
+// idle: beside those of one pass, and the mixing of the one before the last, the last one's weights are made.
 inline void attend_on_tiles(const AttentionArgs& a, int64_t r, int64_t h, int64_t first, int64_t n, float* y,
                             int64_t y_pitch) {
-  constexpr int64_t kPass = 2 * kBlock;
   const Tiles in_use;
   (void)in_use;
   const int64_t d = a.size, total = a.past + a.tokens, width = a.heads * d, of_head = r * a.heads + h;
-  const int64_t steps = ceil_div(d, kPairs), channels = steps * kPairs, passes = ceil_div(n, kPass);
-  const int64_t keys_together = least_of(kKeysTogether, ceil_div(total, kPairs) * kPairs);
-  const int64_t panels_bytes = keys_together / kPairs * steps * kHalvesPanelStep;
-  const int64_t pass_bytes = 2 * steps * kHalvesStep, weights_bytes = 2 * keys_together / kPairs * kHalvesStep;
-  const int64_t logits_bytes = kPass * kKeysTogether * 4, mixed_bytes = passes * kPass * channels * 4;
-  auto* memory = static_cast<uint8_t*>(thread_memory(
-      2, static_cast<size_t>(2 * panels_bytes + passes * pass_bytes + 2 * weights_bytes + 2 * logits_bytes + mixed_bytes +
-                             channels * 4 + passes * kPass * 8)));
-  uint8_t *key_panels = memory, *value_panels = key_panels + panels_bytes, *rows = value_panels + panels_bytes;
-  uint8_t *weights = rows + passes * pass_bytes, *logits_begin = weights + 2 * weights_bytes;
-  auto* logits = reinterpret_cast<float*>(logits_begin);
-  auto* mixed = reinterpret_cast<float*>(logits_begin + 2 * logits_bytes);
-  float* unit = mixed + passes * kPass * channels;
-  auto* queries = reinterpret_cast<Query*>(unit + channels);
-
-  std::memset(mixed, 0, static_cast<size_t>(mixed_bytes));
-  for (int64_t i = d; i < channels; ++i) unit[i] = 0.0f;
-  for (int64_t i = 0; i < n; ++i) {
-    normalize(a.query + (r * a.tokens + first + i) * width + h * d, d, a.query_scale[h], unit);
-    uint8_t* to = rows + i / kBlock * steps * kHalvesStep + i % kBlock * 64;
-    for (int64_t k = 0; k < channels; k += kPairs)
-      store_halves(to + k / kPairs * kHalvesStep, kTile, halves(load(unit + k), load(unit + k + kLanes)));
-    queries[i] = {kLowest, 0.0f};
-  }
-
   const float *keys = a.present_key + of_head * d * total, *values = a.present_value + of_head * d * total;
-  for (int64_t key = 0; key < total; key += keys_together) {
-    const int64_t count = least_of(keys_together, total - key), key_steps = ceil_div(count, kPairs);
-    pack_halves(d, count, [&](int64_t k, int64_t column) { return keys + k * total + key + column; }, key_panels);
-    pack_halves(count, d, [&](int64_t k, int64_t column) { return values + (key + k) * d + column; }, value_panels);
-    for (int64_t pass = 0; pass < passes + 2; ++pass) {
-      const auto queries_of = [&](int64_t of) { return least_of(kPass, n - of * kPass); };
-      Softening softening;
-      const int64_t softened = pass - 1, mix = pass - 2;
-      if (softened >= 0 && softened < passes)
-        softening.begin(logits + softened % 2 * kPass * kKeysTogether, queries_of(softened), count,
-                        queries + softened * kPass, mixed + softened * kPass * channels, channels,
-                        weights + softened % 2 * weights_bytes);
-      // The parts that are due after a step, and the rest of them in parts of all steps.
-      const int64_t all = key_steps * steps * ((pass < passes ? 1 : 0) + (mix >= 0 ? 1 : 0)), parts = softening.parts();
-      int64_t due = 0;
-      const auto between = [&] {
-        for (due += parts; due >= all; due -= all) softening.part();
-      };
-      if (pass < passes)
-        for (int64_t p = 0; p < key_steps; ++p) {
-          float* to = logits + pass % 2 * kPass * kKeysTogether + p * kPanel;
-          const uint8_t *from = rows + pass * pass_bytes, *panel = key_panels + p * steps * kHalvesPanelStep;
-          if (queries_of(pass) > kBlock)
-            multiply_halves<true, false>(from, panel, steps, to, kKeysTogether, between);
-          else
-            multiply_halves<false, false>(from, panel, steps, to, kKeysTogether, between);
-        }
-      if (mix >= 0)
-        for (int64_t p = 0; p < steps; ++p) {
-          float* to = mixed + mix * kPass * channels + p * kPanel;
-          const uint8_t *from = weights + mix % 2 * weights_bytes, *panel = value_panels + p * key_steps * kHalvesPanelStep;
-          if (queries_of(mix) > kBlock)
-            multiply_halves<true, true>(from, panel, key_steps, to, channels, between);
-          else
-            multiply_halves<false, true>(from, panel, key_steps, to, channels, between);
-        }
-      softening.finish();
+  const TileTask task(n, d);
+  std::memset(task.mixed, 0, static_cast<size_t>(n * task.depth) * sizeof(float));
+  std::memset(task.unit, 0, static_cast<size_t>(task.depth) * sizeof(float));
+  for (int64_t i = 0; i < n; ++i)
+    begin_query(task, a.query + (r * a.tokens + first + i) * width + h * d, d, a.query_scale[h], i);
+
+  const int64_t passes = ceil_div(n, kPass), all = ceil_div(total, kKeysOfBlock) * passes;
+  const auto pass_of_block = [&](int64_t number) {
+    const int64_t block = number / passes, pass = number % passes, place = number % 3;
+    const int64_t here = least_of(kKeysOfBlock, total - block * kKeysOfBlock);
+    return PassOfBlock{pass * kPass, least_of(kPass, n - pass * kPass), here, ceil_div(here, kPairs),
+                       task.values + block % 3 * task.panels_bytes, task.logits + place * kPass * kLogitPitch,
+                       task.fading + place * kPass};
+  };
+  const auto lay_out = [&](int64_t block) {
+    const int64_t key = block * kKeysOfBlock, here = least_of(kKeysOfBlock, total - key);
+    pack_halves(d, here, [&](int64_t k, int64_t column) { return keys + k * total + key + column; }, task.keys);
+    pack_halves(here, d, [&](int64_t k, int64_t column) { return values + (key + k) * d + column; },
+                task.values + block % 3 * task.panels_bytes);
+  };
+  PassOfBlock scored{}, softened{}, mixed{};  // of no queries where there is none
+  for (int64_t number = 0; number < all + 2; ++number) {
+    mixed = softened, softened = scored, scored = PassOfBlock{};
+    if (number < all) {
+      if (number % passes == 0) lay_out(number / passes);
+      scored = pass_of_block(number);
     }
+    int64_t row = 0, due = 0;
+    const int64_t steps = task.depth / kPairs * (scored.steps + mixed.steps);
+    const auto between = [&] {
+      for (due += softened.count; due >= steps; due -= steps) softened.soften(task, row++);
+    };
+    scored.count > kBlock ? score_on_tiles<true>(task, scored, between) : score_on_tiles<false>(task, scored, between);
+    mixed.count > kBlock ? mix_on_tiles<true>(task, mixed, between) : mix_on_tiles<false>(task, mixed, between);
+    while (row < softened.count) softened.soften(task, row++);
   }
-  for (int64_t i = 0; i < n; ++i) {
-    const F factor = splat(1.0f / queries[i].sum);
-    for (int64_t k = 0; k < d; k += kLanes)
-      store(y + i * y_pitch + k, load(mixed + i * channels + k) * factor, d - k);
-  }
+  for (int64_t i = 0; i < n; ++i) finish_query(task.mixed + i * task.depth, task.seen[i], d, y + i * y_pitch);
 }
 
 }  // namespace

@@ -111,24 +111,40 @@ inline void make_weights(float* row, int64_t filled, float fading, Seen& seen) {
   seen.sums = sums;
 }
 
+// A query's mix of all keys becomes its result.
+inline void finish_query(const float* mixed, const Seen& seen, int64_t d, float* y) {
+  const F factor = splat(1.0f / sum(seen.sums));
+  for (int64_t c = 0; c < d; c += kLanes) store(y + c, load(mixed + c) * factor, d - c);
+}
+
+// Parts of so many bytes of this thread's memory; each begins a line of the cache.
+template <int N>
+inline void take_parts(int slot, const int64_t (&bytes)[N], uint8_t* (&parts)[N]) {
+  constexpr int64_t kLine = 64;
+  int64_t all = 0;
+  for (const int64_t part : bytes) all += ceil_div(part, kLine) * kLine;
+  auto* next = static_cast<uint8_t*>(thread_memory(slot, static_cast<size_t>(all)));
+  for (int i = 0; i < N; ++i) {
+    parts[i] = next;
+    next += ceil_div(bytes[i], kLine) * kLine;
+  }
+}
+
 // Memory of a task.
 struct VectorTask {
-  int64_t channels, panel_pitch;  // filled up to whole columns; a line more than the panel, so that lines spread
+  int64_t channels;     // filled up to whole columns
+  int64_t panel_pitch;  // a line more than a panel of keys has, so that lines spread over the cache
   float *queries, *panels, *logits, *fading, *mixed;
   Seen* seen;
   VectorTask(int64_t n, int64_t d)
       : channels(ceil_div(d, kColumns) * kColumns), panel_pitch(d * kColumns + kLanes) {
-    const int64_t sizes[] = {n * d, kKeysOfBlock / kColumns * panel_pitch, kLogitRows * kKeysOfBlock, kLogitRows, n * channels};
-    float** parts[] = {&queries, &panels, &logits, &fading, &mixed};
-    int64_t numbers = 0;
-    for (const int64_t size : sizes) numbers += ceil_div(size, kLanes) * kLanes;
-    const size_t bytes = static_cast<size_t>(numbers) * sizeof(float) + static_cast<size_t>(n) * sizeof(Seen);
-    auto* memory = static_cast<float*>(thread_memory(2, bytes));
-    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; ++i) {
-      *parts[i] = memory;
-      memory += ceil_div(sizes[i], kLanes) * kLanes;
-    }
-    seen = reinterpret_cast<Seen*>(memory);
+    const int64_t bytes[] = {n * d * 4, kKeysOfBlock / kColumns * panel_pitch * 4, kLogitRows * kKeysOfBlock * 4,
+                             kLogitRows * 4, n * channels * 4, n * static_cast<int64_t>(sizeof(Seen))};
+    uint8_t* parts[6];
+    take_parts(2, bytes, parts);
+    float** floats[] = {&queries, &panels, &logits, &fading, &mixed};
+    for (int i = 0; i < 5; ++i) *floats[i] = reinterpret_cast<float*>(parts[i]);
+    seen = reinterpret_cast<Seen*>(parts[5]);
   }
 };
 
@@ -170,11 +186,7 @@ inline void attend_on_vectors(const AttentionArgs& a, int64_t r, int64_t h, int6
     for (int64_t i = 0; i < n; i += kLogitRows)
       attend_to_block(task, i, least_of(kLogitRows, n - i), d, values + j * d, here);
   }
-  for (int64_t i = 0; i < n; ++i) {
-    const F factor = splat(1.0f / sum(task.seen[i].sums));
-    for (int64_t c = 0; c < d; c += kLanes)
-      store(y + i * y_pitch + c, load(task.mixed + i * task.channels + c) * factor, d - c);
-  }
+  for (int64_t i = 0; i < n; ++i) finish_query(task.mixed + i * task.channels, task.seen[i], d, y + i * y_pitch);
 }
 
 }  // namespace
