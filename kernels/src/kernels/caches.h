@@ -23,6 +23,12 @@ inline void normalize(const float* x, int64_t size, float scale, float* y) {
 // Columns of 16 rows become rows of 16 columns, of which `rows` and `columns` matter.
 inline void store_transposed(const float* from, int64_t from_pitch, float* to, int64_t to_pitch, int64_t rows,
                              int64_t columns) {
+  constexpr int64_t kFew = 4;  // are moved sooner one by one
+  if (columns < kFew) {
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < columns; ++j) to[i * to_pitch + j] = from[j * from_pitch + i];
+    return;
+  }
   F x[kLanes];
   for (int i = 0; i < kLanes; ++i) x[i] = load(from + i * from_pitch);
   transpose(x);
