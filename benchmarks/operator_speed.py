@@ -317,11 +317,11 @@ def attention(tokens: int, ranges: str, layers: int) -> Case:
 
         query = stock.add("Mul", [of_heads("query", [0, 2, 1, 3], True), "scale"], f"{layer}.q")
         new_key, new_value = of_heads("key", [0, 2, 3, 1], True), of_heads("value", [0, 2, 1, 3], False)
-        key = stock.add("Concat", ["past_key", new_key], f"{layer}.present_key", axis=3)
-        value = stock.add("Concat", ["past_value", new_value], f"{layer}.present_value", axis=2)
-        logits = stock.add("MatMul", [query, key], f"{layer}.logits")
+        keys = stock.add("Concat", ["past_key", new_key], f"{layer}.present_key", axis=3)
+        values = stock.add("Concat", ["past_value", new_value], f"{layer}.present_value", axis=2)
+        logits = stock.add("MatMul", [query, keys], f"{layer}.logits")
         weights = stock.add("Softmax", [logits], f"{layer}.weights", axis=-1)
-        mixed = stock.add("MatMul", [weights, value], f"{layer}.mixed")
+        mixed = stock.add("MatMul", [weights, values], f"{layer}.mixed")
         by_token = stock.add("Transpose", [mixed], f"{layer}.by_token", perm=[0, 2, 1, 3])
         y = stock.add("Reshape", [by_token, joined], f"{layer}.y")
         results = [y, "", ""]
@@ -332,7 +332,7 @@ def attention(tokens: int, ranges: str, layers: int) -> Case:
             difference = stock.add("Sub", [of_class, without], f"{layer}.difference")
             stock.add("QuantizeLinear", [without, *codes[:2]], results[1])
             stock.add("QuantizeLinear", [difference, *codes[2:]], results[2])
-        results += [key, value]
+        results += [keys, values]
         inputs = [*fed, fused.constant("query_scale", scale), *codes]
         fused.add("Attention", inputs, *results, domain="nextscale", heads=HEADS, ranges=ranges)
         for graph in case.both():
