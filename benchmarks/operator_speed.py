@@ -32,7 +32,8 @@ import onnxruntime
 Array = NDArray[Any]
 ROOT = Path(__file__).parents[1]
 ISAS = ("amx", "avx512_vnni", "avx_vnni", "avx2", "portable")
-WIDTH, HIDDEN = 1024, 4096
+WIDTH, HIDDEN, HEADS = 1024, 4096, 16
+STAGES = tuple(pn * pn for pn in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16))
 EPSILON = 1e-6
 MICROSOFT = "com.microsoft"
 
@@ -77,7 +78,7 @@ class Case:
 
     Args:
         name: printed.
-        operations: of the integer products of one layer.
+        operations: of the products of one layer.
         layers: of a graph.
     """
 
@@ -284,6 +285,61 @@ def norm(tokens: int, ranges: str, layers: int) -> Case:
     return case
 
 
+def attention(tokens: int, ranges: str, layers: int) -> Case:
+    """Attention in float of two rows, after the tokens of all smaller stages; `ranges` is none or pair.
+
+    One layer: ONNX Runtime would make one of several that have nothing of their own.
+    """
+    past, size = sum(stage for stage in STAGES if stage < tokens), WIDTH // HEADS
+    case = Case(f"Attention {ranges} 2x{tokens}x{past + tokens}", 8 * WIDTH * tokens * (past + tokens), layers)
+    stock, fused = case.both()
+    rng = np.random.default_rng(0)
+    past_key, scale = rng.standard_normal((2, HEADS, size, past)), np.full(HEADS, 4.0)
+    fed = {name: rng.standard_normal((2, tokens, WIDTH)) for name in ("query", "key", "value")}
+    fed["past_key"] = past_key / np.linalg.norm(past_key, axis=2, keepdims=True)
+    fed["past_value"] = rng.standard_normal((2, HEADS, past, size))
+    for graph in case.both():
+        for name, value in fed.items():
+            graph.feed(name, value.astype(np.float32))
+    split, joined = (
+        stock.constant(name, shape, np.int64)
+        for name, shape in (("split", [0, 0, HEADS, size]), ("joined", [0, 0, WIDTH]))
+    )
+    stock.constant("scale", scale.reshape(1, HEADS, 1, 1))
+    codes = [*known_range(case, "u", 0.01, 128), *known_range(case, "d", 0.01, 128)] if ranges == "pair" else []
+    for layer in (f"layer{i}" for i in range(layers)):
+
+        def of_heads(name: str, perm: Sequence[int], unit: bool, layer: str = layer) -> str:
+            x = stock.add("Reshape", [name, split], f"{layer}.{name}.heads")
+            if unit:
+                x = stock.add("LpNormalization", [x], f"{layer}.{name}.unit", axis=-1, p=2)
+            return stock.add("Transpose", [x], f"{layer}.{name}", perm=perm)
+
+        query = stock.add("Mul", [of_heads("query", [0, 2, 1, 3], True), "scale"], f"{layer}.q")
+        new_key, new_value = of_heads("key", [0, 2, 3, 1], True), of_heads("value", [0, 2, 1, 3], False)
+        keys = stock.add("Concat", ["past_key", new_key], f"{layer}.present_key", axis=3)
+        values = stock.add("Concat", ["past_value", new_value], f"{layer}.present_value", axis=2)
+        logits = stock.add("MatMul", [query, keys], f"{layer}.logits")
+        weights = stock.add("Softmax", [logits], f"{layer}.weights", axis=-1)
+        mixed = stock.add("MatMul", [weights, values], f"{layer}.mixed")
+        by_token = stock.add("Transpose", [mixed], f"{layer}.by_token", perm=[0, 2, 1, 3])
+        y = stock.add("Reshape", [by_token, joined], f"{layer}.y")
+        results = [y, "", ""]
+        if ranges == "pair":
+            results = ["", f"{layer}.codes", f"{layer}.difference_codes"]
+            of_class, without = f"{layer}.with", f"{layer}.without"
+            stock.add("Split", [y], of_class, without, axis=0, num_outputs=2)
+            difference = stock.add("Sub", [of_class, without], f"{layer}.difference")
+            stock.add("QuantizeLinear", [without, *codes[:2]], results[1])
+            stock.add("QuantizeLinear", [difference, *codes[2:]], results[2])
+        results += [keys, values]
+        inputs = [*fed, fused.constant("query_scale", scale), *codes]
+        fused.add("Attention", inputs, *results, domain="nextscale", heads=HEADS, ranges=ranges)
+        for graph in case.both():
+            graph.outputs += [name for name in results if name]
+    return case
+
+
 def cases(tokens: int) -> Iterator[Callable[[], Case]]:
     """All cases of a stage with so many tokens."""
     for make in (pair_linear, image_linear):
@@ -296,6 +352,8 @@ def cases(tokens: int) -> Iterator[Callable[[], Case]]:
             yield lambda make=make, k=k, n=n, epilogue=epilogue: make(tokens, k, n, epilogue, 4)  # type: ignore[misc]
     for ranges in ("pair", "image"):
         yield lambda ranges=ranges: norm(tokens, ranges, 4)  # type: ignore[misc]
+    for ranges in ("none", "pair"):
+        yield lambda ranges=ranges: attention(tokens, ranges, 1)  # type: ignore[misc]
 
 
 def available(library: Path, isas: Sequence[str]) -> list[str]:
@@ -373,14 +431,17 @@ def header() -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--library", type=Path, required=True, help="libnextscale_ops")
+    parser.add_argument("--before", type=Path, help="an older build, which runs beside it")
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 4, 16, 64, 256], help="of a row")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--isas", nargs="+", default=ISAS[:-1], help="taken if the processor has them")
     parser.add_argument("--only", default="", help="cases whose name has this in it")
     parser.add_argument("--seconds", type=float, default=1.0, help="of a case")
     settings = parser.parse_args()
-    library = settings.library.resolve()
-    isas = available(library, settings.isas)
+    libraries = {"": settings.library.resolve()}
+    if settings.before:
+        libraries[", before"] = settings.before.resolve()
+    isas = available(libraries[""], settings.isas)
     print("\n".join(header()))
     for threads in settings.threads:
         for tokens in settings.tokens:
@@ -388,10 +449,11 @@ def main() -> None:
                 case = make()
                 if settings.only not in case.name:
                     continue
-                contenders = {"stock": runner(case.stock, threads, library)}
+                contenders = {"stock": runner(case.stock, threads, libraries[""])}
                 for isa in isas:
                     os.environ["NEXTSCALE_OPS_ISA"] = isa
-                    contenders[isa] = runner(case.fused, threads, library)
+                    for which, library in libraries.items():
+                        contenders[isa + which] = runner(case.fused, threads, library)
                 times = measured(contenders, settings.seconds)
                 for name, found in times.items():
                     least, middle = min(found) / case.layers, statistics.median(found) / case.layers

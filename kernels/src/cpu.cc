@@ -72,8 +72,7 @@ Features detect() {
   f.avx_vnni = f.avx2 && bit(more.a, 4);
   f.avx512_vnni = f.avx2 && zmm && bit(seven.b, 16) && bit(seven.b, 17) && bit(seven.b, 30) && bit(seven.b, 31) &&
                   bit(seven.c, 11);  // F, DQ, BW, VL, VNNI: Cascade Lake has them
-  // Its kernels also use the conversions of AVX512-BF16, which every processor with AMX has.
-  f.amx = f.avx512_vnni && tiles && bit(seven.d, 22) && bit(seven.d, 24) && bit(seven.d, 25) && bit(more.a, 5) &&
+  f.amx = f.avx512_vnni && tiles && bit(seven.d, 22) && bit(seven.d, 24) && bit(seven.d, 25) &&  // BF16, TILE, INT8
           may_use_tiles();
   return f;
 }

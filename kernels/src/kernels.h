@@ -11,12 +11,13 @@
 
 namespace nextscale {
 
-// Runs tasks on the threads of the session.
+// Runs tasks on the threads of the session, of which there are at most `threads`.
 class Parallel {
  public:
   using Task = void (*)(void* data, size_t index);
   using Run = void (*)(void* pool, size_t tasks, Task task, void* data);
-  Parallel(Run run, void* pool) : run_(run), pool_(pool) {}
+  Parallel(Run run, void* pool, int64_t threads) : run_(run), pool_(pool), threads_(threads) {}
+  int64_t threads() const { return threads_; }
 
   // f(i) for i in [0, tasks), in any order and on any thread.
   template <class F>
@@ -32,6 +33,7 @@ class Parallel {
   }
   Run run_;
   void* pool_;
+  int64_t threads_;
 };
 
 // Memory for the time of one call, aligned to 64 bytes and not initialized, from the session's allocator.

@@ -1,8 +1,10 @@
 #include "ort.h"
 
+#include <algorithm>
 #include <exception>
 #include <mutex>
 #include <new>
+#include <thread>
 
 namespace nextscale {
 namespace {
@@ -169,6 +171,8 @@ QParams Context::qparams(size_t scale, size_t zero_point) const {
 }
 
 Parallel Context::parallel() const {
+  // ONNX Runtime does not tell how many threads a session has.
+  static const int64_t processors = std::max(1u, std::thread::hardware_concurrency());
   return Parallel(
       [](void* pool, size_t tasks, Parallel::Task task, void* data) {
         const auto* self = static_cast<const Context*>(pool);
@@ -191,7 +195,7 @@ Parallel Context::parallel() const {
         check(self->api_, self->api_->KernelContext_ParallelFor(self->context_, run, tasks, 0, &guarded));
         if (guarded.failure) std::rethrow_exception(guarded.failure);
       },
-      const_cast<Context*>(this));
+      const_cast<Context*>(this), processors);
 }
 
 Workspace Context::workspace() const {

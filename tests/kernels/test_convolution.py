@@ -51,7 +51,16 @@ def operator(
 @pytest.mark.parametrize("upsample", [False, True])
 @pytest.mark.parametrize(
     ("batch", "height", "width", "channels", "out"),
-    [(1, 1, 1, 1, 1), (2, 3, 17, 8, 3), (1, 5, 16, 33, 40), (1, 2, 33, 64, 32), (2, 4, 16, 160, 64), (0, 4, 4, 8, 8), (1, 0, 4, 8, 8), (1, 4, 0, 8, 8)],
+    [
+        (1, 1, 1, 1, 1),
+        (2, 3, 17, 8, 3),
+        (1, 5, 16, 33, 40),
+        (1, 2, 33, 64, 32),
+        (2, 4, 16, 160, 64),
+        (0, 4, 4, 8, 8),
+        (1, 0, 4, 8, 8),
+        (1, 4, 0, 8, 8),
+    ],
 )
 @pytest.mark.parametrize("zero_point", [0, 7, 255])
 def test_integers_are_exact(

@@ -4,6 +4,12 @@
 
 #include "quantize.h"  // first: others use it
 
+#include "caches.h"  // before the attentions, which use it
+#include "attention_vectors.h"
+#ifdef NEXTSCALE_HAS_TILES
+#include "attention_tiles.h"
+#endif
+
 #include "add_codes.h"
 #include "attention.h"
 #include "convolution.h"

@@ -129,6 +129,30 @@ inline float largest_in(const float* row, int64_t n) {
   return maximum(largest);
 }
 
+// Logits become e^(logit - largest); the row is filled up to whole vectors with nothing. Returns 1 / their sum.
+inline float soften(float* row, int64_t total) {
+  const int64_t filled = ceil_div(total, kLanes) * kLanes;
+  for (int64_t j = total; j < filled; ++j) row[j] = kLowest;
+  F largest = splat(kLowest);
+  for (int64_t j = 0; j < filled; j += kLanes) largest = max(load(row + j), largest);
+  largest = splat(maximum(largest));
+  F one = splat(0.0f), two = splat(0.0f);
+  int64_t j = 0;
+  for (; j + 2 * kLanes <= filled; j += 2 * kLanes) {
+    const F a = exp(load(row + j) - largest), b = exp(load(row + j + kLanes) - largest);
+    store(row + j, a);
+    store(row + j + kLanes, b);
+    one = one + a;
+    two = two + b;
+  }
+  if (j < filled) {
+    const F a = exp(load(row + j) - largest);
+    store(row + j, a);
+    one = one + a;
+  }
+  return 1.0f / sum(one + two);
+}
+
 inline float* pass_memory(const IntegerAttention& c) {
   return static_cast<float*>(thread_memory(2, static_cast<size_t>(kQueries * c.keys) * sizeof(float)));
 }

@@ -16,7 +16,7 @@ namespace {
 constexpr int kLanes = 16;
 constexpr int kTogether = 2;  // vectors whose steps are taken together
 // Rows, and vectors of columns, whose sums a float product holds in registers.
-constexpr int kFloatRows = 4, kFloatVectors = 1;
+constexpr int kFloatRows = 6, kFloatVectors = 1;
 
 struct F {
   __m256 lo, hi;
@@ -36,9 +36,11 @@ inline __m256i first(int64_t n) {  // a mask of n lanes
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n < 0 ? 0 : n > 8 ? 8 : static_cast<int>(n)), lane);
 }
 inline F load(const float* p, int64_t n) {
+  if (n >= kLanes) return load(p);
   return {_mm256_maskload_ps(p, first(n)), n > 8 ? _mm256_maskload_ps(p + 8, first(n - 8)) : _mm256_setzero_ps()};
 }
 inline I load(const int32_t* p, int64_t n) {
+  if (n >= kLanes) return load(p);
   return {_mm256_maskload_epi32(p, first(n)), n > 8 ? _mm256_maskload_epi32(p + 8, first(n - 8)) : _mm256_setzero_si256()};
 }
 inline I load_u8(const uint8_t* p) {
@@ -59,6 +61,7 @@ inline void store(int32_t* p, I x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), x.hi);
 }
 inline void store(float* p, F x, int64_t n) {
+  if (n >= kLanes) return store(p, x);  // processors before Zen 3 take a masked store apart
   _mm256_maskstore_ps(p, first(n), x.lo);
   if (n > 8) _mm256_maskstore_ps(p + 8, first(n - 8), x.hi);
 }
@@ -126,6 +129,35 @@ inline I shift_right_signed(I a) {
 }
 inline I bits(F a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
 inline F from_bits(I a) { return {_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)}; }
+
+inline void transpose(__m256 (&x)[8]) {
+  __m256 of_two[8], of_four[8];
+  NEXTSCALE_UNROLL
+  for (int i = 0; i < 8; i += 2) {
+    of_two[i] = _mm256_unpacklo_ps(x[i], x[i + 1]);
+    of_two[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
+  }
+  NEXTSCALE_UNROLL
+  for (int i = 0; i < 8; ++i) {
+    const __m256 a = of_two[i / 4 * 4 + i % 4 / 2], b = of_two[i / 4 * 4 + i % 4 / 2 + 2];
+    of_four[i] = i % 2 ? _mm256_shuffle_ps(a, b, 0xee) : _mm256_shuffle_ps(a, b, 0x44);
+  }
+  NEXTSCALE_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    x[i] = _mm256_permute2f128_ps(of_four[i], of_four[i + 4], 0x20);
+    x[i + 4] = _mm256_permute2f128_ps(of_four[i], of_four[i + 4], 0x31);
+  }
+}
+inline void transpose(F (&x)[kLanes]) {
+  __m256 square[2][2][8];  // of rows and columns
+  for (int i = 0; i < kLanes; ++i) {
+    square[i / 8][0][i % 8] = x[i].lo;
+    square[i / 8][1][i % 8] = x[i].hi;
+  }
+  for (auto& row : square)
+    for (auto& one : row) transpose(one);
+  for (int i = 0; i < kLanes; ++i) x[i] = {square[0][i / 8][i % 8], square[1][i / 8][i % 8]};
+}
 
 inline float sum(F a) {
   const __m256 eight = _mm256_add_ps(a.lo, a.hi);

@@ -85,6 +85,31 @@ inline I shift_right_signed(I a) {
 inline I bits(F a) { return {_mm512_castps_si512(a.v)}; }
 inline F from_bits(I a) { return {_mm512_castsi512_ps(a.v)}; }
 
+inline void transpose(F (&x)[kLanes]) {
+  __m512 of_two[kLanes], of_four[kLanes];
+  NEXTSCALE_UNROLL
+  for (int i = 0; i < kLanes; i += 2) {
+    of_two[i] = _mm512_unpacklo_ps(x[i].v, x[i + 1].v);
+    of_two[i + 1] = _mm512_unpackhi_ps(x[i].v, x[i + 1].v);
+  }
+  NEXTSCALE_UNROLL
+  for (int i = 0; i < kLanes; ++i) {  // quarter q of number 4 r + c: column 4 q + c of rows 4 r and on
+    const __m512 a = of_two[i / 4 * 4 + i % 4 / 2], b = of_two[i / 4 * 4 + i % 4 / 2 + 2];
+    of_four[i] = i % 2 ? _mm512_shuffle_ps(a, b, 0xee) : _mm512_shuffle_ps(a, b, 0x44);
+  }
+  NEXTSCALE_UNROLL
+  for (int c = 0; c < 4; ++c) {
+    const __m512 even = _mm512_shuffle_f32x4(of_four[c], of_four[c + 4], 0x88);
+    const __m512 odd = _mm512_shuffle_f32x4(of_four[c], of_four[c + 4], 0xdd);
+    const __m512 more_even = _mm512_shuffle_f32x4(of_four[c + 8], of_four[c + 12], 0x88);
+    const __m512 more_odd = _mm512_shuffle_f32x4(of_four[c + 8], of_four[c + 12], 0xdd);
+    x[c] = {_mm512_shuffle_f32x4(even, more_even, 0x88)};
+    x[c + 4] = {_mm512_shuffle_f32x4(odd, more_odd, 0x88)};
+    x[c + 8] = {_mm512_shuffle_f32x4(even, more_even, 0xdd)};
+    x[c + 12] = {_mm512_shuffle_f32x4(odd, more_odd, 0xdd)};
+  }
+}
+
 inline float sum(F a) {
   const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

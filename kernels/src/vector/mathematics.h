@@ -30,11 +30,17 @@ inline void exp_of_bounded(const F (&x)[N], F (&number)[N], F (&two_to)[N]) {
 }
 
 // e^x of x up to 88; below -87 as of -87.
+template <int N>
+inline void exp(F (&x)[N]) {
+  F number[N], two_to[N];
+  each_of<N>([&](int i) { x[i] = max(x[i], splat(-87.0f)); });
+  exp_of_bounded(x, number, two_to);
+  each_of<N>([&](int i) { x[i] = number[i] * two_to[i]; });
+}
 inline F exp(F x) {
-  const F bounded[1] = {max(x, splat(-87.0f))};
-  F number[1], two_to[1];
-  exp_of_bounded(bounded, number, two_to);
-  return number[0] * two_to[0];
+  F of[1] = {x};
+  exp(of);
+  return of[0];
 }
 
 // 1 / x of x from 2^-100 to 2^100. Processors differ in their own approximation, so that the first guess is a

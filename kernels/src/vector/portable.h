@@ -172,6 +172,16 @@ inline F from_bits(I a) {
   return r;
 }
 
+// Lane j of vector i becomes lane i of vector j.
+inline void transpose(F (&x)[kLanes]) {
+  for (int i = 0; i < kLanes; ++i)
+    for (int j = 0; j < i; ++j) {
+      const float moved = x[i].v[j];
+      x[i].v[j] = x[j].v[i];
+      x[j].v[i] = moved;
+    }
+}
+
 // Halves are added until one is left: lanes i and i + 8, then i and i + 4, ...
 inline float sum(F a) {
   for (int half = kLanes / 2; half; half /= 2)
