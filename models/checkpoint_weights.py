@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from nextscale.models.checkpoint_file import MAX_TENSORS, CheckpointError
+from nextscale.runtime._text import printable
 
 TOP = "."
 # What DistributedDataParallel, torch.compile, FSDP and activation checkpointing put into names.
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MAX_DICTIONARIES, MAX_ENTRIES, MAX_NESTING = 20_000, 1_000_000, 32
+MAX_REPEATED = 2**28  # bytes that a file's tensors may have beyond those it stores, as expanded tensors do
 MAX_LISTED = 10
 
 
@@ -112,17 +114,35 @@ def require_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
         )
 
 
+def require_stored(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse shapes that would take far more memory than the file has values; tensors that repeat some are expanded.
+
+    Raises:
+        CheckpointError: naming the largest of them.
+    """
+    by_storage: dict[int, list[str]] = {}
+    for name, tensor in tensors.items():
+        by_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append(name)
+    repeated = 0
+    for names in by_storage.values():
+        largest = max(names, key=lambda name: tensors[name].nbytes)
+        stored = tensors[largest].untyped_storage().nbytes()
+        repeated += max(0, sum(tensors[name].nbytes for name in names) - stored)
+        if repeated > MAX_REPEATED:
+            values = stored // tensors[largest].element_size()
+            raise CheckpointError(
+                f"{path}: {printable(largest)} has the shape {list(tensors[largest].shape)}, but only {values} values; "
+                "save contiguous copies of its tensors"
+            )
+
+
 def as_float32(tensor: Tensor, name: str, path: Path) -> Tensor:
     """A weight as float32, contiguous.
 
     Raises:
-        CheckpointError: a value is NaN, infinite, or too large for float32, or the file has fewer values than the shape
-            says.
+        CheckpointError: a value is NaN, infinite, or too large for float32.
     """
-    size = tensor.untyped_storage().nbytes() // tensor.element_size()
-    if size < tensor.numel():
-        raise CheckpointError(f"{path}: {name} has the shape {list(tensor.shape)}, but only {size} values")
-    found = tensor.float().contiguous()
+    found = tensor.float().resolve_neg().contiguous()
     if not _is_finite(found):
         if _is_finite(tensor):
             raise CheckpointError(f"{path}: {name} ({dtype_name(tensor)}) has values that overflow float32")
@@ -130,10 +150,15 @@ def as_float32(tensor: Tensor, name: str, path: Path) -> Tensor:
     return found
 
 
+def is_counter(tensor: Tensor) -> bool:
+    """Whether it counts something, as `num_batches_tracked` and `n_averaged` do: one integer or bool, no weight."""
+    return tensor.ndim == 0 and not tensor.is_floating_point() and not tensor.is_complex()
+
+
 def listed(names: Sequence[str]) -> str:
     """Names in a message, and how many more there are."""
     more = f", and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    return ", ".join(names[:MAX_LISTED]) + more
+    return ", ".join(map(printable, names[:MAX_LISTED])) + more
 
 
 def dtype_name(tensor: Tensor) -> str:

@@ -15,10 +15,13 @@ from torch import Tensor, nn
 
 from nextscale.models.checkpoint_file import CheckpointError, first_line, read_checkpoint
 from nextscale.models.checkpoint_weights import (
+    DTYPES,
     as_float32,
     choose_weights,
     find_weights,
+    is_counter,
     listed,
+    require_stored,
     require_weights,
     tensor_names,
 )
@@ -40,6 +43,7 @@ Config = TypeVar("Config", VARConfig, VQVAEConfig)
 
 MASK = "attn_bias_for_masking"
 LEVELS = "lvl_1L"
+LEVEL_DTYPES = (*DTYPES, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 CODE_HITS = "quantize.ema_vocab_hit_SV"
 PART_NAMES: dict[Part, str] = {"var": "VAR", "vqvae": "VQVAE"}
 # The command line's options that choose between weights.
@@ -160,14 +164,14 @@ def read_state_dict(path: str | Path, part: Part, weights: str | None = None) ->
     if not found:
         raise CheckpointError(_nothing_found(content, part, path))
     chosen = choose_weights(found, weights, path, WEIGHTS_OPTIONS[part])
-    tensors = {name: tensor for name, tensor in chosen.tensors.items() if not _is_derived(name)}
+    tensors = {n: t.detach() for n, t in chosen.tensors.items() if not _is_derived(n) and not is_counter(t)}
     require_weights(tensors, path)
     levels = chosen.tensors.get(LEVELS)
     if levels is None:
         return tensors
-    if levels.is_nested or levels.layout != torch.strided or levels.is_meta or levels.is_complex():
+    if levels.is_nested or levels.layout != torch.strided or levels.is_meta or levels.dtype not in LEVEL_DTYPES:
         raise CheckpointError(f"{path}: expected {LEVELS} to be a dense tensor of integers")
-    return {**tensors, LEVELS: levels}
+    return {**tensors, LEVELS: levels.detach()}
 
 
 def _nothing_found(content: object, part: Part, path: Path) -> str:
@@ -202,6 +206,7 @@ def _load(
             + _differences(expected, found)
             + (f"\n  the preset that fits: {fitting[0]}" if fitting else _looks_like(found))
         )
+    require_stored(state_dict, Path(path))
     weights = {name: as_float32(state_dict.pop(name), name, Path(path)) for name in expected}
     model.load_state_dict(weights | dict(derived), assign=True)
     return model.eval().requires_grad_(False)

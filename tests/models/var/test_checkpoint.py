@@ -118,6 +118,9 @@ WRAPPED: dict[str, Callable[[StateDict], Any]] = {
     "unknown words": lambda state: {"runs": {"best": prefixed("learner.net.")(state)}},
     "ordered": OrderedDict,
     "parameters": lambda state: {n: nn.Parameter(t, requires_grad=False) for n, t in state.items()},
+    "learned parameters": lambda state: {n: nn.Parameter(t, t.is_floating_point()) for n, t in state.items()},
+    "AveragedModel": lambda state: {"n_averaged": COUNTER, **prefixed("module.")(state)},
+    "counters": lambda state: {**state, "blocks.0.norm.num_batches_tracked": COUNTER, "started": COUNTER > 0},
     "beside other tensors": lambda state: {
         "queue": STEP,
         3: STEP,
@@ -126,6 +129,7 @@ WRAPPED: dict[str, Callable[[StateDict], Any]] = {
     },
 }
 STEP = torch.zeros(1)
+COUNTER = torch.tensor(7)
 
 
 @pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED.keys())
@@ -240,6 +244,45 @@ def test_safetensors_that_are_no_weights(var_state: StateDict, tmp_path: Path, d
     safetensors.torch.save_file(state, tmp_path / "var.safetensors")
     with pytest.raises(CheckpointError, match=rf"found head\.bias \({str(dtype).removeprefix('torch.')}\)"):
         load_var(tmp_path / "var.safetensors")
+
+
+def test_values_that_a_file_stores_once_are_expanded(
+    var_state: StateDict, save: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a view repeats them, or several tensors share them; tensors of one block of memory repeat nothing."""
+    small = torch.arange(64.0)
+    state = var_state | {"head.bias": torch.ones(1).expand(64), "head.weight": small[:, None].expand(64, 128)}
+    loaded = load_var(save(state))
+    assert torch.equal(loaded.head.bias, torch.ones(64))
+    assert torch.equal(loaded.head.weight, small[:, None].repeat(1, 128))
+    assert loaded.head.weight.is_contiguous()
+    monkeypatch.setattr("nextscale.models.checkpoint_weights.MAX_REPEATED", 0)
+    floating = {name: tensor for name, tensor in var_state.items() if tensor.is_floating_point()}
+    pieces = torch.cat([tensor.flatten() for tensor in floating.values()]).split([t.numel() for t in floating.values()])
+    flat = {name: piece.view_as(t) for (name, t), piece in zip(floating.items(), pieces, strict=True)}
+    load_var(save(var_state | flat))
+    with pytest.raises(CheckpointError, match=r"head\.bias has the shape \[64\], but only 1 values; save contiguous"):
+        load_var(save(var_state | {"head.bias": torch.ones(1).expand(64)}))
+    shared = dict.fromkeys(("blocks.0.attn.q_bias", "blocks.0.attn.v_bias"), torch.zeros(128))
+    with pytest.raises(CheckpointError, match=r"blocks\.0\.attn\.q_bias has the shape \[128\], but only 128 values"):
+        load_var(save(var_state | shared))
+
+
+def test_negated_views_are_resolved(models: tuple[VAR, VQVAE], var_state: StateDict, save: Callable[..., Path]) -> None:
+    """As the imaginary part of a conjugate is one."""
+    state = {name: torch._neg_view(-t) if t.is_floating_point() else t for name, t in var_state.items()}
+    loaded = load_var(save(state))
+    assert not any(parameter.is_neg() for parameter in loaded.parameters())
+    assert_same(loaded, models[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.bool, torch.qint8, torch.float8_e4m3fn], ids=str)
+@pytest.mark.filterwarnings("ignore:.*deprecated.*:UserWarning")
+def test_levels_that_are_no_integers(var_state: StateDict, save: Callable[..., Path], dtype: torch.dtype) -> None:
+    levels = var_state["lvl_1L"].float()
+    odd = torch.quantize_per_tensor(levels, 1.0, 0, dtype) if dtype == torch.qint8 else levels.to(dtype)
+    with pytest.raises(CheckpointError, match=r"expected lvl_1L to be a dense tensor of integers$"):
+        load_var(save(var_state | {"lvl_1L": odd}))
 
 
 def test_a_shape_that_the_file_does_not_fill(var_state: StateDict, save: Callable[..., Path]) -> None:
