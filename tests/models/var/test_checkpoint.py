@@ -4,7 +4,9 @@ import json
 import re
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nextscale.models.checkpoint_file import CheckpointError
-from nextscale.models.var.checkpoint import load_models, load_var, load_vqvae
+from nextscale.models.var.checkpoint import _is_derived, load_models, load_var, load_vqvae
 from nextscale.models.var.presets import PRESETS
 from nextscale.models.var.transformer import VAR
 from nextscale.models.var.vqvae import VQVAE
@@ -228,7 +230,7 @@ OTHER_KINDS = {
 
 
 @pytest.mark.parametrize(("kind", "convert"), OTHER_KINDS.items(), ids=OTHER_KINDS.keys())
-@pytest.mark.filterwarnings("ignore:.*(prototype|beta state|deprecated|Sparse).*:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*(prototype|beta state|quantize_per_tensor.*deprecated|Sparse).*:UserWarning")
 def test_tensors_that_are_no_weights(
     var_state: StateDict, save: Callable[..., Path], kind: str, convert: Callable[[Tensor], Tensor]
 ) -> None:
@@ -300,6 +302,45 @@ def test_swapped_files(var_state: StateDict, vqvae_state: StateDict, save: Calla
         load_models(vqvae_path, var_path)
     with pytest.raises(CheckpointError, match=r"a\.pth holds a VAR, expected a VQVAE; were the two files swapped\?"):
         load_vqvae(var_path, patch_nums=CASE.patch_nums)
+
+
+PARTS = {
+    "encoder.down": ["encoder"],
+    "encoder.down ": ["encoder.down"],
+    "quantize": ["quantize"],
+    "decoder.up": ["decoder"],
+    "decoder.up, post_quant_conv": ["decoder", "post_quant_conv"],
+    "quant_conv, post_quant_conv": ["quant_conv", "post_quant_conv"],
+}
+
+
+@pytest.mark.parametrize(("told", "parts"), PARTS.items(), ids=PARTS.keys())
+def test_a_vqvae_without_a_part(vqvae_state: StateDict, save: Callable[..., Path], told: str, parts: list[str]) -> None:
+    prefixes = tuple(f"{part}." for part in parts)
+    path = save({name: tensor for name, tensor in vqvae_state.items() if not name.startswith(prefixes)}, "vae.pth")
+    with pytest.raises(CheckpointError, match=rf"vae\.pth has no tensors of {told.strip()}; expected a whole VQVAE,"):
+        load_vqvae(path, patch_nums=CASE.patch_nums)
+
+
+def test_a_var_without_blocks(var_state: StateDict, save: Callable[..., Path]) -> None:
+    path = save({name: tensor for name, tensor in var_state.items() if not name.startswith("blocks.")})
+    with pytest.raises(CheckpointError, match=r"var\.pth has no transformer blocks \(blocks\.0 and further\); give"):
+        load_var(path)
+
+
+def test_any_part_may_be_missing(
+    models: tuple[VAR, VQVAE], save: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the names of any prefix of one or two words, or with these alone, it is a smaller model or an error that is expected."""
+    monkeypatch.setattr("nextscale.models.var.checkpoint.PRESETS", {})  # comparing with them takes long
+    for load, model in zip((load_var, partial(load_vqvae, patch_nums=CASE.patch_nums)), models, strict=True):
+        state = model.state_dict()
+        for prefix in {name[: dot.end()] for name in state for dot in [*re.finditer(r"\.", name)][:2]}:
+            if not all(_is_derived(name) for name in state if name.startswith(prefix)):
+                for kept in (False, True):
+                    some = {name: tensor for name, tensor in state.items() if name.startswith(prefix) == kept}
+                    with suppress(CheckpointError):
+                        load(save(some))
 
 
 def test_a_mismatch_lists_the_keys(var_state: StateDict, save: Callable[..., Path]) -> None:
