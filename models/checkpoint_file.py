@@ -35,7 +35,7 @@ class CheckpointError(NextscaleError):
 
 
 def read_checkpoint(path: Path) -> object:
-    """What a checkpoint holds: tensors by name, or dictionaries around such.
+    """What a checkpoint holds: tensors by name, or dictionaries and lists around such.
 
     The file is mapped into memory where its format allows, so its tensors take no memory until they are read.
 

@@ -168,7 +168,8 @@ def test_one_of_several_is_chosen_by_name(
     spoilt = {name: tensor * torch.nan if tensor.is_floating_point() else tensor for name, tensor in var_state.items()}
     path = save({"model": spoilt, "ema": var_state})
     with pytest.raises(
-        CheckpointError, match=r"var\.pth holds 2 sets of weights: model, ema; choose one with --weights$"
+        CheckpointError,
+        match=r"var\.pth holds 2 sets of weights: model, ema; choose one with --weights, such as --weights model$",
     ):
         load_var(path)
     assert_same(load_var(path, weights="ema"), models[0])
@@ -179,7 +180,7 @@ def test_one_of_several_is_chosen_by_name(
     vae = {name: tensor * torch.nan for name, tensor in vqvae_state.items()}
     trainer = {"trainer": {"vae_wo_ddp": vae, "vae_ema": vqvae_state, "disc_wo_ddp": {"heads.0.weight": STEP}}}
     vae_path = save(trainer, "vae.pth")
-    with pytest.raises(CheckpointError, match=r"trainer\.vae_wo_ddp, trainer\.vae_ema; choose one with --vae-weights$"):
+    with pytest.raises(CheckpointError, match=r"vae_wo_ddp, trainer\.vae_ema; choose one with --vae-weights, "):
         load_models(path, vae_path, weights="ema")
     for vae_weights in ("ema", "vae_ema", "trainer.vae_ema"):
         loaded = load_models(path, vae_path, weights="ema", vae_weights=vae_weights)
@@ -187,8 +188,110 @@ def test_one_of_several_is_chosen_by_name(
 
 
 def test_a_name_that_the_only_weights_do_not_have_is_refused(var_state: StateDict, save: Callable[..., Path]) -> None:
-    with pytest.raises(CheckpointError, match=r"--weights ema is the name of none of its sets of weights: \.$"):
+    with pytest.raises(
+        CheckpointError, match=r"--weights ema is the name of none of its sets of weights: \. \(the top of the file\)$"
+    ):
         load_var(save(var_state), weights="ema")
+    with pytest.raises(CheckpointError, match=r"--weights '' is the name of none of its sets of weights: \. "):
+        load_var(save(var_state), weights="")
+
+
+AVERAGED: dict[str, tuple[str, Callable[[StateDict, StateDict], Any]]] = {
+    "list of state dicts": ("ema.0", lambda raw, ema: {"model": raw, "ema": [ema]}),
+    "pair of state dicts": ("1", lambda raw, ema: (raw, ema)),
+    "named parameters": ("ema", lambda raw, ema: {"model": raw, "ema": list(ema.items())}),
+    "torch_ema": (
+        "ema.shadow_params",
+        lambda raw, ema: {
+            "model": raw,
+            "ema": {"decay": 0.99, "shadow_params": learned(ema), "collected": None},
+        },
+    ),
+    "NeMo": (
+        "optimizer_states.0.ema",
+        lambda raw, ema: {"state_dict": raw, "optimizer_states": [{"ema": tuple(learned(ema)), "state": {}}]},
+    ),
+    "LitEma": (
+        "model_ema",
+        lambda raw, ema: {"state_dict": {**prefixed("model.net.")(raw), **squeezed(prefixed("net.")(ema))}},
+    ),
+    "LitEma of a compiled model": (
+        "model_ema",
+        lambda raw, ema: {"state_dict": {**prefixed("model._orig_mod.")(raw), **squeezed(ema)}},
+    ),
+    "ema_pytorch": (
+        "ema.ema_model",
+        lambda raw, ema: {
+            "model": raw,
+            "ema": {**prefixed("online_model.")(raw), **prefixed("ema_model.")(ema), "initted": COUNTER > 0},
+        },
+    ),
+}
+
+
+def learned(state: StateDict) -> list[Tensor]:
+    return [tensor for name, tensor in state.items() if not _is_derived(name)]
+
+
+def squeezed(state: StateDict) -> StateDict:
+    names = {f"model_ema.{name.replace('.', '')}": t for name, t in state.items() if not _is_derived(name)}
+    return names | {"model_ema.decay": torch.tensor(0.99), "model_ema.num_updates": COUNTER}
+
+
+@pytest.mark.parametrize(("place", "wrap"), AVERAGED.values(), ids=AVERAGED.keys())
+def test_averaged_weights_are_chosen_in_whatever_form(
+    models: tuple[VAR, VQVAE],
+    var_state: StateDict,
+    save: Callable[..., Path],
+    place: str,
+    wrap: Callable[[StateDict, StateDict], Any],
+) -> None:
+    """The raw ones are spoilt; without a choice neither set is taken."""
+    spoilt = {name: tensor * torch.nan if tensor.is_floating_point() else tensor for name, tensor in var_state.items()}
+    path = save(wrap(spoilt, var_state))
+    with pytest.raises(
+        CheckpointError, match=rf"[23] sets of weights: .*{re.escape(place)}; choose one with --weights"
+    ):
+        load_var(path)
+    for name in (place, "ema") if "ema" in place else (place,):
+        assert_same(load_var(path, weights=name), models[0])
+
+
+UNREADABLE: dict[str, tuple[str, Callable[[StateDict], Any]]] = {
+    "other shapes": ("ema", lambda state: [t[:1] if t.shape == (64,) else t for t in learned(state)]),
+    "a few": ("ema.shadow_params", lambda state: {"shadow_params": learned(state)[:-2]}),
+    "numbers": ("ema", lambda state: dict(enumerate(learned(state)))),
+    "numbered names": ("ema", lambda state: {f"param_{i}": t for i, t in enumerate(learned(state), 100)}),
+}
+
+
+@pytest.mark.parametrize(("place", "wrap"), UNREADABLE.values(), ids=UNREADABLE.keys())
+def test_averaged_weights_that_cannot_be_read_are_told(
+    models: tuple[VAR, VQVAE],
+    var_state: StateDict,
+    save: Callable[..., Path],
+    place: str,
+    wrap: Callable[[StateDict], Any],
+) -> None:
+    path = save({"model": var_state, "ema": wrap(var_state)})
+    told = rf"model; {re.escape(place)} \(perhaps averaged, in a form that cannot be read\)"
+    with pytest.raises(CheckpointError, match=rf"2 sets of weights: {told}; choose .*, such as --weights model$"):
+        load_var(path)
+    with pytest.raises(CheckpointError, match=rf"--weights ema is a set of weights that cannot be read; .* {told}$"):
+        load_var(path, weights="ema")
+    assert_same(load_var(path, weights="model"), models[0])
+
+
+def test_what_optimizers_hold_is_no_set_of_weights(
+    models: tuple[VAR, VQVAE], var_state: StateDict, save: Callable[..., Path]
+) -> None:
+    moments = {name: torch.zeros_like(tensor) for name, tensor in var_state.items()}
+    optimizer = {
+        "state": {i: {"step": COUNTER, "exp_avg": t, "exp_avg_sq": t} for i, t in enumerate(moments.values())},
+        "fp32_from_fp16_groups": [learned(moments)],
+    }
+    grads = {f"{name}.exp_avg": tensor for name, tensor in moments.items()}
+    assert_same(load_var(save({"model": var_state, "optimizer": optimizer, "moments": grads})), models[0])
 
 
 # Values
@@ -331,7 +434,7 @@ def test_a_var_without_blocks(var_state: StateDict, save: Callable[..., Path]) -
 def test_any_part_may_be_missing(
     models: tuple[VAR, VQVAE], save: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the names of any prefix of one or two words, or with these alone, it is a smaller model or an error that is expected."""
+    """Without the names of a prefix, or with these alone: a smaller model, or an error that is expected."""
     monkeypatch.setattr("nextscale.models.var.checkpoint.PRESETS", {})  # comparing with them takes long
     for load, model in zip((load_var, partial(load_vqvae, patch_nums=CASE.patch_nums)), models, strict=True):
         state = model.state_dict()
