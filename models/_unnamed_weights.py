@@ -24,10 +24,11 @@ OPTIMIZER = re.compile(r"opt|optim\w*")
 
 @dataclass(frozen=True)
 class _Model:
-    """A set of weights that has names, and the shapes of its parameters, in their order in the file."""
+    """A set of weights that has names, and the shapes of its parameters and of all its tensors, in the file's order."""
 
     weights: Weights
     shapes: Mapping[str, tuple[int, ...]]
+    all_shapes: Mapping[str, tuple[int, ...]]
 
     def with_parameters(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Others than its own, beside its buffers."""
@@ -60,17 +61,21 @@ def find_unnamed(
     models = [_model(weights, is_buffer) for weights in named]
     taken = {(weights.keys, name) for weights in named for name in weights.names.values()}
     found: list[Weights] = []
+    spread: dict[tuple[str, ...], dict[str, Tensor]] = {}
     for container in containers(content, path):
         rest = {n: t for n, t in container.tensors.items() if t.ndim and (container.keys, n) not in taken}
         groups = [_whole(container, rest)] if container.is_list else _prefixed(container, rest)
         found += _weights(groups, models) or _weights([_whole(container, rest)], models)
-    return found
+        # An optimizer may hold each parameter's average beside its moments.
+        for name in (name for name in rest if container.keys and _has_part(name, AVERAGED)):
+            spread.setdefault((*container.keys[:-1], name), {})[container.keys[-1]] = rest[name]
+    return found + _weights([_Group(joined(keys), tensors, is_list=True) for keys, tensors in spread.items()], models)
 
 
 def _model(weights: Weights, is_buffer: Callable[[str], bool]) -> _Model:
     assert weights.tensors is not None
-    learned = {n: t for n, t in weights.tensors.items() if not is_buffer(n) and not is_counter(t)}
-    return _Model(weights, {name: _shape(tensor) for name, tensor in learned.items()})
+    shapes = {name: _shape(tensor) for name, tensor in weights.tensors.items() if not is_counter(tensor)}
+    return _Model(weights, {name: shape for name, shape in shapes.items() if not is_buffer(name)}, shapes)
 
 
 def _prefixed(container: Container, tensors: Mapping[str, Tensor]) -> list[_Group]:
@@ -118,12 +123,15 @@ def _has_most(tensors: Iterable[Tensor], shapes: Collection[tuple[int, ...]]) ->
 
 
 def _by_order(group: _Group, alike: Sequence[_Model]) -> dict[str, Tensor] | None:
-    """A list in the order of the parameters, as `shadow_params` of torch_ema and diffusers, where one order fits."""
+    """A list in the order of the parameters, as `shadow_params` of torch_ema and diffusers, or of all tensors, if the
+    shapes fit one such order."""
     given = [_shape(tensor) for tensor in group.tensors.values()]
-    fitting = [model for model in alike if list(model.shapes.values()) == given]
-    if len({tuple(model.shapes) for model in fitting}) != 1:
+    orders = [(model, shapes) for model in alike for shapes in (model.shapes, model.all_shapes)]
+    fitting = [(model, list(shapes)) for model, shapes in orders if list(shapes.values()) == given]
+    if not fitting or any(names != fitting[0][1] for _, names in fitting):
         return None
-    return fitting[0].with_parameters(dict(zip(fitting[0].shapes, group.tensors.values(), strict=True)))
+    model, names = fitting[0]
+    return model.with_parameters(dict(zip(names, group.tensors.values(), strict=True)))
 
 
 def _by_squeezed_names(group: _Group, alike: Sequence[_Model]) -> dict[str, Tensor] | None:

@@ -207,6 +207,14 @@ AVERAGED: dict[str, tuple[str, Callable[[StateDict, StateDict], Any]]] = {
             "ema": {"decay": 0.99, "shadow_params": learned(ema), "collected": None},
         },
     ),
+    "all values": ("ema", lambda raw, ema: {"model": raw, "ema": list(ema.values())}),
+    "beside moments": (
+        "optimizer.state.ema",
+        lambda raw, ema: {
+            "model": raw,
+            "optimizer": {"state": {i: {"step": COUNTER, "exp_avg": t, "ema": t} for i, t in enumerate(learned(ema))}},
+        },
+    ),
     "NeMo": (
         "optimizer_states.0.ema",
         lambda raw, ema: {"state_dict": raw, "optimizer_states": [{"ema": tuple(learned(ema)), "state": {}}]},
