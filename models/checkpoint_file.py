@@ -140,7 +140,7 @@ def _read_torch_zip(path: Path) -> object:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except zipfile.BadZipFile:
+    except Exception:  # BadZipFile, and others for names and numbers that no archive has
         raise CheckpointError(f"{path} is truncated or damaged; copy or download it again") from None
     names = [entry.filename.split("/")[-1] for entry in entries]
     pickles = [entry for entry, name in zip(entries, names, strict=True) if name == "data.pkl"]

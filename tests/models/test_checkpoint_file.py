@@ -197,6 +197,15 @@ def test_an_index_that_is_no_json(tmp_path: Path) -> None:
         read_checkpoint(tmp_path)
 
 
+def test_a_zip_with_a_name_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "var.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("\u00e9/data.pkl", b"")
+    path.write_bytes(path.read_bytes().replace("\u00e9".encode(), b"\xc3\xc3"))
+    with pytest.raises(CheckpointError, match=r"var\.pth is truncated or damaged; copy or download it again"):
+        read_checkpoint(path)
+
+
 def test_a_folder_of_two_indices(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / f"{name}.index.json").write_text("{}")
