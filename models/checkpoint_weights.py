@@ -116,7 +116,7 @@ def choose_weights(found: Sequence[Weights], name: str | None, path: Path, optio
     chosen = list(found) if name is None else _called(found, name)
     if len(chosen) == 1 and chosen[0].tensors is not None:
         return chosen[0]
-    places = "; ".join(map(_described, found)) if any(map(_is_odd, found)) else listed([w.place for w in found])
+    places = listed([_described(weights) for weights in found])
     if name is None:
         example = next((weights.place for weights in found if weights.tensors is not None), TOP)
         raise CheckpointError(
@@ -275,14 +275,10 @@ def _called(found: Sequence[Weights], name: str) -> list[Weights]:
     return [weights for weights in chosen if weights.tensors is not None] or chosen
 
 
-def _is_odd(weights: Weights) -> bool:
-    return weights.tensors is None or weights.place == TOP
-
-
 def _described(weights: Weights) -> str:
     if weights.tensors is None:
-        return f"{printable(weights.place)} (perhaps averaged, in a form that cannot be read)"
-    return f"{TOP} (the top of the file)" if weights.place == TOP else printable(weights.place)
+        return f"{weights.place} (perhaps averaged and in a form that cannot be read)"
+    return f"{TOP} (the top of the file)" if weights.place == TOP else weights.place
 
 
 def parts_of(word: str) -> list[str]:

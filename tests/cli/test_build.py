@@ -193,7 +193,7 @@ BAD_CHECKPOINTS = {
     "control characters": ("control.pth", "1 unexpected: \\x1b[2J (found [1])"),
     "averaged without names": (
         "shadow.pth",
-        "model; ema.shadow_params (perhaps averaged, in a form that cannot be read); choose one with --weights,",
+        "model, ema.shadow_params (perhaps averaged and in a form that cannot be read); choose one with --weights,",
     ),
     "pickle protocol": ("protocol.pth", "protocol.pth is written with pickle protocol 4, of which torch's safe loader"),
     "raw and averaged": ("trained.pth", "holds 2 sets of weights: model, ema; choose one with --weights"),

@@ -118,12 +118,12 @@ def test_a_name_that_no_set_has_is_shown(name: str) -> None:
         choose_weights(weights, name, PATH, "--weights")
     shown = {"": "''", " ": "' '", "\x1b[2J": "\\x1b[2J"}.get(name, name)
     assert str(error.value) == (
-        f"some.pth: --weights {shown} is the name of none of its sets of weights: . (the top of the file); ema\\n"
+        f"some.pth: --weights {shown} is the name of none of its sets of weights: . (the top of the file), ema\\n"
     )
 
 
 def test_the_top_of_the_file_is_chosen_by_a_dot() -> None:
-    with pytest.raises(CheckpointError, match=r"\. \(the top of the file\); ema; choose .*, such as --weights \.$"):
+    with pytest.raises(CheckpointError, match=r"\. \(the top of the file\), ema; choose .*, such as --weights \.$"):
         choose_weights([Weights(".", {}), Weights("ema", {})], None, PATH, "--weights")
 
 

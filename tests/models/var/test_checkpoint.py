@@ -282,7 +282,7 @@ def test_averaged_weights_that_cannot_be_read_are_told(
     wrap: Callable[[StateDict], Any],
 ) -> None:
     path = save({"model": var_state, "ema": wrap(var_state)})
-    told = rf"model; {re.escape(place)} \(perhaps averaged, in a form that cannot be read\)"
+    told = rf"model, {re.escape(place)} \(perhaps averaged and in a form that cannot be read\)"
     with pytest.raises(CheckpointError, match=rf"2 sets of weights: {told}; choose .*, such as --weights model$"):
         load_var(path)
     with pytest.raises(CheckpointError, match=rf"--weights ema is a set of weights that cannot be read; .* {told}$"):
