@@ -267,7 +267,7 @@ _MODEL_TO_BUILD = (
     click.option(
         "--class-names",
         type=CHECKPOINT,
-        help="Class names: one per line, or a list or a dictionary by ids, in JSON or as Python writes it.",
+        help="Class names: one per line, CSV, or a list or a dictionary by ids, in JSON or as Python writes it.",
     ),
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,10 @@ INDEX_SUFFIX = ".index.json"
 MAX_TENSORS = 20_000
 MAX_HEADER = 8 * 2**20  # bytes of a safetensors header, of a pickle beside its tensors, and of an index
 MAX_SHARDS = 1000
+SHOWN_FILES = 5
+# The pickle of a number with which files of torch.save before 1.6 begin.
+LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+LONGEST_MAGIC = 2 + 9 + len(LEGACY_MAGIC)  # with the protocol and, of protocols 4 and 5, the length of a frame
 
 
 class CheckpointError(NextscaleError):
@@ -30,24 +35,35 @@ class CheckpointError(NextscaleError):
 
 
 def read_checkpoint(path: Path) -> object:
-    """What a checkpoint holds: tensors by name, or dictionaries around such.
+    """What a checkpoint holds: tensors by name, or dictionaries and lists around such.
 
     The file is mapped into memory where its format allows, so its tensors take no memory until they are read.
 
     Args:
-        path: a file, whose format is told from its first bytes; an index of shards; or a folder with one such index.
+        path: a file, whose format is told from its first bytes; an index of shards; or a folder with one such index,
+            or without one but with one file.
     Raises:
         CheckpointError: no such file, truncated, foreign, far too many tensors, or Python objects beside them.
     """
     if path.is_dir():
-        indices = sorted(path.glob(f"*{INDEX_SUFFIX}"))
-        if len(indices) != 1:
-            found = f"{len(indices)} of them" if indices else "none"
-            raise CheckpointError(
-                f"{path} is a folder; expected one with one index of shards, found {found}; {EXPECTED}"
-            )
-        return _read_shards(indices[0])
+        path = _only_checkpoint(path)
     return _read_shards(path) if path.name.endswith(INDEX_SUFFIX) else _read_file(path)
+
+
+def _only_checkpoint(folder: Path) -> Path:
+    """The index in a folder, or else its .safetensors file, or else its file of torch."""
+    kinds = ((INDEX_SUFFIX,), (".safetensors",), (".pth", ".pt", ".bin"))
+    files = sorted(folder.glob("*"))
+    found = next((kind for suffixes in kinds if (kind := [f for f in files if f.name.endswith(suffixes)])), [])
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise CheckpointError(f"{folder} is a folder without a checkpoint; {EXPECTED}")
+    names = ", ".join([file.name for file in found[:SHOWN_FILES]] + ["…"] * (len(found) > SHOWN_FILES))
+    raise CheckpointError(
+        f"{folder} is a folder with {len(found)} checkpoints ({names}); expected one index of shards or one file; give "
+        "the path of one"
+    )
 
 
 def first_line(error: Exception) -> str:
@@ -114,7 +130,7 @@ def _read_file(path: Path) -> object:
         return _read_torch_zip(path)
     # A pickle begins with 0x80, but so does every 32nd safetensors file: with the length of its header.
     if head[:1] == b"\x80" and head[8:9] != b"{":
-        return _torch_load(path, mmap=False)
+        return _read_pickle(path, head)
     if head[8:9] == b"{":
         return _read_safetensors(path, int.from_bytes(head[:8], "little"))
     raise CheckpointError(f"{path} is neither a torch (.pth, .pt) nor a .safetensors file")
@@ -124,9 +140,10 @@ def _read_torch_zip(path: Path) -> object:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except zipfile.BadZipFile:
+    except Exception:  # BadZipFile, and others for names and numbers that no archive has
         raise CheckpointError(f"{path} is truncated or damaged; copy or download it again") from None
-    pickles = [entry for entry in entries if entry.filename.split("/")[-1] == "data.pkl"]
+    names = [entry.filename.split("/")[-1] for entry in entries]
+    pickles = [entry for entry, name in zip(entries, names, strict=True) if name == "data.pkl"]
     if not pickles:
         raise CheckpointError(f"{path} is a zip archive, but not one that torch.save wrote")
     _require_few(path, len(entries))
@@ -134,13 +151,45 @@ def _read_torch_zip(path: Path) -> object:
         raise CheckpointError(
             f"{path}: what it holds beside tensors takes over {MAX_HEADER} bytes; save its state dict alone"
         )
-    return _torch_load(path, mmap=True)
+    if "constants.pkl" in names:
+        raise CheckpointError(f"{path} is a TorchScript program, which is not executed; save its state dict alone")
+    return _torch_load(path, _protocol(_begin(path, pickles[0])), mmap=True)
 
 
-def _torch_load(path: Path, *, mmap: bool) -> object:
+def _begin(path: Path, entry: zipfile.ZipInfo) -> bytes:
+    """The first two bytes of an archive's file."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with zipfile.ZipFile(path) as archive, archive.open(entry) as file:
+            return file.read(2)
+    except Exception as error:  # each method of compression has its own errors, and so has a password
+        raise CheckpointError(f"{path} is truncated or damaged ({first_line(error)})") from error
+
+
+def _read_pickle(path: Path, head: bytes) -> object:
+    if LEGACY_MAGIC not in head[:LONGEST_MAGIC] and len(head) > LONGEST_MAGIC:
+        raise CheckpointError(
+            f"{path} is a pickle that torch.save did not write, or is damaged; such are not loaded for safety; "
+            "where it was made, save its tensors with torch.save"
+        )
+    return _torch_load(path, _protocol(head), mmap=False)
+
+
+def _protocol(pickled: bytes) -> str:
+    """Of a pickle, by its first two bytes; the oldest ones do not say."""
+    return str(pickled[1]) if len(pickled) > 1 and pickled[:1] == b"\x80" else "0 or 1"
+
+
+def _torch_load(path: Path, protocol: str, *, mmap: bool) -> object:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, about protocols and storages: nothing that a user could change
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
+        if protocol != "2" and "Unsupported operand" in str(error):
+            raise CheckpointError(
+                f"{path} is written with pickle protocol {protocol}, of which torch's safe loader reads only a part; "
+                "where it was made, save it again with torch.save(…) as it is, without another pickle_protocol"
+            ) from error
         found = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
         raise CheckpointError(
             f"{path} is damaged, or holds Python objects{f' ({found[1]})' if found else ''} beside tensors, which are "

@@ -1,7 +1,7 @@
 """Checkpoints to models: find the tensors, infer the configuration from them, load, say what misfits.
 
-The official releases load unchanged, and so do checkpoints of trainers, whatever dictionaries and prefixes they put
-around the official tensor names, and `.safetensors` files, also in shards. All weights become float32.
+The official releases load unchanged, and so do checkpoints of trainers, whatever dictionaries, lists and prefixes they
+put around the official tensor names, and `.safetensors` files, also in shards. All weights become float32.
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from nextscale.models._unnamed_weights import find_unnamed
 from nextscale.models.checkpoint_file import CheckpointError, first_line, read_checkpoint
 from nextscale.models.checkpoint_weights import (
+    DTYPES,
     as_float32,
     choose_weights,
     find_weights,
+    is_counter,
     listed,
+    require_stored,
     require_weights,
     tensor_names,
 )
@@ -40,6 +44,7 @@ Config = TypeVar("Config", VARConfig, VQVAEConfig)
 
 MASK = "attn_bias_for_masking"
 LEVELS = "lvl_1L"
+LEVEL_DTYPES = (*DTYPES, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 CODE_HITS = "quantize.ema_vocab_hit_SV"
 PART_NAMES: dict[Part, str] = {"var": "VAR", "vqvae": "VQVAE"}
 # The command line's options that choose between weights.
@@ -148,26 +153,28 @@ def read_state_dict(path: str | Path, part: Part, weights: str | None = None) ->
     Args:
         path: a `.pth`, `.pt` or `.safetensors` file, an index of shards, or a folder with one.
         part: which model.
-        weights: which of several sets of its weights, as raw and averaged ones: the keys around it with dots between,
-            the last of them, or a word of one (ema of vae_ema).
+        weights: which of several sets of its weights, as raw and averaged ones: the keys around it with dots between
+            ("." at the top of the file), the last of them, or a word of one (ema of vae_ema), in whatever case.
     Raises:
-        CheckpointError: the file cannot be read or holds no such model; several, and weights names none of them; or
-            tensors that cannot be weights.
+        CheckpointError: the file cannot be read or holds no such model; several, and weights names none of them or
+            averaged ones that cannot be read; or tensors that cannot be weights.
     """
     path = Path(path)
     content = read_checkpoint(path)
     found = find_weights(content, ANCHORS[part], path)
     if not found:
         raise CheckpointError(_nothing_found(content, part, path))
-    chosen = choose_weights(found, weights, path, WEIGHTS_OPTIONS[part])
-    tensors = {name: tensor for name, tensor in chosen.tensors.items() if not _is_derived(name)}
+    found += find_unnamed(content, found, _is_derived, path)
+    chosen = choose_weights(found, weights, path, WEIGHTS_OPTIONS[part]).tensors
+    assert chosen is not None
+    tensors = {n: t.detach() for n, t in chosen.items() if not _is_derived(n) and not is_counter(t)}
     require_weights(tensors, path)
-    levels = chosen.tensors.get(LEVELS)
+    levels = chosen.get(LEVELS)
     if levels is None:
         return tensors
-    if levels.is_nested or levels.layout != torch.strided or levels.is_meta or levels.is_complex():
+    if levels.is_nested or levels.layout != torch.strided or levels.is_meta or levels.dtype not in LEVEL_DTYPES:
         raise CheckpointError(f"{path}: expected {LEVELS} to be a dense tensor of integers")
-    return {**tensors, LEVELS: levels}
+    return {**tensors, LEVELS: levels.detach()}
 
 
 def _nothing_found(content: object, part: Part, path: Path) -> str:
@@ -202,6 +209,7 @@ def _load(
             + _differences(expected, found)
             + (f"\n  the preset that fits: {fitting[0]}" if fitting else _looks_like(found))
         )
+    require_stored(state_dict, Path(path))
     weights = {name: as_float32(state_dict.pop(name), name, Path(path)) for name in expected}
     model.load_state_dict(weights | dict(derived), assign=True)
     return model.eval().requires_grad_(False)

@@ -43,6 +43,7 @@ ANCHORS: dict[Part, tuple[str, ...]] = {
         "decoder.conv_in.weight",
     ),
 }
+VQVAE_PARTS = ("encoder.down", "quantize", "decoder.up", "quant_conv", "post_quant_conv")
 SCALES = r"blocks\.\d+\.attn\.scale_mul_1H11"  # heads of attention with l2 norm
 # Far above any release; a file that says more is refused before a model of that size is made.
 MAX_DEPTH, MAX_STAGES, MAX_TOKENS, MAX_LEVELS = 256, 64, 16384, 8
@@ -74,9 +75,12 @@ def infer_var_config(
     if not known:
         raise CheckpointError(f"{source}: none of its tensors tells the width of the model")
     embed_dim = Counter(known).most_common(1)[0][0]
+    depth = _count(state_dict, r"blocks\.(\d+)\.", "transformer blocks", MAX_DEPTH, source)
+    if not depth:
+        raise CheckpointError(f"{source} has no transformer blocks (blocks.0 and further); give the whole VAR")
     return VARConfig(
         num_classes=(sizes.of("class_emb.weight", 2, 0) or VARConfig.num_classes + 1) - 1,
-        depth=_count(state_dict, r"blocks\.(\d+)\.", "transformer blocks", MAX_DEPTH, source),
+        depth=depth,
         embed_dim=embed_dim,
         num_heads=_infer_num_heads(state_dict, embed_dim, num_heads, source),
         mlp_ratio=(sizes.of("blocks.0.ffn.fc1.weight", 2, 0) or VARConfig.mlp_ratio * embed_dim) / embed_dim,
@@ -104,6 +108,7 @@ def infer_vqvae_config(
         quant_resi, using_znorm: leave no trace in the tensors; the defaults are those of the official releases.
         source: what to call the state dict in errors.
     """
+    _require_parts(state_dict, source)
     sizes = _Sizes(state_dict)
     levels = _count(state_dict, r"encoder\.down\.(\d+)\.", "levels of resolution", MAX_LEVELS, source)
     widths = [_width_of_level(sizes, i) for i in range(levels)]
@@ -225,6 +230,16 @@ def _stages_of_levels(levels: Tensor, described: str, source: str | Path) -> tup
     if not expected or not torch.equal(flat, torch.cat(expected)):
         raise CheckpointError(f"{source}: lvl_1L has stages of {counts} tokens, other tensors say {described}")
     return checked_patch_nums(found)
+
+
+def _require_parts(state_dict: Mapping[str, Tensor], source: str | Path) -> None:
+    """Refuse a VQVAE of which a whole part is missing, as where a decoder was saved alone."""
+    absent = [part for part in VQVAE_PARTS if not any(name.startswith(f"{part}.") for name in state_dict)]
+    if absent:
+        raise CheckpointError(
+            f"{source} has no tensors of {', '.join(absent)}; expected a whole VQVAE, with its encoder, quantizer and "
+            "decoder"
+        )
 
 
 def _infer_phis(state_dict: Mapping[str, Tensor], source: str | Path) -> tuple[int, int]:

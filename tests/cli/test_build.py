@@ -60,6 +60,11 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "ema": {f"module.{name}": tensor for name, tensor in tiny_models()[0].state_dict().items()},
     }
     torch.save(trained, folder / "trained.pth")
+    learned = [tensor for name, tensor in state.items() if tensor.is_floating_point() and "mask" not in name]
+    torch.save({"model": state, "ema": {"shadow_params": learned}}, folder / "shadow.pth")
+    torch.save(state, folder / "protocol.pth", pickle_protocol=4)
+    decoder = {n: t for n, t in torch.load(folder / "vae.pth").items() if not n.startswith("encoder.")}
+    torch.save(decoder, folder / "decoder.pth")
     return folder
 
 
@@ -186,6 +191,11 @@ BAD_CHECKPOINTS = {
     "overflow": ("overflow.pth", "head.weight (float64) has values that overflow float32"),
     "overflowing logits": ("overflows.pth", "logits are NaN or infinite in stage 0"),
     "control characters": ("control.pth", "1 unexpected: \\x1b[2J (found [1])"),
+    "averaged without names": (
+        "shadow.pth",
+        "model, ema.shadow_params (perhaps averaged and in a form that cannot be read); choose one with --weights,",
+    ),
+    "pickle protocol": ("protocol.pth", "protocol.pth is written with pickle protocol 4, of which torch's safe loader"),
     "raw and averaged": ("trained.pth", "holds 2 sets of weights: model, ema; choose one with --weights"),
 }
 
@@ -199,8 +209,12 @@ def test_a_bad_checkpoint_is_one_line(
 
 
 def test_a_bad_vae_is_one_line(checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert_refused(capsys, main(arguments(checkpoints, tmp_path / "bundle", vae="var.pth")), "var.pth")
-    assert not list(tmp_path.iterdir())
+    for vae, message in (
+        ("var.pth", "var.pth"),
+        ("decoder.pth", "decoder.pth has no tensors of encoder.down; expected"),
+    ):
+        assert_refused(capsys, main(arguments(checkpoints, tmp_path / "bundle", vae=vae)), message)
+        assert not list(tmp_path.iterdir())
 
 
 BAD_NAMES = {

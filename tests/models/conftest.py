@@ -15,7 +15,7 @@ torch.set_num_threads(1)
 def save(tmp_path: Path) -> Callable[..., Path]:
     """Write something with torch.save and return where."""
 
-    def save(content: object, name: str = "var.pth", **options: bool) -> Path:
+    def save(content: object, name: str = "var.pth", **options: int) -> Path:
         torch.save(content, tmp_path / name, **options)
         return tmp_path / name
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import pickle
 import time
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +18,19 @@ from nextscale.models.checkpoint_file import MAX_HEADER, CheckpointError, read_c
 TENSORS = {f"layer{i}.weight": torch.arange(256.0).reshape(16, 16) + i for i in range(12)}
 
 
+def assert_tensors(found: object) -> None:
+    assert isinstance(found, dict)
+    assert found.keys() == TENSORS.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in TENSORS.items())
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nothing\.pth does not exist; expected a \.pth"):
         read_checkpoint(tmp_path / "nothing.pth")
 
 
 def test_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is a folder"):
+    with pytest.raises(CheckpointError, match="is a folder without a checkpoint; expected a"):
         read_checkpoint(tmp_path)
 
 
@@ -90,6 +98,47 @@ def test_a_whole_python_object_is_not_loaded(save: Callable[..., Path]) -> None:
         read_checkpoint(save(nn.Linear(1, 1)))
 
 
+# Warnings are errors in the tests, so these show that none is printed.
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_pickle_protocol_3_is_read(save: Callable[..., Path], zipped: bool) -> None:
+    assert_tensors(read_checkpoint(save(TENSORS, pickle_protocol=3, _use_new_zipfile_serialization=zipped)))
+
+
+@pytest.mark.parametrize(("protocol", "told"), [(0, "0 or 1"), (1, "0 or 1"), (4, "4"), (5, "5")])
+def test_pickle_protocols_that_are_not_read_are_named(save: Callable[..., Path], protocol: int, told: str) -> None:
+    message = rf"var\.pth is written with pickle protocol {told}, of which .*; where it was made, save it again with"
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(save(TENSORS, pickle_protocol=protocol))
+    if protocol >= 2:
+        with pytest.raises(CheckpointError, match=message):
+            read_checkpoint(save(TENSORS, pickle_protocol=protocol, _use_new_zipfile_serialization=False))
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_a_plain_pickle_is_not_loaded(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "var.pkl"
+    path.write_bytes(pickle.dumps(TENSORS, protocol))
+    with pytest.raises(CheckpointError, match=r"var\.pkl is a pickle that torch\.save did not write, or is damaged"):
+        read_checkpoint(path)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_program_is_not_loaded(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(nn.Linear(1, 1)), tmp_path / "var.pt")
+    with pytest.raises(CheckpointError, match=r"var\.pt is a TorchScript program, which is not executed; save its"):
+        read_checkpoint(tmp_path / "var.pt")
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize_per_tensor.*deprecated:UserWarning")
+def test_quantized_tensors_print_nothing(save: Callable[..., Path]) -> None:
+    path = save({"w": torch.quantize_per_tensor(torch.zeros(2), 0.1, 0, torch.qint8)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert isinstance(read_checkpoint(path), dict)
+
+
 def test_safetensors_whose_header_length_begins_like_a_pickle(tmp_path: Path) -> None:
     """0x80 is the first byte of a pickle, and of a header length of 128 modulo 256."""
     path, padding = tmp_path / "model.safetensors", 0
@@ -117,10 +166,7 @@ def test_shards_are_read_by_their_index_or_folder(tmp_path: Path) -> None:
     by_file = {f: {n: TENSORS[n] for n, file in files.items() if file == f"{f}.safetensors"} for f in "ab"}
     index = shards(tmp_path, files, **by_file)
     for path in (index, tmp_path):
-        found = read_checkpoint(path)
-        assert isinstance(found, dict)
-        assert found.keys() == TENSORS.keys()
-        assert all(torch.equal(found[name], tensor) for name, tensor in TENSORS.items())
+        assert_tensors(read_checkpoint(path))
 
 
 @pytest.mark.parametrize(
@@ -151,10 +197,35 @@ def test_an_index_that_is_no_json(tmp_path: Path) -> None:
         read_checkpoint(tmp_path)
 
 
+def test_a_zip_with_a_name_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "var.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("\u00e9/data.pkl", b"")
+    path.write_bytes(path.read_bytes().replace("\u00e9".encode(), b"\xc3\xc3"))
+    with pytest.raises(CheckpointError, match=r"var\.pth is truncated or damaged; copy or download it again"):
+        read_checkpoint(path)
+
+
 def test_a_folder_of_two_indices(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / f"{name}.index.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="expected one with one index of shards, found 2 of them"):
+    with pytest.raises(CheckpointError, match=r"a folder with 2 checkpoints \(a\.index\.json, b\.index\.json\); exp"):
+        read_checkpoint(tmp_path)
+
+
+def test_a_folder_of_one_file(tmp_path: Path) -> None:
+    """A .safetensors file rather than what a trainer leaves beside it, and one of torch where there is no other."""
+    torch.save(TENSORS, tmp_path / "var.pth")
+    (tmp_path / "config.json").write_text("{}")
+    assert_tensors(read_checkpoint(tmp_path))
+    torch.save({}, tmp_path / "optimizer.pt")
+    with pytest.raises(CheckpointError, match=r"2 checkpoints \(optimizer\.pt, var\.pth\).*; give the path of one"):
+        read_checkpoint(tmp_path)
+    safetensors.torch.save_file(TENSORS, tmp_path / "model.safetensors")
+    assert_tensors(read_checkpoint(tmp_path))
+    for i in range(9):
+        (tmp_path / f"{i}.safetensors").touch()
+    with pytest.raises(CheckpointError, match=r"10 checkpoints \(0\.safetensors, .*4\.safetensors, …\)"):
         read_checkpoint(tmp_path)
 
 

@@ -33,8 +33,13 @@ NAMES = sorted(state())
         ({"raw": state(), "ema": state()}, ["raw", "ema"]),
         (state() | state(prefix="ema."), [".", "ema"]),
         (state(prefix="g.") | state(prefix="g_ema.module."), ["g", "g_ema"]),
-        ({"x": [state()], "y": {"a.weight": torch.zeros(1)}, 3: state()}, ["3"]),
-        ([state()], []),
+        ({"x": [state()], "y": {"a.weight": torch.zeros(1)}, 3: state()}, ["x.0", "3"]),
+        ([state(), {"epoch": 3}], ["0"]),
+        ((state(), state()), ["0", "1"]),
+        ({"models": [state()]}, ["models.0"]),
+        ({"model": list(state().items())}, ["model"]),
+        ({"module": state(), "_orig_mod": state()}, ["module", "_orig_mod"]),
+        ([[], [1, "a"], None, "abc"], []),
         (None, []),
     ],
     ids=str,
@@ -78,8 +83,53 @@ def test_the_most_exact_name_is_chosen() -> None:
         chosen("net")
     with pytest.raises(CheckpointError, match="--weights em is the name of none of its sets of weights"):
         chosen("em")
-    with pytest.raises(CheckpointError, match=r"some\.pth holds 4 sets of weights: .*; choose one with --weights$"):
+    with pytest.raises(
+        CheckpointError, match=r"some\.pth holds 4 sets of weights: .*; choose one with --weights, such as --weig"
+    ):
         chosen(None)
+
+
+@pytest.mark.parametrize(
+    ("places", "name", "expected"),
+    [
+        (["model", "EMA"], "ema", "EMA"),
+        (["model", "model-ema"], "ema", "model-ema"),
+        (["model", "modelEMA"], "ema", "modelEMA"),
+        (["model", "EMAModel"], "ema", "EMAModel"),
+        (["model", "EMAModel"], "ema-model", "EMAModel"),
+        (["model", "Net.Ema"], "net.ema", "Net.Ema"),
+        (["model", "ema.online_model", "ema.ema_model"], "ema", "ema.ema_model"),
+        (["model", "ema.online_model", "ema.ema_model"], "model", "model"),
+        (["model", "ema.0"], "ema", "ema.0"),
+        (["ema", "EMA"], "EMA", "EMA"),
+        (["model", "a ema_0.9999"], "0.9999", "a ema_0.9999"),
+        ([".", "ema"], ".", "."),
+    ],
+)
+def test_a_name_is_found_in_whatever_case(places: list[str], name: str, expected: str) -> None:
+    weights = [Weights(place, {}) for place in places]
+    assert choose_weights(weights, name, PATH, "--weights").place == expected
+
+
+@pytest.mark.parametrize("name", ["", " ", "_", "..", "em", "schema", "\x1b[2J"])
+def test_a_name_that_no_set_has_is_shown(name: str) -> None:
+    weights = [Weights(".", {}), Weights("ema\n", {})]
+    with pytest.raises(CheckpointError) as error:
+        choose_weights(weights, name, PATH, "--weights")
+    shown = {"": "''", " ": "' '", "\x1b[2J": "\\x1b[2J"}.get(name, name)
+    assert str(error.value) == (
+        f"some.pth: --weights {shown} is the name of none of its sets of weights: . (the top of the file), ema\\n"
+    )
+
+
+def test_the_top_of_the_file_is_chosen_by_a_dot() -> None:
+    with pytest.raises(CheckpointError, match=r"\. \(the top of the file\), ema; choose .*, such as --weights \.$"):
+        choose_weights([Weights(".", {}), Weights("ema", {})], None, PATH, "--weights")
+
+
+def test_keys_that_are_the_same_as_text_are_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"some\.pth: two tensors are called x\.1; keep one of them"):
+        found({"x": {1: torch.zeros(1), "1": torch.zeros(1)}})
 
 
 def nested(depth: int) -> dict[str, Any]:
@@ -95,6 +145,19 @@ def circular() -> dict[str, Any]:
     return content
 
 
+def circular_list() -> list[Any]:
+    content: list[Any] = [state()]
+    content.append(content)
+    return content
+
+
+def doubling_lists() -> list[Any]:
+    content: list[Any] = []
+    for _ in range(30):
+        content = [content, content]
+    return content
+
+
 def doubling() -> dict[str, Any]:
     """2^30 dictionaries to walk through, 30 in memory."""
     content: dict[str, Any] = {}
@@ -105,10 +168,19 @@ def doubling() -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "content",
-    [nested(33), circular(), doubling(), dict.fromkeys(range(20_001), torch.zeros(1)), dict.fromkeys(range(1_000_001))],
-    ids=["nested", "circular", "doubling", "tensors", "entries"],
+    [
+        nested(33),
+        circular(),
+        circular_list(),
+        doubling(),
+        doubling_lists(),
+        dict.fromkeys(range(20_001), torch.zeros(1)),
+        [torch.zeros(1)] * 20_001,
+        dict.fromkeys(range(1_000_001)),
+    ],
+    ids=["nested", "circular", "circular list", "doubling", "doubling lists", "tensors", "list", "entries"],
 )
-def test_endless_contents_are_refused(content: dict[str, Any]) -> None:
+def test_endless_contents_are_refused(content: Any) -> None:
     with pytest.raises(
         CheckpointError, match=r"some\.pth holds more than 20000 tensors, 20000 dictionaries or 1000000"
     ):

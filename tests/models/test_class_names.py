@@ -47,6 +47,30 @@ FORMS = {
     "dictionary of tuples": repr(dict(enumerate(PAIRS))),
     "dictionary of ids": repr({name: label for label, name in BY_ID.items()}),
     "tuple": repr(tuple(NAMES)),
+    "class ids from 1": "\n".join(f"{label + 1} {name}" for label, name in BY_ID.items()),
+    "quoted lines": "\n".join(json.dumps(name, ensure_ascii=False) for name in NAMES),
+    "the inside of a list": "\n".join(f"    {name!r}," for name in NAMES),
+    "quoted lines after WordNet ids": "\n".join(f'{wnid} "{name}"' for wnid, name in PAIRS),
+    "CSV": "id,name\n" + "\n".join(f'{label},"{name}"' for label, name in BY_ID.items()),
+    "CSV of Windows": "\ufeffClass ID; Class Name\r\n" + "\r\n".join(f"{label}; {n}" for label, n in BY_ID.items()),
+    "CSV of more columns": "wnid\tname\tindex\n"
+    + "\n".join(f"{WORDNET_IDS[label]}\t{NAMES[label]}\t{label}" for label in (2, 0, 3, 1)),
+    "CSV of labels": "class_name,label\n" + "\n".join(f'"{name}",{label}' for label, name in BY_ID.items()),
+    "CSV of other synsets": "synset,name\n" + "\n".join(f'x{9 - label}.n.01,"{n}"' for label, n in BY_ID.items()),
+    "CSV of WordNet ids": "id,name\n" + "\n".join(f'{wnid},"{name}"' for wnid, name in PAIRS),
+    "object of labels": json.dumps({"version": 2, "labels": NAMES}),
+    "object of names by id": json.dumps({"names": BY_ID, "nc": 4}),
+    "list of objects": json.dumps([{"id": label, "name": NAMES[label]} for label in (2, 0, 3, 1)]),
+    "list of objects from 1": json.dumps([{"name": name, "id": label + 1} for label, name in BY_ID.items()]),
+    "list of objects without ids": json.dumps([{"wnid": wnid, "name": name} for wnid, name in PAIRS]),
+    "object of objects": json.dumps({"categories": [{"id": label, "name": name} for label, name in BY_ID.items()]}),
+    "JSON lines": "\n".join(json.dumps({"id": label, "name": name}) for label, name in BY_ID.items()) + "\n",
+    "JSON lines of pairs": "\n\n".join(map(json.dumps, PAIRS)),
+    "dictionary below a comment": f"# ImageNet\n\n{BY_ID!r}",
+    "dictionary below an import": f"from collections import OrderedDict\nimport os\n\nNAMES = OrderedDict({BY_ID!r})\n",
+    "dictionary with a type": f"names: dict[int, str] = {BY_ID!r}",
+    "dictionary of a list": f"import collections\nx = collections.OrderedDict({list(BY_ID.items())!r})",
+    "list of a call": f"names = list({tuple(NAMES)!r})",
     "list of a program": f"CLASSES = {NAMES!r}\n",
     "list of a script": f"const names = {json.dumps(NAMES)};\n",
 }
@@ -78,6 +102,48 @@ def test_names_that_begin_with_a_number_are_names(tmp_path: Path) -> None:
     assert read_class_names(write(tmp_path, "3 wheeler")) == ["3 wheeler"]
 
 
+def test_numbers_that_no_class_has_are_parts_of_names(tmp_path: Path) -> None:
+    for names in (["8 ball", "9 ball"], ["8 ball", "bicycle", "3 wheeler", "car"], ["1000 island", "400, that is all"]):
+        assert read_class_names(write(tmp_path, "\n".join(names))) == names
+
+
+def test_quotes_within_names_stay(tmp_path: Path) -> None:
+    names = ['"a" and "b"', "'tis", 'the "x"', "rock 'n' roll"]
+    assert read_class_names(write(tmp_path, "\n".join(names))) == names
+    assert read_class_names(write(tmp_path, '"a 12"" ruler"\n\'it\\\'s\'')) == ['a 12" ruler', "it's"]
+
+
+def test_the_numbers_of_lines_with_wordnet_ids_are_ids(tmp_path: Path) -> None:
+    """If they say the same as the WordNet ids; those of ImageNet's development kit do not."""
+    assert read_class_names(write(tmp_path, "n01443537 2 gold_fish\nn01440764 1 tench")) == ["tench", "gold fish"]
+    assert read_class_names(write(tmp_path, "n01440764 8 ball\nn01443537 9_ball")) == ["8 ball", "9_ball"]
+    refused = "the first class is kit fox by the numbers, tench by the WordNet ids; leave out those that the model does"
+    for text in (
+        "n02119789 1 kit_fox\nn01440764 2 tench",
+        "1 n02119789 kit fox\n2 n01440764 tench",
+        "number,wnid,name\n1,n02119789,kit fox\n2,n01440764,tench",
+        '{"1": ["n02119789", "kit fox"], "2": ["n01440764", "tench"]}',
+    ):
+        with pytest.raises(NextscaleError, match=refused):
+            read_class_names(write(tmp_path, text))
+    assert read_class_names(write(tmp_path, "0 n02119789 kit fox\n1 n01440764 tench")) == ["kit fox", "tench"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "n02119789 kit fox\nn01440764 tench",
+        '[["n02119789", "kit fox"], ["n01440764", "tench"]]',
+        "wnid,name\nn02119789,kit fox\nn01440764,tench",
+        '{"wnid": "n02119789", "name": "kit fox"}\n{"wnid": "n01440764", "name": "tench"}',
+    ],
+    ids=["lines", "list", "CSV", "JSON lines"],
+)
+def test_wordnet_ids_in_another_order_are_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(NextscaleError, match=r"are not in order, as .*: n01440764 stands below n02119789; sort it by"):
+        read_class_names(write(tmp_path, text))
+
+
 def test_several_classes_may_have_one_name(tmp_path: Path) -> None:
     assert read_class_names(write(tmp_path, "crane\ncrane\n")) == ["crane", "crane"]
 
@@ -107,10 +173,26 @@ BAD_NAMES = {
     "text in brackets": ("('cat')", "'cat' is no list of names; expected "),
     "pair of numbers": ('{"0": ["tench", 1]}', "entry 0 is ['tench', 1]: expected a name, or a WordNet id and names"),
     "empty pair": ('{"0": []}', "entry 0 is []: expected a name"),
-    "object without 0": (
-        '{"1": "cat", "2": "dog"}',
-        "of the class ids 0 to 1, 0 is missing: the first is 1, expected 0",
+    "object without 0 and 2": ('{"1": "cat", "3": "dog"}', "of the class ids 1 to 2, 2 is missing"),
+    "several lists": (
+        '{"labels": ["a"], "names": ["b"]}',
+        "several lists of names, labels and names; keep one of them",
     ),
+    "objects without names": ('[{"0": "cat"}, {"1": "dog"}]', "entry 0 has ['0']: expected a name, and perhaps an id"),
+    "objects of other keys": ('[{"id": 0, "name": "a"}, {"id": 1}]', "entry 1 is {'id': 1}: expected ['id', 'name']"),
+    "objects without numbers": ('[{"id": "x", "name": "a"}]', "entry 0 has 'x' for its class id; expected a number"),
+    "CSV without quotes": (
+        "id,name\n0,tench, Tinca tinca",
+        'the line "0,tench, Tinca tinca" has 3 values, expected 2',
+    ),
+    "CSV with a quote left open": ('id,name\n0,"tench\n1,cat', 'the lines below "id,name" are no table ('),
+    "CSV with a quote over two lines": ('id,name\n0,"tench\n1,cat"', 'the line "0,"tench" has 2 values, expected 2'),
+    "CSV header": ("id,name", "no names; expected one class name per line"),
+    "two assignments": ("A = ['cat']\nB = ['dog']", NEITHER),
+    "a call of a call": ("dict(dict(open('x')))", NEITHER),
+    "a list of a dictionary": ("list({0: 'a'})", NEITHER),
+    "a dictionary of words": ("dict(a=0)", NEITHER),
+    "a dictionary of texts": ("OrderedDict(['abc'])", NEITHER),
     "object with gaps": (
         json.dumps(dict.fromkeys(range(0, 40, 4), "x")),
         "of the class ids 0 to 9, 1, 2, 3, 5, 6 and 2 m",
@@ -123,7 +205,7 @@ BAD_NAMES = {
     "negative id": ("{-1: 'cat'}", "the key -1 is no class id; expected "),
     "true as id": ("{True: 'cat'}", "the key True is no class id; expected "),
     "line without id": ("0 cat\n1 dog\nbird\n", 'the line "bird" begins with no class id, though most lines do'),
-    "lines from 1": ("1 cat\n2 dog", "of the class ids 0 to 1, 0 is missing: the first is 1, expected 0"),
+    "lines from 1 with a gap": ("1 cat\n2 dog\n4 cow", "of the class ids 1 to 3, 3 is missing"),
     "line twice": ("0 cat\n0 dog", "the class 0 is there twice"),
     "empty name": ('["cat", " "]', "the name of class 1 is empty"),
     "long name": (f'["cat", "{"é" * 501}"]', "the name of class 1 has more than 1000 bytes: éé"),
@@ -146,8 +228,8 @@ def test_bad_class_names_are_refused(tmp_path: Path, text: str, message: str) ->
 
 
 def test_files_that_are_no_text_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(NextscaleError, match="not UTF-8 text"):
-        read_class_names(write(tmp_path, b"caf\xe9"))
+    with pytest.raises(NextscaleError, match="not UTF-8 text: line 2 has the byte 0xe9, perhaps of Latin-1; save it"):
+        read_class_names(write(tmp_path, b"tea\ncaf\xe9"))
     with pytest.raises(NextscaleError, match=f"over {CLASS_NAMES_LIMIT} bytes"):
         read_class_names(write(tmp_path, b"a" * (CLASS_NAMES_LIMIT + 1)))
     with pytest.raises(NextscaleError, match="cannot be read"):

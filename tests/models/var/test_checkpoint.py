@@ -4,7 +4,9 @@ import json
 import re
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nextscale.models.checkpoint_file import CheckpointError
-from nextscale.models.var.checkpoint import load_models, load_var, load_vqvae
+from nextscale.models.var.checkpoint import _is_derived, load_models, load_var, load_vqvae
 from nextscale.models.var.presets import PRESETS
 from nextscale.models.var.transformer import VAR
 from nextscale.models.var.vqvae import VQVAE
@@ -118,6 +120,9 @@ WRAPPED: dict[str, Callable[[StateDict], Any]] = {
     "unknown words": lambda state: {"runs": {"best": prefixed("learner.net.")(state)}},
     "ordered": OrderedDict,
     "parameters": lambda state: {n: nn.Parameter(t, requires_grad=False) for n, t in state.items()},
+    "learned parameters": lambda state: {n: nn.Parameter(t, t.is_floating_point()) for n, t in state.items()},
+    "AveragedModel": lambda state: {"n_averaged": COUNTER, **prefixed("module.")(state)},
+    "counters": lambda state: {**state, "blocks.0.norm.num_batches_tracked": COUNTER, "started": COUNTER > 0},
     "beside other tensors": lambda state: {
         "queue": STEP,
         3: STEP,
@@ -126,6 +131,7 @@ WRAPPED: dict[str, Callable[[StateDict], Any]] = {
     },
 }
 STEP = torch.zeros(1)
+COUNTER = torch.tensor(7)
 
 
 @pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED.keys())
@@ -162,7 +168,8 @@ def test_one_of_several_is_chosen_by_name(
     spoilt = {name: tensor * torch.nan if tensor.is_floating_point() else tensor for name, tensor in var_state.items()}
     path = save({"model": spoilt, "ema": var_state})
     with pytest.raises(
-        CheckpointError, match=r"var\.pth holds 2 sets of weights: model, ema; choose one with --weights$"
+        CheckpointError,
+        match=r"var\.pth holds 2 sets of weights: model, ema; choose one with --weights, such as --weights model$",
     ):
         load_var(path)
     assert_same(load_var(path, weights="ema"), models[0])
@@ -173,7 +180,7 @@ def test_one_of_several_is_chosen_by_name(
     vae = {name: tensor * torch.nan for name, tensor in vqvae_state.items()}
     trainer = {"trainer": {"vae_wo_ddp": vae, "vae_ema": vqvae_state, "disc_wo_ddp": {"heads.0.weight": STEP}}}
     vae_path = save(trainer, "vae.pth")
-    with pytest.raises(CheckpointError, match=r"trainer\.vae_wo_ddp, trainer\.vae_ema; choose one with --vae-weights$"):
+    with pytest.raises(CheckpointError, match=r"vae_wo_ddp, trainer\.vae_ema; choose one with --vae-weights, "):
         load_models(path, vae_path, weights="ema")
     for vae_weights in ("ema", "vae_ema", "trainer.vae_ema"):
         loaded = load_models(path, vae_path, weights="ema", vae_weights=vae_weights)
@@ -181,8 +188,118 @@ def test_one_of_several_is_chosen_by_name(
 
 
 def test_a_name_that_the_only_weights_do_not_have_is_refused(var_state: StateDict, save: Callable[..., Path]) -> None:
-    with pytest.raises(CheckpointError, match=r"--weights ema is the name of none of its sets of weights: \.$"):
+    with pytest.raises(
+        CheckpointError, match=r"--weights ema is the name of none of its sets of weights: \. \(the top of the file\)$"
+    ):
         load_var(save(var_state), weights="ema")
+    with pytest.raises(CheckpointError, match=r"--weights '' is the name of none of its sets of weights: \. "):
+        load_var(save(var_state), weights="")
+
+
+AVERAGED: dict[str, tuple[str, Callable[[StateDict, StateDict], Any]]] = {
+    "list of state dicts": ("ema.0", lambda raw, ema: {"model": raw, "ema": [ema]}),
+    "pair of state dicts": ("1", lambda raw, ema: (raw, ema)),
+    "named parameters": ("ema", lambda raw, ema: {"model": raw, "ema": list(ema.items())}),
+    "torch_ema": (
+        "ema.shadow_params",
+        lambda raw, ema: {
+            "model": raw,
+            "ema": {"decay": 0.99, "shadow_params": learned(ema), "collected": None},
+        },
+    ),
+    "all values": ("ema", lambda raw, ema: {"model": raw, "ema": list(ema.values())}),
+    "beside moments": (
+        "optimizer.state.ema",
+        lambda raw, ema: {
+            "model": raw,
+            "optimizer": {"state": {i: {"step": COUNTER, "exp_avg": t, "ema": t} for i, t in enumerate(learned(ema))}},
+        },
+    ),
+    "NeMo": (
+        "optimizer_states.0.ema",
+        lambda raw, ema: {"state_dict": raw, "optimizer_states": [{"ema": tuple(learned(ema)), "state": {}}]},
+    ),
+    "LitEma": (
+        "model_ema",
+        lambda raw, ema: {"state_dict": {**prefixed("model.net.")(raw), **squeezed(prefixed("net.")(ema))}},
+    ),
+    "LitEma of a compiled model": (
+        "model_ema",
+        lambda raw, ema: {"state_dict": {**prefixed("model._orig_mod.")(raw), **squeezed(ema)}},
+    ),
+    "ema_pytorch": (
+        "ema.ema_model",
+        lambda raw, ema: {
+            "model": raw,
+            "ema": {**prefixed("online_model.")(raw), **prefixed("ema_model.")(ema), "initted": COUNTER > 0},
+        },
+    ),
+}
+
+
+def learned(state: StateDict) -> list[Tensor]:
+    return [tensor for name, tensor in state.items() if not _is_derived(name)]
+
+
+def squeezed(state: StateDict) -> StateDict:
+    names = {f"model_ema.{name.replace('.', '')}": t for name, t in state.items() if not _is_derived(name)}
+    return names | {"model_ema.decay": torch.tensor(0.99), "model_ema.num_updates": COUNTER}
+
+
+@pytest.mark.parametrize(("place", "wrap"), AVERAGED.values(), ids=AVERAGED.keys())
+def test_averaged_weights_are_chosen_in_whatever_form(
+    models: tuple[VAR, VQVAE],
+    var_state: StateDict,
+    save: Callable[..., Path],
+    place: str,
+    wrap: Callable[[StateDict, StateDict], Any],
+) -> None:
+    """The raw ones are spoilt; without a choice neither set is taken."""
+    spoilt = {name: tensor * torch.nan if tensor.is_floating_point() else tensor for name, tensor in var_state.items()}
+    path = save(wrap(spoilt, var_state))
+    with pytest.raises(
+        CheckpointError, match=rf"[23] sets of weights: .*{re.escape(place)}; choose one with --weights"
+    ):
+        load_var(path)
+    for name in (place, "ema") if "ema" in place else (place,):
+        assert_same(load_var(path, weights=name), models[0])
+
+
+UNREADABLE: dict[str, tuple[str, Callable[[StateDict], Any]]] = {
+    "other shapes": ("ema", lambda state: [t[:1] if t.shape == (64,) else t for t in learned(state)]),
+    "a few": ("ema.shadow_params", lambda state: {"shadow_params": learned(state)[:-2]}),
+    "numbers": ("ema", lambda state: dict(enumerate(learned(state)))),
+    "numbered names": ("ema", lambda state: {f"param_{i}": t for i, t in enumerate(learned(state), 100)}),
+}
+
+
+@pytest.mark.parametrize(("place", "wrap"), UNREADABLE.values(), ids=UNREADABLE.keys())
+def test_averaged_weights_that_cannot_be_read_are_told(
+    models: tuple[VAR, VQVAE],
+    var_state: StateDict,
+    save: Callable[..., Path],
+    place: str,
+    wrap: Callable[[StateDict], Any],
+) -> None:
+    path = save({"model": var_state, "ema": wrap(var_state)})
+    told = rf"model, {re.escape(place)} \(perhaps averaged and in a form that cannot be read\)"
+    with pytest.raises(CheckpointError, match=rf"2 sets of weights: {told}; choose .*, such as --weights model$"):
+        load_var(path)
+    with pytest.raises(CheckpointError, match=rf"--weights ema is a set of weights that cannot be read; .* {told}$"):
+        load_var(path, weights="ema")
+    assert_same(load_var(path, weights="model"), models[0])
+
+
+def test_what_optimizers_hold_is_no_set_of_weights(
+    models: tuple[VAR, VQVAE], var_state: StateDict, save: Callable[..., Path]
+) -> None:
+    moments = {name: torch.zeros_like(tensor) for name, tensor in var_state.items()}
+    optimizer = {
+        "state": {i: {"step": COUNTER, "exp_avg": t, "exp_avg_sq": t} for i, t in enumerate(moments.values())},
+        "fp32_from_fp16_groups": [learned(moments)],
+    }
+    grads = {f"{name}.exp_avg": tensor for name, tensor in moments.items()}
+    assert_same(load_var(save({"model": var_state, "optimizer": optimizer, "moments": grads})), models[0])
 
 
 # Values
@@ -224,7 +341,7 @@ OTHER_KINDS = {
 
 
 @pytest.mark.parametrize(("kind", "convert"), OTHER_KINDS.items(), ids=OTHER_KINDS.keys())
-@pytest.mark.filterwarnings("ignore:.*(prototype|beta state|deprecated|Sparse).*:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*(prototype|beta state|quantize_per_tensor.*deprecated|Sparse).*:UserWarning")
 def test_tensors_that_are_no_weights(
     var_state: StateDict, save: Callable[..., Path], kind: str, convert: Callable[[Tensor], Tensor]
 ) -> None:
@@ -242,6 +359,45 @@ def test_safetensors_that_are_no_weights(var_state: StateDict, tmp_path: Path, d
         load_var(tmp_path / "var.safetensors")
 
 
+def test_values_that_a_file_stores_once_are_expanded(
+    var_state: StateDict, save: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a view repeats them, or several tensors share them; tensors of one block of memory repeat nothing."""
+    small = torch.arange(64.0)
+    state = var_state | {"head.bias": torch.ones(1).expand(64), "head.weight": small[:, None].expand(64, 128)}
+    loaded = load_var(save(state))
+    assert torch.equal(loaded.head.bias, torch.ones(64))
+    assert torch.equal(loaded.head.weight, small[:, None].repeat(1, 128))
+    assert loaded.head.weight.is_contiguous()
+    monkeypatch.setattr("nextscale.models.checkpoint_weights.MAX_REPEATED", 0)
+    floating = {name: tensor for name, tensor in var_state.items() if tensor.is_floating_point()}
+    pieces = torch.cat([tensor.flatten() for tensor in floating.values()]).split([t.numel() for t in floating.values()])
+    flat = {name: piece.view_as(t) for (name, t), piece in zip(floating.items(), pieces, strict=True)}
+    load_var(save(var_state | flat))
+    with pytest.raises(CheckpointError, match=r"head\.bias has the shape \[64\], but only 1 values; save contiguous"):
+        load_var(save(var_state | {"head.bias": torch.ones(1).expand(64)}))
+    shared = dict.fromkeys(("blocks.0.attn.q_bias", "blocks.0.attn.v_bias"), torch.zeros(128))
+    with pytest.raises(CheckpointError, match=r"blocks\.0\.attn\.q_bias has the shape \[128\], but only 128 values"):
+        load_var(save(var_state | shared))
+
+
+def test_negated_views_are_resolved(models: tuple[VAR, VQVAE], var_state: StateDict, save: Callable[..., Path]) -> None:
+    """As the imaginary part of a conjugate is one."""
+    state = {name: torch._neg_view(-t) if t.is_floating_point() else t for name, t in var_state.items()}
+    loaded = load_var(save(state))
+    assert not any(parameter.is_neg() for parameter in loaded.parameters())
+    assert_same(loaded, models[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.bool, torch.qint8, torch.float8_e4m3fn], ids=str)
+@pytest.mark.filterwarnings("ignore:.*deprecated.*:UserWarning")
+def test_levels_that_are_no_integers(var_state: StateDict, save: Callable[..., Path], dtype: torch.dtype) -> None:
+    levels = var_state["lvl_1L"].float()
+    odd = torch.quantize_per_tensor(levels, 1.0, 0, dtype) if dtype == torch.qint8 else levels.to(dtype)
+    with pytest.raises(CheckpointError, match=r"expected lvl_1L to be a dense tensor of integers$"):
+        load_var(save(var_state | {"lvl_1L": odd}))
+
+
 def test_a_shape_that_the_file_does_not_fill(var_state: StateDict, save: Callable[..., Path]) -> None:
     state = var_state | {"head.weight": torch.zeros(1).expand(2**40, 128), "head.bias": torch.zeros(1).expand(2**40)}
     with pytest.raises(CheckpointError, match=r"head\.\w+ has the shape \[1099511627776.*\], but only 1 values"):
@@ -257,6 +413,45 @@ def test_swapped_files(var_state: StateDict, vqvae_state: StateDict, save: Calla
         load_models(vqvae_path, var_path)
     with pytest.raises(CheckpointError, match=r"a\.pth holds a VAR, expected a VQVAE; were the two files swapped\?"):
         load_vqvae(var_path, patch_nums=CASE.patch_nums)
+
+
+PARTS = {
+    "encoder.down": ["encoder"],
+    "encoder.down ": ["encoder.down"],
+    "quantize": ["quantize"],
+    "decoder.up": ["decoder"],
+    "decoder.up, post_quant_conv": ["decoder", "post_quant_conv"],
+    "quant_conv, post_quant_conv": ["quant_conv", "post_quant_conv"],
+}
+
+
+@pytest.mark.parametrize(("told", "parts"), PARTS.items(), ids=PARTS.keys())
+def test_a_vqvae_without_a_part(vqvae_state: StateDict, save: Callable[..., Path], told: str, parts: list[str]) -> None:
+    prefixes = tuple(f"{part}." for part in parts)
+    path = save({name: tensor for name, tensor in vqvae_state.items() if not name.startswith(prefixes)}, "vae.pth")
+    with pytest.raises(CheckpointError, match=rf"vae\.pth has no tensors of {told.strip()}; expected a whole VQVAE,"):
+        load_vqvae(path, patch_nums=CASE.patch_nums)
+
+
+def test_a_var_without_blocks(var_state: StateDict, save: Callable[..., Path]) -> None:
+    path = save({name: tensor for name, tensor in var_state.items() if not name.startswith("blocks.")})
+    with pytest.raises(CheckpointError, match=r"var\.pth has no transformer blocks \(blocks\.0 and further\); give"):
+        load_var(path)
+
+
+def test_any_part_may_be_missing(
+    models: tuple[VAR, VQVAE], save: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the names of a prefix, or with these alone: a smaller model, or an error that is expected."""
+    monkeypatch.setattr("nextscale.models.var.checkpoint.PRESETS", {})  # comparing with them takes long
+    for load, model in zip((load_var, partial(load_vqvae, patch_nums=CASE.patch_nums)), models, strict=True):
+        state = model.state_dict()
+        for prefix in {name[: dot.end()] for name in state for dot in [*re.finditer(r"\.", name)][:2]}:
+            if not all(_is_derived(name) for name in state if name.startswith(prefix)):
+                for kept in (False, True):
+                    some = {name: tensor for name, tensor in state.items() if name.startswith(prefix) == kept}
+                    with suppress(CheckpointError):
+                        load(save(some))
 
 
 def test_a_mismatch_lists_the_keys(var_state: StateDict, save: Callable[..., Path]) -> None:
