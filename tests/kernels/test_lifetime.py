@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import re
 import threading
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from operator_session import Operator
@@ -51,6 +53,33 @@ def test_sessions_leave_no_memory_behind(ops_library: Path) -> None:
         layer(ops_library)()
     gc.collect()
     assert resident() - before < 16 * MIB
+
+
+def resident_of(file: Path) -> int:
+    """Bytes of a mapped file that are in this process's memory."""
+    found, of_file = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            of_file = line.endswith(f" {file}")
+        elif of_file and line.startswith("Rss:"):
+            found += int(line.split()[1]) * 1024
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="this system does not tell a mapping's memory")
+def test_packed_weights_are_in_memory_once(ops_library: Path, tmp_path: Path) -> None:
+    """Their file's pages are given back; who reads the file's memory again finds what was there."""
+    operator = layer(ops_library)
+    path, weights = tmp_path / "layer.onnx", tmp_path / "weights.data"
+    onnx.save_model(operator.model, path, save_as_external_data=True, location=weights.name, size_threshold=1 << 16)
+    settings = onnxruntime.SessionOptions()
+    settings.register_custom_ops_library(str(ops_library))
+    sessions = [onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"]) for _ in range(2)]
+    assert f" {weights}\n" in Path("/proc/self/maps").read_text()
+    assert resident_of(weights) < SIZE * SIZE / 16
+    for session in sessions:
+        for found, expected in zip(session.run(None, operator.feeds), operator(), strict=True):
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_threads_leave_no_memory_behind(ops_library: Path) -> None:

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "file_pages.h"
 #include "operators.h"
 
 namespace nextscale {
@@ -61,6 +62,7 @@ struct PackedKernel {
       transform(weight.as<int8_t>(), out, channels);
     else
       pack(weight.as<int8_t>(), out, channels, size, line);
+    drop_file_pages(weight.as<int8_t>(), static_cast<size_t>(weight.size()));
     panels.codes = codes.data();
     panels.sums = sums.data();
   }

@@ -1,4 +1,5 @@
 #include "coding.h"
+#include "file_pages.h"
 #include "operators.h"
 #include "packed_weights.h"
 
@@ -25,7 +26,9 @@ PackedWeights packed(const Info& info, size_t input) {
     info.fail("the input weight has the shape " + in_words(weight.shape) + ", expected [K, N] of at least 1");
   if (weight.shape[0] > 1 << 16)  // beyond it the sums of 255 * 128 leave int32
     info.fail("K is " + std::to_string(weight.shape[0]) + ", expected at most 65536");
-  return {weight.as<int8_t>(), weight.shape[0], weight.shape[1]};
+  PackedWeights found(weight.as<int8_t>(), weight.shape[0], weight.shape[1]);
+  drop_file_pages(weight.as<int8_t>(), static_cast<size_t>(weight.size()));
+  return found;
 }
 
 // Of both: kFirst is the first input after the codes and their qparams.
