@@ -1,6 +1,7 @@
 """`nextscale demo`: the main job on the demo model, in full precision and int8."""
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from nextscale.cli.results import print_path, results_console
 from nextscale.compiler.build import build_bundle
 from nextscale.compiler.options import BuildOptions
 from nextscale.evaluate.comparison import Comparison, compare, paired_sheet
-from nextscale.evaluate.teacher_forced import KL_IN_WORDS, as_json
+from nextscale.evaluate.teacher_forced import KL_IN_WORDS, Agreement, as_json
 from nextscale.graph_passes.recipe import load_recipe
+from nextscale.measure.bench import Measurement
 from nextscale.models.sources import demo_source
 from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
 from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._manifest import STOCK
 from nextscale.runtime._scratch import remove_folder
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._text import printable
@@ -38,7 +41,7 @@ SHEET_CLASSES = (
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/demo"), show_default=True)
 @click.option(
-    "--images", type=click.IntRange(2), default=64, show_default=True, help="Images to measure the agreement on."
+    "--images", type=click.IntRange(2), default=48, show_default=True, help="Images to measure the agreement on."
 )
 @click.option("--repetitions", type=click.IntRange(2), default=10, show_default=True, help="Timed rounds.")
 @click.option("--calibration-images", type=click.IntRange(1), default=64, show_default=True)
@@ -65,7 +68,7 @@ def demo(
     picture = paired_sheet(full, int8, labels, session)
     writers = {sheet: png_writer(picture, {"classes": labels, "rows": list(RECIPES)})}
     if json_path:
-        document = comparison.report.to_json() | {"agreement": as_json({"int8": comparison.agreement})}
+        document = comparison.report.to_json() | {"agreement": as_json(_named(comparison.agreements))}
         text = json.dumps(document, indent=1) + "\n"
         writers[json_path] = lambda file: file.write(text.encode())
     write_files(writers)
@@ -85,22 +88,30 @@ def _built(path: Path, precision: str, calibration_images: int, session: Session
         )
 
 
+def _named(agreements: Mapping[str, Agreement]) -> dict[str, Agreement]:
+    return {"int8" if ops == STOCK else f"int8 {ops}": agreement for ops, agreement in agreements.items()}
+
+
 def _print(comparison: Comparison, console: Console) -> None:
-    machine, settings = comparison.report.machine, comparison.report.settings
+    machine, settings, named = comparison.report.machine, comparison.report.settings, _named(comparison.agreements)
+    agreements = list(named.values())
     console.print(
         f"{machine.cpu}, {' '.join(machine.isa)}, threads {shown_threads(settings['threads'])}, "
-        f"onnxruntime {comparison.report.versions['onnxruntime']}; agreement on {comparison.agreement.images} images, "
-        "both fed the same tokens"
+        f"onnxruntime {comparison.report.versions['onnxruntime']}; agreement on {agreements[0].images} images, "
+        "all fed the same tokens; in parentheses over full precision"
     )
-    table = Table("", "full precision", "int8", "int8 / full precision")
-    full, int8, agreement = comparison.reference, comparison.quantized, comparison.agreement
-    speed = [m.images_per_second.mean for m in (full, int8)]
-    table.add_row("images/s", f"{speed[0]:.2f}", f"{speed[1]:.2f}", f"{int8.speedup.mean:.2f}x")
-    sizes = [m.size_bytes / 1e6 for m in (full, int8)]
-    table.add_row("size, MB", *(f"{size:.1f}" for size in sizes), f"{sizes[1] / sizes[0]:.2f}x")
-    peaks = [m.footprint.peak_bytes / 1e6 for m in (full, int8) if m.footprint]
-    table.add_row("peak memory, MB", *(f"{peak:.0f}" for peak in peaks), f"{peaks[1] / peaks[0]:.2f}x")
-    table.add_row("top-1 agreement", "", f"{agreement.top1:.1%}", "")
-    table.add_row("KL, nats per token", "", f"{agreement.kl:.4f}", "")
+    full, variants = comparison.reference, list(comparison.quantized.values())
+    table = Table("", "full precision", *named)
+
+    def add(name: str, value: Callable[[Measurement], float], digits: int) -> None:
+        cells = [f"{value(m):.{digits}f} ({value(m) / value(full):.2f}x)" for m in variants]
+        table.add_row(name, f"{value(full):.{digits}f}", *cells)
+
+    speeds = [f"{m.images_per_second.mean:.2f} ({m.speedup.mean:.2f}x)" for m in variants]
+    table.add_row("images/s", f"{full.images_per_second.mean:.2f}", *speeds)
+    add("size, MB", lambda m: m.size_bytes / 1e6, 1)
+    add("peak memory, MB", lambda m: m.footprint.peak_bytes / 1e6 if m.footprint else 0.0, 0)
+    table.add_row("top-1 agreement", "", *(f"{agreement.top1:.1%}" for agreement in agreements))
+    table.add_row("KL, nats per token", "", *(f"{agreement.kl:.4f}" for agreement in agreements))
     console.print(table)
     click.echo(KL_IN_WORDS)

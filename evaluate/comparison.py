@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from nextscale.measure.bench import BenchReport, Measurement, bench
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime._session import SessionOptions
+from nextscale.runtime._variants import each_variant
 from nextscale.runtime.image_io import make_grid
 
 
@@ -21,20 +22,21 @@ class Comparison:
     """What `compare` measured.
 
     Attributes:
-        report: speed and memory of both bundles, generate.onnx, batch 1.
-        agreement: of the quantized bundle with full precision.
+        report: speed and memory of full precision, then of each variant of the quantized bundle; one call, batch 1.
+        agreements: of the quantized bundle with full precision, by variant ("stock", "fused").
     """
 
     report: BenchReport
-    agreement: Agreement
+    agreements: Mapping[str, Agreement]
 
     @property
     def reference(self) -> Measurement:
         return self.report.measurements[0]
 
     @property
-    def quantized(self) -> Measurement:
-        return self.report.measurements[1]
+    def quantized(self) -> dict[str, Measurement]:
+        """By variant, as the agreements."""
+        return {measurement.ops: measurement for measurement in self.report.measurements[1:]}
 
 
 def compare(
@@ -46,15 +48,15 @@ def compare(
     options: SessionOptions | None = None,
     log: Callable[[str], object] = lambda line: None,
 ) -> Comparison:
-    """Measure speed and memory interleaved, and agreement on `images` teacher-forced images."""
+    """Measure each variant that runs: speed and memory interleaved, agreement on `images` teacher-forced images."""
     report = bench([reference, quantized], forms=("generate",), options=options, repetitions=repetitions, log=log)
     agreements = teacher_forced(
         Generator(reference, options),
-        {"quantized": Generator(quantized, options)},
+        {choice.ops: Generator(quantized, choice) for choice in each_variant(quantized, options or SessionOptions())},
         images=images,
         on_images=lambda done: log(f"agreement: {done} of {images} images") if done % 16 == 0 else None,
     )
-    return Comparison(report, agreements["quantized"])
+    return Comparison(report, agreements)
 
 
 def paired_sheet(
