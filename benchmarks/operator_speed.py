@@ -3,7 +3,8 @@
     python benchmarks/operator_speed.py --library build/kernels/libnextscale_ops.so
 
 A graph has several layers of the same input, so that weights come from memory as they do in a model. Times are of one
-layer; the runs of all contenders are interleaved. Needs numpy, onnx and onnxruntime alone.
+layer; the runs of all contenders are interleaved. Needs numpy, onnx and onnxruntime alone, and for integer attention,
+whose stock graph is that of `quantize_attention`, nextscale with its extra "export".
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import helper, numpy_helper, shape_inference
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
@@ -35,6 +36,7 @@ ISAS = ("amx", "avx512_vnni", "avx_vnni", "avx2", "portable")
 WIDTH, HIDDEN, HEADS = 1024, 4096, 16
 STAGES = tuple(pn * pn for pn in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16))
 EPSILON = 1e-6
+PLACES = 8  # of attentive tokens
 MICROSOFT = "com.microsoft"
 
 
@@ -340,6 +342,49 @@ def attention(tokens: int, ranges: str, layers: int) -> Case:
     return case
 
 
+class Quantized(Graph):
+    """A graph of an attention in float, whose model has it in integers."""
+
+    def __init__(self, of: Graph, weights: str, theta: float | None) -> None:
+        super().__init__()
+        self.feeds, self.float_model, self.weights, self.theta = of.feeds, of.serialized(), weights, theta
+
+    def serialized(self) -> bytes:
+        import onnx_ir as ir
+
+        from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
+        from nextscale.graph_passes.quantize_attention import quantize_attention
+
+        model = shape_inference.infer_shapes(onnx.load_model_from_string(self.float_model))
+        for i, node in enumerate(model.graph.node):
+            node.name = f"node{i}"
+        how = None if self.theta is None else ShiftAndSum("residual", self.theta, (PLACES,))
+        weights: Any = self.weights
+        made = quantize_attention(ir.from_proto(model), weights, 8, 2, shift_and_sum=how)
+        return ir.to_proto(made).SerializeToString()
+
+
+def integer_attention(tokens: int, weights: str, attentive: bool) -> Case:
+    """Attention in integers of the same rows; with shift-and-sum, tokens of more than the mean weight are attentive."""
+    case = attention(tokens, "none", 1)
+    which = f"IntegerAttention {weights}{' shift-and-sum' if attentive else ''}"
+    case.name = case.name.replace("Attention none", which)
+    node = case.fused.nodes.pop()
+    theta = 1 / sum(stage for stage in STAGES if stage <= tokens) if attentive else None
+    case.stock = Quantized(case.stock, weights, theta)
+    case.fused.add(
+        "IntegerAttention",
+        node.input,
+        *(name for name in node.output if name),
+        domain="nextscale",
+        heads=HEADS,
+        weights=weights,
+        image_rows=2,
+        **({"theta": theta, "places": [PLACES]} if attentive else {}),
+    )
+    return case
+
+
 def cases(tokens: int) -> Iterator[Callable[[], Case]]:
     """All cases of a stage with so many tokens."""
     for make in (pair_linear, image_linear):
@@ -354,6 +399,9 @@ def cases(tokens: int) -> Iterator[Callable[[], Case]]:
         yield lambda ranges=ranges: norm(tokens, ranges, 4)  # type: ignore[misc]
     for ranges in ("none", "pair"):
         yield lambda ranges=ranges: attention(tokens, ranges, 1)  # type: ignore[misc]
+    for attentive in (False, True):
+        for weights in ("row", "log2"):
+            yield lambda weights=weights, attentive=attentive: integer_attention(tokens, weights, attentive)  # type: ignore[misc]
 
 
 def available(library: Path, isas: Sequence[str]) -> list[str]:

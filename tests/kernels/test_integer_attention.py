@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from attention_oracle import mix, scores
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from operator_session import Operator
 
 Array = NDArray[Any]
 # (rows, heads, size, tokens, past); an image has two rows
-SHAPES = [(2, 1, 8, 1, 0), (2, 2, 64, 9, 5), (4, 2, 24, 33, 20), (2, 1, 96, 5, 1018), (2, 2, 64, 40, 90)]
+SHAPES = [(2, 1, 8, 1, 0), (2, 2, 64, 9, 5), (4, 2, 24, 33, 20), (2, 1, 96, 5, 1018), (2, 2, 64, 130, 90)]
 WEIGHTS = ("uniform", "row", "log2", "log2-row")
 OUTPUTS = ["y", "key", "value", "overflow"]
 THETA, PLACES = 0.012, 7
@@ -117,11 +120,12 @@ def test_quantizers(
     assert_near(y, expected_of(inputs, weights, bits, attentive))
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_static_ranges(ops_library: Path, isa: str, weights: str) -> None:
+def test_static_ranges(ops_library: Path, isa: str, weights: str, bits: int) -> None:
     inputs, magnitudes = example((4, 2, 64, 20, 30)), (9.0, 0.5, 3.0)
-    y, *_ = operator(ops_library, inputs, weights, 8, False, isa=isa, magnitudes=list(magnitudes))()
-    assert_near(y, expected_of(inputs, weights, 8, False, magnitudes))
+    y, *_ = operator(ops_library, inputs, weights, bits, False, isa=isa, magnitudes=list(magnitudes))()
+    assert_near(y, expected_of(inputs, weights, bits, False, magnitudes))
 
 
 def test_attentive_tokens_without_a_place_are_counted(ops_library: Path, isa: str) -> None:
@@ -152,6 +156,52 @@ def test_threads_batches_and_instruction_sets_give_the_same_bits(
         np.testing.assert_array_equal(a[[0, 2]], b)
 
 
+@settings(max_examples=30, deadline=None, print_blob=True)
+@given(
+    images=st.integers(0, 3),
+    heads=st.integers(1, 3),
+    eighths=st.integers(1, 16),
+    tokens=st.integers(0, 40),
+    past=st.integers(0, 150),
+    bits=st.integers(5, 8),
+    weights=st.sampled_from(WEIGHTS),
+    attentive=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_shape(
+    ops_library: Path,
+    images: int,
+    heads: int,
+    eighths: int,
+    tokens: int,
+    past: int,
+    bits: int,
+    weights: str,
+    attentive: bool,
+    seed: int,
+) -> None:
+    inputs = example((2 * images, heads, 8 * eighths, tokens, past), seed)
+    y, keys, values, overflow = operator(ops_library, inputs, weights, bits, attentive, threads=2)()
+    assert (y.shape, keys.shape[3], values.shape[2]) == (inputs["query"].shape, past + tokens, past + tokens)
+    if not y.size:
+        assert overflow == 0
+        np.testing.assert_array_equal(keys[:, :, :, :past], inputs["past_key"])
+        return
+    expected = expected_of(inputs, weights, bits, attentive)
+    assert np.sqrt(np.square(y - expected).mean()) <= 0.05 * np.sqrt(np.square(expected).mean()) + 1e-6
+
+
+def test_two_sessions_at_once(ops_library: Path) -> None:
+    inputs = example((4, 3, 40, 70, 31))
+    runs = [operator(ops_library, inputs, weights, 8, True, threads=2) for weights in ("row", "log2")]
+    expected = [run() for run in runs]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: runs[i % 2](), range(16)))
+    for i, outputs in enumerate(found):
+        for a, b in zip(outputs, expected[i % 2], strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 def test_what_does_not_fit_is_said(ops_library: Path) -> None:
     inputs = example((2, 2, 16, 3, 5))
     for options, words in (
@@ -162,6 +212,9 @@ def test_what_does_not_fit_is_said(ops_library: Path) -> None:
     ):
         with pytest.raises(Exception, match=words):
             Operator(ops_library, "IntegerAttention", inputs, OUTPUTS, heads=2, image_rows=2, **options)()
+    many = example((2, 1, 8, 1, 2**16))
+    with pytest.raises(Exception, match="there are 65537 keys, expected at most 65536"):
+        Operator(ops_library, "IntegerAttention", many, OUTPUTS, heads=1, image_rows=2, weights="row")()
     single = {name: x if name in ("query_scale", "stage") else x[:1] for name, x in inputs.items()}
     of_one_row = Operator(ops_library, "IntegerAttention", single, OUTPUTS, heads=2, image_rows=2, weights="row")
     with pytest.raises(Exception, match="images have 2 rows, found 1 in all"):

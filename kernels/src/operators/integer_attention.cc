@@ -7,6 +7,7 @@ namespace nextscale {
 namespace {
 
 constexpr size_t kStage = 6;
+constexpr int64_t kMostKeys = 1 << 16;  // 255 * 128 times as many is less than 2^31
 enum Output { kY, kPresentKey, kOverflow = 3 };
 
 Weights weights_of(const Info& info) {
@@ -50,6 +51,9 @@ class IntegerAttention final : public Kernel {
     if (a.base.rows % image_rows_)
       context.fail("images have " + std::to_string(image_rows_) + " rows, found " + std::to_string(a.base.rows) +
                    " in all");
+    if (a.base.past + a.base.tokens > kMostKeys)
+      context.fail("there are " + std::to_string(a.base.past + a.base.tokens) + " keys, expected at most " +
+                   std::to_string(kMostKeys));
     a.weights = weights_;
     a.qmax = qmax_;
     a.image_rows = image_rows_;

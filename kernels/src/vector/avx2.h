@@ -78,11 +78,23 @@ inline void store_bytes(void* p, I x, int64_t n) {
   store_bytes(y, x);
   for (int i = 0; i < kLanes && i < n; ++i) static_cast<uint8_t*>(p)[i] = y[i];
 }
+inline __m256i bytes_of(I a, I b) {  // of lanes within 0 to 255
+  const __m256i packed = _mm256_packus_epi16(_mm256_packs_epi32(a.lo, a.hi), _mm256_packs_epi32(b.lo, b.hi));
+  return _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
 inline void store_bytes(void* p, I a, I b, I c, I d) {
-  store_bytes(p, a);
-  store_bytes(static_cast<uint8_t*>(p) + 16, b);
-  store_bytes(static_cast<uint8_t*>(p) + 32, c);
-  store_bytes(static_cast<uint8_t*>(p) + 48, d);
+  _mm256_storeu_si256(static_cast<__m256i*>(p), bytes_of(a, b));
+  _mm256_storeu_si256(static_cast<__m256i*>(p) + 1, bytes_of(c, d));
+}
+inline void store_looked_up(void* p, void* q, I a, I b, I c, I d, const uint8_t* p_table, const uint8_t* q_table) {
+  const auto table = [](const uint8_t* of) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(of)));
+  };
+  const __m256i first = bytes_of(a, b), second = bytes_of(c, d);
+  _mm256_storeu_si256(static_cast<__m256i*>(p), _mm256_shuffle_epi8(table(p_table), first));
+  _mm256_storeu_si256(static_cast<__m256i*>(p) + 1, _mm256_shuffle_epi8(table(p_table), second));
+  _mm256_storeu_si256(static_cast<__m256i*>(q), _mm256_shuffle_epi8(table(q_table), first));
+  _mm256_storeu_si256(static_cast<__m256i*>(q) + 1, _mm256_shuffle_epi8(table(q_table), second));
 }
 
 inline F operator+(F a, F b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }

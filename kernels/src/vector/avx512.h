@@ -43,10 +43,19 @@ inline void store(int32_t* p, I x) { _mm512_storeu_si512(p, x.v); }
 inline void store(float* p, F x, int64_t n) { _mm512_mask_storeu_ps(p, first(n), x.v); }
 inline void store_bytes(void* p, I x) { _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x.v)); }
 inline void store_bytes(void* p, I x, int64_t n) { _mm512_mask_cvtepi32_storeu_epi8(p, first(n), x.v); }
-inline void store_bytes(void* p, I a, I b, I c, I d) {
+inline __m512i bytes_of(I a, I b, I c, I d) {  // of lanes within 0 to 255
   const __m512i packed = _mm512_packus_epi16(_mm512_packs_epi32(a.v, b.v), _mm512_packs_epi32(c.v, d.v));
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, packed));
+  return _mm512_permutexvar_epi32(order, packed);
+}
+inline void store_bytes(void* p, I a, I b, I c, I d) { _mm512_storeu_si512(p, bytes_of(a, b, c, d)); }
+inline void store_looked_up(void* p, void* q, I a, I b, I c, I d, const uint8_t* p_table, const uint8_t* q_table) {
+  const auto table = [](const uint8_t* of) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(of)));
+  };
+  const __m512i bytes = bytes_of(a, b, c, d);
+  _mm512_storeu_si512(p, _mm512_shuffle_epi8(table(p_table), bytes));
+  _mm512_storeu_si512(q, _mm512_shuffle_epi8(table(q_table), bytes));
 }
 
 inline F operator+(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }

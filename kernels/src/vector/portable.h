@@ -83,6 +83,16 @@ inline void store_bytes(void* p, I a, I b, I c, I d) {
   store_bytes(static_cast<uint8_t*>(p) + 48, d);
 }
 
+// table[x] of four vectors of x from 0 to 15, from two tables, as bytes next to each other.
+inline void store_looked_up(void* p, void* q, I a, I b, I c, I d, const uint8_t* p_table, const uint8_t* q_table) {
+  const I* vectors[4] = {&a, &b, &c, &d};
+  for (int v = 0; v < 4; ++v)
+    for (int i = 0; i < kLanes; ++i) {
+      static_cast<uint8_t*>(p)[v * kLanes + i] = p_table[vectors[v]->v[i]];
+      static_cast<uint8_t*>(q)[v * kLanes + i] = q_table[vectors[v]->v[i]];
+    }
+}
+
 inline F operator+(F a, F b) {
   return each<F>([&](int i) { return a.v[i] + b.v[i]; });
 }
