@@ -69,10 +69,10 @@ void linear(Case& c) {
 }
 
 // All but what becomes of the result.
-AttentionArgs attention_args(Case& c, bool outliers) {
+AttentionArgs attention_args(Case& c, int64_t most_tokens, bool outliers) {
   AttentionArgs a{};
   a.rows = c.count("rows", 4), a.heads = c.size("heads", 4), a.size = 8 * c.size("eighths", 16);
-  a.tokens = c.count("tokens", 70), a.past = c.count("past", 200);
+  a.tokens = c.count("tokens", most_tokens), a.past = c.count("past", 200);
   const int64_t width = a.heads * a.size, fresh = a.rows * a.tokens * width, kept = a.rows * a.past * width;
   const auto floats = [&](int64_t n, float spread = 1) { return c.floats(n, spread, outliers); };
   a.query = floats(fresh), a.key = floats(fresh), a.value = floats(fresh);
@@ -84,7 +84,7 @@ AttentionArgs attention_args(Case& c, bool outliers) {
 
 void attention(Case& c) {
   constexpr double kOfTiles = 1e-3;  // of values up to 5, and logits up to about 1
-  AttentionArgs a = attention_args(c, false);
+  AttentionArgs a = attention_args(c, 70, false);
   const Ranges ranges = a.rows % 2 == 0 && c.maybe() ? Ranges::kPair : Ranges::kNone;
   const int64_t width = a.heads * a.size, fresh = a.rows * a.tokens * width;
   a.coding = c.coding(ranges, a.rows, a.tokens, width, 1);
@@ -96,7 +96,7 @@ void attention(Case& c) {
 
 void integer_attention(Case& c) {
   IntegerAttentionArgs a{};
-  a.base = attention_args(c, true);
+  a.base = attention_args(c, 150, true);  // more than 64 tokens are several tasks
   a.weights = static_cast<Weights>(c.told("weights", c.from(0, 3)));
   a.qmax = (1 << c.told("bits", c.from(2, 8))) - 1;
   a.image_rows = a.base.rows % 2 == 0 ? c.told("image_rows", c.from(1, 2)) : 1;
