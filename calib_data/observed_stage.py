@@ -53,7 +53,7 @@ class ObservedStage:
         contract = bundle.manifest.graphs["stage"]
         known = {tensor.name for tensor in contract.outputs}
         further = [str(value.name) for value in model.graph.outputs if value.name not in known]
-        session = open_model(model, weights or bundle.path, options, None if weights else bundle.linked_data())
+        session = open_model(model, weights or bundle.folder, options, None if weights else bundle.linked_data())
         return cls(bundle, StageRunner(session, contract.state, bundle.model.num_stages), tuple(further))
 
     def run(

@@ -87,7 +87,7 @@ def observe(
 
 def _decoder_ranges(model: FloatModel, f_hat: NDArray[np.float32], options: BuildOptions) -> DecoderRanges:
     inputs, results = decoder_observers(model.decoder)
-    session = open_model(observe_inputs(model.decoder, [*inputs, *results]), model.bundle.path, options.session)
+    session = open_model(observe_inputs(model.decoder, [*inputs, *results]), model.bundle.folder, options.session)
     found = observe_decoder_ranges(session, [*inputs, *results], f_hat)
     return DecoderRanges(
         {observer.input.node: found.whole[observer.input] for observer in inputs},

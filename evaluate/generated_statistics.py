@@ -84,7 +84,7 @@ def _settings(bundle: Bundle, network: ImageNetwork, sampling: Sampling) -> dict
     """What decides the pictures and their features; the manifest holds the digests of all the bundle's files."""
     return {
         "bundle": bundle.manifest.name,
-        "manifest_sha256": hashlib.sha256((bundle.path / MANIFEST_NAME).read_bytes()).hexdigest(),
+        "manifest_sha256": hashlib.sha256((bundle.folder / MANIFEST_NAME).read_bytes()).hexdigest(),
         "image_size": bundle.model.image_side,
         "network": network.name,
         **asdict(sampling),

@@ -261,5 +261,7 @@ def _runs(
         yield products, found.outputs
     exposed = expose_operands(decoder)
     names = [str(output.name) for output in exposed.graph.outputs]
-    outputs = open_model(exposed, bundle.path, options, bundle.linked_data()).run(names, {"f_hat": found.f_hat.numpy()})
+    outputs = open_model(exposed, bundle.folder, options, bundle.linked_data()).run(
+        names, {"f_hat": found.f_hat.numpy()}
+    )
     yield integer_products(decoder), dict(zip(names, outputs, strict=True))

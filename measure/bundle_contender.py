@@ -32,7 +32,7 @@ def bundle_contender(
         cpus: the only ones to run on; None is all that this process may use.
     """
     arguments = {
-        "bundle": os.path.abspath(bundle.path),
+        "bundle": str(bundle.folder),
         "form": form,
         "options": asdict(options or SessionOptions()),
         "cpus": None if cpus is None else list(cpus),

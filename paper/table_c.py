@@ -254,7 +254,7 @@ def measure_table_c(
     for case in measured:
         log(f"profiling {case.name}")
         bundle = case.item.bundle
-        split = profile_bundle(bundle, case.options, bundle.path.absolute().parent)
+        split = profile_bundle(bundle, case.options, bundle.folder.parent)
         rows.append(_row(case, by_name[case.name], split, rates, operations))
     rows += [
         Row(name, name, "", None, tuple(speed for speed in group.peers if speed.name == name))

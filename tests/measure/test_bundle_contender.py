@@ -60,3 +60,12 @@ def test_the_process_needs_neither_torch_nor_onnx() -> None:
         "import nextscale.measure._bundle_worker"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_bundle_is_found_from_another_folder(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opened by a relative path, before this process went elsewhere."""
+    monkeypatch.chdir(fake_bundle.parent)
+    bundle = Bundle.open(fake_bundle.name)
+    monkeypatch.chdir("/")
+    with Worker(bundle_contender("moved", bundle, options=SessionOptions(threads=1))) as worker:
+        assert worker.request(1, 0).seconds > 0
