@@ -66,6 +66,13 @@ def take_over(new: ir.Value, old: ir.Value) -> None:
     old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 
+def take_over_codes(made: Mapping[str, ir.Value], quantize: ir.Node) -> None:
+    """The same for what a Quantize gives, which another operator now makes."""
+    for output, old in zip(CODE_OUTPUTS[quantize.attributes["ranges"].as_string()], quantize.outputs, strict=True):
+        if output:
+            take_over(made[output], old)
+
+
 def fused_nodes(graph: ir.Graph, *operators: str) -> list[ir.Node]:
     """The graph's nodes of these operators, in order."""
     return [node for node in graph if node.domain == OPERATORS and node.op_type in operators]
@@ -80,6 +87,12 @@ def only_use(value: ir.Value) -> tuple[ir.Node, int] | None:
     """The node that alone reads a value, and as which input; None if another does or the graph gives it back."""
     uses = tuple(value.uses())
     return uses[0] if len(uses) == 1 and not value.is_graph_output() else None
+
+
+def only_quantize(value: ir.Value) -> ir.Node | None:
+    """The Quantize that alone reads a value."""
+    use = only_use(value)
+    return use[0] if use is not None and is_operator(use[0], "Quantize", OPERATORS) else None
 
 
 def producer_of(value: ir.Value | None, op_type: str, domain: str = "") -> ir.Node | None:

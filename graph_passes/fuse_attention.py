@@ -16,10 +16,10 @@ from nextscale.graph_passes._fused_nodes import (
     OPERATORS,
     OPERATORS_VERSION,
     attribute_values,
-    fused_nodes,
     insert_operator,
-    only_use,
+    only_quantize,
     take_over,
+    take_over_codes,
 )
 
 
@@ -44,8 +44,7 @@ def unfused_attentions(model: ir.Model) -> list[Refusal]:
 def _fuse(graph: ir.Graph, found: CosineAttention) -> None:
     pattern, inputs = found.pattern, found.operands(graph)
     (y,) = found.result.outputs
-    coded = only_use(y)
-    quantize = coded[0] if coded is not None and coded[0] in fused_nodes(graph, "Quantize") else None
+    quantize = only_quantize(y)
     name = f"{pattern.name}/fused"
     if quantize is not None and quantize.attributes["ranges"].as_string() == "pair":
         made = insert_operator(
@@ -57,8 +56,7 @@ def _fuse(graph: ir.Graph, found: CosineAttention) -> None:
             attribute_values(quantize) | {"heads": found.heads},
             before=found.result,
         )
-        for output, old in zip(CODE_OUTPUTS["pair"], quantize.outputs, strict=True):
-            take_over(made[output], old)
+        take_over_codes(made, quantize)
     else:
         outputs = ["y", "", "", *CACHES]
         made = insert_operator(graph, "Attention", inputs, outputs, name, {"heads": found.heads}, before=found.result)

@@ -19,8 +19,10 @@ from nextscale.graph_passes._fused_nodes import (
     attribute_values,
     fused_nodes,
     insert_operator,
+    only_quantize,
     only_use,
     take_over,
+    take_over_codes,
 )
 from nextscale.graph_passes._graph_edit import input_of, is_operator
 
@@ -92,17 +94,14 @@ def _take_activation_and_codes(graph: ir.Graph, linear: ir.Node) -> None:
     use = only_use(last.outputs[0])
     if use is not None and is_operator(use[0], "Gelu") and _is_tanh(use[0]):
         last, attributes["activation"] = use[0], "gelu_tanh"
-        use = only_use(last.outputs[0])
-    quantize = use[0] if use is not None and use[0] in fused_nodes(graph, "Quantize") else None
+    quantize = only_quantize(last.outputs[0])
     if quantize is not None:
         attributes |= attribute_values(quantize)
         outputs = ["", *CODE_OUTPUTS[str(attributes["ranges"])]]
         inputs = [*_own_inputs(linear), None, None, *quantize.inputs[1:]]
         name = f"{linear.name}/codes"
         made = insert_operator(graph, linear.op_type, inputs, outputs, name, attributes, before=quantize)
-        for output, old in zip(outputs[1:], quantize.outputs, strict=True):
-            if output:
-                take_over(made[output], old)
+        take_over_codes(made, quantize)
     elif last is not linear:
         inputs, name = _own_inputs(linear), f"{linear.name}/activation"
         made = insert_operator(graph, linear.op_type, inputs, ["y"], name, attributes, before=last)

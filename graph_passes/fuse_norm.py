@@ -16,7 +16,7 @@ from nextscale.graph_passes._fused_nodes import (
     insert_operator,
     only_use,
     producer_of,
-    take_over,
+    take_over_codes,
 )
 from nextscale.graph_passes._graph_edit import input_of
 
@@ -29,19 +29,16 @@ def fuse_norm(model: ir.Model) -> ir.Model:
         if found is None:
             continue
         norm, gain, shift = found
-        outputs = CODE_OUTPUTS[quantize.attributes["ranges"].as_string()]
         made = insert_operator(
             model.graph,
             "NormQuantize",
             [input_of(norm, 0), gain, shift, *quantize.inputs[1:]],
-            outputs,
+            CODE_OUTPUTS[quantize.attributes["ranges"].as_string()],
             f"{quantize.name}/norm",
             attribute_values(quantize) | {"epsilon": norm.attributes.get_float("epsilon", 1e-5)},
             before=quantize,
         )
-        for output, old in zip(outputs, quantize.outputs, strict=True):
-            if output:
-                take_over(made[output], old)
+        take_over_codes(made, quantize)
     RemoveUnusedNodesPass()(model)
     return model
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -57,19 +57,8 @@ def fuse_stage(stage_model: ir.Model, plan: StagePlan, stock: ir.Model) -> ir.Mo
         stage_model, plan: as `quantize_stage` took them.
         stock: what it gave.
     """
-    model, attention = stage_model, plan.integer.attention
-    if attention is not None:
-        # It is made of float attention, and so stands before what makes integer attention of stock operators.
-        model = fuse_integer_attention(
-            model,
-            attention.weights,
-            attention.bits,
-            GUIDED_ROWS,
-            plan.magnitudes,
-            plan.shift_and_sum,
-            plan.integer.facts.stage_input,
-            attention.names,
-        )
+    # It is made of float attention, and so stands before what makes integer attention of stock operators.
+    model = _with_integer_attention(fuse_integer_attention, stage_model, plan)
     # Operators take both rows of an image, which the stock graph keeps apart.
     model = _quantized(model, plan, rows_apart=False)
     model = fuse_linear(model, plan.integer)
@@ -91,20 +80,8 @@ def _share_constants(graph: ir.Graph, of: ir.Graph) -> None:
 def _quantized(stage_model: ir.Model, plan: StagePlan, rows_apart: bool) -> ir.Model:
     integer, facts = plan.integer, plan.integer.facts
     weights = plan.rounder, integer.weights.packed
-    model = stage_model
     # Attention first: its pattern is float MatMuls, and what is around it does not matter to it.
-    attentions = () if integer.attention is None else set(integer.attention.names) - fused_attentions(model)
-    if integer.attention is not None and attentions:
-        model = quantize_attention(
-            model,
-            integer.attention.weights,
-            integer.attention.bits,
-            GUIDED_ROWS,
-            plan.magnitudes,
-            plan.shift_and_sum,
-            facts.stage_input,
-            attentions,
-        )
+    model = _with_integer_attention(quantize_attention, stage_model, plan)
     # The ways of choosing ranges touch different layers and could stand in any order.
     model = quantize_linear(model, plan.ranges, facts.stage_input, integer.bits, *weights)
     model = quantize_linear_pairs(model, plan.pair_ranges, facts.stage_input, integer.bits, *weights)
@@ -112,3 +89,22 @@ def _quantized(stage_model: ir.Model, plan: StagePlan, rows_apart: bool) -> ir.M
     rows = {name: integer.layers[name].facts.rows for name in integer.by_image}
     model = quantize_linear_by_image(model, rows, integer.bits, *weights)
     return quantize_linear_by_token(model, integer.by_token, integer.bits, *weights)
+
+
+def _with_integer_attention(make: Callable[..., ir.Model], model: ir.Model, plan: StagePlan) -> ir.Model:
+    """The model with the attentions of the plan that are not single nodes yet as `make` makes them, one of two passes
+    that take the same arguments."""
+    attention = plan.integer.attention
+    names = set() if attention is None else set(attention.names) - fused_attentions(model)
+    if attention is None or not names:
+        return model
+    return make(
+        model,
+        attention.weights,
+        attention.bits,
+        GUIDED_ROWS,
+        plan.magnitudes,
+        plan.shift_and_sum,
+        plan.integer.facts.stage_input,
+        names,
+    )
