@@ -92,6 +92,11 @@ def _named(agreements: Mapping[str, Agreement]) -> dict[str, Agreement]:
     return {"int8" if ops == STOCK else f"int8 {ops}": agreement for ops, agreement in agreements.items()}
 
 
+def _peak_megabytes(measurement: Measurement) -> float:
+    assert measurement.footprint is not None  # files of old runs lack it, this is none
+    return measurement.footprint.peak_bytes / 1e6
+
+
 def _print(comparison: Comparison, console: Console) -> None:
     machine, settings, named = comparison.report.machine, comparison.report.settings, _named(comparison.agreements)
     agreements = list(named.values())
@@ -110,7 +115,7 @@ def _print(comparison: Comparison, console: Console) -> None:
     speeds = [f"{m.images_per_second.mean:.2f} ({m.speedup.mean:.2f}x)" for m in variants]
     table.add_row("images/s", f"{full.images_per_second.mean:.2f}", *speeds)
     add("size, MB", lambda m: m.size_bytes / 1e6, 1)
-    add("peak memory, MB", lambda m: m.footprint.peak_bytes / 1e6 if m.footprint else 0.0, 0)
+    add("peak memory, MB", _peak_megabytes, 0)
     table.add_row("top-1 agreement", "", *(f"{agreement.top1:.1%}" for agreement in agreements))
     table.add_row("KL, nats per token", "", *(f"{agreement.kl:.4f}" for agreement in agreements))
     console.print(table)

@@ -127,12 +127,12 @@ def _build_integer(
             on_images=lambda done: progress("comparing with full precision", done, AGREEMENT_IMAGES),
         )["integer"]
     agreement = {"images": found.images, "kl": found.kl, "top1": found.top1, "cfg_scale": DEFAULT_CFG_SCALE}
-    saturates = {"saturation": as_report(saturation)}
-    if saturation_warning(recipe | saturates) is not None:
+    of_saturation = as_report(saturation)
+    if saturation_warning(recipe | {"saturation": of_saturation}) is not None:
         agreement["saturated"] = True
     return recipe | {
         "agreement": agreement,
-        **saturates,
+        "saturation": of_saturation,
         "kernels": {name: certificates[name].by_layer() for name in ("stage", "decoder")},
     }
 
