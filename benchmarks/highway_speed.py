@@ -3,8 +3,9 @@
     python benchmarks/highway_speed.py HIGHWAY [--seconds 2] [--threads 1]
 
 HIGHWAY is a checkout of https://github.com/google/highway. kernels/ is built twice in a temporary folder, once with
-benchmarks/highway/*.h in place of the vectors and the product of AVX2; everything else is the same source. Each build's
-kernels_check compares its bits with those of portable C++. Operators are those of operator_speed.py, in one interleaved
+benchmarks/highway/vector_avx2.h in place of the vectors of AVX2; everything else is the same source, the integer product
+of AVX2 included, which takes registers as they are. Each build's kernels_check compares its bits with those of portable
+C++. Operators are those of operator_speed.py, in one interleaved
 run. Prints Markdown. Needs CMake and a compiler, and ONNX Runtime's headers as kernels/README.md tells.
 """
 
@@ -22,7 +23,7 @@ from pathlib import Path
 
 from operator_speed import ROOT, cases, header, measured, runner
 
-REPLACED = {"vector_avx2.h": "vector/avx2.h", "product_avx2.h": "product/avx2.h"}
+HEADER = ROOT / "benchmarks" / "highway" / "vector_avx2.h"
 # What Highway's target AVX2 takes for granted beside -mavx2 and -mfma.
 FLAGS = "-mbmi -mbmi2 -mf16c -maes -mpclmul -DHWY_COMPILE_ONLY_STATIC -isystem {}"
 CHECK = ("--seed", 1, "--seconds", 10)
@@ -68,8 +69,7 @@ def main() -> None:
             sources = Path(temporary) / name
             shutil.copytree(ROOT / "kernels", sources)
             if flags:
-                for ours, place in REPLACED.items():
-                    shutil.copy(ROOT / "benchmarks" / "highway" / ours, sources / "src" / place)
+                shutil.copy(HEADER, sources / "src" / "vector" / "avx2.h")
             folder, seconds = build(sources, flags)
             libraries[name] = folder / "libnextscale_ops.so"
             size = run("size", folder / KERNELS).splitlines()[1].split()[0]

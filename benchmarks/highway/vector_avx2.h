@@ -19,12 +19,13 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 constexpr int kLanes = 16;
 constexpr int kTogether = 2;
-constexpr int kFloatRows = 4, kFloatVectors = 1;
+constexpr int kFloatRows = 6, kFloatVectors = 1;
 
 using Floats = hn::FixedTag<float, 8>;
 using Ints = hn::FixedTag<int32_t, 8>;
+using Pairs = hn::FixedTag<double, 4>;  // of floats, to be moved together
 using FourFloats = hn::FixedTag<float, 4>;
-using FourInts = hn::FixedTag<int32_t, 4>;
+using ManyBytes = hn::FixedTag<uint8_t, 32>;
 using Bytes = hn::FixedTag<uint8_t, 8>;
 constexpr Floats df{};
 constexpr Ints di{};
@@ -75,11 +76,23 @@ inline void store_bytes(void* p, I x, int64_t n) {
   store_bytes(y, x);
   for (int i = 0; i < kLanes && i < n; ++i) static_cast<uint8_t*>(p)[i] = y[i];
 }
+inline hn::VFromD<ManyBytes> bytes_of(I a, I b) {  // of lanes within 0 to 255
+  constexpr hn::FixedTag<int16_t, 16> dw;
+  return hn::OrderedDemote2To(ManyBytes(), hn::OrderedDemote2To(dw, a.lo, a.hi), hn::OrderedDemote2To(dw, b.lo, b.hi));
+}
 inline void store_bytes(void* p, I a, I b, I c, I d) {
-  store_bytes(p, a);
-  store_bytes(static_cast<uint8_t*>(p) + 16, b);
-  store_bytes(static_cast<uint8_t*>(p) + 32, c);
-  store_bytes(static_cast<uint8_t*>(p) + 48, d);
+  hn::StoreU(bytes_of(a, b), ManyBytes(), static_cast<uint8_t*>(p));
+  hn::StoreU(bytes_of(c, d), ManyBytes(), static_cast<uint8_t*>(p) + 32);
+}
+inline void store_looked_up(void* p, void* q, I a, I b, I c, I d, const uint8_t* p_table, const uint8_t* q_table) {
+  const auto first = bytes_of(a, b), second = bytes_of(c, d);
+  const auto store_both = [&](void* to, const uint8_t* of) {
+    const auto table = hn::LoadDup128(ManyBytes(), of);
+    hn::StoreU(hn::TableLookupBytes(table, first), ManyBytes(), static_cast<uint8_t*>(to));
+    hn::StoreU(hn::TableLookupBytes(table, second), ManyBytes(), static_cast<uint8_t*>(to) + 32);
+  };
+  store_both(p, p_table);
+  store_both(q, q_table);
 }
 
 inline F operator+(F a, F b) { return {hn::Add(a.lo, b.lo), hn::Add(a.hi, b.hi)}; }
@@ -119,6 +132,33 @@ inline I shift_right_signed(I a) {
 }
 inline I bits(F a) { return {hn::BitCast(di, a.lo), hn::BitCast(di, a.hi)}; }
 inline F from_bits(I a) { return {hn::BitCast(df, a.lo), hn::BitCast(df, a.hi)}; }
+
+inline void transpose(hn::VFromD<Floats> (&x)[8]) {
+  hn::VFromD<Floats> of_two[8], of_four[8];
+  for (int i = 0; i < 8; i += 2) {
+    of_two[i] = hn::InterleaveLower(df, x[i], x[i + 1]);
+    of_two[i + 1] = hn::InterleaveUpper(df, x[i], x[i + 1]);
+  }
+  for (int i = 0; i < 8; ++i) {
+    const auto a = hn::BitCast(Pairs(), of_two[i / 4 * 4 + i % 4 / 2]);
+    const auto b = hn::BitCast(Pairs(), of_two[i / 4 * 4 + i % 4 / 2 + 2]);
+    of_four[i] = hn::BitCast(df, i % 2 ? hn::InterleaveUpper(Pairs(), a, b) : hn::InterleaveLower(Pairs(), a, b));
+  }
+  for (int i = 0; i < 4; ++i) {
+    x[i] = hn::ConcatLowerLower(df, of_four[i + 4], of_four[i]);
+    x[i + 4] = hn::ConcatUpperUpper(df, of_four[i + 4], of_four[i]);
+  }
+}
+inline void transpose(F (&x)[kLanes]) {
+  hn::VFromD<Floats> square[2][2][8];  // of rows and columns
+  for (int i = 0; i < kLanes; ++i) {
+    square[i / 8][0][i % 8] = x[i].lo;
+    square[i / 8][1][i % 8] = x[i].hi;
+  }
+  for (auto& row : square)
+    for (auto& one : row) transpose(one);
+  for (int i = 0; i < kLanes; ++i) x[i] = {square[0][i / 8][i % 8], square[1][i / 8][i % 8]};
+}
 
 // Halves are added to halves, in the order of every instruction set here; Highway's own reductions have another.
 inline float sum(F a) {
