@@ -3,10 +3,10 @@
     python benchmarks/highway_speed.py HIGHWAY [--seconds 2] [--threads 1]
 
 HIGHWAY is a checkout of https://github.com/google/highway. kernels/ is built twice in a temporary folder, once with
-benchmarks/highway/vector_avx2.h in place of the vectors of AVX2; everything else is the same source, the integer product
-of AVX2 included, which takes registers as they are. Each build's kernels_check compares its bits with those of portable
-C++. Operators are those of operator_speed.py, in one interleaved
-run. Prints Markdown. Needs CMake and a compiler, and ONNX Runtime's headers as kernels/README.md tells.
+benchmarks/highway/vector_avx2.h in place of the vectors of AVX2. Everything else is the same source, the integer
+product of AVX2 included, which takes registers as they are. Each build's kernels_check compares its bits with those of
+portable C++. Operators are those of operator_speed.py, in one interleaved run. Prints Markdown. Needs CMake and a
+compiler, and ONNX Runtime's headers as kernels/README.md tells.
 """
 
 from __future__ import annotations
