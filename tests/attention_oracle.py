@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -101,3 +103,24 @@ def mix(
     if weights in ("row", "log2-row"):
         return product / value.sum(axis=-1, keepdims=True) * v_scale.astype(np.float64)
     return product * unit * v_scale.astype(np.float64)
+
+
+def attention_inputs(shape: tuple[int, int, int, int, int], seed: int, scales: tuple[float, float]) -> dict[str, Any]:
+    """What both attentions of nextscale-ops take, drawn for (rows, heads, size, tokens, past); scales are those of the
+    heads' least and largest."""
+    rows, heads, size, tokens, past = shape
+    rng = np.random.default_rng(seed)
+
+    def normal(*of: int) -> NDArray[np.float32]:
+        return rng.standard_normal(of).astype(np.float32)
+
+    query, key, value = normal(3, rows, tokens, heads * size)
+    past_key = normal(rows, heads, size, past)
+    return {
+        "query": query,
+        "key": key,
+        "value": value,
+        "past_key": past_key / np.linalg.norm(past_key, axis=2, keepdims=True),
+        "past_value": normal(rows, heads, past, size),
+        "query_scale": rng.uniform(*scales, heads).astype(np.float32),
+    }

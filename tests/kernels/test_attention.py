@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from attention_oracle import attention_inputs
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from operator_oracle import unrounded_codes
@@ -33,23 +34,9 @@ NAMES = ("query", "key", "value", "past_key", "past_value", "query_scale")
 
 
 def example(shape: tuple[int, int, int, int, int], seed: int = 0) -> dict[str, Any]:
-    rows, heads, size, tokens, past = shape
-    rng = np.random.default_rng(seed)
-
-    def normal(*of: int) -> Array:
-        return rng.standard_normal(of).astype(np.float32)
-
-    query, key, value = normal(3, rows, tokens, heads * size)
-    query[0, :1, :size] = 0
-    past_key = normal(rows, heads, size, past)
-    return {
-        "query": query,
-        "key": key,
-        "value": value,
-        "past_key": past_key / np.linalg.norm(past_key, axis=2, keepdims=True),
-        "past_value": normal(rows, heads, past, size),
-        "query_scale": rng.uniform(1, 20, heads).astype(np.float32),
-    }
+    inputs = attention_inputs(shape, seed, scales=(1, 20))
+    inputs["query"][0, :1, : shape[2]] = 0
+    return inputs
 
 
 def attention(inputs: dict[str, Any], number: type) -> tuple[Array, Array, Array]:

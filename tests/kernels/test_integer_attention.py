@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from attention_oracle import mix, scores
+from attention_oracle import attention_inputs, mix, scores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -23,23 +23,7 @@ THETA, PLACES = 0.012, 7
 
 
 def example(shape: tuple[int, int, int, int, int], seed: int = 0) -> dict[str, Any]:
-    rows, heads, size, tokens, past = shape
-    rng = np.random.default_rng(seed)
-
-    def normal(*of: int) -> Array:
-        return rng.standard_normal(of).astype(np.float32)
-
-    query, key, value = normal(3, rows, tokens, heads * size)
-    past_key = normal(rows, heads, size, past)
-    return {
-        "query": query,
-        "key": key,
-        "value": value,
-        "past_key": past_key / np.linalg.norm(past_key, axis=2, keepdims=True),
-        "past_value": normal(rows, heads, past, size),
-        "query_scale": rng.uniform(4, 12, heads).astype(np.float32),
-        "stage": np.array(1),
-    }
+    return {**attention_inputs(shape, seed, scales=(4, 12)), "stage": np.array(1)}
 
 
 def operands(inputs: dict[str, Any]) -> tuple[Array, Array, Array]:
