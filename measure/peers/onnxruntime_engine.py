@@ -17,6 +17,8 @@ class OnnxRuntimeEngine:
     Args:
         graphs: the files of condition, step and decoder (`exported_graphs`).
         threads: of one operator; 0 lets ONNX Runtime choose.
+    Attributes:
+        feeds: what the step is fed next, but for x.
     """
 
     compiles = False
@@ -33,15 +35,15 @@ class OnnxRuntimeEngine:
     def begin(self, embedding: Floats) -> None:
         value = onnxruntime.OrtValue.ortvalue_from_numpy
         blocks, head = self._condition.run(["blocks", "head"], {"embedding": embedding})
-        self._feeds = {"blocks": value(blocks), "head": value(head)}
+        self.feeds = {"blocks": value(blocks), "head": value(head)}
         for name, (_, heads, _, width) in self._past.items():
             empty = onnxruntime.OrtValue.ortvalue_from_shape_and_type
-            self._feeds[name] = empty([len(embedding), heads, 0, width], "float32")
+            self.feeds[name] = empty([len(embedding), heads, 0, width], "float32")
 
     def stage(self, x: Floats) -> Floats:
-        self._feeds["x"] = onnxruntime.OrtValue.ortvalue_from_numpy(x)
-        logits, *present = self._step.run_with_ort_values(self._outputs, self._feeds)
-        self._feeds |= dict(zip(self._past, present, strict=True))
+        self.feeds["x"] = onnxruntime.OrtValue.ortvalue_from_numpy(x)
+        logits, *present = self._step.run_with_ort_values(self._outputs, self.feeds)
+        self.feeds |= dict(zip(self._past, present, strict=True))
         array: Floats = logits.numpy()
         return array
 

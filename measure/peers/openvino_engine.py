@@ -23,6 +23,8 @@ class OpenVinoEngine:
         graphs: the files of condition, step and decoder (`exported_graphs`), in ONNX's form or OpenVINO's own.
         threads: 0 lets OpenVINO choose.
         precision: of what is not quantized: "f32", "bf16", or "auto" for bf16 where the CPU has it.
+    Attributes:
+        feeds: what the step is fed next, but for x.
     """
 
     compiles = False
@@ -50,17 +52,17 @@ class OpenVinoEngine:
 
     def begin(self, embedding: Floats) -> None:
         condition = self._condition({"embedding": embedding})
-        self._feeds: dict[str, Any] = {name: condition[name] for name in ("blocks", "head")}
+        self.feeds: dict[str, Any] = {name: condition[name] for name in ("blocks", "head")}
         for name, shape in self._past.items():
             empty = (len(embedding), shape[1].get_length(), 0, shape[3].get_length())
-            self._feeds[name] = np.empty(empty, np.float32)
+            self.feeds[name] = np.empty(empty, np.float32)
 
     def stage(self, x: Floats) -> Floats:
         request = self._requests[0]
         self._requests.reverse()
-        request.infer(self._feeds | {"x": x}, share_inputs=True)
+        request.infer(self.feeds | {"x": x}, share_inputs=True)
         present = (request.get_tensor(name) for name in self._present)
-        self._feeds |= dict(zip(self._past, present, strict=True))
+        self.feeds |= dict(zip(self._past, present, strict=True))
         logits: Floats = request.get_tensor("logits").data
         return logits
 
