@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from nextscale.graph_passes.drop_last_caches import drop_last_caches
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.fuse_attention import fuse_attention
 from nextscale.graph_passes.fuse_epilogues import fuse_epilogues
 from nextscale.graph_passes.fuse_integer_attention import fuse_integer_attention, fused_attentions
 from nextscale.graph_passes.fuse_linear import fuse_linear
 from nextscale.graph_passes.fuse_norm import fuse_norm
+from nextscale.graph_passes.fuse_sampling import fuse_sampling
 from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.layer_facts import GUIDED_ROWS
 from nextscale.graph_passes.linear_layers import WeightRounder
@@ -66,6 +68,9 @@ def fuse_stage(stage_model: ir.Model, plan: StagePlan, stock: ir.Model) -> ir.Mo
     model = fuse_norm(model)
     model = fuse_epilogues(model)
     model = fuse_attention(model)
+    model = fuse_sampling(model)
+    facts = plan.integer.facts
+    model = drop_last_caches(model, facts.stage_input, len(facts.layers[0].tokens))
     _share_constants(model.graph, stock.graph)
     return model
 

@@ -186,6 +186,16 @@ struct AddCodesArgs {
   float* y;
 };
 
+// A token of each row: docs/bundle.md, "Sampling".
+struct SampleArgs {
+  int64_t rows, entries;
+  const float *logits, *uniforms;  // [rows, entries], [rows]
+  const int64_t* forced;           // [rows]; a negative one is sampled
+  int64_t top_k;                   // 0: off
+  float top_p;                     // the same
+  int64_t* tokens;                 // [rows]
+};
+
 struct Kernels {
   const char* isa;
   void (*quantize)(const QuantizeArgs&, const Parallel&, const Workspace&);
@@ -197,6 +207,7 @@ struct Kernels {
   void (*convolution)(const ConvolutionArgs&, const Parallel&);
   void (*group_norm)(const GroupNormArgs&, const Parallel&, const Workspace&);
   void (*add_codes)(const AddCodesArgs&, const Parallel&, const Workspace&);
+  void (*sample)(const SampleArgs&, const Parallel&);
 };
 
 extern const Kernels kPortable;

@@ -20,7 +20,7 @@ using Shape = std::vector<int64_t>;
 using Type = ONNXTensorElementDataType;
 constexpr Type kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, kUint8 = ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,
                kInt8 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8, kInt32 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32,
-               kInt64 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+               kInt64 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, kBool = ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
 
 // What is wrong with a model's use of an operator; the message reaches the caller as the status of its call.
 class Error : public std::runtime_error {

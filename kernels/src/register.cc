@@ -110,6 +110,7 @@ OrtCustomOpDomain* domain_of(const OrtApi* api) {
            &group_norm_operator(),
            &codes_group_norm_operator(),
            &add_codes_operator(),
+           &sample_operator(),
        }) {
     domain.operators.emplace_back(*op, api);
     if (OrtStatus* status = api->CustomOpDomain_Add(domain.domain, &domain.operators.back())) {

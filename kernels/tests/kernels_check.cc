@@ -197,6 +197,20 @@ void add_codes(Case& c) {
   });
 }
 
+void sample(Case& c) {
+  SampleArgs a{};
+  a.rows = c.count("rows", 40), a.entries = c.size("entries", 5000);
+  a.logits = c.floats(a.rows * a.entries, 3);
+  a.uniforms = c.scales(a.rows);
+  a.forced = c.integers<int64_t>(a.rows, -2, 1);
+  a.top_k = c.told("top_k", c.from(0, c.maybe() ? a.entries : 2));
+  a.top_p = static_cast<float>(c.told("top_p percent", c.from(0, 100))) / 100;
+  a.tokens = c.output<int64_t>(a.rows);
+  c.same_everywhere([&](const Kernels& kernels, const Parallel& parallel, const Workspace&) {
+    kernels.sample(a, parallel);
+  });
+}
+
 struct Check {
   const char* name;
   void (*run)(Case& c);
@@ -210,6 +224,7 @@ constexpr Check kChecks[] = {
     {"convolution", convolution},
     {"group_norm", group_norm},
     {"add_codes", add_codes},
+    {"sample", sample},
 };
 
 int main(int count, char** arguments) {

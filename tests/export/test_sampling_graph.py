@@ -1,9 +1,10 @@
-"""Sampling inside the graph, in ONNX Runtime, against the contract's words in NumPy."""
+"""Sampling inside the graph and by the fused operator, in ONNX Runtime, against the contract's words in NumPy."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from operator_session import ISAS, Operator, has_instruction_set
 
 from nextscale.export.graph_builder import add_output, finish, new_builder
 from nextscale.export.sampling_graph import sample
@@ -50,9 +52,27 @@ def session_of(vocab_size: int) -> onnxruntime.InferenceSession:
     )
 
 
-@pytest.fixture(scope="module")
-def draw() -> Sampler:
-    """Tokens [B, l] of logits [B, l, V]."""
+@functools.cache
+def operator_of(library: Path, isa: str) -> Operator:
+    none = np.zeros((0, 0), np.float32)
+    inputs = {
+        "logits": none[None],
+        "uniforms": none,
+        "forced": none.astype(np.int64),
+        "top_k": np.array(0),
+        "top_p": np.array(0, np.float32),
+    }
+    return Operator(library, "Sample", inputs, ["tokens"], isa=isa)
+
+
+@pytest.fixture(scope="module", params=["graph", *ISAS])
+def draw(request: pytest.FixtureRequest) -> Sampler:
+    """Tokens [B, l] of logits [B, l, V], by the graph or by the operator on an instruction set."""
+    library: Path | None = None
+    if request.param != "graph":
+        library = request.getfixturevalue("ops_library")
+        if not has_instruction_set(library, request.param):
+            pytest.skip(f"this processor has no {request.param}")
 
     def run(
         logits: NDArray[np.float32],
@@ -62,12 +82,14 @@ def draw() -> Sampler:
         forced: NDArray[np.int64] | None = None,
     ) -> NDArray[np.int64]:
         feeds = {
-            "logits": logits,
+            "logits": np.ascontiguousarray(logits),
             "uniforms": uniforms,
             "forced": np.full(uniforms.shape, -1) if forced is None else forced,
             "top_k": np.array(top_k),
             "top_p": np.array(top_p, np.float32),
         }
+        if library is not None:
+            return operator_of(library, request.param)(**feeds)[0]
         (tokens,) = session_of(logits.shape[-1]).run(["tokens"], feeds)
         return tokens
 

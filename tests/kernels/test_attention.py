@@ -163,6 +163,20 @@ def test_no_tokens_leave_the_caches_as_they_are(ops_library: Path, isa: str) -> 
     np.testing.assert_array_equal(values, inputs["past_value"])
 
 
+@pytest.mark.parametrize("tokens", [1, 33])
+def test_caches_that_nothing_reads_are_not_made(ops_library: Path, isa: str, tokens: int) -> None:
+    inputs = example((4, 2, 24, tokens, 40))
+    unknown = dict.fromkeys(("u_scale", "u_zero_point", "d_scale", "d_zero_point"))
+    outputs = ["y", "", "", "key", "value"]
+    expected, *_ = operator(ops_library, inputs, outputs, isa=isa)()
+    for threads in (1, 3):
+        run = operator(ops_library, inputs | unknown | {"last": np.array(True)}, outputs, isa=isa, threads=threads)
+        y, keys, values = run()
+        np.testing.assert_array_equal(y, expected)
+        assert (keys.shape, values.shape) == ((4, 2, 24, 0), (4, 2, 0, 24))
+        assert run(last=np.array(False))[1].shape == (4, 2, 24, 40 + tokens)
+
+
 def test_many_keys(ops_library: Path, isa: str) -> None:
     """As many as Infinity's last stage has."""
     size = 8 if isa in ("portable", "emulated") else 128  # plain C++ is slow
@@ -189,11 +203,13 @@ def test_one_key_may_outweigh_all_before(ops_library: Path, isa: str, tokens: in
 
 def test_what_does_not_fit_is_said(ops_library: Path) -> None:
     inputs = example((2, 2, 16, 3, 5))
+    unknown = dict.fromkeys(("u_scale", "u_zero_point", "d_scale", "d_zero_point"))
     outputs = ["y", "", "", "key", "value"]
     for changed, words in (
         ({"key": inputs["key"][:, 1:]}, r"the input key has the shape \[2, 2, 32\], expected \[2, 3, 32\]"),
         ({"past_value": inputs["past_value"][:, :, 1:]}, r"the input past_value has the shape \[2, 2, 4, 16\]"),
         ({"query_scale": np.ones(3, np.float32)}, "query has 32 channels, expected 3 heads"),
+        (unknown | {"last": np.array([True, False])}, "the input last must have one element"),
     ):
         with pytest.raises(Exception, match=words):
             operator(ops_library, inputs | changed, outputs)()

@@ -17,6 +17,7 @@
 #include "integer_attention.h"
 #include "linear.h"
 #include "norm.h"
+#include "sample.h"
 #ifdef NEXTSCALE_HAS_WIDE_PRODUCT
 #include "winograd.h"
 #endif
@@ -48,6 +49,7 @@ constexpr Kernels table(const char* isa) {
       convolution,
       group_norm,
       add_codes,
+      sample,
   };
 }
 

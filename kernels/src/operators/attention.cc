@@ -5,7 +5,7 @@
 namespace nextscale {
 namespace {
 
-constexpr size_t kScale = 6;  // of the result, after what both attentions take
+constexpr size_t kScale = 6, kLast = 10;  // after what both attentions take; the scale is of the result
 enum Output { kY, kCodes, kPresentKey = 3 };
 
 class Attention final : public Kernel {
@@ -22,7 +22,7 @@ class Attention final : public Kernel {
     const Shape result{a.rows, a.tokens, heads_ * a.size};
     if (coding_.ranges() == Ranges::kNone) a.y = context.output<float>(kY, result);
     a.coding = coding_.with(context, kScale, kCodes, result);
-    add_caches(context, kPresentKey, a);
+    add_caches(context, kLast, kPresentKey, a);
     kernels_.attention(a, context.parallel(), context.workspace());
   }
 
@@ -45,7 +45,8 @@ const Operator& attention_operator() {
                              {"u_scale", kFloat, true},
                              {"u_zero_point", kUint8, true},
                              {"d_scale", kFloat, true},
-                             {"d_zero_point", kUint8, true}},
+                             {"d_zero_point", kUint8, true},
+                             {"last", kBool, true}},
                             {{"y", kFloat, true},
                              {"codes", kUint8, true},
                              {"difference", kUint8, true},

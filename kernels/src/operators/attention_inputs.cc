@@ -26,10 +26,17 @@ AttentionArgs attention_inputs(const Context& context, int64_t heads) {
   return a;
 }
 
-void add_caches(const Context& context, size_t first, AttentionArgs& a) {
-  const int64_t total = a.past + a.tokens;
-  a.present_key = context.output<float>(first, {a.rows, a.heads, a.size, total});
-  a.present_value = context.output<float>(first + 1, {a.rows, a.heads, total, a.size});
+void add_caches(const Context& context, size_t last, size_t first, AttentionArgs& a) {
+  const int64_t total = a.past + a.tokens, numbers = a.rows * a.heads * a.size * total;
+  const Tensor is_last = context.input(last);
+  if (is_last.given() && is_last.size() != 1) context.fail("the input last must have one element");
+  const bool dropped = is_last.given() && *is_last.as<bool>();
+  const int64_t kept = dropped ? 0 : total;
+  a.present_key = context.output<float>(first, {a.rows, a.heads, a.size, kept});
+  a.present_value = context.output<float>(first + 1, {a.rows, a.heads, kept, a.size});
+  if (!dropped) return;
+  a.present_key = context.workspace().take<float>(numbers);
+  a.present_value = context.workspace().take<float>(numbers);
 }
 
 }  // namespace nextscale

@@ -9,8 +9,9 @@ namespace nextscale {
 // The inputs, checked against each other.
 AttentionArgs attention_inputs(const Context& context, int64_t heads);
 
-// The grown caches, outputs `first` and the next.
-void add_caches(const Context& context, size_t first, AttentionArgs& a);
+// The grown caches: outputs `first` and the next, or memory of the call where the input `last` says that nothing reads
+// them any more; then the outputs have no tokens.
+void add_caches(const Context& context, size_t last, size_t first, AttentionArgs& a);
 
 }  // namespace nextscale
 

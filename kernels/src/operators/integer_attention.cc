@@ -6,7 +6,7 @@
 namespace nextscale {
 namespace {
 
-constexpr size_t kStage = 6;
+constexpr size_t kStage = 6, kLast = 7;
 constexpr int64_t kMostKeys = 1 << 16;  // 255 * 128 times as many is less than 2^31
 enum Output { kY, kPresentKey, kOverflow = 3 };
 
@@ -61,7 +61,7 @@ class IntegerAttention final : public Kernel {
     a.theta = theta_;
     a.places = places_.empty() ? -1 : places_at(context);
     a.base.y = context.output<float>(kY, {a.base.rows, a.base.tokens, heads_ * a.base.size});
-    add_caches(context, kPresentKey, a.base);
+    add_caches(context, kLast, kPresentKey, a.base);
     if (context.wants_output(kOverflow)) a.overflow = context.output<int64_t>(kOverflow, {});
     kernels_.integer_attention(a, context.parallel(), context.workspace());
   }
@@ -97,7 +97,8 @@ const Operator& integer_attention_operator() {
                              {"past_key", kFloat},
                              {"past_value", kFloat},
                              {"query_scale", kFloat},
-                             {"stage", kInt64, true}},
+                             {"stage", kInt64, true},
+                             {"last", kBool, true}},
                             {{"y", kFloat},
                              {"present_key", kFloat},
                              {"present_value", kFloat},

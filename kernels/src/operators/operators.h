@@ -16,6 +16,7 @@ const Operator& convolution_operator();
 const Operator& group_norm_operator();
 const Operator& codes_group_norm_operator();
 const Operator& add_codes_operator();
+const Operator& sample_operator();
 
 }  // namespace nextscale
 

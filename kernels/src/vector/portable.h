@@ -120,6 +120,10 @@ inline F max(F a, F b) {
 inline F min(F a, F b) {
   return each<F>([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
 }
+// All bits where a is at least b, else none.
+inline I at_least(F a, F b) {
+  return each<I>([&](int i) { return a.v[i] >= b.v[i] ? -1 : 0; });
+}
 inline F abs(F a) {
   return each<F>([&](int i) { return std::fabs(a.v[i]); });
 }

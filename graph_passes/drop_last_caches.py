@@ -1,0 +1,48 @@
+"""No caches of keys and values from the last stage, after which nothing reads them.
+
+    Attention, IntegerAttention   become   the same with the input `last`
+
+A Loop would copy them once more to hand them out. `present.*.key` and `present.*.value` then have no tokens.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from nextscale.graph_passes._fused_nodes import fused_nodes
+from nextscale.graph_passes._graph_edit import constant, splice
+
+# Where the operators have the caches among their outputs, and `last` among their inputs.
+_CACHES = {"Attention": (3, 4), "IntegerAttention": (1, 2)}
+_LAST = {"Attention": 10, "IntegerAttention": 7}
+
+
+def drop_last_caches(model: ir.Model, stage_input: str, stages: int) -> ir.Model:
+    """A copy of `model` whose fused attentions give empty caches at the last stage.
+
+    Args:
+        stage_input: the graph input (int64 []) that tells the stage.
+        stages: how many there are.
+    """
+    model = model.clone()
+    attentions = [node for node in fused_nodes(model.graph, *_CACHES) if not _reads_caches(node)]
+    if not attentions:
+        return model
+    stage = next(value for value in model.graph.inputs if value.name == stage_input)
+    (last,) = splice(
+        model.graph,
+        "last_stage",
+        [stage],
+        lambda op, stage: [op.Equal(stage, constant(op, "index", np.array(stages - 1)))],
+        before=attentions[0],
+    )
+    for node in attentions:
+        node.resize_inputs(_LAST[node.op_type] + 1)
+        node.replace_input_with(_LAST[node.op_type], last)
+    return model
+
+
+def _reads_caches(attention: ir.Node) -> bool:
+    """Whether a node reads its caches at the same stage."""
+    return any(attention.outputs[i].uses() for i in _CACHES[attention.op_type])
