@@ -1,6 +1,6 @@
 """What benchmarks/releases.py runs in the environment of one ONNX Runtime release.
 
-    python release_worker.py feed BUNDLE MAPS OUT THREADS      token maps into a bundle, as MAPS says; OUT is an .npz
+    python release_worker.py feed BUNDLE MAPS OUT THREADS OPS  token maps into a bundle, as MAPS says; OUT is an .npz
     python release_worker.py certify BUNDLE PACKAGES           JSON: kernels of the integer layers, by graph
 
 PACKAGES is a folder with torch and onnx, which the certificate imports and an app's environment does not have.
@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 
 import numpy as np
 
 from nextscale.runtime import Bundle, Generator, SessionOptions
+from nextscale.runtime._operators import Ops
 
 
-def feed(bundle: str, maps: str, out: str, threads: str) -> None:
+def feed(bundle: str, maps: str, out: str, threads: str, ops: Ops) -> None:
     """Sample the images of MAPS, and feed its token maps: token_maps int64 [N, L], logits float32 [N, L, V]."""
-    generator = Generator(bundle, SessionOptions(threads=int(threads)))
+    generator = Generator(bundle, SessionOptions(threads=int(threads), ops=ops))
     with np.load(maps) as given:
         labels, tokens, seed = given["labels"], given["tokens"], int(given["seed"])
     sampled = generator.generate(labels, seed=seed, batch_size=1).token_maps
@@ -44,4 +46,5 @@ def certify(bundle: str, packages: str) -> None:
 
 
 if __name__ == "__main__":
-    {"feed": feed, "certify": certify}[sys.argv[1]](*sys.argv[2:])
+    COMMANDS: dict[str, Callable[..., None]] = {"feed": feed, "certify": certify}
+    COMMANDS[sys.argv[1]](*sys.argv[2:])

@@ -5,9 +5,10 @@
 Each release gets an environment of its own with the wheel of this checkout, as an app would have it. There `nextscale
 verify` runs, the certificate says which kernels the integer layers got, images are sampled, and token maps that full
 precision sampled here are fed to each bundle (teacher forcing): their distributions are compared with those of the
-release before and with full precision's. Other tokens are no failure, since one that is sampled otherwise changes all
-later ones; a bundle that is refused, does not verify or has a layer in float is. Environments and what bundles gave
-stay in WORK; an interrupted run goes on from there.
+release before and with full precision's. The fused graphs go the same way, with one build of nextscale-ops in all
+releases. Other tokens are no failure, since one that is sampled otherwise changes all later ones; a bundle that is
+refused, does not verify or has a layer in float is. Environments and what bundles gave stay in WORK; an interrupted run
+goes on from there.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from progress import log
@@ -30,6 +33,7 @@ from recipe_bundles import FULL_PRECISION, RecipeBundles, find_recipe, with_reci
 from nextscale.evaluate.teacher_forced import evaluation_labels, kl_divergence
 from nextscale.runtime import Bundle, Generator, SessionOptions
 from nextscale.runtime._machine import describe_machine
+from nextscale.runtime._manifest import FUSED, OPERATORS, STOCK
 
 ROOT = Path(__file__).parents[1]
 WORKER = Path(__file__).with_name("release_worker.py")
@@ -46,7 +50,8 @@ class Result:
     Attributes:
         passed: whether `nextscale verify` does.
         verified: what it says of the stored tokens.
-        kernels: how many integer layers each kernel of the graph `stage` has, and `decoder`.
+        kernels: how many integer layers each kernel of the graph `stage` has, and `decoder`; of fused graphs, how many
+            nodes each operator of nextscale-ops has.
         same_tokens: share of the sampled tokens that the release before sampled; None in the first.
         same_images: images whose sampled tokens are all those of the release before.
         kl_before: KL(release before || this) of the bundle, nats per token.
@@ -89,7 +94,7 @@ def main(bundles: RecipeBundles, releases: str, images: int) -> None:
 def compare(
     bundles: Sequence[Path], releases: Sequence[str], work: Path, images: int, threads: int
 ) -> dict[str, dict[str, Result | Failure]]:
-    """Results by release and bundle's name.
+    """Results by release and bundle's name, that of fused graphs with ", fused".
 
     Args:
         bundles: of one model; full precision first.
@@ -101,42 +106,70 @@ def compare(
     if not maps.exists():
         _sample(bundles[0], maps, images, threads)
     _feed(sys.executable, bundles[0], maps, expected, threads)
-    wheel = build_wheel(work)
+    wheels = build_wheels(work)
     found = dict[str, dict[str, Result | Failure]]()
     before = dict[str, Path]()  # what the last release that passed gave, by bundle
     for release in releases:
         log(f"onnxruntime {release}")
         try:
-            python = environment(release, wheel, work / "environments" / release)
+            python = environment(release, wheels, work / "environments" / release)
         except click.ClickException as error:
-            found[release] = {bundle.name: Failure(error.message) for bundle in bundles}
+            found[release] = {name: Failure(error.message) for _, _, name in variants(bundles)}
             continue
         found[release] = {}
-        for bundle in bundles:
-            gave = work / "gave" / f"{release}-{bundle.name}-{images}.npz"
+        for bundle, ops, name in variants(bundles):
+            gave = work / "gave" / f"{release}-{bundle.name}-{ops}-{images}.npz"
             gave.parent.mkdir(exist_ok=True)
             try:
-                passed, verified = verify(python, bundle, threads)
-                kernels = json.loads(run([python, WORKER, "certify", bundle, Path(torch.__file__).parents[1]]))
-                _feed(python, bundle, maps, gave, threads)
+                passed, verified = verify(python, bundle, ops, threads)
+                kernels = certified(python, bundle) if ops == STOCK else fused_nodes(bundle)
+                _feed(python, bundle, maps, gave, threads, ops)
             except click.ClickException as error:
-                found[release][bundle.name] = Failure(error.message)
+                found[release][name] = Failure(error.message)
                 continue
-            counts = {f"{role}: {name}": n for role in ("stage", "decoder") for name, n in kernels[role].items()}
-            found[release][bundle.name] = _result(passed, verified, counts, gave, before.get(bundle.name), expected)
-            before[bundle.name] = gave
+            counts = {f"{role}: {kernel}": n for role in ("stage", "decoder") for kernel, n in kernels[role].items()}
+            found[release][name] = _result(passed, verified, counts, gave, before.get(name), expected)
+            before[name] = gave
     return found
 
 
-def build_wheel(work: Path) -> Path:
-    """The wheel of this checkout."""
-    run([sys.executable, "-m", "build", "--wheel", "--outdir", work / "wheel", ROOT])
-    [wheel] = (work / "wheel").glob("*.whl")
-    return wheel
+def variants(bundles: Sequence[Path]) -> list[tuple[Path, str, str]]:
+    """The bundles' stock graphs, and their fused ones where they have them: bundle, ops, name."""
+    found = []
+    for bundle in bundles:
+        found.append((bundle, STOCK, bundle.name))
+        if any(info.fused for info in Bundle.open(bundle).manifest.graphs.values()):
+            found.append((bundle, FUSED, f"{bundle.name}, fused"))
+    return found
 
 
-def environment(release: str, wheel: Path, folder: Path) -> str:
-    """The Python of an environment with the wheel and that release, made unless it is there.
+def certified(python: str, bundle: Path) -> dict[str, dict[str, int]]:
+    """Integer layers by graph and kernel, as the release sees them."""
+    kernels: dict[str, dict[str, int]] = json.loads(
+        run([python, WORKER, "certify", bundle, Path(torch.__file__).parents[1]])
+    )
+    return kernels
+
+
+def fused_nodes(bundle: Path) -> dict[str, dict[str, int]]:
+    """Nodes of nextscale-ops by graph and operator."""
+    found = {}
+    for role, info in Bundle.open(bundle).manifest.graphs.items():
+        if info.fused:
+            model = onnx.load(bundle / info.fused.file, load_external_data=False)
+            found[role] = dict(Counter(node.op_type for node in model.graph.node if node.domain == OPERATORS))
+    return found
+
+
+def build_wheels(work: Path) -> list[Path]:
+    """The wheels of this checkout: nextscale's, and one of nextscale-ops for all releases."""
+    for source in (ROOT, ROOT / "kernels"):
+        run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", work / "wheels", source])
+    return sorted((work / "wheels").glob("*.whl"))
+
+
+def environment(release: str, wheels: Sequence[Path], folder: Path) -> str:
+    """The Python of an environment with the wheels and that release, made unless it is there.
 
     Raises:
         click.ClickException: there is no such release for this Python.
@@ -144,20 +177,20 @@ def environment(release: str, wheel: Path, folder: Path) -> str:
     python = folder / "bin" / "python"
     if not python.exists():
         run([sys.executable, "-m", "venv", folder])
-    run([python, "-m", "pip", "install", "--quiet", "--force-reinstall", "--no-deps", wheel])
-    run([python, "-m", "pip", "install", "--quiet", f"onnxruntime=={release}", wheel])
+    run([python, "-m", "pip", "install", "--quiet", "--force-reinstall", "--no-deps", *wheels])
+    run([python, "-m", "pip", "install", "--quiet", f"onnxruntime=={release}", *wheels])
     return str(python)
 
 
-def verify(python: str, bundle: Path, threads: int) -> tuple[bool, str]:
+def verify(python: str, bundle: Path, ops: str, threads: int) -> tuple[bool, str]:
     """Whether `nextscale verify` passes, and what it says of the stored tokens or of what failed before.
 
     Raises:
         click.ClickException: the bundle cannot be opened.
     """
     program = Path(python).with_name("nextscale")
-    report = json.loads(run([program, "verify", bundle, "--threads", threads, "--json"], allowed=(0, 1)))
-    tokens = next(check for check in report["checks"] if check["name"] == "tokens" or not check["passed"])
+    report = json.loads(run([program, "verify", bundle, "--ops", ops, "--threads", threads, "--json"], allowed=(0, 1)))
+    tokens = next(check for check in report["checks"] if check["name"].startswith("tokens") or not check["passed"])
     return report["passed"], str(tokens["detail"]).replace("|", "/")
 
 
@@ -181,10 +214,10 @@ def _sample(bundle: Path, maps: Path, images: int, threads: int) -> None:
     np.savez(maps, labels=labels, tokens=generator.generate(labels, seed=SEED, batch_size=1).token_maps, seed=SEED)
 
 
-def _feed(python: str, bundle: Path, maps: Path, out: Path, threads: int) -> None:
+def _feed(python: str, bundle: Path, maps: Path, out: Path, threads: int, ops: str = STOCK) -> None:
     if not out.exists():
         part = out.with_name(f"part-{out.name}")
-        run([python, WORKER, "feed", bundle, maps, part, threads])
+        run([python, WORKER, "feed", bundle, maps, part, threads, ops])
         part.rename(out)
 
 
@@ -229,9 +262,9 @@ def report(found: Mapping[str, Mapping[str, Result | Failure]], images: int, lin
         "- KL to the release above, and to full precision with the installed release: nats per token, on token maps "
         "that full precision sampled",
         "- integer layers: all layers that the recipe makes integer have an integer kernel; the stage graph's and the "
-        "decoder's, by kernel",
+        "decoder's, by kernel; of fused graphs, all nodes of nextscale-ops, of which there is one build",
         *(
-            ["- products of u8 and s8 saturate on this CPU, in all releases alike"]
+            ["- stock products of u8 and s8 saturate on this CPU, in all releases alike"]
             if describe_machine().saturates
             else []
         ),

@@ -112,11 +112,18 @@ bool Info::has_input(size_t input) const {
   return size > 1;  // an input that is left out has an empty name
 }
 
-Tensor Info::constant(size_t input) const {
-  int is_constant = 0;
+const OrtValue* Info::constant_value(size_t input) const {
+  int found = 0;
   const OrtValue* value = nullptr;
-  check(api_, api_->KernelInfoGetConstantInput_tensor(info_, input, &is_constant, &value));
-  if (!is_constant || !value)
+  check(api_, api_->KernelInfoGetConstantInput_tensor(info_, input, &found, &value));
+  return found ? value : nullptr;
+}
+
+bool Info::is_constant(size_t input) const { return constant_value(input) != nullptr; }
+
+Tensor Info::constant(size_t input) const {
+  const OrtValue* value = constant_value(input);
+  if (!value)
     fail(std::string("the input ") + schema_.inputs[input].name + " must be an initializer of the operator's own graph");
   return read(api_, value);
 }

@@ -68,10 +68,12 @@ class Info {
   std::vector<float> numbers(const char* name) const;     // the same
   // An input that is constant in the graph, such as weights; else an error.
   Tensor constant(size_t input) const;
+  bool is_constant(size_t input) const;
   bool has_input(size_t input) const;
   [[noreturn]] void fail(const std::string& what) const;
 
  private:
+  const OrtValue* constant_value(size_t input) const;  // or null
   const OrtApi* api_;
   const OrtKernelInfo* info_;
   const Schema& schema_;

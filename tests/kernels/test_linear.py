@@ -88,6 +88,20 @@ def test_float_results(ops_library: Path, isa: str, shape: tuple[int, int, int, 
     assert np.all(np.abs(y - expected_of(inputs, pair)) <= bound(inputs, pair))
 
 
+@pytest.mark.parametrize("pair", OPERATORS)
+def test_weights_not_known_to_be_constant_are_those_of_the_first_call(ops_library: Path, pair: bool) -> None:
+    """As ONNX Runtime before 1.30 gives a Loop's body those of the graph around it."""
+    inputs: dict[str, Any] = layer((4, 21, 70, 40), pair)
+    (expected,) = operator(ops_library, pair, inputs, ["y"])()
+    fed = Operator(ops_library, "PairLinear" if pair else "Linear", inputs, ["y"])
+    for _ in range(2):
+        np.testing.assert_array_equal(fed()[0], expected)
+    with pytest.raises(Exception, match="the input weight must be constant"):
+        fed(weight=inputs["weight"].copy())
+    with pytest.raises(Exception, match=r"the input weight_scale has 3 elements, expected 1 or 40"):
+        Operator(ops_library, "PairLinear" if pair else "Linear", inputs, ["y"])(weight_scale=np.ones(3, np.float32))
+
+
 @pytest.mark.parametrize("each", ["row", "token"])
 def test_a_scale_and_a_zero_point_for_each_row_or_token(ops_library: Path, isa: str, each: str) -> None:
     inputs: dict[str, Any] = layer((4, 21, 70, 40), False)

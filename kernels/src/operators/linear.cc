@@ -1,3 +1,5 @@
+#include <mutex>
+
 #include "coding.h"
 #include "file_pages.h"
 #include "operators.h"
@@ -9,26 +11,41 @@ namespace {
 // Inputs after the codes and their qparams.
 enum Further { kWeight, kWeightScale, kBias, kResidual, kGain, kYScale };
 
-// A constant of one value for each column, or one for all, filled up to whole panels.
-std::vector<float> by_column(const Info& info, size_t input, const char* name, int64_t n, int64_t filled) {
-  const Tensor tensor = info.constant(input);
-  if (tensor.size() != 1 && tensor.size() != n)
-    info.fail(std::string("the input ") + name + " has " + std::to_string(tensor.size()) + " elements, expected 1 or " +
-              std::to_string(n));
-  std::vector<float> values(static_cast<size_t>(filled), 0.0f);
-  for (int64_t i = 0; i < n; ++i) values[static_cast<size_t>(i)] = tensor.as<float>()[tensor.size() == 1 ? 0 : i];
+// What is constant of a layer, as the kernels read it.
+struct Layer {
+  PackedWeights weight;
+  std::vector<float> scale, bias;
+};
+
+// A tensor of one value for each column, or one for all, filled up to whole panels. `from`, here and below, is where
+// the tensors come from, and what says that one does not fit.
+template <class From>
+std::vector<float> by_column(const From& from, const Tensor& tensor, const char* name, const Panels& weight) {
+  if (tensor.size() != 1 && tensor.size() != weight.n)
+    from.fail(std::string("the input ") + name + " has " + std::to_string(tensor.size()) + " elements, expected 1 or " +
+              std::to_string(weight.n));
+  std::vector<float> values(static_cast<size_t>(weight.count() * 32), 0.0f);
+  for (int64_t i = 0; i < weight.n; ++i) values[static_cast<size_t>(i)] = tensor.as<float>()[tensor.size() == 1 ? 0 : i];
   return values;
 }
 
-PackedWeights packed(const Info& info, size_t input) {
-  const Tensor weight = info.constant(input);
+template <class From>
+PackedWeights packed(const From& from, const Tensor& weight) {
   if (weight.shape.size() != 2 || weight.shape[0] < 1 || weight.shape[1] < 1)
-    info.fail("the input weight has the shape " + in_words(weight.shape) + ", expected [K, N] of at least 1");
+    from.fail("the input weight has the shape " + in_words(weight.shape) + ", expected [K, N] of at least 1");
   if (weight.shape[0] > 1 << 16)  // beyond it the sums of 255 * 128 leave int32
-    info.fail("K is " + std::to_string(weight.shape[0]) + ", expected at most 65536");
+    from.fail("K is " + std::to_string(weight.shape[0]) + ", expected at most 65536");
   PackedWeights found(weight.as<int8_t>(), weight.shape[0], weight.shape[1]);
   drop_file_pages(weight.as<int8_t>(), static_cast<size_t>(weight.size()));
   return found;
+}
+
+template <class From>
+std::unique_ptr<Layer> make_layer(const From& from, const Tensor& weight, const Tensor& scale, const Tensor& bias) {
+  auto layer = std::make_unique<Layer>(Layer{packed(from, weight), {}, {}});
+  layer->scale = by_column(from, scale, "weight_scale", layer->weight.panels());
+  if (bias.given()) layer->bias = by_column(from, bias, "bias", layer->weight.panels());
+  return layer;
 }
 
 // Of both: kFirst is the first input after the codes and their qparams.
@@ -36,10 +53,11 @@ template <bool kPair>
 class Linear final : public Kernel {
  public:
   Linear(const Info& info, const Kernels& kernels)
-      : kernels_(kernels), coding_(info, "none"), weight_(packed(info, kFirst + kWeight)) {
-    const int64_t n = weight_.panels().n, filled = weight_.panels().count() * 32;
-    weight_scale_ = by_column(info, kFirst + kWeightScale, "weight_scale", n, filled);
-    if (info.has_input(kFirst + kBias)) bias_ = by_column(info, kFirst + kBias, "bias", n, filled);
+      : kernels_(kernels), coding_(info, "none") {
+    if (info.is_constant(kFirst + kWeight)) {
+      const Tensor bias = info.has_input(kFirst + kBias) ? info.constant(kFirst + kBias) : Tensor{};
+      layer_ = make_layer(info, info.constant(kFirst + kWeight), info.constant(kFirst + kWeightScale), bias);
+    }
     const std::string activation = info.text("activation", "none");
     gelu_ = activation == "gelu_tanh";
     if (!gelu_ && activation != "none") info.fail("activation is '" + activation + "', expected none or gelu_tanh");
@@ -49,7 +67,8 @@ class Linear final : public Kernel {
   }
 
   void compute(const Context& context) const override {
-    const Panels& weight = weight_.panels();
+    const Layer& layer = layer_ ? *layer_ : layer_of_first_call(context);
+    const Panels& weight = layer.weight.panels();
     const Tensor codes = context.input(0, {-1, -1, weight.k});
     LinearArgs a{};
     a.pair = kPair;
@@ -64,8 +83,8 @@ class Linear final : public Kernel {
       qparams(context, a);
     }
     a.weight = weight;
-    a.weight_scale = weight_scale_.data();
-    a.bias = bias_.empty() ? nullptr : bias_.data();
+    a.weight_scale = layer.scale.data();
+    a.bias = layer.bias.empty() ? nullptr : layer.bias.data();
     a.gelu = gelu_;
     const Shape result{a.rows, a.tokens, weight.n};
     if (context.input(kFirst + kResidual).given()) {
@@ -93,10 +112,25 @@ class Linear final : public Kernel {
     a.zero_point = zero_point.as<uint8_t>();
   }
 
+  // ONNX Runtime before 1.30 does not tell that an input is constant if it is an outer graph's. The first call's is then
+  // taken for all.
+  const Layer& layer_of_first_call(const Context& context) const {
+    const Tensor weight = context.input(kFirst + kWeight);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!first_) {
+      first_ = make_layer(context, weight, context.input(kFirst + kWeightScale), context.input(kFirst + kBias));
+      weight_of_first_ = weight.data;
+    }
+    if (weight.data != weight_of_first_) context.fail("the input weight must be constant");
+    return *first_;
+  }
+
   const Kernels& kernels_;
   CodingAttributes coding_;
-  PackedWeights weight_;
-  std::vector<float> weight_scale_, bias_;
+  std::unique_ptr<const Layer> layer_;
+  mutable std::mutex mutex_;
+  mutable std::unique_ptr<const Layer> first_;
+  mutable const void* weight_of_first_ = nullptr;
   bool gelu_ = false;
 };
 
