@@ -52,6 +52,7 @@ __attribute__((target("avx2"))) void maddwd_256(int64_t n) {  // exact on AVX2: 
   for (int64_t i = 0; i < n; ++i)
 #pragma GCC unroll 16
     for (int c = 0; c < kChains; ++c) {
+      IN_REGISTER(x);  // else the product is made once, before the loop
       sums[c] = _mm256_add_epi32(sums[c], _mm256_madd_epi16(x, x));
       IN_REGISTER(sums[c]);
     }

@@ -5,8 +5,9 @@
 BUNDLE has fused graphs. Two limits stand beside each operator that multiplies codes: the rate of ONNX Runtime's own
 products at their best (the denominator of `nextscale table-c`), and the rate of this processor's fastest instruction
 with all operands in registers, which benchmarks/processor_limits.cc measures. It also measures how fast memory is read,
-which bounds stages of few tokens: each of them reads all weights. Attention in float multiplies no codes. Needs GCC 12
-or later. Times are those of profiled runs, medians of several.
+which bounds stages of few tokens: each of them reads all weights. Attention in float multiplies no codes. Convolutions
+by Winograd's algorithm make fewer products than are counted, and may pass the limit. Needs GCC 12 or later. Times are
+those of profiled runs, medians of several.
 """
 
 from __future__ import annotations
