@@ -3,8 +3,8 @@
     python benchmarks/operator_speed.py --library build/kernels/libnextscale_ops.so
 
 A graph has several layers of the same input, so that weights come from memory as they do in a model. Times are of one
-layer; the runs of all contenders are interleaved. Needs numpy, onnx and onnxruntime alone, and for integer attention,
-whose stock graph is that of `quantize_attention`, nextscale with its extra "export".
+layer; the runs of all contenders are interleaved. Needs numpy, onnx and onnxruntime alone, and for integer attention
+and sampling, whose stock graphs are nextscale's own, nextscale with its extra "export".
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import onnxruntime
 Array = NDArray[Any]
 ROOT = Path(__file__).parents[1]
 ISAS = ("amx", "avx512_vnni", "avx_vnni", "avx2", "portable")
-WIDTH, HIDDEN, HEADS = 1024, 4096, 16
+WIDTH, HIDDEN, HEADS, ENTRIES = 1024, 4096, 16, 4096
 STAGES = tuple(pn * pn for pn in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16))
 EPSILON = 1e-6
 PLACES = 8  # of attentive tokens
@@ -385,6 +385,44 @@ def integer_attention(tokens: int, weights: str, attentive: bool) -> Case:
     return case
 
 
+class Sampler(Graph):
+    """The choice of tokens in stock operators, with the inputs of the operator Sample."""
+
+    def __init__(self, of: Graph) -> None:
+        super().__init__()
+        self.feeds = of.feeds
+
+    def serialized(self) -> bytes:
+        import onnx_ir as ir
+
+        from nextscale.export.graph_builder import add_output, finish, new_builder
+        from nextscale.export.sampling_graph import sample
+
+        builder = new_builder("sampler")
+        inputs = [
+            builder.input(name, ir.DataType.from_numpy(value.dtype), value.shape) for name, value in self.feeds.items()
+        ]
+        add_output(builder, sample(builder.op, *inputs), "tokens", ir.DataType.INT64, self.feeds["uniforms"].shape)
+        return ir.to_proto(finish(builder)).SerializeToString()
+
+
+def sampling(tokens: int) -> Case:
+    """The tokens of one image, filtered as by default, of logits with the spread of a trained model's."""
+    case = Case(f"Sample {tokens}x{ENTRIES}", 0, 1)
+    rng = np.random.default_rng(0)
+    logits = 2.5 * rng.standard_normal((1, tokens, ENTRIES))
+    inputs = [
+        case.fused.feed("logits", logits.astype(np.float32)),
+        case.fused.feed("uniforms", rng.random((1, tokens), np.float32)),
+        case.fused.feed("forced", np.full((1, tokens), -1)),
+        case.fused.feed("top_k", np.array(900)),
+        case.fused.feed("top_p", np.array(0.96, np.float32)),
+    ]
+    case.fused.outputs.append(case.fused.add("Sample", inputs, "tokens", domain="nextscale"))
+    case.stock = Sampler(case.fused)
+    return case
+
+
 def cases(tokens: int) -> Iterator[Callable[[], Case]]:
     """All cases of a stage with so many tokens."""
     for make in (pair_linear, image_linear):
@@ -402,6 +440,7 @@ def cases(tokens: int) -> Iterator[Callable[[], Case]]:
     for attentive in (False, True):
         for weights in ("row", "log2"):
             yield lambda weights=weights, attentive=attentive: integer_attention(tokens, weights, attentive)  # type: ignore[misc]
+    yield lambda: sampling(tokens)
 
 
 def available(library: Path, isas: Sequence[str]) -> list[str]:
