@@ -28,14 +28,14 @@ _FILTERED = Counter(
 
 @dataclass(frozen=True)
 class _Sampling:
-    """Where a graph chooses tokens: the operator's inputs, the branch that filters, the node that gives the tokens."""
+    """Where a graph chooses tokens: the operator's inputs, the `If` that filters, the node that gives the tokens."""
 
     logits: ir.Value
     uniforms: ir.Value
     forced: ir.Value
     top_k: ir.Value
     top_p: ir.Value
-    branch: ir.Graph
+    filters: ir.Node
     result: ir.Node
 
 
@@ -48,9 +48,11 @@ def fuse_sampling(model: ir.Model) -> ir.Model:
         name = f"{found.result.name}/sample"
         made = insert_operator(model.graph, "Sample", inputs, ["tokens"], name, {}, before=found.result)
         take_over(made["tokens"], found.result.outputs[0])
-        for node in found.branch:  # else what it reads from outside would seem to be read when it is gone
-            for i in range(len(node.inputs)):
-                node.replace_input_with(i, None)
+        RemoveUnusedNodesPass()(model)
+        if found.filters.graph is None:  # else what the branch reads from outside would seem to be read
+            for node in found.filters.attributes["then_branch"].as_graph():
+                for i in range(len(node.inputs)):
+                    node.replace_input_with(i, None)
     RemoveUnusedNodesPass()(model)
     return model
 
@@ -81,7 +83,7 @@ def _sampling(node: ir.Node) -> _Sampling | None:
     inside = Counter(filtered.op_type for filtered in branch if filtered.op_type != "Constant")
     if between != _SAMPLED or inside != _FILTERED:
         return None
-    return _Sampling(logits, uniforms, forced, top_k, top_p, branch, node)
+    return _Sampling(logits, uniforms, forced, top_k, top_p, filters[0], node)
 
 
 def _above(value: ir.Value, ends: set[ir.Value]) -> Iterator[ir.Node]:

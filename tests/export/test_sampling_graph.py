@@ -181,11 +181,30 @@ def test_the_largest_uniforms_take_the_last_kept_entry(draw: Sampler, u: float) 
     assert draw(logits, uniforms).tolist() == [[3]]
 
 
+@pytest.mark.parametrize("u", [1 - 2**-24, 1 - 2**-23, 1.0])
+def test_the_largest_uniforms_stay_out_of_blocks_without_a_kept_entry(draw: Sampler, u: float) -> None:
+    logits = np.zeros((1, 1, 256), np.float32)
+    logits[..., [3, 100]] = [1.0, 2.0]
+    assert draw(logits, np.full((1, 1), u, np.float32), top_k=2).tolist() == [[100]]
+
+
 def test_a_uniform_of_0_takes_the_first_kept_entry(draw: Sampler) -> None:
     logits = np.log(np.array([[[0.1, 0.2, 0.2, 0.5]]], np.float32))
     uniforms = np.zeros((1, 1), np.float32)
     assert draw(logits, uniforms).tolist() == [[0]]
     assert draw(logits, uniforms, top_k=3).tolist() == [[1]]
+
+
+@pytest.mark.parametrize("vocab_size", [4, 256])
+def test_a_uniform_on_a_boundary_takes_the_entry_after_it(draw: Sampler, vocab_size: int) -> None:
+    """The cumulated probability must exceed it. Of equal logits all sums are exact."""
+    tokens = drawn_everywhere(draw, np.zeros(vocab_size, np.float32), 0, 0.0, vocab_size)
+    np.testing.assert_array_equal(tokens, np.arange(vocab_size))
+
+
+def test_a_top_p_above_1_leaves_what_top_k_keeps(draw: Sampler) -> None:
+    logits = np.array([1.0, 0.0, 2.0, 0.0], np.float32)
+    assert set(drawn_everywhere(draw, logits, 2, 1.5, 2**8).tolist()) == {0, 2}
 
 
 def test_every_uniform_gives_an_entry_of_the_codebook(draw: Sampler) -> None:
@@ -196,10 +215,25 @@ def test_every_uniform_gives_an_entry_of_the_codebook(draw: Sampler) -> None:
     assert tokens.max() < 4096
 
 
+def test_however_sums_round_no_entry_without_probability_is_taken(draw: Sampler) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2.5, (1, 200, 64)).astype(np.float32)
+    logits[..., 50:] = -np.inf
+    assert draw(logits, np.full((1, 200), 1 - 2**-24, np.float32)).max() < 50
+
+
 def test_top_k_of_1_is_greedy(draw: Sampler) -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(3, 20, 64)).astype(np.float32)
     np.testing.assert_array_equal(draw(logits, rng.random((3, 20), np.float32), top_k=1), logits.argmax(-1))
+
+
+@pytest.mark.parametrize("largest", [1.0, 0.0, -1.0, 1e-45, 3e38])
+def test_neighbouring_numbers_are_told_apart(draw: Sampler, largest: float) -> None:
+    value = np.float32(largest)
+    logits = np.array([np.nextafter(value, np.float32(-np.inf)), value], np.float32)
+    assert set(drawn_everywhere(draw, logits, 1, 0.0, 16).tolist()) == {1}
+    assert set(drawn_everywhere(draw, logits, 0, 0.01, 16).tolist()) == {1}
 
 
 def test_large_logits_do_not_overflow(draw: Sampler) -> None:

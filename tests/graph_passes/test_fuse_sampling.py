@@ -28,7 +28,7 @@ def operators(model: ir.Model) -> Counter[str]:
 def add_output(model: ir.Model, value: ir.Value) -> None:
     extra = ir.node("Identity", [value], name="extra")
     model.graph.append(extra)
-    extra.outputs[0].name, extra.outputs[0].type = "extra", value.type
+    extra.outputs[0].name, extra.outputs[0].type, extra.outputs[0].shape = "extra", value.type, value.shape
     model.graph.outputs.append(extra.outputs[0])
 
 
@@ -66,6 +66,18 @@ def test_what_something_else_reads_stays_as_well(tiny):
     add_output(model, next(node for node in model.graph if node.op_type == "Exp").outputs[0])
     left = operators(fuse_sampling(model))
     assert (left["Sample"], left["Exp"], left["ReduceMax"], left["TopK"]) == (1, 1, 1, 0)
+
+
+def test_a_threshold_that_something_else_reads_stays_whole(tiny):
+    model = tiny.clone()
+    filters = next(node for node in model.graph if node.op_type == "If")
+    filters.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    filters.outputs[0].shape = ir.Shape([None, None, 1])
+    add_output(model, filters.outputs[0])
+    fused = fuse_sampling(model)
+    left = operators(fused)
+    assert (left["Sample"], left["If"], left["TopK"]) == (1, 1, 1)
+    onnx.checker.check_model(ir.to_proto(fused), full_check=True)
 
 
 @pytest.mark.parametrize("changed", ["CumSum", "TopK"])
