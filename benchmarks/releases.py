@@ -163,6 +163,8 @@ def fused_nodes(bundle: Path) -> dict[str, dict[str, int]]:
 
 def build_wheels(work: Path) -> list[Path]:
     """The wheels of this checkout: nextscale's, and one of nextscale-ops for all releases."""
+    for old in (work / "wheels").glob("*.whl"):
+        old.unlink()
     for source in (ROOT, ROOT / "kernels"):
         run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", work / "wheels", source])
     return sorted((work / "wheels").glob("*.whl"))

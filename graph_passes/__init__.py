@@ -1,12 +1,14 @@
 """Quantization of ONNX graphs: one pass per file, and pipeline.py, the one ordered list."""
 
 __all__ = [
+    "drop_last_caches",
     "expand_attentive_tokens",
     "fuse_attention",
     "fuse_epilogues",
     "fuse_integer_attention",
     "fuse_linear",
     "fuse_norm",
+    "fuse_sampling",
     "integer_model",
     "layer_facts",
     "linear_layers",

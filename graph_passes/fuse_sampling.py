@@ -73,6 +73,8 @@ def _sampling(node: ir.Node) -> _Sampling | None:
     if dropped is None or len(limits) != 2 or None in limits:
         return None
     top_k, top_p = (input_of(limit, 0) for limit in limits if limit is not None)
+    if (top_k.dtype, top_p.dtype) != (ir.DataType.INT64, ir.DataType.FLOAT):
+        return None
     logits = input_of(dropped, 0)
     capped = [above for above in _above(sampled, {logits}) if is_operator(above, "Min") and _has_constant(above)]
     if len(capped) != 1:

@@ -185,7 +185,8 @@ class Generator:
         Args:
             class_labels: B class ids or names; None where the bundle takes no classes.
             outputs: further outputs of stage.onnx to return: "logits", float32 [B, l, V] after guidance and before
-                top_k and top_p; a state output; an output that only bundles made for debugging have.
+                top_k and top_p; a state output, of which caches may be empty after the last stage; an output that only
+                bundles made for debugging have.
             cancel: checked before each stage and while it runs; a threading.Event, for example.
             settings: seed, cfg_scale and everything else that a request may say; see `RequestSettings`.
         Raises:

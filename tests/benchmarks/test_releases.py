@@ -10,6 +10,7 @@ import click
 import numpy as np
 import pytest
 from fake_bundle import L
+from fake_fused_bundle import write_fake_fused_bundle
 from packaging.requirements import Requirement
 
 from nextscale.runtime import Generator
@@ -40,7 +41,7 @@ def test_its_worker_samples_and_feeds(
 ) -> None:
     maps, out = tmp_path / "maps.npz", tmp_path / "out.npz"
     releases._sample(fake_bundle, maps, 3, 1)
-    program("release_worker").feed(str(fake_bundle), str(maps), str(out), "1")
+    program("release_worker").feed(str(fake_bundle), str(maps), str(out), "1", "stock")
     with np.load(maps) as given, np.load(out) as gave:
         expected = Generator(fake_bundle).generate(given["labels"], seed=1).token_maps
         assert np.array_equal(given["tokens"], expected)
@@ -74,20 +75,30 @@ def test_a_release_is_compared_with_the_one_before(releases: ModuleType, tmp_pat
 def test_a_release_that_cannot_be_installed_fails_and_the_next_goes_on(
     releases: ModuleType, fake_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def environment(release: str, wheel: Path, folder: Path) -> str:
+    def environment(release: str, wheels: list[Path], folder: Path) -> str:
         if release == "1.0":
             raise click.ClickException("no such release")
         return "python"
 
-    def feed(python: str, bundle: Path, maps: Path, out: Path, threads: int) -> None:
+    def feed(python: str, bundle: Path, maps: Path, out: Path, threads: int, ops: str = "stock") -> None:
         np.savez(out, token_maps=np.zeros((1, L), int), logits=np.zeros((1, L, 2), np.float32))
 
     monkeypatch.setattr(releases, "environment", environment)
-    monkeypatch.setattr(releases, "build_wheel", lambda work: work)
-    monkeypatch.setattr(releases, "verify", lambda python, bundle, threads: (True, "all"))
+    monkeypatch.setattr(releases, "build_wheels", lambda work: [])
+    monkeypatch.setattr(releases, "verify", lambda python, bundle, ops, threads: (True, "all"))
     monkeypatch.setattr(releases, "run", lambda command: '{"stage": {}, "decoder": {"QLinearConv": 3}}')
     monkeypatch.setattr(releases, "_feed", feed)
     found = releases.compare([fake_bundle], ["1.0", "1.1"], tmp_path, 1, 1)
     assert found["1.0"] == {fake_bundle.name: releases.Failure("no such release")}
     assert found["1.1"][fake_bundle.name].kernels == {"decoder: QLinearConv": 3}
     assert found["1.1"][fake_bundle.name].kl == 0
+
+
+def test_fused_graphs_are_a_bundle_s_second_variant(releases: ModuleType, fake_bundle: Path, tmp_path: Path) -> None:
+    both = write_fake_fused_bundle(tmp_path / "both")
+    assert releases.variants([fake_bundle, both]) == [
+        (fake_bundle, "stock", fake_bundle.name),
+        (both, "stock", "both"),
+        (both, "fused", "both, fused"),
+    ]
+    assert releases.fused_nodes(both)["decoder"] == {"AddCodes": 1}

@@ -96,8 +96,9 @@ def test_weights_not_known_to_be_constant_are_those_of_the_first_call(ops_librar
     fed = Operator(ops_library, "PairLinear" if pair else "Linear", inputs, ["y"])
     for _ in range(2):
         np.testing.assert_array_equal(fed()[0], expected)
-    with pytest.raises(Exception, match="the input weight must be constant"):
-        fed(weight=inputs["weight"].copy())
+    for name in ("weight", "weight_scale", "bias"):
+        with pytest.raises(Exception, match="the inputs weight, weight_scale and bias must be constant"):
+            fed(**{name: inputs[name].copy()})
     with pytest.raises(Exception, match=r"the input weight_scale has 3 elements, expected 1 or 40"):
         Operator(ops_library, "PairLinear" if pair else "Linear", inputs, ["y"])(weight_scale=np.ones(3, np.float32))
 

@@ -1,3 +1,4 @@
+#include <array>
 #include <mutex>
 
 #include "coding.h"
@@ -115,13 +116,15 @@ class Linear final : public Kernel {
   // ONNX Runtime before 1.30 does not tell that an input is constant if it is an outer graph's. The first call's is then
   // taken for all.
   const Layer& layer_of_first_call(const Context& context) const {
-    const Tensor weight = context.input(kFirst + kWeight);
+    const Tensor weight = context.input(kFirst + kWeight), scale = context.input(kFirst + kWeightScale),
+                 bias = context.input(kFirst + kBias);
+    const std::array<const void*, 3> inputs{weight.data, scale.data, bias.data};
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!first_) {
-      first_ = make_layer(context, weight, context.input(kFirst + kWeightScale), context.input(kFirst + kBias));
-      weight_of_first_ = weight.data;
+      first_ = make_layer(context, weight, scale, bias);
+      inputs_of_first_ = inputs;
     }
-    if (weight.data != weight_of_first_) context.fail("the input weight must be constant");
+    if (inputs != inputs_of_first_) context.fail("the inputs weight, weight_scale and bias must be constant");
     return *first_;
   }
 
@@ -130,7 +133,7 @@ class Linear final : public Kernel {
   std::unique_ptr<const Layer> layer_;
   mutable std::mutex mutex_;
   mutable std::unique_ptr<const Layer> first_;
-  mutable const void* weight_of_first_ = nullptr;
+  mutable std::array<const void*, 3> inputs_of_first_{};
   bool gelu_ = false;
 };
 
