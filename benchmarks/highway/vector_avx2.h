@@ -103,6 +103,9 @@ inline F fma(F a, F b, F c) { return {hn::MulAdd(a.lo, b.lo, c.lo), hn::MulAdd(a
 inline F fnma(F a, F b, F c) { return {hn::NegMulAdd(a.lo, b.lo, c.lo), hn::NegMulAdd(a.hi, b.hi, c.hi)}; }
 inline F max(F a, F b) { return {hn::Max(a.lo, b.lo), hn::Max(a.hi, b.hi)}; }
 inline F min(F a, F b) { return {hn::Min(a.lo, b.lo), hn::Min(a.hi, b.hi)}; }
+inline I at_least(F a, F b) {
+  return {hn::BitCast(di, hn::VecFromMask(df, hn::Ge(a.lo, b.lo))), hn::BitCast(di, hn::VecFromMask(df, hn::Ge(a.hi, b.hi)))};
+}
 inline F abs(F a) { return {hn::Abs(a.lo), hn::Abs(a.hi)}; }
 inline F round(F a) { return {hn::Round(a.lo), hn::Round(a.hi)}; }
 inline F floor(F a) { return {hn::Floor(a.lo), hn::Floor(a.hi)}; }
