@@ -62,7 +62,10 @@ def main() -> None:
         sys.exit(__doc__)
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         sys.exit("error: AMX is refused by a filter of Linux on x86-64, which this is not")
-    refuse_tiles()
+    try:
+        refuse_tiles()
+    except OSError as error:
+        sys.exit(f"error: the system takes no filter of system calls: {error.strerror}")
     os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_BF16"
     try:
         os.execvp(sys.argv[1], sys.argv[1:])
