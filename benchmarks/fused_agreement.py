@@ -14,7 +14,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ import onnx_ir as ir
 from progress import log
 from provenance import RESULTS, circumstances, provenance, publish
 
-from nextscale.evaluate.teacher_forced import ByImage, teacher_forced_by_image
+from nextscale.evaluate.teacher_forced import REFERENCE, ByImage, teacher_forced_pairs
 from nextscale.graph_passes._graph_edit import is_operator
 from nextscale.measure.statistics import Interval, mean_interval
 from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
@@ -42,31 +44,54 @@ STOCK, FUSED, CONTROL = "stock", "fused", "control"
 @click.option("--images", type=click.IntRange(2), default=256, show_default=True)
 @click.option("--cfg-scale", type=float, default=4.0, show_default=True)
 @click.option("--ops-library", default="", help="The library.  [default: that of the installed package]")
-@click.option("--threads", type=int, default=2, show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Bundles at the same time.")
 def main(
-    reference: Path, bundles: tuple[Path, ...], images: int, cfg_scale: float, ops_library: str, threads: int
+    reference: Path,
+    bundles: tuple[Path, ...],
+    images: int,
+    cfg_scale: float,
+    ops_library: str,
+    threads: int,
+    processes: int,
 ) -> None:
     stock = SessionOptions(threads=threads, ops="stock")
     fused = replace(stock, ops="fused", ops_library=ops_library)
-    full_precision, found = Generator(reference, stock), {}
-    for path in bundles:
-        bundle = Bundle.open(path)
-        log(f"{path}: {images} images")
-        with tempfile.TemporaryDirectory(dir=path.parent) as work:
-            three = {
-                STOCK: Generator(bundle, stock),
-                FUSED: Generator(bundle, fused),
-                CONTROL: Generator(perturbed(bundle, Path(work) / CONTROL), stock),
-            }
-            against = teacher_forced_by_image(full_precision, three, images=images, cfg_scale=cfg_scale)
-            others = {name: three[name] for name in (FUSED, CONTROL)}
-            apart = teacher_forced_by_image(three[STOCK], others, images=images, cfg_scale=cfg_scale)
-        name = str(bundle.manifest.recipe["name"])
-        found[name] = figures(against, apart) | {"operators": three[FUSED].ops.reason}
     settings = {"images": images, "cfg_scale": cfg_scale, "threads": threads}
-    document = json.dumps(circumstances(settings) | {"recipes": found}, indent=1)
-    publish("fused_agreement", report(found, images, cfg_scale, threads))
-    (RESULTS / "fused_agreement.json").write_text(document + "\n", encoding="utf-8")
+    found: dict[str, Any] = {}
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        pending = [pool.submit(compare, reference, path, images, cfg_scale, stock, fused) for path in bundles]
+        for done in as_completed(pending):
+            name, figures_of_recipe = done.result()
+            found[name] = figures_of_recipe
+            by_name = dict(sorted(found.items()))
+            publish("fused_agreement", report(by_name, images, cfg_scale, threads))
+            document = json.dumps(circumstances(settings) | {"recipes": by_name}, indent=1)
+            (RESULTS / "fused_agreement.json").write_text(document + "\n", encoding="utf-8")
+
+
+def compare(
+    reference: Path, path: Path, images: int, cfg_scale: float, stock: SessionOptions, fused: SessionOptions
+) -> tuple[str, dict[str, Any]]:
+    """A bundle's recipe, and its figures."""
+    bundle, full_precision = Bundle.open(path), Generator(reference, stock)
+    log(f"{path}: {images} images")
+    with tempfile.TemporaryDirectory(dir=path.parent) as work:
+        three = {
+            STOCK: Generator(bundle, stock),
+            FUSED: Generator(bundle, fused),
+            CONTROL: Generator(perturbed(bundle, Path(work) / CONTROL), stock),
+        }
+        pairs = {name: (REFERENCE, name) for name in three}
+        pairs |= {from_stock(name): (STOCK, name) for name in (FUSED, CONTROL)}
+        found = teacher_forced_pairs(full_precision, three, pairs, images=images, cfg_scale=cfg_scale)
+    against = {name: found[name] for name in three}
+    apart = {name: found[from_stock(name)] for name in (FUSED, CONTROL)}
+    return str(bundle.manifest.recipe["name"]), figures(against, apart) | {"operators": three[FUSED].ops.reason}
+
+
+def from_stock(name: str) -> str:
+    return f"{name} from {STOCK}"
 
 
 def perturbed(bundle: Bundle, out: Path) -> Bundle:

@@ -39,7 +39,8 @@ def operations(operator: OperatorTime) -> tuple[int, int]:
     if operator.op_type in ("Linear", "PairLinear"):
         weight = next(shape for shape in shapes[1:] if len(shape) == 2 and shape[0] == shapes[0][-1])
         products = 2 if operator.op_type == "PairLinear" else 1
-        return 2 * products * math.prod(shapes[0]) * weight[1], math.prod(weight)
+        count = math.prod(shapes[0])  # 0: of the class, which the first stage alone computes
+        return 2 * products * count * weight[1], math.prod(weight) if count else 0
     if operator.op_type == "Convolution":
         weights = sum(math.prod(shape) for shape in shapes[1:] if len(shape) == 4)
         return 2 * math.prod(shapes[0][:-1]) * weights, weights

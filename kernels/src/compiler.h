@@ -19,11 +19,20 @@
 #define NEXTSCALE_ALONE __declspec(noinline)
 #endif
 
-// Brings a line into the cache; any address will do.
+// Of a function that does nothing but fetch: GCC would take it for one without an effect, and drop it.
+#if defined(__GNUC__)
+#define NEXTSCALE_INLINED inline __attribute__((always_inline))
+#else
+#define NEXTSCALE_INLINED inline
+#endif
+
+// Brings a line into the first or the second cache; any address will do.
 #if defined(__GNUC__)
 #define NEXTSCALE_FETCH(p) __builtin_prefetch(p)
+#define NEXTSCALE_FETCH_FAR(p) __builtin_prefetch(p, 0, 2)
 #else
 #define NEXTSCALE_FETCH(p) static_cast<void>(p)
+#define NEXTSCALE_FETCH_FAR(p) static_cast<void>(p)
 #endif
 
 #endif  // NEXTSCALE_COMPILER_H_

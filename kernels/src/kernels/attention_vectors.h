@@ -120,13 +120,12 @@ inline void finish_query(const float* mixed, const Seen& seen, int64_t d, float*
 // Parts of so many bytes of this thread's memory; each begins a line of the cache.
 template <int N>
 inline void take_parts(int slot, const int64_t (&bytes)[N], uint8_t* (&parts)[N]) {
-  constexpr int64_t kLine = 64;
   int64_t all = 0;
-  for (const int64_t part : bytes) all += ceil_div(part, kLine) * kLine;
+  for (const int64_t part : bytes) all += ceil_div(part, kCacheLine) * kCacheLine;
   auto* next = static_cast<uint8_t*>(thread_memory(slot, static_cast<size_t>(all)));
   for (int i = 0; i < N; ++i) {
     parts[i] = next;
-    next += ceil_div(bytes[i], kLine) * kLine;
+    next += ceil_div(bytes[i], kCacheLine) * kCacheLine;
   }
 }
 

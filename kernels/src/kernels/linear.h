@@ -15,16 +15,16 @@ struct Division {
   int64_t tasks() const { return row_tasks() * panel_tasks(); }
 };
 
-// Tasks of all rows where there are few, since weights are then read once from memory; else of rows whose codes fit
-// into the second cache beside a panel. A task's panels make whole strips. Each thread takes a stretch of the tasks: with
-// many small ones, all stretches are about as long.
-inline Division divide(int64_t blocks, const Panels& weight) {
-  constexpr int64_t kTasks = 128, kRowBytes = 1 << 18;
-  const int64_t block_bytes = 2 * kBlock * weight.steps() * kStep;
-  const int64_t blocks_each = least_of(blocks, most_of(4, kRowBytes / most_of(1, block_bytes)));
-  const int64_t row_tasks = ceil_div(blocks, most_of(1, blocks_each));
-  const int64_t strips = ceil_div(weight.count(), 2), panel_tasks = most_of(1, kTasks / most_of(1, row_tasks));
-  return {blocks, most_of(1, blocks_each), weight.count(), 2 * most_of(1, ceil_div(strips, panel_tasks))};
+// Tasks of all rows, so that weights are read once from memory, as long as their codes fit into the second cache and
+// there is a task for each thread; else of equal shares of them. A task's panels make whole strips. Each thread takes a
+// stretch of the tasks: with many small ones, all stretches are about as long.
+inline Division divide(int64_t blocks, const Panels& weight, int64_t threads) {
+  constexpr int64_t kTasks = 128, kRowBytes = 1 << 20;
+  const int64_t strips = most_of(1, ceil_div(weight.count(), 2)), bytes = 2 * kBlock * weight.steps() * kStep * blocks;
+  const int64_t shares = least_of(blocks, most_of(ceil_div(bytes, kRowBytes), ceil_div(threads, strips)));
+  const int64_t blocks_each = ceil_div(blocks, most_of(1, shares));
+  const int64_t panel_tasks = most_of(1, kTasks / ceil_div(blocks, blocks_each));
+  return {blocks, blocks_each, weight.count(), 2 * ceil_div(strips, panel_tasks)};
 }
 
 // Columns that are finished together: a whole line of the cache of codes.
@@ -334,13 +334,17 @@ inline void products(const LinearArgs& a, float* y, const EndsTable& ends, const
     const int64_t p0 = index % division.panel_tasks() * division.panels_each;
     const int64_t p1 = least_of(division.panels, p0 + division.panels_each);
     const int64_t b0 = index / division.panel_tasks() * division.blocks_each;
+    const int64_t b1 = least_of(division.blocks, b0 + division.blocks_each), blocks = b1 - b0;
     for (int64_t p = p0; p < p1; p += 2)
-      for (int64_t b = b0; b < least_of(division.blocks, b0 + division.blocks_each); ++b, turn = 1 - turn) {
+      for (int64_t b = b0; b < b1; ++b, turn = 1 - turn) {
         const uint8_t* block = codes + 2 * b * layout.bytes;
         const int64_t count = least_of(of_block, all - b * of_block), panels = least_of(p1 - p, 2);
         const int64_t first = least_of(count, kBlock), second = a.pair ? first : count - first;
         Rows rows{{block, block + layout.bytes}, {first, second}, layout.stride, layout.step, nullptr};
-        rows.next_panel = b == b0 ? a.weight.panel_bytes() : 0;
+        if (blocks == 1 || !kFetchesFar)
+          rows.ahead = {0, 0, b == b0};
+        else
+          rows.ahead = {2 * a.weight.panel_bytes(), b - b0, blocks};
         begin_strip<kEpilogue>(a, strips[turn], b * of_block, count, p * kPanel, panels * kPanel);
         multiply_strip(a, rows, p, panels, task, strips[turn], strips[1 - turn]);
       }
@@ -354,7 +358,7 @@ inline void linear(const LinearArgs& a, const Parallel& parallel, const Workspac
   const Coding& coding = a.coding;
   if (all == 0 || n == 0) return quantize({nullptr, a.rows, a.tokens, n, coding}, parallel, workspace);  // the ranges
   const int64_t blocks = ceil_div(a.pair ? all / 2 : all, a.pair ? kBlock : 2 * kBlock);
-  const Division division = divide(blocks, a.weight);
+  const Division division = divide(blocks, a.weight, parallel.threads());
   // Codes of known ranges leave the products at once; others wait as floats.
   const bool at_once = coding.ranges == (a.pair ? Ranges::kPair : Ranges::kStatic);
   float* y = at_once ? nullptr : coding.ranges == Ranges::kNone ? a.y : workspace.take<float>(all * n);

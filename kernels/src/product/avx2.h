@@ -26,23 +26,26 @@ inline void add_products(__m256i& acc, const Halves& x, const Halves& w) {
   acc = _mm256_add_epi32(acc, _mm256_madd_epi16(x.odd, w.odd));
 }
 
-// M rows of both blocks, from number `row` on, times 8 C columns, from `column` on.
+constexpr bool kFetchesFar = false;
+
+// M rows times 8 C columns, from `column` on. Beyond step 0 the sums grow.
 template <int M, int C>
-NEXTSCALE_ALONE void multiply_rows(const Rows& rows, int64_t row, const int8_t* panel, int64_t steps, int column,
-                                   int32_t* sums) {
+NEXTSCALE_ALONE void multiply_rows(const Rows& rows, const Pass& pass, const int8_t* panel, int column, int32_t* sums) {
   const uint8_t* begin[M];
-  NEXTSCALE_UNROLL
-  for (int i = 0; i < M; ++i) begin[i] = rows.row(row + i);
+  __m256i* to[M];
   __m256i acc[M][C];
   NEXTSCALE_UNROLL
-  for (int i = 0; i < M; ++i)
+  for (int i = 0; i < M; ++i) {
+    begin[i] = rows.row(pass.row + i);
+    to[i] = reinterpret_cast<__m256i*>(sums + rows.place(pass.row + i) * kPanel + column);
     NEXTSCALE_UNROLL
-    for (int c = 0; c < C; ++c) acc[i][c] = _mm256_setzero_si256();
-  for (int64_t s = 0; s < steps; ++s) {
+    for (int c = 0; c < C; ++c) acc[i][c] = pass.first == 0 ? _mm256_setzero_si256() : _mm256_loadu_si256(to[i] + c);
+  }
+  for (int64_t s = pass.first; s < pass.end; ++s) {
     const int64_t offset = rows.offset(s);
     const int8_t* w = panel + s * kPanelStep + column / 16 * kTile + column % 16 * 4;
     const int32_t quads = rows.quads_of(s);
-    rows.fetch(w, C / 2 * kTile, row / M, rows.all() / M);
+    pass.fetch(rows, w, C / 2 * kTile);
     for (int32_t p = 0; p < quads; ++p, w += 64) {
       const auto weights = [&](int c) { return halves_of_weights(w + c / 2 * kTile + c % 2 * 32); };
       const auto numbers = [&](int i) { return halves_of_row(begin[i] + offset + 4 * p); };
@@ -77,21 +80,24 @@ NEXTSCALE_ALONE void multiply_rows(const Rows& rows, int64_t row, const int8_t* 
   NEXTSCALE_UNROLL
   for (int i = 0; i < M; ++i)
     NEXTSCALE_UNROLL
-    for (int c = 0; c < C; ++c)
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + rows.place(row + i) * kPanel + column + 8 * c), acc[i][c]);
+    for (int c = 0; c < C; ++c) _mm256_storeu_si256(to[i] + c, acc[i][c]);
 }
 
 template <int M, int C>
-inline int64_t multiply_groups(const Rows& rows, int64_t row, const int8_t* panel, int64_t steps, int32_t* sums) {
-  for (; row + M <= rows.all(); row += M)
-    for (int column = 0; column < kPanel; column += 8 * C) multiply_rows<M, C>(rows, row, panel, steps, column, sums);
-  return row;
+inline void multiply_pass(const Rows& rows, const Pass& pass, const int8_t* panel, int32_t* sums) {
+  for (int column = 0; column < kPanel; column += 8 * C) multiply_rows<M, C>(rows, pass, panel, column, sums);
 }
 
 inline void multiply(const Rows& rows, const int8_t* panel, int64_t steps, int32_t* sums) {
-  int64_t row = multiply_groups<4, 2>(rows, 0, panel, steps, sums);
-  row = multiply_groups<2, 4>(rows, row, panel, steps, sums);
-  multiply_groups<1, 4>(rows, row, panel, steps, sums);
+  // The products take longer than weights from the second cache: few passes are better than short ones.
+  in_passes<4, 16>(rows, steps, [&](const Pass& pass) {
+    switch (pass.rows) {
+      case 1: return multiply_pass<1, 4>(rows, pass, panel, sums);
+      case 2: return multiply_pass<2, 4>(rows, pass, panel, sums);
+      case 3: return multiply_pass<3, 2>(rows, pass, panel, sums);
+      default: return multiply_pass<4, 2>(rows, pass, panel, sums);
+    }
+  });
 }
 
 }  // namespace

@@ -6,11 +6,12 @@ namespace nextscale {
 namespace NEXTSCALE_ISA {
 namespace {
 
-// 16 of the 32 registers hold sums, which is more than an instruction takes cycles, and 8 divides a block.
-constexpr int kRegisterRows = 8, kRegisterColumns = 2;
+// 24 of the 32 registers hold sums: more than two instructions a cycle for 5 cycles, which they take, and few loads.
+constexpr int kRegisterRows = 12, kRegisterColumns = 2;
 
 using Sums = __m512i;
 inline Sums zero_sums() { return _mm512_setzero_si512(); }
+inline Sums load_sums(const int32_t* from) { return _mm512_loadu_si512(from); }
 inline void add_products(Sums& acc, int32_t four, const int8_t* group) {
   acc = _mm512_dpbusd_epi32(acc, _mm512_set1_epi32(four), _mm512_loadu_si512(group));
 }

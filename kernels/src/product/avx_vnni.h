@@ -6,12 +6,16 @@ namespace nextscale {
 namespace NEXTSCALE_ISA {
 namespace {
 
-constexpr int kRegisterRows = 4, kRegisterColumns = 1;
+constexpr int kRegisterRows = 6, kRegisterColumns = 1;
 
 struct Sums {
   __m256i lo, hi;
 };
 inline Sums zero_sums() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+inline Sums load_sums(const int32_t* from) {
+  const __m256i* p = reinterpret_cast<const __m256i*>(from);
+  return {_mm256_loadu_si256(p), _mm256_loadu_si256(p + 1)};
+}
 inline void add_products(Sums& acc, int32_t four, const int8_t* group) {
   const __m256i a = _mm256_set1_epi32(four);
   const __m256i* w = reinterpret_cast<const __m256i*>(group);

@@ -12,6 +12,11 @@ struct Sums {
   int32_t v[16];
 };
 inline Sums zero_sums() { return {}; }
+inline Sums load_sums(const int32_t* from) {
+  Sums sums;
+  std::memcpy(sums.v, from, sizeof sums.v);
+  return sums;
+}
 inline void add_products(Sums& acc, int32_t four, const int8_t* group) {
   uint8_t a[4];
   std::memcpy(a, &four, 4);

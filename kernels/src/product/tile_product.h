@@ -6,6 +6,10 @@ namespace nextscale {
 namespace NEXTSCALE_ISA {
 namespace {
 
+// A tile that comes from the second cache keeps the few places from which memory is awaited: fetched far ahead, weights
+// of some blocks of rows came later than without (benchmarks/NOTES.md).
+constexpr bool kFetchesFar = false;
+
 // The product, with other work done after each step: `between()` runs beside the tiles' own products.
 template <class Between>
 inline void multiply(const Rows& rows, const int8_t* panel, int64_t steps, int32_t* sums, Between between) {
@@ -16,7 +20,7 @@ inline void multiply(const Rows& rows, const int8_t* panel, int64_t steps, int32
     NEXTSCALE_TILE_ZERO(3);
     for (int64_t s = 0; s < steps; ++s) {
       const int8_t* w = panel + s * kPanelStep;
-      rows.fetch(w, kPanelStep, 0, 1);
+      rows.fetch(w, kPanelStep, kSoon, 0, 1);
       NEXTSCALE_TILE_LOAD(6, w, 64);
       NEXTSCALE_TILE_LOAD(4, rows.begin[0] + rows.offset(s), rows.stride);
       NEXTSCALE_TILE_PRODUCT(0, 4, 6);
@@ -32,7 +36,7 @@ inline void multiply(const Rows& rows, const int8_t* panel, int64_t steps, int32
   } else {
     for (int64_t s = 0; s < steps; ++s) {
       const int8_t* w = panel + s * kPanelStep;
-      rows.fetch(w, kPanelStep, 0, 1);
+      rows.fetch(w, kPanelStep, kSoon, 0, 1);
       NEXTSCALE_TILE_LOAD(4, rows.begin[0] + rows.offset(s), rows.stride);
       NEXTSCALE_TILE_LOAD(6, w, 64);
       NEXTSCALE_TILE_PRODUCT(0, 4, 6);
