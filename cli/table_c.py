@@ -92,9 +92,11 @@ def peers_option(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--processes", type=IntegerList(), metavar="P1,P2",
               help="Also measure P processes at the same time, each on cores of its own, for each P.")  # fmt: skip
 @click.option("--repetitions", type=click.IntRange(2), default=8, show_default=True,
-              help="Timed rounds; with --half-width, at most.")  # fmt: skip
+              help="Timed rounds; with --half-width or --minutes, at most.")  # fmt: skip
 @click.option("--half-width", type=click.FloatRange(0, min_open=True), metavar="W",
               help="End the rounds once every ratio to full precision is known to W, such as 0.02 for 2%.")  # fmt: skip
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), metavar="M",
+              help="Begin no round later than M minutes after the first, though at least two are timed.")  # fmt: skip
 @click.option("--warmup", type=click.IntRange(0), default=1, show_default=True, help="Rounds before the timed ones.")
 @click.option("--work", type=click.Path(path_type=Path, file_okay=False), default=Path("out/table-c"),
               show_default=True, help="Where bundles are kept, so that the same model uses them again.")  # fmt: skip
@@ -131,6 +133,7 @@ def table_c(
     processes: list[int] | None,
     repetitions: int,
     half_width: float | None,
+    minutes: float | None,
     warmup: int,
     work: Path,
     rebuild: bool,
@@ -186,6 +189,7 @@ def table_c(
         options=session,
         repetitions=repetitions,
         half_width=half_width,
+        minutes=minutes,
         warmup=warmup,
         log=console.print,
     )
@@ -246,7 +250,7 @@ def _print(table: TableC, console: Console) -> None:
     machine, settings = table.machine, table.settings
     isa = " ".join(machine.isa) or "no known ISA flags"
     console.print(f"{machine.cpu}, {machine.logical_cpus} logical CPUs, {isa}")
-    most = "at most " if settings["half_width"] is not None else ""
+    most = "at most " if settings["half_width"] is not None or settings["minutes"] is not None else ""
     console.print(
         f"threads {settings['threads'] or 'one per core'}, {most}{settings['repetitions']} interleaved rounds, "
         f"onnxruntime {table.versions['onnxruntime']}, nextscale {table.versions['nextscale']}"

@@ -70,17 +70,19 @@ class Contest:
         seed: int = 0,
         reference: str | None = None,
         half_width: float | None = None,
+        minutes: float | None = None,
     ) -> list[Speed]:
         """Ask every contender once a round for a batch of random classes.
 
         Args:
             batch: images at a time, of all or by name. Peaks of memory are of the largest batch so far: ask for
                 smaller ones first.
-            repetitions: timed rounds; with half_width, at most.
+            repetitions: timed rounds; with half_width or minutes, at most.
             warmup: rounds before them.
             seed: of labels and images in the first round, the same for all in a round.
             reference: the name of the one that ratios refer to.
             half_width: end once every ratio's logarithm is known so well, though not before MINIMUM_ROUNDS.
+            minutes: after which no round begins.
         Returns:
             one speed each, in the contenders' order, without those that failed.
         """
@@ -115,6 +117,7 @@ class Contest:
             repetitions=repetitions,
             warmup=warmup,
             enough=enough,
+            minutes=minutes,
             optional=range(len(self._contenders), len(self._contenders) + len(self._optional)),
             on_failure=left_out,
             log=lambda line: self._log(f"batch {shown}: {line}"),

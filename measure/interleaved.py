@@ -20,6 +20,7 @@ Key = TypeVar("Key", bound=Hashable)
 Sample = TypeVar("Sample")
 
 PAUSE = 0.1  # seconds before each turn
+LEAST_ROUNDS = 2  # for a confidence interval
 ORDER = "interleaved, shuffled each round"
 
 
@@ -29,6 +30,7 @@ def interleave(
     repetitions: int,
     warmup: int = 1,
     enough: Callable[[Mapping[Key, Sequence[Sample]]], bool] = lambda samples: False,
+    minutes: float | None = None,
     optional: Collection[Key] = (),
     on_failure: Callable[[Key, NextscaleError], object] = lambda key, error: None,
     log: Log = lambda line: None,
@@ -41,6 +43,7 @@ def interleave(
         repetitions: rounds that count.
         warmup: rounds before them.
         enough: asked after each round that counts; when it says so of the samples so far, it was the last.
+        minutes: no round begins later than so long after the first that counts, but for the second one.
         optional: of turns; one that raises a NextscaleError is left out from then on.
         on_failure: told of it.
         log: called with a line of progress.
@@ -51,7 +54,12 @@ def interleave(
     """
     require_rounds(repetitions, warmup)
     samples: dict[Key, list[Sample]] = {key: [] for key in turns}
+    begin = time.monotonic()
     for done in range(-warmup, repetitions):
+        if done == 0:
+            begin = time.monotonic()
+        if minutes is not None and done >= LEAST_ROUNDS and time.monotonic() - begin > 60 * minutes:
+            break
         log(f"round {done + 1} of {repetitions}" if done >= 0 else "warming up")
         for key in shuffled(list(samples), done + warmup):
             time.sleep(PAUSE)
@@ -88,7 +96,7 @@ def shuffled(keys: Sequence[Key], number: int) -> list[Key]:
 
 def require_rounds(repetitions: int, warmup: int) -> None:
     """Raises NextscaleError where so many rounds cannot be measured."""
-    if repetitions < 2:
-        raise NextscaleError(f"repetitions {repetitions}: expected at least 2, for a confidence interval")
+    if repetitions < LEAST_ROUNDS:
+        raise NextscaleError(f"repetitions {repetitions}: expected at least {LEAST_ROUNDS}, for a confidence interval")
     if warmup < 0:
         raise NextscaleError(f"warmup {warmup}: expected at least 0")

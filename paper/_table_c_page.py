@@ -90,16 +90,16 @@ def _speeds(table: TableC) -> list[str]:
 
 def _rounds(table: TableC) -> str:
     """How many, or until when."""
-    repetitions, half_width = table.settings["repetitions"], table.settings.get("half_width")
-    if half_width is None:
-        return f"{repetitions} rounds"
+    settings = table.settings
+    ends = [f"each ratio is known to {settings['half_width']:.1%}"] if settings.get("half_width") is not None else []
+    ends += [f"{settings['minutes']:g} minutes are over"] if settings.get("minutes") is not None else []
+    if not ends:
+        return f"{settings['repetitions']} rounds"
+    ends.append(f"{settings['repetitions']} are done")
     counts = [len(speed.samples) for speed in (*(s for row in table.rows for s in row.speeds), *_anchors(table))]
     least, most = min(counts), max(counts)
-    return (
-        f"rounds until each ratio is known to {half_width:.1%} or {repetitions} are done ({least}"
-        + (f" to {most}" if most > least else "")
-        + ")"
-    )
+    done = f"{least} to {most}" if most > least else f"{least}"
+    return f"rounds until {', '.join(ends[:-1])} or {ends[-1]} ({done})"
 
 
 def _anchors(table: TableC) -> list[Speed]:

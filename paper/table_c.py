@@ -190,6 +190,7 @@ def measure_table_c(
     options: SessionOptions | None = None,
     repetitions: int = 8,
     half_width: float | None = None,
+    minutes: float | None = None,
     warmup: int = 1,
     log: Log = lambda line: None,
 ) -> TableC:
@@ -205,8 +206,9 @@ def measure_table_c(
         batches: images at a time.
         processes: also measure this many at the same time, of the recipe `default` or else the last.
         options: threads, memory and operators, of one process; see `each_variant`.
-        repetitions: timed rounds; with half_width, at most.
+        repetitions: timed rounds; with half_width or minutes, at most.
         half_width: of ratios to full precision, by `Contest.speeds`, that ends the rounds.
+        minutes: after which no round begins, of each batch size and each group of peers.
         warmup: rounds before them.
         log: called with a line of progress.
     Raises:
@@ -234,7 +236,12 @@ def measure_table_c(
                 speed
                 for batch in sorted(set(batches))
                 for speed in run.speeds(
-                    batch, repetitions=repetitions, warmup=warmup, reference=FULL_PRECISION, half_width=half_width
+                    batch,
+                    repetitions=repetitions,
+                    warmup=warmup,
+                    reference=FULL_PRECISION,
+                    half_width=half_width,
+                    minutes=minutes,
                 )
             ]
         failures.update(run.failures)
@@ -280,6 +287,7 @@ def measure_table_c(
             "processes": list(processes),
             "repetitions": repetitions,
             "half_width": half_width,
+            "minutes": minutes,
             "peers_at_once": peers_at_once,
             "warmup": warmup,
             "order": ORDER,

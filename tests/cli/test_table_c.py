@@ -131,11 +131,16 @@ def test_peers_are_measured_in_groups(
     files = {name: tmp_path / f"table.{name}" for name in ("json", "md")}
     arguments = ("--model", "tiny", "--rows", "fp32,default", "--ops", "stock", "--work", tmp_path / "work", "--peers")
     outputs = ("--json", files["json"], "--markdown", files["md"])
-    assert run(*arguments, "--peers-at-once", 2, "--half-width", 1e6, *outputs, "--repetitions", 20) == 0
+    assert (
+        run(*arguments, "--peers-at-once", 2, "--half-width", 1e6, "--minutes", 9, *outputs, "--repetitions", 20) == 0
+    )
     shown = capsys.readouterr()
     assert shown.err.count("loading fp32") == shown.err.count("loading default") == 3
     assert "default over three, batch 1: " in shown.out
     report = json.loads(files["json"].read_text())
+    assert "rounds until each ratio is known to 100000000.0%, 9 minutes are over or 2 are done (2) after" in (
+        files["md"].read_text()
+    )
     assert [row["name"] for row in report["rows"]] == ["fp32", "default", "one", "two", "three"]
     assert report["failures"] == {"none": "none: gone"}
     groups = report["peer_groups"]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from nextscale.measure import interleaved
-from nextscale.measure.interleaved import interleave, shuffled, timed
+from nextscale.measure.interleaved import LEAST_ROUNDS, interleave, shuffled, timed
 from nextscale.runtime._errors import NextscaleError
 
 
@@ -104,3 +104,18 @@ def test_rounds_end_when_they_are_enough() -> None:
     found = interleave(turns, repetitions=9, enough=lambda samples: min(map(len, samples.values())) == 3)
     assert found == {name: [f"{name}0", f"{name}1", f"{name}2"] for name in "ab"}
     assert len(asked) == 2 * (1 + 3)  # it is not asked after the warm-up
+
+
+@pytest.mark.parametrize(("minutes", "rounds"), [(2.5, 3), (0.01, LEAST_ROUNDS), (100.0, 6)])
+def test_no_round_begins_after_some_minutes(monkeypatch: pytest.MonkeyPatch, minutes: float, rounds: int) -> None:
+    """A round takes a minute of this clock; that of the warm-up does not count, and two rounds are always timed."""
+    clock = [0.0]
+
+    def turn(done: int) -> float:
+        clock[0] += 60
+        return clock[0]
+
+    monkeypatch.setattr("nextscale.measure.interleaved.PAUSE", 0)
+    monkeypatch.setattr("nextscale.measure.interleaved.time.monotonic", lambda: clock[0])
+    samples = interleave({"one": turn}, repetitions=6, warmup=3, minutes=minutes)
+    assert samples["one"] == [60.0 * (4 + i) for i in range(rounds)]
