@@ -1,10 +1,13 @@
 """Are fused graphs as good as stock ones?  Both, and a control, against full precision, token for token.
 
-    python benchmarks/fused_agreement.py FULL_PRECISION BUNDLE... [--images 256] [--ops-library FILE]
+    python benchmarks/fused_agreement.py RECIPE... [--images 256] [--processes 2] [--ops-library FILE]
 
 Operators that are fused round differently, by units in the last place; where codes are near a tie, a few of them flip.
 The control is what such roundings do to the stock graph itself: the same graph with every LayerNormalization's result
 scaled by 1 + 2^-23. All three see the same token maps, so that they are compared image by image.
+
+Bundles of the demo model are built into WORK, unless they are there: after a short calibration, with weights rounded to
+nearest, and with the range of codes reduced where this CPU's stock products would saturate.
 """
 
 from __future__ import annotations
@@ -26,29 +29,37 @@ import onnx_ir as ir
 from progress import log
 from provenance import RESULTS, circumstances, provenance, publish
 
+from nextscale.compiler.build import build_bundle
+from nextscale.compiler.options import BuildOptions
 from nextscale.evaluate.teacher_forced import REFERENCE, ByImage, teacher_forced_pairs
 from nextscale.graph_passes._graph_edit import is_operator
+from nextscale.graph_passes.recipe import load_recipe
 from nextscale.measure.statistics import Interval, mean_interval
+from nextscale.models.sources import demo_source
 from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
 from nextscale.runtime._file_hash import file_sha256
+from nextscale.runtime._machine import describe_machine
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime._session import SessionOptions
 
 ONE_UNIT_UP = np.float32(1 + 2.0**-23)
+FULL_PRECISION = "fp32"
+CALIBRATION_IMAGES = 64
 STOCK, FUSED, CONTROL = "stock", "fused", "control"
 
 
 @click.command(help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("reference", type=click.Path(path_type=Path))
-@click.argument("bundles", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("recipes", nargs=-1, required=True)
+@click.option("--work", type=click.Path(path_type=Path, file_okay=False), default=Path("out/fused-agreement"),
+              show_default=True, help="Where bundles are kept.")  # fmt: skip
 @click.option("--images", type=click.IntRange(2), default=256, show_default=True)
 @click.option("--cfg-scale", type=float, default=4.0, show_default=True)
 @click.option("--ops-library", default="", help="The library.  [default: that of the installed package]")
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
-@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Bundles at the same time.")
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Recipes at the same time.")
 def main(
-    reference: Path,
-    bundles: tuple[Path, ...],
+    recipes: tuple[str, ...],
+    work: Path,
     images: int,
     cfg_scale: float,
     ops_library: str,
@@ -58,36 +69,65 @@ def main(
     stock = SessionOptions(threads=threads, ops="stock")
     fused = replace(stock, ops="fused", ops_library=ops_library)
     settings = {"images": images, "cfg_scale": cfg_scale, "threads": threads}
+    work.mkdir(parents=True, exist_ok=True)
+    reference = built(work, FULL_PRECISION, stock)
     found: dict[str, Any] = {}
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        pending = [pool.submit(compare, reference, path, images, cfg_scale, stock, fused) for path in bundles]
+        pending = {
+            pool.submit(compare, reference, work, name, images, cfg_scale, stock, fused): name for name in recipes
+        }
         for done in as_completed(pending):
-            name, figures_of_recipe = done.result()
-            found[name] = figures_of_recipe
+            found[pending[done]] = done.result()
             by_name = dict(sorted(found.items()))
             publish("fused_agreement", report(by_name, images, cfg_scale, threads))
             document = json.dumps(circumstances(settings) | {"recipes": by_name}, indent=1)
             (RESULTS / "fused_agreement.json").write_text(document + "\n", encoding="utf-8")
 
 
+def built(work: Path, name: str, session: SessionOptions) -> Path:
+    """The bundle WORK/{name}, which is made if it is not there."""
+    folder, recipe = work / name, load_recipe(name)
+    if folder.exists():
+        return folder
+    log(f"{name}: building")
+    if recipe.precision == "int8":
+        weights = replace(recipe.weights, rounding="nearest") if recipe.learned else recipe.weights
+        calibration = replace(recipe.calibration, images=CALIBRATION_IMAGES, matching="none")
+        recipe = replace(recipe, weights=weights, calibration=calibration)
+    options = BuildOptions(recipe, session=session, reduce_range=recipe.precision == "int8" and is_reduced())
+    build_bundle(replace(demo_source("demo"), name=f"demo-{name}"), folder, options, lambda *_: None)
+    return folder
+
+
+def is_reduced() -> bool:
+    """Whether stock products would saturate on this CPU."""
+    return describe_machine().saturates
+
+
 def compare(
-    reference: Path, path: Path, images: int, cfg_scale: float, stock: SessionOptions, fused: SessionOptions
-) -> tuple[str, dict[str, Any]]:
-    """A bundle's recipe, and its figures."""
-    bundle, full_precision = Bundle.open(path), Generator(reference, stock)
-    log(f"{path}: {images} images")
-    with tempfile.TemporaryDirectory(dir=path.parent) as work:
+    reference: Path,
+    work: Path,
+    name: str,
+    images: int,
+    cfg_scale: float,
+    stock: SessionOptions,
+    fused: SessionOptions,
+) -> dict[str, Any]:
+    """A recipe's figures."""
+    bundle, full_precision = Bundle.open(built(work, name, stock)), Generator(reference, stock)
+    log(f"{name}: {images} images")
+    with tempfile.TemporaryDirectory(dir=work) as scratch:
         three = {
             STOCK: Generator(bundle, stock),
             FUSED: Generator(bundle, fused),
-            CONTROL: Generator(perturbed(bundle, Path(work) / CONTROL), stock),
+            CONTROL: Generator(perturbed(bundle, Path(scratch) / CONTROL), stock),
         }
-        pairs = {name: (REFERENCE, name) for name in three}
-        pairs |= {from_stock(name): (STOCK, name) for name in (FUSED, CONTROL)}
+        pairs = {variant: (REFERENCE, variant) for variant in three}
+        pairs |= {from_stock(variant): (STOCK, variant) for variant in (FUSED, CONTROL)}
         found = teacher_forced_pairs(full_precision, three, pairs, images=images, cfg_scale=cfg_scale)
-    against = {name: found[name] for name in three}
-    apart = {name: found[from_stock(name)] for name in (FUSED, CONTROL)}
-    return str(bundle.manifest.recipe["name"]), figures(against, apart) | {"operators": three[FUSED].ops.reason}
+    against = {variant: found[variant] for variant in three}
+    apart = {variant: found[from_stock(variant)] for variant in (FUSED, CONTROL)}
+    return figures(against, apart) | {"operators": three[FUSED].ops.reason}
 
 
 def from_stock(name: str) -> str:
@@ -161,6 +201,8 @@ def report(found: Mapping[str, Any], images: int, cfg_scale: float, threads: int
         "",
         *provenance(threads),
         f"- {images} images over all classes, token maps sampled by full precision, cfg_scale {cfg_scale:g}",
+        f"- bundles of the demo model: {CALIBRATION_IMAGES} calibration images, weights rounded to nearest"
+        + (", of 7 bits instead of 8, so that this CPU's stock products do not saturate" if is_reduced() else ""),
         "- control: the stock graph with every LayerNormalization's result scaled by 1 + 2^-23",
         "- differences are means over images of pairs, with 95% intervals",
         *(f"- {recipe}: {item['operators']}" for recipe, item in found.items()),
