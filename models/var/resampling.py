@@ -28,6 +28,10 @@ def downsampling_matrix(patch_nums: tuple[int, ...]) -> Tensor:
 
     A stage's rows @ f_hat [H*W, Cvae] is the downsampled latent; stage 0 takes no input.
     """
-    side = patch_nums[-1]
+    return torch.cat([pooling_matrix(patch_nums[-1], pn) for pn in patch_nums[1:]])
+
+
+def pooling_matrix(side: int, smaller: int) -> Tensor:
+    """The area downsampling of a grid, float32 [smaller**2, side**2]: its rows @ the grid [side**2, ...]."""
     basis = torch.eye(side * side).view(side * side, 1, side, side)
-    return torch.cat([F.interpolate(basis, size=(pn, pn), mode="area").flatten(1).T for pn in patch_nums[1:]])
+    return F.interpolate(basis, size=(smaller, smaller), mode="area").flatten(1).T

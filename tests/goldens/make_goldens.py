@@ -22,6 +22,7 @@ from parity import (
     CFG_SCALE,
     CHECKPOINT_FILES,
     DERIVED,
+    ENCODER,
     GOLDENS,
     SAMPLER_DRAWS,
     SAMPLER_SETTINGS,
@@ -31,6 +32,7 @@ from parity import (
     measure,
     models_of,
     random_inputs,
+    random_pictures,
     sampler_logits,
 )
 
@@ -157,6 +159,19 @@ def make_case(reference: tuple[Any, Any, Any], name: str, var: VAR, vqvae: VQVAE
     return theirs
 
 
+def make_encoder(reference: tuple[Any, Any, Any]) -> dict[str, np.ndarray]:
+    """The official token maps of 8-bit pictures, which become numbers as in the official code's data loading."""
+    arrays = {}
+    for case in CASES:
+        var, vqvae = models_of(case)
+        official = OfficialModels(reference, var.config, vqvae.config)
+        official.load(var.state_dict(), vqvae.state_dict())
+        pictures = torch.from_numpy(random_pictures(vqvae.config)).permute(0, 3, 1, 2).float() / 255
+        with torch.no_grad():
+            arrays[case.name] = torch.cat(official.vqvae.img_to_idxBl(pictures * 2 - 1), dim=1).numpy()
+    return arrays
+
+
 def make_sampler(reference: tuple[Any, Any, Any]) -> dict[str, np.ndarray]:
     """The kept sets of the official sampler, and how often it draws each entry."""
     logits = sampler_logits()
@@ -190,6 +205,7 @@ def main() -> None:
         return
     for case in CASES:
         save(case.name, make_case(reference, case.name, *models_of(case)))
+    save(ENCODER, make_encoder(reference))
     save("sampler", make_sampler(reference))
     if arguments.checkpoints:
         models = load_models(*(arguments.checkpoints / name for name in CHECKPOINT_FILES))

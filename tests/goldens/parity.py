@@ -132,6 +132,16 @@ def random_inputs(var: VARConfig, vqvae: VQVAEConfig) -> Inputs:
     )
 
 
+def random_pictures(vqvae: VQVAEConfig) -> np.ndarray:
+    """What the encoder's goldens are of: uint8 [B, H, W, 3], smooth at several scales, so that all stages matter."""
+    rng, side = _random("pictures"), vqvae.image_size
+    total = np.zeros((BATCH, side, side, 3))
+    for size in (1, 2, 4, side):
+        place = np.arange(side) * size // side
+        total += rng.uniform(-1, 1, (BATCH, size, size, 3))[:, place[:, None], place]
+    return np.clip(127.5 + 60 * total, 0, 255).astype(np.uint8)
+
+
 def measure(var: VAR, vqvae: VQVAE, inputs: Inputs) -> dict[str, np.ndarray]:
     """Our models' side of a comparison; `make_goldens.OfficialModels.measure` is the other.
 
@@ -181,6 +191,9 @@ def condense(results: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         "picture": picture[..., CHECKPOINT_CROP, CHECKPOINT_CROP],
     }
 
+
+# The encoder's goldens: token maps [B, L] of `random_pictures`, by the names of the cases.
+ENCODER = "encoder"
 
 # The sampler's goldens.
 SAMPLER_SETTINGS: Sequence[tuple[int, float]] = ((0, 0.0), (50, 0.0), (0, 0.9), (100, 0.8), (1, 0.0), (3, 0.5))

@@ -19,7 +19,8 @@ from tiny_model import tiny_models
 from torch import nn
 
 from nextscale.export.graph_builder import Constants, add_output, finish, new_builder
-from nextscale.export.var.decoder_graph import DecoderParts, build_decoder_graph
+from nextscale.export.var.autoencoder_parts import AutoencoderParts
+from nextscale.export.var.decoder_graph import build_decoder_graph, to_picture
 from nextscale.graph_passes import _channels_last as channels_last
 from nextscale.graph_passes._decoder_patterns import PatternRefused
 from nextscale.graph_passes._integer_convolution import integer_kernel
@@ -174,7 +175,7 @@ def check_integer_arithmetic(seed: int, emit: Callable[..., ir.Model], library: 
     rng = np.random.default_rng(seed)
     height, width = (int(2 * side) for side in rng.integers(1, 6, 2))
     builder = new_builder("decoder")
-    parts = DecoderParts(builder.op, Constants(builder))
+    parts = AutoencoderParts(builder.op, Constants(builder))
     norms = [nn.GroupNorm(NORM_GROUPS, 64, eps=NORM_EPS) for _ in range(2)]
     for norm in norms:
         nn.init.normal_(norm.weight)
@@ -197,7 +198,7 @@ def check_integer_arithmetic(seed: int, emit: Callable[..., ir.Model], library: 
     scales = parts.constants("scales", np.array([1, 1, 2, 2], np.float32))
     modes = {"mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}
     h = parts.conv("upsample", layers["upsample"], parts.op.Resize(h, None, scales, **modes, _name="resize"))
-    images = parts.picture(parts.conv("last", layers["last"], h))
+    images = to_picture(builder.op, parts.conv("last", layers["last"], h))
     add_output(builder, images, "images", ir.DataType.UINT8, ["B", 2 * height, 2 * width, 3])
     model = finish(builder)
     f_hat = rng.standard_normal((2, 4, height, width)).astype(np.float32)

@@ -1,0 +1,83 @@
+"""The VQVAE's encoder as an ONNX graph: images uint8 [B, H, W, 3] -> token_maps int64 [B, L]."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import onnx_ir as ir
+import torch.nn.functional as F
+from onnxscript import OpBuilder
+
+from nextscale.export.graph_builder import Constants, add_output, finish, new_builder
+from nextscale.export.var.autoencoder_parts import AutoencoderParts
+from nextscale.export.var.stage_graph import folded_phi
+from nextscale.models.var.autoencoder import Level
+from nextscale.models.var.multi_scale_quantizer import MultiScaleQuantizer, Phi
+from nextscale.models.var.resampling import pooling_matrix, upsampling_matrix
+from nextscale.models.var.vqvae import VQVAE
+
+
+def build_encoder_graph(vqvae: VQVAE) -> ir.Model:
+    """The float32 graph of encoder, quant_conv and the multi-scale quantizer."""
+    config, encoder = vqvae.config, vqvae.encoder
+    builder = new_builder("encoder")
+    constants = Constants(builder)
+    parts = AutoencoderParts(builder.op, constants)
+    images = builder.input("images", ir.DataType.UINT8, ["B", config.image_size, config.image_size, 3])
+
+    h = parts.conv("encoder.conv_in", encoder.conv_in, _pixels(builder.op, images))
+    for i, level in enumerate(encoder.down):
+        h = parts.level(f"encoder.down.{i}", cast(Level, level), h)
+    h = parts.middle("encoder.mid", encoder.mid, h)
+    h = parts.silu(parts.group_norm("encoder.norm_out", encoder.norm_out, h))
+    h = parts.conv("quant_conv", vqvae.quant_conv, parts.conv("encoder.conv_out", encoder.conv_out, h))
+    builder.push_module("quantize")
+    token_maps = _tokenize(builder.op, constants, vqvae.quantize, h)
+    builder.pop_module()
+    add_output(builder, token_maps, "token_maps", ir.DataType.INT64, ["B", sum(pn * pn for pn in config.patch_nums)])
+    return finish(builder)
+
+
+def _pixels(op: OpBuilder, images: ir.Value) -> ir.Value:
+    """x / 127.5 - 1: uint8 [B, H, W, 3] -> float32 [B, 3, H, W]."""
+    channels_first = op.Transpose(op.Cast(images, to=ir.DataType.FLOAT), perm=[0, 3, 1, 2])
+    return op.Sub(op.Div(channels_first, 127.5), 1.0)
+
+
+def _tokenize(op: OpBuilder, constants: Constants, quantizer: MultiScaleQuantizer, features: ir.Value) -> ir.Value:
+    """Each stage's nearest entries to what the stages before leave over (VAR, Alg. 1): [B, Cvae, h, w] -> [B, L].
+
+    |z - e|^2 is least where z e - |e|^2 / 2 is largest; by cosine, where z e / |e| is.
+    """
+    sides = quantizer.patch_nums
+    entries = quantizer.embedding.weight.detach()
+    table = F.normalize(entries, dim=-1) if quantizer.using_znorm else entries
+    offset = np.zeros(len(entries), np.float32) if quantizer.using_znorm else -entries.square().sum(1).numpy() / 2
+    codebook, columns = constants("quantize.embedding.weight", entries), constants("quantize.columns", table.T)
+    upsampling = upsampling_matrix(sides)
+    shape, begin, token_maps = op.Shape(features), 0, []
+    residual = op.Reshape(features, [0, 0, -1])
+    for si, side in enumerate(sides):
+        end, last = begin + side * side, si == len(sides) - 1
+        z = residual
+        if not last:
+            pooling = pooling_matrix(sides[-1], side).T.contiguous()
+            z = op.MatMul(residual, constants(f"quantize.pooling.{si}", pooling))
+        scores = op.MatMul(op.Transpose(z, perm=[0, 2, 1]), columns, _name=f"nearest.{si}")
+        tokens = op.ArgMax(op.Add(scores, constants("quantize.offset", offset)), axis=-1, keepdims=0)
+        token_maps.append(tokens)
+        if last:
+            break
+        h = op.MatMul(
+            op.Transpose(op.Gather(codebook, tokens, axis=0), perm=[0, 2, 1]),
+            constants(f"quantize.upsampling.{si}", upsampling[begin:end]),
+        )
+        phi = quantizer.phi(si)
+        if isinstance(phi, Phi):
+            folded = zip(("weight", "bias"), folded_phi(phi), strict=True)
+            kernel, bias = (constants(f"quantize.phi.{si}.{part}", tensor) for part, tensor in folded)
+            h = op.Conv(op.Reshape(h, shape), kernel, bias, kernel_shape=[3, 3], pads=[1] * 4, _name=f"phi.{si}")
+            h = op.Reshape(h, [0, 0, -1])
+        residual, begin = op.Sub(residual, h), end
+    return op.Concat(*token_maps, axis=1)
