@@ -15,7 +15,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnxscript import GraphBuilder
 
-from nextscale.graph_passes._decoder_patterns import Attention, Convolution, GroupNorm, Layer, Picture, Residual
+from nextscale.graph_passes._decoder_patterns import (
+    Attention,
+    Convolution,
+    GroupNorm,
+    Layer,
+    Picture,
+    Pixels,
+    Residual,
+)
 from nextscale.graph_passes._graph_edit import MICROSOFT
 from nextscale.graph_passes._integer_convolution import IntegerKernel, integer_kernel
 from nextscale.graph_passes._subpixel_upsample import subpixel_kernels
@@ -28,6 +36,11 @@ CODES_AS_THEY_ARE = ActivationQParams(np.ones(1, np.float32), np.zeros(1, np.uin
 # Float rows are made and read in strips of at least this size: the operators between two convolutions find a strip in
 # the cache, where whole feature maps of 42 MB go through memory each time.
 STRIP_BYTES = 4 << 20
+
+
+def has_codes(layer: Convolution) -> bool:
+    """Whether the result of this convolution, if it is one in integers, is codes in ranges of its channels."""
+    return layer.kernel_size > 1 and layer.stride == 1
 
 
 @dataclass(frozen=True)
@@ -135,13 +148,20 @@ class ChannelsLast:
 
     def build(self, layers: Sequence[Layer]) -> ir.Model:
         """The model of these layers, with the inputs and outputs of the source."""
-        (images,) = self.source.graph.outputs
+        (result,) = self.source.graph.outputs
         pictures = {layer.x for layer in layers if isinstance(layer, Picture)}
-        for layer in layers[self._enter(layers, pictures) :]:
+        pixels = [layer for layer in layers if isinstance(layer, Pixels)]
+        inner = [layer for layer in layers if not isinstance(layer, Pixels | Picture)]
+        first = self._channels_first_ones([layer for layer in inner if layer.y not in pictures])
+        last = [] if pictures else self._channels_first_ones(inner[::-1])[::-1]
+        self._enter(pixels, first)
+        for layer in inner[len(first) : len(inner) - len(last)]:
             self.builder.push_module(layer.name)
             match layer:
                 case Convolution() if layer.y in pictures:
-                    self._picture(layer, images)
+                    self._picture(layer, result)
+                case Convolution() if layer.stride == 2:
+                    self._downsample(layer)
                 case Convolution() if layer.kernel_size > 1:
                     self._convolution(layer)
                 case Convolution() if layer.name in self.integer:
@@ -155,37 +175,63 @@ class ChannelsLast:
                 case Attention():
                     self._attention(layer)
             self.builder.pop_module()
+        if last:
+            self._leave(last, result)
         return ir.Model(self.builder.graph, ir_version=self.source.ir_version, producer_name=self.source.producer_name)
 
-    def _enter(self, layers: Sequence[Layer], pictures: Collection[ir.Value]) -> int:
-        """f_hat [B, C, h, w] through the float convolutions that come first, then to rows; returns their number."""
-        (f_hat,) = self.source.graph.inputs
-        assert f_hat.name is not None
-        assert f_hat.dtype is not None
-        assert f_hat.shape is not None
-        batch, *sides = f_hat.shape.dims
-        if len(sides) != 3 or not all(isinstance(side, int) for side in sides):
-            raise ValueError(f"expected {f_hat.name} of the shape [B, C, h, w] with constant C, h and w, found {sides}")
-        channels, height, width = (int(side) for side in sides if isinstance(side, int))
-        x = self.builder.input(
-            f_hat.name, f_hat.dtype, [batch if isinstance(batch, int) else batch.value, channels, height, width]
-        )
-        value, first = f_hat, 0
+    def _channels_first_ones(self, layers: Sequence[Layer]) -> list[Convolution]:
+        """The float convolutions that come first: those of few channels at both ends, which stay as they are."""
+        found: list[Convolution] = []
         for layer in layers:
-            if not isinstance(layer, Convolution) or layer.name in self.integer or layer.y in pictures:
+            if not isinstance(layer, Convolution) or layer.name in self.integer:
                 break
+            found.append(layer)
+        return found
+
+    def _enter(self, pixels: Sequence[Pixels], convolutions: Sequence[Convolution]) -> None:
+        """The input, f_hat [B, C, h, w] or a picture [B, H, W, 3], through the first convolutions and then to rows."""
+        (source,) = self.source.graph.inputs
+        assert source.name is not None
+        assert source.dtype is not None
+        assert source.shape is not None
+        batch, *sides = source.shape.dims
+        if len(sides) != 3 or not all(isinstance(side, int) for side in sides):
+            raise ValueError(f"expected {source.name} of a shape that is constant but for the batch, found {sides}")
+        sizes = [int(side) for side in sides if isinstance(side, int)]
+        x = self.builder.input(source.name, source.dtype, [batch if isinstance(batch, int) else batch.value, *sizes])
+        value, (channels, height, width) = source, sizes
+        for layer in pixels:
+            height, width, channels = sizes
+            numbers = self.op.Transpose(self.op.Cast(x, to=ir.DataType.FLOAT), perm=[0, 3, 1, 2])
+            x = self.op.Sub(self.op.Div(numbers, float(PICTURE_STEPS)), float(PICTURE_OFFSET))
+            value = layer.y
+        x = self._channels_first(convolutions, x)
+        if convolutions:
+            value, channels = convolutions[-1].y, len(convolutions[-1].weight)
+        feature = self._feature(height, width, channels)
+        rows = self.op.Reshape(self.op.Transpose(x, perm=[0, 2, 3, 1]), [0, -1, channels])
+        feature.floats = self._split(rows, feature.strips)
+        self.features[value] = feature
+
+    def _leave(self, convolutions: Sequence[Convolution], result: ir.Value) -> None:
+        """Rows through the last convolutions, in float, to the output [B, C, h, w]."""
+        feature = self.features[convolutions[0].x]
+        rows = self._join(self._floats(convolutions[0].x))
+        pixels = self.op.Reshape(rows, [-1, feature.height, feature.width, feature.channels])
+        y = self._channels_first(convolutions, self.op.Transpose(pixels, perm=[0, 3, 1, 2]))
+        assert result.dtype is not None
+        y.dtype, y.shape = result.dtype, result.shape
+        self.builder.add_output(y, result.name)
+
+    def _channels_first(self, convolutions: Sequence[Convolution], x: ir.Value) -> ir.Value:
+        for layer in convolutions:
             weight, bias = (
                 self._constant(f"{layer.name}.{part}", array)
                 for part, array in (("weight", layer.weight), ("bias", layer.bias))
             )
             ks = layer.kernel_size
             x = self.op.Conv(x, weight, bias, kernel_shape=[ks, ks], pads=[ks // 2] * 4, _name=layer.name)
-            value, channels, first = layer.y, len(layer.weight), first + 1
-        feature = self._feature(height, width, channels)
-        rows = self.op.Reshape(self.op.Transpose(x, perm=[0, 2, 3, 1]), [0, -1, channels])
-        feature.floats = self._split(rows, feature.strips)
-        self.features[value] = feature
-        return first
+        return x
 
     def _convolution(self, layer: Convolution) -> None:
         """u8 [B, H, W, in] -> u8 [B, H, W, out], or [B, 2H, 2W, out] if the input is upsampled.
@@ -282,6 +328,30 @@ class ChannelsLast:
         source = self.features[layer.x]
         strips = self._split(y, self._feature(source.height, source.width, out).strips)
         self._derive(layer.y, layer.x, strips, out)
+
+    def _downsample(self, layer: Convolution) -> None:
+        """A convolution of stride 2 as a matrix product of what each output sees: float32 [B, n / 4, out].
+
+        Its result is the residual stream, whose errors all later layers see: it is not rounded to codes.
+        """
+        op, activation, source = self.op, self.qparams[layer.x], self.features[layer.x]
+        out, height, width = len(layer.weight), source.height // 2, source.width // 2
+        weight = layer.weight.transpose(0, 2, 3, 1).reshape(out, -1)
+        kernel = self.constants.kernel(layer.name, weight, layer.bias, activation)
+        qparams = self._qparams(activation)
+        padded = op.Pad(self._pixels(layer.x), [0, 0, 0, 0, 0, 1, 1, 0], qparams[1])
+        seen = [
+            op.Slice(padded, [i, j], [i + 2 * height, j + 2 * width], [1, 2], [2, 2])
+            for i in range(3)
+            for j in range(3)
+        ]
+        rows = op.Reshape(op.Concat(*seen, axis=-1), [0, height * width, weight.shape[1]])
+        columns = self._constant(f"{layer.name}.codes", np.ascontiguousarray(kernel.weight.codes.T))
+        weight_scale = self._constant(f"{layer.name}.scale", kernel.weight.scale)
+        bias = self._constant(f"{layer.name}.bias", layer.bias)
+        y = self._multiply(rows, qparams, (columns, weight_scale), bias, layer.name)
+        self.features[layer.y] = feature = self._feature(height, width, out)
+        feature.floats = self._split(y, feature.strips)
 
     def _multiply(
         self,

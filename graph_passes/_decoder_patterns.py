@@ -1,4 +1,4 @@
-"""Recognise the layers of a float decoder graph by structure: convolutions, GroupNorm, SiLU, residuals, attention.
+"""Recognise the layers of a float encoder or decoder by structure: convolutions, GroupNorm, SiLU, residuals, attention.
 
 `parse_layers` reads a graph [B, C, H, W] node by node into a flat list of layers, each with the values it reads and
 makes. A node that belongs to no known layer is refused with its name and the reason.
@@ -20,7 +20,10 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Convolution:
-    """Stride 1, same size, 1x1 or 3x3; `upsampled` if nearest x2 comes before it."""
+    """1x1 or 3x3, same size; `upsampled` if nearest x2 comes before it.
+
+    Of stride 2 it is 3x3, padded right and below, and halves the size, which is even.
+    """
 
     name: str
     x: ir.Value
@@ -28,6 +31,7 @@ class Convolution:
     weight: Floats  # [out, in, ks, ks]
     bias: Floats  # [out]
     upsampled: bool = False
+    stride: int = 1
 
     @property
     def kernel_size(self) -> int:
@@ -68,6 +72,15 @@ class Attention:
 
 
 @dataclass(frozen=True)
+class Pixels:
+    """y = x / 127.5 - 1: a picture, uint8 [B, H, W, 3], as numbers [B, 3, H, W]."""
+
+    name: str
+    x: ir.Value
+    y: ir.Value
+
+
+@dataclass(frozen=True)
 class Picture:
     """y = uint8(clip(round(127.5 x + 127.5), 0, 255)), channels last."""
 
@@ -76,7 +89,7 @@ class Picture:
     y: ir.Value
 
 
-Layer = Convolution | GroupNorm | Residual | Attention | Picture
+Layer = Convolution | GroupNorm | Residual | Attention | Pixels | Picture
 
 
 class PatternRefused(NextscaleError):
@@ -99,6 +112,7 @@ def parse_layers(graph: ir.Graph) -> list[Layer]:
         "Resize": _upsampled_convolution,
         "Add": _residual,
         "Mul": _picture,
+        "Cast": _pixels,
     }
     for node in graph:
         if node in done:
@@ -107,7 +121,7 @@ def parse_layers(graph: ir.Graph) -> list[Layer]:
         if node.op_type == "Reshape" and recognise is None:
             recognise = _attention
         if recognise is None or node.domain != "":
-            raise PatternRefused(node, "part of no layer of a decoder")
+            raise PatternRefused(node, "part of no layer of an encoder or decoder")
         layer, nodes = recognise(node)
         done.update(nodes)
         layers.append(layer)
@@ -116,15 +130,19 @@ def parse_layers(graph: ir.Graph) -> list[Layer]:
 
 def _convolution(node: ir.Node) -> tuple[Layer, list[ir.Node]]:
     weight, bias = constant(node, 1), constant(node, 2)
-    ks = int(weight.shape[2])
-    for name, expected in (("strides", 1), ("dilations", 1), ("pads", ks // 2)):
-        if set(node.attributes.get_ints(name, [expected])) != {expected}:
-            raise PatternRefused(node, f"expected {name} of {expected}, found {node.attributes.get_ints(name)}")
+    ks, stride = int(weight.shape[2]), 2 if list(node.attributes.get_ints("strides", [])) == [2, 2] else 1
+    pads = [0, 0, 1, 1] if stride == 2 else [ks // 2] * 4
+    for name, expected in (("strides", [stride] * 2), ("dilations", [1, 1]), ("pads", pads)):
+        found = list(node.attributes.get_ints(name, expected))
+        if found != expected:
+            raise PatternRefused(node, f"expected {name} {expected}, found {found}")
     if weight.shape[2:] not in ((1, 1), (3, 3)) or node.attributes.get_int("group", 1) != 1:
         raise PatternRefused(node, f"expected an ungrouped 1x1 or 3x3 kernel, found weights {list(weight.shape)}")
     if ks == 3 and "pads" not in node.attributes:
         raise PatternRefused(node, "a 3x3 convolution without padding changes the size")
-    return Convolution(_name(node), input_of(node, 0), node.outputs[0], weight, bias), [node]
+    if stride == 2 and ks == 1:
+        raise PatternRefused(node, "expected a 3x3 kernel of stride 2")
+    return Convolution(_name(node), input_of(node, 0), node.outputs[0], weight, bias, stride=stride), [node]
 
 
 def _upsampled_convolution(node: ir.Node) -> tuple[Layer, list[ir.Node]]:
@@ -141,8 +159,8 @@ def _upsampled_convolution(node: ir.Node) -> tuple[Layer, list[ir.Node]]:
     (conv,) = _chain(node, "Conv")
     layer, _ = _convolution(conv)
     assert isinstance(layer, Convolution)
-    if layer.kernel_size != 3:
-        raise PatternRefused(conv, "expected a 3x3 kernel after upsampling")
+    if layer.kernel_size != 3 or layer.stride != 1:
+        raise PatternRefused(conv, "expected a 3x3 kernel of stride 1 after upsampling")
     upsampled = Convolution(layer.name, input_of(node, 0), layer.y, layer.weight, layer.bias, upsampled=True)
     return upsampled, [node, conv]
 
@@ -205,6 +223,17 @@ def _attention(node: ir.Node) -> tuple[Layer, list[ir.Node]]:
         raise PatternRefused(softmax, "expected a Softmax over the keys")
     nodes = [node, split, query, scores, softmax, weights, mix, _shape_of(back), back]
     return Attention(_name(scores), input_of(node, 0), back.outputs[0]), nodes
+
+
+def _pixels(node: ir.Node) -> tuple[Layer, list[ir.Node]]:
+    """Cast -> Transpose -> Div 127.5 -> Sub 1."""
+    transpose, div, sub = _chain(node, "Transpose", "Div", "Sub")
+    found = [float(constant(div, 1)), float(constant(sub, 1))]
+    if found != [127.5, 1] or list(transpose.attributes.get_ints("perm", [])) != [0, 3, 1, 2]:
+        raise PatternRefused(node, f"expected x / 127.5 - 1, channels first, found {found}")
+    if node.attributes.get_int("to") != ir.DataType.FLOAT:
+        raise PatternRefused(node, "expected numbers of float32")
+    return Pixels(_name(node), input_of(node, 0), sub.outputs[0]), [node, transpose, div, sub]
 
 
 def _picture(node: ir.Node) -> tuple[Layer, list[ir.Node]]:

@@ -1,4 +1,4 @@
-"""The int8 decoder: the float graph's layers again, channels last, its convolutions u8 x s8.
+"""The int8 decoder, or encoder: the float graph's layers again, channels last, its convolutions u8 x s8.
 
 What is integer and what is float, and why (benchmarks/NOTES.md has the figures):
 
@@ -8,8 +8,10 @@ What is integer and what is float, and why (benchmarks/NOTES.md has the figures)
 - A 1x1 convolution of what was normalized or mixed is a matrix product of the rows, MatMulIntegerToFloat; its float
   result needs no range.
 - The residual stream, GroupNorm, SiLU, softmax and the attention products are float: in u8 they cost 4 dB.
-- Float are also the convolutions that cost little and lose much: those of f_hat, which are small, the 1x1 shortcuts,
-  which read the residual stream, and the last, which has 3 outputs.
+- Float are also the convolutions that cost little and lose much: those of f_hat and of an encoder's features, which are
+  small, the 1x1 shortcuts, which read the residual stream, and those that read or make a picture's 3 channels.
+- A convolution of stride 2 is a matrix product of what each output sees, in float behind it: its result is the residual
+  stream.
 
 `fused_decoder` has the same integers and ranges with the operators of kernels/README.md, which pass over a feature map
 once where stock operators do it five times.
@@ -22,8 +24,16 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from nextscale.graph_passes._channels_last import ChannelsLast, DecoderConstants
-from nextscale.graph_passes._decoder_patterns import Attention, Convolution, GroupNorm, Layer, Picture, parse_layers
+from nextscale.graph_passes._channels_last import ChannelsLast, DecoderConstants, has_codes
+from nextscale.graph_passes._decoder_patterns import (
+    Attention,
+    Convolution,
+    GroupNorm,
+    Layer,
+    Picture,
+    Pixels,
+    parse_layers,
+)
 from nextscale.graph_passes._fused_channels_last import FusedChannelsLast
 from nextscale.graph_passes.observe_inputs import PIXELS, Input, Observer
 from nextscale.graph_passes.qparams import Range
@@ -52,7 +62,7 @@ def observed_results(model: ir.Model) -> list[str]:
     """One reader, with its first input, of each 3x3 integer convolution's result."""
     names: list[str] = []
     for layer in _integer_convolutions(parse_layers(model.graph)):
-        if layer.kernel_size > 1:
+        if has_codes(layer):
             readers = [node for node in layer.y.consumers() if node.inputs[0] is layer.y]
             if not readers:
                 raise ValueError(f"{layer.y.name!r} is no node's first input, so that its range can't be observed")
@@ -104,18 +114,23 @@ def _build(
         if missing:
             raise ValueError(f"no range for the first input of {len(missing)} nodes, the first of them {missing[0]!r}")
     inputs = {layer.x: ranges.inputs[layer.name] for layer in integer}
-    results = (layer.y for layer in integer if layer.kernel_size > 1)
+    results = (layer.y for layer in integer if has_codes(layer))
     channels = {value: ranges.results[name] for value, name in zip(results, readers, strict=True)}
     return builder(model, integer, inputs, channels, constants).build(layers)
 
 
 def _integer_convolutions(layers: Sequence[Layer]) -> list[Convolution]:
-    """All but those of f_hat, the shortcuts and the picture's."""
-    pictures = {layer.x for layer in layers if isinstance(layer, Picture)}
+    """All but those of pictures and latents, which stand first and last, and the shortcuts."""
     narrow = {layer.y for layer in layers if isinstance(layer, GroupNorm | Attention)}
-    first = next((i for i, layer in enumerate(layers) if not isinstance(layer, Convolution) or layer.upsampled), 0)
+    inner = [layer for layer in layers if not isinstance(layer, Pixels | Picture)]
+    first = next((i for i, layer in enumerate(inner) if not _is_plain(layer)), 0)
+    last = next((i for i, layer in enumerate(reversed(inner)) if not _is_plain(layer)), 0)
     return [
         layer
-        for layer in layers[first:]
-        if isinstance(layer, Convolution) and layer.y not in pictures and (layer.kernel_size > 1 or layer.x in narrow)
+        for layer in inner[first : len(inner) - last]
+        if isinstance(layer, Convolution) and (layer.kernel_size > 1 or layer.x in narrow)
     ]
+
+
+def _is_plain(layer: Layer) -> bool:
+    return isinstance(layer, Convolution) and not layer.upsampled and layer.stride == 1

@@ -1,4 +1,4 @@
-"""Decoder graphs observed and run in sessions of their own."""
+"""Decoder graphs, and encoders' features, observed and run in sessions of their own."""
 
 from __future__ import annotations
 
@@ -19,26 +19,24 @@ from nextscale.graph_passes.quantize_decoder import (
 )
 
 
-def run(
-    model: ir.Model, f_hat: NDArray[np.float32], *outputs: str, library: Path | None = None, threads: int = 1
-) -> list[NDArray]:
-    """The outputs, by default all; `library` has the fused operators."""
+def run(model: ir.Model, x: NDArray, *outputs: str, library: Path | None = None, threads: int = 1) -> list[NDArray]:
+    """The outputs for the one input, by default all; `library` has the fused operators."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     if library is not None:
         options.register_custom_ops_library(str(library))
     session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
-    results: list[NDArray] = session.run(outputs or None, {"f_hat": f_hat})
+    results: list[NDArray] = session.run(outputs or None, {model.graph.inputs[0].name: x})
     return results
 
 
-def observe(model: ir.Model, f_hat: NDArray[np.float32]) -> DecoderRanges:
-    """The ranges of a float decoder's values in these latents."""
+def observe(model: ir.Model, x: NDArray) -> DecoderRanges:
+    """The ranges of a float graph's values for these latents or pictures."""
     inputs, results = integer_convolutions(model), observed_results(model)
     observers = [observer for kind in decoder_observers(model) for observer in kind]
     assert [observer.input.node for observer in observers] == [*inputs, *results]
     outputs = [observer.output for observer in observers]
-    found = [Range(*ends.reshape(2, -1)) for ends in run(observe_inputs(model, observers), f_hat, *outputs)]
+    found = [Range(*ends.reshape(2, -1)) for ends in run(observe_inputs(model, observers), x, *outputs)]
     return DecoderRanges(
         dict(zip(inputs, found[: len(inputs)], strict=True)), dict(zip(results, found[len(inputs) :], strict=True))
     )

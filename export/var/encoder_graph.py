@@ -7,7 +7,7 @@ from typing import cast
 import numpy as np
 import onnx_ir as ir
 import torch.nn.functional as F
-from onnxscript import OpBuilder
+from onnxscript import GraphBuilder, OpBuilder
 
 from nextscale.export.graph_builder import Constants, add_output, finish, new_builder
 from nextscale.export.var.autoencoder_parts import AutoencoderParts
@@ -18,25 +18,41 @@ from nextscale.models.var.resampling import pooling_matrix, upsampling_matrix
 from nextscale.models.var.vqvae import VQVAE
 
 
-def build_encoder_graph(vqvae: VQVAE) -> ir.Model:
-    """The float32 graph of encoder, quant_conv and the multi-scale quantizer."""
+def build_features_graph(vqvae: VQVAE) -> ir.Model:
+    """The float32 graph of encoder and quant_conv: images uint8 [B, H, W, 3] -> features float32 [B, Cvae, h, w]."""
     config, encoder = vqvae.config, vqvae.encoder
     builder = new_builder("encoder")
-    constants = Constants(builder)
-    parts = AutoencoderParts(builder.op, constants)
+    parts = AutoencoderParts(builder.op, Constants(builder))
     images = builder.input("images", ir.DataType.UINT8, ["B", config.image_size, config.image_size, 3])
-
     h = parts.conv("encoder.conv_in", encoder.conv_in, _pixels(builder.op, images))
     for i, level in enumerate(encoder.down):
         h = parts.level(f"encoder.down.{i}", cast(Level, level), h)
     h = parts.middle("encoder.mid", encoder.mid, h)
     h = parts.silu(parts.group_norm("encoder.norm_out", encoder.norm_out, h))
     h = parts.conv("quant_conv", vqvae.quant_conv, parts.conv("encoder.conv_out", encoder.conv_out, h))
-    builder.push_module("quantize")
-    token_maps = _tokenize(builder.op, constants, vqvae.quantize, h)
-    builder.pop_module()
-    add_output(builder, token_maps, "token_maps", ir.DataType.INT64, ["B", sum(pn * pn for pn in config.patch_nums)])
+    side = config.patch_nums[-1]
+    add_output(builder, h, "features", ir.DataType.FLOAT, ["B", config.z_channels, side, side])
     return finish(builder)
+
+
+def with_token_maps(features: ir.Model, quantizer: MultiScaleQuantizer) -> ir.Model:
+    """An encoder's graph, float or int8, with the multi-scale quantizer behind it.
+
+    Args:
+        features: images -> features; what becomes of it is returned.
+        quantizer: always in float32, since a token is what is nearest.
+    Returns:
+        images uint8 [B, H, W, 3] -> token_maps int64 [B, L].
+    """
+    (h,) = features.graph.outputs
+    features.graph.outputs.clear()
+    builder = GraphBuilder(features.graph)
+    builder.push_module("quantize")
+    token_maps = _tokenize(builder.op, Constants(builder), quantizer, h)
+    builder.pop_module()
+    count = sum(side * side for side in quantizer.patch_nums)
+    add_output(builder, token_maps, "token_maps", ir.DataType.INT64, ["B", count])
+    return features
 
 
 def _pixels(op: OpBuilder, images: ir.Value) -> ir.Value:

@@ -45,6 +45,10 @@ def set_conv_stride(model):
     node(model, "decoder.conv_in").attributes["strides"] = ir.AttrInt64s("strides", [2, 2])
 
 
+def set_odd_stride(model):
+    node(model, "decoder.conv_in").attributes["strides"] = ir.AttrInt64s("strides", [1, 2])
+
+
 def set_conv_without_padding(model):
     del node(model, "decoder.conv_in").attributes["pads"]
 
@@ -90,7 +94,8 @@ def set_second_reader(model):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (set_conv_stride, r"'decoder.conv_in' \(Conv\): expected strides of 1, found"),
+        (set_conv_stride, r"'decoder.conv_in' \(Conv\): expected pads \[0, 0, 1, 1\], found \[1, 1, 1, 1\]"),
+        (set_odd_stride, r"'decoder.conv_in' \(Conv\): expected strides \[1, 1\], found \[1, 2\]"),
         (set_conv_without_padding, r"'decoder.conv_in' \(Conv\): a 3x3 convolution without padding"),
         (set_group, r"'decoder.conv_in' \(Conv\): expected an ungrouped"),
         (set_foreign_conv, r"'decoder.conv_in' \(Conv\): part of no layer"),

@@ -104,7 +104,7 @@ def test_missing_range_is_refused(decoder, ranges, kind):
 
 
 def test_integer_decoder_is_refused(quantized):
-    with pytest.raises(PatternRefused, match=r"\(Transpose\): part of no layer of a decoder"):
+    with pytest.raises(PatternRefused, match=r"\(Transpose\): part of no layer of an encoder or decoder"):
         quantize_decoder(quantized, DecoderRanges({}, {}))
 
 

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from nextscale.export.var.encoder_graph import build_encoder_graph
+from nextscale.export.var.encoder_graph import build_features_graph, with_token_maps
 from nextscale.models.var.vqvae import VQVAE
 from nextscale.runtime._session import SessionOptions, new_session, session_settings
 from tests.goldens.parity import CASES, ENCODER, GOLDENS, Case, models_of, random_pictures
@@ -18,7 +18,7 @@ from tests.goldens.parity import CASES, ENCODER, GOLDENS, Case, models_of, rando
 def encode(vqvae: VQVAE, images: np.ndarray, folder: Path) -> np.ndarray:
     """The token maps that the graph makes of uint8 [B, H, W, 3]."""
     path = folder / "encoder.onnx"
-    ir.save(build_encoder_graph(vqvae), path)
+    ir.save(with_token_maps(build_features_graph(vqvae), vqvae.quantize), path)
     onnx.checker.check_model(str(path), full_check=True)
     session = new_session(path, session_settings(SessionOptions(threads=1)))
     token_maps: np.ndarray = session.run(["token_maps"], {"images": images})[0]
