@@ -53,6 +53,7 @@ STOCK, FUSED, CONTROL = "stock", "fused", "control"
 @click.option("--work", type=click.Path(path_type=Path, file_okay=False), default=Path("out/fused-agreement"),
               show_default=True, help="Where bundles are kept.")  # fmt: skip
 @click.option("--images", type=click.IntRange(2), default=256, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of labels and token maps.")
 @click.option("--cfg-scale", type=float, default=4.0, show_default=True)
 @click.option("--ops-library", default="", help="The library.  [default: that of the installed package]")
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
@@ -61,6 +62,7 @@ def main(
     recipes: tuple[str, ...],
     work: Path,
     images: int,
+    seed: int,
     cfg_scale: float,
     ops_library: str,
     threads: int,
@@ -68,13 +70,13 @@ def main(
 ) -> None:
     stock = SessionOptions(threads=threads, ops="stock")
     fused = replace(stock, ops="fused", ops_library=ops_library)
-    settings = {"images": images, "cfg_scale": cfg_scale, "threads": threads}
+    settings = {"images": images, "seed": seed, "cfg_scale": cfg_scale, "threads": threads}
     work.mkdir(parents=True, exist_ok=True)
     reference = built(work, FULL_PRECISION, stock)
     found: dict[str, Any] = {}
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         pending = {
-            pool.submit(compare, reference, work, name, images, cfg_scale, stock, fused): name for name in recipes
+            pool.submit(compare, reference, work, name, images, seed, cfg_scale, stock, fused): name for name in recipes
         }
         for done in as_completed(pending):
             found[pending[done]] = done.result()
@@ -109,6 +111,7 @@ def compare(
     work: Path,
     name: str,
     images: int,
+    seed: int,
     cfg_scale: float,
     stock: SessionOptions,
     fused: SessionOptions,
@@ -124,7 +127,7 @@ def compare(
         }
         pairs = {variant: (REFERENCE, variant) for variant in three}
         pairs |= {from_stock(variant): (STOCK, variant) for variant in (FUSED, CONTROL)}
-        found = teacher_forced_pairs(full_precision, three, pairs, images=images, cfg_scale=cfg_scale)
+        found = teacher_forced_pairs(full_precision, three, pairs, images=images, seed=seed, cfg_scale=cfg_scale)
     against = {variant: found[variant] for variant in three}
     apart = {variant: found[from_stock(variant)] for variant in (FUSED, CONTROL)}
     return figures(against, apart) | {"operators": three[FUSED].ops.reason}
