@@ -28,14 +28,16 @@ import numpy as np
 import onnx_ir as ir
 from progress import log
 from provenance import RESULTS, circumstances, provenance, publish
+from recipe_bundles import FULL_PRECISION
 
 from nextscale.compiler.build import build_bundle
 from nextscale.compiler.options import BuildOptions
-from nextscale.evaluate.teacher_forced import REFERENCE, ByImage, teacher_forced_pairs
+from nextscale.evaluate.teacher_forced import ByImage, teacher_forced_pairs
 from nextscale.graph_passes._graph_edit import is_operator
 from nextscale.graph_passes.recipe import load_recipe
 from nextscale.measure.statistics import Interval, mean_interval
 from nextscale.models.sources import demo_source
+from nextscale.paper.throughput_bundles import changed_words, without_learning
 from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
 from nextscale.runtime._file_hash import file_sha256
 from nextscale.runtime._machine import describe_machine
@@ -43,7 +45,6 @@ from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime._session import SessionOptions
 
 ONE_UNIT_UP = np.float32(1 + 2.0**-23)
-FULL_PRECISION = "fp32"
 CALIBRATION_IMAGES = 64
 STOCK, FUSED, CONTROL = "stock", "fused", "control"
 
@@ -89,13 +90,14 @@ def main(
 def built(work: Path, name: str, session: SessionOptions) -> Path:
     """The bundle WORK/{name}, which is made if it is not there."""
     folder, recipe = work / name, load_recipe(name)
+    if recipe.precision == "int8":
+        recipe = without_learning(recipe, CALIBRATION_IMAGES)
     if folder.exists():
+        changed = changed_words(Bundle.open(folder), recipe)
+        if changed:
+            raise click.ClickException(f"{folder}: built with another recipe ({', '.join(changed)}); remove it")
         return folder
     log(f"{name}: building")
-    if recipe.precision == "int8":
-        weights = replace(recipe.weights, rounding="nearest") if recipe.learned else recipe.weights
-        calibration = replace(recipe.calibration, images=CALIBRATION_IMAGES, matching="none")
-        recipe = replace(recipe, weights=weights, calibration=calibration)
     options = BuildOptions(recipe, session=session, reduce_range=recipe.precision == "int8" and is_reduced())
     build_bundle(replace(demo_source("demo"), name=f"demo-{name}"), folder, options, lambda *_: None)
     return folder
@@ -125,7 +127,7 @@ def compare(
             FUSED: Generator(bundle, fused),
             CONTROL: Generator(perturbed(bundle, Path(scratch) / CONTROL), stock),
         }
-        pairs = {variant: (REFERENCE, variant) for variant in three}
+        pairs: dict[str, tuple[str | None, str]] = {variant: (None, variant) for variant in three}
         pairs |= {from_stock(variant): (STOCK, variant) for variant in (FUSED, CONTROL)}
         found = teacher_forced_pairs(full_precision, three, pairs, images=images, seed=seed, cfg_scale=cfg_scale)
     against = {variant: found[variant] for variant in three}

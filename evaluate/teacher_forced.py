@@ -24,8 +24,6 @@ KL_IN_WORDS = (
     "precision's than those of another seed; FID-E, 58 in full precision, is 5 higher at 0.08, and 33 higher at 1.8."
 )
 
-REFERENCE = "reference"
-
 
 @dataclass(frozen=True)
 class Agreement:
@@ -102,9 +100,10 @@ def teacher_forced(
     Raises:
         NextscaleError: a candidate is of another model.
     """
-    found = teacher_forced_by_image(
+    found = teacher_forced_pairs(
         reference,
         candidates,
+        {name: (None, name) for name in candidates},
         images=images,
         seed=seed,
         cfg_scale=cfg_scale,
@@ -114,33 +113,10 @@ def teacher_forced(
     return {name: summarize(by_image.divergence, by_image.agreeing, by_image.sizes) for name, by_image in found.items()}
 
 
-def teacher_forced_by_image(
-    reference: Generator,
-    candidates: Mapping[str, Generator],
-    *,
-    images: int,
-    seed: int = 1,
-    cfg_scale: float = DEFAULT_CFG_SCALE,
-    batch_size: int = 4,
-    on_images: Callable[[int], object] = lambda done: None,
-) -> dict[str, ByImage]:
-    """`teacher_forced` before it is summarized: candidates see the same images, so that they compare in pairs."""
-    return teacher_forced_pairs(
-        reference,
-        candidates,
-        {name: (REFERENCE, name) for name in candidates},
-        images=images,
-        seed=seed,
-        cfg_scale=cfg_scale,
-        batch_size=batch_size,
-        on_images=on_images,
-    )
-
-
 def teacher_forced_pairs(
     reference: Generator,
     candidates: Mapping[str, Generator],
-    pairs: Mapping[str, tuple[str, str]],
+    pairs: Mapping[str, tuple[str | None, str]],
     *,
     images: int,
     seed: int = 1,
@@ -151,10 +127,12 @@ def teacher_forced_pairs(
     """Compare any two of some bundles with each other, all of them on token maps that the reference samples.
 
     Args:
-        reference: the full-precision bundle, named REFERENCE in `pairs`.
-        candidates: bundles of the same model, by other names.
-        pairs: by a name for the result, p and q of KL(p || q).
+        reference: the full-precision bundle.
+        candidates: bundles of the same model, by name.
+        pairs: by a name for the result, p and q of KL(p || q): candidates, or None for the reference.
         images, seed, cfg_scale, batch_size, on_images: as for `teacher_forced`.
+    Returns:
+        the figures of each pair before they are summarized; all are of the same images.
     Raises:
         NextscaleError: a candidate is of another model.
     """
@@ -170,7 +148,8 @@ def teacher_forced_pairs(
         stream = partial(_stream, labels[first : first + batch_size], first, seed, cfg_scale)
         stages = list(stream(reference, None))
         tokens = np.concatenate([stage.tokens for stage in stages], axis=1)
-        logits = {REFERENCE: [stage.outputs["logits"] for stage in stages]}
+        logits: dict[str | None, list[NDArray[np.float32]]] = {}
+        logits[None] = [stage.outputs["logits"] for stage in stages]
         for name, candidate in candidates.items():
             logits[name] = [stage.outputs["logits"] for stage in stream(candidate, tokens)]
         for name, (expected, found) in pairs.items():

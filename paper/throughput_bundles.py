@@ -147,18 +147,11 @@ class ThroughputBundles:
         """The recipe that is built, its rounding, and what to say about it."""
         if recipe.precision == "fp32":
             return recipe, None, ()
-        images = min(self.calibration_images, recipe.calibration.images)
-        notes: tuple[str, ...] = ()
-        rounding = None
-        if recipe.learned:
-            path = None if self.roundings is None else self.roundings / f"{recipe.name}.safetensors"
-            if path is not None and path.exists():
-                rounding = Rounding.load(path)
-            else:
-                recipe = replace(recipe, weights=replace(recipe.weights, rounding="nearest"))
-                notes = ("weights rounded to nearest",)
-        calibration = replace(recipe.calibration, images=images, matching="none")
-        return replace(recipe, calibration=calibration), rounding, notes
+        path = None if self.roundings is None else self.roundings / f"{recipe.name}.safetensors"
+        if recipe.learned and path is not None and path.exists():
+            return briefly_calibrated(recipe, self.calibration_images), Rounding.load(path), ()
+        notes = ("weights rounded to nearest",) if recipe.learned else ()
+        return without_learning(recipe, self.calibration_images), None, notes
 
     def _build_one(
         self, source: Source, folder: Path, recipe: Recipe, rounding: Rounding | None, progress: Progress
@@ -173,6 +166,19 @@ class ThroughputBundles:
             progress(f"{recipe.name}: {step}", done, total)
 
         return build_bundle(source, folder, options, named)
+
+
+def without_learning(recipe: Recipe, images: int) -> Recipe:
+    """The recipe with weights rounded to nearest, and calibrated as by `briefly_calibrated`."""
+    if recipe.learned:
+        recipe = replace(recipe, weights=replace(recipe.weights, rounding="nearest"))
+    return briefly_calibrated(recipe, images)
+
+
+def briefly_calibrated(recipe: Recipe, images: int) -> Recipe:
+    """The recipe with at most so many calibration images, as they are sampled."""
+    images = min(images, recipe.calibration.images)
+    return replace(recipe, calibration=replace(recipe.calibration, images=images, matching="none"))
 
 
 def convolution_operations(config: VQVAEConfig) -> int:

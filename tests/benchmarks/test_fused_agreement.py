@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny_model import ONE_THREAD
 
-from nextscale.evaluate.teacher_forced import ByImage, teacher_forced_by_image
+from nextscale.evaluate.teacher_forced import ByImage, teacher_forced_pairs
 from nextscale.runtime import Bundle, Generator
 
 Program = Callable[[str], ModuleType]
@@ -23,7 +23,8 @@ def test_the_control_differs_from_stock_by_roundings_alone(
     control = program("fused_agreement").perturbed(Bundle.open(fp32_bundle), tmp_path / "control")
     assert not list(control.changed_files())
     assert set(control.manifest.graphs) == {"stage", "decoder"}
-    found = teacher_forced_by_image(fp32_generator, {"control": Generator(control, ONE_THREAD)}, images=2)["control"]
+    candidates = {"control": Generator(control, ONE_THREAD)}
+    found = teacher_forced_pairs(fp32_generator, candidates, {"control": (None, "control")}, images=2)["control"]
     assert 0 < found.kl.max() < 1e-9
     assert (found.top1 == 1).all()
 

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from tiny_model import NUM_CLASSES, ONE_THREAD, L, V, build_tiny, tiny_source
 
-from nextscale.evaluate.teacher_forced import as_json, evaluation_labels, kl_divergence, summarize, teacher_forced
+from nextscale.evaluate.teacher_forced import (
+    as_json,
+    evaluation_labels,
+    kl_divergence,
+    summarize,
+    teacher_forced,
+    teacher_forced_pairs,
+)
 from nextscale.runtime import Generator
 from nextscale.runtime._errors import NextscaleError
 
@@ -96,6 +103,29 @@ def test_int8_is_near_full_precision(fp32_generator: Generator, int8_generator: 
     assert 0 < found["int8"].kl < 0.2
     assert 0.7 < found["int8"].top1 < 1
     assert found["same"].kl == 0
+
+
+@pytest.mark.parametrize("name", ["reference", "", "None"])
+def test_a_candidate_may_have_any_name(fp32_generator: Generator, int8_generator: Generator, name: str) -> None:
+    found = teacher_forced(fp32_generator, {name: int8_generator}, images=2)[name]
+    assert found.kl > 0
+
+
+def test_candidates_are_compared_with_each_other(fp32_generator: Generator, int8_generator: Generator) -> None:
+    """KL(p || q) in the order that is asked for, and of one graph with itself nothing."""
+    pairs: dict[str, tuple[str | None, str]] = {
+        "from float": (None, "int8"),
+        "back": ("int8", "fp32"),
+        "0": ("fp32",) * 2,
+    }
+    both = {"int8": int8_generator, "fp32": fp32_generator}
+    found = teacher_forced_pairs(fp32_generator, both, pairs, images=2)
+    assert list(found) == list(pairs)
+    forth = teacher_forced(fp32_generator, {"int8": int8_generator}, images=2)["int8"].kl
+    assert found["from float"].kl.mean() == pytest.approx(forth)
+    assert found["back"].kl.mean() > 0
+    assert found["back"].kl.mean() != forth
+    assert (found["0"].kl == 0).all()
 
 
 def test_figures_are_those_of_the_logits(fp32_generator: Generator, int8_generator: Generator) -> None:
