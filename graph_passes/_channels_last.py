@@ -315,15 +315,7 @@ class ChannelsLast:
 
     def _integer_linear(self, layer: Convolution) -> None:
         """A 1x1 convolution as the rows' matrix product: u8 [B, n, in] -> float32 [B, n, out]."""
-        activation = self.qparams[layer.x]
-        kernel = self.constants.kernel(layer.name, layer.weight[:, :, 0, 0], layer.bias, activation)
-        # In this order: a graph's initializers stand in that of their making.
-        x = self._codes(layer.x)
-        columns = self._constant(f"{layer.name}.codes", np.ascontiguousarray(kernel.weight.codes.T))
-        qparams = self._qparams(activation)
-        weight_scale = self._constant(f"{layer.name}.scale", kernel.weight.scale)
-        bias = self._constant(f"{layer.name}.bias", layer.bias)
-        y = self._multiply(x, qparams, (columns, weight_scale), bias, layer.name)
+        y = self._product(layer, self._codes(layer.x), layer.weight[:, :, 0, 0])
         out = len(layer.weight)
         source = self.features[layer.x]
         strips = self._split(y, self._feature(source.height, source.width, out).strips)
@@ -334,24 +326,30 @@ class ChannelsLast:
 
         Its result is the residual stream, whose errors all later layers see: it is not rounded to codes.
         """
-        op, activation, source = self.op, self.qparams[layer.x], self.features[layer.x]
+        op, source = self.op, self.features[layer.x]
         out, height, width = len(layer.weight), source.height // 2, source.width // 2
-        weight = layer.weight.transpose(0, 2, 3, 1).reshape(out, -1)
-        kernel = self.constants.kernel(layer.name, weight, layer.bias, activation)
-        qparams = self._qparams(activation)
-        padded = op.Pad(self._pixels(layer.x), [0, 0, 0, 0, 0, 1, 1, 0], qparams[1])
+        _, zero_point = self._qparams(self.qparams[layer.x])
+        padded = op.Pad(self._pixels(layer.x), [0, 0, 0, 0, 0, 1, 1, 0], zero_point)
         seen = [
             op.Slice(padded, [i, j], [i + 2 * height, j + 2 * width], [1, 2], [2, 2])
             for i in range(3)
             for j in range(3)
         ]
-        rows = op.Reshape(op.Concat(*seen, axis=-1), [0, height * width, weight.shape[1]])
-        columns = self._constant(f"{layer.name}.codes", np.ascontiguousarray(kernel.weight.codes.T))
-        weight_scale = self._constant(f"{layer.name}.scale", kernel.weight.scale)
-        bias = self._constant(f"{layer.name}.bias", layer.bias)
-        y = self._multiply(rows, qparams, (columns, weight_scale), bias, layer.name)
+        rows = op.Reshape(op.Concat(*seen, axis=-1), [0, height * width, 9 * source.channels])
+        y = self._product(layer, rows, layer.weight.transpose(0, 2, 3, 1).reshape(out, -1))
         self.features[layer.y] = feature = self._feature(height, width, out)
         feature.floats = self._split(y, feature.strips)
+
+    def _product(self, layer: Convolution, codes: ir.Value, weight: Floats) -> ir.Value:
+        """The layer as the product of rows u8 [B, n, in] with its weights [out, in]: float32 [B, n, out]."""
+        activation = self.qparams[layer.x]
+        kernel = self.constants.kernel(layer.name, weight, layer.bias, activation)
+        # In this order: a graph's initializers stand in that of their making.
+        columns = self._constant(f"{layer.name}.codes", np.ascontiguousarray(kernel.weight.codes.T))
+        qparams = self._qparams(activation)
+        weight_scale = self._constant(f"{layer.name}.scale", kernel.weight.scale)
+        bias = self._constant(f"{layer.name}.bias", layer.bias)
+        return self._multiply(codes, qparams, (columns, weight_scale), bias, layer.name)
 
     def _multiply(
         self,

@@ -54,9 +54,8 @@ def interleave(
     """
     require_rounds(repetitions, warmup)
     samples: dict[Key, list[Sample]] = {key: [] for key in turns}
-    begin = time.monotonic()
     for done in range(-warmup, repetitions):
-        if done == 0:
+        if done <= 0:
             begin = time.monotonic()
         if minutes is not None and done >= LEAST_ROUNDS and time.monotonic() - begin > 60 * minutes:
             break

@@ -219,7 +219,7 @@ def measure_table_c(
         raise NextscaleError("no row to measure")
     require_batches(batches)
     require_rounds(repetitions, warmup)
-    require_groups(peers_at_once, half_width)
+    require_groups(peers_at_once, half_width, minutes)
     cpus = physical_cpus()
     require_cores(processes, cpus)
     log("rates of matrix products")
@@ -354,12 +354,14 @@ def cases(item: TableBundle, options: SessionOptions) -> list[Case]:
     return [Case(item, choice) for choice in choices]
 
 
-def require_groups(peers_at_once: int | None, half_width: float | None) -> None:
-    """Raises NextscaleError where peers cannot be measured so."""
+def require_groups(peers_at_once: int | None, half_width: float | None, minutes: float | None) -> None:
+    """Raises NextscaleError where groups of peers, or what ends their rounds, cannot be so."""
     if peers_at_once is not None and peers_at_once < 1:
         raise NextscaleError(f"peers at once {peers_at_once}: expected at least 1")
     if half_width is not None and not half_width > 0:
         raise NextscaleError(f"half width {half_width}: expected more than 0")
+    if minutes is not None and not minutes > 0:
+        raise NextscaleError(f"minutes {minutes}: expected more than 0")
 
 
 def _group(speeds: Sequence[Speed], anchors: Sequence[str], peers: Sequence[Contender]) -> PeerGroup:

@@ -12,6 +12,8 @@ SHAPES = {
     # u and d of 3 tokens; one product of 2 rows of 3; 3x3; four kernels of 2x2 of an upsampling one.
     ("PairLinear", ((1, 3, 8), (1, 3, 8), (1,), (1,), (1,), (1,), (8, 5), (5,))): (2 * 2 * 3 * 8 * 5, 8 * 5),
     ("Linear", ((2, 3, 8), (2,), (2,), (8, 5), (5,))): (2 * 2 * 3 * 8 * 5, 8 * 5),
+    # Of no token, as the class's layers from the second stage on: no weight is read.
+    ("Linear", ((2, 0, 8), (2,), (2,), (8, 5), (5,))): (0, 0),
     ("Convolution", ((1, 4, 6, 8), (), (5, 8, 3, 3), (5,), (5,))): (2 * 4 * 6 * 8 * 5 * 9, 8 * 5 * 9),
     ("Convolution", ((1, 4, 6, 8), (), *[(5, 8, 2, 2), (5,), (5,)] * 4)): (2 * 4 * 6 * 8 * 5 * 16, 8 * 5 * 16),
     ("Attention", ((2, 3, 8), (2, 3, 8), (2, 3, 8))): (0, 0),

@@ -25,6 +25,7 @@ from nextscale.graph_passes.quantize_decoder import (
     stock_and_fused_decoder,
 )
 from nextscale.models.sources import demo_source
+from tests.goldens.parity import random_pictures
 
 FLOAT = ("encoder.conv_in", "encoder.conv_out", "quant_conv")
 
@@ -38,19 +39,10 @@ class Encoder:
     ranges: DecoderRanges
 
 
-def smooth_pictures(count: int, side: int) -> NDArray[np.uint8]:
-    """Random colours at scales of 1, 2, 4 and `side` pixels: uint8 [count, side, side, 3]."""
-    rng, total = np.random.default_rng(0), np.zeros((count, side, side, 3))
-    for size in (1, 2, 4, side):
-        place = np.arange(side) * size // side
-        total += rng.uniform(-1, 1, (count, size, size, 3))[:, place[:, None], place]
-    return np.clip(127.5 + 60 * total, 0, 255).astype(np.uint8)
-
-
 @pytest.fixture(scope="module", params=["tiny", "demo"])
 def encoder(request: pytest.FixtureRequest) -> Encoder:
     vqvae = tiny_models()[1] if request.param == "tiny" else demo_source("demo").vqvae
-    model, images = build_features_graph(vqvae), smooth_pictures(4, vqvae.config.image_size)
+    model, images = build_features_graph(vqvae), random_pictures(vqvae.config)
     return Encoder(model, images, observe(model, images))
 
 
@@ -95,7 +87,7 @@ def test_a_convolution_of_stride_2_is_its_integers_in_numpy(ops_library: Path) -
     """A graph of a picture, a first convolution, one of stride 2 and a last one."""
     vqvae = tiny_models()[1]
     model = build_features_graph(vqvae)
-    images = smooth_pictures(2, vqvae.config.image_size)
+    images = random_pictures(vqvae.config)
     ranges = observe(model, images)
     name = "encoder.down.0.downsample.conv"
     layer = next(layer for layer in parse_layers(model.graph) if layer.name == name)
@@ -140,7 +132,7 @@ def test_a_missing_range_is_refused(encoder: Encoder) -> None:
 
 def test_ranges_are_of_numbers() -> None:
     """The range of a downsampling is that of the residual stream, which has both signs."""
-    model = build_features_graph(tiny_models()[1])
-    found = observe(model, smooth_pictures(2, 8)).inputs["encoder.down.0.downsample.conv"]
+    vqvae = tiny_models()[1]
+    found = observe(build_features_graph(vqvae), random_pictures(vqvae.config)).inputs["encoder.down.0.downsample.conv"]
     assert isinstance(found, Range)
     assert found.minimum[0] < 0 < found.maximum[0]

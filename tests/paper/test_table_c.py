@@ -13,8 +13,19 @@ from nextscale.measure.statistics import Interval
 from nextscale.measure.time_split import PARTS, TimeSplit
 from nextscale.paper._demo_agreement import DemoAgreement, demo_agreement
 from nextscale.paper._table_c_page import markdown, with_interval
-from nextscale.paper.table_c import PAPER, ROWS, Prediction, Row, TableBundle, TableC, cases, recommend
+from nextscale.paper.table_c import (
+    PAPER,
+    ROWS,
+    Prediction,
+    Row,
+    TableBundle,
+    TableC,
+    cases,
+    recommend,
+    require_groups,
+)
 from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._machine import Machine
 from nextscale.runtime._operators import Ops
 from nextscale.runtime._session import SessionOptions
@@ -126,3 +137,18 @@ def test_several_processes_are_recommended_if_they_are_faster() -> None:
 )
 def test_intervals_are_shown_with_three_digits(interval: Interval, shown: str) -> None:
     assert with_interval(interval) == shown
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ((0, None, None), "peers at once 0: expected at least 1"),
+        ((None, 0.0, None), "half width 0.0: expected more than 0"),
+        ((None, None, -1.0), "minutes -1.0: expected more than 0"),
+        ((None, None, float("nan")), "minutes nan: expected more than 0"),
+    ],
+)
+def test_what_ends_the_rounds_is_checked(settings: tuple[int | None, float | None, float | None], message: str) -> None:
+    require_groups(None, None, None)
+    with pytest.raises(NextscaleError, match=message):
+        require_groups(*settings)

@@ -19,8 +19,8 @@ constexpr int64_t kBlock = 16;         // rows of a block
 constexpr int64_t kPanel = 32;         // columns of a panel
 constexpr int64_t kStep = 64;          // k of a step
 constexpr int64_t kPanelStep = 2048;   // bytes of a step of a panel
-constexpr int64_t kCacheLine = 64;    // bytes
-constexpr int64_t kSoon = 8192;       // bytes ahead that one pass over the weights fetches: in the next page
+constexpr int64_t kCacheLine = 64;     // bytes
+constexpr int64_t kSoon = 8192;        // bytes ahead that one pass over the weights fetches: in the next page
 constexpr int64_t kTile = 1024;        // bytes of a step of half a panel, or of a block whose rows lie together
 
 // Which weights a product fetches from memory beside its own. Where several products share that work, each fetches its
