@@ -89,7 +89,9 @@ def main(
     with ExitStack() as stack:
         shares = image_shares(images, processes)
         # One process each, so that what full precision said of a share is found again.
-        pools = [stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn"))) for _ in shares]
+        pools = [ProcessPoolExecutor(1, mp_context=get_context("spawn")) for _ in shares]
+        for pool in pools:
+            stack.callback(pool.shutdown, cancel_futures=True)  # after an error, nothing more begins
         parts: dict[str, list[Future[Part]]] = {}
 
         def finish() -> None:
