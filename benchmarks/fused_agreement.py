@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -241,20 +240,12 @@ def perturbed(bundle: Bundle, out: Path) -> Bundle:
         assert weight.const_value is not None
         weight.const_value = ir.tensor(weight.const_value.numpy() * ONE_UNIT_UP, name=weight.name)
     ir.save(model, stage)
-    for name in kept:  # at the end: onnx_ir reads no weights that have two names
-        copy_or_link(bundle.path / name, out / name)
+    for name in kept:  # no second names: onnx_ir reads no weights that have two, as other processes do just now
+        shutil.copyfile(bundle.path / name, out / name)
     manifest["files"] = {name: manifest["files"][name] for name in kept}
     manifest["files"][stage.name] = {"size": stage.stat().st_size, "sha256": file_sha256(stage)}
     (out / MANIFEST_NAME).write_text(json.dumps(manifest), encoding="utf-8")
     return Bundle.open(out)
-
-
-def copy_or_link(source: Path, target: Path) -> None:
-    """A second name for a file, where the file system has such."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def figures(against: Mapping[str, ByImage], apart: Mapping[str, ByImage]) -> dict[str, Any]:

@@ -27,6 +27,8 @@ def test_the_control_differs_from_stock_by_roundings_alone(
     found = teacher_forced_pairs(fp32_generator, candidates, {"control": (None, "control")}, images=2)["control"]
     assert 0 < found.kl.max() < 1e-9
     assert (found.top1 == 1).all()
+    # Another process makes its own meanwhile.
+    assert not list(program("fused_agreement").perturbed(Bundle.open(fp32_bundle), tmp_path / "again").changed_files())
 
 
 def test_differences_are_taken_in_pairs(program: Program) -> None:
