@@ -18,7 +18,7 @@ __all__ = [
     "pipeline",
     "qparams",
     "quantize_attention",
-    "quantize_decoder",
+    "quantize_autoencoder",
     "quantize_linear",
     "quantize_linear_dynamic",
     "quantize_linear_pairs",

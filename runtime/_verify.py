@@ -22,6 +22,8 @@ from nextscale.runtime._variants import each_variant
 MINIMUM_AGREEMENT = 0.95
 SHARE_OF_QUANTIZATION = 0.5
 SHARE_OF_SATURATION = 1.0
+# Of pictures that another rounding decoded, by an encoder that rounds otherwise too.
+MINIMUM_ENCODED = 0.9
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class VerifyReport:
 def verify(
     bundle: Bundle, options: SessionOptions | None = None, on_check: Callable[[Check], object] = lambda check: None
 ) -> VerifyReport:
-    """Check a bundle's hashes, its graphs' contract, its logits, its tokens against the stored ones, and its two forms.
+    """Check a bundle's hashes, its graphs' contract, logits, tokens and encoded pictures against the stored, its forms.
 
     Args:
         bundle: an open bundle.
@@ -86,7 +88,10 @@ def _variant_checks(generator: Generator) -> Iterator[Check]:
     yield _check_contract(generator)
     yield _check_logits(generator)
     # The stored tokens are the stock graphs'; those of the fused ones may differ as those of another CPU may.
-    yield _check_stored_tokens(generator, _generate_stored(generator))
+    made = _generate_stored(generator)
+    yield _check_stored_tokens(generator, made)
+    if generator.bundle.manifest.verify.encoded is not None:
+        yield _check_encoder(generator, made)
     if "generate" in generator.bundle.manifest.graphs:
         yield _check_forms(generator)
 
@@ -144,6 +149,19 @@ def _check_stored_tokens(generator: Generator, made: Generation) -> Check:
     if saturates:
         detail += "; this CPU has no VNNI instructions, so that integer products saturate"
     return Check("tokens", False, detail)
+
+
+def _check_encoder(generator: Generator, made: Generation) -> Check:
+    """The stored pictures, encoded: those of the stored tokens, wherever this machine makes others."""
+    manifest = generator.bundle.manifest
+    stored, tokens = (np.array(rows, np.int64) for rows in (manifest.verify.encoded, manifest.verify.token_maps))
+    images = made.images
+    if not np.array_equal(made.token_maps, tokens):
+        inputs = {**manifest.verify.inputs, manifest.forced_tokens.name: tokens}
+        images = generator.generate(seed=manifest.verify.seed, inputs=inputs).images
+    agreement = float((generator.encode(images) == stored).mean())
+    detail = f"{agreement:.1%} of the stored pictures' tokens are the stored ones (expected {MINIMUM_ENCODED:.0%})"
+    return Check("encoder", agreement >= MINIMUM_ENCODED, detail)
 
 
 def _agreement(recipe: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -185,6 +185,16 @@ GRAPHS = {
     images = fake.Decode(f_hat, to_rgb)
 }}""",
 }
+# Sums of a picture's numbers in whole weights, which every release of ONNX Runtime adds up to the same tokens.
+ENCODER = f"""{HEADER} encoder (uint8[B,12,12,3] images) => (int64[B,14] token_maps) {{
+    numbers = Cast<to = 1>(images)
+    row = Constant<value_ints = [0, -1]>()
+    rows = Reshape(numbers, row)
+    sums = MatMul(rows, to_tokens)
+    whole = Cast<to = 7>(sums)
+    entries = Constant<value = int64 {{16}}>()
+    token_maps = Mod(whole, entries)
+}}"""
 # The text form has no dots in names.
 _DOTTED = {
     "past_key_values_0_key": "past_key_values.0.key",
@@ -209,10 +219,19 @@ REQUEST = [
 
 
 def write_fake_bundle(
-    folder: Path, seed: int = 0, class_names: list[str] | None = CLASS_NAMES, schema: int = 2
+    folder: Path,
+    seed: int = 0,
+    class_names: list[str] | None = CLASS_NAMES,
+    schema: int = 2,
+    *,
+    encoder: bool = False,
 ) -> Path:
     """Write a bundle whose weights come from a seed; its verify tokens are what it generates."""
-    graphs = write_files(folder, GRAPHS, FUNCTIONS + DECODE, weights_of_seed(SHAPES, seed))
+    weights = weights_of_seed(SHAPES, seed)
+    if encoder:
+        weights["to_tokens"] = np.random.default_rng(seed).integers(0, V, (PIXELS * PIXELS * 3, L)).astype(np.float32)
+    texts = GRAPHS | ({"encoder": ENCODER} if encoder else {})
+    graphs = write_files(folder, texts, FUNCTIONS + DECODE, weights)
     graphs["stage"]["state"] = [
         {"input": name, "output": f"present.{name.removeprefix('past_key_values.')}", "dtype": "float32",
          "initial_shape": shape}
@@ -317,9 +336,11 @@ def complete(folder: Path, manifest: dict[str, Any]) -> None:
     from nextscale.runtime import Generator
 
     write_manifest(folder, manifest)
-    verify = manifest["verify"]
-    made = Generator(folder).generate(seed=verify["seed"], inputs=verify["inputs"])
-    manifest["verify"]["token_maps"] = made.token_maps.reshape(len(made.token_maps), -1).tolist()
+    verify, generator = manifest["verify"], Generator(folder)
+    made = generator.generate(seed=verify["seed"], inputs=verify["inputs"])
+    verify["token_maps"] = made.token_maps.reshape(len(made.token_maps), -1).tolist()
+    if "encoder" in manifest["graphs"]:
+        verify["encoded"] = generator.encode(made.images).tolist()
     write_manifest(folder, manifest)
 
 

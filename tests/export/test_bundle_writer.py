@@ -91,13 +91,16 @@ def test_an_invalid_graph_is_not_written(tmp_path: Path) -> None:
 
 # Whole bundles
 
+ROLES = ("generate", "stage", "decoder", "encoder")
+
 
 def test_each_weight_of_a_bundle_is_stored_once(tiny_bundle: Path) -> None:
     """The single file refers to the very bytes of the streaming graphs, and no byte belongs to two tensors."""
-    found = {name: references(tiny_bundle / f"{name}.onnx") for name in ("generate", "stage", "decoder")}
+    found = {name: references(tiny_bundle / f"{name}.onnx") for name in ROLES}
     separate = {f"{graph}/{name}": entry for graph in ("stage", "decoder") for name, entry in found[graph].items()}
     assert found["generate"] == separate
-    extents = sorted({(int(entry["offset"]), int(entry["length"])) for entry in separate.values()})
+    entries = [*separate.values(), *found["encoder"].values()]
+    extents = sorted({(int(entry["offset"]), int(entry["length"])) for entry in entries})
     assert all(begin % ALIGNMENT == 0 for begin, _ in extents)
     ends = [begin + length for begin, length in extents]
     assert all(end <= begin < end + ALIGNMENT for end, (begin, _) in zip(ends, extents[1:], strict=False))
@@ -112,10 +115,8 @@ def is_int8(bundle: Path) -> bool:
 def test_the_fused_graphs_read_the_weights_of_the_stock_ones(int8_bundle: Path) -> None:
     """All that they add are a few constants of channels, less than a twentieth."""
     size, added = (int8_bundle / WEIGHTS_FILE).stat().st_size, 0
-    stock = {
-        entry["offset"] for name in ("stage", "decoder") for entry in references(int8_bundle / f"{name}.onnx").values()
-    }
-    for name in ("generate", "stage", "decoder"):
+    stock = {entry["offset"] for name in ROLES for entry in references(int8_bundle / f"{name}.onnx").values()}
+    for name in ROLES:
         fused = references(int8_bundle / f"{name}.fused.onnx")
         assert any(name.endswith(".weight.codes") or ".codes" in name for name in fused)
         added += sum(int(entry["length"]) for entry in fused.values() if entry["offset"] not in stock)
@@ -126,8 +127,8 @@ def test_the_manifest_tells_sizes_and_hashes(tiny_bundle: Path) -> None:
     files = json.loads((tiny_bundle / "manifest.json").read_text())["files"]
     names = {path.name for path in tiny_bundle.iterdir()} - {"manifest.json"}
     assert names == files.keys()
-    fused = {f"{role}.fused.onnx" for role in ("decoder", "generate", "stage")} if is_int8(tiny_bundle) else set()
-    assert names - fused == {"card.md", "decoder.onnx", "generate.onnx", "stage.onnx", WEIGHTS_FILE}
+    fused = {f"{role}.fused.onnx" for role in ROLES} if is_int8(tiny_bundle) else set()
+    assert names - fused == {"card.md", *(f"{role}.onnx" for role in ROLES), WEIGHTS_FILE}
     for name, info in files.items():
         content = (tiny_bundle / name).read_bytes()
         assert info == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -138,7 +139,7 @@ def test_the_manifest_lists_the_request_and_the_variants(tiny_bundle: Path) -> N
     document = json.loads((tiny_bundle / "manifest.json").read_text())
     assert (document["schema"], document["family"]) == (2, "var")
     assert [item["kind"] for item in document["request"]] == ["label", "uniform", "forced_tokens", *["scalar"] * 3]
-    for role in ("generate", "stage", "decoder"):
+    for role in ROLES:
         variants = {"stock": {"file": f"{role}.onnx"}}
         if is_int8(tiny_bundle):
             variants["fused"] = {"file": f"{role}.fused.onnx", "operators": {"nextscale": 1}}
@@ -151,12 +152,12 @@ def test_completing_replaces_tokens_recipe_and_card_alone(tmp_path: Path) -> Non
     files = {"a": {"size": 1, "sha256": "x"}, "card.md": {}}
     manifest = {"name": "a", "recipe": {"name": "b"}, "files": files, "verify": {"seed": 3, "token_maps": [[0]]}}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    bundle_writer.complete_manifest(tmp_path, [[7]], {"name": "c"}, "# card\n")
+    bundle_writer.complete_manifest(tmp_path, [[7]], [[8]], {"name": "c"}, "# card\n")
     completed = json.loads((tmp_path / "manifest.json").read_text())
     files["card.md"] = {"size": 7, "sha256": hashlib.sha256(b"# card\n").hexdigest()}
     assert completed == {
         "name": "a",
         "recipe": {"name": "c"},
         "files": files,
-        "verify": {"seed": 3, "token_maps": [[7]]},
+        "verify": {"seed": 3, "token_maps": [[7]], "encoded": [[8]]},
     }

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from nextscale.graph_passes.observe_inputs import observe_inputs
 from nextscale.graph_passes.qparams import Range
-from nextscale.graph_passes.quantize_decoder import (
-    DecoderRanges,
-    decoder_observers,
+from nextscale.graph_passes.quantize_autoencoder import (
+    AutoencoderObservation,
+    autoencoder_observers,
     integer_convolutions,
     observed_results,
 )
@@ -30,14 +30,14 @@ def run(model: ir.Model, x: NDArray, *outputs: str, library: Path | None = None,
     return results
 
 
-def observe(model: ir.Model, x: NDArray) -> DecoderRanges:
+def observe(model: ir.Model, x: NDArray) -> AutoencoderObservation:
     """The ranges of a float graph's values for these latents or pictures."""
     inputs, results = integer_convolutions(model), observed_results(model)
-    observers = [observer for kind in decoder_observers(model) for observer in kind]
+    observers = [observer for kind in autoencoder_observers(model) for observer in kind]
     assert [observer.input.node for observer in observers] == [*inputs, *results]
     outputs = [observer.output for observer in observers]
     found = [Range(*ends.reshape(2, -1)) for ends in run(observe_inputs(model, observers), x, *outputs)]
-    return DecoderRanges(
+    return AutoencoderObservation(
         dict(zip(inputs, found[: len(inputs)], strict=True)), dict(zip(results, found[len(inputs) :], strict=True))
     )
 
