@@ -152,7 +152,8 @@ struct IntegerAttentionArgs {
 // A 3x3 kernel, or four of 2x2 that make the pixels (0, 0), (0, 1), (1, 0) and (1, 1) of a picture twice as large. A
 // line of a kernel is one stretch of size * channels numbers of the picture, which Panels fill up to steps of 64.
 struct ConvolutionArgs {
-  const uint8_t* x;  // [batch, height, width, channels]
+  const uint8_t* x;     // [batch, height, width, channels]
+  const uint8_t* fine;  // the same, what x leaves over in 256ths around 128; or null, as always of codes
   int64_t batch, height, width, channels, out;
   int32_t zero_point;  // of x, and what lies around it
   int64_t kernels, size;
@@ -160,7 +161,9 @@ struct ConvolutionArgs {
   const float* scale[4];   // [out filled up to 32]
   const int32_t* bias[4];  // the same
   const int16_t* transformed;  // of one kernel, if winograd: [out / 16][16][channels / 2][16][2], filled up; or null
-  uint8_t* y;              // [batch, height, width, out] or [batch, 2 height, 2 width, out]
+  uint8_t* y_codes;        // [batch, height, width, out] or [batch, 2 height, 2 width, out]; or null, and
+  float* y;                // the same, with
+  const float* residual;   // the same or null
 };
 
 struct GroupNormArgs {

@@ -149,7 +149,14 @@ void convolution(Case& c) {
     a.scale[i] = c.scales(a.weight[i].count() * 32);
     a.bias[i] = c.integers<int32_t>(a.weight[i].count() * 32, -100000, 100000);
   }
-  a.y = c.output<uint8_t>(a.batch * a.height * a.width * a.kernels * a.out);
+  const int64_t results = a.batch * a.height * a.width * a.kernels * a.out;
+  if (c.told("to_codes", c.from(0, 1))) {
+    a.y_codes = c.output<uint8_t>(results);
+  } else {
+    if (c.told("fine", c.from(0, 1))) a.fine = c.codes(a.batch * a.height * a.width * a.channels);
+    if (c.told("residual", c.from(0, 1))) a.residual = c.floats(results);
+    a.y = c.output<float>(results);
+  }
   c.same_everywhere([&](const Kernels& kernels, const Parallel& parallel, const Workspace&) {
     ConvolutionArgs of_set = a;
     if (kernels.winograd && a.kernels == 1) of_set.transformed = of_winograd.data();
