@@ -24,31 +24,41 @@ class Kernel:
 FINE_ZERO = 128
 
 
-def kernel_sums(codes: Array, zero: int, weight: Array, corner: tuple[int, int]) -> Array:
-    """Sums of (code - zero) weight, int64 [B, H, W, out]; `corner` is the window's first pixel in a border of one."""
-    _, height, width, _ = codes.shape
+def kernel_sums(codes: Array, zero: int, weight: Array, corner: tuple[int, int], stride: int) -> Array:
+    """Sums of (code - zero) weight in int64; `corner` is where windows begin in a picture with a border of one."""
+    batch, height, width, _ = codes.shape
     border = np.pad(codes.astype(np.int64) - zero, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    sums = np.zeros((*codes.shape[:3], len(weight)), np.int64)
+    sums = np.zeros((batch, height // stride, width // stride, len(weight)), np.int64)
     for i, j in np.ndindex(weight.shape[2:]):
         y, x = i + corner[0], j + corner[1]
-        sums += border[:, y : y + height, x : x + width] @ weight[:, :, i, j].astype(np.int64).T
+        pixels = border[:, y : y + height : stride, x : x + width : stride]
+        sums += pixels @ weight[:, :, i, j].astype(np.int64).T
     return sums
 
 
 def float_convolution(
-    x: Array, zero_point: int, kernels: Sequence[Kernel], fine: Array | None = None, residual: Array | None = None
+    x: Array,
+    zero_point: int,
+    kernels: Sequence[Kernel],
+    fine: Array | None = None,
+    residual: Array | None = None,
+    stride: int = 1,
 ) -> Array:
-    """Float32 [B, H, W, out], or [B, 2H, 2W, out] by four kernels of 2x2; each rounding is the operator's."""
+    """Float32 [B, H / stride, W / stride, out], or [B, 2H, 2W, out] by four kernels of 2x2.
+
+    Each rounding is the operator's.
+    """
     batch, height, width, _ = x.shape
     zoom = 2 if len(kernels) == 4 else 1
-    y = np.empty((batch, zoom * height, zoom * width, len(kernels[0].bias)), np.float32)
+    y = np.empty((batch, zoom * height // stride, zoom * width // stride, len(kernels[0].bias)), np.float32)
     for number, kernel in enumerate(kernels):
         down, right = divmod(number, 2)
-        sums = kernel_sums(x, zero_point, kernel.weight, (down, right))
+        corner = (down + stride - 1, right + stride - 1)  # with stride 2 nothing is padded above and on the left
+        sums = kernel_sums(x, zero_point, kernel.weight, corner, stride)
         if fine is None:
             numbers = float32(sums + kernel.bias)
         else:
-            of_fine = kernel_sums(fine, FINE_ZERO, kernel.weight, (down, right))
+            of_fine = kernel_sums(fine, FINE_ZERO, kernel.weight, corner, stride)
             numbers = float32(sums) + float32(of_fine + kernel.bias) * np.float32(1 / 256)
         y[:, down::zoom, right::zoom] = numbers * kernel.scale
     return y if residual is None else y + residual
@@ -59,9 +69,9 @@ def float32(sums: Array) -> Array:
     return sums.astype(np.int32).astype(np.float32)
 
 
-def convolution(x: Array, zero_point: int, kernels: Sequence[Kernel]) -> Array:
+def convolution(x: Array, zero_point: int, kernels: Sequence[Kernel], stride: int = 1) -> Array:
     """Codes u8 of the same shape."""
-    return np.clip(np.rint(float_convolution(x, zero_point, kernels)), 0, 255).astype(np.uint8)
+    return np.clip(np.rint(float_convolution(x, zero_point, kernels, stride=stride)), 0, 255).astype(np.uint8)
 
 
 def group_norm(x: Array, weight: Array, bias: Array, groups: int, epsilon: float, silu: bool) -> Array:

@@ -157,11 +157,12 @@ struct ConvolutionArgs {
   int64_t batch, height, width, channels, out;
   int32_t zero_point;  // of x, and what lies around it
   int64_t kernels, size;
+  int64_t stride;  // 1, or 2 of one kernel, which begins at pixels of the picture: padded right and below
   Panels weight[4];        // K: size lines
   const float* scale[4];   // [out filled up to 32]
   const int32_t* bias[4];  // the same
   const int16_t* transformed;  // of one kernel, if winograd: [out / 16][16][channels / 2][16][2], filled up; or null
-  uint8_t* y_codes;        // [batch, height, width, out] or [batch, 2 height, 2 width, out]; or null, and
+  uint8_t* y_codes;        // [batch, height, width, out], twice or half as high and wide; or null, and
   float* y;                // the same, with
   const float* residual;   // the same or null
 };

@@ -130,9 +130,11 @@ std::vector<int16_t> transformed(const int8_t* weight, int64_t out, int64_t chan
 
 void convolution(Case& c) {
   ConvolutionArgs a{};
-  a.batch = c.count("batch", 3), a.height = c.count("height", 20), a.width = c.count("width", 40);
-  a.channels = c.size("channels", 70), a.out = c.size("out", 70);
   a.kernels = c.told("kernels", c.maybe() ? 4 : 1), a.size = a.kernels == 4 ? 2 : 3;
+  a.stride = a.kernels == 4 ? 1 : c.told("stride", c.from(1, 2));
+  a.batch = c.count("batch", 3);
+  a.height = a.stride * c.count("height", 20), a.width = a.stride * c.count("width", 40);
+  a.channels = c.size("channels", 70), a.out = c.size("out", 70);
   a.x = c.codes(a.batch * a.height * a.width * a.channels);
   a.zero_point = static_cast<int32_t>(c.from(0, 255));
   const int64_t line = a.size * a.channels, filled = (line + 63) / 64 * 64;
@@ -143,13 +145,13 @@ void convolution(Case& c) {
     std::vector<int8_t> weight(static_cast<size_t>(a.size * filled * a.out));  // nothing where a line is filled up
     for (int64_t j = 0; j < a.size; ++j)
       std::memcpy(weight.data() + j * filled * a.out, drawn + j * line * a.out, static_cast<size_t>(line * a.out));
-    if (a.kernels == 1) of_winograd = transformed(drawn, a.out, a.channels);
+    if (a.kernels == 1 && a.stride == 1) of_winograd = transformed(drawn, a.out, a.channels);
     packed.push_back(std::make_unique<PackedWeights>(weight.data(), a.size * filled, a.out));
     a.weight[i] = packed.back()->panels();
     a.scale[i] = c.scales(a.weight[i].count() * 32);
     a.bias[i] = c.integers<int32_t>(a.weight[i].count() * 32, -100000, 100000);
   }
-  const int64_t results = a.batch * a.height * a.width * a.kernels * a.out;
+  const int64_t results = a.batch * (a.height / a.stride) * (a.width / a.stride) * a.kernels * a.out;
   if (c.told("to_codes", c.from(0, 1))) {
     a.y_codes = c.output<uint8_t>(results);
   } else {
@@ -159,7 +161,7 @@ void convolution(Case& c) {
   }
   c.same_everywhere([&](const Kernels& kernels, const Parallel& parallel, const Workspace&) {
     ConvolutionArgs of_set = a;
-    if (kernels.winograd && a.kernels == 1) of_set.transformed = of_winograd.data();
+    if (kernels.winograd && !of_winograd.empty()) of_set.transformed = of_winograd.data();
     kernels.convolution(of_set, parallel);
   });
 }

@@ -33,10 +33,9 @@ def kernels_of(rng: np.random.Generator, channels: int, out: int, upsample: bool
     ]
 
 
-def residual_of(rng: np.random.Generator, x: Array, out: int, zoom: int) -> Array:
-    """As large as the results of kernels_of."""
-    batch, height, width, _ = x.shape
-    return rng.normal(0, 80, (batch, zoom * height, zoom * width, out)).astype(np.float32)
+def residual_of(rng: np.random.Generator, expected: Array) -> Array:
+    """For results of this shape, about as large as those of kernels_of."""
+    return rng.normal(0, 80, expected.shape).astype(np.float32)
 
 
 def operator(
@@ -49,6 +48,7 @@ def operator(
     result: str = "codes",
     fine: Array | None = None,
     residual: Array | None = None,
+    stride: int = 1,
 ) -> Operator:
     constants = {f"{part}{i}": getattr(kernel, part) for i, kernel in enumerate(kernels) for part in PARTS}
     inputs: dict[str, Array | None] = {"x": x, "x_zero_point": np.array(zero_point, np.uint8), **constants}
@@ -63,6 +63,7 @@ def operator(
         threads=threads,
         upsample=int(len(kernels) == 4),
         result=result,
+        stride=stride,
     )
 
 
@@ -99,7 +100,10 @@ def test_integers_are_exact(
     np.testing.assert_array_equal(found, convolution(x, zero_point, kernels))
 
 
-@pytest.mark.parametrize("upsample", [False, True])
+FORMS = [(False, 1), (True, 1), (False, 2)]  # upsample, stride
+
+
+@pytest.mark.parametrize(("upsample", "stride"), FORMS)
 @pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize("with_fine", [False, True])
 @pytest.mark.parametrize(
@@ -117,28 +121,41 @@ def test_floats_have_the_bits_of_the_contract(
     with_fine: bool,
     with_residual: bool,
     upsample: bool,
+    stride: int,
 ) -> None:
     rng = np.random.default_rng(channels)
-    x, fine = rng.integers(0, 256, (2, batch, height, width, channels)).astype(np.uint8)
+    x, fine = rng.integers(0, 256, (2, batch, stride * height, stride * width, channels)).astype(np.uint8)
     kernels = kernels_of(rng, channels, out, upsample)
-    more: dict[str, Any] = {
-        "fine": fine if with_fine else None,
-        "residual": residual_of(rng, x, out, 1 + upsample) if with_residual else None,
-    }
-    (found,) = operator(ops_library, isa, x, 7, kernels, result="float", **more)()
+    given_fine = fine if with_fine else None
+    expected = float_convolution(x, 7, kernels, given_fine, stride=stride)
+    residual = residual_of(rng, expected) if with_residual else None
+    (found,) = operator(
+        ops_library, isa, x, 7, kernels, result="float", fine=given_fine, residual=residual, stride=stride
+    )()
     assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, float_convolution(x, 7, kernels, **more))
+    np.testing.assert_array_equal(found, expected if residual is None else expected + residual)
 
 
-def test_floats_are_near_the_product_of_two_bytes(ops_library: Path, isa: str) -> None:
+@pytest.mark.parametrize(("height", "width", "channels", "out"), [(2, 2, 1, 1), (6, 34, 33, 40), (4, 64, 160, 32)])
+def test_codes_with_stride_two(ops_library: Path, isa: str, height: int, width: int, channels: int, out: int) -> None:
+    rng = np.random.default_rng(width)
+    x = rng.integers(0, 256, (2, height, width, channels)).astype(np.uint8)
+    kernels = kernels_of(rng, channels, out, upsample=False)
+    (found,) = operator(ops_library, isa, x, 200, kernels, stride=2)()
+    np.testing.assert_array_equal(found, convolution(x, 200, kernels, stride=2))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_floats_are_near_the_product_of_two_bytes(ops_library: Path, isa: str, stride: int) -> None:
     """What x and fine stand for, in float64: an oracle that knows nothing of sums and zero points."""
     rng = np.random.default_rng(5)
-    x, fine = rng.integers(0, 256, (2, 1, 6, 7, 20)).astype(np.uint8)
+    x, fine = rng.integers(0, 256, (2, 1, 6, 8, 20)).astype(np.uint8)
     (kernel,) = kernels_of(rng, 20, 5, upsample=False)
-    numbers = np.pad((x - 9.0) + (fine - 128.0) / 256, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(numbers, (3, 3), (1, 2))
+    border = (1, 1) if stride == 1 else (0, 1)
+    numbers = np.pad((x - 9.0) + (fine - 128.0) / 256, ((0, 0), border, border, (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(numbers, (3, 3), (1, 2))[:, ::stride, ::stride]
     exact = np.einsum("bhwcij,ocij->bhwo", windows, kernel.weight.astype(np.float64)) + kernel.bias / 256
-    (found,) = operator(ops_library, isa, x, 9, [kernel], result="float", fine=fine)()
+    (found,) = operator(ops_library, isa, x, 9, [kernel], result="float", fine=fine, stride=stride)()
     np.testing.assert_allclose(found, exact * kernel.scale, rtol=0, atol=4 * np.spacing(np.abs(found).max()))
 
 
@@ -190,15 +207,16 @@ def test_chunks_of_a_large_picture_meet(ops_library: Path, isa: str, upsample: b
     np.testing.assert_array_equal(run(x=x[1:])[0], expected[1:])
 
 
-@pytest.mark.parametrize("upsample", [False, True])
-def test_chunks_of_large_float_results_meet(ops_library: Path, isa: str, upsample: bool) -> None:
+@pytest.mark.parametrize(("upsample", "stride"), FORMS)
+def test_chunks_of_large_float_results_meet(ops_library: Path, isa: str, upsample: bool, stride: int) -> None:
     rng = np.random.default_rng(4)
-    x, fine = rng.integers(0, 256, (2, 2, 3, 300, 100)).astype(np.uint8)
+    x, fine = rng.integers(0, 256, (2, 2, 3 * stride, 300, 100)).astype(np.uint8)
     kernels = kernels_of(rng, 100, 20, upsample)
-    residual = residual_of(rng, x, 20, 1 + upsample)
-    expected = float_convolution(x, 100, kernels, fine, residual)
+    product = float_convolution(x, 100, kernels, fine, stride=stride)
+    residual = residual_of(rng, product)
+    expected = product + residual
     for threads in (1, 2, 3):
-        run = operator(ops_library, isa, x, 100, kernels, threads, "float", fine, residual)
+        run = operator(ops_library, isa, x, 100, kernels, threads, "float", fine, residual, stride)
         np.testing.assert_array_equal(run()[0], expected)
     np.testing.assert_array_equal(run(x=x[1:], fine=fine[1:], residual=residual[1:])[0], expected[1:])
 
@@ -208,7 +226,7 @@ def test_chunks_of_large_float_results_meet(ops_library: Path, isa: str, upsampl
     shape=st.tuples(st.integers(1, 2), st.integers(1, 20), st.integers(1, 40), st.integers(1, 70)),
     out=st.integers(1, 70),
     zero_point=st.integers(0, 255),
-    upsample=st.booleans(),
+    form=st.sampled_from(FORMS),
     more=st.tuples(st.booleans(), st.booleans()),
     seed=st.integers(0, 2**32 - 1),
 )
@@ -217,19 +235,24 @@ def test_any_shape(
     shape: tuple[int, int, int, int],
     out: int,
     zero_point: int,
-    upsample: bool,
+    form: tuple[bool, int],
     more: tuple[bool, bool],
     seed: int,
 ) -> None:
     rng = np.random.default_rng(seed)
-    x, fine = rng.integers(0, 256, (2, *shape)).astype(np.uint8)
-    kernels = kernels_of(rng, shape[3], out, upsample)
-    (found,) = operator(ops_library, "", x, zero_point, kernels)()
-    np.testing.assert_array_equal(found, convolution(x, zero_point, kernels))
+    upsample, stride = form
+    batch, height, width, channels = shape
+    x, fine = rng.integers(0, 256, (2, batch, stride * height, stride * width, channels)).astype(np.uint8)
+    kernels = kernels_of(rng, channels, out, upsample)
+    (found,) = operator(ops_library, "", x, zero_point, kernels, stride=stride)()
+    expected = convolution(x, zero_point, kernels, stride)
+    np.testing.assert_array_equal(found, expected)
     given_fine = fine if more[0] else None
-    residual = residual_of(rng, x, out, 1 + upsample) if more[1] else None
-    (floats,) = operator(ops_library, "", x, zero_point, kernels, result="float", fine=given_fine, residual=residual)()
-    np.testing.assert_array_equal(floats, float_convolution(x, zero_point, kernels, given_fine, residual))
+    residual = residual_of(rng, expected) if more[1] else None
+    (floats,) = operator(
+        ops_library, "", x, zero_point, kernels, result="float", fine=given_fine, residual=residual, stride=stride
+    )()
+    np.testing.assert_array_equal(floats, float_convolution(x, zero_point, kernels, given_fine, residual, stride))
 
 
 def simple(channels: int = 4, out: int = 2, size: int = 3, bias: int = 0) -> Kernel:
@@ -275,6 +298,24 @@ def test_codes_of_two_bytes_or_with_a_residual_are_refused(ops_library: Path, na
     more = {"fine": x} if name == "fine" else {"residual": np.zeros((1, 2, 2, 2), np.float32)}
     with pytest.raises(Exception, match=rf"nextscale\.Convolution: the input {name} is for float results"):
         operator(ops_library, "", x, 0, [simple()], **more)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "stride", "message"),
+    [([simple()], 3, "stride is 3, expected 1 or 2"), ([simple(size=2)] * 4, 2, "upsample has stride 1")],
+)
+def test_strides_that_do_not_fit_are_refused(
+    ops_library: Path, kernels: list[Kernel], stride: int, message: str
+) -> None:
+    with pytest.raises(Exception, match=r"nextscale\.Convolution: " + message):
+        operator(ops_library, "", np.zeros((1, 2, 2, 4), np.uint8), 0, kernels, stride=stride)
+
+
+@pytest.mark.parametrize(("height", "width"), [(3, 4), (4, 3)])
+def test_odd_pictures_are_refused_with_stride_two(ops_library: Path, height: int, width: int) -> None:
+    run = operator(ops_library, "", np.zeros((1, height, width, 4), np.uint8), 0, [simple()], stride=2)
+    with pytest.raises(Exception, match=rf"stride 2 needs an even height and width, found \[{height}, {width}\]"):
+        run()
 
 
 def test_an_unknown_result_is_refused(ops_library: Path) -> None:

@@ -2,7 +2,7 @@
 //
 // A task has a chunk of a picture's pixels and some panels of outputs. It copies the chunk with a border of one pixel,
 // which the cache keeps while the panels pass; the border of the picture has the zero point's code, for which the bias
-// makes up. 16 pixels of a line are 16 rows of a product, a pixel apart; a line of the kernel is one stretch of them.
+// makes up. 16 pixels of a line are 16 rows of a product, `stride` pixels apart; a line of the kernel is one stretch.
 //
 // Where inputs have two bytes, the coarse and then the fine rows meet the same panel, and their sums one epilogue.
 #ifndef NEXTSCALE_KERNELS_CONVOLUTION_H_
@@ -12,7 +12,7 @@ namespace nextscale {
 namespace NEXTSCALE_ISA {
 namespace {
 
-constexpr int64_t kChunkWidth = 256, kChunkPixels = 512;  // at most, but for a chunk of one line
+constexpr int64_t kChunkWidth = 256, kChunkPixels = 512;  // at most, but for chunks of one line; twice with stride 2
 constexpr int64_t kConvolutionTasks = 32;                 // at least, if there are as many panels
 constexpr int kChunkSlot = 5, kOffsetsSlot = 6;
 
@@ -43,13 +43,13 @@ inline void copy_with_border(const ConvolutionArgs& a, const Chunk& chunk, const
   }
 }
 
-// The chunk of each input with a border, [height + 2, width + 2, channels]. One more line, and 16 pixels of it, can be
-// read.
+// The chunk of each input with a border, [height + 2, width + 2, channels]. One more line, and what 16 pixels of the
+// result need of it, can be read.
 template <int kInputs>
 struct Copies {
   const uint8_t* begin[kInputs];
   Copies(const ConvolutionArgs& a, const Chunk& chunk) {
-    const int64_t bytes = (chunk.height + 3) * chunk.pitch(a.channels) + kBlock * a.channels + kStep;
+    const int64_t bytes = (chunk.height + 3) * chunk.pitch(a.channels) + kBlock * a.stride * a.channels + kStep;
     auto* memory = static_cast<uint8_t*>(thread_memory(kChunkSlot, static_cast<size_t>(kInputs * bytes)));
     const uint8_t* const inputs[] = {a.x, a.fine};
     const int32_t zeros[] = {a.zero_point, kFineZero};
@@ -105,21 +105,23 @@ inline void convolve(const ConvolutionArgs& a, const Chunk& chunk, const Copies<
   const Panels& weight = a.weight[kernel];
   const int8_t* codes = weight.codes + panel * weight.panel_bytes();
   const Outputs<kInputs, To> finish(a, kernel, panel);
-  const int64_t across = ceil_div(chunk.width, kBlock), blocks = chunk.height * across, pitch = chunk.pitch(a.channels);
+  const int64_t width = chunk.width / a.stride, height = chunk.height / a.stride, pitch = chunk.pitch(a.channels);
+  const int64_t across = ceil_div(width, kBlock), blocks = height * across;
   const int64_t zoom = a.kernels == 4 ? 2 : 1, down = kernel / 2, right = kernel % 2;
+  const int64_t before = a.stride - 1;  // of the border, which no window has
   alignas(64) int32_t sums[kInputs][2 * kBlock * kPanel];
   for (int64_t first = 0; first < blocks; first += 2) {
     int64_t from[2] = {}, count[2] = {}, to[2] = {};
     for (int b = 0; b < 2 && first + b < blocks; ++b) {
       const int64_t y = (first + b) / across, x = (first + b) % across * kBlock;
-      from[b] = (y + down) * pitch + (x + right) * a.channels;
-      count[b] = least_of(kBlock, chunk.width - x);
-      const int64_t line = (chunk.picture * a.height + chunk.y + y) * zoom + down;
-      to[b] = ((line * a.width + chunk.x + x) * zoom + right) * a.out + panel * kPanel;
+      from[b] = (y * a.stride + before + down) * pitch + (x * a.stride + before + right) * a.channels;
+      count[b] = least_of(kBlock, width - x);
+      const int64_t line = ((chunk.picture * a.height + chunk.y) / a.stride + y) * zoom + down;
+      to[b] = ((line * (a.width / a.stride) + chunk.x / a.stride + x) * zoom + right) * a.out + panel * kPanel;
     }
     for (int i = 0; i < kInputs; ++i) {
       const uint8_t* copy = copies.begin[i];
-      const Rows rows{{copy + from[0], copy + from[1]}, {count[0], count[1]}, a.channels, 0, offsets, quads};
+      const Rows rows{{copy + from[0], copy + from[1]}, {count[0], count[1]}, a.stride * a.channels, 0, offsets, quads};
       multiply(rows, codes, weight.steps(), sums[i]);
     }
     for (int b = 0; b < 2; ++b)
@@ -152,7 +154,7 @@ inline void in_chunks(const ConvolutionArgs& a, int64_t width, int64_t height, i
 template <int kInputs, class To>
 inline void direct_convolution(const ConvolutionArgs& a, const Parallel& parallel) {
   const int64_t width = least_of(a.width, kChunkWidth);
-  const int64_t height = least_of(a.height, ceil_div(kChunkPixels, width));
+  const int64_t height = least_of(a.height, a.stride * ceil_div(kChunkPixels, width));
   const int64_t panels = a.weight[0].count();
   in_chunks(a, width, height, a.kernels * panels, parallel, [&](const Chunk& chunk, int64_t first, int64_t end) {
     const Copies<kInputs> copies(a, chunk);
