@@ -74,6 +74,17 @@ def convolution(x: Array, zero_point: int, kernels: Sequence[Kernel], stride: in
     return np.clip(np.rint(float_convolution(x, zero_point, kernels, stride=stride)), 0, 255).astype(np.uint8)
 
 
+def codes_and_fine(x: Array, scale: Array, zero_point: Array) -> tuple[Array, Array]:
+    """Codes u8 of float32 numbers, and those of what they leave over; each rounding is the operators'."""
+
+    def codes_of(numbers: Array, step: Array, zero: int) -> Array:
+        return (np.clip(np.rint(numbers * (np.float32(1) / step)), -zero, 255 - zero) + zero).astype(np.uint8)
+
+    coarse = codes_of(x, scale, int(zero_point))
+    of_codes = scale * (coarse.astype(np.float32) - np.float32(zero_point))
+    return coarse, codes_of(x - of_codes, scale / np.float32(256), FINE_ZERO)
+
+
 def group_norm(x: Array, weight: Array, bias: Array, groups: int, epsilon: float, silu: bool) -> Array:
     """Float64 [B, n, C] of numbers [B, n, C]."""
     batch, pixels, channels = x.shape

@@ -95,6 +95,7 @@ struct QuantizeArgs {
   const float* x;  // [rows, tokens, k]
   int64_t rows, tokens, k;
   Coding coding;
+  uint8_t* fine = nullptr;  // kStatic of 8 bits: what the codes leave over; or null
 };
 
 // LayerNorm(x) gain + shift.
@@ -179,6 +180,7 @@ struct GroupNormArgs {
   QParams range;
   uint8_t* y_codes;  // in that range, or null, and
   float* y;
+  uint8_t* y_fine;   // what the codes leave over, or null
 };
 
 struct AddCodesArgs {

@@ -18,6 +18,8 @@ void quantize(Case& c) {
   a.rows = c.count("rows", 6), a.tokens = c.count("tokens", 80), a.k = c.size("k", 300);
   a.x = c.floats(a.rows * a.tokens * a.k, 3);
   a.coding = c.coding(c.any_ranges(false, a.rows), a.rows, a.tokens, a.k);
+  if (a.coding.ranges == Ranges::kStatic && a.coding.qmax == 255 && c.told("fine", c.from(0, 1)))
+    a.fine = c.output<uint8_t>(a.rows * a.tokens * a.k);
   c.same_everywhere([&](const Kernels& kernels, const Parallel& parallel, const Workspace& workspace) {
     kernels.quantize(a, parallel, workspace);
   });
@@ -168,7 +170,7 @@ void convolution(Case& c) {
 
 void group_norm(Case& c) {
   GroupNormArgs a{};
-  a.batch = c.count("batch", 3), a.pixels = c.count("pixels", 300), a.groups = c.size("groups", 20);
+  a.batch = c.count("batch", 3), a.pixels = c.count("pixels", c.from(0, 3) ? 300 : 1300), a.groups = c.size("groups", 20);
   a.channels = a.groups * c.size("of_group", 20);
   const int64_t numbers = a.batch * a.pixels * a.channels;
   if (c.told("codes", c.from(0, 1))) {
@@ -184,6 +186,7 @@ void group_norm(Case& c) {
   if (c.told("to_codes", c.from(0, 1))) {
     a.range = c.qparams();
     a.y_codes = c.output<uint8_t>(numbers);
+    if (c.told("fine", c.from(0, 1))) a.y_fine = c.output<uint8_t>(numbers);
   } else {
     a.y = c.output<float>(numbers);
   }

@@ -16,8 +16,6 @@ constexpr int64_t kChunkWidth = 256, kChunkPixels = 512;  // at most, but for ch
 constexpr int64_t kConvolutionTasks = 32;                 // at least, if there are as many panels
 constexpr int kChunkSlot = 5, kOffsetsSlot = 6;
 
-constexpr int32_t kFineZero = 128;
-
 struct Chunk {
   int64_t picture, y, x, height, width;
   int64_t pitch(int64_t channels) const { return (width + 2) * channels; }  // bytes from line to line of a copy

@@ -102,8 +102,7 @@ struct PackedKernel {
 class Convolution final : public Kernel {
  public:
   Convolution(const Info& info, const Kernels& kernels) : kernels_(kernels) {
-    const int64_t upsample = info.integer("upsample", 0);
-    if (upsample != 0 && upsample != 1) info.fail("upsample must be 0 or 1");
+    const bool upsample = info.flag("upsample");
     size_ = upsample ? 2 : 3;
     stride_ = info.integer("stride", 1);
     if (stride_ != 1 && stride_ != 2) info.fail("stride is " + std::to_string(stride_) + ", expected 1 or 2");
