@@ -7,8 +7,8 @@
 namespace nextscale {
 namespace {
 
-enum Input { kX, kZeroPoint, kWeight, kScale, kBias };
-constexpr size_t kInputsOfKernel = 3;
+constexpr size_t kX = 0, kZeroPoint = 1, kWeight = 2, kInputsOfKernel = 3, kFine = kWeight + 4 * kInputsOfKernel,
+                 kResidual = kFine + 1;
 constexpr int64_t kLargestSum = std::numeric_limits<int32_t>::max();
 // Pairs of channels whose transformed weights, 32 bytes each, are worth their memory: more than 8 MB leave the cache
 // before they are read again, so that little is gained.
@@ -102,15 +102,22 @@ struct PackedKernel {
 class Convolution final : public Kernel {
  public:
   Convolution(const Info& info, const Kernels& kernels) : kernels_(kernels) {
-    const int64_t upsample = info.integer("upsample", 0);
-    if (upsample != 0 && upsample != 1) info.fail("upsample must be 0 or 1");
+    const bool upsample = info.flag("upsample");
     size_ = upsample ? 2 : 3;
+    stride_ = info.integer("stride", 1);
+    if (stride_ != 1 && stride_ != 2) info.fail("stride is " + std::to_string(stride_) + ", expected 1 or 2");
+    if (stride_ == 2 && upsample) info.fail("upsample has stride 1");
+    const std::string result = info.text("result", "codes");
+    if (result != "codes" && result != "float") info.fail("result is '" + result + "', expected codes or float");
+    to_codes_ = result == "codes", fine_ = info.has_input(kFine), residual_ = info.has_input(kResidual);
+    if (to_codes_ && (fine_ || residual_))
+      info.fail(std::string("the input ") + (fine_ ? "fine" : "residual") + " is for float results");
     const Shape shape = info.constant(kWeight).shape;
     for (size_t i = 0; i < (upsample ? size_t{4} : size_t{1}); ++i) {
       if (!info.has_input(kWeight + kInputsOfKernel * i + 2)) info.fail("upsample needs 4 kernels");
       const Shape found = info.constant(kWeight + kInputsOfKernel * i).shape;
       if (found != shape) info.fail("kernels of the shapes " + in_words(shape) + " and " + in_words(found));
-      packed_.emplace_back(new PackedKernel(info, i, size_, kernels.winograd && !upsample));
+      packed_.emplace_back(new PackedKernel(info, i, size_, kernels.winograd && !upsample && stride_ == 1));
     }
     out_ = shape[0], channels_ = shape[1];
   }
@@ -122,7 +129,9 @@ class Convolution final : public Kernel {
     a.x = x.as<uint8_t>();
     a.batch = x.shape[0], a.height = x.shape[1], a.width = x.shape[2], a.channels = channels_, a.out = out_;
     a.zero_point = *zero_point.as<uint8_t>();
-    a.kernels = static_cast<int64_t>(packed_.size()), a.size = size_;
+    if (a.height % stride_ || a.width % stride_)
+      context.fail("stride 2 needs an even height and width, found " + in_words({a.height, a.width}));
+    a.kernels = static_cast<int64_t>(packed_.size()), a.size = size_, a.stride = stride_;
     for (size_t i = 0; i < packed_.size(); ++i) {
       a.weight[i] = packed_[i]->panels;
       a.scale[i] = packed_[i]->scale.data();
@@ -130,13 +139,21 @@ class Convolution final : public Kernel {
     }
     if (!packed_[0]->transformed.empty()) a.transformed = packed_[0]->transformed.data();
     const int64_t zoom = packed_.size() == 4 ? 2 : 1;
-    a.y = context.output<uint8_t>(0, {a.batch, zoom * a.height, zoom * a.width, out_});
+    const Shape result{a.batch, zoom * a.height / stride_, zoom * a.width / stride_, out_};
+    if (to_codes_) {
+      a.y_codes = context.output<uint8_t>(0, result);
+    } else {
+      if (fine_) a.fine = context.input(kFine, x.shape).as<uint8_t>();
+      if (residual_) a.residual = context.input(kResidual, result).as<float>();
+      a.y = context.output<float>(1, result);
+    }
     kernels_.convolution(a, context.parallel());
   }
 
  private:
   const Kernels& kernels_;
-  int64_t size_, out_, channels_;
+  int64_t size_, stride_, out_, channels_;
+  bool to_codes_, fine_, residual_;
   std::vector<std::unique_ptr<PackedKernel>> packed_;
 };
 
@@ -157,8 +174,10 @@ const Operator& convolution_operator() {
                              {"bias_10", kInt32, true},
                              {"weight_11", kInt8, true},
                              {"scale_11", kFloat, true},
-                             {"bias_11", kInt32, true}},
-                            {{"y", kUint8}}},
+                             {"bias_11", kInt32, true},
+                             {"fine", kUint8, true},
+                             {"residual", kFloat, true}},
+                            {{"codes", kUint8, true}, {"y", kFloat, true}}},
                            make_kernel<Convolution>};
   return op;
 }
