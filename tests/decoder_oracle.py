@@ -21,7 +21,7 @@ class Kernel:
     bias: Array
 
 
-FINE_ZERO = 128
+FINE_STEPS, FINE_ZERO = 128, 64
 
 
 def kernel_sums(codes: Array, zero: int, weight: Array, corner: tuple[int, int], stride: int) -> Array:
@@ -59,7 +59,7 @@ def float_convolution(
             numbers = float32(sums + kernel.bias)
         else:
             of_fine = kernel_sums(fine, FINE_ZERO, kernel.weight, corner, stride)
-            numbers = float32(sums) + float32(of_fine + kernel.bias) * np.float32(1 / 256)
+            numbers = float32(sums) + float32(of_fine + kernel.bias) * np.float32(1 / FINE_STEPS)
         y[:, down::zoom, right::zoom] = numbers * kernel.scale
     return y if residual is None else y + residual
 
@@ -82,7 +82,7 @@ def codes_and_fine(x: Array, scale: Array, zero_point: Array) -> tuple[Array, Ar
 
     coarse = codes_of(x, scale, int(zero_point))
     of_codes = scale * (coarse.astype(np.float32) - np.float32(zero_point))
-    return coarse, codes_of(x - of_codes, scale / np.float32(256), FINE_ZERO)
+    return coarse, codes_of(x - of_codes, scale / np.float32(FINE_STEPS), FINE_ZERO)
 
 
 def group_norm(x: Array, weight: Array, bias: Array, groups: int, epsilon: float, silu: bool) -> Array:

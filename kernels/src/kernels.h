@@ -154,7 +154,7 @@ struct IntegerAttentionArgs {
 // line of a kernel is one stretch of size * channels numbers of the picture, which Panels fill up to steps of 64.
 struct ConvolutionArgs {
   const uint8_t* x;     // [batch, height, width, channels]
-  const uint8_t* fine;  // the same, what x leaves over in 256ths around 128; or null, as always of codes
+  const uint8_t* fine;  // the same, what x leaves over in 128ths around 64; or null, as always of codes
   int64_t batch, height, width, channels, out;
   int32_t zero_point;  // of x, and what lies around it
   int64_t kernels, size;

@@ -152,11 +152,24 @@ def test_floats_are_near_the_product_of_two_bytes(ops_library: Path, isa: str, s
     x, fine = rng.integers(0, 256, (2, 1, 6, 8, 20)).astype(np.uint8)
     (kernel,) = kernels_of(rng, 20, 5, upsample=False)
     border = (1, 1) if stride == 1 else (0, 1)
-    numbers = np.pad((x - 9.0) + (fine - 128.0) / 256, ((0, 0), border, border, (0, 0)))
+    numbers = np.pad((x - 9.0) + (fine - 64.0) / 128, ((0, 0), border, border, (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(numbers, (3, 3), (1, 2))[:, ::stride, ::stride]
-    exact = np.einsum("bhwcij,ocij->bhwo", windows, kernel.weight.astype(np.float64)) + kernel.bias / 256
+    exact = np.einsum("bhwcij,ocij->bhwo", windows, kernel.weight.astype(np.float64)) + kernel.bias / 128
     (found,) = operator(ops_library, isa, x, 9, [kernel], result="float", fine=fine, stride=stride)()
     np.testing.assert_allclose(found, exact * kernel.scale, rtol=0, atol=4 * np.spacing(np.abs(found).max()))
+
+
+@pytest.mark.parametrize(("upsample", "stride"), [(False, 1), (False, 2), (True, 1)])
+def test_weights_may_be_the_columns_of_a_product(ops_library: Path, isa: str, upsample: bool, stride: int) -> None:
+    rng = np.random.default_rng(4)
+    x = rng.integers(0, 256, (1, 6, 18, 20)).astype(np.uint8)
+    kernels = kernels_of(rng, 20, 35, upsample)
+    columns = [
+        Kernel(kernel.weight.transpose(2, 3, 1, 0).reshape(-1, 35).copy(), kernel.scale, kernel.bias)
+        for kernel in kernels
+    ]
+    (found,) = operator(ops_library, isa, x, 9, columns, stride=stride)()
+    np.testing.assert_array_equal(found, convolution(x, 9, kernels, stride))
 
 
 def test_extreme_products_do_not_saturate(ops_library: Path, isa: str) -> None:
@@ -262,7 +275,11 @@ def simple(channels: int = 4, out: int = 2, size: int = 3, bias: int = 0) -> Ker
 @pytest.mark.parametrize(
     ("kernels", "message"),
     [
-        ([simple(size=2)], r"the input weight has the shape \[2, 4, 2, 2\], expected \[\?, \?, 3, 3\]"),
+        ([simple(size=2)], r"the input weight has the shape \[2, 4, 2, 2\], expected \[\?, \?, 3, 3\] or 9 numbers"),
+        (
+            [Kernel(np.ones((35, 2), np.int8), simple().scale, simple().bias)],
+            r"the input weight has the shape \[35, 2\], expected .* or 9 numbers for each channel in \[\?, \?\]",
+        ),
         ([simple(size=3)] * 4, r"the input weight has the shape \[2, 4, 3, 3\], expected \[\?, \?, 2, 2\]"),
         ([*[simple(size=2)] * 3, simple(size=2, out=3)], r"kernels of the shapes \[2, 4, 2, 2\] and \[3, 4, 2, 2\]"),
         (

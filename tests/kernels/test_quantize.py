@@ -132,10 +132,10 @@ def test_fine_codes_are_of_what_codes_leave_over(ops_library: Path, isa: str, sh
     expected = codes_and_fine(x, KNOWN["scale"], KNOWN["zero_point"])
     np.testing.assert_array_equal(codes, expected[0])
     np.testing.assert_array_equal(fine, expected[1])
-    # In the range they have together half a 256th of a step's error, or all of it where 255 stands for 256, too.
+    # In the range they have together half a 128th of a step's error.
     scale = KNOWN["scale"].astype(np.float64)
-    found = scale * (codes - 100.0 + (fine - 128.0) / 256)
-    bound = scale / np.where(fine < 255, 512, 256) + np.spacing(np.float32(5))
+    found = scale * (codes - 100.0 + (fine - 64.0) / 128)
+    bound = scale / 256 + np.spacing(np.float32(5))
     assert np.all((np.abs(found - x) <= bound) | (np.abs(x) > 100 * scale))
 
 
@@ -143,13 +143,13 @@ def test_fine_codes_clip_and_round_ties_to_even(ops_library: Path, isa: str) -> 
     """In powers of two, which leave nothing to chance."""
     known = {"scale": np.array(0.5, np.float32), "zero_point": np.array(10, np.uint8)}
     over = {
-        0.0: 128,
-        0.5: 128,  # the next code
-        0.25: 255,  # a tie goes to code 10, 0, of which half a step is 256
+        0.0: 64,
+        0.5: 64,  # the next code
+        0.25: 128,  # a tie goes to code 10, 0
         0.75: 0,  # to code 12, 1
-        1.5 / 512: 130,  # ties of fine codes, of which one is 1 / 512
-        2.5 / 512: 130,
-        -2.5 / 512: 126,
+        1.5 / 256: 66,  # ties of fine codes, of which one is 1 / 256
+        2.5 / 256: 66,
+        -2.5 / 256: 62,
         1000.0: 255,  # beyond the range
         -1000.0: 0,
     }

@@ -91,7 +91,7 @@ struct Outputs {
   }
   void operator()(const I (&sums)[kInputs], int64_t half, int64_t at, int64_t outputs) const {
     F x = to_float(sums[0] + offset[0][half]);
-    if constexpr (kInputs == 2) x = x + to_float(sums[1] + offset[1][half]) * splat(1.0f / 256);
+    if constexpr (kInputs == 2) x = x + to_float(sums[1] + offset[1][half]) * splat(1.0f / kFineSteps);
     to(x * scale[half], at, outputs);
   }
 };

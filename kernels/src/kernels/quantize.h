@@ -7,7 +7,8 @@ namespace NEXTSCALE_ISA {
 namespace {
 
 constexpr float kLeastScale = 7.888609052210118e-31f;  // 2^-100, of a range in which all is zero
-constexpr int32_t kFineZero = 128;                     // the code of nothing left over
+constexpr int32_t kFineSteps = 128;                    // of fine codes in one of the codes
+constexpr int32_t kFineZero = kFineSteps / 2;          // the code of nothing left over
 constexpr int64_t kTaskNumbers = 1 << 14;              // of a task: some microseconds
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -26,12 +27,12 @@ struct Quantizer {
   I operator()(F x) const { return quantize(x, inverse, least, most, zero_point); }
 };
 
-// Codes of 8 bits in one range, and those of what they leave over: (code - 128) / 256 of the range's scale.
+// Codes of 8 bits in one range, and those of what they leave over: (code - 64) / 128 of the range's scale.
 struct FineQuantizer {
   Quantizer codes, fine;
   F scale;
   explicit FineQuantizer(QParams q)
-      : codes(q, 255), fine({q.scale / 256, kFineZero}, 255), scale(splat(q.scale)) {}
+      : codes(q, 255), fine({q.scale / kFineSteps, kFineZero}, 255), scale(splat(q.scale)) {}
   I left_over(F x, I code) const { return fine(x - scale * to_float(code - codes.zero_point)); }
 };
 
