@@ -9,6 +9,7 @@ __all__ = [
     "fuse_linear",
     "fuse_norm",
     "fuse_sampling",
+    "gptq",
     "integer_model",
     "layer_facts",
     "linear_layers",
