@@ -15,6 +15,7 @@ __all__ = [
     "linear_layers",
     "observe_attention",
     "observe_inputs",
+    "observe_patches",
     "observe_scores",
     "pipeline",
     "qparams",
