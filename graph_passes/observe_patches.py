@@ -50,7 +50,7 @@ class Patches:
         windows = sliding_window_view(padded, (self.size, self.size), axis=(1, 2))[:, :: self.stride, :: self.stride]
         height, width = windows.shape[1:3]
         lines, columns = np.divmod(_positions(height * width), width)
-        return np.ascontiguousarray(windows[:, lines, columns].swapaxes(0, 1)).reshape(-1, self.length)
+        return windows.transpose(1, 2, 0, 3, 4)[lines, columns].reshape(-1, self.length)
 
 
 def patches_of(model: ir.Model, names: Sequence[str]) -> dict[str, Patches]:
