@@ -30,8 +30,7 @@ struct Quantizer {
 struct FineQuantizer {
   Quantizer codes, fine;
   F scale;
-  explicit FineQuantizer(QParams q)
-      : codes(q, 255), fine({q.scale / 256, kFineZero}, 255), scale(splat(q.scale)) {}
+  explicit FineQuantizer(QParams q) : codes(q, 255), fine({q.scale / 256, kFineZero}, 255), scale(splat(q.scale)) {}
   I left_over(F x, I code) const { return fine(x - scale * to_float(code - codes.zero_point)); }
 };
 
