@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from nextscale.calib_data.observe_moments import moment_groups, observe_moments
 from nextscale.calib_data.observe_ranges import observe_autoencoder_ranges
 from nextscale.compiler._float_model import FloatModel
 from nextscale.compiler.options import BuildOptions, Progress
@@ -19,6 +21,7 @@ from nextscale.graph_passes.quantize_autoencoder import (
     AutoencoderObservation,
     autoencoder_observers,
     stock_and_fused_autoencoder,
+    two_byte_convolutions,
 )
 from nextscale.models.var.vqvae import VQVAE
 from nextscale.runtime._next_scale_loop import Generator
@@ -77,4 +80,26 @@ def _observe(
             for observer in of_results
             for ends in (found.by_channel[observer.input],)
         },
+        _moments(model, graph, inputs[:MOMENTS_IMAGES], options, progress),
     )
+
+
+def _moments(
+    model: FloatModel, graph: ir.Model, inputs: NDArray[Any], options: BuildOptions, progress: Progress
+) -> dict[str, NDArray[np.float32]]:
+    """Of the layers that read two bytes: where these are exact, what is left is the error of the weights."""
+    (source,) = graph.graph.inputs
+    names = two_byte_convolutions(graph)
+    groups = moment_groups(graph, names) if names else []
+    moments: dict[str, NDArray[np.float32]] = {}
+    for place, group in enumerate(groups):
+        told = partial(_tell, progress, place * len(inputs), len(groups) * len(inputs))
+        feeds = ({str(source.name): one[None]} for one in inputs)
+        moments |= observe_moments(
+            graph, group, feeds, weights=model.bundle.folder, options=options.session, on_images=told
+        )
+    return moments
+
+
+def _tell(progress: Progress, before: int, total: int, done: int) -> None:
+    progress("observing what convolutions see", before + done, total)

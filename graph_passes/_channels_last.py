@@ -90,7 +90,7 @@ class AutoencoderConstants:
             others are rounded to nearest.
     """
 
-    def __init__(self, reduce_range: bool = False, moments: Mapping[str, NDArray[np.float64]] | None = None) -> None:
+    def __init__(self, reduce_range: bool = False, moments: Mapping[str, NDArray[np.float32]] | None = None) -> None:
         self.reduce_range, self.moments = reduce_range, moments or {}
         self.tensors: dict[str, ir.TensorProtocol] = {}
         self.kernels: dict[str, IntegerKernel] = {}

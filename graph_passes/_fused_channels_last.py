@@ -66,9 +66,9 @@ class FusedChannelsLast(ChannelsLast):
         more: ir.Value | None,
         name: str,
     ) -> ir.Value:
-        y = self.fused.Linear(codes, *qparams, *weight, bias, more, _name=name)
+        y = self.fused.Linear(codes, *qparams, *weight, bias, _name=name)
         y.dtype = ir.DataType.FLOAT
-        return y
+        return y if more is None else self.op.Add(y, more)
 
     def _convolve(
         self, x: ir.Value, activation: ActivationQParams, kernels: Sequence[NamedKernel], steps: Floats

@@ -33,7 +33,7 @@ def integer_kernel(
     bias: NDArray[np.float32],
     activation: ActivationQParams,
     reduce_range: bool = False,
-    moments: NDArray[np.float64] | None = None,
+    moments: NDArray[np.float32] | None = None,
 ) -> IntegerKernel:
     """Quantize a kernel float32 [out, in, ...] and its bias [out] for inputs with the parameters `activation`.
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from nextscale.graph_passes._decoder_patterns import Convolution, parse_layers
+from nextscale.graph_passes._autoencoder_patterns import Convolution, parse_layers
 from nextscale.graph_passes._graph_edit import input_of
 from nextscale.graph_passes.observe_inputs import Input, Observer
 

@@ -55,7 +55,7 @@ class AutoencoderObservation:
 
     inputs: Mapping[str, Range]
     results: Mapping[str, Range]
-    moments: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    moments: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 def integer_convolutions(model: ir.Model) -> list[str]:

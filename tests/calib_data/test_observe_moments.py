@@ -18,7 +18,7 @@ from nextscale.export.var.encoder_graph import build_features_graph
 from nextscale.graph_passes.gptq import gptq
 from nextscale.graph_passes.observe_patches import patches_of
 from nextscale.graph_passes.qparams import WEIGHT_QMAX, WEIGHT_QMIN, WeightQParams
-from nextscale.graph_passes.quantize_decoder import integer_convolutions
+from nextscale.graph_passes.quantize_autoencoder import integer_convolutions
 from nextscale.models.var.vqvae import VQVAE
 
 

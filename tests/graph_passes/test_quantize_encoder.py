@@ -45,7 +45,7 @@ class Encoder:
 def encoder(request: pytest.FixtureRequest) -> Encoder:
     vqvae = tiny_models()[1] if request.param == "tiny" else demo_source("demo").vqvae
     model, images = build_features_graph(vqvae), random_pictures(vqvae.config)
-    return Encoder(model, images, observe(model, images))
+    return Encoder(model, images, observe(model, images, moments=request.param == "tiny"))
 
 
 def test_every_layer_is_found() -> None:
