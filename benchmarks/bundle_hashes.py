@@ -1,11 +1,12 @@
 """Hashes of the graphs and weights that a commit builds: what a refactoring must not change.
 
-    python benchmarks/bundle_hashes.py OUT.json [--only demo|tiny|var-d16 ...] [--threads 1]
+    python benchmarks/bundle_hashes.py OUT.json [--only demo|tiny|var-d16 ...] [--threads 1] [--no-fused]
     python benchmarks/bundle_hashes.py --compare BEFORE.json AFTER.json
 
 Built through the command line, few calibration images each: the demo model with every recipe (and the learned
 roundings in benchmarks/roundings, which learned_roundings.py brings there), tiny random models of each option, and
 var-d16 with random weights and `default`.
+--no-fused leaves out the graphs of fused operators, which earlier commits do not build.
 Calibration rounds as the CPU, the threads and the release of ONNX Runtime do: compare two commits on one machine.
 """
 
@@ -40,6 +41,7 @@ from nextscale.runtime._machine import describe_machine
 
 GROUPS = ("tiny", "demo", "var-d16")
 Build = Callable[..., dict[str, str]]
+NO_FUSED = "--no-fused"  # of builds of integer recipes alone
 
 # Tiny models: options of the VAR and of the VQVAE.
 TINY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -77,9 +79,15 @@ RECIPES = {
 @click.option("--only", multiple=True, type=click.Choice(GROUPS), default=GROUPS)
 @click.option("--recipes", metavar="A,B", help="Of the demo model.  [default: all]")
 @click.option("--threads", default=1, show_default=True)
+@click.option(NO_FUSED, is_flag=True, help="Build stock graphs alone.")
 @click.option("--compare", nargs=2, type=click.Path(exists=True, path_type=Path))
 def main(
-    out: Path | None, only: tuple[str, ...], recipes: str | None, threads: int, compare: tuple[Path, Path] | None
+    out: Path | None,
+    only: tuple[str, ...],
+    recipes: str | None,
+    threads: int,
+    no_fused: bool,
+    compare: tuple[Path, Path] | None,
 ) -> None:
     if compare is not None:
         sys.exit(report_differences(*compare))
@@ -94,12 +102,13 @@ def main(
         "versions": versions(),
         "hashes": {},
     }
+    further = ("--threads", str(threads), *([NO_FUSED] if no_fused else []))
     with tempfile.TemporaryDirectory() as work:
         for group in only:
             wanted = recipe_names() if recipes is None else recipes.split(",")
             demo = partial(build_demo, recipes=wanted)
             builds = {"tiny": build_tiny, "demo": demo, "var-d16": build_full_size}[group]
-            for name, hashes in builds(Path(work), ("--threads", str(threads))):
+            for name, hashes in builds(Path(work), further):
                 click.echo(f"{name}", err=True)
                 document["hashes"][name] = hashes
                 out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
@@ -155,9 +164,10 @@ def build_tiny(work: Path, further: tuple[str, ...]) -> Iterator[tuple[str, dict
 
 def learn(work: Path, model: list[str], further: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
     """Token maps with matching, and roundings learned on them."""
-    run("build", *model, "--precision", "fp32", "--out", str(work / "learn"), *further)
+    plain = [option for option in further if option != NO_FUSED]
+    run("build", *model, "--precision", "fp32", "--out", str(work / "learn"), *plain)
     maps = work / "maps"
-    run("calibrate", str(work / "learn"), "--images", "12", "--matching", "published", "--out", str(maps), *further)
+    run("calibrate", str(work / "learn"), "--images", "12", "--matching", "published", "--out", str(maps), *plain)
     with np.load(maps / "token_maps.npz") as arrays:
         yield "tiny/learn/maps", {name: sha256(arrays[name].tobytes()) for name in arrays.files}
     for recipe, theta in (("default-w4a4", ()), ("ours-w4a6", ("--theta", "0.05"))):
@@ -197,7 +207,8 @@ def nearest_recipes() -> list[str]:
 def build(work: Path, model: list[str], recipe: str, further: tuple[str, ...], images: int | None) -> dict[str, str]:
     """Hashes of the graphs and weights of a bundle, which is removed again."""
     out = work / "bundle"
-    options = ["--recipe", recipe, "--name", "bundle", "--out", str(out), *further]
+    taken = [option for option in further if recipe != "fp32" or option != NO_FUSED]
+    options = ["--recipe", recipe, "--name", "bundle", "--out", str(out), *taken]
     options += [] if images is None or recipe == "fp32" else ["--calibration-images", str(images)]
     run("build", *model, *options)
     hashes = {

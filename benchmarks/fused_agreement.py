@@ -1,24 +1,27 @@
 """Are fused graphs as good as stock ones?  Both, and a control, against full precision, token for token.
 
-    python benchmarks/fused_agreement.py RECIPE... [--images 256] [--processes 2] [--ops-library FILE]
+    python benchmarks/fused_agreement.py RECIPE... [--images 256] [--processes 2] [--ops-library FILE] [--name NAME]
 
 Operators that are fused round differently, by units in the last place; where codes are near a tie, a few of them flip.
 The control is what such roundings do to the stock graph itself: the same graph with every LayerNormalization's result
 scaled by 1 + 2^-23. All three see the same token maps, so that they are compared image by image.
 
 Bundles of the demo model are built into WORK, unless they are there: after a short calibration, with weights rounded to
-nearest, and with the range of codes reduced where this CPU's stock products would saturate.
+nearest, and with the range of codes reduced where this CPU's stock products would saturate. Each process takes a share
+of the images, for which full precision answers once for all recipes. Results are there as soon as a recipe is done.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
 import shutil
 import tempfile
-from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -41,11 +44,11 @@ from nextscale.paper.throughput_bundles import changed_words, without_learning
 from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
 from nextscale.runtime._file_hash import file_sha256
 from nextscale.runtime._machine import describe_machine
-from nextscale.runtime._next_scale_loop import Generator
+from nextscale.runtime._next_scale_loop import Generator, StageResult
 from nextscale.runtime._session import SessionOptions
 
 ONE_UNIT_UP = np.float32(1 + 2.0**-23)
-CALIBRATION_IMAGES = 64
+BATCH = 4
 STOCK, FUSED, CONTROL = "stock", "fused", "control"
 
 
@@ -58,7 +61,11 @@ STOCK, FUSED, CONTROL = "stock", "fused", "control"
 @click.option("--cfg-scale", type=float, default=4.0, show_default=True)
 @click.option("--ops-library", default="", help="The library.  [default: that of the installed package]")
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
-@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Recipes at the same time.")
+@click.option(
+    "--processes", type=click.IntRange(1), default=1, show_default=True, help="Each has a share of the images."
+)
+@click.option("--calibration-images", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--name", default="fused_agreement", show_default=True, help="Of the result files.")
 def main(
     recipes: tuple[str, ...],
     work: Path,
@@ -68,30 +75,63 @@ def main(
     ops_library: str,
     threads: int,
     processes: int,
+    calibration_images: int,
+    name: str,
 ) -> None:
     stock = SessionOptions(threads=threads, ops="stock")
     fused = replace(stock, ops="fused", ops_library=ops_library)
     settings = {"images": images, "seed": seed, "cfg_scale": cfg_scale, "threads": threads}
+    settings |= {"calibration_images": calibration_images}
     work.mkdir(parents=True, exist_ok=True)
-    reference = built(work, FULL_PRECISION, stock)
+    reference = built(work, FULL_PRECISION, stock, calibration_images)
     found: dict[str, Any] = {}
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        pending = {
-            pool.submit(compare, reference, work, name, images, seed, cfg_scale, stock, fused): name for name in recipes
-        }
-        for done in as_completed(pending):
-            found[pending[done]] = done.result()
-            by_name = dict(sorted(found.items()))
-            publish("fused_agreement", report(by_name, images, cfg_scale, threads))
-            document = json.dumps(circumstances(settings) | {"recipes": by_name}, indent=1)
-            (RESULTS / "fused_agreement.json").write_text(document + "\n", encoding="utf-8")
+    with ExitStack() as stack:
+        shares = image_shares(images, processes)
+        # One process each, so that what full precision said of a share is found again.
+        pools = [ProcessPoolExecutor(1, mp_context=get_context("spawn")) for _ in shares]
+        for pool in pools:
+            stack.callback(pool.shutdown, cancel_futures=True)  # after an error, nothing more begins
+        parts: dict[str, list[Future[Part]]] = {}
+
+        def finish() -> None:
+            for recipe, pending in parts.items():
+                found[recipe] = recipe_figures([part.result() for part in pending])
+                by_name = dict(sorted(found.items()))
+                missing = [one for one in recipes if one not in found]
+                publish(name, report(by_name, images, cfg_scale, threads, calibration_images, missing))
+                document = json.dumps(circumstances(settings) | {"recipes": by_name}, indent=1)
+                (RESULTS / f"{name}.json").write_text(document + "\n", encoding="utf-8")
+
+        for first in range(0, len(recipes), len(pools)):
+            some = recipes[first : first + len(pools)]
+            builds = [
+                pool.submit(built, work, recipe, stock, calibration_images)
+                for pool, recipe in zip(pools, some, strict=False)
+            ]
+            finish()
+            parts = {
+                recipe: [
+                    pool.submit(compare, reference, build.result(), share, seed, cfg_scale, stock, fused)
+                    for pool, share in zip(pools, shares, strict=True)
+                ]
+                for recipe, build in zip(some, builds, strict=True)
+            }
+        finish()
 
 
-def built(work: Path, name: str, session: SessionOptions) -> Path:
+def image_shares(images: int, count: int) -> list[range]:
+    """At most `count` ranges of about the same number of whole batches, which are together all images."""
+    batches = -(-images // BATCH)
+    count = min(count, batches)
+    ends = [min(images, BATCH * (batches * place // count)) for place in range(count + 1)]
+    return [range(first, last) for first, last in itertools.pairwise(ends)]
+
+
+def built(work: Path, name: str, session: SessionOptions, calibration_images: int) -> Path:
     """The bundle WORK/{name}, which is made if it is not there."""
     folder, recipe = work / name, load_recipe(name)
     if recipe.precision == "int8":
-        recipe = without_learning(recipe, CALIBRATION_IMAGES)
+        recipe = without_learning(recipe, calibration_images)
     if folder.exists():
         changed = changed_words(Bundle.open(folder), recipe)
         if changed:
@@ -108,20 +148,41 @@ def is_reduced() -> bool:
     return describe_machine().saturates
 
 
+class Reference(Generator):
+    """Full precision, which remembers what it said of the images that it sampled."""
+
+    def __init__(self, bundle: Path, options: SessionOptions) -> None:
+        super().__init__(bundle, options)
+        self._said: dict[str, list[StageResult]] = {}
+
+    def stream(self, *labels: Any, **settings: Any) -> Iterator[StageResult]:
+        key = str((labels, sorted(settings.items())))
+        if key not in self._said:
+            self._said[key] = list(super().stream(*labels, **settings))
+        return iter(self._said[key])
+
+
+reference_of = cache(Reference)
+Part = tuple[dict[str, ByImage], str]
+
+
 def compare(
     reference: Path,
-    work: Path,
-    name: str,
-    images: int,
+    folder: Path,
+    images: range,
     seed: int,
     cfg_scale: float,
     stock: SessionOptions,
     fused: SessionOptions,
-) -> dict[str, Any]:
-    """A recipe's figures."""
-    bundle, full_precision = Bundle.open(built(work, name, stock)), Generator(reference, stock)
-    log(f"{name}: {images} images")
-    with tempfile.TemporaryDirectory(dir=work) as scratch:
+) -> Part:
+    """A recipe's figures of some images, by pair, and which operators ran.
+
+    Args:
+        reference, folder: full precision's bundle, and the recipe's.
+    """
+    bundle = Bundle.open(folder)
+    log(f"{folder.name}: images {images.start} to {images.stop}")
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         three = {
             STOCK: Generator(bundle, stock),
             FUSED: Generator(bundle, fused),
@@ -129,10 +190,31 @@ def compare(
         }
         pairs: dict[str, tuple[str | None, str]] = {variant: (None, variant) for variant in three}
         pairs |= {from_stock(variant): (STOCK, variant) for variant in (FUSED, CONTROL)}
-        found = teacher_forced_pairs(full_precision, three, pairs, images=images, seed=seed, cfg_scale=cfg_scale)
-    against = {variant: found[variant] for variant in three}
-    apart = {variant: found[from_stock(variant)] for variant in (FUSED, CONTROL)}
-    return figures(against, apart) | {"operators": three[FUSED].ops.reason}
+        found = teacher_forced_pairs(
+            reference_of(reference, stock),
+            three,
+            pairs,
+            images=images,
+            seed=seed,
+            cfg_scale=cfg_scale,
+            batch_size=BATCH,
+        )
+    return found, three[FUSED].ops.reason
+
+
+def recipe_figures(parts: Sequence[Part]) -> dict[str, Any]:
+    """Those of all images."""
+    by_pair = {
+        name: ByImage(
+            np.concatenate([found[name].divergence for found, _ in parts]),
+            np.concatenate([found[name].agreeing for found, _ in parts]),
+            one.sizes,
+        )
+        for name, one in parts[0][0].items()
+    }
+    against = {variant: by_pair[variant] for variant in (STOCK, FUSED, CONTROL)}
+    apart = {variant: by_pair[from_stock(variant)] for variant in (FUSED, CONTROL)}
+    return figures(against, apart) | {"operators": parts[0][1]}
 
 
 def from_stock(name: str) -> str:
@@ -158,20 +240,12 @@ def perturbed(bundle: Bundle, out: Path) -> Bundle:
         assert weight.const_value is not None
         weight.const_value = ir.tensor(weight.const_value.numpy() * ONE_UNIT_UP, name=weight.name)
     ir.save(model, stage)
-    for name in kept:  # at the end: onnx_ir reads no weights that have two names
-        copy_or_link(bundle.path / name, out / name)
+    for name in kept:  # no second names: onnx_ir reads no weights that have two, as other processes do just now
+        shutil.copyfile(bundle.path / name, out / name)
     manifest["files"] = {name: manifest["files"][name] for name in kept}
     manifest["files"][stage.name] = {"size": stage.stat().st_size, "sha256": file_sha256(stage)}
     (out / MANIFEST_NAME).write_text(json.dumps(manifest), encoding="utf-8")
     return Bundle.open(out)
-
-
-def copy_or_link(source: Path, target: Path) -> None:
-    """A second name for a file, where the file system has such."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def figures(against: Mapping[str, ByImage], apart: Mapping[str, ByImage]) -> dict[str, Any]:
@@ -199,17 +273,25 @@ def as_list(interval: Interval) -> list[float]:
     return [interval.mean, interval.low, interval.high]
 
 
-def report(found: Mapping[str, Any], images: int, cfg_scale: float, threads: int) -> list[str]:
+def report(
+    found: Mapping[str, Any],
+    images: int,
+    cfg_scale: float,
+    threads: int,
+    calibration_images: int,
+    missing: Sequence[str] = (),
+) -> list[str]:
     """The page."""
     lines = [
         "# Fused operators beside stock ones, teacher-forced",
         "",
         *provenance(threads),
         f"- {images} images over all classes, token maps sampled by full precision, cfg_scale {cfg_scale:g}",
-        f"- bundles of the demo model: {CALIBRATION_IMAGES} calibration images, weights rounded to nearest"
+        f"- bundles of the demo model: {calibration_images} calibration images, weights rounded to nearest"
         + (", of 7 bits instead of 8, so that this CPU's stock products do not saturate" if is_reduced() else ""),
         "- control: the stock graph with every LayerNormalization's result scaled by 1 + 2^-23",
         "- differences are means over images of pairs, with 95% intervals",
+        *([f"- asked for and not measured: {', '.join(missing)}"] if missing else []),
         *(f"- {recipe}: {item['operators']}" for recipe, item in found.items()),
         "",
         "| recipe | | KL to full precision | less stock's | top-1 | less stock's | KL from stock | top-1 of stock's |",

@@ -3,10 +3,10 @@
     python benchmarks/guard.py                    # the demo model's bundles, built where they are missing
     python benchmarks/guard.py --baseline benchmarks/results/table_c_var-d16_xeon.json --work out/table-c
 
-Times differ from machine to machine and from hour to hour; ratios of interleaved runs hardly do. A ratio is a
-regression if it is below the committed one by more than the band and both ratios' own uncertainties; then the exit code
-is 1. The baseline is a JSON file of w8a8_front.py or of `nextscale table-c`; the latter's bundles must lie in WORK, by
-their recipes' names.
+Of stock graphs. Times differ from machine to machine and from hour to hour; ratios of interleaved runs hardly do. A
+ratio is a regression if it is below the committed one by more than the band and both ratios' own uncertainties; then
+the exit code is 1. The baseline is a JSON file of w8a8_front.py or of `nextscale table-c`; the latter's bundles must
+lie in WORK, by their recipes' names.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def main(path: Path, recipes: str, work: Path, rounds: int, band: float) -> None
         if unknown:
             raise NextscaleError(f"{path}: no ratio of {', '.join(unknown)}; it has {', '.join(baseline.ratios)}")
         work.mkdir(parents=True, exist_ok=True)
-        options = SessionOptions(threads=baseline.threads)
+        options = SessionOptions(threads=baseline.threads, ops="stock")  # the committed ratios are of those
         speeds = measure_speeds(_open(baseline, work, names, options), options, rounds, baseline.batch)
     except NextscaleError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -16,15 +16,13 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def commit() -> str:
-    """The checkout's commit, marked if files differ from it."""
+    """The checkout's commit, marked if files differ from it; "unknown" outside a checkout or without git."""
     root = Path(__file__).parent
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude", "*"],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        described = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return "unknown"
     return described.stdout.strip() or "unknown"
 
 

@@ -7,9 +7,11 @@ compared place by place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,9 @@ from numpy.typing import NDArray
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._next_scale_loop import Generator, StageResult
 from nextscale.runtime._request import DEFAULT_CFG_SCALE
+
+Name = TypeVar("Name", bound=Hashable)
+_ROWS = 16  # distributions at a time: all bundles' logarithms of them stay in the cache
 
 # What a KL is worth: the demo model's figures in docs/results.md.
 KL_IN_WORDS = (
@@ -118,7 +123,7 @@ def teacher_forced_pairs(
     candidates: Mapping[str, Generator],
     pairs: Mapping[str, tuple[str | None, str]],
     *,
-    images: int,
+    images: int | range,
     seed: int = 1,
     cfg_scale: float = DEFAULT_CFG_SCALE,
     batch_size: int = 4,
@@ -130,7 +135,8 @@ def teacher_forced_pairs(
         reference: the full-precision bundle.
         candidates: bundles of the same model, by name.
         pairs: by a name for the result, p and q of KL(p || q): candidates, or None for the reference.
-        images, seed, cfg_scale, batch_size, on_images: as for `teacher_forced`.
+        images: N, or which of them: the same images have the same labels and token maps in any range.
+        seed, cfg_scale, batch_size, on_images: as for `teacher_forced`.
     Returns:
         the figures of each pair before they are summarized; all are of the same images.
     Raises:
@@ -140,11 +146,12 @@ def teacher_forced_pairs(
     for name, candidate in candidates.items():
         if candidate.bundle.model != model:
             raise NextscaleError(f"{name}: not the model of {reference.bundle.path}; compare bundles of one model")
-    labels = evaluation_labels(model.num_classes, images, seed)
+    wanted = images if isinstance(images, range) else range(images)
+    labels = evaluation_labels(model.num_classes, wanted.stop, seed)
     # [pair][image][stage]
     divergence: dict[str, list[NDArray[np.float64]]] = {name: [] for name in pairs}
     agreeing: dict[str, list[NDArray[np.float64]]] = {name: [] for name in pairs}
-    for first in range(0, images, batch_size):
+    for first in range(wanted.start, wanted.stop, batch_size):
         stream = partial(_stream, labels[first : first + batch_size], first, seed, cfg_scale)
         stages = list(stream(reference, None))
         tokens = np.concatenate([stage.tokens for stage in stages], axis=1)
@@ -152,12 +159,16 @@ def teacher_forced_pairs(
         logits[None] = [stage.outputs["logits"] for stage in stages]
         for name, candidate in candidates.items():
             logits[name] = [stage.outputs["logits"] for stage in stream(candidate, tokens)]
-        for name, (expected, found) in pairs.items():
-            both = list(zip(logits[expected], logits[found], strict=True))
-            divergence[name].append(np.stack([kl_divergence(p, q).sum(1) for p, q in both], 1))
-            same = [(p.argmax(-1) == q.argmax(-1)).sum(1).astype(np.float64) for p, q in both]
-            agreeing[name].append(np.stack(same, 1))
-        on_images(min(first + batch_size, images))
+        likeliest = {name: [stage.argmax(-1) for stage in found] for name, found in logits.items()}
+        by_stage = [
+            _divergences({name: found[stage] for name, found in logits.items()}, list(pairs.values()))
+            for stage in range(model.num_stages)
+        ]
+        for place, (name, (expected, found)) in enumerate(pairs.items()):
+            divergence[name].append(np.stack([stage[place].sum(1) for stage in by_stage], 1))
+            both = zip(likeliest[expected], likeliest[found], strict=True)
+            agreeing[name].append(np.stack([(p == q).sum(1).astype(np.float64) for p, q in both], 1))
+        on_images(min(first + batch_size, wanted.stop) - wanted.start)
     sizes = np.array([height * width for height, width in model.stage_sizes], np.float64)
     return {name: ByImage(np.concatenate(divergence[name]), np.concatenate(agreeing[name]), sizes) for name in pairs}
 
@@ -197,9 +208,23 @@ def summarize(divergence: NDArray[np.float64], agreeing: NDArray[np.float64], si
 
 def kl_divergence(p_logits: NDArray[np.float32], q_logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """KL(p || q) of softmax distributions over the last axis, in nats: [B, l, V] twice -> [B, l]."""
-    log_p, log_q = _log_softmax(p_logits), _log_softmax(q_logits)
-    divergence: NDArray[np.float64] = (np.exp(log_p) * (log_p - log_q)).sum(-1)
-    return divergence
+    return _divergences({"p": p_logits, "q": q_logits}, [("p", "q")])[0]
+
+
+def _divergences(
+    logits: Mapping[Name, NDArray[np.float32]], pairs: Sequence[tuple[Name, Name]]
+) -> list[NDArray[np.float64]]:
+    """KL(p || q) of each pair of names: [B, l, V] each -> [B, l] each."""
+    names = {name for pair in pairs for name in pair}
+    shape = np.broadcast_shapes(*(logits[name].shape for name in names))
+    rows = {name: np.broadcast_to(logits[name], shape).reshape(-1, shape[-1]) for name in names}
+    found = np.empty((len(pairs), math.prod(shape[:-1])))
+    for first in range(0, found.shape[1], _ROWS):
+        log = {name: _log_softmax(every[first : first + _ROWS]) for name, every in rows.items()}
+        weight = {name: np.exp(log[name]) for name in {p for p, _ in pairs}}
+        for place, (p, q) in enumerate(pairs):
+            found[place, first : first + _ROWS] = (weight[p] * (log[p] - log[q])).sum(-1)
+    return [pair.reshape(shape[:-1]) for pair in found]
 
 
 def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -27,6 +27,8 @@ def test_the_control_differs_from_stock_by_roundings_alone(
     found = teacher_forced_pairs(fp32_generator, candidates, {"control": (None, "control")}, images=2)["control"]
     assert 0 < found.kl.max() < 1e-9
     assert (found.top1 == 1).all()
+    # Another process makes its own meanwhile.
+    assert not list(program("fused_agreement").perturbed(Bundle.open(fp32_bundle), tmp_path / "again").changed_files())
 
 
 def test_differences_are_taken_in_pairs(program: Program) -> None:
@@ -45,6 +47,25 @@ def test_differences_are_taken_in_pairs(program: Program) -> None:
     assert found["fused"]["kl_less_stock"] == pytest.approx([0.1, 0.1, 0.1])
     assert found["fused"]["top1_less_stock"][0] == pytest.approx(-0.125)
     assert found["control"]["kl_less_stock"] == [0, 0, 0]
-    lines = module.report({"default": found | {"operators": "nextscale-ops on avx2"}}, 2, 4.0, 1)
+    lines = module.report({"default": found | {"operators": "nextscale-ops on avx2"}}, 2, 4.0, 1, 64, ["static-w8a8"])
     assert json.dumps(found)
     assert any("+0.100000 [+0.100000, +0.100000]" in line for line in lines)
+    assert "- asked for and not measured: static-w8a8" in lines
+
+
+@pytest.mark.parametrize(("images", "processes", "sizes"), [(256, 13, {16, 20}), (6, 4, {4, 2}), (2, 3, {2})])
+def test_shares_are_all_images_in_whole_batches(program: Program, images: int, processes: int, sizes: set[int]) -> None:
+    shares = program("fused_agreement").image_shares(images, processes)
+    assert [image for share in shares for image in share] == list(range(images))
+    assert {len(share) for share in shares} == sizes
+
+
+def test_shares_have_the_figures_of_all_images(program: Program, fp32_bundle: Path, int8_bundle: Path) -> None:
+    module = program("fused_agreement")
+    more = 1, 4.0, ONE_THREAD, ONE_THREAD
+    whole = module.compare(fp32_bundle, int8_bundle, range(6), *more)
+    parts = [module.compare(fp32_bundle, int8_bundle, share, *more) for share in module.image_shares(6, 2)]
+    assert module.recipe_figures(parts) == module.recipe_figures([whole])
+    assert whole[0]["stock"].kl.shape == (6,)
+    again = module.compare(fp32_bundle, int8_bundle, range(4), *more)[0]
+    assert (again["stock"].kl == whole[0]["stock"].kl[:4]).all()

@@ -128,6 +128,16 @@ def test_candidates_are_compared_with_each_other(fp32_generator: Generator, int8
     assert (found["0"].kl == 0).all()
 
 
+def test_some_of_the_images_are_those_of_all(fp32_generator: Generator, int8_generator: Generator) -> None:
+    seen: list[int] = []
+    arguments = fp32_generator, {"int8": int8_generator}, {"int8": (None, "int8")}
+    every = teacher_forced_pairs(*arguments, images=6, batch_size=2)["int8"]
+    some = teacher_forced_pairs(*arguments, images=range(2, 6), batch_size=2, on_images=seen.append)["int8"]
+    np.testing.assert_array_equal(some.divergence, every.divergence[2:])
+    np.testing.assert_array_equal(some.agreeing, every.agreeing[2:])
+    assert seen == [2, 4]
+
+
 def test_figures_are_those_of_the_logits(fp32_generator: Generator, int8_generator: Generator) -> None:
     """Computed once more, image by image, from the bundles' outputs."""
     seed, cfg_scale, images = 7, 2.0, 3
