@@ -34,7 +34,7 @@ BLENDS = 60
 
 def pictures(seed: int, count: int, size: Sequence[int]) -> NDArray[np.uint8]:
     height, width = size
-    numbers = uniforms(seed, range(count), height * width * 3)
+    numbers = uniforms(seed, range(max(count, 1)), height * width * 3)[:count]
     return np.floor(numbers * 256).astype(np.uint8).reshape(count, height, width, 3)
 
 
