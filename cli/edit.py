@@ -2,8 +2,9 @@
 
 import math
 import secrets
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 import numpy as np
@@ -17,10 +18,12 @@ from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime._operators import Ops
+from nextscale.runtime._outputs import is_stdout
 from nextscale.runtime._photo import SIDES, Canvas, Side, feather_of
 from nextscale.runtime._read_picture import read_mask, read_picture
 from nextscale.runtime._request import resolve_top_k
 from nextscale.runtime._session import SessionOptions
+from nextscale.runtime._wording import shown_value
 from nextscale.runtime.image_io import picture_writer, require_picture_format, require_writable, write_files
 
 
@@ -39,7 +42,7 @@ class Box(click.ParamType):
         except ValueError:
             ends = ()
         if len(ends) != 4:
-            self.fail(f"{value!r} is not four numbers such as 0.25,0.25,0.75,0.75", param, ctx)
+            self.fail(f"{shown_value(value)} is not four numbers such as 0.25,0.25,0.75,0.75", param, ctx)
         return ends
 
 
@@ -60,8 +63,9 @@ class Extension(click.ParamType):
         except ValueError:
             amount = math.nan
         if side is None or math.isnan(amount):
+            sides = ", ".join(SIDES)
             self.fail(
-                f"{value!r} is not a side and a share such as left=0.25; sides are {', '.join(SIDES)}", param, ctx
+                f"{shown_value(value)} is not a side and a share such as left=0.25; sides are {sides}", param, ctx
             )
         return side, amount
 
@@ -86,7 +90,7 @@ class Extension(click.ParamType):
 )
 @click.option(
     "--variation",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=options.FiniteRange(0, 1, min_open=True),
     metavar="SHARE",
     help="Make this share of the stages anew, the last ones: the photo's layout and colours stay.",
 )
@@ -145,23 +149,27 @@ def edit(
         raise click.UsageError("--mask and --box exclude each other")
     if no_blend and feather is not None:
         raise click.UsageError("--no-blend and --feather exclude each other")
+    sides = dict(extend)
+    if len(sides) < len(extend):
+        raise click.UsageError("--extend: give each side once")
     require_picture_format(out)
     bundle = Bundle.open(bundle_dir)
     if "encoder" not in bundle.manifest.graphs:
         raise NextscaleError(f"{bundle_dir}: the bundle has no encoder; build it again, without --no-encoder")
     model = bundle.model
-    labels = [bundle.class_label(name) for name in classes or ("null",) for _ in range(count)]
+    each = [bundle.class_label(name) for name in classes] or [model.num_classes]
+    labels = [label for label in each for _ in range(count)]
     paths = [out] if len(labels) == 1 else [out.with_stem(f"{out.stem}-{i:04d}") for i in range(len(labels))]
-    require_writable(paths, bundle.paths())
 
     read = read_picture(photo)
     canvas = Canvas(read.pixels, read.transparent if read.transparent is not None and read.transparent.any() else None)
     if mask is not None:
         canvas = Canvas(read.pixels, read_mask(mask, canvas.size))
+    require_writable(paths, [*bundle.paths(), photo, *([mask] if mask else [])])
     if box is not None:
         canvas = canvas.with_box(box, model, outpaint=outpaint)
     if extend:
-        canvas = canvas.extended(dict(extend))
+        canvas = canvas.extended(sides)
     if canvas.mask is None and variation is None:
         raise click.UsageError("nothing says what to make anew: give --mask, --box, --extend or --variation")
     keep_stages = 0 if variation is None else model.num_stages - max(1, round(variation * model.num_stages))
@@ -206,14 +214,15 @@ def edit(
             "share_made_anew": 1.0 if seen_mask is None else float(np.mean(seen_mask)),
         },
     }
-    writers = {
-        path: picture_writer(
-            path,
-            canvas.with_window(picture, window, seam),
-            {**parameters, "first_image": number, "classes": [label], "class_names": [bundle.class_name(label)]},
-        )
-        for number, (path, picture, label) in enumerate(zip(paths, made.images, labels, strict=True))
-    }
-    write_files(writers)
-    for path in writers:
-        print_path(path)
+
+    def write(number: int, file: BinaryIO) -> None:
+        """A result is put together when it is written, so that one large photograph at a time is in memory."""
+        label = labels[number]
+        own = {"first_image": number, "classes": [label], "class_names": [bundle.class_name(label)]}
+        whole = canvas.with_window(made.images[number], window, seam)
+        picture_writer(paths[number], whole, {**parameters, **own})(file)
+
+    write_files({path: partial(write, number) for number, path in enumerate(paths)})
+    for path in paths:
+        if not is_stdout(path):
+            print_path(path)

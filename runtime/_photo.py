@@ -17,6 +17,7 @@ from PIL import Image
 from nextscale.runtime._edit import Mask, blend, box_mask
 from nextscale.runtime._errors import RequestError
 from nextscale.runtime._manifest import ModelInfo, Size
+from nextscale.runtime._read_picture import MOST_PIXELS
 
 Pixels = NDArray[np.uint8]
 Side = Literal["top", "left", "bottom", "right"]
@@ -75,14 +76,9 @@ class Canvas:
         return Window(y, x, h, w)
 
     def seen(self, window: Window, model: ModelInfo) -> tuple[Pixels, Mask | None]:
-        """The window at the model's size, and its mask: a pixel is made anew if any part of it is."""
-        height, width = model.image_size
-        pixels = resized(window.of(self.pixels), (height, width))
-        if self.mask is None:
-            return pixels, None
-        shares = Image.fromarray(window.of(self.mask).astype(np.float32)).resize((width, height), Image.Resampling.BOX)
-        nearest = Image.fromarray(window.of(self.mask)).resize((width, height), Image.Resampling.NEAREST)
-        return pixels, (np.asarray(shares) > 1e-6) | np.asarray(nearest)
+        """The window at the model's size, and its mask."""
+        mask = None if self.mask is None else resized_mask(window.of(self.mask), model.image_size)
+        return resized(window.of(self.pixels), model.image_size), mask
 
     def with_window(self, made: Pixels, window: Window, feather: int) -> Pixels:
         """The canvas with what the model made of its window, uint8 [h, w, 3], within the mask and a seam of this width.
@@ -104,18 +100,23 @@ class Canvas:
         What is added continues the picture's edge until it is made anew.
 
         Raises:
-            RequestError: a share that is not above 0, or above MOST_EXTENSION.
+            RequestError: a share that is not above 0, or above MOST_EXTENSION, or less than a pixel; more than
+                MOST_PIXELS in all.
         """
         height, width = self.size
+        added = dict.fromkeys(SIDES, 0)
         for side, share in sides.items():
             if not 0 < share <= MOST_EXTENSION:
                 raise RequestError(f"extend {side}={share:g}: expected more than 0 and at most {MOST_EXTENSION:g}")
-        top, left, bottom, right = (
-            round(sides.get(side, 0) * (height if side in ("top", "bottom") else width)) for side in SIDES
-        )
-        if not top + left + bottom + right:
-            raise RequestError("extend: less than a pixel; give a larger share")
-        around = ((top, bottom), (left, right))
+            added[side] = round(share * (height if side in ("top", "bottom") else width))
+            if not added[side]:
+                raise RequestError(f"extend {side}={share:g}: less than a pixel; give a larger share")
+        around = ((added["top"], added["bottom"]), (added["left"], added["right"]))
+        tall, wide = height + sum(around[0]), width + sum(around[1])
+        if tall * wide > MOST_PIXELS:
+            raise RequestError(
+                f"extend: {wide} x {tall} pixels are more than {MOST_PIXELS // 10**6} million; give smaller shares"
+            )
         mask = np.zeros(self.size, np.bool_) if self.mask is None else self.mask
         return Canvas(np.pad(self.pixels, (*around, (0, 0)), mode="edge"), np.pad(mask, around, constant_values=True))
 
@@ -124,14 +125,21 @@ class Canvas:
 
         Ends of a box in a picture of the model's proportions are rounded to positions of the latent, as the official
         code does; in others, to pixels.
+
+        Raises:
+            RequestError: the box is not within the picture, or has nothing of it, or, with `outpaint`, all.
         """
         height, width = self.size
         if height * model.image_size[1] == width * model.image_size[0]:
             latent = box_mask(model.latent_size, box)
-            lines, columns = (np.arange(side) * n // side for side, n in zip(self.size, latent.shape, strict=True))
+            lines, columns = (
+                (2 * np.arange(side) + 1) * n // (2 * side) for side, n in zip(self.size, latent.shape, strict=True)
+            )
             inside: Mask = latent[lines[:, None], columns]
         else:
             inside = box_mask(self.size, box)
+        if not inside.any():
+            raise RequestError("box: less than a pixel; give a larger one")
         mask = ~inside if outpaint else inside
         if not mask.any():
             raise RequestError("outpaint: the box is all of the picture, so that there is nothing to make anew")
@@ -144,6 +152,19 @@ def resized(pixels: Pixels, size: Size) -> Pixels:
     if pixels.shape[:2] == size:
         return pixels
     return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
+
+
+def resized_mask(mask: Mask, size: Size) -> Mask:
+    """Along each side a pixel is marked if one of those is whose middle lies in it; or, of a side that grows, the one
+    that its own middle lies in.
+    """
+    for axis, (old, new) in enumerate(zip(mask.shape, size, strict=True)):
+        places = np.arange(new)
+        if old > new:
+            mask = np.logical_or.reduceat(mask, (2 * places * old + new - 1) // (2 * new), axis=axis)
+        else:
+            mask = mask.take((2 * places + 1) * old // (2 * new), axis=axis)
+    return mask
 
 
 def feather_of(window: Window, model: ModelInfo) -> int:
