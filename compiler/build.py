@@ -38,6 +38,7 @@ from nextscale.runtime._machine import saturation_warning
 from nextscale.runtime._manifest import FUSED, STOCK
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime._outputs import atomic_folder
+from nextscale.runtime._probe_pictures import probe_pictures
 from nextscale.runtime._request import DEFAULT_CFG_SCALE
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._var_request import var_request
@@ -190,9 +191,11 @@ def _card(source: Source, recipe: Mapping[str, Any]) -> str:
 
 
 def _stored_tokens(folder: Path, options: SessionOptions) -> tuple[list[list[int]], list[list[int]] | None]:
-    """The bundle's own greedy tokens, and those of their pictures, for `nextscale verify` to compare with."""
+    """The bundle's own greedy tokens, and those of probe pictures, for `nextscale verify` to compare with."""
     generator = Generator(folder, options)
     record = generator.bundle.manifest.verify
     greedy = generator.generate(seed=record.seed, inputs=record.inputs)
-    has_encoder = "encoder" in generator.bundle.manifest.graphs
-    return greedy.token_maps.tolist(), generator.encode(greedy.images).tolist() if has_encoder else None
+    if "encoder" not in generator.bundle.manifest.graphs:
+        return greedy.token_maps.tolist(), None
+    probes = probe_pictures(generator.bundle.model.image_size, len(greedy.images))
+    return greedy.token_maps.tolist(), generator.encode(probes).tolist()

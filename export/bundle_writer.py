@@ -179,7 +179,7 @@ def complete_manifest(
 
     Args:
         token_maps: of the stored generation.
-        encoded: what the encoder makes of its pictures; None without an encoder.
+        encoded: what the encoder makes of as many probe pictures; None without an encoder.
     """
     (folder / CARD).write_text(card, encoding="utf-8")
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))

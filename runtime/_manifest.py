@@ -219,7 +219,7 @@ class VerifyInfo:
         seed: of the request.
         inputs: further inputs of the request by name, as numbers and nested lists; others have their default.
         token_maps: one row for each image, its values row-major.
-        encoded: what the encoder makes of the pictures; None where the bundle has no encoder.
+        encoded: what the encoder makes of as many `probe_pictures`; None where the bundle has no encoder.
     """
 
     seed: int

@@ -339,13 +339,15 @@ def write_files(
 def complete(folder: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest with the tokens that its verify request gives."""
     from nextscale.runtime import Generator
+    from nextscale.runtime._probe_pictures import probe_pictures
 
     write_manifest(folder, manifest)
     verify, generator = manifest["verify"], Generator(folder)
     made = generator.generate(seed=verify["seed"], inputs=verify["inputs"])
     verify["token_maps"] = made.token_maps.reshape(len(made.token_maps), -1).tolist()
     if "encoder" in manifest["graphs"]:
-        verify["encoded"] = generator.encode(made.images).tolist()
+        pictures = probe_pictures(generator.bundle.model.image_size, len(made.images))
+        verify["encoded"] = generator.encode(pictures).tolist()
     write_manifest(folder, manifest)
 
 

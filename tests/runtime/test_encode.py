@@ -13,6 +13,7 @@ from fake_bundle import PIXELS, L, V, read_manifest, write_manifest
 from onnx import numpy_helper
 
 from nextscale.runtime import Bundle, BundleError, Generator, RequestError
+from nextscale.runtime._probe_pictures import probe_pictures
 from nextscale.runtime._verify import verify
 
 RNG = np.random.default_rng(0)
@@ -60,10 +61,10 @@ def test_a_bundle_without_an_encoder_says_so(fake_bundle: Path) -> None:
         Generator(fake_bundle).encode(IMAGES)
 
 
-def test_verify_encodes_the_stored_pictures(fake_encoder_bundle: Path, tmp_path: Path) -> None:
+def test_verify_encodes_the_probe_pictures(fake_encoder_bundle: Path, tmp_path: Path) -> None:
     checks = {check.name: check for check in verify(Bundle.open(fake_encoder_bundle)).checks}
     assert checks["encoder"].passed
-    assert "100.0% of the stored pictures' tokens are the stored ones" in checks["encoder"].detail
+    assert "100.0% of the probe pictures' tokens are the stored ones" in checks["encoder"].detail
     other = shutil.copytree(fake_encoder_bundle, tmp_path / "other")
     manifest = read_manifest(other)
     manifest["verify"]["encoded"] = [[(token + 1) % V for token in row] for row in manifest["verify"]["encoded"]]
@@ -71,7 +72,7 @@ def test_verify_encodes_the_stored_pictures(fake_encoder_bundle: Path, tmp_path:
     report = verify(Bundle.open(other))
     assert not report.passed
     assert report.checks[-1].name == "encoder"
-    assert "0.0% of the stored pictures' tokens" in report.checks[-1].detail
+    assert "0.0% of the probe pictures' tokens" in report.checks[-1].detail
 
 
 @pytest.mark.parametrize(
@@ -101,3 +102,14 @@ def test_an_encoder_of_another_contract_is_refused(fake_encoder_bundle: Path, tm
     write_manifest(other, manifest)
     with pytest.raises(BundleError, match=r"encoder.*token_maps \(int64\)"):
         Bundle.open(other)
+
+
+def test_probe_pictures_have_something_of_every_size() -> None:
+    pictures = probe_pictures((64, 48), 3)
+    assert (pictures.dtype, pictures.shape) == (np.uint8, (3, 64, 48, 3))
+    assert 20 < pictures.std() < 90
+    assert not np.array_equal(pictures[0], pictures[1])
+    # Equal within the finest squares, different between them; a picture does not depend on how many there are.
+    np.testing.assert_array_equal(pictures[:, ::4, ::3], pictures[:, 3::4, 2::3])
+    assert len(np.unique(pictures[0].reshape(-1, 3), axis=0)) == 256
+    np.testing.assert_array_equal(probe_pictures((64, 48), 1), pictures[:1])
