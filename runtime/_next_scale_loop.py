@@ -295,12 +295,14 @@ class Generator:
         latent = None if anew is None else latent_mask(anew, model)
         if settings.get("forced_tokens") is not None:
             raise RequestError("forced_tokens: an edit forces those that the picture and the mask say")
-        labels = [model.num_classes] if class_labels is None else list(class_labels)
-        labels = [self.bundle.class_label(label) for label in labels]
+        label = self.bundle.manifest.input_of_kind("label")
+        if class_labels is None and label is not None:
+            class_labels = [model.num_classes]
+        request = Request.create(self.bundle, class_labels, **settings)  # refuses before anything runs
         forced = forced_tokens(self.encode(image[None]), latent, keep, model)
-        settings["forced_tokens"] = forced.repeat(len(labels), axis=0)
+        settings["forced_tokens"] = forced.repeat(len(request), axis=0)
         made = self.generate(
-            labels,
+            None if label is None else request.arrays[label.name],
             batch_size=batch_size,
             on_stage=on_stage,
             cancel=cancel,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._regular_file import require_regular
 from nextscale.runtime._wording import shown_text
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # or Python prints what it says of a picture
 
 # Of a picture: what a large camera makes. More would take gigabytes before anything is seen of it.
 MOST_PIXELS = 100_000_000
@@ -55,7 +58,8 @@ def read_picture(path: str | os.PathLike[str]) -> ReadPicture:
         NextscaleError: no file, no picture, a damaged one, or one of more than MOST_PIXELS.
     """
     with _opened(path) as image:
-        image.load()
+        with _libtiff_silent() if image.format == "TIFF" else nullcontext():
+            image.load()
         turn = _turn(image)
         upright = image if turn is None else image.transpose(turn)
         if upright.mode in ("RGBa", "La"):  # colours times alpha
@@ -116,6 +120,24 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
     except Exception as error:  # damaged pictures raise almost anything: struct.error, IndexError, SyntaxError, …
         what = getattr(error, "strerror", None) or error
         raise NextscaleError(f"{path}: the picture cannot be read: {shown_text(str(what))}") from None
+
+
+@contextmanager
+def _libtiff_silent() -> Iterator[None]:
+    """Meanwhile nothing reaches the process's stderr, where libtiff tells of each line of a damaged picture."""
+    try:
+        stderr = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

@@ -183,9 +183,18 @@ def test_stages_are_told_and_cancel(fake_encoder_bundle: Path) -> None:
         ({"feather": -2}, "feather -2 is out of range: expected -1 to 12"),
         ({"feather": 13}, "feather 13 is out of range"),
         ({"forced_tokens": np.zeros((1, L), int)}, "forced_tokens: an edit forces those"),
+        ({"class_labels": 3}, r"class_labels 3: expected several, such as \[3\]"),
+        ({"class_labels": "crane"}, "class_labels 'crane': expected several"),
+        ({"class_labels": np.array(3)}, "class_labels 3: expected several"),
+        ({"class_labels": {3: 4}}, "expected a list of class ids or names"),
+        ({"class_labels": []}, "class_labels is empty"),
+        ({"top_p": float("nan")}, "top_p nan is out of range"),
     ],
 )
-def test_what_does_not_fit_is_refused(fake_encoder_bundle: Path, arguments: dict[str, Any], message: str) -> None:
+def test_what_does_not_fit_is_refused_before_anything_runs(
+    fake_encoder_bundle: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr(Generator, "_run", lambda *_: pytest.fail("ran"))
     with pytest.raises(RequestError, match=message):
         Generator(fake_encoder_bundle).edit(**({"image": IMAGE, "mask": MASK} | arguments))
 

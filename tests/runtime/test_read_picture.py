@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -274,6 +277,40 @@ def test_any_damage_is_an_error_or_a_picture(tmp_path: Path, suffix: str, capfd:
         assert read.pixels.shape[2] == 3
         assert read.pixels.size
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_pillow_logs_does_not_reach_stderr(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.tiff", RGB)
+    entry = struct.pack("<HHIHH", 277, 3, 1, 3, 0)  # samples per pixel
+    path.write_bytes(path.read_bytes().replace(entry, struct.pack("<HHIHH", 277, 3, 1, 2048, 0)))
+    code = (
+        f"import sys; sys.path[:] = {sys.path!r}; from nextscale.runtime._read_picture import read_picture\n"
+        "try: read_picture(sys.argv[1])\n"
+        "except Exception as error: sys.exit(str(error))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+    assert done.stderr.startswith(f"{path}: no picture, or damaged")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_what_libtiff_says_does_not_reach_stderr(
+    tmp_path: Path, closed: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = saved(tmp_path / "a.tiff", np.zeros((40, 50), np.uint8), compression="tiff_adobe_deflate")
+    content = path.read_bytes()
+    path.write_bytes(content.replace(content[8:16], b"\xff" * 8, 1))
+    stderr = os.dup(2)
+    try:
+        if closed:
+            os.close(2)
+        with pytest.raises(NextscaleError, match="the picture cannot be read"):
+            read_picture(path)
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+    os.write(2, b"after")
+    assert capfd.readouterr() == ("", "after")
 
 
 MARKED = np.zeros(GREY.shape, np.bool_)
