@@ -227,9 +227,7 @@ def write_fake_bundle(
     encoder: bool = False,
 ) -> Path:
     """Write a bundle whose weights come from a seed; its verify tokens are what it generates."""
-    weights = weights_of_seed(SHAPES, seed)
-    if encoder:
-        weights["to_tokens"] = np.random.default_rng(seed).integers(0, V, (PIXELS * PIXELS * 3, L)).astype(np.float32)
+    weights = fake_weights(seed, encoder=encoder)
     texts = GRAPHS | ({"encoder": ENCODER} if encoder else {})
     graphs = write_files(folder, texts, FUNCTIONS + DECODE, weights)
     graphs["stage"]["state"] = [
@@ -312,6 +310,13 @@ SHAPES = {
     "class_table": (NUM_CLASSES + 1, C), "position_table": (L, C), "codebook": (V, CVAE), "latent_in": (CVAE, C),
     "head": (C, V), "to_rgb": (CVAE, 3),
 }  # fmt: skip
+
+
+def fake_weights(seed: int, *, encoder: bool) -> dict[str, np.ndarray]:
+    weights = weights_of_seed(SHAPES, seed)
+    if encoder:
+        weights["to_tokens"] = np.random.default_rng(seed).integers(0, V, (PIXELS * PIXELS * 3, L)).astype(np.float32)
+    return weights
 
 
 def weights_of_seed(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
