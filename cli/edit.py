@@ -141,7 +141,7 @@ def edit(
     nextscale edit demo-int8 photo.jpg --mask mask.png --class "tabby cat" --count 4
     nextscale edit demo-int8 photo.jpg --box 0.25,0.25,0.75,0.75 --outpaint
     nextscale edit demo-int8 photo.jpg --extend left=0.25 --extend right=0.25
-    nextscale edit demo-int8 photo.jpg --variation 0.4
+    nextscale edit demo-int8 photo.jpg --variation 0.2
     """
     if outpaint and box is None:
         raise click.UsageError("--outpaint keeps a box: give --box")
