@@ -5,6 +5,7 @@ __all__ = [
     "choose_theta",
     "match_probabilities",
     "observe_histograms",
+    "observe_moments",
     "observe_ranges",
     "observed_stage",
     "plot_matching",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -86,20 +87,21 @@ def observe_stage_ranges(
     return StageObservation(class_labels, tokens, np.concatenate(f_hat), extremes.ranges(observers))
 
 
-def observe_decoder_ranges(
-    session: onnxruntime.InferenceSession, observers: Sequence[Observer], f_hat: NDArray[np.float32]
+def observe_autoencoder_ranges(
+    session: onnxruntime.InferenceSession, observers: Sequence[Observer], inputs: NDArray[Any]
 ) -> ObservedRanges:
-    """The ranges of a decoder graph's inputs, one image at a time.
+    """The ranges of the values of a decoder's or encoder's graph, one image at a time.
 
     Args:
-        session: of a decoder graph that gives what the observers name.
+        session: of a graph with one input that gives what the observers name.
         observers: of "range" and "channels".
-        f_hat: latents, float32 [N, Cvae, h, w].
+        inputs: latents, float32 [N, Cvae, h, w], or pictures, uint8 [N, H, W, 3].
     """
     names = [observer.output for observer in observers]
+    (source,) = session.get_inputs()
     extremes = _Extremes(num_stages=1)
-    for one in f_hat:
-        for name, ends in zip(names, session.run(names, {"f_hat": one[None]}), strict=True):
+    for one in inputs:
+        for name, ends in zip(names, session.run(names, {source.name: one[None]}), strict=True):
             extremes.widen(name, 0, ends)
     return extremes.ranges(observers)
 

@@ -72,6 +72,7 @@ LEARNING = ReconstructionSettings()
     is_flag=True,
     help="For CPUs without VNNI, where integer products saturate: slightly coarser weights with which they never do.",
 )
+@click.option("--no-encoder", is_flag=True, help="Leave out the graph that makes token maps of pictures.")
 @click.option("--no-fused", is_flag=True, help="Leave out the graphs of fused operators, which add under 5%.")
 @click.option("--debug", is_flag=True, help="Let the graph count the attentive tokens that find no place.")
 @click.option(
@@ -96,6 +97,7 @@ def build(
     batch: int,
     device: Device,
     reduce_range: bool,
+    no_encoder: bool,
     no_fused: bool,
     debug: bool,
     seed: int,
@@ -155,6 +157,7 @@ def build(
         count_overflow=debug,
         reduce_range=reduce_range,
         fused=not no_fused,
+        encoder=not no_encoder,
     )
     if learn:
         settings = replace(LEARNING, iterations=iterations, batch_size=batch, seed=seed)

@@ -29,7 +29,7 @@ from nextscale.runtime.image_io import (
     write_files,
 )
 
-_DRAWN_SEEDS = 2**53  # exact in every language's JSON
+DRAWN_SEEDS = 2**53  # exact in every language's JSON
 
 
 @click.command()
@@ -111,7 +111,7 @@ def generate(
     require_writable([*pictures, *([npz] if npz else [])], bundle.paths())
 
     if seed is None:
-        seed = secrets.randbelow(_DRAWN_SEEDS)
+        seed = secrets.randbelow(DRAWN_SEEDS)
         click.echo(f"seed {seed}", err=True)
     sampling: dict[str, Any] = {
         "seed": seed,
@@ -122,7 +122,7 @@ def generate(
     }
     generator = Generator(bundle, SessionOptions(threads=threads, spinning=spinning, ops=ops, ops_library=ops_library))
     console = Console(stderr=True, quiet=quiet)
-    with _Progress(console, len(labels), batch, bundle.model.num_stages) as progress:
+    with StageProgress(console, len(labels), batch, bundle.model.num_stages) as progress:
         result = generator.generate(labels, batch_size=batch, on_stage=progress.advance, **sampling)
 
     parameters = {
@@ -148,7 +148,7 @@ def generate(
             print_path(path)
 
 
-class _Progress:
+class StageProgress:
     """Stages done, on a terminal; nothing elsewhere."""
 
     def __init__(self, console: Console, images: int, batch: int, num_stages: int) -> None:
@@ -157,7 +157,7 @@ class _Progress:
         self.bar = Progress(*columns, console=console, disable=console.quiet or not console.is_terminal)
         self.task = self.bar.add_task("loading", total=-(-images // batch) * num_stages)
 
-    def __enter__(self) -> "_Progress":
+    def __enter__(self) -> "StageProgress":
         if not self.bar.disable:
             self.bar.start()
         return self

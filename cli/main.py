@@ -24,6 +24,7 @@ COMMANDS = {
     "calibrate": "Sample token maps with a full-precision bundle, for calibration.",
     "reconstruct": "Learn how a recipe rounds a model's weights.",
     "generate": "Make pictures from a bundle.",
+    "edit": "Make parts of a photograph anew.",
     "evaluate": "Compare bundles with full precision, token for token.",
     "metrics": "Compare sets of pictures: FID-E and IS-E.",
     "theta": "Choose which tokens get more precision, within a budget of operations.",

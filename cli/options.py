@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -75,6 +76,16 @@ top_p = click.option(
     show_default=True,
     help="Of these, the likeliest of this total probability; 0: off.",
 )
+
+
+class FiniteRange(click.FloatRange):
+    """A number within bounds, which NaN never leaves."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{shown_value(value)} is not a finite number", param, ctx)
+        return number
 
 
 class IntegerList(click.ParamType):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nextscale.cli.options import CHECKPOINT, IntegerList, ModelOptions, model_options
+from nextscale.cli.options import CHECKPOINT, FiniteRange, IntegerList, ModelOptions, model_options
 from nextscale.cli.progress import show_resumable_steps
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.runtime._text import printable
@@ -41,7 +41,7 @@ SUFFIX = ".safetensors"
 @click.option(
     "--batch", type=click.IntRange(1), default=DEFAULTS.batch_size, show_default=True, help="Images per step."
 )
-@click.option("--theta", type=click.FloatRange(0, 1), help="Threshold for shift-and-sum, from `nextscale theta`.")
+@click.option("--theta", type=FiniteRange(0, 1), help="Threshold for shift-and-sum, from `nextscale theta`.")
 @click.option("--places", type=IntegerList(), metavar="1,2,…", help="Attentive tokens per stage.  [default: no limit]")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option(

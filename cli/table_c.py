@@ -12,7 +12,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from nextscale.cli.options import CHECKPOINT, CHOSEN, IntegerList, operators, refuse, spinning, threads
+from nextscale.cli.options import CHECKPOINT, CHOSEN, FiniteRange, IntegerList, operators, refuse, spinning, threads
 from nextscale.cli.results import results_console
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.measure.contender import Contender
@@ -93,9 +93,9 @@ def peers_option(command: Callable[..., None]) -> Callable[..., None]:
               help="Also measure P processes at the same time, each on cores of its own, for each P.")  # fmt: skip
 @click.option("--repetitions", type=click.IntRange(2), default=8, show_default=True,
               help="Timed rounds; with --half-width or --minutes, at most.")  # fmt: skip
-@click.option("--half-width", type=click.FloatRange(0, min_open=True), metavar="W",
+@click.option("--half-width", type=FiniteRange(0, min_open=True), metavar="W",
               help="End the rounds once every ratio to full precision is known to W, such as 0.02 for 2%.")  # fmt: skip
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), metavar="M",
+@click.option("--minutes", type=FiniteRange(0, min_open=True), metavar="M",
               help="Begin no round later than M minutes after the first, though at least two are timed.")  # fmt: skip
 @click.option("--warmup", type=click.IntRange(0), default=1, show_default=True, help="Rounds before the timed ones.")
 @click.option("--work", type=click.Path(path_type=Path, file_okay=False), default=Path("out/table-c"),

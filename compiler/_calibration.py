@@ -10,19 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextscale.calib_data._calibration_labels import calibration_labels
-from nextscale.calib_data.observe_ranges import (
-    StageObservation,
-    observe_decoder_ranges,
-    observe_stage_ranges,
-)
+from nextscale.calib_data.observe_ranges import StageObservation, observe_stage_ranges
 from nextscale.calib_data.observed_stage import ObservedStage
 from nextscale.calib_data.sample import SamplingSettings, sample_token_maps
 from nextscale.compiler._float_model import FloatModel
 from nextscale.compiler.options import BuildOptions, Progress
-from nextscale.graph_passes._graph_session import open_model
 from nextscale.graph_passes.observe_inputs import Observer, observe_inputs
-from nextscale.graph_passes.qparams import Range
-from nextscale.graph_passes.quantize_decoder import DecoderRanges, decoder_observers
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime._request import DEFAULT_CFG_SCALE
 
@@ -66,12 +59,11 @@ def observe(
     images: CalibrationImages,
     options: BuildOptions,
     progress: Progress,
-) -> tuple[StageObservation, DecoderRanges]:
-    """The ranges that the observers name in the stage graph, and those that the decoder needs."""
+) -> StageObservation:
+    """The ranges that the observers name in the stage graph."""
     step, count = "calibrating", len(images.class_labels)
     progress(step, 0, count)
-    # One after the other: the two sessions together would need half as much memory again.
-    found = observe_stage_ranges(
+    return observe_stage_ranges(
         ObservedStage.open(model.bundle, observe_inputs(model.stage, observers), options.session),
         observers,
         images.class_labels,
@@ -79,21 +71,4 @@ def observe(
         seed=options.seed,
         batch_size=options.batch_size,
         on_images=lambda done: progress(step, done, count),
-    )
-    if options.recipe.decoder.precision == "float":
-        return found, DecoderRanges({}, {})
-    return found, _decoder_ranges(model, found.f_hat, options)
-
-
-def _decoder_ranges(model: FloatModel, f_hat: NDArray[np.float32], options: BuildOptions) -> DecoderRanges:
-    inputs, results = decoder_observers(model.decoder)
-    session = open_model(observe_inputs(model.decoder, [*inputs, *results]), model.bundle.folder, options.session)
-    found = observe_decoder_ranges(session, [*inputs, *results], f_hat)
-    return DecoderRanges(
-        {observer.input.node: found.whole[observer.input] for observer in inputs},
-        {
-            observer.input.node: Range(ends.minimum[0], ends.maximum[0])
-            for observer in results
-            for ends in (found.by_channel[observer.input],)
-        },
     )

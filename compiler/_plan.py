@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from nextscale.compiler._autoencoder import observe_decoder, observe_encoder
 from nextscale.compiler._calibration import choose_images, observe
 from nextscale.compiler._choose_ranges import choose_static_ranges, equalize, equalized_ranges
 from nextscale.compiler._float_model import FloatModel
@@ -17,7 +18,7 @@ from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.observe_inputs import Input, Observer
 from nextscale.graph_passes.pipeline import StagePlan
 from nextscale.graph_passes.quantize_attention import Magnitudes
-from nextscale.graph_passes.quantize_decoder import DecoderRanges
+from nextscale.graph_passes.quantize_autoencoder import AutoencoderObservation
 from nextscale.graph_passes.quantize_linear_pairs import PairRanges
 from nextscale.models.var.equalization import Equalization
 
@@ -29,13 +30,14 @@ class Plan:
     Attributes:
         stage: for the stage graph.
         equalization: to build it with.
-        decoder_ranges: for the decoder.
+        decoder, encoder: what is known of their values; None where no such graph becomes integer.
         report: what a manifest says of it, plain values.
     """
 
     stage: StagePlan
     equalization: Equalization
-    decoder_ranges: DecoderRanges
+    decoder: AutoencoderObservation | None
+    encoder: AutoencoderObservation | None
     report: Mapping[str, Any]
 
 
@@ -53,7 +55,7 @@ def make_plan(model: FloatModel, integer: IntegerModel, options: BuildOptions, p
     operands = _operands(patterns) if integer.static_attention else {}
     images = choose_images(model, options, progress)
     observers = _observers(integer, recipe.equalization.alpha > 0, operands)
-    observation, decoder_ranges = observe(model, observers, images, options, progress)
+    observation = observe(model, observers, images, options, progress)
     equalization = equalize(var, facts, observation.ranges, options)
     ranges = equalized_ranges(facts, observation.ranges, equalization)
     static = choose_static_ranges(model, integer, ranges, equalization, observation, options, progress)
@@ -79,7 +81,11 @@ def make_plan(model: FloatModel, integer: IntegerModel, options: BuildOptions, p
         {name: Magnitudes.of(*(ranges[key] for key in keys)) for name, keys in operands.items()} or None,
         shift_and_sum(recipe, choice, options.count_overflow),
     )
-    return Plan(stage, equalization, decoder_ranges, report)
+    integer_autoencoder = recipe.decoder.precision == "integer"
+    decoder = observe_decoder(model, observation.f_hat, options, progress) if integer_autoencoder else None
+    with_encoder = integer_autoencoder and options.encoder
+    encoder = observe_encoder(model, observation.f_hat, options, progress) if with_encoder else None
+    return Plan(stage, equalization, decoder, encoder, report)
 
 
 def _operands(patterns: list[AttentionPattern]) -> dict[str, tuple[Input, Input, Input]]:

@@ -12,6 +12,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
+from nextscale.compiler._autoencoder import encoder_graphs
 from nextscale.compiler._finite import require_finite_logits, require_finite_picture
 from nextscale.compiler._float_model import FloatModel
 from nextscale.compiler._plan import make_plan
@@ -24,11 +25,12 @@ from nextscale.export._card import bundle_card
 from nextscale.export.bundle_writer import BundleInfo, complete_manifest, write_graphs, write_manifest
 from nextscale.export.generate_graph import build_generate_graph
 from nextscale.export.var.decoder_graph import build_decoder_graph
+from nextscale.export.var.encoder_graph import build_encoder_graph
 from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes._fused_nodes import has_fused
 from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.pipeline import fuse_stage, quantize_stage
-from nextscale.graph_passes.quantize_decoder import integer_convolutions, stock_and_fused_decoder
+from nextscale.graph_passes.quantize_autoencoder import integer_convolutions, stock_and_fused_autoencoder
 from nextscale.models.sources import Source
 from nextscale.models.var.layers import facts_of
 from nextscale.runtime._bundle import Bundle
@@ -36,6 +38,7 @@ from nextscale.runtime._machine import saturation_warning
 from nextscale.runtime._manifest import FUSED, STOCK
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime._outputs import atomic_folder
+from nextscale.runtime._probe_pictures import probe_pictures
 from nextscale.runtime._request import DEFAULT_CFG_SCALE
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._var_request import var_request
@@ -63,14 +66,15 @@ def build_bundle(source: Source, out: Path, options: BuildOptions, progress: Pro
         if options.recipe.precision == "fp32":
             progress("writing")
             recipe: dict[str, Any] = {"name": options.recipe.name}
-            write_bundle(source, folder, stage_model, decoder_model, recipe)
+            encoder_model = build_encoder_graph(source.vqvae) if options.encoder else None
+            write_bundle(source, folder, stage_model, decoder_model, encoder_model, recipe)
         else:
             recipe = _build_integer(source, folder, stage_model, decoder_model, options, progress)
         progress("generating the stored tokens")
         require_finite_logits(Bundle.open(folder), options.session)
-        token_maps = _greedy_tokens(folder, options.session)
+        token_maps, encoded = _stored_tokens(folder, options.session)
         require_finite_picture(source.vqvae, token_maps[0])
-        complete_manifest(folder, token_maps, recipe, _card(source, recipe))
+        complete_manifest(folder, token_maps, encoded, recipe, _card(source, recipe))
     return Bundle.open(out)
 
 
@@ -91,7 +95,7 @@ def _build_integer(
     convolutions = integer_convolutions(decoder_model) if options.recipe.decoder.precision == "integer" else []
 
     def write_float(folder: Path, stage_model: ir.Model, decoder_model: ir.Model) -> None:
-        write_bundle(source, folder, stage_model, decoder_model, {"name": "fp32"})
+        write_bundle(source, folder, stage_model, decoder_model, None, {"name": "fp32"})
 
     # Beside the bundle, since the manifest lists what lies in it; full precision is needed again for the comparison.
     with tempfile.TemporaryDirectory(prefix="calibration-", dir=folder.parent) as work:
@@ -103,21 +107,25 @@ def _build_integer(
         float_stage = build_stage_graph(source.var, source.vqvae.quantize, plan.equalization)
         stage_model = quantize_stage(float_stage, plan.stage)
         fused = {"stage": fuse_stage(float_stage, plan.stage, stage_model), "decoder": decoder_model}
-        if convolutions:
-            decoder_model, fused["decoder"] = stock_and_fused_decoder(
-                decoder_model, plan.decoder_ranges, options.reduce_range
+        if plan.decoder is not None:
+            decoder_model, fused["decoder"] = stock_and_fused_autoencoder(
+                decoder_model, plan.decoder, options.reduce_range
             )
+        planned = {"stage": layers, "decoder": convolutions, "generate": layers + convolutions}
+        encoder_model = None
+        if options.encoder:
+            encoder_model, fused["encoder"] = encoder_graphs(source.vqvae, plan.encoder, options.reduce_range)
+            planned["encoder"] = [] if plan.encoder is None else [*plan.encoder.inputs]
         progress("writing")
         recipe = options.recipe.as_dict() | dict(plan.report) | {"reduce_range": options.reduce_range}
-        write_bundle(source, folder, stage_model, decoder_model, recipe, fused if options.fused else {})
+        write_bundle(source, folder, stage_model, decoder_model, encoder_model, recipe, fused if options.fused else {})
 
         progress("checking kernels")
-        planned = {"stage": layers, "decoder": convolutions, "generate": layers + convolutions}
         certificates = {name: certify(folder / f"{name}.onnx", options.session) for name in planned}
         for name, names in planned.items():
             certificates[name].require_integer(names)
         progress("emulating CPUs without VNNI")
-        saturation = measure_saturation(Bundle.open(folder), stage_model, decoder_model, options.session)
+        saturation = measure_saturation(Bundle.open(folder), stage_model, decoder_model, encoder_model, options.session)
         progress("comparing with full precision", 0, AGREEMENT_IMAGES)
         found = teacher_forced(
             Generator(full_precision.bundle, options.session),
@@ -133,7 +141,7 @@ def _build_integer(
     return recipe | {
         "agreement": agreement,
         "saturation": of_saturation,
-        "kernels": {name: certificates[name].by_layer() for name in ("stage", "decoder")},
+        "kernels": {name: found.by_layer() for name, found in certificates.items() if name != "generate"},
     }
 
 
@@ -142,13 +150,15 @@ def write_bundle(
     folder: Path,
     stage_model: ir.Model,
     decoder_model: ir.Model,
+    encoder_model: ir.Model | None,
     recipe: Mapping[str, Any],
     fused: Mapping[str, ir.Model] = MappingProxyType({}),
 ) -> None:
     """Compose the single file, write all graphs and a manifest whose stored tokens are still zeros.
 
     Args:
-        fused: the stage and the decoder graph with fused operators, to write beside the others.
+        encoder_model: None leaves it out.
+        fused: the other graphs with fused operators, to write beside them.
     """
     model = source.model_info()
     request = var_request(model)
@@ -156,6 +166,7 @@ def write_bundle(
         "generate": build_generate_graph(stage_model, decoder_model, model.num_stages, request),
         "stage": stage_model,
         "decoder": decoder_model,
+        **({} if encoder_model is None else {"encoder": encoder_model}),
     }
     if fused:
         generate = build_generate_graph(fused["stage"], fused["decoder"], model.num_stages, request)
@@ -179,10 +190,12 @@ def _card(source: Source, recipe: Mapping[str, Any]) -> str:
     return bundle_card(source.name, source.description, source.licence, source.model_info(), recipe)
 
 
-def _greedy_tokens(folder: Path, options: SessionOptions) -> list[list[int]]:
-    """The bundle's own greedy tokens, for `nextscale verify` to compare with."""
-    bundle = Bundle.open(folder)
-    record = bundle.manifest.verify
-    greedy = Generator(bundle, options).generate(seed=record.seed, inputs=record.inputs)
-    tokens: list[list[int]] = greedy.token_maps.tolist()
-    return tokens
+def _stored_tokens(folder: Path, options: SessionOptions) -> tuple[list[list[int]], list[list[int]] | None]:
+    """The bundle's own greedy tokens, and those of probe pictures, for `nextscale verify` to compare with."""
+    generator = Generator(folder, options)
+    record = generator.bundle.manifest.verify
+    greedy = generator.generate(seed=record.seed, inputs=record.inputs)
+    if "encoder" not in generator.bundle.manifest.graphs:
+        return greedy.token_maps.tolist(), None
+    probes = probe_pictures(generator.bundle.model.image_size, len(greedy.images))
+    return greedy.token_maps.tolist(), generator.encode(probes).tolist()

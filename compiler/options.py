@@ -34,6 +34,7 @@ class BuildOptions:
         count_overflow: let the graph count attentive tokens without a place.
         reduce_range: keep every pair of integer products within 16 bits, for CPUs without VNNI.
         fused: also write graphs of nextscale-ops' operators, over the same weights.
+        encoder: also write the graph that makes token maps of pictures.
     """
 
     recipe: Recipe
@@ -46,3 +47,4 @@ class BuildOptions:
     count_overflow: bool = False
     reduce_range: bool = False
     fused: bool = True
+    encoder: bool = True

@@ -29,7 +29,7 @@ from nextscale.evaluate.integer_products import (
 )
 from nextscale.graph_passes._graph_session import open_model
 from nextscale.graph_passes.integer_model import attention_bits
-from nextscale.graph_passes.qparams import PAIR_LIMIT, largest_pair_sum
+from nextscale.graph_passes.qparams import PAIR_LIMIT, TWO_BYTE_BITS, largest_pair_sum
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._session import SessionOptions
 
@@ -113,13 +113,18 @@ def can_saturate(product: IntegerProduct, bits: int, attention_weights: str) -> 
 
 
 def measure_saturation(
-    bundle: Bundle, stage: ir.Model, decoder: ir.Model, options: SessionOptions, label: int = 0
+    bundle: Bundle,
+    stage: ir.Model,
+    decoder: ir.Model,
+    encoder: ir.Model | None,
+    options: SessionOptions,
+    label: int = 0,
 ) -> dict[str, Saturation]:
     """Emulate every integer product of a bundle on a sample of the rows of one sampled image.
 
     Args:
         bundle: of an integer recipe.
-        stage, decoder: its graphs.
+        stage, decoder, encoder: its graphs; the encoder reads the picture that the decoder makes.
         options: threads and memory.
         label: the image's class.
     Returns:
@@ -132,9 +137,10 @@ def measure_saturation(
     for product in integer_products(stage):
         its_bits = bits if product.kind == "linear" else of_attention
         _layer(found, product).possible |= can_saturate(product, its_bits, weights)
-    for product in integer_products(decoder):
-        _layer(found, product).possible |= can_saturate(product, DECODER_BITS, weights)
-    for products, operands in _runs(bundle, stage, decoder, options, label):
+    for model, its_bits in ((decoder, DECODER_BITS), (encoder, TWO_BYTE_BITS)):
+        for product in [] if model is None else integer_products(model):
+            _layer(found, product).possible |= can_saturate(product, its_bits, weights)
+    for products, operands in _runs(bundle, stage, decoder, encoder, options, label):
         for product in products:
             if product.is_observable:
                 found[product.name].observe(product, operands)
@@ -252,16 +258,25 @@ def _squares(x: NDArray[Any]) -> float:
 
 
 def _runs(
-    bundle: Bundle, stage: ir.Model, decoder: ir.Model, options: SessionOptions, label: int
+    bundle: Bundle,
+    stage: ir.Model,
+    decoder: ir.Model,
+    encoder: ir.Model | None,
+    options: SessionOptions,
+    label: int,
 ) -> Iterator[tuple[list[IntegerProduct], Mapping[str, NDArray[Any]]]]:
-    """The products and their operands at each stage of one image, and of the decoder."""
+    """The products and their operands at each stage of one image, of the decoder, and of the encoder of its picture."""
     observed, products = ObservedStage.open(bundle, expose_operands(stage), options), integer_products(stage)
     labels, sampled = np.array([label], np.int64), np.full((1, bundle.model.num_tokens), -1, np.int64)
     for _, found in observed.run(labels, sampled):
         yield products, found.outputs
-    exposed = expose_operands(decoder)
-    names = [str(output.name) for output in exposed.graph.outputs]
-    outputs = open_model(exposed, bundle.folder, options, bundle.linked_data()).run(
-        names, {"f_hat": found.f_hat.numpy()}
-    )
-    yield integer_products(decoder), dict(zip(names, outputs, strict=True))
+    inputs = {"f_hat": found.f_hat.numpy()}
+    for model in (decoder, encoder):
+        if model is None:
+            return
+        exposed = expose_operands(model)
+        names = [str(output.name) for output in exposed.graph.outputs]
+        session = open_model(exposed, bundle.folder, options, bundle.linked_data())
+        operands = dict(zip(names, session.run(names, inputs), strict=True))
+        yield integer_products(model), operands
+        inputs = {"images": operands["images"]} if model is decoder else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -48,31 +49,35 @@ def write_graphs(folder: Path, models: Mapping[str, ir.Model]) -> None:
 
     A name such as "stage.fused" is the fused variant of the role before the point.
 
-    Tensors that several models share (the same object) are stored once. The models' initializers end up referring to
-    the file, so that the weights in memory can be freed.
+    Equal tensors are stored once. The models' initializers end up referring to the file, so that the weights in memory
+    can be freed.
     """
-    written: dict[int, ir.ExternalTensor] = {}
-    originals: list[ir.TensorProtocol] = []  # keeps ids from being used again
+    written: dict[tuple[ir.DataType, tuple[int, ...], bytes], ir.ExternalTensor] = {}
     with (folder / WEIGHTS_FILE).open("wb") as file:
         for model in models.values():
             for value in model.graph.initializers.values():
                 tensor = value.const_value
                 if tensor is None or tensor.nbytes < EXTERNAL_FROM_BYTES:
                     continue
-                if id(tensor) not in written:
-                    originals.append(tensor)
-                    written[id(tensor)] = _append(file, tensor, folder)
-                value.const_value = written[id(tensor)]
+                content = _content(tensor)
+                key = tensor.dtype, tuple(tensor.numpy().shape), hashlib.sha256(content).digest()
+                if key not in written:
+                    written[key] = _append(file, tensor, content, folder)
+                value.const_value = written[key]
     for name, model in models.items():
         ir.save(model, folder / f"{name}.onnx")
         onnx.checker.check_model(str(folder / f"{name}.onnx"), full_check=True)
 
 
-def _append(file: Any, tensor: ir.TensorProtocol, folder: Path) -> ir.ExternalTensor:
+def _content(tensor: ir.TensorProtocol) -> memoryview | bytes:
+    # Four bits lie two in a byte, which only the tensor itself knows how to write.
+    return np.ascontiguousarray(tensor.numpy()).data if tensor.dtype.bitwidth >= 8 else tensor.tobytes()
+
+
+def _append(file: Any, tensor: ir.TensorProtocol, content: memoryview | bytes, folder: Path) -> ir.ExternalTensor:
     file.write(b"\0" * (-file.tell() % ALIGNMENT))
     offset = file.tell()
-    # Four bits lie two in a byte, which only the tensor itself knows how to write.
-    file.write(np.ascontiguousarray(tensor.numpy()).data if tensor.dtype.bitwidth >= 8 else tensor.tobytes())
+    file.write(content)
     return ir.ExternalTensor(
         WEIGHTS_FILE,
         offset,
@@ -163,11 +168,24 @@ def _file_info(path: Path) -> dict[str, Any]:
     return {"size": path.stat().st_size, "sha256": file_sha256(path)}
 
 
-def complete_manifest(folder: Path, token_maps: Sequence[Sequence[int]], recipe: Mapping[str, Any], card: str) -> None:
-    """Put what was found by running the bundle into its manifest and card."""
+def complete_manifest(
+    folder: Path,
+    token_maps: Sequence[Sequence[int]],
+    encoded: Sequence[Sequence[int]] | None,
+    recipe: Mapping[str, Any],
+    card: str,
+) -> None:
+    """Put what was found by running the bundle into its manifest and card.
+
+    Args:
+        token_maps: of the stored generation.
+        encoded: what the encoder makes of as many probe pictures; None without an encoder.
+    """
     (folder / CARD).write_text(card, encoding="utf-8")
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     manifest["verify"]["token_maps"] = token_maps
+    if encoded is not None:
+        manifest["verify"]["encoded"] = encoded
     manifest["recipe"] = dict(recipe)
     manifest["files"][CARD] = _file_info(folder / CARD)
     _write_json(folder / MANIFEST, manifest)

@@ -1,4 +1,4 @@
-"""A decoder's layers as ONNX operators, channels last, nearly all convolutions u8 x s8 (see `quantize_decoder`).
+"""A decoder's layers as ONNX operators, channels last, nearly all convolutions u8 x s8 (see `quantize_autoencoder`).
 
 Symbols: B pictures, n = H * W pixels of a feature map, C channels. Rows are [B, n, C].
 """
@@ -15,7 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnxscript import GraphBuilder
 
-from nextscale.graph_passes._decoder_patterns import (
+from nextscale.graph_passes._autoencoder_patterns import (
     Attention,
     Convolution,
     GroupNorm,
@@ -27,7 +27,7 @@ from nextscale.graph_passes._decoder_patterns import (
 from nextscale.graph_passes._graph_edit import MICROSOFT
 from nextscale.graph_passes._integer_convolution import IntegerKernel, integer_kernel
 from nextscale.graph_passes._subpixel_upsample import subpixel_kernels
-from nextscale.graph_passes.qparams import ActivationQParams, Range
+from nextscale.graph_passes.qparams import TWO_BYTE_BITS, ActivationQParams, Range
 
 Floats = NDArray[np.float32]
 # The picture is round(127.5 (x + 1)).
@@ -36,11 +36,6 @@ CODES_AS_THEY_ARE = ActivationQParams(np.ones(1, np.float32), np.zeros(1, np.uin
 # Float rows are made and read in strips of at least this size: the operators between two convolutions find a strip in
 # the cache, where whole feature maps of 42 MB go through memory each time.
 STRIP_BYTES = 4 << 20
-
-
-def has_codes(layer: Convolution) -> bool:
-    """Whether the result of this convolution, if it is one in integers, is codes in ranges of its channels."""
-    return layer.kernel_size > 1 and layer.stride == 1
 
 
 @dataclass(frozen=True)
@@ -65,6 +60,7 @@ class Feature:
         height, width, channels: H, W, C.
         floats: strips of rows, float32 [B, n / strips, C] each; `pending`, float32 [C], is still to be added.
         codes: rows in the range of the whole value, uint8 [B, n, C].
+        fine: what these leave over, in 128ths of their steps, uint8 [B, n, C]; of values of two bytes.
         results: strips of a convolution's result, uint8 [B, n / strips, C] each, which `result_form` decodes.
         strips: how many.
     """
@@ -76,6 +72,7 @@ class Feature:
     floats: list[ir.Value] = field(default_factory=list)
     pending: Floats | None = None
     codes: ir.Value | None = None
+    fine: ir.Value | None = None
     results: list[ir.Value] = field(default_factory=list)
     result_form: _Affine | None = None
 
@@ -84,15 +81,17 @@ class Feature:
         return self.height * self.width
 
 
-class DecoderConstants:
+class AutoencoderConstants:
     """The constants of a decoder's int8 graphs, made once for all of them.
 
     Args:
-        reduce_range: keep every pair of products within 16 bits.
+        reduce_range: keep every pair of products within 16 bits, as those of two-byte inputs are anyway.
+        moments: second moments of what the kernels of layers see, [K, K], by the layer's name (`gptq`); weights of the
+            others are rounded to nearest.
     """
 
-    def __init__(self, reduce_range: bool = False) -> None:
-        self.reduce_range = reduce_range
+    def __init__(self, reduce_range: bool = False, moments: Mapping[str, NDArray[np.float32]] | None = None) -> None:
+        self.reduce_range, self.moments = reduce_range, moments or {}
         self.tensors: dict[str, ir.TensorProtocol] = {}
         self.kernels: dict[str, IntegerKernel] = {}
 
@@ -101,20 +100,45 @@ class DecoderConstants:
         known = self.tensors.setdefault(name, ir.tensor(array, name=name))
         return known if np.array_equal(known.numpy(), array) else ir.tensor(array, name=name)
 
-    def kernel(self, name: str, weight: Floats, bias: Floats, activation: ActivationQParams) -> IntegerKernel:
-        """The integers of the kernel `name`."""
+    def kernel(
+        self, layer: str, name: str, weight: Floats, bias: Floats, activation: ActivationQParams, two_bytes: bool
+    ) -> IntegerKernel:
+        """The integers of the kernel `name` of a layer; `activation` is that of the last byte."""
         if name not in self.kernels:
-            self.kernels[name] = integer_kernel(weight, bias, activation, self.reduce_range)
+            reduce_range, seen = self.reduce_range and not two_bytes, self.moments.get(layer)
+            self.kernels[name] = integer_kernel(weight, bias, activation, reduce_range, seen)
         return self.kernels[name]
 
 
 @dataclass(frozen=True)
 class NamedKernel:
-    """One of a convolution's: its node's name, its integers, and its padding in ONNX's order."""
+    """One of a convolution's.
+
+    Attributes:
+        name: of its node.
+        integers: weights [out, in, k, k], and their bias.
+        corner: line and column of what the first output sees first, in a picture with a border of one pixel.
+    """
 
     name: str
     integers: IntegerKernel
-    pads: list[int]
+    corner: tuple[int, int]
+
+    @property
+    def pads(self) -> list[int]:
+        """Of a convolution of stride 1, in ONNX's order: top, left, bottom, right."""
+        top, left = (1 - place for place in self.corner)
+        size = self.size - 1
+        return [top, left, size - top, size - left]
+
+    @property
+    def size(self) -> int:
+        return int(self.integers.weight.codes.shape[-1])
+
+    def columns(self) -> NDArray[np.int8]:
+        """The weights of a product of patches, [k k in, out]: the channels of a pixel together."""
+        codes = self.integers.weight.codes
+        return np.ascontiguousarray(codes.transpose(2, 3, 1, 0).reshape(-1, len(codes)))
 
 
 class ChannelsLast:
@@ -124,7 +148,8 @@ class ChannelsLast:
         source: the float graph's model.
         integer: the convolutions to compute in integers.
         ranges: [1] of their inputs.
-        channels: [C] of the results of those with 3x3 kernels.
+        channels: [C] of the results that become codes; the others are float.
+        two_bytes: the inputs that are read in two bytes each, of layers whose results are float.
         constants: of this graph, perhaps shared with others.
     """
 
@@ -136,11 +161,16 @@ class ChannelsLast:
         integer: Collection[Convolution],
         ranges: Mapping[ir.Value, Range],
         channels: Mapping[ir.Value, Range],
-        constants: DecoderConstants,
+        two_bytes: Collection[ir.Value],
+        constants: AutoencoderConstants,
     ) -> None:
         self.source, self.channels, self.constants = source, channels, constants
+        self.two_bytes = frozenset(two_bytes)
         self.integer = {layer.name for layer in integer}
-        self.qparams = {value: ActivationQParams.from_range(observed) for value, observed in ranges.items()}
+        self.qparams = {
+            value: ActivationQParams.from_range(observed, TWO_BYTE_BITS if value in self.two_bytes else 8)
+            for value, observed in ranges.items()
+        }
         opsets = {**source.graph.opset_imports, **dict.fromkeys(self.domains, 1)}
         self.builder = GraphBuilder(ir.Graph([], [], nodes=[], name=source.graph.name, opset_imports=opsets))
         self.op, self.microsoft = self.builder.op, self.builder.opset(MICROSOFT)
@@ -160,10 +190,10 @@ class ChannelsLast:
             match layer:
                 case Convolution() if layer.y in pictures:
                     self._picture(layer, result)
-                case Convolution() if layer.stride == 2:
-                    self._downsample(layer)
-                case Convolution() if layer.kernel_size > 1:
+                case Convolution() if layer.y in self.channels:
                     self._convolution(layer)
+                case Convolution() if layer.kernel_size > 1:
+                    self._float_convolution(layer)
                 case Convolution() if layer.name in self.integer:
                     self._integer_linear(layer)
                 case Convolution():
@@ -241,32 +271,41 @@ class ChannelsLast:
         """
         source, out = self.features[layer.x], len(layer.weight)
         activation, observed = self.qparams[layer.x], self.channels[layer.y]
-        kernels = (
-            [(f"{layer.name}.{k.i}{k.j}", k.weight, k.pads) for k in subpixel_kernels(layer.weight)]
-            if layer.upsampled
-            else [(layer.name, layer.weight, [1] * 4)]
-        )
-        bias = layer.bias - observed.minimum
-        integers = [
-            NamedKernel(name, self.constants.kernel(name, weight, bias, activation), pads)
-            for name, weight, pads in kernels
-        ]
-        finest = np.max([kernel.integers.weight.scale for kernel in integers], axis=0) * activation.scale[0]
+        kernels = self._kernels(layer, layer.bias - observed.minimum, activation)
+        finest = np.max([kernel.integers.weight.scale for kernel in kernels], axis=0) * activation.scale[0]
         form = _Affine.codes(observed, finest)
         zoom = 2 if layer.upsampled else 1
         y = self._feature(zoom * source.height, zoom * source.width, out)
-        pixels = self._convolve(self._pixels(layer.x), activation, integers, form.scale)
+        pixels = self._convolve(self._pixels(layer.x), activation, kernels, form.scale)
         y.result_form, y.results = form, self._split(self.op.Reshape(pixels, [0, y.pixels, out]), y.strips)
         self.features[layer.y] = y
+
+    def _kernels(self, layer: Convolution, bias: Floats, activation: ActivationQParams) -> list[NamedKernel]:
+        """The layer's kernel, or its four sub-pixel kernels; `bias` in units of codes in `activation`."""
+        kernels = (
+            [(f"{layer.name}.{k.i}{k.j}", k.weight, (k.i, k.j)) for k in subpixel_kernels(layer.weight)]
+            if layer.upsampled
+            else [(layer.name, layer.weight, (0, 0) if layer.stride == 1 else (1, 1))]
+        )
+        two_bytes = layer.x in self.two_bytes
+        return [
+            NamedKernel(name, self.constants.kernel(layer.name, name, weight, bias, activation, two_bytes), corner)
+            for name, weight, corner in kernels
+        ]
 
     def _convolve(
         self, x: ir.Value, activation: ActivationQParams, kernels: Sequence[NamedKernel], steps: Floats
     ) -> ir.Value:
         """One kernel, or four sub-pixel kernels, of u8 [B, H, W, in]: codes in `steps` [out], pixel by pixel."""
-        parts = [self._qlinear_conv(x, activation, kernel, steps) for kernel in kernels]
+        return self._interleave([self._qlinear_conv(x, activation, kernel, steps) for kernel in kernels])
+
+    def _interleave(self, parts: Sequence[ir.Value]) -> ir.Value:
+        """What four sub-pixel kernels make, [B, H, W, out] each, pixel by pixel of twice the size; one as it is.
+
+        Pixels 2x and 2x + 1 lie side by side in memory, like channels; so do the lines 2y and 2y + 1.
+        """
         if len(parts) == 1:
             return parts[0]
-        # Pixels 2x and 2x + 1 lie side by side in memory, like channels; so do the lines 2y and 2y + 1.
         op = self.op
         lines = [op.Reshape(op.Concat(*parts[i : i + 2], axis=-1), [0, 0, -1]) for i in (0, 2)]
         return op.Concat(*lines, axis=-1)
@@ -315,55 +354,75 @@ class ChannelsLast:
 
     def _integer_linear(self, layer: Convolution) -> None:
         """A 1x1 convolution as the rows' matrix product: u8 [B, n, in] -> float32 [B, n, out]."""
-        y = self._product(layer, self._codes(layer.x), layer.weight[:, :, 0, 0])
-        out = len(layer.weight)
-        source = self.features[layer.x]
+        source, out = self.features[layer.x], len(layer.weight)
+        (kernel,) = self._kernels(layer, layer.bias, self._last_byte(layer.x))
+        y = self._product(layer, kernel, [codes for codes, _ in self._bytes(layer.x)], kernel.name)
         strips = self._split(y, self._feature(source.height, source.width, out).strips)
         self._derive(layer.y, layer.x, strips, out)
 
-    def _downsample(self, layer: Convolution) -> None:
-        """A convolution of stride 2 as a matrix product of what each output sees: float32 [B, n / 4, out].
-
-        Its result is the residual stream, whose errors all later layers see: it is not rounded to codes.
-        """
-        op, source = self.op, self.features[layer.x]
-        out, height, width = len(layer.weight), source.height // 2, source.width // 2
-        _, zero_point = self._qparams(self.qparams[layer.x])
-        padded = op.Pad(self._pixels(layer.x), [0, 0, 0, 0, 0, 1, 1, 0], zero_point)
-        seen = [
-            op.Slice(padded, [i, j], [i + 2 * height, j + 2 * width], [1, 2], [2, 2])
-            for i in range(3)
-            for j in range(3)
+    def _float_convolution(self, layer: Convolution) -> None:
+        """u8 [B, H, W, in] -> float32 rows: matrix products of the patches that each output sees, strip by strip."""
+        source, out = self.features[layer.x], len(layer.weight)
+        zoom = 2 if layer.upsampled else 1
+        y = self._feature(zoom * source.height // layer.stride, zoom * source.width // layer.stride, out)
+        height, width = y.height // zoom, y.width // zoom
+        kernels = self._kernels(layer, layer.bias, self._last_byte(layer.x))
+        pictures = [
+            self.op.Pad(self._as_pixels(layer.x, codes), [0, 1, 1, 0] * 2, zero_point)
+            for codes, (_, zero_point) in self._bytes(layer.x)
         ]
-        rows = op.Reshape(op.Concat(*seen, axis=-1), [0, height * width, 9 * source.channels])
-        y = self._product(layer, rows, layer.weight.transpose(0, 2, 3, 1).reshape(out, -1))
-        self.features[layer.y] = feature = self._feature(height, width, out)
-        feature.floats = self._split(y, feature.strips)
+        count = math.gcd(y.strips, height)
+        strips: list[ir.Value] = []
+        for i, lines in enumerate(np.split(np.arange(height), count)):
+            parts = []
+            for kernel in kernels:
+                seen = [self._patches(x, kernel, layer.stride, int(lines[0]), len(lines), width) for x in pictures]
+                rows = self._product(layer, kernel, seen, f"{kernel.name}.{i}")
+                parts.append(rows if zoom == 1 else self.op.Reshape(rows, [0, len(lines), width, out]))
+            rows = self._interleave(parts)
+            strips.append(rows if zoom == 1 else self.op.Reshape(rows, [0, -1, out]))
+        y.floats = strips if count == y.strips else self._split(self._join(strips), y.strips)
+        self.features[layer.y] = y
 
-    def _product(self, layer: Convolution, codes: ir.Value, weight: Floats) -> ir.Value:
-        """The layer as the product of rows u8 [B, n, in] with its weights [out, in]: float32 [B, n, out]."""
-        activation = self.qparams[layer.x]
-        kernel = self.constants.kernel(layer.name, weight, layer.bias, activation)
+    def _patches(self, x: ir.Value, kernel: NamedKernel, stride: int, first: int, lines: int, width: int) -> ir.Value:
+        """What the outputs of some lines see of u8 [B, H + 2, W + 2, C]: rows [B, lines width, k k C]."""
+        op, size, (top, left) = self.op, kernel.size, kernel.corner
+        seen = []
+        for i in range(size):
+            for j in range(size):
+                y, x0 = top + i + stride * first, left + j
+                end = [y + stride * (lines - 1) + 1, x0 + stride * (width - 1) + 1]
+                seen.append(op.Slice(x, [y, x0], end, [1, 2], [stride, stride]))
+        return op.Reshape(op.Concat(*seen, axis=-1), [0, lines * width, -1])
+
+    def _product(self, layer: Convolution, kernel: NamedKernel, rows: Sequence[ir.Value], name: str) -> ir.Value:
+        """One or two bytes of rows, u8 [B, n, K] each, times a kernel's weights: float32 [B, n, out]."""
         # In this order: a graph's initializers stand in that of their making.
-        columns = self._constant(f"{layer.name}.codes", np.ascontiguousarray(kernel.weight.codes.T))
-        qparams = self._qparams(activation)
-        weight_scale = self._constant(f"{layer.name}.scale", kernel.weight.scale)
+        columns = self._constant(f"{kernel.name}.codes", kernel.columns())
+        qparams = [of_byte for _, of_byte in self._bytes(layer.x)]
+        weight_scale = self._constant(f"{kernel.name}.scale", kernel.integers.weight.scale)
         bias = self._constant(f"{layer.name}.bias", layer.bias)
-        return self._multiply(codes, qparams, (columns, weight_scale), bias, layer.name)
+        y = None
+        for place, (codes, of_byte) in enumerate(zip(rows, qparams, strict=True)):
+            last = place == len(rows) - 1
+            part = name if last else f"{name}.coarse"
+            y = self._multiply(codes, of_byte, (columns, weight_scale), bias if last else None, y, part)
+        assert y is not None
+        return y
 
     def _multiply(
         self,
         codes: ir.Value,
         qparams: tuple[ir.Value, ir.Value],
         weight: tuple[ir.Value, ir.Value],
-        bias: ir.Value,
+        bias: ir.Value | None,
+        more: ir.Value | None,
         name: str,
     ) -> ir.Value:
-        """scale (codes - zero_point) weight + bias, the weight as its codes [in, out] and scale [out]."""
+        """scale (codes - zero_point) weight + bias + more, the weight as its codes [in, out] and scale [out]."""
         (scale, zero_point), (columns, weight_scale) = qparams, weight
-        return self.microsoft.MatMulIntegerToFloat(
-            codes, columns, scale, weight_scale, zero_point, None, bias, _name=name
-        )
+        y = self.microsoft.MatMulIntegerToFloat(codes, columns, scale, weight_scale, zero_point, None, bias, _name=name)
+        return y if more is None else self.op.Add(y, more)
 
     def _linear(self, layer: Convolution) -> None:
         """A 1x1 convolution in float: float32 [B, n, in] -> [B, n, out], whose bias stays pending."""
@@ -473,14 +532,42 @@ class ChannelsLast:
         """u8 rows [B, n, C] in the range of the whole value."""
         feature = self.features[value]
         if feature.codes is None:
-            qparams = self._qparams(self.qparams[value])
-            feature.codes = self._join([self.op.QuantizeLinear(x, *qparams) for x in self._floats(value)])
+            self._encode(value)
+        assert feature.codes is not None
         return feature.codes
+
+    def _encode(self, value: ir.Value) -> None:
+        """Make the codes of a value, and those of what they leave over if it is read in two bytes."""
+        op, feature, qparams = self.op, self.features[value], self._qparams(self.qparams[value])
+        strips = self._floats(value)
+        codes = [op.QuantizeLinear(x, *qparams) for x in strips]
+        feature.codes = self._join(codes)
+        if value in self.two_bytes:
+            fine = self._qparams(self.qparams[value].fine())
+            left = [op.Sub(x, op.DequantizeLinear(y, *qparams)) for x, y in zip(strips, codes, strict=True)]
+            feature.fine = self._join([op.QuantizeLinear(x, *fine) for x in left])
+
+    def _bytes(self, value: ir.Value) -> list[tuple[ir.Value, tuple[ir.Value, ir.Value]]]:
+        """The one or two bytes of a value, u8 [B, n, C] each, and what each is in units of."""
+        found = [(self._codes(value), self._qparams(self.qparams[value]))]
+        if value in self.two_bytes:
+            fine = self.features[value].fine
+            assert fine is not None
+            found.append((fine, self._qparams(self._last_byte(value))))
+        return found
+
+    def _last_byte(self, value: ir.Value) -> ActivationQParams:
+        """The parameters of the byte to whose product a bias is added."""
+        qparams = self.qparams[value]
+        return qparams.fine() if value in self.two_bytes else qparams
 
     def _pixels(self, value: ir.Value) -> ir.Value:
         """u8 [B, H, W, C]."""
+        return self._as_pixels(value, self._codes(value))
+
+    def _as_pixels(self, value: ir.Value, rows: ir.Value) -> ir.Value:
         feature = self.features[value]
-        return self.op.Reshape(self._codes(value), [-1, feature.height, feature.width, feature.channels])
+        return self.op.Reshape(rows, [-1, feature.height, feature.width, feature.channels])
 
     def _split(self, rows: ir.Value, strips: int) -> list[ir.Value]:
         return [rows] if strips == 1 else list(self.op.Split(rows, axis=1, num_outputs=strips, _outputs=strips))

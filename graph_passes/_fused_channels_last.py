@@ -13,8 +13,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from nextscale.graph_passes._channels_last import ChannelsLast, DecoderConstants, Feature, NamedKernel
-from nextscale.graph_passes._decoder_patterns import Attention, Convolution, GroupNorm, Layer, Residual
+from nextscale.graph_passes._autoencoder_patterns import Attention, Convolution, GroupNorm, Layer, Residual
+from nextscale.graph_passes._channels_last import AutoencoderConstants, ChannelsLast, Feature, NamedKernel
 from nextscale.graph_passes._graph_edit import MICROSOFT
 from nextscale.graph_passes.qparams import ActivationQParams, Range
 from nextscale.runtime._manifest import OPERATORS
@@ -33,11 +33,13 @@ class FusedChannelsLast(ChannelsLast):
         integer: Collection[Convolution],
         ranges: Mapping[ir.Value, Range],
         channels: Mapping[ir.Value, Range],
-        constants: DecoderConstants,
+        two_bytes: Collection[ir.Value],
+        constants: AutoencoderConstants,
     ) -> None:
-        super().__init__(source, integer, ranges, channels, constants)
+        super().__init__(source, integer, ranges, channels, two_bytes, constants)
         self.fused = self.builder.opset(OPERATORS)
         self.read_as_floats: set[ir.Value] = set()
+        self.sums: dict[ir.Value, Residual] = {}  # by each of the two values
 
     def build(self, layers: Sequence[Layer]) -> ir.Model:
         """The model of these layers, with the inputs and outputs of the source."""
@@ -47,6 +49,7 @@ class FusedChannelsLast(ChannelsLast):
                     self.read_as_floats.add(layer.x)
                 case Residual():
                     self.read_as_floats |= {layer.a, layer.b}
+                    self.sums |= {layer.a: layer, layer.b: layer}
                 case Attention():
                     self.read_as_floats.add(layer.qkv)
         return super().build(layers)
@@ -59,12 +62,13 @@ class FusedChannelsLast(ChannelsLast):
         codes: ir.Value,
         qparams: tuple[ir.Value, ir.Value],
         weight: tuple[ir.Value, ir.Value],
-        bias: ir.Value,
+        bias: ir.Value | None,
+        more: ir.Value | None,
         name: str,
     ) -> ir.Value:
         y = self.fused.Linear(codes, *qparams, *weight, bias, _name=name)
         y.dtype = ir.DataType.FLOAT
-        return y
+        return y if more is None else self.op.Add(y, more)
 
     def _convolve(
         self, x: ir.Value, activation: ActivationQParams, kernels: Sequence[NamedKernel], steps: Floats
@@ -84,6 +88,69 @@ class FusedChannelsLast(ChannelsLast):
         y.dtype = ir.DataType.UINT8
         return y
 
+    def _float_convolution(self, layer: Convolution) -> None:
+        """u8 [B, H, W, in] in one or two bytes -> float32 rows, with what is added to them next."""
+        source, out = self.features[layer.x], len(layer.weight)
+        (codes, (_, zero_point)), *more = self._bytes(layer.x)
+        fine: list[ir.Value | None] = [self._as_pixels(layer.x, rows) for rows, _ in more]
+        kernels = self._kernels(layer, layer.bias, self._last_byte(layer.x))
+        constants: list[ir.Value | None] = [
+            self._constant(f"{kernel.name}.{part}", array)
+            for kernel in kernels
+            for part, array in (
+                ("codes", kernel.columns()),
+                ("to_numbers", self.qparams[layer.x].scale[0] * kernel.integers.weight.scale),
+                ("fine_bias" if fine else "bias", kernel.integers.bias),
+            )
+        ]
+        zoom = 2 if layer.upsampled else 1
+        y = self._feature(zoom * source.height // layer.stride, zoom * source.width // layer.stride, out)
+        added, pending, result = self._added(layer)
+        residual = None if added is None else self.op.Reshape(added, [-1, y.height, y.width, out])
+        unused = [None] * (3 * (4 - len(kernels)))
+        codes_or_numbers = [ir.Value(name=""), ir.Value(name=f"{layer.name}.numbers")]
+        _, numbers = codes_or_numbers
+        numbers.dtype = ir.DataType.FLOAT
+        self.fused.Convolution(
+            self._as_pixels(layer.x, codes),
+            zero_point,
+            *constants,
+            *unused,
+            *(fine or [None]),
+            residual,
+            upsample=int(layer.upsampled),
+            stride=layer.stride,
+            result="float",
+            _outputs=codes_or_numbers,
+            _name=layer.name,
+        )
+        y.floats, y.pending = [self.op.Reshape(numbers, [0, y.pixels, out])], pending
+        self.features[result] = y
+
+    def _added(self, layer: Convolution) -> tuple[ir.Value | None, Floats | None, ir.Value]:
+        """What a residual adds to the convolution's result, if it is there by now: rows, what is to be added to them,
+        and the value that the sum is.
+        """
+        residual = self.sums.get(layer.y)
+        if residual is not None and len(layer.y.consumers()) == 1:
+            other = residual.b if residual.a is layer.y else residual.a
+            feature = self.features.get(other)
+            if feature is not None and feature.floats:
+                return feature.floats[0], feature.pending, residual.y
+        return None, None, layer.y
+
+    def _encode(self, value: ir.Value) -> None:
+        feature, two_bytes = self.features[value], value in self.two_bytes
+        outputs = [ir.Value(name=f"{value.name}.codes")]
+        if two_bytes:
+            outputs += [*(ir.Value(name="") for _ in range(3)), ir.Value(name=f"{value.name}.fine")]
+        for output in outputs:
+            output.dtype = ir.DataType.UINT8
+        (rows,) = self._floats(value)
+        qparams = self._qparams(self.qparams[value])
+        self.fused.Quantize(rows, *qparams, **({"fine": 1} if two_bytes else {}), _outputs=outputs)
+        feature.codes, feature.fine = outputs[0], outputs[-1] if two_bytes else None
+
     def _group_norm(self, layer: GroupNorm) -> None:
         """To codes at once, unless a layer reads the numbers."""
         x = self.features[layer.x]
@@ -98,7 +165,12 @@ class FusedChannelsLast(ChannelsLast):
         attributes = {"groups": layer.groups, "epsilon": float(layer.eps), "silu": int(layer.silu)}
         codes, numbers = ir.Value(name=f"{layer.name}.codes"), ir.Value(name=f"{layer.name}.numbers")
         codes.dtype, numbers.dtype = ir.DataType.UINT8, ir.DataType.FLOAT
-        outputs = [codes] if as_codes else [ir.Value(name=""), numbers]
+        outputs, fine = [codes] if as_codes else [ir.Value(name=""), numbers], None
+        if as_codes and layer.y in self.two_bytes:
+            fine = ir.Value(name=f"{layer.name}.fine")
+            fine.dtype = ir.DataType.UINT8
+            outputs += [ir.Value(name=""), fine]
+            attributes["fine"] = 1
         if x.result_form is None:
             self.fused.GroupNorm(x.floats[0], *inputs, **attributes, _outputs=outputs, _name=layer.name)
         else:
@@ -106,10 +178,12 @@ class FusedChannelsLast(ChannelsLast):
             self.fused.CodesGroupNorm(x.results[0], scale, *inputs, **attributes, _outputs=outputs, _name=layer.name)
         self._derive(layer.y, layer.x, [] if as_codes else [numbers])
         if as_codes:
-            self.features[layer.y].codes = codes
+            self.features[layer.y].codes, self.features[layer.y].fine = codes, fine
 
     def _residual(self, layer: Residual) -> None:
-        """Results of convolutions stay codes until here."""
+        """Results of convolutions stay codes until here, unless the convolution itself has added what is added."""
+        if layer.y in self.features:
+            return
         a, b = self.features[layer.a], self.features[layer.b]
         if a.result_form is not None and b.result_form is None:
             a, b = b, a

@@ -15,6 +15,9 @@ WEIGHT_QMIN, WEIGHT_QMAX = -127, 127
 # Without VNNI, x86 adds the products of two neighbours along the reduction in 16 bits and cuts off what is beyond
 # (vpmaddubsw).
 PAIR_LIMIT = 2**15 - 1
+# Of two bytes that are one number's codes, the first has 7 bits too: no pair of products with s8 leaves 16 bits.
+FINE_STEPS = 128
+TWO_BYTE_BITS = 7
 
 RangeRule = Literal["max", "percentile", "mse"]
 WEIGHT_PERCENTILES = (0.1, 99.9)
@@ -66,6 +69,13 @@ class ActivationQParams:
         scale = _step(high - low, qmax)
         zero_point = np.clip(np.round(-low / scale), 0, qmax)
         return cls(scale, zero_point.astype(np.uint8), qmax)
+
+    def fine(self) -> ActivationQParams:
+        """Of what codes in these leave over: one more byte, in steps that are FINE_STEPS times as small.
+
+        x ~ scale (x_hat - zero_point) + scale / 128 (left - 64)
+        """
+        return ActivationQParams(self.scale / np.float32(FINE_STEPS), np.full_like(self.zero_point, FINE_STEPS // 2))
 
     def quantize(self, x: NDArray[np.float32]) -> NDArray[np.uint8]:
         """x of any shape to u8 with the first stage's parameters."""

@@ -219,11 +219,13 @@ class VerifyInfo:
         seed: of the request.
         inputs: further inputs of the request by name, as numbers and nested lists; others have their default.
         token_maps: one row for each image, its values row-major.
+        encoded: what the encoder makes of as many `probe_pictures`; None where the bundle has no encoder.
     """
 
     seed: int
     inputs: Mapping[str, Any]
     token_maps: tuple[tuple[int, ...], ...]
+    encoded: tuple[tuple[int, ...], ...] | None = None
 
 
 @dataclass(frozen=True)

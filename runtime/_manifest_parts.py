@@ -74,6 +74,7 @@ def read_graph(
             {"tokens": "int64", "logits": "float32", **{item.output: item.dtype for item in state}},
         ),
         "decoder": ({"f_hat": "float32"}, {"images": "uint8"}),
+        "encoder": ({"images": "uint8"}, {"token_maps": "int64"}),
     }[role]
     if found_inputs != inputs:
         node["inputs"].refuse(f"the contract's, {_tensors(inputs)}", found_inputs)

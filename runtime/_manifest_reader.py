@@ -32,7 +32,7 @@ from nextscale.runtime._manifest_parts import check_elements, read_files, read_g
 from nextscale.runtime._var_request import MAX_CFG_SCALE, var_request
 
 SCHEMA = 2
-ROLES, OPTIONAL_ROLES = ("generate", "stage", "decoder"), ("generate",)
+ROLES, OPTIONAL_ROLES = ("generate", "stage", "decoder", "encoder"), ("generate", "encoder")
 # Integers up to here are exact in a double, which is what other languages keep scalars in.
 _EXACT = 2**53
 _KIND_DTYPES = {
@@ -241,7 +241,9 @@ def _read_verify(node: JsonNode, request: tuple[RequestInput, ...], model: Model
         inputs[label]
     values = next(item.row_values for item in request if item.kind == "forced_tokens")
     token_maps = read_token_maps(node["token_maps"], values, model.vocab_size, images)
-    return VerifyInfo(node["seed"].integer(0, 2**64 - 1), dict(inputs.value), token_maps)
+    stored = node.get("encoded")
+    encoded = None if stored is None else read_token_maps(stored, values, model.vocab_size, len(token_maps))
+    return VerifyInfo(node["seed"].integer(0, 2**64 - 1), dict(inputs.value), token_maps, encoded)
 
 
 def _newer_schema(where: str, schema: int, document: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._checked_values import is_truth_value, require_integer
-from nextscale.runtime._errors import NextscaleError, RequestError
+from nextscale.runtime._edit import blend, forced_tokens, latent_mask, require_mask
+from nextscale.runtime._errors import BundleError, NextscaleError, RequestError
 from nextscale.runtime._freed_memory import return_freed_memory
 from nextscale.runtime._interruptible import CancelFlag
 from nextscale.runtime._operators import Choice
@@ -225,6 +226,91 @@ class Generator:
         if not finite.all():
             raise RequestError(f"f_hat: expected finite numbers, found {shown_number(float(f_hat[~finite][0]))}")
         return self._decode(ort_value(np.ascontiguousarray(f_hat)))
+
+    def encode(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """The token maps of pictures of the model's size, uint8 [B, H, W, 3], RGB: int64 [B, L], as `Generation` has.
+
+        Raises:
+            RequestError: images is no such array, or is empty.
+            BundleError: the bundle has no encoder, or it cannot be loaded.
+        """
+        if "encoder" not in self.bundle.manifest.graphs:
+            raise BundleError(f"{self.bundle.path}: the bundle has no encoder; build it again, without --no-encoder")
+        expected = (*self.bundle.model.image_size, 3)
+        if not isinstance(images, np.ndarray) or images.shape[1:] != expected or images.dtype != np.uint8:
+            raise RequestError(
+                f"images: expected uint8 [B, {', '.join(map(str, expected))}], found {shown_value(images)}"
+            )
+        if not len(images):
+            raise RequestError("images is empty: expected at least one picture")
+        found = self._run("encoder", ["token_maps"], {"images": ort_value(np.ascontiguousarray(images))})
+        return found["token_maps"].numpy()
+
+    def edit(
+        self,
+        image: NDArray[np.uint8],
+        mask: NDArray[np.bool_] | None = None,
+        class_labels: Labels | None = None,
+        *,
+        keep_stages: int = 0,
+        feather: int | None = None,
+        batch_size: int | None = None,
+        on_stage: Callable[[StageResult], object] | None = None,
+        cancel: CancelFlag | None = None,
+        **settings: Unpack[RequestSettings],
+    ) -> Generation:
+        """Make parts of a picture anew.
+
+        The picture is encoded; tokens outside the mask are kept at each stage, the others are sampled. Of the result
+        the pixels outside the mask are the picture's own, exactly.
+
+        Args:
+            image: uint8 [H, W, 3] of the model's size.
+            mask: bool [H, W], True where pixels are made anew; None: everywhere.
+            class_labels: one class id or name for each of the B results; None makes one of no class.
+            keep_stages: tokens of so many first stages are kept within the mask too: what remains of the picture's
+                layout and colours.
+            feather: width in pixels of the seam within the mask, where the picture becomes the new one; None: a quarter
+                of what one latent position covers; -1: no blending, the decoder's picture as it is.
+            batch_size, on_stage, cancel, settings: as for `generate`.
+        Returns:
+            B pictures, and their token maps.
+        Raises:
+            RequestError: an array of another form, an empty mask, keep_stages out of range; nothing was run.
+            BundleError: the bundle has no encoder.
+            Cancelled: as for `generate`.
+        """
+        model = self.bundle.model
+        if not isinstance(image, np.ndarray) or image.ndim != 3:
+            raise RequestError(f"image: expected uint8 [H, W, 3], found {shown_value(image)}")
+        anew = None if mask is None else require_mask(mask, model)
+        keep, last = require_integer("keep_stages", keep_stages), model.num_stages - 1
+        if not 0 <= keep <= last:
+            raise RequestError(f"keep_stages {shown_number(keep)} is out of range: expected 0 to {last}")
+        seam = (
+            model.image_size[0] // model.latent_size[0] // 4 if feather is None else require_integer("feather", feather)
+        )
+        if not -1 <= seam <= max(model.image_size):
+            raise RequestError(f"feather {shown_number(seam)} is out of range: expected -1 to {max(model.image_size)}")
+        latent = None if anew is None else latent_mask(anew, model)
+        if settings.get("forced_tokens") is not None:
+            raise RequestError("forced_tokens: an edit forces those that the picture and the mask say")
+        label = self.bundle.manifest.input_of_kind("label")
+        if class_labels is None and label is not None:
+            class_labels = [model.num_classes]
+        request = Request.create(self.bundle, class_labels, **settings)  # refuses before anything runs
+        forced = forced_tokens(self.encode(image[None]), latent, keep, model)
+        settings["forced_tokens"] = forced.repeat(len(request), axis=0)
+        made = self.generate(
+            None if label is None else request.arrays[label.name],
+            batch_size=batch_size,
+            on_stage=on_stage,
+            cancel=cancel,
+            **settings,
+        )
+        if anew is None or seam < 0:
+            return made
+        return replace(made, images=blend(image, made.images, anew, seam))
 
     def _generate_at_once(self, request: Request) -> tuple[Images, NDArray[np.int64]]:
         taken = [tensor.name for tensor in self.bundle.graph("generate").inputs]

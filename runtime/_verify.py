@@ -12,6 +12,7 @@ from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._machine import saturation_warning
 from nextscale.runtime._manifest import FUSED
 from nextscale.runtime._next_scale_loop import Generation, Generator, StageResult
+from nextscale.runtime._probe_pictures import probe_pictures
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._variants import each_variant
 
@@ -22,6 +23,8 @@ from nextscale.runtime._variants import each_variant
 MINIMUM_AGREEMENT = 0.95
 SHARE_OF_QUANTIZATION = 0.5
 SHARE_OF_SATURATION = 1.0
+# Of the probe pictures' tokens: other CPUs and operators round differently, and one that changes changes later ones.
+MINIMUM_ENCODED = 0.9
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class VerifyReport:
 def verify(
     bundle: Bundle, options: SessionOptions | None = None, on_check: Callable[[Check], object] = lambda check: None
 ) -> VerifyReport:
-    """Check a bundle's hashes, its graphs' contract, its logits, its tokens against the stored ones, and its two forms.
+    """Check a bundle's hashes, its graphs' contract, logits, tokens and encoded pictures against the stored, its forms.
 
     Args:
         bundle: an open bundle.
@@ -87,6 +90,8 @@ def _variant_checks(generator: Generator) -> Iterator[Check]:
     yield _check_logits(generator)
     # The stored tokens are the stock graphs'; those of the fused ones may differ as those of another CPU may.
     yield _check_stored_tokens(generator, _generate_stored(generator))
+    if generator.bundle.manifest.verify.encoded is not None:
+        yield _check_encoder(generator)
     if "generate" in generator.bundle.manifest.graphs:
         yield _check_forms(generator)
 
@@ -144,6 +149,14 @@ def _check_stored_tokens(generator: Generator, made: Generation) -> Check:
     if saturates:
         detail += "; this CPU has no VNNI instructions, so that integer products saturate"
     return Check("tokens", False, detail)
+
+
+def _check_encoder(generator: Generator) -> Check:
+    stored = np.array(generator.bundle.manifest.verify.encoded, np.int64)
+    found = generator.encode(probe_pictures(generator.bundle.model.image_size, len(stored)))
+    agreement = float((found == stored).mean())
+    detail = f"{agreement:.1%} of the probe pictures' tokens are the stored ones (expected {MINIMUM_ENCODED:.0%})"
+    return Check("encoder", agreement >= MINIMUM_ENCODED, detail)
 
 
 def _agreement(recipe: Mapping[str, Any]) -> Mapping[str, Any]:

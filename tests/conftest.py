@@ -48,6 +48,12 @@ def fake_text_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_fake_text_bundle(tmp_path_factory.mktemp("bundles") / "fake-text")
 
 
+@pytest.fixture(scope="session")
+def fake_encoder_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fake bundle with an encoder, to read."""
+    return write_fake_bundle(tmp_path_factory.mktemp("bundles") / "fake-encoder", encoder=True)
+
+
 @pytest.fixture
 def damaged(fake_bundle: Path, tmp_path: Path) -> Path:
     """A copy of the bundle that the test may change."""

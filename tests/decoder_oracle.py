@@ -21,21 +21,68 @@ class Kernel:
     bias: Array
 
 
-def convolution(x: Array, zero_point: int, kernels: Sequence[Kernel]) -> Array:
-    """u8 [B, H, W, C] -> u8 [B, H, W, out], or [B, 2H, 2W, out] by four kernels of 2x2."""
+FINE_STEPS, FINE_ZERO = 128, 64
+
+
+def kernel_sums(codes: Array, zero: int, weight: Array, corner: tuple[int, int], stride: int) -> Array:
+    """Sums of (code - zero) weight in int64; `corner` is where windows begin in a picture with a border of one."""
+    batch, height, width, _ = codes.shape
+    border = np.pad(codes.astype(np.int64) - zero, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    sums = np.zeros((batch, height // stride, width // stride, len(weight)), np.int64)
+    for i, j in np.ndindex(weight.shape[2:]):
+        y, x = i + corner[0], j + corner[1]
+        pixels = border[:, y : y + height : stride, x : x + width : stride]
+        sums += pixels @ weight[:, :, i, j].astype(np.int64).T
+    return sums
+
+
+def float_convolution(
+    x: Array,
+    zero_point: int,
+    kernels: Sequence[Kernel],
+    fine: Array | None = None,
+    residual: Array | None = None,
+    stride: int = 1,
+) -> Array:
+    """Float32 [B, H / stride, W / stride, out], or [B, 2H, 2W, out] by four kernels of 2x2.
+
+    Each rounding is the operator's.
+    """
     batch, height, width, _ = x.shape
-    border = np.pad(x.astype(np.int64) - zero_point, ((0, 0), (1, 1), (1, 1), (0, 0)))
     zoom = 2 if len(kernels) == 4 else 1
-    y = np.empty((batch, zoom * height, zoom * width, len(kernels[0].bias)), np.uint8)
+    y = np.empty((batch, zoom * height // stride, zoom * width // stride, len(kernels[0].bias)), np.float32)
     for number, kernel in enumerate(kernels):
         down, right = divmod(number, 2)
-        total = kernel.bias.astype(np.int64)
-        for i, j in np.ndindex(kernel.weight.shape[2:]):
-            pixels = border[:, i + down : i + down + height, j + right : j + right + width]
-            total = total + pixels @ kernel.weight[:, :, i, j].astype(np.int64).T
-        numbers = total.astype(np.int32).astype(np.float32) * kernel.scale
-        y[:, down::zoom, right::zoom] = np.clip(np.rint(numbers), 0, 255)
-    return y
+        corner = (down + stride - 1, right + stride - 1)  # with stride 2 nothing is padded above and on the left
+        sums = kernel_sums(x, zero_point, kernel.weight, corner, stride)
+        if fine is None:
+            numbers = float32(sums + kernel.bias)
+        else:
+            of_fine = kernel_sums(fine, FINE_ZERO, kernel.weight, corner, stride)
+            numbers = float32(sums) + float32(of_fine + kernel.bias) * np.float32(1 / FINE_STEPS)
+        y[:, down::zoom, right::zoom] = numbers * kernel.scale
+    return y if residual is None else y + residual
+
+
+def float32(sums: Array) -> Array:
+    """Of int32 numbers."""
+    return sums.astype(np.int32).astype(np.float32)
+
+
+def convolution(x: Array, zero_point: int, kernels: Sequence[Kernel], stride: int = 1) -> Array:
+    """Codes u8 of the same shape."""
+    return np.clip(np.rint(float_convolution(x, zero_point, kernels, stride=stride)), 0, 255).astype(np.uint8)
+
+
+def codes_and_fine(x: Array, scale: Array, zero_point: Array) -> tuple[Array, Array]:
+    """Codes u8 of float32 numbers, and those of what they leave over; each rounding is the operators'."""
+
+    def codes_of(numbers: Array, step: Array, zero: int) -> Array:
+        return (np.clip(np.rint(numbers * (np.float32(1) / step)), -zero, 255 - zero) + zero).astype(np.uint8)
+
+    coarse = codes_of(x, scale, int(zero_point))
+    of_codes = scale * (coarse.astype(np.float32) - np.float32(zero_point))
+    return coarse, codes_of(x - of_codes, scale / np.float32(FINE_STEPS), FINE_ZERO)
 
 
 def group_norm(x: Array, weight: Array, bias: Array, groups: int, epsilon: float, silu: bool) -> Array:

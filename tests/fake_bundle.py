@@ -185,6 +185,16 @@ GRAPHS = {
     images = fake.Decode(f_hat, to_rgb)
 }}""",
 }
+# Sums of a picture's numbers in whole weights, which every release of ONNX Runtime adds up to the same tokens.
+ENCODER = f"""{HEADER} encoder (uint8[B,12,12,3] images) => (int64[B,14] token_maps) {{
+    numbers = Cast<to = 1>(images)
+    row = Constant<value_ints = [0, -1]>()
+    rows = Reshape(numbers, row)
+    sums = MatMul(rows, to_tokens)
+    whole = Cast<to = 7>(sums)
+    entries = Constant<value = int64 {{16}}>()
+    token_maps = Mod(whole, entries)
+}}"""
 # The text form has no dots in names.
 _DOTTED = {
     "past_key_values_0_key": "past_key_values.0.key",
@@ -209,10 +219,17 @@ REQUEST = [
 
 
 def write_fake_bundle(
-    folder: Path, seed: int = 0, class_names: list[str] | None = CLASS_NAMES, schema: int = 2
+    folder: Path,
+    seed: int = 0,
+    class_names: list[str] | None = CLASS_NAMES,
+    schema: int = 2,
+    *,
+    encoder: bool = False,
 ) -> Path:
     """Write a bundle whose weights come from a seed; its verify tokens are what it generates."""
-    graphs = write_files(folder, GRAPHS, FUNCTIONS + DECODE, weights_of_seed(SHAPES, seed))
+    weights = fake_weights(seed, encoder=encoder)
+    texts = GRAPHS | ({"encoder": ENCODER} if encoder else {})
+    graphs = write_files(folder, texts, FUNCTIONS + DECODE, weights)
     graphs["stage"]["state"] = [
         {"input": name, "output": f"present.{name.removeprefix('past_key_values.')}", "dtype": "float32",
          "initial_shape": shape}
@@ -295,6 +312,13 @@ SHAPES = {
 }  # fmt: skip
 
 
+def fake_weights(seed: int, *, encoder: bool) -> dict[str, np.ndarray]:
+    weights = weights_of_seed(SHAPES, seed)
+    if encoder:
+        weights["to_tokens"] = np.random.default_rng(seed).integers(0, V, (PIXELS * PIXELS * 3, L)).astype(np.float32)
+    return weights
+
+
 def weights_of_seed(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
@@ -315,11 +339,15 @@ def write_files(
 def complete(folder: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest with the tokens that its verify request gives."""
     from nextscale.runtime import Generator
+    from nextscale.runtime._probe_pictures import probe_pictures
 
     write_manifest(folder, manifest)
-    verify = manifest["verify"]
-    made = Generator(folder).generate(seed=verify["seed"], inputs=verify["inputs"])
-    manifest["verify"]["token_maps"] = made.token_maps.reshape(len(made.token_maps), -1).tolist()
+    verify, generator = manifest["verify"], Generator(folder)
+    made = generator.generate(seed=verify["seed"], inputs=verify["inputs"])
+    verify["token_maps"] = made.token_maps.reshape(len(made.token_maps), -1).tolist()
+    if "encoder" in manifest["graphs"]:
+        pictures = probe_pictures(generator.bundle.model.image_size, len(made.images))
+        verify["encoded"] = generator.encode(pictures).tolist()
     write_manifest(folder, manifest)
 
 

@@ -1,5 +1,5 @@
 """The fake bundle with fused graphs. What is fused in them does something, so that tests can tell who runs them: it
-raises f_hat before the decoder. The stage is the stock one's.
+raises f_hat before the decoder, and the tokens that the encoder finds. The stage is the stock one's.
 """
 
 from __future__ import annotations
@@ -9,19 +9,23 @@ from pathlib import Path
 
 from fake_bundle import (
     DECODE,
+    ENCODER,
     FUNCTIONS,
     GRAPHS,
     HEADER,
-    SHAPES,
+    fake_weights,
     file_entry,
     read_manifest,
-    weights_of_seed,
     write_fake_bundle,
     write_graph,
     write_manifest,
 )
 
 _DECODES = {"generate": "images = fake.Decode(f3, to_rgb)", "decoder": "images = fake.Decode(f_hat, to_rgb)"}
+_ENCODE = "token_maps = Mod(whole, entries)"
+_FUSED_ENCODE = """one = Constant<value = int64 {1}>()
+    raised = Add(whole, one)
+    token_maps = Mod(raised, entries)"""
 _FUSED = """pixels_shape = Constant<value_ints = [0, 2, 9]>()
     pixels = Reshape({f_hat}, pixels_shape)
     all = Shape(pixels)
@@ -33,11 +37,11 @@ _FUSED = """pixels_shape = Constant<value_ints = [0, 2, 9]>()
     images = fake.Decode(raised, to_rgb)"""
 
 
-def write_fake_fused_bundle(folder: Path, operators: Mapping[str, int] | None = None) -> Path:
+def write_fake_fused_bundle(folder: Path, operators: Mapping[str, int] | None = None, *, encoder: bool = False) -> Path:
     """Its fused graphs need these operators, by the domain's name; None: those that they have."""
-    write_fake_bundle(folder)
+    write_fake_bundle(folder, encoder=encoder)
     manifest = read_manifest(folder)
-    for role, text in GRAPHS.items():
+    for role, text in (GRAPHS | ({"encoder": ENCODER} if encoder else {})).items():
         path = folder / f"{role}.fused.onnx"
         _write(path, role, text)
         fused = {"file": path.name, "operators": dict(operators or {"nextscale": 1})}
@@ -53,4 +57,7 @@ def _write(path: Path, role: str, text: str) -> None:
         latent = "f3" if role == "generate" else "f_hat"
         assert _DECODES[role] in text
         text = text.replace(_DECODES[role], _FUSED.format(f_hat=latent))
-    write_graph(path, text + FUNCTIONS + DECODE, weights_of_seed(SHAPES, 0))
+    if role == "encoder":
+        assert _ENCODE in text
+        text = text.replace(_ENCODE, _FUSED_ENCODE)
+    write_graph(path, text + FUNCTIONS + DECODE, fake_weights(0, encoder=role == "encoder"))

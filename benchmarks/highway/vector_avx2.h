@@ -72,6 +72,7 @@ inline void store_bytes(void* p, I x) {
   hn::StoreU(hn::DemoteTo(hn::FixedTag<uint8_t, 16>(), words), hn::FixedTag<uint8_t, 16>(), static_cast<uint8_t*>(p));
 }
 inline void store_bytes(void* p, I x, int64_t n) {
+  if (n >= kLanes) return store_bytes(p, x);
   uint8_t y[kLanes];
   store_bytes(y, x);
   for (int i = 0; i < kLanes && i < n; ++i) static_cast<uint8_t*>(p)[i] = y[i];

@@ -116,10 +116,57 @@ Request read_request(const Json& value) {
   return request;
 }
 
+/// The rows of 0 and 1 of a case's mask.
+nextscale::Mask mask_of(const Json& value) {
+  nextscale::Mask mask;
+  for (const Json& row : value.items) {
+    ++mask.height;
+    mask.width = row.text.size();
+    for (const char letter : row.text) mask.pixels.push_back(letter == '1');
+  }
+  return mask;
+}
+
+nextscale::Size size_of(const Json& value) {
+  return {value.items.at(0).as_int64().value(), value.items.at(1).as_int64().value()};
+}
+
+/// Pictures of a seed: byte t of picture i is 256 times uniform t of image i, rounded down.
+nextscale::Images pictures(const std::string& seed, std::size_t count, const nextscale::Size& size) {
+  nextscale::Images images{count, static_cast<std::size_t>(size.height), static_cast<std::size_t>(size.width), {}};
+  for (std::size_t i = 0; i < count; ++i) {
+    for (const float number : nextscale::uniforms(std::stoull(seed), i, images.bytes_per_image())) {
+      images.pixels.push_back(static_cast<std::uint8_t>(number * 256.0f));
+    }
+  }
+  return images;
+}
+
+nextscale::Images pictures(const Json& item) {
+  return pictures(text(item, "seed"), static_cast<std::size_t>(get(item, "count").as_int64().value()),
+                  size_of(get(item, "size")));
+}
+
+/// What an edit of the suite takes further than a request.
+nextscale::Edit read_edit(const Json& item) {
+  nextscale::Edit edit;
+  edit.image = pictures(text(item, "picture"), 1, size_of(get(item, "size")));
+  if (!is_null(get(item, "mask"))) edit.mask = mask_of(get(item, "mask"));
+  edit.keep_stages = get(item, "keep_stages").as_int64().value();
+  if (!is_null(get(item, "feather"))) edit.feather = get(item, "feather").as_int64();
+  return edit;
+}
+
 std::string sha256(const void* data, std::size_t size) {
   nextscale::detail::Sha256 hash;
   hash.update(data, size);
   return hash.hexadecimal();
+}
+
+std::vector<std::string> hashes(const nextscale::Images& images) {
+  std::vector<std::string> found;
+  for (std::size_t i = 0; i < images.count; ++i) found.push_back(sha256(images.image(i), images.bytes_per_image()));
+  return found;
 }
 
 /// The Python name of an exception's type.
@@ -145,6 +192,10 @@ class Conformance {
     requests();
     request_errors();
     cancellations();
+    encodes();
+    edits();
+    boxes();
+    masks();
     class_names();
     threads_errors();
     default_threads();
@@ -238,10 +289,10 @@ class Conformance {
     }
   }
 
-  /// One run of a request against what is expected.
+  /// One run of a request, or of an edit, against what is expected.
   void check_request(const Generator& generator, const Json& item, bool streaming, const std::string& what) {
     const Json& expected = get(item, "expected");
-    std::vector<std::string> previews, images;
+    std::vector<std::string> previews;
     nextscale::OnStage on_stage;
     if (streaming) {
       on_stage = [&previews](const nextscale::StageResult& stage) {
@@ -251,29 +302,36 @@ class Conformance {
       };
     }
     try {
-      const nextscale::Generation result = generator.generate(read_request(item), on_stage);
-      for (std::size_t i = 0; i < result.images.count; ++i) {
-        images.push_back(sha256(result.images.image(i), result.images.bytes_per_image()));
-      }
+      const nextscale::Generation result = item.find("picture") != nullptr
+                                               ? generator.edit(read_edit(item), read_request(item), on_stage)
+                                               : generator.generate(read_request(item), on_stage);
       check(result.token_maps == integers(get(expected, "token_maps")), what + ": tokens");
-      check(images == texts(get(expected, "images_sha256")), what + ": images");
+      check(hashes(result.images) == texts(get(expected, "images_sha256")), what + ": images");
       if (streaming) check(previews == texts(get(expected, "previews_sha256")), what + ": previews");
     } catch (const std::exception& error) {
       check(false, what + ": " + error.what());
     }
   }
 
-  void requests() {
+  /// All cases of a group with 1 and 2 threads, in one call and streaming.
+  void check_all(const char* group) {
     for (const int threads : {1, 2}) {
-      for (const Json& item : cases("requests")) {
+      for (const Json& item : cases(group)) {
         for (const bool streaming : {false, true}) {
           check_request(generator(item, threads), item, streaming,
-                        text(item, "bundle") + ": " + text(item, "ops") + ": " + text(item, "name") + ": " +
-                            std::to_string(threads) +
-                            " threads, " + (streaming ? "streaming" : "one call"));
+                        title(item) + ": " + std::to_string(threads) + " threads, " +
+                            (streaming ? "streaming" : "one call"));
         }
       }
     }
+  }
+
+  static std::string title(const Json& item) {
+    return text(item, "bundle") + ": " + text(item, "ops") + ": " + text(item, "name");
+  }
+
+  void requests() {
+    check_all("requests");
     // One generator, several threads, which all load it first.
     const Json& item = cases("requests").front();
     const Generator shared(bundle_path(item));
@@ -339,6 +397,86 @@ class Conformance {
     }
   }
 
+  void encodes() {
+    for (const int threads : {1, 2}) {
+      for (const Json& item : cases("encodes")) {
+        try {
+          check(generator(item, threads).encode(pictures(item)) == integers(get(item, "token_maps")),
+                "encodes: " + title(item));
+        } catch (const std::exception& error) {
+          check(false, "encodes: " + title(item) + ": " + error.what());
+        }
+      }
+    }
+    for (const Json& item : cases("encode_errors")) {
+      check_refused(item, text(item, "name"), [&] { generator(item, 1).encode(pictures(item)); });
+    }
+  }
+
+  void edits() {
+    check_all("edits");
+    for (const Json& item : cases("edit_errors")) {
+      const std::atomic<bool> cancel = get(item, "cancelled").boolean;
+      check_refused(item, text(item, "name"), [&] {
+        generator(item, 1).edit(read_edit(item), read_request(item), nullptr, cancel ? &cancel : nullptr);
+      });
+    }
+    const Json& item = cases("edit_errors").front();
+    nextscale::Edit two;
+    two.image = pictures("0", 2, {12, 12});
+    try {
+      generator(item, 1).edit(two);
+      check(false, "two pictures: nothing was refused");
+    } catch (const nextscale::RequestError& error) {
+      check(std::string(error.what()) == "image: expected uint8 [H, W, 3], found uint8 [2, 12, 12, 3]", error.what());
+    }
+  }
+
+  void boxes() {
+    for (const Json& item : cases("boxes")) {
+      const std::string what = "boxes: " + text(item, "name");
+      const auto box = [&] {
+        const auto ends = flattened<double>(get(item, "ends"), number);
+        return nextscale::Mask::box(Bundle::open(bundle_path(item)).model(),
+                                    {ends.at(0), ends.at(1), ends.at(2), ends.at(3)}, get(item, "outside").boolean);
+      };
+      if (item.find("error") != nullptr) {
+        check_refused(item, what, box);
+      } else {
+        check(box().pixels == mask_of(get(item, "mask")).pixels, what);
+      }
+    }
+  }
+
+  /// From masks to kept tokens and mixed pictures.
+  void masks() {
+    for (const Json& item : cases("kept_tokens")) {
+      const nextscale::Mask mask = mask_of(get(item, "mask"));
+      const nextscale::Size latent = size_of(get(item, "latent"));
+      if (item.find("error") != nullptr) {
+        check_refused(item, "kept_tokens", [&] { nextscale::detail::latent_mask(mask, latent); });
+        continue;
+      }
+      std::vector<nextscale::Size> stages;
+      for (const Json& stage : get(item, "stages").items) stages.push_back(size_of(stage));
+      const nextscale::Mask positions = nextscale::detail::latent_mask(mask, latent);
+      check(positions.pixels == mask_of(get(item, "positions")).pixels, "kept_tokens: positions");
+      std::string kept;
+      for (const bool token : nextscale::detail::kept_tokens(positions, stages)) kept += token ? '1' : '0';
+      check(kept == text(item, "kept"), "kept_tokens");
+    }
+    for (const Json& item : cases("blends")) {
+      const nextscale::Mask mask = mask_of(get(item, "mask"));
+      const nextscale::Size size = {static_cast<std::int64_t>(mask.height), static_cast<std::int64_t>(mask.width)};
+      const nextscale::Images old = pictures(text(item, "seed"), 1, size);
+      nextscale::Images made = pictures(text(item, "seed"), 3, size);
+      made.pixels.erase(made.pixels.begin(), made.pixels.begin() + static_cast<std::ptrdiff_t>(old.pixels.size()));
+      --made.count;
+      nextscale::detail::blend(old, made, mask, get(item, "feather").as_int64().value());
+      check(hashes(made) == texts(get(item, "images_sha256")), "blends: seed " + text(item, "seed"));
+    }
+  }
+
   void class_names() {
     for (const Json& item : cases("class_names")) {
       const Bundle& bundle = generator(item, 1).bundle();
@@ -391,7 +529,13 @@ class Conformance {
       }
       bundle.verify_hashes();
       check_refused(item, what, [&] {
-        Generator(bundle).load({nextscale::Graph::generate, nextscale::Graph::stage, nextscale::Graph::decoder});
+        const Generator made(bundle);
+        for (const std::string& name : texts(get(item, "graphs"))) {
+          for (const nextscale::Graph graph : {nextscale::Graph::generate, nextscale::Graph::stage,
+                                               nextscale::Graph::decoder, nextscale::Graph::encoder}) {
+            if (nextscale::detail::graph_name(graph) == name) made.load({graph});
+          }
+        }
       });
     }
   }

@@ -76,6 +76,35 @@ namespace NextScale
                 Refused($"{name}, streaming", item, () => GeneratorFor(item, 1).Generate(Request(item), neverTold));
             });
             Each("cancellations", RunCancellation);
+            Each("encodes", (name, item) =>
+            {
+                foreach (int threads in ThreadCounts)
+                    Check($"{name}, {threads} threads", () => Same(
+                        GeneratorFor(item, threads).Encode(Pictures(item)).SelectMany(row => row),
+                        Integers(item.Get("token_maps"))));
+            });
+            Each("encode_errors", (name, item) => Refused(
+                name, item, () => GeneratorFor(item, 1).Encode(Pictures(item))));
+            Each("edits", RunRequest);
+            Each("edit_errors", (name, item) => Refused(name, item, () =>
+            {
+                using (var source = new CancellationTokenSource())
+                {
+                    bool cancelled = (bool)item.Get("cancelled");
+                    if (cancelled) source.Cancel();
+                    Made(item, 1, null, cancelled ? source.Token : CancellationToken.None);
+                }
+            }));
+            Each("boxes", (name, item) =>
+            {
+                double[] ends = Flat(item.Get("ends")).Select(Number).ToArray();
+                Func<bool[,]> box = () => Mask.Box(
+                    Bundle.Open(Folder(item)).Model, ends[0], ends[1], ends[2], ends[3], (bool)item.Get("outside"));
+                if (item.Value.ContainsKey("error")) Refused(name, item, () => box());
+                else Check(name, () => Same(Digits(box().Cast<bool>()), Digits(MaskOf(item, "mask").Cast<bool>())));
+            });
+            Each("kept_tokens", RunKeptTokens);
+            Each("blends", RunBlend);
             Each("class_names", RunClassName);
             Each("threads_errors", (name, item) => Refused(name, item, () => new Generator(
                 Folder(item), new GeneratorOptions { Threads = (int)item.Integer("threads", long.MinValue) })));
@@ -111,17 +140,98 @@ namespace NextScale
             {
                 Check($"{name}, {threads} threads, generate", () =>
                 {
-                    Generation made = GeneratorFor(item, threads).Generate(Request(item));
-                    return Same(made, tokenMaps, images);
+                    return Same(Made(item, threads, null, CancellationToken.None), tokenMaps, images);
                 });
                 Check($"{name}, {threads} threads, streaming", () =>
                 {
                     var seen = new List<string>();
-                    Generation made = GeneratorFor(item, threads).Generate(
-                        Request(item), new Telling(stage => seen.Add(Sha256(stage.Preview()))));
+                    Generation made = Made(
+                        item, threads, new Telling(stage => seen.Add(Sha256(stage.Preview()))), CancellationToken.None);
                     return Same(made, tokenMaps, images) ?? Same(seen, previews);
                 });
             }
+        }
+
+        /// <summary>What a request, or an edit, gives.</summary>
+        private Generation Made(
+            Fields item, int threads, IProgress<StageProgress> progress, CancellationToken cancellation)
+        {
+            Generator generator = GeneratorFor(item, threads);
+            if (!item.Value.ContainsKey("picture")) return generator.Generate(Request(item), progress, cancellation);
+            return generator.Edit(
+                Pictures(item.Text("picture"), 1, item)[0], MaskOf(item, "mask"), Request(item),
+                (int)item.Integer("keep_stages", int.MinValue),
+                item.Get("feather") == null ? (int?)null : (int)item.Integer("feather", int.MinValue),
+                progress, cancellation);
+        }
+
+        private void RunKeptTokens(string name, Fields item)
+        {
+            bool[,] mask = MaskOf(item, "mask");
+            HeightWidth latent = Size(item.Get("latent"));
+            if (item.Value.ContainsKey("error"))
+            {
+                Refused(name, item, () => Mask.Latent(mask, latent));
+                return;
+            }
+            Check(name, () =>
+            {
+                bool[,] positions = Mask.Latent(mask, latent);
+                bool[] kept = Mask.KeptTokens(positions, List(item.Get("stages")).Select(Size).ToList());
+                return Same(Digits(positions.Cast<bool>()), Digits(MaskOf(item, "positions").Cast<bool>()))
+                    ?? Same(Digits(kept), item.Text("kept"));
+            });
+        }
+
+        private void RunBlend(string name, Fields item)
+        {
+            bool[,] mask = MaskOf(item, "mask");
+            byte[][] images = Pictures(item.Text("seed"), 3, mask.GetLength(0), mask.GetLength(1));
+            byte[][] made = images.Skip(1).ToArray();
+            Mask.Blend(images[0], made, mask, (int)item.Integer("feather"));
+            Check(name, () => Same(
+                made.Select(image => Sha256(new[] { image })), Texts(item, "images_sha256")));
+        }
+
+        /// <summary>Pictures of a seed: byte t of picture i is 256 times uniform t of image i, rounded down.</summary>
+        private static byte[][] Pictures(string seed, int count, long height, long width)
+        {
+            return Enumerable.Range(0, count).Select(
+                i => Uniforms.OfImage(Arguments.UInt64(seed), (ulong)i, (int)(height * width * 3))
+                    .Select(number => (byte)(number * 256)).ToArray()).ToArray();
+        }
+
+        private static byte[][] Pictures(string seed, int count, Fields item)
+        {
+            HeightWidth size = Size(item.Get("size"));
+            return Pictures(seed, count, size.Height, size.Width);
+        }
+
+        private static byte[][] Pictures(Fields item)
+        {
+            return Pictures(item.Text("seed"), (int)item.Integer("count"), item);
+        }
+
+        private static HeightWidth Size(object value)
+        {
+            long[] sides = Integers(value);
+            return new HeightWidth(sides[0], sides[1]);
+        }
+
+        /// <summary>Null, or rows of 0 and 1.</summary>
+        private static bool[,] MaskOf(Fields item, string key)
+        {
+            if (item.Get(key) == null) return null;
+            string[] rows = Texts(item, key);
+            var mask = new bool[rows.Length, rows[0].Length];
+            for (int y = 0; y < rows.Length; y++)
+                for (int x = 0; x < rows[y].Length; x++) mask[y, x] = rows[y][x] == '1';
+            return mask;
+        }
+
+        private static string Digits(IEnumerable<bool> values)
+        {
+            return string.Concat(values.Select(value => value ? "1" : "0"));
         }
 
         private void RunCancellation(string name, Fields item)
@@ -158,7 +268,7 @@ namespace NextScale
             Action hashes = () => bundle.VerifyHashes();
             Action load = () =>
             {
-                using (var generator = new Generator(bundle)) generator.Load("generate", "stage", "decoder");
+                using (var generator = new Generator(bundle)) generator.Load(Texts(item, "graphs"));
             };
             Action[] steps = { open, hashes, load };
             int last = Array.IndexOf(new[] { "open", "verify_hashes", "load" }, step);

@@ -35,6 +35,11 @@ def build_features_graph(vqvae: VQVAE) -> ir.Model:
     return finish(builder)
 
 
+def build_encoder_graph(vqvae: VQVAE) -> ir.Model:
+    """The whole encoder in float32: images uint8 [B, H, W, 3] -> token_maps int64 [B, L]."""
+    return with_token_maps(build_features_graph(vqvae), vqvae.quantize)
+
+
 def with_token_maps(features: ir.Model, quantizer: MultiScaleQuantizer) -> ir.Model:
     """An encoder's graph, float or int8, with the multi-scale quantizer behind it.
 

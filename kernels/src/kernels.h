@@ -95,6 +95,7 @@ struct QuantizeArgs {
   const float* x;  // [rows, tokens, k]
   int64_t rows, tokens, k;
   Coding coding;
+  uint8_t* fine = nullptr;  // kStatic of 8 bits: what the codes leave over; or null
 };
 
 // LayerNorm(x) gain + shift.
@@ -152,15 +153,19 @@ struct IntegerAttentionArgs {
 // A 3x3 kernel, or four of 2x2 that make the pixels (0, 0), (0, 1), (1, 0) and (1, 1) of a picture twice as large. A
 // line of a kernel is one stretch of size * channels numbers of the picture, which Panels fill up to steps of 64.
 struct ConvolutionArgs {
-  const uint8_t* x;  // [batch, height, width, channels]
+  const uint8_t* x;     // [batch, height, width, channels]
+  const uint8_t* fine;  // the same, what x leaves over in 128ths around 64; or null, as always of codes
   int64_t batch, height, width, channels, out;
   int32_t zero_point;  // of x, and what lies around it
   int64_t kernels, size;
+  int64_t stride;  // 1, or 2 of one kernel, which begins at pixels of the picture: padded right and below
   Panels weight[4];        // K: size lines
   const float* scale[4];   // [out filled up to 32]
   const int32_t* bias[4];  // the same
   const int16_t* transformed;  // of one kernel, if winograd: [out / 16][16][channels / 2][16][2], filled up; or null
-  uint8_t* y;              // [batch, height, width, out] or [batch, 2 height, 2 width, out]
+  uint8_t* y_codes;        // [batch, height, width, out], twice or half as high and wide; or null, and
+  float* y;                // the same, with
+  const float* residual;   // the same or null
 };
 
 struct GroupNormArgs {
@@ -175,6 +180,7 @@ struct GroupNormArgs {
   QParams range;
   uint8_t* y_codes;  // in that range, or null, and
   float* y;
+  uint8_t* y_fine;   // what the codes leave over, or null
 };
 
 struct AddCodesArgs {

@@ -66,6 +66,12 @@ int64_t Info::integer(const char* name, int64_t otherwise) const {
   return succeeds(api_, api_->KernelInfoGetAttribute_int64(info_, name, &value)) ? value : otherwise;
 }
 
+bool Info::flag(const char* name) const {
+  const int64_t value = integer(name, 0);
+  if (value != 0 && value != 1) fail(std::string(name) + " must be 0 or 1");
+  return value == 1;
+}
+
 float Info::number(const char* name) const {
   float value = 0;
   if (!succeeds(api_, api_->KernelInfoGetAttribute_float(info_, name, &value)))

@@ -61,6 +61,7 @@ class Info {
   Info(const OrtApi* api, const OrtKernelInfo* info, const Schema& schema) : api_(api), info_(info), schema_(schema) {}
   int64_t integer(const char* name) const;
   int64_t integer(const char* name, int64_t otherwise) const;
+  bool flag(const char* name) const;  // 0, which it is by default, or 1
   float number(const char* name) const;
   float number(const char* name, float otherwise) const;
   std::string text(const char* name, const char* otherwise) const;

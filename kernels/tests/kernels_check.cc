@@ -18,6 +18,8 @@ void quantize(Case& c) {
   a.rows = c.count("rows", 6), a.tokens = c.count("tokens", 80), a.k = c.size("k", 300);
   a.x = c.floats(a.rows * a.tokens * a.k, 3);
   a.coding = c.coding(c.any_ranges(false, a.rows), a.rows, a.tokens, a.k);
+  if (a.coding.ranges == Ranges::kStatic && a.coding.qmax == 255 && c.told("fine", c.from(0, 1)))
+    a.fine = c.output<uint8_t>(a.rows * a.tokens * a.k);
   c.same_everywhere([&](const Kernels& kernels, const Parallel& parallel, const Workspace& workspace) {
     kernels.quantize(a, parallel, workspace);
   });
@@ -130,9 +132,11 @@ std::vector<int16_t> transformed(const int8_t* weight, int64_t out, int64_t chan
 
 void convolution(Case& c) {
   ConvolutionArgs a{};
-  a.batch = c.count("batch", 3), a.height = c.count("height", 20), a.width = c.count("width", 40);
-  a.channels = c.size("channels", 70), a.out = c.size("out", 70);
   a.kernels = c.told("kernels", c.maybe() ? 4 : 1), a.size = a.kernels == 4 ? 2 : 3;
+  a.stride = a.kernels == 4 ? 1 : c.told("stride", c.from(1, 2));
+  a.batch = c.count("batch", 3);
+  a.height = a.stride * c.count("height", 20), a.width = a.stride * c.count("width", 40);
+  a.channels = c.size("channels", 70), a.out = c.size("out", 70);
   a.x = c.codes(a.batch * a.height * a.width * a.channels);
   a.zero_point = static_cast<int32_t>(c.from(0, 255));
   const int64_t line = a.size * a.channels, filled = (line + 63) / 64 * 64;
@@ -143,23 +147,30 @@ void convolution(Case& c) {
     std::vector<int8_t> weight(static_cast<size_t>(a.size * filled * a.out));  // nothing where a line is filled up
     for (int64_t j = 0; j < a.size; ++j)
       std::memcpy(weight.data() + j * filled * a.out, drawn + j * line * a.out, static_cast<size_t>(line * a.out));
-    if (a.kernels == 1) of_winograd = transformed(drawn, a.out, a.channels);
+    if (a.kernels == 1 && a.stride == 1) of_winograd = transformed(drawn, a.out, a.channels);
     packed.push_back(std::make_unique<PackedWeights>(weight.data(), a.size * filled, a.out));
     a.weight[i] = packed.back()->panels();
     a.scale[i] = c.scales(a.weight[i].count() * 32);
     a.bias[i] = c.integers<int32_t>(a.weight[i].count() * 32, -100000, 100000);
   }
-  a.y = c.output<uint8_t>(a.batch * a.height * a.width * a.kernels * a.out);
+  const int64_t results = a.batch * (a.height / a.stride) * (a.width / a.stride) * a.kernels * a.out;
+  if (c.told("to_codes", c.from(0, 1))) {
+    a.y_codes = c.output<uint8_t>(results);
+  } else {
+    if (c.told("fine", c.from(0, 1))) a.fine = c.codes(a.batch * a.height * a.width * a.channels);
+    if (c.told("residual", c.from(0, 1))) a.residual = c.floats(results);
+    a.y = c.output<float>(results);
+  }
   c.same_everywhere([&](const Kernels& kernels, const Parallel& parallel, const Workspace&) {
     ConvolutionArgs of_set = a;
-    if (kernels.winograd && a.kernels == 1) of_set.transformed = of_winograd.data();
+    if (kernels.winograd && !of_winograd.empty()) of_set.transformed = of_winograd.data();
     kernels.convolution(of_set, parallel);
   });
 }
 
 void group_norm(Case& c) {
   GroupNormArgs a{};
-  a.batch = c.count("batch", 3), a.pixels = c.count("pixels", 300), a.groups = c.size("groups", 20);
+  a.batch = c.count("batch", 3), a.pixels = c.count("pixels", c.from(0, 3) ? 300 : 1300), a.groups = c.size("groups", 20);
   a.channels = a.groups * c.size("of_group", 20);
   const int64_t numbers = a.batch * a.pixels * a.channels;
   if (c.told("codes", c.from(0, 1))) {
@@ -175,6 +186,7 @@ void group_norm(Case& c) {
   if (c.told("to_codes", c.from(0, 1))) {
     a.range = c.qparams();
     a.y_codes = c.output<uint8_t>(numbers);
+    if (c.told("fine", c.from(0, 1))) a.y_fine = c.output<uint8_t>(numbers);
   } else {
     a.y = c.output<float>(numbers);
   }

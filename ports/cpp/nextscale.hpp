@@ -145,7 +145,7 @@ std::vector<float> uniforms(std::uint64_t seed, std::uint64_t image, std::size_t
 // -------------------------------------------------------------------------------------------------------- manifest
 
 /// The graphs of a bundle.
-enum class Graph { generate, stage, decoder };
+enum class Graph { generate, stage, decoder, encoder };
 
 struct Size {
   std::int64_t height = 0;
@@ -238,7 +238,7 @@ struct Manifest {
   ModelInfo model;
   std::vector<std::string> class_names;  ///< One per class, or none at all.
   std::vector<RequestInput> request;
-  std::map<Graph, GraphInfo> graphs;  ///< `stage` and `decoder`, and `generate` where the bundle has it.
+  std::map<Graph, GraphInfo> graphs;  ///< `stage` and `decoder`; `generate` and `encoder` where the bundle has them.
   std::map<std::string, FileInfo> files;
 
   /// The input of that kind, which every request has; token maps are of its shape.
@@ -351,6 +351,29 @@ struct Images {
   const std::uint8_t* image(std::size_t index) const { return pixels.data() + index * bytes_per_image(); }
 };
 
+/// Which pixels of a picture are made anew, [height, width], row by row: those that are not 0.
+struct Mask {
+  std::size_t height = 0;
+  std::size_t width = 0;
+  std::vector<std::uint8_t> pixels;
+
+  /// What is within y0, x0, y1, x1, shares of the picture's height and width, or with `outside` all but that. Ends are
+  /// rounded to positions of the model's latent, halves to even.
+  /// Throws RequestError: the box is not within the picture, or has no position.
+  static Mask box(const ModelInfo& model, const std::array<double, 4>& ends, bool outside = false);
+};
+
+/// What of a picture is made anew.
+struct Edit {
+  Images image;              ///< One picture of the model's size.
+  std::optional<Mask> mask;  ///< Of the picture's size; unset: everywhere.
+  /// Tokens of so many first stages are kept within the mask too: what remains of the picture's layout and colours.
+  std::int64_t keep_stages = 0;
+  /// Width in pixels of the seam within the mask, where the picture becomes the new one; unset: a quarter of what one
+  /// position of the latent covers; -1: no blending, the decoder's picture as it is.
+  std::optional<std::int64_t> feather;
+};
+
 /// Generated images.
 struct Generation {
   Images images;
@@ -425,7 +448,7 @@ class Generator {
   /// Which graphs run, as options, bundle and library have decided.
   const Choice& ops() const;
 
-  /// Load graphs now instead of at the first use: `generate`, or `stage` and `decoder` for streaming.
+  /// Load graphs now instead of at the first use: `generate`, or `stage` and `decoder` for streaming, and `encoder`.
   /// Throws BundleError: ONNX Runtime cannot load a graph, or its inputs and outputs are not the manifest's.
   void load(std::initializer_list<Graph> graphs) const;
 
@@ -447,6 +470,19 @@ class Generator {
   ///
   /// Throws ClassLabelError, RequestError: a parameter is out of range, and nothing was run.
   Stream stream(const Request& request) const;
+
+  /// The token maps of pictures of the model's size, [B, L], as Generation has them.
+  /// Throws RequestError: pictures of another size, or none; BundleError: the bundle has no encoder.
+  std::vector<std::int64_t> encode(const Images& images) const;
+
+  /// Make parts of a picture anew, B times: `request` says the rest, but for forced_tokens; no class label makes one
+  /// picture of no class. The picture is encoded; tokens outside the mask are kept at each stage, the others are
+  /// sampled. Of the result the pixels outside the mask are the picture's own, exactly.
+  ///
+  /// Throws what `generate` throws; RequestError: an image or a mask of another size, an empty mask, keep_stages or
+  /// feather out of range; BundleError: the bundle has no encoder.
+  Generation edit(const Edit& edit, const Request& request = {}, const OnStage& on_stage = nullptr,
+                  const std::atomic<bool>* cancel = nullptr) const;
 
  private:
   std::shared_ptr<detail::Engine> engine_;
@@ -1017,7 +1053,8 @@ constexpr std::array<const char*, 8> kKinds = {"label",         "uniform",   "fo
 constexpr std::array<const char*, 6> kDtypes = {"float32", "float16", "int64", "int32", "int8", "uint8"};
 
 inline const char* graph_name(Graph graph) {
-  return graph == Graph::generate ? "generate" : graph == Graph::stage ? "stage" : "decoder";
+  static constexpr const char* names[] = {"generate", "stage", "decoder", "encoder"};
+  return names[static_cast<std::size_t>(graph)];
 }
 
 /// A JSON object whose reads are checked; errors name the key by its full path.
@@ -1211,6 +1248,9 @@ inline GraphInfo read_graph(const Fields& fields, const Fields& variant, Graph k
   if (kind == Graph::decoder) {
     inputs = {{"f_hat", "float32"}};
     outputs = {{"images", "uint8"}};
+  } else if (kind == Graph::encoder) {
+    inputs = {{"images", "uint8"}};
+    outputs = {{"token_maps", "int64"}};
   } else {
     for (const RequestInput& item : request) {
       // An input of these kinds may be for the encoder alone.
@@ -1418,8 +1458,9 @@ inline std::vector<RequestInput> read_request(const Fields& root, const ModelInf
 inline std::map<Graph, GraphInfo> read_graphs(const Fields& fields, const std::vector<RequestInput>& request,
                                               const std::map<std::string, FileInfo>& files) {
   std::map<Graph, GraphInfo> graphs;
-  for (const Graph graph : {Graph::generate, Graph::stage, Graph::decoder}) {
-    if (graph == Graph::generate && fields.value().find(graph_name(graph)) == nullptr) continue;
+  for (const Graph graph : {Graph::generate, Graph::stage, Graph::decoder, Graph::encoder}) {
+    const bool optional = graph == Graph::generate || graph == Graph::encoder;
+    if (optional && fields.value().find(graph_name(graph)) == nullptr) continue;
     const Fields role = fields.fields(graph_name(graph));
     const Fields variants = role.fields("variants");
     graphs[graph] = read_graph(role, variants.fields("stock"), graph, request, files);
@@ -1440,10 +1481,10 @@ inline std::size_t check_labels(const Fields& fields, const std::string& key, co
   return labels.size();
 }
 
-/// The seed and the token maps of that record; `images` is how many there must be, if that is known.
-inline void check_made(const Fields& fields, std::int64_t values, const ModelInfo& model,
-                       std::optional<std::size_t> images) {
-  const auto rows = fields.items("token_maps", [&](const std::string& key, const Json& row) {
+/// Token maps of that record; `images` is how many there must be, if that is known. Returns how many there are.
+inline std::size_t check_token_maps(const Fields& fields, const std::string& name, std::int64_t values,
+                                    const ModelInfo& model, std::optional<std::size_t> images) {
+  const auto rows = fields.items(name, [&](const std::string& key, const Json& row) {
     if (!row.is(Json::Type::array) || static_cast<std::int64_t>(row.items.size()) != values) {
       fields.refuse(key, "a list of " + std::to_string(values) + " tokens", shown(row));
     }
@@ -1453,10 +1494,13 @@ inline void check_made(const Fields& fields, std::int64_t values, const ModelInf
     return true;
   });
   if (images ? rows.size() != *images : rows.empty()) {
-    fields.refuse("token_maps",
-                  images ? "one row for each of " + std::to_string(*images) + " labels" : "at least one row",
+    fields.refuse(name, images ? "one row for each of " + std::to_string(*images) + " labels" : "at least one row",
                   std::to_string(rows.size()));
   }
+  return rows.size();
+}
+
+inline void check_seed(const Fields& fields) {
   const Json& seed = fields.get("seed");
   if (!seed.is(Json::Type::integer) || !(seed.as_uint64() || seed.as_int64() == 0)) {
     fields.refuse("seed", "an integer from 0 to 18446744073709551615", shown(seed));
@@ -1486,7 +1530,10 @@ inline void check_verify(const Fields& fields, const std::vector<RequestInput>& 
     if (item.kind == Kind::label) inputs.get(item.name);
     if (item.kind == Kind::forced_tokens) values = item.row_values();
   }
-  check_made(fields, values, model, images);
+  images = check_token_maps(fields, "token_maps", values, model, images);
+  const Json* encoded = fields.value().find("encoded");  // what the encoder makes of the pictures
+  if (encoded != nullptr && !encoded->is(Json::Type::null)) check_token_maps(fields, "encoded", values, model, images);
+  check_seed(fields);
 }
 
 /// Schema 1, which knew VAR alone: square stages, six fixed inputs, one file for each graph.
@@ -1540,7 +1587,8 @@ inline std::map<Graph, GraphInfo> read_graphs(const Fields& fields, const std::v
 
 inline void check_verify(const Fields& fields, const ModelInfo& model) {
   const std::size_t images = check_labels(fields, "class_labels", model);
-  check_made(fields, model.num_tokens(), model, images);
+  check_token_maps(fields, "token_maps", model.num_tokens(), model, images);
+  check_seed(fields);
   const Json& cfg_scale = fields.get("cfg_scale");
   const bool number = cfg_scale.is(Json::Type::integer) || cfg_scale.is(Json::Type::real);
   if (!number || !(cfg_scale.as_double() >= 0 && cfg_scale.as_double() < kMaxNumber)) {
@@ -2118,12 +2166,20 @@ class Engine {
   Ort::Env environment_;
   Choice choice_;
   std::mutex loading_;
-  std::array<std::unique_ptr<Ort::Session>, 3> sessions_;
+  std::array<std::unique_ptr<Ort::Session>, 4> sessions_;
 };
 
 inline std::string label_range(const ModelInfo& model) {
   return "0 to " + std::to_string(model.num_classes - 1) + " (" + std::to_string(model.num_classes) +
          " is the null class)";
+}
+
+inline void require_labels(const std::vector<std::int64_t>& labels, const ModelInfo& model) {
+  for (const std::int64_t label : labels) {
+    if (label < 0 || label > model.num_classes) {
+      throw ClassLabelError("class " + std::to_string(label) + " is out of range: expected " + label_range(model));
+    }
+  }
 }
 
 template <typename T>
@@ -2265,12 +2321,7 @@ class Checker {
   static std::size_t rows(std::size_t values, std::size_t row) { return (std::max)(values / row, std::size_t{1}); }
 
   Input labels(const RequestInput& item) const {
-    for (const std::int64_t label : request_.class_labels) {
-      if (label < 0 || label > manifest_.model.num_classes) {
-        throw ClassLabelError("class " + std::to_string(label) + " is out of range: expected " +
-                              label_range(manifest_.model));
-      }
-    }
+    require_labels(request_.class_labels, manifest_.model);
     return made(item, rows_of(item, request_.class_labels.size()), request_.class_labels);
   }
 
@@ -2396,6 +2447,142 @@ inline std::shared_ptr<const Inputs> Engine::check(const Request& request) const
 
 inline std::vector<const OrtValue*> pointers(const std::vector<Ort::Value>& values) {
   return std::vector<const OrtValue*>(values.begin(), values.end());
+}
+
+// --------------------------------------------------------------------------------------------------------- editing
+// In whole numbers, or in floats in a stated order, so that other languages find the same tokens and bytes.
+
+/// Where a stage has no more tokens than this, all are kept (VAR's notebook of zero-shot editing).
+constexpr std::int64_t kFewTokens = 3;
+
+inline std::string listed_uint8(const Images& images) {
+  return "uint8 [" + std::to_string(images.count) + ", " + std::to_string(images.height) + ", " +
+         std::to_string(images.width) + ", 3]";
+}
+
+/// The pixels of one position of the latent. Throws RequestError: the picture is no multiple of the latent.
+inline Size pixels_of_position(const Size& image, const Size& latent) {
+  if (image.height % latent.height != 0 || image.width % latent.width != 0) {
+    throw RequestError("pictures of " + std::to_string(image.height) + " x " + std::to_string(image.width) +
+                       " can't be edited: they are no multiple of " + std::to_string(latent.height) + " x " +
+                       std::to_string(latent.width));
+  }
+  return {image.height / latent.height, image.width / latent.width};
+}
+
+inline Mask empty_mask(std::size_t height, std::size_t width) {
+  return {height, width, std::vector<std::uint8_t>(height * width)};
+}
+
+/// Positions of the latent that are made anew: those of which any pixel is.
+inline Mask latent_mask(const Mask& mask, const Size& latent) {
+  const Size cell =
+      pixels_of_position({static_cast<std::int64_t>(mask.height), static_cast<std::int64_t>(mask.width)}, latent);
+  const auto lines = static_cast<std::size_t>(cell.height), columns = static_cast<std::size_t>(cell.width);
+  Mask found = empty_mask(static_cast<std::size_t>(latent.height), static_cast<std::size_t>(latent.width));
+  for (std::size_t i = 0; i < mask.pixels.size(); ++i) {
+    const std::size_t y = i / mask.width / lines, x = i % mask.width / columns;
+    if (mask.pixels[i] != 0) found.pixels[y * found.width + x] = 1;
+  }
+  return found;
+}
+
+/// Where a value of a resized row comes from: two of the old ones, and the share of the second.
+struct Place {
+  std::size_t first;
+  std::size_t second;
+  double share;
+};
+
+/// Bilinear between the centres of pixels. Places and their step are rounded to float32, as the official code's are: a
+/// place that is meant to be a half decides by that what is kept.
+inline std::vector<Place> places(std::size_t from, std::size_t to) {
+  const double step = static_cast<float>(from) / static_cast<float>(to);
+  std::vector<Place> found;
+  for (std::size_t i = 0; i < to; ++i) {
+    const double exact = step * (static_cast<double>(i) + 0.5) - 0.5;
+    const float at = (std::max)(static_cast<float>(exact), 0.0f);
+    const std::size_t first = (std::min)(static_cast<std::size_t>(at), from - 1);
+    found.push_back({first, (std::min)(first + 1, from - 1), at - static_cast<float>(first)});
+  }
+  return found;
+}
+
+/// (1 - share) * a + share * b, rounded after each operation: no compiler may make two of them one.
+inline double between(double a, double b, double share) {
+  volatile double of_a = (1 - share) * a, of_b = share * b;
+  return of_a + of_b;
+}
+
+/// Which tokens of all stages are kept, [L], where positions of the latent are made anew: those that are kept by more
+/// than a half once the positions are resized to their stage.
+inline std::vector<bool> kept_tokens(const Mask& latent, const std::vector<Size>& stages) {
+  std::vector<bool> kept;
+  for (const Size& stage : stages) {
+    if (stage.height * stage.width <= kFewTokens) {
+      kept.resize(kept.size() + static_cast<std::size_t>(stage.height * stage.width), true);
+      continue;
+    }
+    const auto rows = places(latent.height, static_cast<std::size_t>(stage.height));
+    const auto columns = places(latent.width, static_cast<std::size_t>(stage.width));
+    const auto share_of = [&](std::size_t y, const Place& x) {
+      const std::uint8_t* row = latent.pixels.data() + y * latent.width;
+      return between(row[x.first] == 0, row[x.second] == 0, x.share);
+    };
+    for (const Place& y : rows) {
+      for (const Place& x : columns) {
+        kept.push_back(between(share_of(y.first, x), share_of(y.second, x), y.share) > 0.5);
+      }
+    }
+  }
+  return kept;
+}
+
+/// The king's steps from each pixel of a mask to the nearest outside of it, 0 there, and at most `limit`; beyond the
+/// picture's border there is no outside.
+inline std::vector<std::int64_t> depths(const Mask& mask, std::int64_t limit) {
+  const auto height = static_cast<std::int64_t>(mask.height), width = static_cast<std::int64_t>(mask.width);
+  const std::int64_t count = height * width;
+  std::vector<std::int64_t> depth;
+  for (const std::uint8_t pixel : mask.pixels) depth.push_back(pixel != 0 ? limit : 0);
+  // Neighbours of which a pass already knows the steps that come from there: first from the top, then from the bottom.
+  for (const std::int64_t back : {-1, 1}) {
+    const std::int64_t neighbours[4][2] = {{back, -1}, {back, 0}, {back, 1}, {0, back}};
+    for (std::int64_t k = 0; k < count; ++k) {
+      const std::int64_t i = back < 0 ? k : count - 1 - k, y = i / width, x = i % width;
+      std::int64_t& own = depth[static_cast<std::size_t>(i)];
+      for (const auto& [dy, dx] : neighbours) {
+        const bool inside = y + dy >= 0 && y + dy < height && x + dx >= 0 && x + dx < width;
+        if (inside) own = (std::min)(own, depth[static_cast<std::size_t>(i + dy * width + dx)] + 1);
+      }
+    }
+  }
+  return depth;
+}
+
+/// The new pictures within the mask, the old one elsewhere, and a seam of `feather` pixels within the mask: a pixel d
+/// steps inside has the share min(d, feather + 1) / (feather + 1) of the new picture, rounded half up.
+inline void blend(const Images& old, Images& made, const Mask& mask, std::int64_t feather) {
+  const std::int64_t steps = feather + 1;
+  const auto depth = depths(mask, steps);
+  const std::size_t bytes = made.bytes_per_image();
+  for (std::size_t i = 0; i < made.pixels.size(); ++i) {
+    const std::int64_t share = depth[i % bytes / 3];
+    const std::int64_t sum = old.pixels[i % bytes] * (steps - share) * 2 + made.pixels[i] * share * 2 + steps;
+    made.pixels[i] = static_cast<std::uint8_t>(sum / (2 * steps));
+  }
+}
+
+inline void require_mask(const Mask& mask, const Size& size) {
+  const auto height = static_cast<std::size_t>(size.height), width = static_cast<std::size_t>(size.width);
+  if (mask.height != height || mask.width != width || mask.pixels.size() != height * width) {
+    throw RequestError("mask: expected bool [" + std::to_string(height) + ", " + std::to_string(width) +
+                       "], found bool [" + std::to_string(mask.height) + ", " + std::to_string(mask.width) + "] of " +
+                       std::to_string(mask.pixels.size()) + " bytes");
+  }
+  if (std::all_of(mask.pixels.begin(), mask.pixels.end(), [](std::uint8_t pixel) { return pixel == 0; })) {
+    throw RequestError("mask: nothing is marked, so that there is nothing to make anew");
+  }
 }
 
 [[noreturn]] inline void throw_cancelled(std::size_t done, std::size_t num_stages) {
@@ -2815,6 +3002,103 @@ inline Generation Generator::generate(const Request& request, const OnStage& on_
 inline Stream Generator::stream(const Request& request) const {
   const auto inputs = engine_->check(request);
   return Stream(engine_, inputs, 0, inputs->count);
+}
+
+// --------------------------------------------------------------------------------------------------------- editing
+
+inline Mask Mask::box(const ModelInfo& model, const std::array<double, 4>& ends, bool outside) {
+  const auto [y0, x0, y1, x1] = ends;
+  const Size latent = model.latent_size;
+  std::ostringstream words;
+  words.imbue(std::locale::classic());
+  words << "box " << y0 << ',' << x0 << ',' << y1 << ',' << x1;
+  if (!(0 <= y0 && y0 < y1 && y1 <= 1 && 0 <= x0 && x0 < x1 && x1 <= 1)) {
+    throw RequestError(words.str() +
+                       ": expected y0,x0,y1,x1 with 0 <= y0 < y1 <= 1 and 0 <= x0 < x1 <= 1, shares of the picture's "
+                       "height and width");
+  }
+  const auto end = [](double share, std::int64_t size) {
+    return static_cast<std::int64_t>(std::nearbyint(share * static_cast<double>(size)));
+  };
+  const std::int64_t top = end(y0, latent.height), bottom = end(y1, latent.height);
+  const std::int64_t left = end(x0, latent.width), right = end(x1, latent.width);
+  if (top == bottom || left == right) throw RequestError(words.str() + ": less than a token; give a larger one");
+  const Size cell = detail::pixels_of_position(model.image_size, latent);
+  Mask mask = detail::empty_mask(static_cast<std::size_t>(model.image_size.height),
+                                 static_cast<std::size_t>(model.image_size.width));
+  for (std::size_t i = 0; i < mask.pixels.size(); ++i) {
+    const std::int64_t y = static_cast<std::int64_t>(i / mask.width) / cell.height;
+    const std::int64_t x = static_cast<std::int64_t>(i % mask.width) / cell.width;
+    mask.pixels[i] = (top <= y && y < bottom && left <= x && x < right) != outside;
+  }
+  return mask;
+}
+
+inline std::vector<std::int64_t> Generator::encode(const Images& images) const {
+  const detail::ReturnMemory at_end(engine_->options());
+  if (!engine_->has(Graph::encoder)) {
+    throw BundleError(detail::utf8(bundle().path()) +
+                      ": the bundle has no encoder; build it again, without --no-encoder");
+  }
+  const Size size = bundle().model().image_size;
+  if (static_cast<std::int64_t>(images.height) != size.height ||
+      static_cast<std::int64_t>(images.width) != size.width ||
+      images.pixels.size() != images.count * images.bytes_per_image()) {
+    throw RequestError("images: expected uint8 [B, " + std::to_string(size.height) + ", " +
+                       std::to_string(size.width) + ", 3], found " + detail::listed_uint8(images) + " of " +
+                       std::to_string(images.pixels.size()) + " bytes");
+  }
+  if (images.count == 0) throw RequestError("images is empty: expected at least one picture");
+  engine_->session(Graph::encoder);
+  const Ort::Value input =
+      detail::shared_tensor(images.pixels.data(), images.pixels.size(),
+                            {static_cast<std::int64_t>(images.count), size.height, size.width, 3},
+                            ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8);
+  const auto outputs = engine_->run(Graph::encoder, {"images"}, {input}, {"token_maps"});
+  return engine_->values<std::int64_t>(Graph::encoder, "token_maps", outputs[0],
+                                       detail::rows_of(bundle().manifest().forced_tokens(), images.count));
+}
+
+inline Generation Generator::edit(const Edit& edit, const Request& request, const OnStage& on_stage,
+                                  const std::atomic<bool>* cancel) const {
+  const ModelInfo& model = bundle().model();
+  if (edit.image.count != 1) {
+    throw RequestError("image: expected uint8 [H, W, 3], found " + detail::listed_uint8(edit.image));
+  }
+  if (edit.mask) detail::require_mask(*edit.mask, model.image_size);
+  const auto last = static_cast<std::int64_t>(model.num_stages()) - 1;
+  if (edit.keep_stages < 0 || edit.keep_stages > last) {
+    throw RequestError("keep_stages " + std::to_string(edit.keep_stages) + " is out of range: expected 0 to " +
+                       std::to_string(last));
+  }
+  const std::int64_t seam = edit.feather.value_or(model.image_size.height / model.latent_size.height / 4);
+  const std::int64_t widest = (std::max)(model.image_size.height, model.image_size.width);
+  if (seam < -1 || seam > widest) {
+    throw RequestError("feather " + std::to_string(seam) + " is out of range: expected -1 to " +
+                       std::to_string(widest));
+  }
+  std::vector<bool> kept(static_cast<std::size_t>(model.num_tokens()));
+  if (edit.mask) kept = detail::kept_tokens(detail::latent_mask(*edit.mask, model.latent_size), model.stage_sizes);
+  std::int64_t begin = 0;
+  for (std::int64_t stage = 0; stage < edit.keep_stages; ++stage) {
+    const Size& size = model.stage_sizes[static_cast<std::size_t>(stage)];
+    begin += size.height * size.width;
+  }
+  std::fill_n(kept.begin(), begin, true);
+  if (!request.forced_tokens.empty()) {
+    throw RequestError("forced_tokens: an edit forces those that the picture and the mask say");
+  }
+  Request forcing = request;
+  if (forcing.class_labels.empty()) forcing.class_labels = {model.num_classes};
+  detail::require_labels(forcing.class_labels, model);
+  const auto tokens = encode(edit.image);
+  const std::size_t values = tokens.size() / kept.size();  // of one token
+  for (std::size_t image = 0; image < forcing.class_labels.size(); ++image) {
+    for (std::size_t i = 0; i < tokens.size(); ++i) forcing.forced_tokens.push_back(kept[i / values] ? tokens[i] : -1);
+  }
+  Generation result = generate(forcing, on_stage, cancel);
+  if (edit.mask && seam >= 0) detail::blend(edit.image, result.images, *edit.mask, seam);
+  return result;
 }
 
 }  // namespace nextscale

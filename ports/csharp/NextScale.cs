@@ -166,7 +166,7 @@ namespace NextScale
         }
 
         /// <summary>[B], each 0 to num_classes; empty where the bundle takes no classes.</summary>
-        public IReadOnlyList<long> ClassLabels { get; }
+        public IReadOnlyList<long> ClassLabels { get; private set; }
 
         /// <summary>The same seed gives the same pictures.</summary>
         public ulong Seed { get; set; }
@@ -197,6 +197,15 @@ namespace NextScale
 
         /// <summary>Images at a time; null is all at once.</summary>
         public int? BatchSize { get; set; }
+
+        /// <summary>The same of other labels, with tokens forced.</summary>
+        internal GenerationRequest Forcing(long[] labels, long[][] tokens)
+        {
+            var request = (GenerationRequest)MemberwiseClone();
+            request.ClassLabels = labels;
+            request.ForcedTokens = tokens;
+            return request;
+        }
     }
 
     /// <summary>Generated images.</summary>
@@ -270,6 +279,7 @@ namespace NextScale
     {
         private static readonly string[] GenerateOutputs = { "images", "token_maps" };
         private static readonly string[] DecoderOutputs = { "images" };
+        private static readonly string[] EncoderOutputs = { "token_maps" };
 
         private readonly GeneratorOptions options;
         private readonly Dictionary<string, InferenceSession> sessions = new Dictionary<string, InferenceSession>();
@@ -300,7 +310,7 @@ namespace NextScale
         /// <summary>Which graphs run, as options, bundle and library have decided.</summary>
         public Choice Ops { get; }
 
-        /// <summary>Load "generate", or "stage" and "decoder", now instead of at the first use.</summary>
+        /// <summary>Load "generate", or "stage" and "decoder", or "encoder", now instead of at the first use.</summary>
         /// <exception cref="BundleException">The bundle has no such graph, ONNX Runtime cannot load it, or it is not
         /// the manifest's.</exception>
         /// <exception cref="NextScaleException">ONNX Runtime is missing or too old.</exception>
@@ -370,6 +380,85 @@ namespace NextScale
                 return Task.FromException<Generation>(error);
             }
             return Task.Run(() => Generate(all, progress, cancellation), cancellation);
+        }
+
+        /// <summary>The token maps of pictures of the model's size, as in Generation.TokenMaps.</summary>
+        /// <param name="images">[B], as in Generation.Images.</param>
+        /// <exception cref="RequestException">A picture of another size, or none at all.</exception>
+        /// <exception cref="BundleException">The bundle has no encoder, or it cannot be loaded.</exception>
+        public long[][] Encode(params byte[][] images)
+        {
+            if (images == null) throw new ArgumentNullException(nameof(images));
+            if (!Bundle.Graphs.ContainsKey("encoder"))
+                throw new BundleException(
+                    $"{Bundle.Folder}: the bundle has no encoder; build it again, without --no-encoder");
+            HeightWidth size = Bundle.Model.ImageSize;
+            foreach (byte[] image in images)
+                if (image == null || image.LongLength != Bundle.Model.ImageBytes)
+                    throw new RequestException(
+                        $"images: expected uint8 [B, {size.Height}, {size.Width}, 3], found a picture of "
+                        + $"{image?.LongLength ?? 0} bytes");
+            if (images.Length == 0) throw new RequestException("images is empty: expected at least one picture");
+            byte[] pixels = images.SelectMany(image => image).ToArray();
+            return Using(() =>
+            {
+                Session("encoder");
+                long[] shape = { images.Length, size.Height, size.Width, 3 };
+                using (OrtValue value = OrtValue.CreateTensorValueFromMemory(pixels, shape))
+                    return Run("encoder", new Dictionary<string, OrtValue> { { "images", value } }, EncoderOutputs,
+                               outputs => Integers(outputs[0], images.Length, Bundle.ForcedTokens.RowValues));
+            });
+        }
+
+        /// <summary>Make parts of a picture anew. It is encoded; tokens outside the mask are kept at each stage, the
+        /// others are sampled. Of the result the pixels outside the mask are the picture's own, exactly.</summary>
+        /// <param name="image">A picture of the model's size, as in Generation.Images.</param>
+        /// <param name="mask">[H, W], true where pixels are made anew; null: everywhere.</param>
+        /// <param name="request">How, and a class label for each result; none makes one of no class. It has no
+        /// ForcedTokens.</param>
+        /// <param name="keepStages">Tokens of so many first stages are kept within the mask too: what remains of the
+        /// picture's layout and colours.</param>
+        /// <param name="feather">Width in pixels of the seam within the mask, where the picture becomes the new one;
+        /// null: a quarter of what one position of the latent covers; -1: no blending, the decoder's picture.</param>
+        /// <param name="progress">As for Generate.</param>
+        /// <param name="cancellation">As for Generate.</param>
+        /// <exception cref="RequestException">What Generate refuses, a picture or a mask of another size, an empty
+        /// mask, keepStages or feather out of range.</exception>
+        /// <exception cref="BundleException">The bundle has no encoder, or a graph cannot be loaded.</exception>
+        public Generation Edit(
+            byte[] image,
+            bool[,] mask = null,
+            GenerationRequest request = null,
+            int keepStages = 0,
+            int? feather = null,
+            IProgress<StageProgress> progress = null,
+            CancellationToken cancellation = default(CancellationToken))
+        {
+            if (image == null) throw new ArgumentNullException(nameof(image));
+            request = request ?? new GenerationRequest();
+            ModelInfo model = Bundle.Model;
+            if (mask != null) Mask.Require(mask, model.ImageSize);
+            if (keepStages < 0 || keepStages >= model.NumStages)
+                throw new RequestException(
+                    $"keep_stages {keepStages} is out of range: expected 0 to {model.NumStages - 1}");
+            long seam = feather ?? model.ImageSize.Height / model.LatentSize.Height / 4;
+            long widest = Math.Max(model.ImageSize.Height, model.ImageSize.Width);
+            if (seam < -1 || seam > widest)
+                throw new RequestException($"feather {seam} is out of range: expected -1 to {widest}");
+            bool[] kept = mask == null
+                ? new bool[model.NumTokens] : Mask.KeptTokens(Mask.Latent(mask, model.LatentSize), model.StageSizes);
+            long begin = model.StageSizes.Take(keepStages).Sum(size => size.Height * size.Width);
+            for (long i = 0; i < begin; i++) kept[i] = true;
+            if (request.ForcedTokens != null)
+                throw new RequestException("forced_tokens: an edit forces those that the picture and the mask say");
+            long[] labels = request.ClassLabels.DefaultIfEmpty(model.NumClasses).Select(Bundle.ClassLabel).ToArray();
+            long[] own = Encode(image)[0];
+            int values = own.Length / kept.Length;  // of one token
+            long[] forced = own.Select((token, i) => kept[i / values] ? token : -1).ToArray();
+            Generation made = Generate(
+                request.Forcing(labels, labels.Select(label => forced).ToArray()), progress, cancellation);
+            if (mask != null && seam >= 0) Mask.Blend(image, made.Images, mask, (int)seam);
+            return made;
         }
 
         /// <summary>Free the graphs; calls that are running come to their end first.</summary>
@@ -611,7 +700,7 @@ namespace NextScale
         /// <summary>The input of that kind, which every request has; token maps are of its shape.</summary>
         internal RequestInput ForcedTokens { get { return Request.First(item => item.Kind == "forced_tokens"); } }
 
-        /// <summary>By role: "stage" and "decoder", and "generate" where the bundle has it.</summary>
+        /// <summary>By role: "stage" and "decoder"; "generate" and "encoder" where the bundle has them.</summary>
         internal IReadOnlyDictionary<string, GraphInfo> Graphs { get { return manifest.Graphs; } }
 
         /// <exception cref="BundleException">The bundle has no such graph.</exception>
@@ -995,6 +1084,185 @@ namespace NextScale
                 numbers[token] = (words[token % 4] >> 8) * (1f / (1 << 24));
             }
             return numbers;
+        }
+    }
+
+    /// <summary>Masks of pixels, [H, W], true where a picture is made anew, and what becomes of them: kept tokens, and
+    /// the new picture within the old one. All in whole numbers, or in floats in a stated order, so that other
+    /// languages find the same tokens and bytes.</summary>
+    public static class Mask
+    {
+        // Where a stage has no more tokens than this, all are kept (VAR's notebook of zero-shot editing).
+        private const int FewTokens = 3;
+
+        /// <summary>What is within y0, x0, y1, x1, shares of the picture's height and width. Ends are rounded to
+        /// positions of the model's latent, halves to even.</summary>
+        /// <param name="outside">All but what is within.</param>
+        /// <exception cref="RequestException">The box is not within the picture, or has no position.</exception>
+        public static bool[,] Box(
+            ModelInfo model, double y0, double x0, double y1, double x1, bool outside = false)
+        {
+            if (model == null) throw new ArgumentNullException(nameof(model));
+            string box = "box " + string.Join(",", new[] { y0, x0, y1, x1 }.Select(Short));
+            if (!(0 <= y0 && y0 < y1 && y1 <= 1 && 0 <= x0 && x0 < x1 && x1 <= 1))
+                throw new RequestException(
+                    $"{box}: expected y0,x0,y1,x1 with 0 <= y0 < y1 <= 1 and 0 <= x0 < x1 <= 1, shares of the "
+                    + "picture's height and width");
+            HeightWidth latent = model.LatentSize;
+            double top = Math.Round(y0 * latent.Height), bottom = Math.Round(y1 * latent.Height);
+            double left = Math.Round(x0 * latent.Width), right = Math.Round(x1 * latent.Width);
+            if (top == bottom || left == right)
+                throw new RequestException($"{box}: less than a token; give a larger one");
+            HeightWidth cell = PixelsOfPosition(model.ImageSize, latent);
+            var mask = new bool[model.ImageSize.Height, model.ImageSize.Width];
+            for (int y = 0; y < mask.GetLength(0); y++)
+                for (int x = 0; x < mask.GetLength(1); x++)
+                {
+                    long line = y / cell.Height, column = x / cell.Width;
+                    mask[y, x] = (top <= line && line < bottom && left <= column && column < right) != outside;
+                }
+            return mask;
+        }
+
+        /// <exception cref="RequestException">Another size than the pictures', or nothing to make anew.</exception>
+        internal static void Require(bool[,] mask, HeightWidth size)
+        {
+            if (mask.GetLength(0) != size.Height || mask.GetLength(1) != size.Width)
+                throw new RequestException(
+                    $"mask: expected bool [{size.Height}, {size.Width}], found bool [{mask.GetLength(0)}, "
+                    + $"{mask.GetLength(1)}]");
+            if (!mask.Cast<bool>().Contains(true))
+                throw new RequestException("mask: nothing is marked, so that there is nothing to make anew");
+        }
+
+        /// <summary>Positions of the latent that are made anew: those of which any pixel is.</summary>
+        /// <exception cref="RequestException">The picture is no multiple of the latent.</exception>
+        internal static bool[,] Latent(bool[,] mask, HeightWidth latent)
+        {
+            int height = mask.GetLength(0), width = mask.GetLength(1);
+            HeightWidth cell = PixelsOfPosition(new HeightWidth(height, width), latent);
+            var found = new bool[latent.Height, latent.Width];
+            for (int y = 0; y < height; y++)
+                for (int x = 0; x < width; x++)
+                    if (mask[y, x]) found[y / cell.Height, x / cell.Width] = true;
+            return found;
+        }
+
+        /// <summary>Which tokens of all stages are kept, [L], where positions of the latent are made anew: those that
+        /// are kept by more than a half once the positions are resized to their stage.</summary>
+        internal static bool[] KeptTokens(bool[,] latent, IReadOnlyList<HeightWidth> stages)
+        {
+            var kept = new List<bool>();
+            foreach (HeightWidth stage in stages)
+            {
+                if (stage.Height * stage.Width <= FewTokens)
+                {
+                    kept.AddRange(Enumerable.Repeat(true, (int)(stage.Height * stage.Width)));
+                    continue;
+                }
+                Place[] columns = Places(latent.GetLength(1), stage.Width);
+                foreach (Place y in Places(latent.GetLength(0), stage.Height))
+                    foreach (Place x in columns)
+                    {
+                        double upper = KeptBetween(latent, y.First, x), lower = KeptBetween(latent, y.Second, x);
+                        kept.Add(Between(upper, lower, y.Share) > 0.5);
+                    }
+            }
+            return kept.ToArray();
+        }
+
+        /// <summary>The new pictures within the mask, the old one elsewhere, and a seam of `feather` pixels within the
+        /// mask: a pixel d steps inside has the share min(d, feather + 1) / (feather + 1) of the new picture, rounded
+        /// half up.</summary>
+        /// <param name="made">The new pictures, overwritten.</param>
+        internal static void Blend(byte[] old, byte[][] made, bool[,] mask, int feather)
+        {
+            long steps = feather + 1L;
+            long[,] depths = Depths(mask, steps);
+            int width = mask.GetLength(1);
+            foreach (byte[] image in made)
+                for (int i = 0; i < image.Length; i++)
+                {
+                    long share = depths[i / 3 / width, i / 3 % width];
+                    image[i] = (byte)((old[i] * (steps - share) * 2 + image[i] * share * 2 + steps) / (2 * steps));
+                }
+        }
+
+        /// <summary>The king's steps from each pixel to the nearest outside the mask, 0 there, and at most `limit`;
+        /// beyond the picture's border there is no outside.</summary>
+        private static long[,] Depths(bool[,] mask, long limit)
+        {
+            int height = mask.GetLength(0), width = mask.GetLength(1), count = height * width;
+            var depths = new long[height, width];
+            for (int i = 0; i < count; i++) depths[i / width, i % width] = mask[i / width, i % width] ? limit : 0;
+            // Neighbours of which a pass already knows the steps that come from there: first from the top, then from
+            // the bottom.
+            foreach (int back in new[] { -1, 1 })
+                for (int k = 0; k < count; k++)
+                {
+                    int y = (back < 0 ? k : count - 1 - k) / width, x = (back < 0 ? k : count - 1 - k) % width;
+                    long nearest = depths[y, x];
+                    for (int side = -1; side <= 1; side++)
+                        nearest = Math.Min(nearest, Beside(depths, y + back, x + side, limit) + 1);
+                    depths[y, x] = Math.Min(nearest, Beside(depths, y, x + back, limit) + 1);
+                }
+            return depths;
+        }
+
+        private static long Beside(long[,] depths, int y, int x, long limit)
+        {
+            bool inside = y >= 0 && y < depths.GetLength(0) && x >= 0 && x < depths.GetLength(1);
+            return inside ? depths[y, x] : limit;
+        }
+
+        /// <summary>The pixels of one position of the latent.</summary>
+        private static HeightWidth PixelsOfPosition(HeightWidth image, HeightWidth latent)
+        {
+            if (image.Height % latent.Height != 0 || image.Width % latent.Width != 0)
+                throw new RequestException(
+                    $"pictures of {image.Height} x {image.Width} can't be edited: they are no multiple of "
+                    + $"{latent.Height} x {latent.Width}");
+            return new HeightWidth(image.Height / latent.Height, image.Width / latent.Width);
+        }
+
+        private static double KeptBetween(bool[,] latent, int y, Place x)
+        {
+            return Between(latent[y, x.First] ? 0 : 1, latent[y, x.Second] ? 0 : 1, x.Share);
+        }
+
+        private static double Between(double a, double b, double share)
+        {
+            return (1 - share) * a + share * b;
+        }
+
+        /// <summary>Bilinear between the centres of pixels. Places and their step are rounded to float32, as the
+        /// official code's are: a place that is meant to be a half decides by that what is kept.</summary>
+        private static Place[] Places(int from, long to)
+        {
+            double step = (float)((float)from / (float)to);
+            return Enumerable.Range(0, (int)to).Select(i =>
+            {
+                float at = Math.Max((float)(step * (i + 0.5) - 0.5), 0f);
+                int first = Math.Min((int)at, from - 1);
+                return new Place { First = first, Second = Math.Min(first + 1, from - 1), Share = at - first };
+            }).ToArray();
+        }
+
+        /// <summary>As printf's %g has it.</summary>
+        private static string Short(double value)
+        {
+            return double.IsNaN(value) ? "nan"
+                : double.IsInfinity(value) ? (value > 0 ? "inf" : "-inf")
+                : value.ToString("g6", CultureInfo.InvariantCulture);
+        }
+
+        /// <summary>Where a value of a resized row comes from: two of the old ones, and the share of the second.
+        /// </summary>
+        private struct Place
+        {
+            public int First;
+            public int Second;
+            public double Share;
         }
     }
 
@@ -1880,7 +2148,8 @@ namespace NextScale
         private const int MaxDimensions = 8;
         private const long MaxElements = 1 << 28;
 
-        public static readonly string[] Roles = { "generate", "stage", "decoder" };
+        public static readonly string[] Roles = { "generate", "stage", "decoder", "encoder" };
+        private static readonly string[] OptionalRoles = { "generate", "encoder" };
         private static readonly string[] SingleKinds = { "label", "uniform", "forced_tokens" };
         private static readonly Dictionary<string, string[]> KindDtypes = new Dictionary<string, string[]>
         {
@@ -1958,7 +2227,7 @@ namespace NextScale
             Model = ReadModel(root.Object("model"));
             Request = ReadRequest(root, Model);
             Fields graphs = root.Object("graphs");
-            Graphs = Roles.Where(role => role != "generate" || graphs.Value.ContainsKey(role)).ToDictionary(
+            Graphs = Roles.Where(role => !OptionalRoles.Contains(role) || graphs.Value.ContainsKey(role)).ToDictionary(
                 role => role,
                 role =>
                 {
@@ -2002,9 +2271,10 @@ namespace NextScale
                 new RequestInput { Name = "top_p", Kind = "scalar", Dtype = "float32", Shape = none,
                                    Defaults = new[] { 0.96 }, Minimum = 0, Maximum = 1 },
             };
-            Graphs = Roles.ToDictionary(
+            Graphs = Roles.Take(3).ToDictionary(
                 role => role, role => ReadGraph(graphs.Object(role), graphs.Object(role), role));
-            CheckMade(verify, CheckLabels(verify, "class_labels"));
+            CheckTokenMaps(verify, "token_maps", CheckLabels(verify, "class_labels"));
+            CheckSeed(verify);
             object cfgScale = verify.Get("cfg_scale");
             var number = cfgScale as JsonNumber;
             if (number == null || !(number.AsDouble() >= 0 && number.AsDouble() < Fields.MaxNumber))
@@ -2195,6 +2465,11 @@ namespace NextScale
                     outputs[item.Output] = item.Dtype;
                 }
             }
+            else if (name == "encoder")
+            {
+                inputs = new Contract { { "images", "uint8" } };
+                outputs = new Contract { { "token_maps", "int64" } };
+            }
             else
             {
                 inputs = new Contract { { "f_hat", "float32" } };
@@ -2251,7 +2526,11 @@ namespace NextScale
                 else inputs.Items(name, (owner, key, value) => true);
             }
             foreach (RequestInput item in Request.Where(item => item.Kind == "label")) inputs.Get(item.Name);
-            CheckMade(fields, labels);
+            int images = CheckTokenMaps(fields, "token_maps", labels);
+            object encoded;  // what the encoder makes of the pictures
+            if (fields.Value.TryGetValue("encoded", out encoded) && encoded != null)
+                CheckTokenMaps(fields, "encoded", images);
+            CheckSeed(fields);
         }
 
         /// <returns>How many labels there are.</returns>
@@ -2264,10 +2543,11 @@ namespace NextScale
         }
 
         /// <param name="images">How many token maps there must be; null for any number above 0.</param>
-        private void CheckMade(Fields fields, int? images)
+        /// <returns>How many there are.</returns>
+        private int CheckTokenMaps(Fields fields, string name, int? images)
         {
             long values = Request.First(item => item.Kind == "forced_tokens").RowValues;
-            int rows = fields.Items("token_maps", (owner, key, value) =>
+            int rows = fields.Items(name, (owner, key, value) =>
             {
                 var row = value as List<object>;
                 if (row == null || row.Count != values) owner.Refuse(key, $"a list of {values} tokens", value);
@@ -2275,8 +2555,13 @@ namespace NextScale
                 return true;
             }).Count;
             if (images == null ? rows == 0 : rows != images)
-                fields.Refuse("token_maps",
-                              images == null ? "at least one row" : $"one row for each of {images} labels", (long)rows);
+                fields.Refuse(name, images == null ? "at least one row" : $"one row for each of {images} labels",
+                              (long)rows);
+            return rows;
+        }
+
+        private static void CheckSeed(Fields fields)
+        {
             ulong seed;
             var seedNumber = fields.Get("seed") as JsonNumber;
             if (seedNumber == null || !seedNumber.TryUInt64(out seed))

@@ -14,7 +14,7 @@ from nextscale.calib_data._calibration_labels import calibration_labels
 from nextscale.calib_data.observe_ranges import (
     ObservedRanges,
     StageObservation,
-    observe_decoder_ranges,
+    observe_autoencoder_ranges,
     observe_stage_ranges,
 )
 from nextscale.calib_data.observed_stage import ObservedStage, OnImages, nobody
@@ -22,7 +22,7 @@ from nextscale.graph_passes._graph_session import open_model
 from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.observe_inputs import Input, Observer, observe_inputs
 from nextscale.graph_passes.qparams import Range
-from nextscale.graph_passes.quantize_decoder import decoder_observers
+from nextscale.graph_passes.quantize_autoencoder import autoencoder_observers
 from nextscale.models.var.layers import facts_of
 from nextscale.models.var.reference import generate
 from nextscale.runtime import Bundle, Generator
@@ -85,9 +85,9 @@ def calibration(observed: Observed) -> StageObservation:
 @pytest.fixture(scope="module")
 def decoder_ranges(fp32_bundle: Path, calibration: StageObservation) -> ObservedRanges:
     model = ir.load(fp32_bundle / "decoder.onnx")
-    inputs, results = decoder_observers(model)
+    inputs, results = autoencoder_observers(model)
     session = open_model(observe_inputs(model, [*inputs, *results]), fp32_bundle, ONE_THREAD)
-    found = observe_decoder_ranges(session, [*inputs, *results], calibration.f_hat)
+    found = observe_autoencoder_ranges(session, [*inputs, *results], calibration.f_hat)
     assert list(found.whole) == [observer.input for observer in inputs]
     assert list(found.by_channel) == [observer.input for observer in results]
     return found

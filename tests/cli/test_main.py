@@ -47,6 +47,10 @@ def test_no_command_shows_the_help_as_an_error(capsys: pytest.CaptureFixture[str
         (["bench"], "Missing argument 'DIR"),
         (["bench", "x", "--batch", "1,y"], "'1,y' is not a list of integers"),
         (["verify", "x", "--threads", "-1"], "Invalid value for '--threads'"),
+        (["edit", "x", "y", "--variation", "nan"], "Invalid value for '--variation': 'nan' is not a finite number"),
+        (["reconstruct", "demo", "--theta", "nan"], "Invalid value for '--theta': 'nan' is not a finite number"),
+        (["table-c", "--half-width", "nan"], "Invalid value for '--half-width': 'nan' is not a finite number"),
+        (["table-c", "--minutes", "inf"], "Invalid value for '--minutes': 'inf' is not a finite number"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -103,11 +107,14 @@ def test_another_runtime_error_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None
         main(["build"])
 
 
-def test_the_runtime_commands_need_neither_torch_nor_onnx(fake_bundle: Path, tmp_path: Path) -> None:
+def test_the_runtime_commands_need_neither_torch_nor_onnx(
+    fake_bundle: Path, fake_encoder_bundle: Path, tmp_path: Path
+) -> None:
     block = "import sys\nfor name in ('torch', 'onnx', 'onnxscript', 'onnx_ir', 'safetensors', 'matplotlib'):\n"
     block += "    sys.modules[name] = None\n"
     for arguments in (
         ["generate", fake_bundle, "--class", "1", "--out", tmp_path / "a.png"],
+        ["edit", fake_encoder_bundle, tmp_path / "a.png", "--variation", "1", "--out", tmp_path / "b.png"],
         ["inspect", fake_bundle],
         ["verify", fake_bundle],
         ["bench", fake_bundle, "--repetitions", "2"],

@@ -62,7 +62,7 @@ def source() -> Source:
 
 def plan_of(source: Source, folder: Path, recipe: Recipe, progress: object = no_progress, **options: object) -> Plan:
     def write(folder: Path, stage: ir.Model, decoder: ir.Model) -> None:
-        write_bundle(source, folder, stage, decoder, {"name": "fp32"})
+        write_bundle(source, folder, stage, decoder, None, {"name": "fp32"})
 
     stage, decoder = build_stage_graph(source.var, source.vqvae.quantize), build_decoder_graph(source.vqvae)
     settings = BuildOptions(recipe, session=ONE_THREAD, **options)  # type: ignore[arg-type]
@@ -162,7 +162,12 @@ def test_other_rules_narrow_the_ranges_of_pairs(
 ) -> None:
     seen: list[str] = []
     plan = plan_of(source, tmp_path, pair_recipe(rule, bits), lambda step, *further: seen.append(step))
-    assert list(dict.fromkeys(seen)) == ["calibrating", "observing distributions"]
+    assert list(dict.fromkeys(seen)) == [
+        "calibrating",
+        "observing distributions",
+        "calibrating the decoder",
+        "calibrating the encoder",
+    ]
     narrower = 0
     for name, pair in plan.stage.pair_ranges.items():
         outer = widest.stage.pair_ranges[name]
@@ -241,7 +246,7 @@ def test_a_recipe_whose_layers_are_all_float(source: Source, tmp_path: Path) -> 
     plan = plan_of(source, tmp_path, recipe)
     assert plan.stage.integer.layers == {}
     assert (plan.stage.ranges, plan.stage.pair_ranges) == ({}, {})
-    assert plan.decoder_ranges.inputs
+    assert plan.decoder is not None
     expected = ir.to_proto(build_stage_graph(source.var, source.vqvae.quantize)).SerializeToString()
     assert ir.to_proto(quantized(source, plan)).SerializeToString() == expected
 

@@ -48,6 +48,7 @@ class Programs:
     language: str
     minimal: tuple[str, ...]
     with_progress: tuple[str, ...] | None = None
+    edit: tuple[str, ...] | None = None
     generate: tuple[str, ...] | None = None
     bench: tuple[str, ...] | None = None
     worker: tuple[str, ...] | None = None
@@ -73,6 +74,7 @@ def check_programs(suite: Path, cpp: Path, csharp: Path) -> Iterator[tuple[str, 
             "C++",
             minimal=(f"{cpp}/minimal/minimal",),
             with_progress=(f"{cpp}/minimal/with_progress",),
+            edit=(f"{cpp}/minimal/edit",),
             generate=(f"{cpp}/generate",),
             bench=(f"{cpp}/bench",),
             worker=(f"{cpp}/bench", "--worker"),
@@ -81,6 +83,7 @@ def check_programs(suite: Path, cpp: Path, csharp: Path) -> Iterator[tuple[str, 
             "C#",
             minimal=(f"{csharp}/Minimal",),
             with_progress=(f"{csharp}/WithProgress",),
+            edit=(f"{csharp}/Edit",),
             generate=(nextscale, "generate"),
             bench=(nextscale, "bench"),
             worker=(nextscale, "bench-worker"),
@@ -126,6 +129,8 @@ def _check_language(
     yield "minimal", draws((*programs.minimal, bundle, CLASS), ppm, picture, lines=0)
     if programs.with_progress:
         yield "with progress", draws((*programs.with_progress, bundle, CLASS), ppm, picture, lines=stages)
+    if programs.edit and "encoder" in Bundle.open(bundle).manifest.graphs:
+        yield "edit", draws((*programs.edit, bundle, CLASS), ppm, _edited(bundle, picture), lines=0)
     if programs.generate:
         yield "generate", draws((*programs.generate, bundle, *PICTURE), png, picture, lines=1)
         yield "generate, link and pipe", keeps_link_and_pipe((*programs.generate, bundle, *PICTURE), png)
@@ -136,6 +141,14 @@ def _check_language(
     if programs.worker:
         for form in FORMS:
             yield f"worker, {form}", measures((*programs.worker, str(bundle), "--form", form, "--threads", "1"))
+
+
+def _edited(bundle: Path, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """What the programs in examples/minimal make of the picture."""
+    mask = np.zeros(picture.shape[:2], np.bool_)
+    mask[:, mask.shape[1] // 2 :] = True
+    [edited] = Generator(bundle, STOCK).edit(picture, mask, [CLASS], seed=SEED + 1).images
+    return edited
 
 
 def _check_telemetry(programs: Programs, bundle: Path, folder: Path) -> Iterator[tuple[str, str | None]]:

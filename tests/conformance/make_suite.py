@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from conformance.damaged_manifests import damaged_manifests
+from conformance.edit_cases import blend_cases, box_case, edit_case, edit_results, kept_tokens_cases, pictures
 from fake_bundle import in_download_cache, read_manifest, write_fake_bundle, write_manifest
 from fake_fused_bundle import write_fake_fused_bundle
 from fake_text_bundle import C as TEXT_WIDTH
@@ -45,8 +46,9 @@ FAKES = {
     "fake": write_fake_bundle,
     "fake-v1": partial(write_fake_bundle, schema=1),
     "fake-text": write_fake_text_bundle,
-    "fake-fused": write_fake_fused_bundle,
+    "fake-fused": partial(write_fake_fused_bundle, encoder=True),
 }
+LOADED = ["generate", "stage", "decoder"]
 # Manifests of each of them.
 DAMAGED, DAMAGE_SEED = 2000, 0
 
@@ -75,6 +77,8 @@ def make_suite(
     further = [*(_build_tiny(out) if tiny else []), *(str(path.resolve()) for path in bundles)]
     names = ["bundles/fake", "bundles/fake-v1", "bundles/fake-fused", *further]
     library = None if ops_library is None else ops_library.resolve()
+    encoders = [name for name in names if "encoder" in Bundle.open(out / name).manifest.graphs]
+    fake_model = Bundle.open(fakes["fake-fused"]).model
     altered = [str(path.relative_to(out)) for path in _altered(fakes["fake"], out / "bundles")]
     suite = {
         "made_with": {**versions(), "cpu": describe_machine().cpu},
@@ -90,6 +94,24 @@ def make_suite(
             group: [{"bundle": "bundles/fake", **PARAMETERS, **case} for case in cases[group]]
             for group in ("request_errors", "cancellations")
         },
+        "encodes": [case for name in encoders for case in _encodes(out, name, cases["encodes"], library)],
+        "encode_errors": [
+            {
+                "bundle": "bundles/fake-fused",
+                "ops": "stock",
+                "ops_library": None,
+                "seed": "0",
+                "count": 1,
+                "size": list(fake_model.image_size),
+                **case,
+            }
+            for case in cases["encode_errors"]
+        ],
+        "edits": [case for name in encoders for case in _edits(out, name, cases["edits"], library)],
+        "edit_errors": [_edit_error(out, case) for case in cases["edit_errors"]],
+        "boxes": [{"bundle": "bundles/fake-fused", **box_case(case, fake_model)} for case in cases["boxes"]],
+        "kept_tokens": list(kept_tokens_cases()),
+        "blends": list(blend_cases()),
         "class_names": [{"bundle": "bundles/fake", **case} for case in cases["class_names"]],
         "threads_errors": [{"bundle": "bundles/fake", **case} for case in cases["threads_errors"]],
         "default_threads": [_make_tree(out, number, case) for number, case in enumerate(cases["default_threads"])],
@@ -170,17 +192,50 @@ def _build_tiny(out: Path) -> Iterator[str]:
 def _requests(
     out: Path, name: str, cases: Sequence[dict[str, Any]], ops_library: Path | None = None
 ) -> Iterator[dict[str, Any]]:
+    for generator, graphs in _generators(out, name, ops_library):
+        for case in cases:
+            request = _request(case, generator.bundle)
+            expected = results(generator, request, streaming=False)
+            previews = results(generator, request, streaming=True)["previews_sha256"]
+            yield {"bundle": name, **request, **graphs, "expected": {**expected, "previews_sha256": previews}}
+
+
+def _generators(out: Path, name: str, ops_library: Path | None) -> Iterator[tuple[Generator, dict[str, Any]]]:
     """With the stock graphs and, given the library, with the fused ones where the bundle has them."""
     bundle = Bundle.open(out / name)
     fused = ops_library is not None and any(graph.fused for graph in bundle.manifest.graphs.values())
     for ops, library in (("stock", None), ("fused", ops_library))[: 2 if fused else 1]:
         generator = Generator(bundle, SessionOptions(threads=1, ops=ops, ops_library=str(library or "")))
+        yield generator, {"ops": ops, "ops_library": library and str(library)}
+
+
+def _request(case: dict[str, Any], bundle: Bundle) -> dict[str, Any]:
+    return _resolved({"class_labels": [], **PARAMETERS, **case}, bundle.manifest)
+
+
+def _encodes(
+    out: Path, name: str, cases: Sequence[dict[str, Any]], ops_library: Path | None
+) -> Iterator[dict[str, Any]]:
+    for generator, graphs in _generators(out, name, ops_library):
+        size = generator.bundle.model.image_size
         for case in cases:
-            request = _resolved({"bundle": name, "class_labels": [], **PARAMETERS, **case}, bundle.manifest)
-            expected = results(generator, request, streaming=False)
-            previews = results(generator, request, streaming=True)["previews_sha256"]
-            graphs = {"ops": ops, "ops_library": library and str(library)}
-            yield {**request, **graphs, "expected": {**expected, "previews_sha256": previews}}
+            found = generator.encode(pictures(int(case["seed"]), case["count"], size))
+            yield {"bundle": name, **case, **graphs, "size": list(size), "token_maps": found.tolist()}
+
+
+def _edits(out: Path, name: str, cases: Sequence[dict[str, Any]], ops_library: Path | None) -> Iterator[dict[str, Any]]:
+    for generator, graphs in _generators(out, name, ops_library):
+        for case in cases:
+            edit = edit_case(_request(case, generator.bundle), generator.bundle.model)
+            expected = edit_results(generator, edit, arguments(edit), streaming=True)
+            yield {"bundle": name, **edit, **graphs, "expected": expected}
+
+
+def _edit_error(out: Path, case: dict[str, Any]) -> dict[str, Any]:
+    name = case.get("bundle", "bundles/fake-fused")
+    bundle = Bundle.open(out / name)
+    edit = edit_case(_request(case, bundle), bundle.model)
+    return {"bundle": name, "ops": "stock", "ops_library": None, "cancelled": False, **edit}
 
 
 def _variants(out: Path, cases: Sequence[dict[str, Any]], ops_library: Path | None) -> Iterator[dict[str, Any]]:
@@ -249,6 +304,7 @@ def _break_bundle(out: Path, number: int, fake: Path, case: dict[str, Any]) -> d
         "name": case["name"],
         "bundle": str(folder.relative_to(out)),
         "step": case["step"],
+        "graphs": case.get("graphs", LOADED),
         "error": "BundleError",
         "contains": case["contains"],
     }

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conformance.damaged_manifests import damaged_manifests
-from conformance.make_suite import CASES, DAMAGED, FAKES, arguments, make_suite, results
+from conformance.edit_cases import box, edit_arguments, edit_results, pictures, rows
+from conformance.make_suite import CASES, DAMAGED, FAKES, LOADED, arguments, make_suite, results
 from fake_bundle import read_manifest
 
 from nextscale import runtime
@@ -188,7 +189,70 @@ def test_broken_bundles(suite_folder: Path, suite: dict[str, Any], case: Case) -
         return
     bundle.verify_hashes()
     with refuses(refused):
-        Generator(bundle).load("generate", "stage", "decoder")
+        Generator(bundle).load(*case.get("graphs", LOADED))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("bundle", ["fake-fused", "tiny-fp32", "tiny-int8"])
+def test_encodes(suite_folder: Path, suite: dict[str, Any], bundle: str, threads: int) -> None:
+    generator = Generator(suite_folder / "bundles" / bundle, SessionOptions(threads=threads, ops="stock"))
+    cases = [case for case in suite["encodes"] if case["bundle"] == f"bundles/{bundle}"]
+    assert len(cases) == len(CASE_GROUPS["encodes"])
+    for case in cases:
+        found = generator.encode(pictures(int(case["seed"]), case["count"], case["size"]))
+        assert found.tolist() == case["token_maps"], case["name"]
+
+
+@pytest.mark.parametrize("case", CASE_GROUPS["encode_errors"], ids=ids)
+def test_encode_errors(suite_folder: Path, suite: dict[str, Any], case: Case) -> None:
+    found = find(suite, "encode_errors", case["name"])
+    with refuses(case):
+        Generator(suite_folder / found["bundle"]).encode(pictures(0, found["count"], found["size"]))
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["edit", "streaming"])
+@pytest.mark.parametrize("bundle", ["fake-fused", "tiny-fp32", "tiny-int8"])
+def test_edits(suite_folder: Path, suite: dict[str, Any], bundle: str, streaming: bool) -> None:
+    generator = Generator(suite_folder / "bundles" / bundle, SessionOptions(threads=2, ops="stock"))
+    cases = [case for case in suite["edits"] if case["bundle"] == f"bundles/{bundle}"]
+    assert len(cases) == len(CASE_GROUPS["edits"])
+    for case in cases:
+        found = edit_results(generator, case, arguments(case), streaming)
+        assert found == {key: case["expected"][key] for key in found}, case["name"]
+
+
+def test_the_edits_tell_the_parameters_apart(suite: dict[str, Any]) -> None:
+    edits = [case["expected"] for case in suite["edits"] if case["bundle"] == "bundles/fake-fused"]
+    assert len({json.dumps(edit["images_sha256"]) for edit in edits}) == len(edits)
+
+
+@pytest.mark.parametrize("case", CASE_GROUPS["edit_errors"], ids=ids)
+def test_edit_errors(suite_folder: Path, suite: dict[str, Any], case: Case) -> None:
+    found = find(suite, "edit_errors", case["name"])
+    flag = threading.Event()
+    if found["cancelled"]:
+        flag.set()
+    with refuses(case):
+        generator = Generator(suite_folder / found["bundle"])
+        generator.edit(**edit_arguments(found), **arguments(found), cancel=flag if found["cancelled"] else None)
+
+
+@pytest.mark.parametrize("case", CASE_GROUPS["boxes"], ids=ids)
+def test_boxes(suite_folder: Path, suite: dict[str, Any], case: Case) -> None:
+    found = find(suite, "boxes", case["name"])
+    model, ends = Bundle.open(suite_folder / found["bundle"]).model, [float(end) for end in case["ends"]]
+    if "error" in case:
+        with refuses(case):
+            box(ends, found["outside"], model)
+    else:
+        assert rows(box(ends, found["outside"], model)) == found["mask"]
+
+
+def test_masks_keep_some_tokens_and_leave_some(suite: dict[str, Any]) -> None:
+    """Their arithmetic has tests of its own; here are the cases for other languages."""
+    kept = [case["kept"] for case in suite["kept_tokens"] if "kept" in case]
+    assert sum("0" in tokens and "1" in tokens[3:] for tokens in kept) > len(kept) / 2
+    assert len({str(case["images_sha256"]) for case in suite["blends"]}) == len(suite["blends"])
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -201,6 +265,10 @@ def test_requests_of_fused_graphs(suite_of_operators: Path, ops_library: Path, t
     )
     assert tokens[0] == tokens[1]
     assert images[0] != images[1]  # or nothing would tell who runs them
+    encoded = {
+        ops: [case["token_maps"] for case in document["encodes"] if case["ops"] == ops] for ops in ("stock", "fused")
+    }
+    assert encoded["stock"] != encoded["fused"]
     options = SessionOptions(threads=threads, ops="fused", ops_library=str(ops_library))
     generator = Generator(suite_of_operators / "bundles/fake-fused", options)
     for request in requests[len(by_ops["stock"]) :]:
@@ -252,12 +320,21 @@ def test_a_suite_without_the_tiny_model_needs_no_torch(tmp_path: Path) -> None:
     document = json.loads(path.read_text())
     altered = {"fake-cached/snapshots/0123abcd", "fake-edited"}
     assert {request["bundle"] for request in document["requests"]} == {f"bundles/{name}" for name in {*FAKES, *altered}}
+    assert {case["bundle"] for case in document["edits"]} == {"bundles/fake-fused"}
     with pytest.raises(FileExistsError):
         make_suite(tmp_path / "suite", tiny=False, damaged=5)
 
 
 def test_every_error_type_has_a_case() -> None:
-    groups = ("request_errors", "cancellations", "class_names", "threads_errors")
+    groups = (
+        "request_errors",
+        "cancellations",
+        "class_names",
+        "threads_errors",
+        "encode_errors",
+        "edit_errors",
+        "boxes",
+    )
     named = {case["error"] for group in groups for case in CASE_GROUPS[group] if "error" in case} | {"BundleError"}
     assert named == {"BundleError", "Cancelled", "ClassLabelError", "NextscaleError", "RequestError"}
     assert all(issubclass(getattr(runtime, name), NextscaleError) for name in named)

@@ -71,6 +71,18 @@ def test_bare_onnxruntime_draws_the_same(bundle: str, request: pytest.FixtureReq
     assert out.read_bytes() == f"P6\n{width} {height}\n255\n".encode() + image.tobytes()
 
 
+def test_an_edit_keeps_the_left_half(fake_encoder_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "picture.ppm"
+    command = [sys.executable, MINIMAL / "edit.py", fake_encoder_bundle, "3", out]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    [image] = Generator(fake_encoder_bundle).generate([3], seed=7).images
+    width = image.shape[1]
+    found = np.frombuffer(out.read_bytes()[-image.size :], np.uint8).reshape(image.shape)
+    np.testing.assert_array_equal(found[:, : width // 2], image[:, : width // 2])
+    assert np.any(found != image)
+
+
 @pytest.mark.parametrize("row", table_after("| message | from |"), ids=lambda row: row[0])
 def test_its_messages_are_those_of_the_libraries(row: list[str]) -> None:
     message, of, _ = row

@@ -108,7 +108,7 @@ def build(folder: Path, recipe: str, reduce_range: bool) -> Bundle:
 
 def measure(bundle: Bundle) -> dict[str, Saturation]:
     stage, decoder = (ir.load(bundle.graph_path(name)) for name in ("stage", "decoder"))
-    return measure_saturation(bundle, stage, decoder, ONE_THREAD)
+    return measure_saturation(bundle, stage, decoder, None, ONE_THREAD)
 
 
 @pytest.mark.parametrize("recipe", ["default", "static-w8a8", "rtn-w8a8", "nearest-w4a4"])

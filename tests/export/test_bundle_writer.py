@@ -48,14 +48,22 @@ def references(path: Path) -> dict[str, dict[str, str]]:
 
 def test_a_tensor_of_several_graphs_is_stored_once(tmp_path: Path) -> None:
     shared = ir.tensor(np.arange(1000, dtype=np.float32))
-    own = np.arange(1000, dtype=np.float32)  # equal, but another array
+    own = np.arange(1000, dtype=np.float32)  # equal, in another array
     write_graphs(tmp_path, {"a": small_model("a", w=shared), "b": small_model("b", v=shared, own=own)})
     a, b = references(tmp_path / "a.onnx"), references(tmp_path / "b.onnx")
-    assert a["w"] == b["v"]
+    assert a["w"] == b["v"] == b["own"]
     assert a["w"]["location"] == WEIGHTS_FILE
-    assert (tmp_path / WEIGHTS_FILE).stat().st_size == ALIGNMENT + 4000
+    assert (tmp_path / WEIGHTS_FILE).stat().st_size == 4000
     (loaded,) = onnx.load(tmp_path / "a.onnx").graph.initializer
     np.testing.assert_array_equal(onnx.numpy_helper.to_array(loaded), own)
+
+
+def test_equal_bytes_of_another_shape_are_another_tensor(tmp_path: Path) -> None:
+    arrays = (np.zeros(400, np.float32), np.zeros((20, 20), np.float32), np.zeros(400, np.float32))
+    models = {f"m{i}": small_model(f"m{i}", w=array) for i, array in enumerate(arrays)}
+    write_graphs(tmp_path, models)
+    offsets = [references(tmp_path / f"m{i}.onnx")["w"]["offset"] for i in range(3)]
+    assert offsets == ["0", str(ALIGNMENT), "0"]
 
 
 def test_offsets_are_aligned_and_lengths_exact(tmp_path: Path) -> None:
@@ -91,13 +99,16 @@ def test_an_invalid_graph_is_not_written(tmp_path: Path) -> None:
 
 # Whole bundles
 
+ROLES = ("generate", "stage", "decoder", "encoder")
+
 
 def test_each_weight_of_a_bundle_is_stored_once(tiny_bundle: Path) -> None:
     """The single file refers to the very bytes of the streaming graphs, and no byte belongs to two tensors."""
-    found = {name: references(tiny_bundle / f"{name}.onnx") for name in ("generate", "stage", "decoder")}
+    found = {name: references(tiny_bundle / f"{name}.onnx") for name in ROLES}
     separate = {f"{graph}/{name}": entry for graph in ("stage", "decoder") for name, entry in found[graph].items()}
     assert found["generate"] == separate
-    extents = sorted({(int(entry["offset"]), int(entry["length"])) for entry in separate.values()})
+    entries = [*separate.values(), *found["encoder"].values()]
+    extents = sorted({(int(entry["offset"]), int(entry["length"])) for entry in entries})
     assert all(begin % ALIGNMENT == 0 for begin, _ in extents)
     ends = [begin + length for begin, length in extents]
     assert all(end <= begin < end + ALIGNMENT for end, (begin, _) in zip(ends, extents[1:], strict=False))
@@ -112,10 +123,8 @@ def is_int8(bundle: Path) -> bool:
 def test_the_fused_graphs_read_the_weights_of_the_stock_ones(int8_bundle: Path) -> None:
     """All that they add are a few constants of channels, less than a twentieth."""
     size, added = (int8_bundle / WEIGHTS_FILE).stat().st_size, 0
-    stock = {
-        entry["offset"] for name in ("stage", "decoder") for entry in references(int8_bundle / f"{name}.onnx").values()
-    }
-    for name in ("generate", "stage", "decoder"):
+    stock = {entry["offset"] for name in ROLES for entry in references(int8_bundle / f"{name}.onnx").values()}
+    for name in ROLES:
         fused = references(int8_bundle / f"{name}.fused.onnx")
         assert any(name.endswith(".weight.codes") or ".codes" in name for name in fused)
         added += sum(int(entry["length"]) for entry in fused.values() if entry["offset"] not in stock)
@@ -126,8 +135,8 @@ def test_the_manifest_tells_sizes_and_hashes(tiny_bundle: Path) -> None:
     files = json.loads((tiny_bundle / "manifest.json").read_text())["files"]
     names = {path.name for path in tiny_bundle.iterdir()} - {"manifest.json"}
     assert names == files.keys()
-    fused = {f"{role}.fused.onnx" for role in ("decoder", "generate", "stage")} if is_int8(tiny_bundle) else set()
-    assert names - fused == {"card.md", "decoder.onnx", "generate.onnx", "stage.onnx", WEIGHTS_FILE}
+    fused = {f"{role}.fused.onnx" for role in ROLES} if is_int8(tiny_bundle) else set()
+    assert names - fused == {"card.md", *(f"{role}.onnx" for role in ROLES), WEIGHTS_FILE}
     for name, info in files.items():
         content = (tiny_bundle / name).read_bytes()
         assert info == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -138,7 +147,7 @@ def test_the_manifest_lists_the_request_and_the_variants(tiny_bundle: Path) -> N
     document = json.loads((tiny_bundle / "manifest.json").read_text())
     assert (document["schema"], document["family"]) == (2, "var")
     assert [item["kind"] for item in document["request"]] == ["label", "uniform", "forced_tokens", *["scalar"] * 3]
-    for role in ("generate", "stage", "decoder"):
+    for role in ROLES:
         variants = {"stock": {"file": f"{role}.onnx"}}
         if is_int8(tiny_bundle):
             variants["fused"] = {"file": f"{role}.fused.onnx", "operators": {"nextscale": 1}}
@@ -151,12 +160,12 @@ def test_completing_replaces_tokens_recipe_and_card_alone(tmp_path: Path) -> Non
     files = {"a": {"size": 1, "sha256": "x"}, "card.md": {}}
     manifest = {"name": "a", "recipe": {"name": "b"}, "files": files, "verify": {"seed": 3, "token_maps": [[0]]}}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    bundle_writer.complete_manifest(tmp_path, [[7]], {"name": "c"}, "# card\n")
+    bundle_writer.complete_manifest(tmp_path, [[7]], [[8]], {"name": "c"}, "# card\n")
     completed = json.loads((tmp_path / "manifest.json").read_text())
     files["card.md"] = {"size": 7, "sha256": hashlib.sha256(b"# card\n").hexdigest()}
     assert completed == {
         "name": "a",
         "recipe": {"name": "c"},
         "files": files,
-        "verify": {"seed": 3, "token_maps": [[7]]},
+        "verify": {"seed": 3, "token_maps": [[7]], "encoded": [[8]]},
     }

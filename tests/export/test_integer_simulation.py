@@ -107,7 +107,7 @@ def build(source: Source, recipe: Recipe, folder: Path, num_stages: int | None =
     stage, decoder = build_stage_graph(source.var, source.vqvae.quantize), build_decoder_graph(source.vqvae)
 
     def write(folder: Path, stage: ir.Model, decoder: ir.Model) -> None:
-        write_bundle(source, folder, stage, decoder, {"name": "fp32"})
+        write_bundle(source, folder, stage, decoder, None, {"name": "fp32"})
 
     model = FloatModel.write(source, stage, decoder, folder, write)
     integer = IntegerModel.decide(recipe, facts_of(source.var))

@@ -9,6 +9,7 @@ random weights, and writes nothing.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import types
 from collections.abc import Mapping
@@ -22,6 +23,10 @@ from parity import (
     CFG_SCALE,
     CHECKPOINT_FILES,
     DERIVED,
+    EDIT_BOXES,
+    EDIT_CFG_SCALE,
+    EDITED_CASES,
+    EDITS,
     ENCODER,
     GOLDENS,
     SAMPLER_DRAWS,
@@ -172,6 +177,54 @@ def make_encoder(reference: tuple[Any, Any, Any]) -> dict[str, np.ndarray]:
     return arrays
 
 
+def make_edits(reference: tuple[Any, Any, Any], reference_dir: Path) -> dict[str, np.ndarray]:
+    """The tokens that the official notebook's editing takes, greedily, and where it keeps those of the picture.
+
+    By case and box: int64 [B, L] and bool [L], of no class for the first picture and class 3 for the second.
+    """
+    cells = json.loads((reference_dir / "demo_zero_shot_edit.ipynb").read_text())["cells"]
+    source = next(text for cell in cells if "def get_edit_mask" in (text := "".join(cell["source"])))
+    notebook: dict[str, Any] = {}
+    exec(source, notebook)
+    kept: list[torch.Tensor] = []
+    taken: list[torch.Tensor] = []
+    sample, replace = notebook["sample_with_top_k_top_p_"], notebook["replace_embedding"]
+
+    def record_sample(*arguments: Any, **options: Any) -> torch.Tensor:
+        taken.append(sample(*arguments, **options))
+        return taken[-1]
+
+    def record_replace(mask: torch.Tensor, new: torch.Tensor, old: torch.Tensor, ph: int, pw: int) -> torch.Tensor:
+        kept.append(replace(mask, torch.zeros_like(old), torch.ones_like(old), ph, pw)[0, 0].flatten() == 1)
+        result: torch.Tensor = replace(mask, new, old, ph, pw)
+        return result
+
+    notebook |= {"sample_with_top_k_top_p_": record_sample, "replace_embedding": record_replace}
+    arrays = {}
+    for case in CASES:
+        if case.name not in EDITED_CASES:
+            continue
+        var, vqvae = models_of(case)
+        official = OfficialModels(reference, var.config, vqvae.config)
+        official.load(var.state_dict(), vqvae.state_dict())
+        pictures = torch.from_numpy(random_pictures(vqvae.config)).permute(0, 3, 1, 2).float() / 255
+        labels = torch.tensor([var.config.num_classes, 3])
+        for place, (box, inpainting) in enumerate(EDIT_BOXES):
+            kept.clear()
+            taken.clear()
+            with torch.no_grad():
+                tokens = official.vqvae.img_to_idxBl(pictures * 2 - 1, var.config.patch_nums)
+                mask = notebook["get_edit_mask"](var.config.patch_nums, *box, "cpu", inpainting)
+                notebook["autoregressive_infer_cfg_with_mask"](
+                    official.var, len(labels), labels, g_seed=0, cfg=EDIT_CFG_SCALE, top_k=1,
+                    input_img_tokens=tokens, edit_mask=mask,
+                )  # fmt: skip
+            of_stages = [torch.where(k, old, new[:, :, 0]) for k, old, new in zip(kept, tokens, taken, strict=True)]
+            arrays[f"{case.name}.{place}.tokens"] = torch.cat(of_stages, dim=1).numpy()
+            arrays[f"{case.name}.{place}.kept"] = torch.cat(kept).numpy()
+    return arrays
+
+
 def make_sampler(reference: tuple[Any, Any, Any]) -> dict[str, np.ndarray]:
     """The kept sets of the official sampler, and how often it draws each entry."""
     logits = sampler_logits()
@@ -206,6 +259,7 @@ def main() -> None:
     for case in CASES:
         save(case.name, make_case(reference, case.name, *models_of(case)))
     save(ENCODER, make_encoder(reference))
+    save(EDITS, make_edits(reference, arguments.reference_dir))
     save("sampler", make_sampler(reference))
     if arguments.checkpoints:
         models = load_models(*(arguments.checkpoints / name for name in CHECKPOINT_FILES))

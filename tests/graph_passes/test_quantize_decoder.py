@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from decoder_runs import observe, psnr, run
+from autoencoder_runs import observe, psnr, run
 from numpy.typing import NDArray
 from tiny_model import tiny_models
 from torch import nn
@@ -22,15 +22,15 @@ from nextscale.export.graph_builder import Constants, add_output, finish, new_bu
 from nextscale.export.var.autoencoder_parts import AutoencoderParts
 from nextscale.export.var.decoder_graph import build_decoder_graph, to_picture
 from nextscale.graph_passes import _channels_last as channels_last
-from nextscale.graph_passes._decoder_patterns import PatternRefused
+from nextscale.graph_passes._autoencoder_patterns import PatternRefused
 from nextscale.graph_passes._integer_convolution import integer_kernel
 from nextscale.graph_passes._subpixel_upsample import subpixel_kernels
 from nextscale.graph_passes.qparams import ActivationQParams, Range
-from nextscale.graph_passes.quantize_decoder import (
-    DecoderRanges,
-    fused_decoder,
+from nextscale.graph_passes.quantize_autoencoder import (
+    AutoencoderObservation,
     integer_convolutions,
-    quantize_decoder,
+    quantize_autoencoder,
+    stock_and_fused_autoencoder,
 )
 from nextscale.models.var.autoencoder import NORM_EPS, NORM_GROUPS
 
@@ -49,13 +49,13 @@ def f_hat(decoder) -> NDArray[np.float32]:
 
 
 @pytest.fixture(scope="module")
-def ranges(decoder, f_hat) -> DecoderRanges:
+def ranges(decoder, f_hat) -> AutoencoderObservation:
     return observe(decoder, f_hat)
 
 
 @pytest.fixture(scope="module")
 def quantized(decoder, ranges) -> ir.Model:
-    return quantize_decoder(decoder, ranges)
+    return quantize_autoencoder(decoder, ranges)
 
 
 FLOAT = ("post_quant_conv", "decoder.conv_in", "decoder.conv_out")
@@ -84,7 +84,7 @@ def test_convolutions_are_integer_and_valid(decoder, quantized):
 
 def test_contract_and_source_stay(decoder, ranges, quantized):
     before = ir.to_proto(decoder).SerializeToString(deterministic=True)
-    again = quantize_decoder(decoder, ranges)
+    again = quantize_autoencoder(decoder, ranges)
     assert ir.to_proto(decoder).SerializeToString(deterministic=True) == before
     assert ir.to_proto(again) == ir.to_proto(quantized)
     source, result = ir.to_proto(decoder).graph, ir.to_proto(quantized).graph
@@ -100,18 +100,18 @@ def test_missing_range_is_refused(decoder, ranges, kind):
     found = dict(getattr(ranges, kind))
     missing, _ = found.popitem()
     with pytest.raises(ValueError, match=f"no range .* of 1 nodes, .* '{re.escape(missing)}'"):
-        quantize_decoder(decoder, replace(ranges, **{kind: found}))
+        quantize_autoencoder(decoder, replace(ranges, **{kind: found}))
 
 
 def test_integer_decoder_is_refused(quantized):
     with pytest.raises(PatternRefused, match=r"\(Transpose\): part of no layer of an encoder or decoder"):
-        quantize_decoder(quantized, DecoderRanges({}, {}))
+        quantize_autoencoder(quantized, AutoencoderObservation({}, {}))
 
 
 @pytest.mark.parametrize("strip_bytes", [channels_last.STRIP_BYTES, 1 << 12])
 def test_picture_is_close_and_independent_of_the_batch(decoder, ranges, f_hat, strip_bytes, monkeypatch):
     monkeypatch.setattr(channels_last, "STRIP_BYTES", strip_bytes)
-    model = quantize_decoder(decoder, ranges)
+    model = quantize_autoencoder(decoder, ranges)
     (expected,), (found,) = run(decoder, f_hat), run(model, f_hat)
     # Random weights amplify rounding; a wrong layer gives less than 15 dB, a trained decoder 45 (benchmarks/NOTES.md).
     assert psnr(expected, found) > 30
@@ -161,12 +161,12 @@ def group_norm_silu_oracle(x: NDArray, norm: nn.GroupNorm) -> NDArray:
 @pytest.mark.parametrize("strip_bytes", [channels_last.STRIP_BYTES, 1 << 10])
 def test_integer_arithmetic(seed, strip_bytes, monkeypatch):
     monkeypatch.setattr(channels_last, "STRIP_BYTES", strip_bytes)
-    check_integer_arithmetic(seed, quantize_decoder)
+    check_integer_arithmetic(seed, quantize_autoencoder)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_fused_integer_arithmetic(seed, ops_library):
-    check_integer_arithmetic(seed, fused_decoder, ops_library)
+    check_integer_arithmetic(seed, lambda *model: stock_and_fused_autoencoder(*model)[1], ops_library)
 
 
 def check_integer_arithmetic(seed: int, emit: Callable[..., ir.Model], library: Path | None = None) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from decoder_oracle import group_norm
+from decoder_oracle import codes_and_fine, group_norm
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -61,7 +61,9 @@ class Case:
             size = size + 2 * np.abs(self.offset)
         return 1.1 * ROUNDINGS * ROUNDING * (np.abs(self.weight) * size / deviation + np.abs(self.bias))
 
-    def operator(self, library: Path, isa: str = "", threads: int = 1, to_codes: bool = True) -> Operator:
+    def operator(
+        self, library: Path, isa: str = "", threads: int = 1, to_codes: bool = True, fine: bool = False
+    ) -> Operator:
         inputs = {"x": self.x}
         if self.codes:
             inputs["input_scale"] = self.input_scale
@@ -72,12 +74,13 @@ class Case:
             library,
             "CodesGroupNorm" if self.codes else "GroupNorm",
             inputs,
-            ["codes"] if to_codes else ["", "y"],
+            ["codes" if to_codes else "", "" if to_codes else "y", "fine" if fine else ""],
             isa=isa,
             threads=threads,
             groups=self.groups,
             epsilon=EPSILON,
             silu=int(self.silu),
+            fine=int(fine),
         )
 
     def check(self, library: Path, isa: str = "") -> None:
@@ -89,6 +92,9 @@ class Case:
         in_codes = np.clip(exact / self.scale + self.zero_point, 0, 255)
         assert codes.dtype == np.uint8
         assert np.all(np.abs(codes - in_codes) <= 0.5 + bound / self.scale)
+        with_fine = self.operator(library, isa, fine=True)()
+        for found, of_floats in zip(with_fine, codes_and_fine(y, self.scale, self.zero_point), strict=True):
+            np.testing.assert_array_equal(found, of_floats)
 
 
 @pytest.mark.parametrize("codes", [False, True])
@@ -130,12 +136,13 @@ def test_any_shape(
 def test_same_bits_everywhere(ops_library: Path, isa: str, codes: bool) -> None:
     """On each instruction set, for any number of threads and of pictures."""
     case = Case(5, (3, 1100, 72), 8, codes, silu=True, offset=True)
-    for to_codes in (False, True):
-        (expected,) = case.operator(ops_library, "portable", to_codes=to_codes)()
+    for to_codes, fine in ((False, False), (True, False), (True, True)):
+        expected = case.operator(ops_library, "portable", 1, to_codes, fine)()
         for threads in (1, 2, 3):
-            run = case.operator(ops_library, isa, threads, to_codes)
-            np.testing.assert_array_equal(run()[0], expected)
-            np.testing.assert_array_equal(run(x=case.x[1:2])[0], expected[1:2])
+            run = case.operator(ops_library, isa, threads, to_codes, fine)
+            for wanted, all_of_them, one in zip(expected, run(), run(x=case.x[1:2]), strict=True):
+                np.testing.assert_array_equal(all_of_them, wanted)
+                np.testing.assert_array_equal(one, wanted[1:2])
 
 
 def test_as_exact_as_stock_operators_where_the_mean_is_large(ops_library: Path) -> None:
@@ -177,3 +184,10 @@ def test_shapes_that_do_not_fit_are_refused(ops_library: Path) -> None:
     ):
         with pytest.raises(Exception, match=r"nextscale\.CodesGroupNorm: .*" + message):
             run(**{name: array})
+
+
+@pytest.mark.parametrize("codes", [False, True])
+def test_fine_codes_without_codes_are_refused(ops_library: Path, codes: bool) -> None:
+    case = Case(9, (1, 4, 8), 4, codes, silu=True, offset=True)
+    with pytest.raises(Exception, match="fine is what codes leave over: the input scale is missing"):
+        case.operator(ops_library, to_codes=False, fine=True)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from decoder_oracle import codes_and_fine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -119,6 +120,45 @@ def test_static_ranges_clip_and_round_ties_to_even(
     np.testing.assert_array_equal(codes, expected)
 
 
+def fine_quantizer(library: Path, x: Array, known: dict[str, Array], **options: Any) -> Operator:
+    outputs = ["codes", "", "", "", "fine"]
+    return Operator(library, "Quantize", {"x": x, **known}, outputs, ranges="static", fine=1, **options)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_fine_codes_are_of_what_codes_leave_over(ops_library: Path, isa: str, shape: tuple[int, int, int]) -> None:
+    x = numbers(shape)
+    codes, fine = fine_quantizer(ops_library, x, KNOWN, isa=isa)()
+    expected = codes_and_fine(x, KNOWN["scale"], KNOWN["zero_point"])
+    np.testing.assert_array_equal(codes, expected[0])
+    np.testing.assert_array_equal(fine, expected[1])
+    # In the range they have together half a 128th of a step's error.
+    scale = KNOWN["scale"].astype(np.float64)
+    found = scale * (codes - 100.0 + (fine - 64.0) / 128)
+    bound = scale / 256 + np.spacing(np.float32(5))
+    assert np.all((np.abs(found - x) <= bound) | (np.abs(x) > 100 * scale))
+
+
+def test_fine_codes_clip_and_round_ties_to_even(ops_library: Path, isa: str) -> None:
+    """In powers of two, which leave nothing to chance."""
+    known = {"scale": np.array(0.5, np.float32), "zero_point": np.array(10, np.uint8)}
+    over = {
+        0.0: 64,
+        0.5: 64,  # the next code
+        0.25: 128,  # a tie goes to code 10, 0
+        0.75: 0,  # to code 12, 1
+        1.5 / 256: 66,  # ties of fine codes, of which one is 1 / 256
+        2.5 / 256: 66,
+        -2.5 / 256: 62,
+        1000.0: 255,  # beyond the range
+        -1000.0: 0,
+    }
+    x = np.array(list(over), np.float32).reshape(1, 1, -1)
+    codes, fine = fine_quantizer(ops_library, x, known, isa=isa)()
+    assert codes.ravel().tolist() == [10, 11, 10, 12, 10, 10, 10, 255, 0]
+    assert fine.ravel().tolist() == list(over.values())
+
+
 @pytest.mark.parametrize("ranges", RANGES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_codes(ops_library: Path, isa: str, shape: tuple[int, int, int], ranges: str) -> None:
@@ -208,6 +248,16 @@ def test_threads_batches_and_instruction_sets_give_the_same_bits(
         np.testing.assert_array_equal(a[[1]] if ranges == "pair" else a[rows], b)
 
 
+def test_threads_batches_and_instruction_sets_give_the_same_fine_codes(ops_library: Path, isa: str) -> None:
+    x = numbers((6, 200, 100))
+    one = fine_quantizer(ops_library, x, KNOWN, isa="portable")()
+    for threads in (1, 2, 3, 8):
+        run = fine_quantizer(ops_library, x, KNOWN, isa=isa, threads=threads)
+        for a, b, c in zip(one, run(), run(x=x[1:2]), strict=True):
+            np.testing.assert_array_equal(a, b)
+            np.testing.assert_array_equal(a[1:2], c)
+
+
 @settings(max_examples=25, deadline=None, print_blob=True)
 @given(
     rows=st.integers(0, 4),
@@ -245,6 +295,9 @@ def test_what_does_not_fit_is_said(ops_library: Path) -> None:
         ops_library, "Quantize", {"x": x["x"][0]}, "static"
     )
     assert "a pair has an even number of rows, found 3" in refusal(ops_library, "Quantize", x, "pair")
+    for ranges, bits in (("pair", 8), ("image", 8), ("token", 8), ("static", 7)):
+        assert "fine is for static ranges of 8 bits" in refusal(ops_library, "Quantize", x, ranges, bits=bits, fine=1)
+    assert "fine must be 0 or 1" in refusal(ops_library, "Quantize", x, "static", fine=2)
     assert "images have 2 rows, found 3 in all" in refusal(ops_library, "Quantize", x, "image", image_rows=2)
     assert "token_zero_point is 255, expected 1 to 254" in refusal(
         ops_library, "Quantize", x, "token", token_zero_point=255

@@ -30,11 +30,17 @@ namespace {
 constexpr bool kWinograd = true;
 #else
 constexpr bool kWinograd = false;
+template <int, class>
 inline void winograd(const ConvolutionArgs&, const Parallel&) {}
 #endif
+template <int kInputs, class To>
+inline void convolution_to(const ConvolutionArgs& a, const Parallel& parallel) {
+  a.transformed ? winograd<kInputs, To>(a, parallel) : direct_convolution<kInputs, To>(a, parallel);
+}
 inline void convolution(const ConvolutionArgs& a, const Parallel& parallel) {
   if (a.batch == 0 || a.height == 0 || a.width == 0) return;
-  a.transformed ? winograd(a, parallel) : direct_convolution(a, parallel);
+  if (a.y_codes) return convolution_to<1, ToCodes>(a, parallel);
+  a.fine ? convolution_to<2, ToFloats>(a, parallel) : convolution_to<1, ToFloats>(a, parallel);
 }
 
 constexpr Kernels table(const char* isa) {

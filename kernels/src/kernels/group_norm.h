@@ -79,8 +79,15 @@ constexpr int64_t kStretch = 128;       // numbers between two stages, which the
 // of one number, the operations of exp and of a reciprocal are a long chain.
 struct Finish {
   bool silu;
-  Quantizer quantizer;
-  explicit Finish(const GroupNormArgs& a) : silu(a.silu), quantizer(a.range, 255) {}
+  FineQuantizer quantizer;
+  explicit Finish(const GroupNormArgs& a) : silu(a.silu), quantizer(a.range) {}
+
+  // The codes of up to 16 results, and where there is memory for it, what they leave over.
+  void put_codes(F result, uint8_t* codes, uint8_t* fine, int64_t n) const {
+    const I code = quantizer.codes(result);
+    store_bytes(codes, code, n);
+    if (fine) store_bytes(fine, quantizer.left_over(result, code), n);
+  }
 
   template <class Store>
   void operator()(float* y, int64_t vectors, Store put) const {
@@ -112,12 +119,8 @@ inline void normalize(const GroupNormArgs& a, const T* x, int64_t begin, int64_t
       }
       finish(y, whole + (tail ? 1 : 0), [&](int64_t v, F result) {
         const int64_t to = i + first + v * kLanes, lanes = v < whole ? kLanes : tail;
-        if (a.y_codes && lanes == kLanes)
-          store_bytes(a.y_codes + to, finish.quantizer(result));
-        else if (a.y_codes)
-          store_bytes(a.y_codes + to, finish.quantizer(result), lanes);
-        else if (lanes == kLanes)
-          store(a.y + to, result);
+        if (a.y_codes)
+          finish.put_codes(result, a.y_codes + to, a.y_fine ? a.y_fine + to : nullptr, lanes);
         else
           store(a.y + to, result, lanes);
       });
@@ -125,14 +128,15 @@ inline void normalize(const GroupNormArgs& a, const T* x, int64_t begin, int64_t
 }
 
 // What becomes of each code of a channel.
-inline void fill_table(const GroupNormArgs& a, float factor, float shift, uint8_t* table) {
+inline void fill_table(const GroupNormArgs& a, float factor, float shift, uint8_t* table, uint8_t* fine) {
   const Finish finish(a);
   alignas(64) float y[kStretch];
   for (int64_t first = 0; first < kCodes; first += kStretch) {
     for (int64_t code = 0; code < kStretch; ++code)
       y[code] = __builtin_fmaf(static_cast<float>(first + code), factor, shift);
     finish(y, kStretch / kLanes, [&](int64_t v, F result) {
-      store_bytes(table + first + v * kLanes, finish.quantizer(result));
+      const int64_t to = first + v * kLanes;
+      finish.put_codes(result, table + to, fine ? fine + to : nullptr, kLanes);
     });
   }
 }
@@ -162,7 +166,10 @@ inline void group_norm_of(const GroupNormArgs& a, const T* x, const Parallel& pa
   float* factor = workspace.take<float>(a.batch * a.channels);
   float* shift = workspace.take<float>(a.batch * a.channels);
   double* mean = workspace.take<double>(a.batch * a.channels);
-  uint8_t* tables = by_table ? workspace.take<uint8_t>(a.batch * a.channels * kCodes) : nullptr;
+  const auto take_tables = [&](bool wanted) {
+    return wanted ? workspace.take<uint8_t>(a.batch * a.channels * kCodes) : nullptr;
+  };
+  uint8_t *tables = take_tables(by_table), *fine_tables = take_tables(by_table && a.y_fine);
   struct Span {
     int64_t picture, begin, end;
   };
@@ -190,16 +197,18 @@ inline void group_norm_of(const GroupNormArgs& a, const T* x, const Parallel& pa
                  factor + first, shift + first);
     if (by_table)
       for (int64_t c = task * size; c < (task + 1) * size; ++c)
-        fill_table(a, factor[c], shift[c], tables + c * kCodes);
+        fill_table(a, factor[c], shift[c], tables + c * kCodes, fine_tables ? fine_tables + c * kCodes : nullptr);
   });
   parallel(a.batch * spans, [&](int64_t task) {
     const Span s = span_at(task);
     const int64_t first = s.picture * a.channels, begin = s.picture * a.pixels + s.begin;
-    if (by_table)
-      look_up(a.codes + begin * a.channels, s.end - s.begin, a.channels, tables + first * kCodes,
-              a.y_codes + begin * a.channels);
-    else
-      normalize(a, x, begin, begin + s.end - s.begin, factor + first, shift + first);
+    const auto look_up_in = [&](const uint8_t* of_batch, uint8_t* y) {
+      look_up(a.codes + begin * a.channels, s.end - s.begin, a.channels, of_batch + first * kCodes,
+              y + begin * a.channels);
+    };
+    if (!by_table) return normalize(a, x, begin, begin + s.end - s.begin, factor + first, shift + first);
+    look_up_in(tables, a.y_codes);
+    if (fine_tables) look_up_in(fine_tables, a.y_fine);
   });
 }
 

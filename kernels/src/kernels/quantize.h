@@ -7,6 +7,8 @@ namespace NEXTSCALE_ISA {
 namespace {
 
 constexpr float kLeastScale = 7.888609052210118e-31f;  // 2^-100, of a range in which all is zero
+constexpr int32_t kFineSteps = 128;                    // of fine codes in one of the codes
+constexpr int32_t kFineZero = kFineSteps / 2;          // the code of nothing left over
 constexpr int64_t kTaskNumbers = 1 << 14;              // of a task: some microseconds
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -23,6 +25,15 @@ struct Quantizer {
         most(splat(static_cast<float>(qmax - q.zero_point))),
         zero_point(splat(q.zero_point)) {}
   I operator()(F x) const { return quantize(x, inverse, least, most, zero_point); }
+};
+
+// Codes of 8 bits in one range, and those of what they leave over: (code - 64) / 128 of the range's scale.
+struct FineQuantizer {
+  Quantizer codes, fine;
+  F scale;
+  explicit FineQuantizer(QParams q)
+      : codes(q, 255), fine({q.scale / kFineSteps, kFineZero}, 255), scale(splat(q.scale)) {}
+  I left_over(F x, I code) const { return fine(x - scale * to_float(code - codes.zero_point)); }
 };
 
 // The least and largest of numbers and zero.
@@ -88,27 +99,47 @@ inline void quantize_span(const X& x, int64_t n, const Quantizer& q, uint8_t* co
   if (i < n) store_bytes(codes + i, q(x(i, n - i)), n - i);
 }
 
+// Two codes of each of n numbers, as two(i) and two(i, n) give them, which ask for numbers as above.
+struct TwoCodes {
+  I first, second;
+};
+template <class Two>
+inline void quantize_twice(int64_t n, Two two, uint8_t* first, uint8_t* second) {
+  constexpr int kVectors = 4;
+  int64_t i = 0;
+  for (; i + kVectors * kLanes <= n; i += kVectors * kLanes) {
+    TwoCodes of[kVectors];
+    each_of<kVectors>([&](int v) { of[v] = two(i + v * kLanes); });
+    store_bytes(first + i, of[0].first, of[1].first, of[2].first, of[3].first);
+    store_bytes(second + i, of[0].second, of[1].second, of[2].second, of[3].second);
+  }
+  for (; i < n; i += kLanes) {
+    const TwoCodes of = two(i, n - i);
+    store_bytes(first + i, of.first, n - i);
+    store_bytes(second + i, of.second, n - i);
+  }
+}
+
 // Codes of the row without the class, and of the difference that the class makes.
 template <class X>
 inline void quantize_pairs(const X& with, const X& without, int64_t n, const Quantizer& u, const Quantizer& d,
                            uint8_t* u_codes, uint8_t* d_codes) {
-  constexpr int kVectors = 4;
-  int64_t i = 0;
-  for (; i + kVectors * kLanes <= n; i += kVectors * kLanes) {
-    I of_u[kVectors], of_d[kVectors];
-    each_of<kVectors>([&](int v) {
-      const F x = without(i + v * kLanes), y = with(i + v * kLanes) - x;
-      of_u[v] = u(x);
-      of_d[v] = d(y);
-    });
-    store_bytes(u_codes + i, of_u[0], of_u[1], of_u[2], of_u[3]);
-    store_bytes(d_codes + i, of_d[0], of_d[1], of_d[2], of_d[3]);
-  }
-  for (; i < n; i += kLanes) {
-    const F x = without(i, n - i), y = with(i, n - i) - x;
-    store_bytes(u_codes + i, u(x), n - i);
-    store_bytes(d_codes + i, d(y), n - i);
-  }
+  const auto two = [&](auto... at) {
+    const F x = without(at...);
+    return TwoCodes{u(x), d(with(at...) - x)};
+  };
+  quantize_twice(n, two, u_codes, d_codes);
+}
+
+// Codes, and what they leave over.
+template <class X>
+inline void quantize_finely(const X& x, int64_t n, const FineQuantizer& q, uint8_t* codes, uint8_t* fine) {
+  const auto two = [&](auto... at) {
+    const F number = x(at...);
+    const I code = q.codes(number);
+    return TwoCodes{code, q.left_over(number, code)};
+  };
+  quantize_twice(n, two, codes, fine);
 }
 
 inline void quantize_pair_span(const float* with, const float* without, int64_t n, const Quantizer& u, const Quantizer& d,
@@ -164,9 +195,13 @@ inline void quantize(const QuantizeArgs& a, const Parallel& parallel, const Work
       break;
     case Ranges::kStatic:
       parallel(ceil_div(n, kTaskNumbers), [&](int64_t task) {
-        const int64_t i = task * kTaskNumbers;
-        quantize_span(InMemory{a.x + i}, least_of(n - i, kTaskNumbers), Quantizer(coding.known[0], coding.qmax),
-                      coding.codes[0] + i);
+        const int64_t i = task * kTaskNumbers, numbers = least_of(n - i, kTaskNumbers);
+        const InMemory x{a.x + i};
+        uint8_t* codes = coding.codes[0] + i;
+        if (a.fine)
+          quantize_finely(x, numbers, FineQuantizer(coding.known[0]), codes, a.fine + i);
+        else
+          quantize_span(x, numbers, Quantizer(coding.known[0], coding.qmax), codes);
       });
       break;
     case Ranges::kPair:

@@ -16,7 +16,7 @@ namespace NEXTSCALE_ISA {
 namespace {
 
 constexpr int64_t kPlanes = 16;             // numbers of a tile
-constexpr int64_t kTileNumbers = 12288;     // of a plane of a chunk: 400 KB in all planes, which the cache keeps
+constexpr int64_t kTileNumbers = 12288;     // of a plane of all inputs: 400 KB in all planes, which the cache keeps
 constexpr int kNumbersSlot = 6, kSumsSlot = 7;
 
 struct Tiling {
@@ -50,64 +50,70 @@ inline void transform_codes(const uint8_t* copy, int64_t pitch, int64_t pixel, c
   }
 }
 
-// A' m A of one tile's sums, 16 outputs in each plane.
+// A quarter of A' m A of one tile's sums, 16 outputs in each plane of each input.
+template <int kInputs>
 struct TileSums {
-  I y[2][2];
+  I y[2][2][kInputs];
   TileSums(const int32_t* sums, int64_t plane) {
-    I upper[4], lower[4];
-    NEXTSCALE_UNROLL
-    for (int j = 0; j < 4; ++j) {
-      const I m0 = load(sums + j * plane), m1 = load(sums + (4 + j) * plane), m2 = load(sums + (8 + j) * plane),
-              m3 = load(sums + (12 + j) * plane);
-      upper[j] = m0 + m1 + m2;
-      lower[j] = m1 - m2 - m3;
+    for (int i = 0; i < kInputs; ++i, sums += kPlanes * plane) {
+      I upper[4], lower[4];
+      NEXTSCALE_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        const I m0 = load(sums + j * plane), m1 = load(sums + (4 + j) * plane), m2 = load(sums + (8 + j) * plane),
+                m3 = load(sums + (12 + j) * plane);
+        upper[j] = m0 + m1 + m2;
+        lower[j] = m1 - m2 - m3;
+      }
+      y[0][0][i] = shift_right_signed<2>(upper[0] + upper[1] + upper[2]);
+      y[0][1][i] = shift_right_signed<2>(upper[1] - upper[2] - upper[3]);
+      y[1][0][i] = shift_right_signed<2>(lower[0] + lower[1] + lower[2]);
+      y[1][1][i] = shift_right_signed<2>(lower[1] - lower[2] - lower[3]);
     }
-    y[0][0] = upper[0] + upper[1] + upper[2], y[0][1] = upper[1] - upper[2] - upper[3];
-    y[1][0] = lower[0] + lower[1] + lower[2], y[1][1] = lower[1] - lower[2] - lower[3];
   }
 };
 
 // 16 outputs of the chunk.
+template <int kInputs, class To>
 inline void winograd_outputs(const ConvolutionArgs& a, const Chunk& chunk, const Tiling& tiling, const int16_t* numbers,
                              int64_t block, int32_t* sums) {
   const int64_t pairs = tiling.channels / 2, plane = tiling.rows() * kLanes;
   const int16_t* weights = a.transformed + block * kPlanes * pairs * 2 * kLanes;
   for (int64_t p = 0; p < kPlanes; ++p)
-    for (int64_t row = 0; row < tiling.rows(); row += kWideRows)
-      multiply_wide(numbers + p * tiling.plane() + row * tiling.channels, tiling.channels,
-                    weights + p * pairs * 2 * kLanes, pairs, sums + p * plane + row * kLanes);
-  const ResultCodes codes(a, 0, block / 2);
+    for (int64_t i = p; i < kInputs * kPlanes; i += kPlanes)
+      for (int64_t row = 0; row < tiling.rows(); row += kWideRows)
+        multiply_wide(numbers + i * tiling.plane() + row * tiling.channels, tiling.channels,
+                      weights + p * pairs * 2 * kLanes, pairs, sums + i * plane + row * kLanes);
+  const Outputs<kInputs, To> finish(a, 0, block / 2);
   const int64_t half = block % 2, outputs = a.out - block * kLanes;
   for (int64_t tile = 0; tile < tiling.tiles(); ++tile) {
     const int64_t y = tile / tiling.across * 2, x = tile % tiling.across * 2;
-    const TileSums of_tile(sums + tile * kLanes, plane);
+    const TileSums<kInputs> of_tile(sums + tile * kLanes, plane);
     for (int64_t i = 0; i < least_of(2, chunk.height - y); ++i)
       for (int64_t j = 0; j < least_of(2, chunk.width - x); ++j) {
         const int64_t pixel = (chunk.picture * a.height + chunk.y + y + i) * a.width + chunk.x + x + j;
-        uint8_t* to = a.y + pixel * a.out + block * kLanes;
-        const I result = codes(shift_right_signed<2>(of_tile.y[i][j]), half);
-        if (outputs >= kLanes)
-          store_bytes(to, result);
-        else
-          store_bytes(to, result, outputs);
+        finish(of_tile.y[i][j], half, pixel * a.out + block * kLanes, outputs);
       }
   }
 }
 
+template <int kInputs, class To>
 inline void winograd(const ConvolutionArgs& a, const Parallel& parallel) {
   const int64_t channels = ceil_div(a.channels, kLanes) * kLanes, blocks = ceil_div(a.out, kLanes);
-  const int64_t tiles = most_of(kTileNumbers / channels, 1);
+  const int64_t tiles = most_of(kTileNumbers / (kInputs * channels), 1);
   const int64_t width = least_of(a.width, 2 * tiles);
   const int64_t height = least_of(a.height, 2 * most_of(tiles / ceil_div(width, 2), 1));
   in_chunks(a, width, height, blocks, parallel, [&](const Chunk& chunk, int64_t first, int64_t end) {
     const Tiling tiling{ceil_div(chunk.width, 2), ceil_div(chunk.height, 2), channels};
-    const uint8_t* copy = with_border(a, chunk);
+    const Copies<kInputs> copies(a, chunk);
     auto* numbers = static_cast<int16_t*>(
-        thread_memory(kNumbersSlot, static_cast<size_t>(kPlanes * tiling.plane()) * sizeof(int16_t)));
+        thread_memory(kNumbersSlot, static_cast<size_t>(kInputs * kPlanes * tiling.plane()) * sizeof(int16_t)));
     auto* sums = static_cast<int32_t*>(
-        thread_memory(kSumsSlot, static_cast<size_t>(kPlanes * tiling.rows() * kLanes) * sizeof(int32_t)));
-    transform_codes(copy, chunk.pitch(a.channels), a.channels, tiling, numbers);
-    for (int64_t block = first; block < end; ++block) winograd_outputs(a, chunk, tiling, numbers, block, sums);
+        thread_memory(kSumsSlot, static_cast<size_t>(kInputs * kPlanes * tiling.rows() * kLanes) * sizeof(int32_t)));
+    for (int i = 0; i < kInputs; ++i)
+      transform_codes(copies.begin[i], chunk.pitch(a.channels), a.channels, tiling,
+                      numbers + i * kPlanes * tiling.plane());
+    for (int64_t block = first; block < end; ++block)
+      winograd_outputs<kInputs, To>(a, chunk, tiling, numbers, block, sums);
   });
 }
 

@@ -15,7 +15,9 @@ class GroupNorm final : public Kernel {
         groups_(info.integer("groups")),
         epsilon_(info.number("epsilon")),
         silu_(info.integer("silu", 0) != 0),
-        to_codes_(info.has_input(kScale)) {
+        to_codes_(info.has_input(kScale)),
+        fine_(info.flag("fine")) {
+    if (fine_ && !to_codes_) info.fail("fine is what codes leave over: the input scale is missing");
     if (groups_ < 1) info.fail("groups must be positive");
     if (!(epsilon_ > 0)) info.fail("epsilon must be positive");
   }
@@ -40,6 +42,7 @@ class GroupNorm final : public Kernel {
     if (to_codes_) {
       a.range = context.qparams(kScale, kZeroPoint);
       a.y_codes = context.output<uint8_t>(0, x.shape);
+      if (fine_) a.y_fine = context.output<uint8_t>(2, x.shape);
     } else {
       a.y = context.output<float>(1, x.shape);
     }
@@ -50,10 +53,10 @@ class GroupNorm final : public Kernel {
   const Kernels& kernels_;
   int64_t groups_;
   float epsilon_;
-  bool silu_, to_codes_;
+  bool silu_, to_codes_, fine_;
 };
 
-const std::vector<Port> kResults = {{"codes", kUint8, true}, {"y", kFloat, true}};
+const std::vector<Port> kResults = {{"codes", kUint8, true}, {"y", kFloat, true}, {"fine", kUint8, true}};
 
 }  // namespace
 

@@ -74,6 +74,7 @@ inline void store_bytes(void* p, I x) {
   _mm_storeu_si128(static_cast<__m128i*>(p), _mm_unpacklo_epi64(lo, hi));
 }
 inline void store_bytes(void* p, I x, int64_t n) {
+  if (n >= kLanes) return store_bytes(p, x);
   uint8_t y[kLanes];
   store_bytes(y, x);
   for (int i = 0; i < kLanes && i < n; ++i) static_cast<uint8_t*>(p)[i] = y[i];

@@ -42,7 +42,10 @@ inline void store(float* p, F x) { _mm512_storeu_ps(p, x.v); }
 inline void store(int32_t* p, I x) { _mm512_storeu_si512(p, x.v); }
 inline void store(float* p, F x, int64_t n) { _mm512_mask_storeu_ps(p, first(n), x.v); }
 inline void store_bytes(void* p, I x) { _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x.v)); }
-inline void store_bytes(void* p, I x, int64_t n) { _mm512_mask_cvtepi32_storeu_epi8(p, first(n), x.v); }
+inline void store_bytes(void* p, I x, int64_t n) {
+  if (n >= kLanes) return store_bytes(p, x);
+  _mm512_mask_cvtepi32_storeu_epi8(p, first(n), x.v);
+}
 inline __m512i bytes_of(I a, I b, I c, I d) {  // of lanes within 0 to 255
   const __m512i packed = _mm512_packus_epi16(_mm512_packs_epi32(a.v, b.v), _mm512_packs_epi32(c.v, d.v));
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);

@@ -9,13 +9,15 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
+from nextscale.calib_data.observe_moments import observe_moments
 from nextscale.graph_passes.observe_inputs import observe_inputs
 from nextscale.graph_passes.qparams import Range
-from nextscale.graph_passes.quantize_decoder import (
-    DecoderRanges,
-    decoder_observers,
+from nextscale.graph_passes.quantize_autoencoder import (
+    AutoencoderObservation,
+    autoencoder_observers,
     integer_convolutions,
     observed_results,
+    two_byte_convolutions,
 )
 
 
@@ -30,15 +32,20 @@ def run(model: ir.Model, x: NDArray, *outputs: str, library: Path | None = None,
     return results
 
 
-def observe(model: ir.Model, x: NDArray) -> DecoderRanges:
-    """The ranges of a float graph's values for these latents or pictures."""
+def observe(model: ir.Model, x: NDArray, moments: bool = False) -> AutoencoderObservation:
+    """The ranges of a float graph's values for these latents or pictures, and perhaps moments for GPTQ."""
     inputs, results = integer_convolutions(model), observed_results(model)
-    observers = [observer for kind in decoder_observers(model) for observer in kind]
+    observers = [observer for kind in autoencoder_observers(model) for observer in kind]
     assert [observer.input.node for observer in observers] == [*inputs, *results]
     outputs = [observer.output for observer in observers]
     found = [Range(*ends.reshape(2, -1)) for ends in run(observe_inputs(model, observers), x, *outputs)]
-    return DecoderRanges(
-        dict(zip(inputs, found[: len(inputs)], strict=True)), dict(zip(results, found[len(inputs) :], strict=True))
+    seen = (
+        observe_moments(model, two_byte_convolutions(model), [{str(model.graph.inputs[0].name): x}]) if moments else {}
+    )
+    return AutoencoderObservation(
+        dict(zip(inputs, found[: len(inputs)], strict=True)),
+        dict(zip(results, found[len(inputs) :], strict=True)),
+        seen,
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from tiny_model import tiny_models
 
 from nextscale.export.var.decoder_graph import build_decoder_graph
-from nextscale.graph_passes._decoder_patterns import Attention, Convolution, GroupNorm, PatternRefused, parse_layers
+from nextscale.graph_passes._autoencoder_patterns import Attention, Convolution, GroupNorm, PatternRefused, parse_layers
 
 
 @pytest.fixture

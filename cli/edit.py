@@ -1,0 +1,228 @@
+"""`nextscale edit`: a photograph and a mask in, the photograph with parts of it made anew out."""
+
+import math
+import secrets
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import click
+import numpy as np
+from rich.console import Console
+
+from nextscale import __version__
+from nextscale.cli import options
+from nextscale.cli.generate import DRAWN_SEEDS, StageProgress
+from nextscale.cli.results import print_path
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._next_scale_loop import Generator
+from nextscale.runtime._operators import Ops
+from nextscale.runtime._outputs import is_stdout
+from nextscale.runtime._photo import SIDES, Canvas, Side, feather_of
+from nextscale.runtime._read_picture import read_mask, read_picture
+from nextscale.runtime._request import resolve_top_k
+from nextscale.runtime._session import SessionOptions
+from nextscale.runtime._wording import shown_value
+from nextscale.runtime.image_io import picture_writer, require_picture_format, require_writable, write_files
+
+
+class Box(click.ParamType):
+    """y0,x0,y1,x1."""
+
+    name = "box"
+
+    def convert(
+        self, value: str | tuple[float, ...], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            ends = tuple(float(part) for part in value.split(","))
+        except ValueError:
+            ends = ()
+        if len(ends) != 4:
+            self.fail(f"{shown_value(value)} is not four numbers such as 0.25,0.25,0.75,0.75", param, ctx)
+        return ends
+
+
+class Extension(click.ParamType):
+    """SIDE=SHARE."""
+
+    name = "extension"
+
+    def convert(
+        self, value: str | tuple[Side, float], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[Side, float]:
+        if isinstance(value, tuple):
+            return value
+        name, _, share = value.partition("=")
+        side = next((side for side in SIDES if side == name), None)
+        try:
+            amount = float(share)
+        except ValueError:
+            amount = math.nan
+        if side is None or math.isnan(amount):
+            sides = ", ".join(SIDES)
+            self.fail(
+                f"{shown_value(value)} is not a side and a share such as left=0.25; sides are {sides}", param, ctx
+            )
+        return side, amount
+
+
+@click.command()
+@click.argument("bundle_dir", metavar="DIR", type=options.BUNDLE)
+@click.argument("photo", type=click.Path(path_type=Path))
+@click.option(
+    "--mask",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A picture of the photo's size: what is white is made anew.  [default: where the photo is transparent]",
+)
+@click.option("--box", type=Box(), metavar="Y0,X0,Y1,X1", help="Make a box anew; shares of height and width.")
+@click.option("--outpaint", is_flag=True, help="Keep the box, and make all else anew.")
+@click.option(
+    "--extend",
+    type=Extension(),
+    multiple=True,
+    metavar="SIDE=SHARE",
+    help="Make the photo a part of a larger picture: left=0.25 adds a quarter of its width.",
+)
+@click.option(
+    "--variation",
+    type=options.FiniteRange(0, 1, min_open=True),
+    metavar="SHARE",
+    help="Make this share of the stages anew, the last ones: the photo's layout and colours stay.",
+)
+@click.option("--class", "classes", multiple=True, metavar="ID|NAME", help="Of what is made.  [default: no class]")
+@click.option("--count", type=click.IntRange(1, 10_000), default=1, metavar="N", help="Results of each class.")
+@click.option("--seed", type=options.Seed(), default=0, metavar="S", help='0 to 2^64 - 1, or "random".')
+@options.cfg_scale
+@options.top_k
+@options.top_p
+@click.option("--feather", type=click.IntRange(0, 1000), metavar="PX", help="The seam's width within the mask.")
+@click.option("--no-blend", is_flag=True, help="The decoder's picture as it is, also outside the mask.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("edited.png"), show_default=True, metavar="FILE")
+@click.option("--batch", type=click.IntRange(1), default=4, show_default=True, metavar="N", help="Pictures at a time.")
+@options.threads
+@options.spinning
+@options.operators
+@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+def edit(
+    bundle_dir: Path,
+    photo: Path,
+    mask: Path | None,
+    box: tuple[float, ...] | None,
+    outpaint: bool,
+    extend: tuple[tuple[Side, float], ...],
+    variation: float | None,
+    classes: tuple[str, ...],
+    count: int,
+    seed: int | None,
+    cfg_scale: float,
+    top_k: int | None,
+    top_p: float,
+    feather: int | None,
+    no_blend: bool,
+    out: Path,
+    batch: int,
+    threads: int,
+    spinning: bool,
+    ops: Ops,
+    ops_library: str,
+    quiet: bool,
+) -> None:
+    """Make parts of PHOTO anew with the bundle in DIR.
+
+    The result has the photo's size; a PNG has its pixels outside the mask exactly. With several results each has a file
+    of its own, FILE-0000.png and so on. A picture holds the parameters that made it, as those of `nextscale generate`.
+
+    \b
+    nextscale edit demo-int8 photo.jpg --mask mask.png --class "tabby cat" --count 4
+    nextscale edit demo-int8 photo.jpg --box 0.25,0.25,0.75,0.75 --outpaint
+    nextscale edit demo-int8 photo.jpg --extend left=0.25 --extend right=0.25
+    nextscale edit demo-int8 photo.jpg --variation 0.2
+    """
+    if outpaint and box is None:
+        raise click.UsageError("--outpaint keeps a box: give --box")
+    if mask is not None and box is not None:
+        raise click.UsageError("--mask and --box exclude each other")
+    if no_blend and feather is not None:
+        raise click.UsageError("--no-blend and --feather exclude each other")
+    sides = dict(extend)
+    if len(sides) < len(extend):
+        raise click.UsageError("--extend: give each side once")
+    require_picture_format(out)
+    bundle = Bundle.open(bundle_dir)
+    if "encoder" not in bundle.manifest.graphs:
+        raise NextscaleError(f"{bundle_dir}: the bundle has no encoder; build it again, without --no-encoder")
+    model = bundle.model
+    each = [bundle.class_label(name) for name in classes] or [model.num_classes]
+    labels = [label for label in each for _ in range(count)]
+    paths = [out] if len(labels) == 1 else [out.with_stem(f"{out.stem}-{i:04d}") for i in range(len(labels))]
+
+    read = read_picture(photo)
+    canvas = Canvas(read.pixels, read.transparent if read.transparent is not None and read.transparent.any() else None)
+    if mask is not None:
+        canvas = Canvas(read.pixels, read_mask(mask, canvas.size))
+    require_writable(paths, [*bundle.paths(), photo, *([mask] if mask else [])])
+    if box is not None:
+        canvas = canvas.with_box(box, model, outpaint=outpaint)
+    if extend:
+        canvas = canvas.extended(sides)
+    if canvas.mask is None and variation is None:
+        raise click.UsageError("nothing says what to make anew: give --mask, --box, --extend or --variation")
+    keep_stages = 0 if variation is None else model.num_stages - max(1, round(variation * model.num_stages))
+    height, width = canvas.size
+    require_picture_format(out, height, width)
+    window = canvas.window(model)
+    image, seen_mask = canvas.seen(window, model)
+
+    if seed is None:
+        seed = secrets.randbelow(DRAWN_SEEDS)
+        click.echo(f"seed {seed}", err=True)
+    sampling: dict[str, Any] = {
+        "seed": seed,
+        "cfg_scale": cfg_scale,
+        "top_k": resolve_top_k(top_k, model),
+        "top_p": top_p,
+    }
+    generator = Generator(bundle, SessionOptions(threads=threads, spinning=spinning, ops=ops, ops_library=ops_library))
+    console = Console(stderr=True, quiet=quiet)
+    with StageProgress(console, len(labels), batch, model.num_stages) as progress:
+        made = generator.edit(
+            image,
+            seen_mask,
+            labels,
+            keep_stages=keep_stages,
+            feather=-1,
+            batch_size=batch,
+            on_stage=progress.advance,
+            **sampling,
+        )
+    seam = -1 if no_blend else feather_of(window, model) if feather is None else feather
+    parameters = {
+        "software": f"nextscale {__version__}",
+        "bundle": bundle.manifest.name,
+        "recipe": bundle.manifest.recipe["name"],
+        "operators": generator.ops.variant,
+        **sampling,
+        "edit": {
+            "window": [window.y, window.x, window.height, window.width],
+            "keep_stages": keep_stages,
+            "feather": seam,
+            "share_made_anew": 1.0 if seen_mask is None else float(np.mean(seen_mask)),
+        },
+    }
+
+    def write(number: int, file: BinaryIO) -> None:
+        """A result is put together when it is written, so that one large photograph at a time is in memory."""
+        label = labels[number]
+        own = {"first_image": number, "classes": [label], "class_names": [bundle.class_name(label)]}
+        whole = canvas.with_window(made.images[number], window, seam)
+        picture_writer(paths[number], whole, {**parameters, **own})(file)
+
+    write_files({path: partial(write, number) for number, path in enumerate(paths)})
+    for path in paths:
+        if not is_stdout(path):
+            print_path(path)

@@ -1,0 +1,156 @@
+"""The int8 decoder, or encoder: the float graph's layers again, channels last, its convolutions u8 x s8.
+
+What is integer and what is float, and why (benchmarks/NOTES.md has the figures):
+
+- A 3x3 convolution is a contrib QLinearConv(channels_last=1), u8 in, u8 out, int32 bias: the fast form on x86. Its
+  result has a range for each channel.
+- Where 8 bits are too few, a convolution reads two bytes of each number, the second of which has what the first leaves
+  over, and its result is float: matrix products of the patches that each output sees. That is so for all of an encoder,
+  where one token that changes changes all later ones, and for a decoder's layers that `_read_two_bytes` names.
+- Nearest upsampling and its convolution are four small convolutions (`subpixel_upsample`).
+- A 1x1 convolution of what was normalized or mixed is a matrix product of the rows, MatMulIntegerToFloat; its float
+  result needs no range.
+- The residual stream, GroupNorm, SiLU, softmax and the attention products are float: in u8 they cost 4 dB.
+- Float are also the convolutions that cost little and lose much: those of f_hat and of an encoder's features, which are
+  small, the 1x1 shortcuts, which read the residual stream, and those that read or make a picture's 3 channels.
+
+The fused form has the same integers and ranges with the operators of kernels/README.md, which pass over a feature map
+once where stock operators do it five times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from nextscale.graph_passes._autoencoder_patterns import (
+    Attention,
+    Convolution,
+    GroupNorm,
+    Layer,
+    Picture,
+    Pixels,
+    parse_layers,
+)
+from nextscale.graph_passes._channels_last import AutoencoderConstants, ChannelsLast
+from nextscale.graph_passes._fused_channels_last import FusedChannelsLast
+from nextscale.graph_passes.observe_inputs import PIXELS, Input, Observer
+from nextscale.graph_passes.qparams import Range
+
+
+@dataclass(frozen=True)
+class AutoencoderObservation:
+    """What `quantize_autoencoder` needs to know of a float graph's values, by the names of nodes.
+
+    Attributes:
+        inputs: the range of the first input of each integer convolution, [1].
+        results: of each channel of each result that becomes codes, [C], by the node that `observed_results` names.
+        moments: second moments of what the kernels of `two_byte_convolutions` see, float [K, K]; weights of layers
+            without are rounded to nearest.
+    """
+
+    inputs: Mapping[str, Range]
+    results: Mapping[str, Range]
+    moments: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+
+def integer_convolutions(model: ir.Model) -> list[str]:
+    """The names of the convolutions of a float graph that `quantize_autoencoder` computes in integers."""
+    return [layer.name for layer in _integer_convolutions(parse_layers(model.graph))]
+
+
+def two_byte_convolutions(model: ir.Model) -> list[str]:
+    """Those of them that read two bytes of each number, in order."""
+    layers = parse_layers(model.graph)
+    return [layer.name for layer in _two_byte_convolutions(layers, _integer_convolutions(layers))]
+
+
+def observed_results(model: ir.Model) -> list[str]:
+    """One reader, with its first input, of each result that becomes codes."""
+    layers = parse_layers(model.graph)
+    names: list[str] = []
+    for layer in _with_codes(layers, _integer_convolutions(layers)):
+        readers = [node for node in layer.y.consumers() if node.inputs[0] is layer.y]
+        if not readers:
+            raise ValueError(f"{layer.y.name!r} is no node's first input, so that its range can't be observed")
+        names.append(str(readers[0].name))
+    return names
+
+
+def autoencoder_observers(model: ir.Model) -> tuple[list[Observer], list[Observer]]:
+    """What tells the ranges that int8 needs of a float graph: of the observation's inputs, and of its results."""
+    inputs = [Observer(Input(name), "range") for name in integer_convolutions(model)]
+    return inputs, [Observer(Input(name), "channels", PIXELS) for name in observed_results(model)]
+
+
+def quantize_autoencoder(model: ir.Model, observed: AutoencoderObservation, reduce_range: bool = False) -> ir.Model:
+    """The int8 form of a float decoder or encoder, with its inputs and outputs.
+
+    Args:
+        model: of `build_decoder_graph` or `build_features_graph`; not modified.
+        observed: of its values.
+        reduce_range: keep every pair of products within 16 bits, for CPUs without VNNI.
+    Raises:
+        PatternRefused: a node of the graph is part of no layer that is known here.
+        ValueError: a range is missing.
+    """
+    return _build(ChannelsLast, model, observed, AutoencoderConstants(reduce_range, observed.moments))
+
+
+def stock_and_fused_autoencoder(
+    model: ir.Model, observed: AutoencoderObservation, reduce_range: bool = False
+) -> tuple[ir.Model, ir.Model]:
+    """`quantize_autoencoder`, and the same integers and ranges with fused operators; they share their weights."""
+    constants = AutoencoderConstants(reduce_range, observed.moments)
+    stock, fused = (_build(builder, model, observed, constants) for builder in (ChannelsLast, FusedChannelsLast))
+    return stock, fused
+
+
+def _build(
+    builder: type[ChannelsLast], model: ir.Model, observed: AutoencoderObservation, constants: AutoencoderConstants
+) -> ir.Model:
+    layers = parse_layers(model.graph)
+    integer = _integer_convolutions(layers)
+    names, readers = [layer.name for layer in integer], observed_results(model)
+    for wanted, found in ((names, observed.inputs), (readers, observed.results)):
+        missing = [name for name in wanted if name not in found]
+        if missing:
+            raise ValueError(f"no range for the first input of {len(missing)} nodes, the first of them {missing[0]!r}")
+    inputs = {layer.x: observed.inputs[layer.name] for layer in integer}
+    results = [layer.y for layer in _with_codes(layers, integer)]
+    channels = {value: observed.results[name] for value, name in zip(results, readers, strict=True)}
+    two_bytes = {layer.x for layer in _two_byte_convolutions(layers, integer)}
+    return builder(model, integer, inputs, channels, two_bytes, constants).build(layers)
+
+
+def _integer_convolutions(layers: Sequence[Layer]) -> list[Convolution]:
+    """All but those of pictures and latents, which stand first and last, and the shortcuts."""
+    narrow = {layer.y for layer in layers if isinstance(layer, GroupNorm | Attention)}
+    inner = [layer for layer in layers if not isinstance(layer, Pixels | Picture)]
+    first = next((i for i, layer in enumerate(inner) if not _is_plain(layer)), 0)
+    last = next((i for i, layer in enumerate(reversed(inner)) if not _is_plain(layer)), 0)
+    return [
+        layer
+        for layer in inner[first : len(inner) - last]
+        if isinstance(layer, Convolution) and (layer.kernel_size > 1 or layer.x in narrow)
+    ]
+
+
+def _is_plain(layer: Layer) -> bool:
+    return isinstance(layer, Convolution) and not layer.upsampled and layer.stride == 1
+
+
+def _two_byte_convolutions(layers: Sequence[Layer], integer: Sequence[Convolution]) -> list[Convolution]:
+    if any(isinstance(layer, Pixels) for layer in layers):
+        return list(integer)
+    return []
+
+
+def _with_codes(layers: Sequence[Layer], integer: Sequence[Convolution]) -> list[Convolution]:
+    """Those whose results are codes in ranges of their channels."""
+    two_bytes = {layer.name for layer in _two_byte_convolutions(layers, integer)}
+    return [layer for layer in integer if layer.kernel_size > 1 and layer.name not in two_bytes]
