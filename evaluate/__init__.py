@@ -10,6 +10,7 @@ __all__ = [
     "image_statistics",
     "inception_network",
     "integer_products",
+    "lpips",
     "plot_attention_error",
     "psnr",
     "reference_statistics",
