@@ -8,6 +8,7 @@ __all__ = [
     "image_comparison",
     "image_metrics",
     "image_statistics",
+    "imagenet_classes",
     "inception_network",
     "integer_products",
     "lpips",
