@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -47,7 +48,7 @@ def paper() -> None:
 
 
 @paper.command("table-3")
-@click.option("--photographs", "photographs_path", type=click.Path(path_type=Path), required=True, metavar="DIR|FILE.npz",
+@click.option("--photographs", "photographs_path", type=click.Path(path_type=Path), required=True, metavar="DIR|NPZ",
               help="What is edited: a folder of pictures, or an .npz with images, uint8 [N, H, W, 3], and perhaps "
               "labels, classes of the model.")  # fmt: skip
 @click.option("--rows", default=",".join(ROWS), metavar="NAME|DIR,…",
@@ -66,9 +67,11 @@ def paper() -> None:
 @options.spinning
 @options.operators
 @click.option("--work", type=click.Path(path_type=Path, file_okay=False), default=Path("out/table-3"),
-              show_default=True, help="Where bundles and figures are kept; the same command goes on with them.")  # fmt: skip
+              show_default=True, help="Where bundles and figures are kept; the same command goes on.")  # fmt: skip
 @click.option("--roundings", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="DIR",
               help="Folder with the demo model's learned rounding, as RECIPE.safetensors.")  # fmt: skip
+@click.option("--calibration-images", type=click.IntRange(1), metavar="N",
+              help="At most this many, instead of each recipe's number.")  # fmt: skip
 @click.option("--plan", is_flag=True, help="Measure a batch, print how long all will take, and stop.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="All figures as JSON.")
 @click.option("--markdown", "markdown_path", type=click.Path(path_type=Path), metavar="FILE", help="As Markdown.")
@@ -90,6 +93,7 @@ def table_3(
     ops_library: str,
     work: Path,
     roundings: Path | None,
+    calibration_images: int | None,
     plan: bool,
     json_path: Path | None,
     markdown_path: Path | None,
@@ -110,7 +114,7 @@ def table_3(
     session = SessionOptions(threads=threads, spinning=spinning, ops=ops, ops_library=ops_library)
     editing = Editing(seed, region_seed, cfg_scale, top_k, top_p, batch)
     store = DemoBundles(work / "bundles", lambda: demo_source("demo"), roundings, session)
-    wanted = _rows(rows)
+    wanted = _rows(rows, calibration_images)
     given = [item.bundle for item in wanted if isinstance(item, EditingBundle)]
     require_writable(
         [path for path in (json_path, markdown_path, sheet_path) if path is not None],
@@ -160,11 +164,11 @@ def table_3(
     _print(table, results_console(json_path, markdown_path, sheet_path))
 
 
-def _rows(text: str) -> list[EditingBundle | Recipe]:
-    """What --rows names, full precision first."""
+def _rows(text: str, calibration_images: int | None) -> list[EditingBundle | Recipe]:
+    """What --rows names, full precision first; recipes with at most so many images to calibrate with."""
     found: list[EditingBundle | Recipe] = []
     for name in (part.strip() for part in text.split(",")):
-        found.append(given_bundle(name) or load_recipe(name))
+        found.append(given_bundle(name) or _limited(load_recipe(name), calibration_images))
     names = [item.name for item in found]
     if len(set(names)) < len(names):
         raise click.BadParameter(f"{text!r} has a recipe twice", param_hint="--rows")
@@ -174,6 +178,11 @@ def _rows(text: str) -> list[EditingBundle | Recipe]:
     if recipes and len(recipes) < len(found):
         raise click.BadParameter("give recipes, of the demo model, or bundles' folders, not both", param_hint="--rows")
     return sorted(found, key=lambda item: item.name != FULL_PRECISION)
+
+
+def _limited(recipe: Recipe, images: int | None) -> Recipe:
+    count = recipe.calibration.images if images is None else min(images, recipe.calibration.images)
+    return replace(recipe, calibration=replace(recipe.calibration, images=count))
 
 
 def _bundles(

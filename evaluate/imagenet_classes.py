@@ -35,8 +35,8 @@ def imagenet_ids(class_names: Sequence[str] | None, num_classes: int) -> tuple[t
     for i, name in enumerate(imagenet_names()):
         by_name.setdefault(_folded(name), []).append(i)
         by_first.setdefault(_folded(name.partition(",")[0]), []).append(i)
-    by_first = {name: ids for name, ids in by_first.items() if len(ids) == 1}
-    return tuple(tuple(by_name.get(_folded(name)) or by_first.get(_folded(name), ())) for name in class_names)
+    known = {name: ids for name, ids in by_first.items() if len(ids) == 1} | by_name
+    return tuple(tuple(known.get(_folded(name), ())) for name in class_names)
 
 
 def _folded(name: str) -> str:

@@ -209,7 +209,7 @@ class _ArraysOnly(pickle.Unpickler):
 
 def _reconstruct(kind: type[NDArray[Any]], shape: tuple[int, ...], dtype: bytes) -> NDArray[Any]:
     """What numpy's own function of that name does; its module has another name in each version."""
-    return kind.__new__(kind, shape, dtype)
+    return kind.__new__(kind, shape, dtype)  # type: ignore[arg-type]
 
 
 _ALLOWED: Mapping[tuple[str, str], Any] = {

@@ -26,8 +26,8 @@ def markdown(table: Table3) -> str:
             "",
             "## Differences to full precision",
             "",
-            "Paired by photograph, mean ± half of the 95% interval; marked * where the interval excludes 0. Another seed "
-            "of full precision shows how far apart two rows are by chance alone.",
+            "Paired by photograph, mean ± half of the 95% interval; marked * where the interval excludes 0. Another "
+            "seed of full precision shows how far apart two rows are by chance alone.",
             "",
             *_table(["method", "bits (W/A)", *columns], differences),
             "",
@@ -67,18 +67,18 @@ def notes(table: Table3) -> list[str]:
     count, settings = table.photographs, table.settings
     side = " x ".join(map(str, table.model["image_size"]))
     found = [
-        f"{count['edited']} photographs of {count['available']}, chosen by seed {settings['region_seed']}; the middle of "
-        f"each, at {side} pixels",
-        "a box of half the picture's sides, 25% of its area, at a random place of the same seed, the same for all rows: "
+        f"{count['edited']} photographs of {count['available']}, chosen by seed {settings['region_seed']}; the middle "
+        f"of each, at {side} pixels; each bundle encodes them with its own encoder",
+        "a box of half the picture's sides, 25% of its area, at a random place of that seed, the same for all rows: "
         f"{INPAINTING} makes it anew; {OUTPAINTING} keeps it and makes the other 75% anew, as VAR's notebook does (the "
         "paper has 25% filled in both, and does not say where in outpainting)",
         f"no class in in- and outpainting; cfg_scale {settings['cfg_scale']:g}, top_k {settings['top_k']}, top_p "
         f"{settings['top_p']:g}, seed {settings['seed']}; the noise floor is full precision with seed "
         f"{settings['noise_floor_seed']}",
-        "pictures are decoded and blended, as `nextscale edit` gives them: kept pixels are the photograph's own, so that "
-        "only what was made anew, and its seam, adds to the LPIPS",
-        "LPIPS (Zhang et al., 2018) is between the edited picture and the photograph, at that size; less is nearer. The "
-        "paper does not name its network",
+        "pictures are decoded and blended, as `nextscale edit` gives them: kept pixels are the photograph's own, so "
+        "that only what was made anew, and its seam, adds to the LPIPS",
+        "LPIPS (Zhang et al., 2018) is between the edited picture and the photograph, at that size; less is nearer. "
+        "The paper does not name its network",
     ]
     if table.classifier is None:
         found.append("no class-conditional editing: the photographs have no labels, or none that the classifier knows")
@@ -88,11 +88,13 @@ def notes(table: Table3) -> list[str]:
         )
         found += [
             f"class-conditional editing makes the box anew with the photograph's class, on {count['with a class']} "
-            f"photographs that have one of ImageNet's. It is judged by the probability that {table.classifier} gives to "
-            "that class, of the whole picture and of the box alone; more is better. This is no CLIP score, and cannot "
-            "be compared with the paper's",
+            f"photographs that have one of ImageNet's. It is judged by the probability that {table.classifier} gives "
+            "to that class, of the whole picture and of the box alone; more is better. This is no CLIP score, and "
+            "cannot be compared with the paper's",
             f"the photographs themselves: {scored}",
         ]
+    images = sorted({row.calibration_images for row in table.rows if row.calibration_images is not None})
+    found += [f"integer bundles are calibrated on {' or '.join(map(str, images))} images"] if images else []
     found.append("the paper's LPIPS are of VAR-d30 at 256 pixels: compare differences between rows, not values")
     return found
 

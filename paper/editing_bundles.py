@@ -1,7 +1,7 @@
 """The bundles of Table 3: folders that a user gives, and the demo model by recipe, built once and kept.
 
-Unlike those of a throughput table, whose speed alone counts, they are the recipes themselves: calibrated on all of a
-recipe's images, with its matching, and with its learned rounding, without which a recipe is left out.
+Unlike those of a throughput table, whose speed alone counts, they are the recipes themselves: with a recipe's matching,
+and with its learned rounding, without which it is left out.
 """
 
 from __future__ import annotations

@@ -84,6 +84,7 @@ class Row:
         name: the recipe's, or "noise floor".
         method, bits: what the table calls it, and the bits of weights and activations.
         bundle: its folder.
+        calibration_images: that its manifest tells of; None for full precision.
         paper: the paper's row; None where it has none.
         figures: means over photographs by column; None where no photograph has such a figure.
         differences: paired, to full precision's figures of the same photographs; empty for full precision.
@@ -93,6 +94,7 @@ class Row:
     method: str
     bits: str
     bundle: str
+    calibration_images: int | None
     paper: PaperRow | None
     figures: Mapping[str, Interval | None]
     differences: Mapping[str, Interval | None]
@@ -230,7 +232,7 @@ def measure_table_3(
             "image_size": list(model.image_size),
             "latent_size": list(model.latent_size),
         },
-        photographs={"edited": len(photographs), "available": photographs.available, "with a class": sum(known)},
+        photographs={"edited": len(photographs), "available": photographs.available, "with a class": int(sum(known))},
         settings={
             **asdict(editing),
             "top_k": resolve_top_k(editing.top_k, model),
@@ -313,6 +315,7 @@ def _row(job: Job, results: EditResults, original: EditResults) -> Row:
         method="Full precision, another seed" if job.name == NOISE_FLOOR else method_of(job.name),
         bits=bits,
         bundle=str(job.bundle.bundle.path),
+        calibration_images=None if floats else recipe.get("calibration", {}).get("images"),
         paper=PAPER.get(job.name),
         figures={column: _interval(values) for column, values in results.figures.items()},
         differences=differences,
