@@ -275,14 +275,14 @@ def _measured(
         pictures[task] = made[shown]
         if takes_class:
             figures[WHOLE][taken] = measures.score(made, labels[taken])
-            figures[REGION][taken] = measures.score(np.stack([*_cut(made, masks, model)]), labels[taken])
+            figures[REGION][taken] = measures.score(np.stack([*boxes_alone(made, masks, model)]), labels[taken])
         else:
             for name, distance in measures.distances.items():
                 figures[f"{task} {name}"][taken] = distance(made, images[taken])
     return EditResults(figures, pictures, numbers)
 
 
-def _cut(images: NDArray[np.uint8], masks: NDArray[np.bool_], model: ModelInfo) -> Iterator[NDArray[np.uint8]]:
+def boxes_alone(images: NDArray[np.uint8], masks: NDArray[np.bool_], model: ModelInfo) -> Iterator[NDArray[np.uint8]]:
     """The boxes alone, all of one size."""
     for image, mask in zip(images, masks, strict=True):
         inside = pixel_mask(mask, model)

@@ -112,6 +112,7 @@ def _heading(table: Table3) -> list[str]:
         *[f"- {note}" for note in notes(table)],
         f"- {table.machine.cpu}; {numbers}; means over photographs ± half of the 95% interval",
         *[f"- left out: {line}" for line in table.left_out],
+        *[f"- **{line}**" for line in table.warnings],
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from nextscale.paper._editing import (
     Editing,
     EditResults,
     Measures,
+    boxes_alone,
     edit_results,
     finished,
     pixel_mask,
@@ -31,7 +33,8 @@ from nextscale.paper._editing import (
 from nextscale.paper._photographs import Photographs
 from nextscale.paper.editing_bundles import EditingBundle
 from nextscale.runtime._errors import NextscaleError
-from nextscale.runtime._machine import Machine, describe_machine
+from nextscale.runtime._machine import Machine, describe_machine, saturation_warning
+from nextscale.runtime._manifest import STOCK, ModelInfo
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime._request import resolve_top_k
 from nextscale.runtime._session import SessionOptions
@@ -130,6 +133,7 @@ class Table3:
         machine, versions: of this process.
         rows: full precision, the noise floor, then the others.
         left_out: lines on rows that are missing.
+        warnings: lines on rows whose integer products this processor does not compute exactly.
         sheet: Fig. D.
     """
 
@@ -143,6 +147,7 @@ class Table3:
     versions: Mapping[str, str]
     rows: tuple[Row, ...]
     left_out: tuple[str, ...]
+    warnings: tuple[str, ...]
     sheet: tuple[SheetRow, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -189,7 +194,7 @@ def measure_table_3(
     photographs: Photographs,
     measures: Measures,
     editing: Editing,
-    work: Any,
+    work: Path,
     *,
     options: SessionOptions | None = None,
     left_out: Sequence[str] = (),
@@ -202,17 +207,20 @@ def measure_table_3(
         photographs: of the model's size.
         measures: distances and, where photographs have classes, a classifier.
         editing: seeds, guidance and filters; the same for all rows.
-        work: an existing folder (a Path) that keeps the figures, see `edit_results`.
+        work: an existing folder that keeps the figures, see `edit_results`.
         options: threads, memory and operators.
         left_out: lines on rows that could not be built, for the report.
         on_images: called with a row's name and how many of its photographs are finished.
     Raises:
         NextscaleError: see `jobs` and `edit_results`.
     """
-    results = dict[str, EditResults]()
+    results, warnings = dict[str, EditResults](), list[str]()
     wanted = jobs(bundles, editing)
     for job in wanted:
         generator = Generator(job.bundle.bundle, options)
+        warning = saturation_warning(job.bundle.bundle.manifest.recipe)
+        if warning is not None and generator.ops.variant == STOCK:
+            warnings.append(f"{job.name}: {warning}")
         results[job.name] = edit_results(
             generator,
             photographs,
@@ -245,6 +253,7 @@ def measure_table_3(
         versions=versions(),
         rows=tuple(_row(job, results[job.name], original) for job in wanted),
         left_out=tuple(left_out),
+        warnings=tuple(warnings),
         sheet=tuple(_sheet(photographs, [results[job.name] for job in wanted], editing, model)),
     )
 
@@ -277,12 +286,14 @@ def plan_table_3(
     photographs: Photographs,
     measures: Measures,
     editing: Editing,
-    work: Any,
+    work: Path,
     options: SessionOptions | None = None,
 ) -> list[PlannedRow]:
     """Measure one batch with each bundle that is there; rows without a bundle are taken to be as fast as the first.
 
-    Args: as for `measure_table_3`; unbuilt: names of rows without a bundle.
+    Args:
+        bundles, photographs, measures, editing, work, options: as for `measure_table_3`.
+        unbuilt: names of rows without a bundle.
     """
     rows = list[PlannedRow]()
     for job in jobs(bundles, editing):
@@ -329,21 +340,20 @@ def _interval(values: NDArray[np.float64]) -> Interval | None:
 
 
 def _photographs_scored(
-    photographs: Photographs, measures: Measures, known: NDArray[np.bool_], editing: Editing, model: Any
+    photographs: Photographs, measures: Measures, known: NDArray[np.bool_], editing: Editing, model: ModelInfo
 ) -> dict[str, Interval | None]:
     """What the classifier says of the photographs as they are: nothing edited is likely to do better."""
     if measures.classifier is None or not known.any():
         return {}
     images, labels = photographs.images[known], photographs.labels[known]
     boxes = regions(model, len(photographs), editing.region_seed)[known]
-    cut = []
-    for image, box in zip(images, boxes, strict=True):
-        inside = pixel_mask(box, model)
-        cut.append(image[inside.any(1)][:, inside.any(0)])
-    return {WHOLE: _interval(measures.score(images, labels)), REGION: _interval(measures.score(np.stack(cut), labels))}
+    cut = np.stack([*boxes_alone(images, boxes, model)])
+    return {WHOLE: _interval(measures.score(images, labels)), REGION: _interval(measures.score(cut, labels))}
 
 
-def _sheet(photographs: Photographs, results: Sequence[EditResults], editing: Editing, model: Any) -> list[SheetRow]:
+def _sheet(
+    photographs: Photographs, results: Sequence[EditResults], editing: Editing, model: ModelInfo
+) -> list[SheetRow]:
     boxes = regions(model, len(photographs), editing.region_seed)
     rows = []
     for task in (INPAINTING, OUTPAINTING, CLASS_EDITING):
