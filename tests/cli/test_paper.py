@@ -137,6 +137,7 @@ def test_pictures_too_small_for_lpips_are_refused(
 
 BAD_USAGE = {
     "no photographs": ([], "Missing option '--photographs'"),
+    "missing photographs": (["--photographs", "none.npz"], "'none.npz' does not exist"),
     "unknown row": (["--photographs", "val.npz", "--rows", "fp32,nothing"], 'no recipe is named "nothing"'),
     "a row twice": (["--photographs", "val.npz", "--rows", "fp32,fp32"], "has a recipe twice"),
     "no reference": (["--photographs", "val.npz", "--rows", "default"], "has no full precision (fp32)"),
@@ -161,6 +162,15 @@ def test_bad_usage_is_one_line(
     assert captured.err.count("\n") == 1
     assert message in captured.err
     assert [path.name for path in photographs.parent.iterdir()] == ["val.npz"]
+
+
+def test_bad_photographs_are_told_before_the_recipes_are_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "val.npz", images=np.zeros((3, 8, 8)))
+    assert run("--photographs", tmp_path / "val.npz", "--rows", "fp32,default", "--work", tmp_path / "work") == 2
+    assert "images: expected uint8" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "work" / "bundles").iterdir()] == ["fp32"]
 
 
 def test_bundles_and_recipes_do_not_mix(
