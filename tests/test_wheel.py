@@ -161,7 +161,9 @@ def test_verify_without_torch_or_onnx(unpacked: Path, int8_bundle: Path) -> None
     done = run(unpacked, "verify", int8_bundle, "--threads", 1, "--ops", "stock")
     assert (done.returncode, without_warning(done.stderr)) == (0, "")
     checks = [line.split(":")[0].split() for line in done.stdout.splitlines()]
-    assert checks == [["ok", name] for name in ("files", "contract", "logits", "tokens", "streaming")], done.stdout
+    assert checks == [["ok", name] for name in ("files", "contract", "logits", "tokens", "encoder", "streaming")], (
+        done.stdout
+    )
 
 
 def test_inspect_without_torch_or_onnx(unpacked: Path, int8_bundle: Path) -> None:

@@ -41,6 +41,9 @@ STEPS = {
         "writing the full-precision model for calibration",
         "calibrating",
         "observing distributions",
+        "calibrating the decoder",
+        "calibrating the encoder",
+        "observing what convolutions see",
         "quantizing",
         "writing",
         "checking kernels",
@@ -54,7 +57,7 @@ STEPS = {
 def test_a_bundle_passes_its_own_checks(tiny_bundle: Path) -> None:
     report = verify(Bundle.open(tiny_bundle, verify_hashes=True), ONE_THREAD)
     assert report.passed, report
-    assert [check.name for check in report.checks] == ["files", "contract", "logits", "tokens", "streaming"]
+    assert [check.name for check in report.checks] == ["files", "contract", "logits", "tokens", "encoder", "streaming"]
 
 
 def test_the_manifest_describes_the_model(tiny_bundle: Path) -> None:

@@ -167,6 +167,7 @@ def test_other_rules_narrow_the_ranges_of_pairs(
         "observing distributions",
         "calibrating the decoder",
         "calibrating the encoder",
+        "observing what convolutions see",
     ]
     narrower = 0
     for name, pair in plan.stage.pair_ranges.items():

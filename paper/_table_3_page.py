@@ -1,0 +1,128 @@
+"""Table 3 as Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from nextscale.measure.statistics import Interval
+from nextscale.paper._editing import INPAINTING, OUTPAINTING, REGION, WHOLE
+from nextscale.paper.table_3 import Row, Table3
+
+TITLES = {WHOLE: "class probability, picture", REGION: "class probability, box"}
+PAPER_HEADERS = ("paper: inpaint", "paper: outpaint")
+
+
+def markdown(table: Table3) -> str:
+    """The whole report."""
+    rows = [row_cells(table, row) for row in table.rows]
+    differences = [difference_cells(table, row) for row in table.rows if row.differences]
+    columns = titles(table)
+    return "\n".join(
+        [
+            *_heading(table),
+            "",
+            *_table(["method", "bits (W/A)", *columns, *PAPER_HEADERS], rows),
+            "",
+            "## Differences to full precision",
+            "",
+            "Paired by photograph, mean ± half of the 95% interval; marked * where the interval excludes 0. Another "
+            "seed of full precision shows how far apart two rows are by chance alone.",
+            "",
+            *_table(["method", "bits (W/A)", *columns], differences),
+            "",
+        ]
+    )
+
+
+def titles(table: Table3) -> list[str]:
+    """Headers of the figures' columns."""
+    return [TITLES.get(column) or _lpips_title(table, column) for column in _columns(table)]
+
+
+def row_cells(table: Table3, row: Row) -> list[str]:
+    """Method, bits, means with intervals, the paper's LPIPS."""
+    paper = ["", ""] if row.paper is None else [f"{row.paper.inpainting:.4f}", f"{row.paper.outpainting:.4f}"]
+    return [row.method, row.bits, *(with_interval(row.figures[column]) for column in _columns(table)), *paper]
+
+
+def difference_cells(table: Table3, row: Row) -> list[str]:
+    """Method, bits, paired differences."""
+    return [row.method, row.bits, *(with_interval(row.differences[column], True) for column in _columns(table))]
+
+
+def with_interval(interval: Interval | None, difference: bool = False) -> str:
+    """0.1234 ± 0.0021: half the width of the 95% interval; with a sign, and a mark if it excludes 0."""
+    if interval is None:
+        return ""
+    text = f"{interval.mean:+.4f}" if difference else f"{interval.mean:.4f}"
+    if not math.isfinite(interval.low):
+        return text
+    mark = " *" if difference and (interval.low > 0 or interval.high < 0) else ""
+    return f"{text} ± {(interval.high - interval.low) / 2:.4f}{mark}"
+
+
+def notes(table: Table3) -> list[str]:
+    """What a reader must know to compare the figures with others."""
+    count, settings = table.photographs, table.settings
+    side = " x ".join(map(str, table.model["image_size"]))
+    found = [
+        f"{count['edited']} photographs of {count['available']}, chosen by seed {settings['region_seed']}; the middle "
+        f"of each, at {side} pixels; each bundle encodes them with its own encoder",
+        "a box of half the picture's sides, 25% of its area, at a random place of that seed, the same for all rows: "
+        f"{INPAINTING} makes it anew; {OUTPAINTING} keeps it and makes the other 75% anew, as VAR's notebook does (the "
+        "paper has 25% filled in both, and does not say where in outpainting)",
+        f"no class in in- and outpainting; cfg_scale {settings['cfg_scale']:g}, top_k {settings['top_k']}, top_p "
+        f"{settings['top_p']:g}, seed {settings['seed']}; the noise floor is full precision with seed "
+        f"{settings['noise_floor_seed']}",
+        "pictures are decoded and blended, as `nextscale edit` gives them: kept pixels are the photograph's own, so "
+        "that only what was made anew, and its seam, adds to the LPIPS",
+        "LPIPS (Zhang et al., 2018) is between the edited picture and the photograph, at that size; less is nearer. "
+        "The paper does not name its network",
+    ]
+    if table.classifier is None:
+        found.append("no class-conditional editing: the photographs have no labels, or none that the classifier knows")
+    else:
+        scored = ", ".join(
+            f"{title} {with_interval(table.photographs_scored.get(column))}" for column, title in TITLES.items()
+        )
+        found += [
+            f"class-conditional editing makes the box anew with the photograph's class, on {count['with a class']} "
+            f"photographs that have one of ImageNet's. It is judged by the probability that {table.classifier} gives "
+            "to that class, of the whole picture and of the box alone; more is better. This is no CLIP score, and "
+            "cannot be compared with the paper's",
+            f"the photographs themselves: {scored}",
+        ]
+    images = sorted({row.calibration_images for row in table.rows if row.calibration_images is not None})
+    found += [f"integer bundles are calibrated on {' or '.join(map(str, images))} images"] if images else []
+    found.append("the paper's LPIPS are of VAR-d30 at 256 pixels: compare differences between rows, not values")
+    return found
+
+
+def _lpips_title(table: Table3, column: str) -> str:
+    task, name = column.split()
+    return f"{table.measures[name]}, {task}"
+
+
+def _heading(table: Table3) -> list[str]:
+    numbers = ", ".join(f"{name} {version}" for name, version in table.versions.items())
+    return [
+        f"# Table 3: editing photographs, {table.model['name']}",
+        "",
+        *[f"- {note}" for note in notes(table)],
+        f"- {table.machine.cpu}; {numbers}; means over photographs ± half of the 95% interval",
+        *[f"- left out: {line}" for line in table.left_out],
+        *[f"- **{line}**" for line in table.warnings],
+    ]
+
+
+def _columns(table: Table3) -> list[str]:
+    return list(table.rows[0].figures)
+
+
+def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [
+        f"| {' | '.join(headers)} |",
+        f"|{'---|' * len(headers)}",
+        *(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows),
+    ]

@@ -1,0 +1,371 @@
+"""Table 3: photographs edited by one model in several bundles, judged by LPIPS and by a classifier."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nextscale.measure.provenance import finite, versions
+from nextscale.measure.statistics import Interval, mean_interval
+from nextscale.paper._editing import (
+    CLASS_EDITING,
+    INPAINTING,
+    OUTPAINTING,
+    REGION,
+    WHOLE,
+    Editing,
+    EditResults,
+    Measures,
+    boxes_alone,
+    edit_results,
+    finished,
+    pixel_mask,
+    regions,
+    remade,
+    seconds_per_photograph,
+)
+from nextscale.paper._photographs import Photographs
+from nextscale.paper.editing_bundles import EditingBundle
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._machine import Machine, describe_machine, saturation_warning
+from nextscale.runtime._manifest import STOCK, ModelInfo
+from nextscale.runtime._next_scale_loop import Generator
+from nextscale.runtime._request import resolve_top_k
+from nextscale.runtime._session import SessionOptions
+
+FULL_PRECISION, NOISE_FLOOR = "fp32", "noise floor"
+METHODS = {"brecq": "BRECQ", "litevar": "LiteVAR", "ours": "Ours", "ours-litevar": "Ours+LiteVAR", "default": "default"}
+BITS = ("w8a8", "w6a6", "w4a4")
+ROWS = (
+    FULL_PRECISION,
+    *(
+        "default" if (method, bits) == ("default", "w8a8") else f"{method}-{bits}"
+        for bits in BITS
+        for method in METHODS
+    ),
+)
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """A row of the paper's Table 3, of VAR-d30 and ImageNet's validation photographs of 256 pixels.
+
+    Attributes:
+        inpainting, outpainting: LPIPS; the paper does not say of which network.
+        clip: CLIP score of class-conditional editing, which nothing here can be compared with.
+    """
+
+    inpainting: float
+    outpainting: float
+    clip: float
+
+
+PAPER = {
+    "fp32": PaperRow(0.2827, 0.2119, 0.2480),
+    "brecq-w6a6": PaperRow(0.2852, 0.2144, 0.2455),
+    "litevar-w6a6": PaperRow(0.2861, 0.2143, 0.2458),
+    "ours-w6a6": PaperRow(0.2843, 0.2141, 0.2459),
+    "ours-litevar-w6a6": PaperRow(0.2835, 0.2134, 0.2465),
+    "brecq-w4a4": PaperRow(0.2912, 0.2207, 0.2289),
+    "litevar-w4a4": PaperRow(0.2907, 0.2208, 0.2318),
+    "ours-w4a4": PaperRow(0.2888, 0.2181, 0.2358),
+    "ours-litevar-w4a4": PaperRow(0.2879, 0.2172, 0.2363),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table.
+
+    Attributes:
+        name: the recipe's, or "noise floor".
+        method, bits: what the table calls it, and the bits of weights and activations.
+        bundle: its folder.
+        calibration_images: that its manifest tells of; None for full precision.
+        paper: the paper's row; None where it has none.
+        figures: means over photographs by column; None where no photograph has such a figure.
+        differences: paired, to full precision's figures of the same photographs; empty for full precision.
+    """
+
+    name: str
+    method: str
+    bits: str
+    bundle: str
+    calibration_images: int | None
+    paper: PaperRow | None
+    figures: Mapping[str, Interval | None]
+    differences: Mapping[str, Interval | None]
+
+
+@dataclass(frozen=True)
+class SheetRow:
+    """A line of Fig. D.
+
+    Attributes:
+        task: which.
+        photograph, mask: uint8 [H, W, 3], and bool [H, W], what is made anew.
+        pictures: uint8 [R, H, W, 3], a result of each of the table's rows.
+    """
+
+    task: str
+    photograph: NDArray[np.uint8]
+    mask: NDArray[np.bool_]
+    pictures: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Table3:
+    """What was measured, and of what.
+
+    Attributes:
+        model: its manifest's name, and its pictures' size.
+        photographs: how many were edited, and how many there were to choose from; how many had a class that the
+            classifier knows.
+        settings: of editing, plain values.
+        measures: names of what judged the pictures, by column; and the classifier's, None without.
+        photographs_scored: what the classifier says of the photographs themselves, by column.
+        machine, versions: of this process.
+        rows: full precision, the noise floor, then the others.
+        left_out: lines on rows that are missing.
+        warnings: lines on rows whose integer products this processor does not compute exactly.
+        sheet: Fig. D.
+    """
+
+    model: Mapping[str, Any]
+    photographs: Mapping[str, int]
+    settings: Mapping[str, Any]
+    measures: Mapping[str, str]
+    classifier: str | None
+    photographs_scored: Mapping[str, Interval | None]
+    machine: Machine
+    versions: Mapping[str, str]
+    rows: tuple[Row, ...]
+    left_out: tuple[str, ...]
+    warnings: tuple[str, ...]
+    sheet: tuple[SheetRow, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values without the sheet; what is not finite becomes null."""
+        plain: dict[str, Any] = finite(asdict(replace(self, sheet=())))
+        del plain["sheet"]
+        return plain
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row to measure: its bundle, and the seed of its tokens."""
+
+    name: str
+    bundle: EditingBundle
+    editing: Editing
+
+
+def jobs(bundles: Sequence[EditingBundle], editing: Editing) -> list[Job]:
+    """Full precision, full precision with the next seed as the noise floor, then the other bundles.
+
+    Raises:
+        NextscaleError: no bundle of full precision, bundles of several models, or one without an encoder.
+    """
+    originals = [item for item in bundles if item.name == FULL_PRECISION]
+    if len(originals) != 1:
+        raise NextscaleError(f"rows: {len(originals)} of full precision (fp32); expected 1, the reference")
+    original = originals[0]
+    for item in bundles:
+        if item.bundle.model != original.bundle.model:
+            raise NextscaleError(
+                f"{item.bundle.path}: not the model of {original.bundle.path}; compare bundles of one model"
+            )
+        if "encoder" not in item.bundle.manifest.graphs:
+            raise NextscaleError(f"{item.bundle.path}: the bundle has no encoder; build it again, without --no-encoder")
+    resolve_top_k(editing.top_k, original.bundle.model)
+    floor = replace(editing, seed=editing.seed + 1)
+    others = [Job(item.name, item, editing) for item in bundles if item is not original]
+    return [Job(FULL_PRECISION, original, editing), Job(NOISE_FLOOR, original, floor), *others]
+
+
+def measure_table_3(
+    bundles: Sequence[EditingBundle],
+    photographs: Photographs,
+    measures: Measures,
+    editing: Editing,
+    work: Path,
+    *,
+    options: SessionOptions | None = None,
+    left_out: Sequence[str] = (),
+    on_images: Callable[[str, int], object] = lambda name, done: None,
+) -> Table3:
+    """Edit the photographs with every bundle and measure the results.
+
+    Args:
+        bundles: of one model, one of them full precision.
+        photographs: of the model's size.
+        measures: distances and, where photographs have classes, a classifier.
+        editing: seeds, guidance and filters; the same for all rows.
+        work: an existing folder that keeps the figures, see `edit_results`.
+        options: threads, memory and operators.
+        left_out: lines on rows that could not be built, for the report.
+        on_images: called with a row's name and how many of its photographs are finished.
+    Raises:
+        NextscaleError: see `jobs` and `edit_results`.
+    """
+    results, warnings = dict[str, EditResults](), list[str]()
+    wanted = jobs(bundles, editing)
+    for job in wanted:
+        generator = Generator(job.bundle.bundle, options)
+        warning = saturation_warning(job.bundle.bundle.manifest.recipe)
+        if warning is not None and generator.ops.variant == STOCK:
+            warnings.append(f"{job.name}: {warning}")
+        results[job.name] = edit_results(
+            generator,
+            photographs,
+            measures,
+            job.editing,
+            work,
+            on_images=lambda done, name=job.name: on_images(name, done),  # type: ignore[misc]
+        )
+    original = results[FULL_PRECISION]
+    model = wanted[0].bundle.bundle.model
+    known = (
+        [label >= 0 and bool(measures.class_ids[label]) for label in photographs.labels] if measures.classifier else []
+    )
+    return Table3(
+        model={
+            "name": wanted[0].bundle.bundle.manifest.name,
+            "image_size": list(model.image_size),
+            "latent_size": list(model.latent_size),
+        },
+        photographs={"edited": len(photographs), "available": photographs.available, "with a class": int(sum(known))},
+        settings={
+            **asdict(editing),
+            "top_k": resolve_top_k(editing.top_k, model),
+            "noise_floor_seed": editing.seed + 1,
+        },
+        measures={name: distance.name for name, distance in measures.distances.items()},
+        classifier=None if measures.classifier is None else measures.classifier.name,
+        photographs_scored=_photographs_scored(photographs, measures, np.array(known, np.bool_), editing, model),
+        machine=describe_machine(),
+        versions=versions(),
+        rows=tuple(_row(job, results[job.name], original) for job in wanted),
+        left_out=tuple(left_out),
+        warnings=tuple(warnings),
+        sheet=tuple(_sheet(photographs, [results[job.name] for job in wanted], editing, model)),
+    )
+
+
+@dataclass(frozen=True)
+class PlannedRow:
+    """How long a row will take.
+
+    Attributes:
+        name: the row's.
+        seconds: of a photograph.
+        measured: with the row's bundle, or else taken from full precision.
+        left: photographs that are not finished.
+    """
+
+    name: str
+    seconds: float
+    measured: bool
+    left: int
+
+    @property
+    def total(self) -> float:
+        """Seconds."""
+        return self.seconds * self.left
+
+
+def plan_table_3(
+    bundles: Sequence[EditingBundle],
+    unbuilt: Sequence[str],
+    photographs: Photographs,
+    measures: Measures,
+    editing: Editing,
+    work: Path,
+    options: SessionOptions | None = None,
+) -> list[PlannedRow]:
+    """Measure one batch with each bundle that is there; rows without a bundle are taken to be as fast as the first.
+
+    Args:
+        bundles, photographs, measures, editing, work, options: as for `measure_table_3`.
+        unbuilt: names of rows without a bundle.
+    """
+    rows = list[PlannedRow]()
+    for job in jobs(bundles, editing):
+        generator = Generator(job.bundle.bundle, options)
+        left = len(photographs) - finished(generator, photographs, measures, job.editing, work)
+        known = rows[0].seconds if job.name == NOISE_FLOOR else None
+        seconds = seconds_per_photograph(generator, photographs, measures, editing) if known is None else known
+        rows.append(PlannedRow(job.name, seconds, True, left))
+    rows += [PlannedRow(name, rows[0].seconds, False, len(photographs)) for name in unbuilt]
+    return rows
+
+
+def method_of(name: str) -> str:
+    """What the table calls a recipe, bits aside."""
+    if name == FULL_PRECISION:
+        return "Full precision"
+    stem, _, bits = name.rpartition("-")
+    return METHODS.get(stem if bits in BITS else name, name)
+
+
+def _row(job: Job, results: EditResults, original: EditResults) -> Row:
+    recipe = job.bundle.bundle.manifest.recipe
+    floats = recipe["name"] == FULL_PRECISION
+    bits = "32/32" if floats else f"{recipe['weights']['bits']}/{recipe['activations']['bits']}"
+    differences = {} if job.name == FULL_PRECISION else {
+        column: _interval(values - original.figures[column]) for column, values in results.figures.items()
+    }  # fmt: skip
+    return Row(
+        name=job.name,
+        method="Full precision, another seed" if job.name == NOISE_FLOOR else method_of(job.name),
+        bits=bits,
+        bundle=str(job.bundle.bundle.path),
+        calibration_images=None if floats else recipe.get("calibration", {}).get("images"),
+        paper=PAPER.get(job.name),
+        figures={column: _interval(values) for column, values in results.figures.items()},
+        differences=differences,
+    )
+
+
+def _interval(values: NDArray[np.float64]) -> Interval | None:
+    """Mean and 95% interval of what is there."""
+    there = values[~np.isnan(values)]
+    return mean_interval(there.tolist()) if len(there) else None
+
+
+def _photographs_scored(
+    photographs: Photographs, measures: Measures, known: NDArray[np.bool_], editing: Editing, model: ModelInfo
+) -> dict[str, Interval | None]:
+    """What the classifier says of the photographs as they are: nothing edited is likely to do better."""
+    if measures.classifier is None or not known.any():
+        return {}
+    images, labels = photographs.images[known], photographs.labels[known]
+    boxes = regions(model, len(photographs), editing.region_seed)[known]
+    cut = np.stack([*boxes_alone(images, boxes, model)])
+    return {WHOLE: _interval(measures.score(images, labels)), REGION: _interval(measures.score(cut, labels))}
+
+
+def _sheet(
+    photographs: Photographs, results: Sequence[EditResults], editing: Editing, model: ModelInfo
+) -> list[SheetRow]:
+    boxes = regions(model, len(photographs), editing.region_seed)
+    rows = []
+    for task in (INPAINTING, OUTPAINTING, CLASS_EDITING):
+        for place, number in enumerate(results[0].numbers.get(task, ())):
+            mask = pixel_mask(remade(task, boxes[number]), model)
+            pictures = np.stack([found.pictures[task][place] for found in results])
+            rows.append(SheetRow(task, photographs.images[number], mask, pictures))
+    return rows
+
+
+def in_words(seconds: float) -> str:
+    """90 s, 12 min, 3.4 h."""
+    if seconds < 100:
+        return f"{math.ceil(seconds)} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

