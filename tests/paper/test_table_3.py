@@ -361,5 +361,5 @@ def test_bad_photographs_are_one_line(
 def test_a_file_that_is_no_picture_is_named(generator: Generator, tmp_path: Path) -> None:
     for name in ("a.png", "b.txt"):
         (tmp_path / name).write_text("no picture")
-    with pytest.raises(NextscaleError, match=r"(a\.png|b\.txt): not a picture"):
+    with pytest.raises(NextscaleError, match=r"(a\.png|b\.txt): no picture"):
         read_photographs(tmp_path, generator.bundle.model, 10, 0)
