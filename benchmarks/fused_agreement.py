@@ -138,7 +138,8 @@ def built(work: Path, name: str, session: SessionOptions, calibration_images: in
             raise click.ClickException(f"{folder}: built with another recipe ({', '.join(changed)}); remove it")
         return folder
     log(f"{name}: building")
-    options = BuildOptions(recipe, session=session, reduce_range=recipe.precision == "int8" and is_reduced())
+    reduce_range = recipe.precision == "int8" and is_reduced()
+    options = BuildOptions(recipe, session=session, reduce_range=reduce_range, encoder=False)
     build_bundle(replace(demo_source("demo"), name=f"demo-{name}"), folder, options, lambda *_: None)
     return folder
 

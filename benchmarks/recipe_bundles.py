@@ -118,6 +118,7 @@ class RecipeBundles:
             token_maps=self._token_maps(recipe),
             rounding=self._rounding(recipe),
             reduce_range=reduce_range,
+            encoder=False,
         )
         build_bundle(replace(self.source, name=f"demo-{name}"), folder, options, log)
         return name

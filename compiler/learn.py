@@ -143,7 +143,7 @@ class _Learning:
         if folder.exists():
             return Bundle.open(folder)
         self.progress("writing the full-precision model")
-        options = BuildOptions(load_recipe("fp32"), session=self.options.session)
+        options = BuildOptions(load_recipe("fp32"), session=self.options.session, encoder=False)
         return build_bundle(self.source, folder, options, lambda step, done=0, total=0: None)
 
     def token_maps(self) -> TokenMaps:

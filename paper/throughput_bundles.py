@@ -160,7 +160,7 @@ class ThroughputBundles:
         if self.origin.random and recipe.attention.shift_and_sum != "off":
             model, bits = source.model_info(), BitWidths(recipe.weights.bits, recipe.activations.bits)
             theta = choose_theta(demo_statistics(model), model, facts_of(source.var), bits, recipe.attention.budget)
-        options = BuildOptions(recipe, session=self.session, rounding=rounding, theta=theta)
+        options = BuildOptions(recipe, session=self.session, rounding=rounding, theta=theta, encoder=False)
 
         def named(step: str, done: int = 0, total: int = 0) -> None:
             progress(f"{recipe.name}: {step}", done, total)
