@@ -49,20 +49,17 @@ def observe_encoder(
     return _observe(model, build_features_graph(model.source.vqvae), pictures, options, progress)
 
 
-def encoder_graphs(
-    vqvae: VQVAE, observed: AutoencoderObservation | None, reduce_range: bool
-) -> tuple[ir.Model, ir.Model]:
+def encoder_graphs(vqvae: VQVAE, observed: AutoencoderObservation | None) -> tuple[ir.Model, ir.Model]:
     """The stock and the fused graph of an encoder, images to token maps; in float32 both are one.
 
     Args:
         vqvae: its quantizer stays in float32.
         observed: None for an encoder in float32.
-        reduce_range: keep every pair of products within 16 bits.
     """
     if observed is None:
         model = build_encoder_graph(vqvae)
         return model, model
-    stock, fused = stock_and_fused_autoencoder(build_features_graph(vqvae), observed, reduce_range)
+    stock, fused = stock_and_fused_autoencoder(build_features_graph(vqvae), observed)
     return with_token_maps(stock, vqvae.quantize), with_token_maps(fused, vqvae.quantize)
 
 

@@ -30,7 +30,7 @@ from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes._fused_nodes import has_fused
 from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.pipeline import fuse_stage, quantize_stage
-from nextscale.graph_passes.quantize_autoencoder import integer_convolutions, stock_and_fused_autoencoder
+from nextscale.graph_passes.quantize_autoencoder import stock_and_fused_autoencoder
 from nextscale.models.sources import Source
 from nextscale.models.var.layers import facts_of
 from nextscale.runtime._bundle import Bundle
@@ -91,8 +91,6 @@ def _build_integer(
         require_reducible(options.recipe)
     integer = IntegerModel.decide(options.recipe, facts_of(source.var), options.reduce_range)
     require_rounding(integer, options)
-    layers = [*integer.layers]
-    convolutions = integer_convolutions(decoder_model) if options.recipe.decoder.precision == "integer" else []
 
     def write_float(folder: Path, stage_model: ir.Model, decoder_model: ir.Model) -> None:
         write_bundle(source, folder, stage_model, decoder_model, None, {"name": "fp32"})
@@ -107,15 +105,17 @@ def _build_integer(
         float_stage = build_stage_graph(source.var, source.vqvae.quantize, plan.equalization)
         stage_model = quantize_stage(float_stage, plan.stage)
         fused = {"stage": fuse_stage(float_stage, plan.stage, stage_model), "decoder": decoder_model}
+        planned: dict[str, list[str]] = {"stage": [*integer.layers], "decoder": []}
         if plan.decoder is not None:
+            planned["decoder"] = [*plan.decoder.inputs]
             decoder_model, fused["decoder"] = stock_and_fused_autoencoder(
                 decoder_model, plan.decoder, options.reduce_range
             )
-        planned = {"stage": layers, "decoder": convolutions, "generate": layers + convolutions}
+        planned["generate"] = planned["stage"] + planned["decoder"]
         encoder_model = None
         if options.encoder:
-            encoder_model, fused["encoder"] = encoder_graphs(source.vqvae, plan.encoder, options.reduce_range)
             planned["encoder"] = [] if plan.encoder is None else [*plan.encoder.inputs]
+            encoder_model, fused["encoder"] = encoder_graphs(source.vqvae, plan.encoder)
         progress("writing")
         recipe = options.recipe.as_dict() | dict(plan.report) | {"reduce_range": options.reduce_range}
         write_bundle(source, folder, stage_model, decoder_model, encoder_model, recipe, fused if options.fused else {})

@@ -270,13 +270,14 @@ def _runs(
     labels, sampled = np.array([label], np.int64), np.full((1, bundle.model.num_tokens), -1, np.int64)
     for _, found in observed.run(labels, sampled):
         yield products, found.outputs
-    inputs = {"f_hat": found.f_hat.numpy()}
-    for model in (decoder, encoder):
-        if model is None:
-            return
+
+    def operands(model: ir.Model, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         exposed = expose_operands(model)
         names = [str(output.name) for output in exposed.graph.outputs]
         session = open_model(exposed, bundle.folder, options, bundle.linked_data())
-        operands = dict(zip(names, session.run(names, inputs), strict=True))
-        yield integer_products(model), operands
-        inputs = {"images": operands["images"]} if model is decoder else {}
+        return dict(zip(names, session.run(names, inputs), strict=True))
+
+    decoded = operands(decoder, {"f_hat": found.f_hat.numpy()})
+    yield integer_products(decoder), decoded
+    if encoder is not None:
+        yield integer_products(encoder), operands(encoder, {"images": decoded["images"]})

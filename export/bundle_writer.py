@@ -52,18 +52,22 @@ def write_graphs(folder: Path, models: Mapping[str, ir.Model]) -> None:
     Equal tensors are stored once. The models' initializers end up referring to the file, so that the weights in memory
     can be freed.
     """
-    written: dict[tuple[ir.DataType, tuple[int, ...], bytes], ir.ExternalTensor] = {}
+    by_content: dict[tuple[ir.DataType, tuple[int, ...], bytes], ir.ExternalTensor] = {}
+    # Most are one object in several models, which is read once; those in here keep ids from being used again.
+    written: dict[int, tuple[ir.TensorProtocol, ir.ExternalTensor]] = {}
     with (folder / WEIGHTS_FILE).open("wb") as file:
         for model in models.values():
             for value in model.graph.initializers.values():
                 tensor = value.const_value
                 if tensor is None or tensor.nbytes < EXTERNAL_FROM_BYTES:
                     continue
-                content = _content(tensor)
-                key = tensor.dtype, tuple(tensor.numpy().shape), hashlib.sha256(content).digest()
-                if key not in written:
-                    written[key] = _append(file, tensor, content, folder)
-                value.const_value = written[key]
+                if id(tensor) not in written:
+                    content = _content(tensor)
+                    key = tensor.dtype, tuple(tensor.numpy().shape), hashlib.sha256(content).digest()
+                    if key not in by_content:
+                        by_content[key] = _append(file, tensor, content, folder)
+                    written[id(tensor)] = tensor, by_content[key]
+                _, value.const_value = written[id(tensor)]
     for name, model in models.items():
         ir.save(model, folder / f"{name}.onnx")
         onnx.checker.check_model(str(folder / f"{name}.onnx"), full_check=True)
