@@ -1,4 +1,6 @@
-"""A decoder's layers as ONNX operators, channels last, nearly all convolutions u8 x s8 (see `quantize_autoencoder`).
+"""A decoder's or encoder's layers as ONNX operators, channels last, nearly all convolutions u8 x s8.
+
+`quantize_autoencoder` tells what is integer and why.
 
 Symbols: B pictures, n = H * W pixels of a feature map, C channels. Rows are [B, n, C].
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, reduce
 from typing import ClassVar
 
 import numpy as np
@@ -82,7 +85,7 @@ class Feature:
 
 
 class AutoencoderConstants:
-    """The constants of a decoder's int8 graphs, made once for all of them.
+    """The constants of a decoder's or encoder's int8 graphs, made once for all of them.
 
     Args:
         reduce_range: keep every pair of products within 16 bits, as those of two-byte inputs are anyway.
@@ -135,6 +138,7 @@ class NamedKernel:
     def size(self) -> int:
         return int(self.integers.weight.codes.shape[-1])
 
+    @cached_property
     def columns(self) -> NDArray[np.int8]:
         """The weights of a product of patches, [k k in, out]: the channels of a pixel together."""
         codes = self.integers.weight.codes
@@ -193,7 +197,7 @@ class ChannelsLast:
                 case Convolution() if layer.y in self.channels:
                     self._convolution(layer)
                 case Convolution() if layer.kernel_size > 1:
-                    self._float_convolution(layer)
+                    self._two_byte_convolution(layer)
                 case Convolution() if layer.name in self.integer:
                     self._integer_linear(layer)
                 case Convolution():
@@ -360,8 +364,8 @@ class ChannelsLast:
         strips = self._split(y, self._feature(source.height, source.width, out).strips)
         self._derive(layer.y, layer.x, strips, out)
 
-    def _float_convolution(self, layer: Convolution) -> None:
-        """u8 [B, H, W, in] -> float32 rows: matrix products of the patches that each output sees, strip by strip."""
+    def _two_byte_convolution(self, layer: Convolution) -> None:
+        """Two bytes [B, H, W, in] -> float32 rows: matrix products of the patches that each output sees, by strips."""
         source, out = self.features[layer.x], len(layer.weight)
         zoom = 2 if layer.upsampled else 1
         y = self._feature(zoom * source.height // layer.stride, zoom * source.width // layer.stride, out)
@@ -398,17 +402,12 @@ class ChannelsLast:
     def _product(self, layer: Convolution, kernel: NamedKernel, rows: Sequence[ir.Value], name: str) -> ir.Value:
         """One or two bytes of rows, u8 [B, n, K] each, times a kernel's weights: float32 [B, n, out]."""
         # In this order: a graph's initializers stand in that of their making.
-        columns = self._constant(f"{kernel.name}.codes", kernel.columns())
-        qparams = [of_byte for _, of_byte in self._bytes(layer.x)]
-        weight_scale = self._constant(f"{kernel.name}.scale", kernel.integers.weight.scale)
+        columns = self._constant(f"{kernel.name}.codes", kernel.columns)
+        *first, last = zip(rows, (qparams for _, qparams in self._bytes(layer.x)), strict=True)
+        weight = columns, self._constant(f"{kernel.name}.scale", kernel.integers.weight.scale)
         bias = self._constant(f"{layer.name}.bias", layer.bias)
-        y = None
-        for place, (codes, of_byte) in enumerate(zip(rows, qparams, strict=True)):
-            last = place == len(rows) - 1
-            part = name if last else f"{name}.coarse"
-            y = self._multiply(codes, of_byte, (columns, weight_scale), bias if last else None, y, part)
-        assert y is not None
-        return y
+        coarse = [self._multiply(*of_byte, weight, None, f"{name}.coarse") for of_byte in first]
+        return reduce(self.op.Add, coarse, self._multiply(*last, weight, bias, name))
 
     def _multiply(
         self,
@@ -416,13 +415,13 @@ class ChannelsLast:
         qparams: tuple[ir.Value, ir.Value],
         weight: tuple[ir.Value, ir.Value],
         bias: ir.Value | None,
-        more: ir.Value | None,
         name: str,
     ) -> ir.Value:
-        """scale (codes - zero_point) weight + bias + more, the weight as its codes [in, out] and scale [out]."""
+        """scale (codes - zero_point) weight + bias, the weight as its codes [in, out] and scale [out]."""
         (scale, zero_point), (columns, weight_scale) = qparams, weight
-        y = self.microsoft.MatMulIntegerToFloat(codes, columns, scale, weight_scale, zero_point, None, bias, _name=name)
-        return y if more is None else self.op.Add(y, more)
+        return self.microsoft.MatMulIntegerToFloat(
+            codes, columns, scale, weight_scale, zero_point, None, bias, _name=name
+        )
 
     def _linear(self, layer: Convolution) -> None:
         """A 1x1 convolution in float: float32 [B, n, in] -> [B, n, out], whose bias stays pending."""

@@ -63,12 +63,11 @@ class FusedChannelsLast(ChannelsLast):
         qparams: tuple[ir.Value, ir.Value],
         weight: tuple[ir.Value, ir.Value],
         bias: ir.Value | None,
-        more: ir.Value | None,
         name: str,
     ) -> ir.Value:
         y = self.fused.Linear(codes, *qparams, *weight, bias, _name=name)
         y.dtype = ir.DataType.FLOAT
-        return y if more is None else self.op.Add(y, more)
+        return y
 
     def _convolve(
         self, x: ir.Value, activation: ActivationQParams, kernels: Sequence[NamedKernel], steps: Floats
@@ -88,19 +87,18 @@ class FusedChannelsLast(ChannelsLast):
         y.dtype = ir.DataType.UINT8
         return y
 
-    def _float_convolution(self, layer: Convolution) -> None:
-        """u8 [B, H, W, in] in one or two bytes -> float32 rows, with what is added to them next."""
+    def _two_byte_convolution(self, layer: Convolution) -> None:
+        """Two bytes [B, H, W, in] -> float32 rows, with what is added to them next."""
         source, out = self.features[layer.x], len(layer.weight)
-        (codes, (_, zero_point)), *more = self._bytes(layer.x)
-        fine: list[ir.Value | None] = [self._as_pixels(layer.x, rows) for rows, _ in more]
+        (codes, (_, zero_point)), (fine, _) = self._bytes(layer.x)
         kernels = self._kernels(layer, layer.bias, self._last_byte(layer.x))
-        constants: list[ir.Value | None] = [
+        constants = [
             self._constant(f"{kernel.name}.{part}", array)
             for kernel in kernels
             for part, array in (
-                ("codes", kernel.columns()),
+                ("codes", kernel.columns),
                 ("to_numbers", self.qparams[layer.x].scale[0] * kernel.integers.weight.scale),
-                ("fine_bias" if fine else "bias", kernel.integers.bias),
+                ("fine_bias", kernel.integers.bias),
             )
         ]
         zoom = 2 if layer.upsampled else 1
@@ -108,20 +106,19 @@ class FusedChannelsLast(ChannelsLast):
         added, pending, result = self._added(layer)
         residual = None if added is None else self.op.Reshape(added, [-1, y.height, y.width, out])
         unused = [None] * (3 * (4 - len(kernels)))
-        codes_or_numbers = [ir.Value(name=""), ir.Value(name=f"{layer.name}.numbers")]
-        _, numbers = codes_or_numbers
+        numbers = ir.Value(name=f"{layer.name}.numbers")
         numbers.dtype = ir.DataType.FLOAT
         self.fused.Convolution(
             self._as_pixels(layer.x, codes),
             zero_point,
             *constants,
             *unused,
-            *(fine or [None]),
+            self._as_pixels(layer.x, fine),
             residual,
             upsample=int(layer.upsampled),
             stride=layer.stride,
             result="float",
-            _outputs=codes_or_numbers,
+            _outputs=[ir.Value(name=""), numbers],
             _name=layer.name,
         )
         y.floats, y.pending = [self.op.Reshape(numbers, [0, y.pixels, out])], pending

@@ -6,7 +6,7 @@ What is integer and what is float, and why (benchmarks/NOTES.md has the figures)
   result has a range for each channel.
 - Where 8 bits are too few, a convolution reads two bytes of each number, the second of which has what the first leaves
   over, and its result is float: matrix products of the patches that each output sees. That is so for all of an encoder,
-  where one token that changes changes all later ones, and for a decoder's layers that `_read_two_bytes` names.
+  where one token that changes changes all later ones.
 - Nearest upsampling and its convolution are four small convolutions (`subpixel_upsample`).
 - A 1x1 convolution of what was normalized or mixed is a matrix product of the rows, MatMulIntegerToFloat; its float
   result needs no range.
@@ -66,14 +66,14 @@ def integer_convolutions(model: ir.Model) -> list[str]:
 def two_byte_convolutions(model: ir.Model) -> list[str]:
     """Those of them that read two bytes of each number, in order."""
     layers = parse_layers(model.graph)
-    return [layer.name for layer in _two_byte_convolutions(layers, _integer_convolutions(layers))]
+    return [layer.name for layer in _two_byte_convolutions(layers)]
 
 
 def observed_results(model: ir.Model) -> list[str]:
     """One reader, with its first input, of each result that becomes codes."""
     layers = parse_layers(model.graph)
     names: list[str] = []
-    for layer in _with_codes(layers, _integer_convolutions(layers)):
+    for layer in _with_codes(layers):
         readers = [node for node in layer.y.consumers() if node.inputs[0] is layer.y]
         if not readers:
             raise ValueError(f"{layer.y.name!r} is no node's first input, so that its range can't be observed")
@@ -121,9 +121,9 @@ def _build(
         if missing:
             raise ValueError(f"no range for the first input of {len(missing)} nodes, the first of them {missing[0]!r}")
     inputs = {layer.x: observed.inputs[layer.name] for layer in integer}
-    results = [layer.y for layer in _with_codes(layers, integer)]
+    results = [layer.y for layer in _with_codes(layers)]
     channels = {value: observed.results[name] for value, name in zip(results, readers, strict=True)}
-    two_bytes = {layer.x for layer in _two_byte_convolutions(layers, integer)}
+    two_bytes = {layer.x for layer in _two_byte_convolutions(layers)}
     return builder(model, integer, inputs, channels, two_bytes, constants).build(layers)
 
 
@@ -144,13 +144,12 @@ def _is_plain(layer: Layer) -> bool:
     return isinstance(layer, Convolution) and not layer.upsampled and layer.stride == 1
 
 
-def _two_byte_convolutions(layers: Sequence[Layer], integer: Sequence[Convolution]) -> list[Convolution]:
-    if any(isinstance(layer, Pixels) for layer in layers):
-        return list(integer)
-    return []
+def _two_byte_convolutions(layers: Sequence[Layer]) -> list[Convolution]:
+    """All of those in integers of an encoder, which reads a picture."""
+    return _integer_convolutions(layers) if any(isinstance(layer, Pixels) for layer in layers) else []
 
 
-def _with_codes(layers: Sequence[Layer], integer: Sequence[Convolution]) -> list[Convolution]:
+def _with_codes(layers: Sequence[Layer]) -> list[Convolution]:
     """Those whose results are codes in ranges of their channels."""
-    two_bytes = {layer.name for layer in _two_byte_convolutions(layers, integer)}
-    return [layer for layer in integer if layer.kernel_size > 1 and layer.name not in two_bytes]
+    two_bytes = {layer.name for layer in _two_byte_convolutions(layers)}
+    return [layer for layer in _integer_convolutions(layers) if layer.kernel_size > 1 and layer.name not in two_bytes]
