@@ -1,7 +1,6 @@
 """`nextscale edit`: a photograph and a mask in, the photograph with parts of it made anew out."""
 
 import math
-import secrets
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -10,12 +9,10 @@ import click
 import numpy as np
 from rich.console import Console
 
-from nextscale import __version__
 from nextscale.cli import options
-from nextscale.cli.generate import DRAWN_SEEDS, StageProgress
+from nextscale.cli.pictures import StageProgress, numbered, parameters_of, told_seed
 from nextscale.cli.results import print_path
 from nextscale.runtime._bundle import Bundle
-from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime._operators import Ops
 from nextscale.runtime._outputs import is_stdout
@@ -154,12 +151,11 @@ def edit(
         raise click.UsageError("--extend: give each side once")
     require_picture_format(out)
     bundle = Bundle.open(bundle_dir)
-    if "encoder" not in bundle.manifest.graphs:
-        raise NextscaleError(f"{bundle_dir}: the bundle has no encoder; build it again, without --no-encoder")
+    bundle.require_encoder()
     model = bundle.model
     each = [bundle.class_label(name) for name in classes] or [model.num_classes]
     labels = [label for label in each for _ in range(count)]
-    paths = [out] if len(labels) == 1 else [out.with_stem(f"{out.stem}-{i:04d}") for i in range(len(labels))]
+    paths = [out] if len(labels) == 1 else numbered(out, len(labels))
 
     read = read_picture(photo)
     canvas = Canvas(read.pixels, read.transparent if read.transparent is not None and read.transparent.any() else None)
@@ -178,11 +174,8 @@ def edit(
     window = canvas.window(model)
     image, seen_mask = canvas.seen(window, model)
 
-    if seed is None:
-        seed = secrets.randbelow(DRAWN_SEEDS)
-        click.echo(f"seed {seed}", err=True)
     sampling: dict[str, Any] = {
-        "seed": seed,
+        "seed": told_seed(seed),
         "cfg_scale": cfg_scale,
         "top_k": resolve_top_k(top_k, model),
         "top_p": top_p,
@@ -201,18 +194,12 @@ def edit(
             **sampling,
         )
     seam = -1 if no_blend else feather_of(window, model) if feather is None else feather
-    parameters = {
-        "software": f"nextscale {__version__}",
-        "bundle": bundle.manifest.name,
-        "recipe": bundle.manifest.recipe["name"],
-        "operators": generator.ops.variant,
-        **sampling,
-        "edit": {
-            "window": [window.y, window.x, window.height, window.width],
-            "keep_stages": keep_stages,
-            "feather": seam,
-            "share_made_anew": 1.0 if seen_mask is None else float(np.mean(seen_mask)),
-        },
+    parameters = parameters_of(generator, sampling)
+    parameters["edit"] = {
+        "window": [window.y, window.x, window.height, window.width],
+        "keep_stages": keep_stages,
+        "feather": seam,
+        "share_made_anew": 1.0 if seen_mask is None else float(np.mean(seen_mask)),
     }
 
     def write(number: int, file: BinaryIO) -> None:

@@ -1,20 +1,18 @@
 """`nextscale generate`: labels in, a sheet of pictures out."""
 
 import json
-import secrets
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from nextscale import __version__
 from nextscale.cli import options
+from nextscale.cli.pictures import StageProgress, numbered, parameters_of, told_seed
 from nextscale.cli.results import print_path
 from nextscale.runtime._bundle import Bundle
-from nextscale.runtime._next_scale_loop import Generation, Generator, StageResult
+from nextscale.runtime._next_scale_loop import Generation, Generator
 from nextscale.runtime._operators import Ops
 from nextscale.runtime._outputs import is_stdout
 from nextscale.runtime._request import resolve_top_k
@@ -28,8 +26,6 @@ from nextscale.runtime.image_io import (
     require_writable,
     write_files,
 )
-
-DRAWN_SEEDS = 2**53  # exact in every language's JSON
 
 
 @click.command()
@@ -110,11 +106,8 @@ def generate(
         require_picture_format(path, *(height, width) if no_grid else (len(cells) * height, len(cells[0]) * width))
     require_writable([*pictures, *([npz] if npz else [])], bundle.paths())
 
-    if seed is None:
-        seed = secrets.randbelow(DRAWN_SEEDS)
-        click.echo(f"seed {seed}", err=True)
     sampling: dict[str, Any] = {
-        "seed": seed,
+        "seed": told_seed(seed),
         "first_image": first_image,
         "cfg_scale": cfg_scale,
         "top_k": resolve_top_k(top_k, bundle.model),
@@ -125,13 +118,7 @@ def generate(
     with StageProgress(console, len(labels), batch, bundle.model.num_stages) as progress:
         result = generator.generate(labels, batch_size=batch, on_stage=progress.advance, **sampling)
 
-    parameters = {
-        "software": f"nextscale {__version__}",
-        "bundle": bundle.manifest.name,
-        "recipe": bundle.manifest.recipe["name"],
-        "operators": generator.ops.variant,
-        **sampling,
-    }
+    parameters = parameters_of(generator, sampling)
     writers = _picture_writers(pictures, result, bundle, parameters, (columns, rows), no_grid)
     if npz:
         writers[npz] = npz_writer(
@@ -148,35 +135,10 @@ def generate(
             print_path(path)
 
 
-class StageProgress:
-    """Stages done, on a terminal; nothing elsewhere."""
-
-    def __init__(self, console: Console, images: int, batch: int, num_stages: int) -> None:
-        self.images, self.batch, self.num_stages = images, batch, num_stages
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self.bar = Progress(*columns, console=console, disable=console.quiet or not console.is_terminal)
-        self.task = self.bar.add_task("loading", total=-(-images // batch) * num_stages)
-
-    def __enter__(self) -> "StageProgress":
-        if not self.bar.disable:
-            self.bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if not self.bar.disable:
-            self.bar.stop()
-
-    def advance(self, result: StageResult) -> None:
-        last = min(result.first + self.batch, self.images)
-        which = f"image {last}" if last == result.first + 1 else f"images {result.first + 1}-{last}"
-        text = f"{which} of {self.images}, stage {result.stage + 1} of {result.num_stages}"
-        self.bar.update(self.task, advance=1, description=text)
-
-
 def _picture_paths(sheet: Path | None, count: int, no_grid: bool) -> list[Path]:
     if sheet is None:
         return []
-    return [sheet.with_stem(f"{sheet.stem}-{number:04d}") for number in range(count)] if no_grid else [sheet]
+    return numbered(sheet, count) if no_grid else [sheet]
 
 
 def _picture_writers(

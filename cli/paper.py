@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from rich.table import Table
 
 from nextscale.cli import options
 from nextscale.cli.progress import Steps, show_resumable_steps
-from nextscale.cli.results import results_console
+from nextscale.cli.results import results_console, table_writers
 from nextscale.evaluate.feature_network import FeatureNetwork
 from nextscale.evaluate.imagenet_classes import imagenet_ids
 from nextscale.evaluate.lpips import Lpips
@@ -39,7 +38,7 @@ from nextscale.runtime._errors import NextscaleError, OutputError
 from nextscale.runtime._operators import Ops
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._text import printable
-from nextscale.runtime.image_io import Writer, picture_writer, require_picture_format, require_writable, write_files
+from nextscale.runtime.image_io import picture_writer, require_picture_format, require_writable, write_files
 
 
 @click.group()
@@ -154,12 +153,7 @@ def table_3(
     if plan:
         _print_plan(planned, left_out, photographs)
         return
-    writers: dict[Path, Writer] = {}
-    if json_path is not None:
-        text = json.dumps(table.to_json(), indent=1, allow_nan=False) + "\n"
-        writers[json_path] = lambda file: file.write(text.encode())
-    if markdown_path is not None:
-        writers[markdown_path] = lambda file: file.write(markdown(table).encode())
+    writers = table_writers(json_path, table.to_json(), markdown_path, markdown(table))
     if sheet_path is not None:
         parameters = {"table": 3, **table.settings, "rows": [row.name for row in table.rows]}
         writers[sheet_path] = picture_writer(sheet_path, sheet(table), parameters)

@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nextscale.cli.options import CHECKPOINT, CHOSEN, FiniteRange, IntegerList, operators, refuse, spinning, threads
-from nextscale.cli.results import results_console
+from nextscale.cli.results import results_console, table_writers
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.measure.contender import Contender
 from nextscale.measure.time_split import PARTS
@@ -26,7 +25,7 @@ from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._file_hash import file_sha256
 from nextscale.runtime._operators import Ops
 from nextscale.runtime._session import SessionOptions
-from nextscale.runtime.image_io import Writer, require_writable, write_files
+from nextscale.runtime.image_io import require_writable, write_files
 
 PEERS_MODULE = "nextscale.measure.peers"
 ALL_PEERS = "all"
@@ -193,12 +192,7 @@ def table_c(
         warmup=warmup,
         log=console.print,
     )
-    writers: dict[Path, Writer] = {}
-    if json_path is not None:
-        text = json.dumps(table.to_json(), indent=1, allow_nan=False) + "\n"
-        writers[json_path] = lambda file: file.write(text.encode())
-    if markdown_path is not None:
-        writers[markdown_path] = lambda file: file.write(markdown(table).encode())
+    writers = table_writers(json_path, table.to_json(), markdown_path, markdown(table))
     if plot_path is not None:
         from nextscale.paper._table_c_plot import plot_table_c
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from nextscale.evaluate.image_statistics import ImageNetwork, read_arrays
 from nextscale.paper._photographs import NO_LABEL, Photographs
 from nextscale.runtime._bundle import MANIFEST_NAME
-from nextscale.runtime._edit import Mask, blend, forced_tokens, pixel_mask
+from nextscale.runtime._edit import Mask, blend, default_feather, forced_tokens, pixel_mask
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._manifest import ModelInfo
 from nextscale.runtime._next_scale_loop import Generator
@@ -175,11 +175,12 @@ def edited(
         top_k=editing.top_k,
         top_p=editing.top_p,
     ).images
-    feather = model.image_size[0] // model.latent_size[0] // 4
-    blended = [
-        blend(old, new, pixel_mask(mask, model), feather) for old, new, mask in zip(images, made, masks, strict=True)
-    ]
-    return np.stack(blended)
+    return np.stack(
+        [
+            blend(old, new, pixel_mask(mask, model), default_feather(model))
+            for old, new, mask in zip(images, made, masks, strict=True)
+        ]
+    )
 
 
 def edit_results(

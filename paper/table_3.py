@@ -181,8 +181,7 @@ def jobs(bundles: Sequence[EditingBundle], editing: Editing) -> list[Job]:
             raise NextscaleError(
                 f"{item.bundle.path}: not the model of {original.bundle.path}; compare bundles of one model"
             )
-        if "encoder" not in item.bundle.manifest.graphs:
-            raise NextscaleError(f"{item.bundle.path}: the bundle has no encoder; build it again, without --no-encoder")
+        item.bundle.require_encoder()
     resolve_top_k(editing.top_k, original.bundle.model)
     floor = replace(editing, seed=editing.seed + 1)
     others = [Job(item.name, item, editing) for item in bundles if item is not original]

@@ -76,7 +76,7 @@ class Bundle:
         return self.manifest.model
 
     def graph(self, role: str) -> GraphInfo:
-        """The graph "stage", "decoder" or, where the bundle has it, "generate".
+        """The graph "stage", "decoder" or, where the bundle has them, "generate" and "encoder".
 
         Raises:
             BundleError: the bundle has no such graph.
@@ -85,6 +85,11 @@ class Bundle:
             shown = f'"{shown_text(role)}"' if isinstance(role, str) else shown_value(role)
             raise BundleError(f"{self.path}: the bundle has no graph {shown}; it has {', '.join(self.manifest.graphs)}")
         return self.manifest.graphs[role]
+
+    def require_encoder(self) -> None:
+        """Raise BundleError unless the bundle has an encoder."""
+        if "encoder" not in self.manifest.graphs:
+            raise BundleError(f"{self.path}: the bundle has no encoder; build it again, without --no-encoder")
 
     def graph_path(self, role: str, variant: str = STOCK) -> Path:
         """The ONNX file of a graph's variant, "stock" or, where the graph has it, "fused"; see `graph`."""

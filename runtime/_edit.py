@@ -115,6 +115,11 @@ def forced_tokens(
     return np.where(kept, token_maps, SAMPLED)
 
 
+def default_feather(model: ModelInfo) -> int:
+    """The seam's width in pixels where none is told: a quarter of a position of the latent."""
+    return model.image_size[0] // model.latent_size[0] // 4
+
+
 def blend(old: NDArray[np.uint8], new: NDArray[np.uint8], mask: Mask, feather: int) -> NDArray[np.uint8]:
     """The new picture within the mask, the old one elsewhere, and a seam within the mask where one becomes the other.
 

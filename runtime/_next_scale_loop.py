@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._checked_values import is_truth_value, require_integer
-from nextscale.runtime._edit import blend, forced_tokens, latent_mask, require_mask
-from nextscale.runtime._errors import BundleError, NextscaleError, RequestError
+from nextscale.runtime._edit import blend, default_feather, forced_tokens, latent_mask, require_mask
+from nextscale.runtime._errors import NextscaleError, RequestError
 from nextscale.runtime._freed_memory import return_freed_memory
 from nextscale.runtime._interruptible import CancelFlag
 from nextscale.runtime._operators import Choice
@@ -234,8 +234,7 @@ class Generator:
             RequestError: images is no such array, or is empty.
             BundleError: the bundle has no encoder, or it cannot be loaded.
         """
-        if "encoder" not in self.bundle.manifest.graphs:
-            raise BundleError(f"{self.bundle.path}: the bundle has no encoder; build it again, without --no-encoder")
+        self.bundle.require_encoder()
         expected = (*self.bundle.model.image_size, 3)
         if not isinstance(images, np.ndarray) or images.shape[1:] != expected or images.dtype != np.uint8:
             raise RequestError(
@@ -287,9 +286,7 @@ class Generator:
         keep, last = require_integer("keep_stages", keep_stages), model.num_stages - 1
         if not 0 <= keep <= last:
             raise RequestError(f"keep_stages {shown_number(keep)} is out of range: expected 0 to {last}")
-        seam = (
-            model.image_size[0] // model.latent_size[0] // 4 if feather is None else require_integer("feather", feather)
-        )
+        seam = default_feather(model) if feather is None else require_integer("feather", feather)
         if not -1 <= seam <= max(model.image_size):
             raise RequestError(f"feather {shown_number(seam)} is out of range: expected -1 to {max(model.image_size)}")
         latent = None if anew is None else latent_mask(anew, model)
