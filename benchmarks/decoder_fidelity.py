@@ -7,12 +7,11 @@ network makes of that, and FID-E to photographs, less full precision's, what it 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import click
-import numpy as np
 import torch
+from demo_decoding import FULL_PRECISION, contenders, decoded, latents
 from provenance import provenance, publish
 from torch import Tensor
 
@@ -27,10 +26,8 @@ from nextscale.measure.interleaved import ORDER, interleave, timed
 from nextscale.measure.statistics import ratio_interval
 from nextscale.models.sources import demo_source
 from nextscale.models.var.vqvae import VQVAE
-from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime._session import SessionOptions
-from nextscale.runtime._variants import each_variant
 
 BATCH = 8
 
@@ -64,22 +61,15 @@ def main(
     else:
         assert token_maps is not None
         maps = torch.from_numpy(TokenMaps.load(token_maps, source.model_info()).token_maps[first:])
-    sizes = [pn * pn for pn in source.vqvae.quantize.patch_nums]
-    with torch.no_grad():
-        f_hat = source.vqvae.quantize.accumulate(maps.split(sizes, dim=1))[0].numpy()
-    compared = {("full precision", "stock"): Generator(reference, replace(options, ops="stock"))} | {
-        (path.name, found.ops): Generator(path, found)
-        for path in bundles
-        for found in each_variant(Bundle.open(path), options)
-    }
+    f_hat = latents(maps, source.vqvae.quantize)
+    compared = contenders(reference, bundles, options)
 
     def picture(generator: Generator) -> Callable[[int], float]:
         return timed(lambda done: generator.decode(f_hat[done : done + 1]))
 
     times = interleave({label: picture(one) for label, one in compared.items()}, repetitions=rounds)
     network = FeatureNetwork("cpu", threads)
-    parts = np.split(f_hat, range(BATCH, len(f_hat), BATCH))
-    made = [np.concatenate([one.decode(part) for part in parts]) for one in compared.values()]
+    made = [decoded(one, f_hat, BATCH) for one in compared.values()]
     gaussians = [image_statistics([images], network).gaussian for images in made]
     photographs = read_demo_reference().gaussian
     from_photographs = [frechet_distance(gaussian, photographs) for gaussian in gaussians]
@@ -95,9 +85,8 @@ def main(
         "| bundle | operators | PSNR, dB | FID-E between them | FID-E to photographs | time over full precision's |",
         "|---|---|---|---|---|---|",
     ]
-    (first_label, *labels) = compared
-    for place, label in enumerate(labels, 1):
-        ratio = ratio_interval(times[label], times[first_label])
+    for place, label in enumerate([*compared][1:], 1):
+        ratio = ratio_interval(times[label], times[FULL_PRECISION])
         lines.append(
             f"| {' | '.join(label)} | {psnr(made[0], made[place]):.2f} | "
             f"{frechet_distance(gaussians[place], gaussians[0]):.2f} | "

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
+from demo_decoding import FULL_PRECISION, contenders, decoded, latents
 from numpy.typing import NDArray
 from progress import log
 from provenance import provenance, publish
@@ -21,11 +22,8 @@ from nextscale.evaluate.psnr import psnr
 from nextscale.measure.interleaved import ORDER, interleave, timed
 from nextscale.measure.statistics import ratio_interval
 from nextscale.models.sources import demo_source
-from nextscale.models.var.multi_scale_quantizer import MultiScaleQuantizer
-from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime._session import SessionOptions
-from nextscale.runtime._variants import each_variant
 
 BATCH = 16
 
@@ -52,21 +50,19 @@ def main(
     photographs = Photographs.load(data).val.permute(0, 2, 3, 1).numpy()
     chosen = np.sort(np.random.default_rng(0).choice(len(photographs), pictures, replace=False))
     images = np.ascontiguousarray(photographs[chosen])
-    stock = SessionOptions(threads=threads, ops="stock")
-    compared = {("full precision", "stock"): Generator(reference, stock)} | {
-        (path.name, options.ops): Generator(path, options)
-        for path in bundles
-        for options in each_variant(Bundle.open(path), SessionOptions(threads=threads))
-    }
+    compared = contenders(reference, bundles, SessionOptions(threads=threads))
     times = interleave({label: encoding(one, images) for label, one in compared.items()}, repetitions=rounds)
     maps = {label: encoded(label, one, images) for label, one in compared.items()}
     quantizer = demo_source("demo").vqvae.quantize
     decibels = {
-        label: psnr(images[:round_trips], decoded(one, maps[label][:round_trips], quantizer))
+        label: psnr(
+            images[:round_trips],
+            decoded(one, latents(torch.from_numpy(maps[label][:round_trips]), quantizer), BATCH),
+        )
         for label, one in compared.items()
     }
-    full_precision = maps["full precision", "stock"]
-    model = compared["full precision", "stock"].bundle.model
+    full_precision = maps[FULL_PRECISION]
+    model = compared[FULL_PRECISION].bundle.model
     lines = [
         "# Encoders against full precision",
         "",
@@ -76,12 +72,12 @@ def main(
         "",
         "| bundle | operators | tokens equal | mean of stages | worst | by stage | round trip, dB | time |",
         "|---|---|---|---|---|---|---|---|",
-        f"| full precision | stock | | | | | {decibels['full precision', 'stock']:.2f} | |",
+        f"| full precision | stock | | | | | {decibels[FULL_PRECISION]:.2f} | |",
     ]
     for label, found in list(maps.items())[1:]:
         equal = found == full_precision
         stages = [float(equal[:, part].mean()) for part in model.stage_slices]
-        ratio = ratio_interval(times[label], times["full precision", "stock"])
+        ratio = ratio_interval(times[label], times[FULL_PRECISION])
         lines.append(
             f"| {' | '.join(label)} | {equal.mean():.1%} | {np.mean(stages):.1%} | {min(stages):.1%} | "
             f"{', '.join(f'{share:.0%}' for share in stages)} | {decibels[label]:.2f} | "
@@ -100,14 +96,6 @@ def encoded(label: tuple[str, str], generator: Generator, images: NDArray[np.uin
         token_maps.append(generator.encode(part))
         log(f"{' '.join(label)}:", sum(map(len, token_maps)), len(images))
     return np.concatenate(token_maps)
-
-
-def decoded(generator: Generator, token_maps: NDArray[np.int64], quantizer: MultiScaleQuantizer) -> NDArray[np.uint8]:
-    """The pictures of token maps, by the bundle's own decoder."""
-    sizes = [side * side for side in quantizer.patch_nums]
-    with torch.no_grad():
-        f_hat = quantizer.accumulate(torch.from_numpy(token_maps).split(sizes, dim=1))[0].numpy()
-    return np.concatenate([generator.decode(part) for part in np.split(f_hat, range(BATCH, len(f_hat), BATCH))])
 
 
 if __name__ == "__main__":

@@ -9,13 +9,15 @@ import onnx.parser
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from tiny_model import ONE_THREAD
+from tiny_model import ONE_THREAD, tiny_models
 
 from nextscale.compiler.fusion_certificate import CertifiedLayer, FusionCertificate, certify
 from nextscale.export.bundle_writer import write_graphs
 from nextscale.export.graph_builder import Constants, add_output, finish, new_builder
+from nextscale.export.var.encoder_graph import build_features_graph
 from nextscale.graph_passes.linear_layers import nearest
 from nextscale.graph_passes.qparams import Range
+from nextscale.graph_passes.quantize_autoencoder import integer_convolutions
 from nextscale.graph_passes.quantize_linear import quantize_linear
 from nextscale.graph_passes.quantize_linear_dynamic import quantize_linear_by_image, quantize_linear_by_token
 from nextscale.graph_passes.quantize_linear_pairs import PairRanges, quantize_linear_pairs
@@ -46,6 +48,16 @@ def test_every_convolution_of_a_bundle_is_integer(int8_bundle: Path) -> None:
     counts = certificate.kernel_counts()
     assert counts.keys() == {"QLinearConv", "MatMulIntegerToFloat"}
     assert sum(counts.values()) == len(certificate.layers)
+
+
+def test_every_convolution_of_an_encoder_is_integer(int8_bundle: Path) -> None:
+    """Two products of the same weights, of the coarse and of the fine codes."""
+    certificate = certify(int8_bundle / "encoder.onnx", ONE_THREAD)
+    certificate.require_integer()
+    assert certificate.kernel_counts() == {"MatMulIntegerToFloat": len(certificate.layers)}
+    names = {layer.weight.removesuffix(".codes") for layer in certificate.layers}
+    assert names == set(integer_convolutions(build_features_graph(tiny_models()[1])))
+    assert all(len(layer.kernels) >= 2 for layer in certificate.layers)
 
 
 def test_the_single_file_has_the_kernels_of_both(int8_bundle: Path) -> None:

@@ -77,7 +77,7 @@ def test_both_forms_make_the_same_pictures(exact_bundles: dict[str, Path], ops_l
     np.testing.assert_array_equal(single.images, streamed.images)
 
 
-@pytest.mark.parametrize("graph", ["generate", "stage", "decoder"])
+@pytest.mark.parametrize("graph", ["generate", "stage", "decoder", "encoder"])
 def test_graphs_are_valid_and_declare_the_domain(exact_bundles: dict[str, Path], graph: str) -> None:
     path = exact_bundles["default"] / f"{graph}.fused.onnx"
     onnx.checker.check_model(str(path), full_check=True)
