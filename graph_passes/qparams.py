@@ -15,7 +15,7 @@ WEIGHT_QMIN, WEIGHT_QMAX = -127, 127
 # Without VNNI, x86 adds the products of two neighbours along the reduction in 16 bits and cuts off what is beyond
 # (vpmaddubsw).
 PAIR_LIMIT = 2**15 - 1
-# Of two bytes that are one number's codes, the first has 7 bits too: no pair of products with s8 leaves 16 bits.
+# Of two bytes that are one number's codes, the first has 7 bits too: in its range no pair of products leaves 16 bits.
 FINE_STEPS = 128
 TWO_BYTE_BITS = 7
 
