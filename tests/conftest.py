@@ -60,6 +60,10 @@ def damaged(fake_bundle: Path, tmp_path: Path) -> Path:
     return shutil.copytree(fake_bundle, tmp_path / "damaged")
 
 
+def write_nothing(pipe: Path) -> None:
+    os.close(os.open(pipe, os.O_WRONLY))  # which makes no file, where the pipe has gone
+
+
 @pytest.fixture
 def make_fifo() -> Callable[[Path], Path]:
     """Make a named pipe. Whoever opens it finds it empty, instead of waiting for ever."""
@@ -67,7 +71,7 @@ def make_fifo() -> Callable[[Path], Path]:
     def make(path: Path) -> Path:
         path.unlink(missing_ok=True)
         os.mkfifo(path)
-        threading.Thread(target=path.write_bytes, args=(b"",), daemon=True).start()
+        threading.Thread(target=write_nothing, args=(path.absolute(),), daemon=True).start()
         return path
 
     return make

@@ -44,7 +44,7 @@ def learn(
     **options: Any,
 ) -> tuple[Bundle, Rounding]:
     chosen = tiny_recipe(recipe) if isinstance(recipe, str) else recipe
-    built = BuildOptions(chosen, session=ONE_THREAD, **options)
+    built = BuildOptions(chosen, session=ONE_THREAD, **{"encoder": False, **options})
     return learn_bundle(source or tiny_source(), out, built, settings, device, progress)
 
 

@@ -54,7 +54,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     for name, attention in RECIPES.items():
         recipe = Recipe(name, activations=ActivationRecipe(6), attention=attention)
         recipe = replace(recipe, calibration=CalibrationRecipe(CALIBRATION_IMAGES))
-        build_bundle(tiny_source(), folder / name, BuildOptions(recipe, session=ONE_THREAD), no_progress)
+        build_bundle(tiny_source(), folder / name, BuildOptions(recipe, session=ONE_THREAD, encoder=False), no_progress)
         built[name] = Bundle.open(folder / name)
     return built
 

@@ -23,7 +23,7 @@ RECIPES = ("default", "static-w8a8", "rtn-w8a8", "nearest-w4a4")
 @pytest.fixture(scope="module", params=RECIPES)
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("products") / request.param
-    return build_bundle(tiny_source(), folder, tiny_options(request.param), no_progress)
+    return build_bundle(tiny_source(), folder, tiny_options(request.param, encoder=False), no_progress)
 
 
 def test_every_integer_weight_is_found(built: Bundle) -> None:

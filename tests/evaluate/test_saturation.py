@@ -101,8 +101,8 @@ def test_16_bits_hold_minus_32768_and_plus_32767() -> None:
 # Bundles
 
 
-def build(folder: Path, recipe: str, reduce_range: bool) -> Bundle:
-    options = tiny_options(recipe, reduce_range=reduce_range)
+def build(folder: Path, recipe: str, reduce_range: bool, encoder: bool = False) -> Bundle:
+    options = tiny_options(recipe, reduce_range=reduce_range, encoder=encoder)
     return build_bundle(tiny_source(), folder / f"{recipe}-{reduce_range}", options, no_progress)
 
 
@@ -134,7 +134,7 @@ def test_what_can_saturate_is_in_the_manifest(int8_bundle: Path, tmp_path: Path)
     assert set(report["can_saturate"]) <= {name for kernels in recipe["kernels"].values() for name in kernels}
     assert "blocks.0.ffn.fc1.weight" in report["can_saturate"]
     assert any(item["error"] for item in report["can_saturate"].values())
-    reduced = build(tmp_path, "default", reduce_range=True).manifest.recipe["saturation"]
+    reduced = build(tmp_path, "default", reduce_range=True, encoder=True).manifest.recipe["saturation"]
     assert reduced == {"products": report["products"], "can_saturate": {}}
 
 

@@ -37,7 +37,7 @@ RECIPES = {name: tiny_recipe(name) for name in ("fp32", "default", "static-w8a8"
 @pytest.fixture(scope="module", params=RECIPES)
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("independence") / request.param
-    options = replace(tiny_options("default"), recipe=RECIPES[request.param])
+    options = replace(tiny_options("default", encoder=False), recipe=RECIPES[request.param])
     build_bundle(tiny_source(), folder, options, no_progress)
     return folder
 

@@ -111,7 +111,7 @@ def test_operations_are_those_that_the_official_code_runs(options: dict[str, Any
 def test_a_bundle_is_counted_by_its_own_graph(recipe: str, tmp_path: Path) -> None:
     """Float, integer or packed."""
     source = tiny_source(mlp_ratio=2.5)
-    bundle = build_bundle(source, tmp_path / "bundle", tiny_options(recipe), no_progress)
+    bundle = build_bundle(source, tmp_path / "bundle", tiny_options(recipe, encoder=False), no_progress)
     info, facts = source.model_info(), layers.facts_of(source.var)
     assert model_cost(bundle.model, layers.facts_of_bundle(bundle), W4A6) == model_cost(info, facts, W4A6)
 
