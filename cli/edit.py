@@ -7,10 +7,11 @@ from typing import Any, BinaryIO
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from nextscale.cli import options
-from nextscale.cli.pictures import StageProgress, numbered, parameters_of, told_seed
+from nextscale.cli.pictures import Previews, StageProgress, after_stages, numbered, parameters_of, told_seed
 from nextscale.cli.results import print_path
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._next_scale_loop import Generator
@@ -21,7 +22,7 @@ from nextscale.runtime._read_picture import read_mask, read_picture
 from nextscale.runtime._request import resolve_top_k
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._wording import shown_value
-from nextscale.runtime.image_io import picture_writer, require_picture_format, require_writable, write_files
+from nextscale.runtime.image_io import Writer, picture_writer, require_picture_format, require_writable, write_files
 
 
 class Box(click.ParamType):
@@ -100,6 +101,7 @@ class Extension(click.ParamType):
 @click.option("--feather", type=click.IntRange(0, 1000), metavar="PX", help="The seam's width within the mask.")
 @click.option("--no-blend", is_flag=True, help="The decoder's picture as it is, also outside the mask.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("edited.png"), show_default=True, metavar="FILE")
+@options.previews
 @click.option("--batch", type=click.IntRange(1), default=4, show_default=True, metavar="N", help="Pictures at a time.")
 @options.threads
 @options.spinning
@@ -122,6 +124,7 @@ def edit(
     feather: int | None,
     no_blend: bool,
     out: Path,
+    with_previews: bool,
     batch: int,
     threads: int,
     spinning: bool,
@@ -156,12 +159,13 @@ def edit(
     each = [bundle.class_label(name) for name in classes] or [model.num_classes]
     labels = [label for label in each for _ in range(count)]
     paths = [out] if len(labels) == 1 else numbered(out, len(labels))
+    previews = Previews(model.num_stages if with_previews else 0)
 
     read = read_picture(photo)
     canvas = Canvas(read.pixels, read.transparent if read.transparent is not None and read.transparent.any() else None)
     if mask is not None:
         canvas = Canvas(read.pixels, read_mask(mask, canvas.size))
-    require_writable(paths, [*bundle.paths(), photo, *([mask] if mask else [])])
+    require_writable([*paths, *previews.paths(paths)], [*bundle.paths(), photo, *([mask] if mask else [])])
     if box is not None:
         canvas = canvas.with_box(box, model, outpaint=outpaint)
     if extend:
@@ -182,7 +186,7 @@ def edit(
     }
     generator = Generator(bundle, SessionOptions(threads=threads, spinning=spinning, ops=ops, ops_library=ops_library))
     console = Console(stderr=True, quiet=quiet)
-    with StageProgress(console, len(labels), batch, model.num_stages) as progress:
+    with StageProgress(console, len(labels), batch, model.num_stages, previews) as progress:
         made = generator.edit(
             image,
             seen_mask,
@@ -202,14 +206,23 @@ def edit(
         "share_made_anew": 1.0 if seen_mask is None else float(np.mean(seen_mask)),
     }
 
-    def write(number: int, file: BinaryIO) -> None:
+    def write(path: Path, number: int, image: NDArray[np.uint8], further: dict[str, Any], file: BinaryIO) -> None:
         """A result is put together when it is written, so that one large photograph at a time is in memory."""
         label = labels[number]
         own = {"first_image": number, "classes": [label], "class_names": [bundle.class_name(label)]}
-        whole = canvas.with_window(made.images[number], window, seam)
-        picture_writer(paths[number], whole, {**parameters, **own})(file)
+        whole = canvas.with_window(image, window, seam)
+        picture_writer(path, whole, {**parameters, **own, **further})(file)
 
-    write_files({path: partial(write, number) for number, path in enumerate(paths)})
-    for path in paths:
+    def writers(paths: list[Path], images: NDArray[np.uint8], further: dict[str, Any]) -> dict[Path, Writer]:
+        return {
+            path: partial(write, path, number, image, further)
+            for number, (path, image) in enumerate(zip(paths, images, strict=True))
+        }
+
+    files = writers(paths, made.images, {})
+    for stages, images in previews:
+        files |= writers(after_stages(paths, stages), images, {"stages": stages})
+    write_files(files)
+    for path in files:
         if not is_stdout(path):
             print_path(path)

@@ -1,6 +1,7 @@
 """`nextscale generate`: labels in, a sheet of pictures out."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from nextscale.cli import options
-from nextscale.cli.pictures import StageProgress, numbered, parameters_of, told_seed
+from nextscale.cli.pictures import Previews, StageProgress, after_stages, numbered, parameters_of, told_seed
 from nextscale.cli.results import print_path
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._next_scale_loop import Generation, Generator
@@ -60,6 +61,7 @@ from nextscale.runtime.image_io import (
     "--grid", type=options.Grid(), metavar="COLS[xROWS]", help="The sheet's layout.  [default: nearly square]"
 )
 @click.option("--no-grid", is_flag=True, help="One file per image: FILE-0000.png and so on.")
+@options.previews
 @click.option("--npz", type=click.Path(path_type=Path), metavar="FILE", help="Images, token maps and labels as arrays.")
 @click.option("--batch", type=click.IntRange(1), default=4, show_default=True, metavar="N", help="Images at a time.")
 @options.threads
@@ -78,6 +80,7 @@ def generate(
     out: Path | None,
     grid: tuple[int, int | None] | None,
     no_grid: bool,
+    with_previews: bool,
     npz: Path | None,
     batch: int,
     threads: int,
@@ -93,18 +96,21 @@ def generate(
     """
     if grid and no_grid:
         raise click.UsageError("--grid and --no-grid exclude each other")
+    if with_previews and npz and not out:
+        raise click.UsageError("--previews are named after the pictures: give --out, too")
     if out:
         require_picture_format(out)
     bundle = Bundle.open(bundle_dir)
     labels = [bundle.class_label(name) for name in classes for _ in range(count)]
     sheet = out or (None if npz else Path("sheet.png"))
     pictures = _picture_paths(sheet, len(labels), no_grid)
+    previews = Previews(bundle.model.num_stages if with_previews else 0)
     columns, rows = grid or (None, None)
     cells = make_grid(np.empty((len(labels), 1, 1, 3), np.uint8), columns, rows)  # refuses too small a grid
     height, width = bundle.model.image_size
     for path in pictures:
         require_picture_format(path, *(height, width) if no_grid else (len(cells) * height, len(cells[0]) * width))
-    require_writable([*pictures, *([npz] if npz else [])], bundle.paths())
+    require_writable([*pictures, *previews.paths(pictures), *([npz] if npz else [])], bundle.paths())
 
     sampling: dict[str, Any] = {
         "seed": told_seed(seed),
@@ -115,11 +121,20 @@ def generate(
     }
     generator = Generator(bundle, SessionOptions(threads=threads, spinning=spinning, ops=ops, ops_library=ops_library))
     console = Console(stderr=True, quiet=quiet)
-    with StageProgress(console, len(labels), batch, bundle.model.num_stages) as progress:
+    with StageProgress(console, len(labels), batch, bundle.model.num_stages, previews) as progress:
         result = generator.generate(labels, batch_size=batch, on_stage=progress.advance, **sampling)
 
     parameters = parameters_of(generator, sampling)
     writers = _picture_writers(pictures, result, bundle, parameters, (columns, rows), no_grid)
+    for stages, images in previews:
+        writers |= _picture_writers(
+            after_stages(pictures, stages),
+            replace(result, images=images),
+            bundle,
+            {**parameters, "stages": stages},
+            (columns, rows),
+            no_grid,
+        )
     if npz:
         writers[npz] = npz_writer(
             {

@@ -77,6 +77,13 @@ top_p = click.option(
     help="Of these, the likeliest of this total probability; 0: off.",
 )
 
+previews = click.option(
+    "--previews",
+    "with_previews",
+    is_flag=True,
+    help="Also the pictures as they are after each stage but the last: FILE-stage-01.png and so on.",
+)
+
 
 class FiniteRange(click.FloatRange):
     """A number within bounds, which NaN never leaves."""

@@ -1,10 +1,13 @@
-"""What the commands that make pictures share: a seed, names of files, parameters, and stages done on a terminal."""
+"""What the commands that make pictures share: a seed, names of files, parameters, progress and previews."""
 
 import secrets
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -39,11 +42,40 @@ def parameters_of(generator: Generator, sampling: dict[str, Any]) -> dict[str, A
     }
 
 
-class StageProgress:
-    """Stages done, on a terminal; nothing elsewhere."""
+class Previews:
+    """Pictures as they are after each stage but the last, which makes the results.
 
-    def __init__(self, console: Console, images: int, batch: int, num_stages: int) -> None:
-        self.images, self.batch, self.num_stages = images, batch, num_stages
+    Args:
+        num_stages: of a picture; 0 where nobody asks for previews.
+    """
+
+    def __init__(self, num_stages: int) -> None:
+        self._batches: list[list[NDArray[np.uint8]]] = [[] for _ in range(num_stages - 1)]
+
+    def keep(self, result: StageResult) -> None:
+        """Decode and keep the batch whose stage is done."""
+        if result.stage < len(self._batches):
+            self._batches[result.stage].append(result.preview())
+
+    def paths(self, results: Sequence[Path]) -> list[Path]:
+        """Of all previews, where the results have these."""
+        return [path for stages in range(1, len(self._batches) + 1) for path in after_stages(results, stages)]
+
+    def __iter__(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """How many stages were done, and the pictures as they were then, uint8 [B, H, W, 3]."""
+        return ((stages, np.concatenate(batches)) for stages, batches in enumerate(self._batches, 1))
+
+
+def after_stages(results: Sequence[Path], stages: int) -> list[Path]:
+    """FILE-stage-01.png and so on: the names of previews."""
+    return [path.with_stem(f"{path.stem}-stage-{stages:02d}") for path in results]
+
+
+class StageProgress:
+    """Stages done, told on a terminal alone, and kept as previews."""
+
+    def __init__(self, console: Console, images: int, batch: int, num_stages: int, previews: Previews) -> None:
+        self.images, self.batch, self.num_stages, self.previews = images, batch, num_stages, previews
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self.bar = Progress(*columns, console=console, disable=console.quiet or not console.is_terminal)
         self.task = self.bar.add_task("loading", total=-(-images // batch) * num_stages)
@@ -62,3 +94,4 @@ class StageProgress:
         which = f"image {last}" if last == result.first + 1 else f"images {result.first + 1}-{last}"
         text = f"{which} of {self.images}, stage {result.stage + 1} of {result.num_stages}"
         self.bar.update(self.task, advance=1, description=text)
+        self.previews.keep(result)

@@ -63,6 +63,7 @@ class ThroughputBundles:
         roundings: where learned rounding lies, {recipe}.safetensors; None or no such file: to nearest.
         calibration_images: at most this many.
         session: threads and memory of the builds.
+        encoder: whether bundles that are built get one.
     """
 
     origin: ModelOrigin
@@ -70,6 +71,7 @@ class ThroughputBundles:
     roundings: Path | None
     calibration_images: int
     session: SessionOptions
+    encoder: bool = False
 
     def build(
         self, recipes: Sequence[Recipe], progress: Progress, rebuild: bool = False
@@ -160,7 +162,7 @@ class ThroughputBundles:
         if self.origin.random and recipe.attention.shift_and_sum != "off":
             model, bits = source.model_info(), BitWidths(recipe.weights.bits, recipe.activations.bits)
             theta = choose_theta(demo_statistics(model), model, facts_of(source.var), bits, recipe.attention.budget)
-        options = BuildOptions(recipe, session=self.session, rounding=rounding, theta=theta, encoder=False)
+        options = BuildOptions(recipe, session=self.session, rounding=rounding, theta=theta, encoder=self.encoder)
 
         def named(step: str, done: int = 0, total: int = 0) -> None:
             progress(f"{recipe.name}: {step}", done, total)

@@ -187,6 +187,31 @@ def test_results_depend_on_the_seed_and_not_on_the_batch(bundle: Path) -> None:
     assert found["a"] != found["d"]
 
 
+def test_previews_are_blended_and_of_the_photographs_size(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--mask", "mask.png", "--count", 2, "--top-p", 0, "--cfg-scale", 0]
+    assert run(bundle, "photo.png", *options, "--batch", 1, "--previews", "--out", "e.png") == 0
+    names = [f"e-000{number}{stages}.png" for stages in ("", "-stage-01", "-stage-02") for number in range(2)]
+    assert capsys.readouterr().out.split() == names
+    for name in names:
+        np.testing.assert_array_equal(read(name)[~MASK], PHOTO[~MASK])
+        assert (read(name)[MASK] != PHOTO[MASK]).mean() > 0.9
+    assert len({read(name).tobytes() for name in names[::2]}) == 3
+    assert [parameters_of(name).get("stages") for name in names] == [None, None, 1, 1, 2, 2]
+    assert [parameters_of(name)["first_image"] for name in names] == [0, 1] * 3
+    assert run(bundle, "photo.png", *options, "--out", "alone.png") == 0
+    np.testing.assert_array_equal(read("alone-0001.png"), read("e-0001.png"))
+
+
+def test_a_preview_is_what_the_library_has_after_that_stage(bundle: Path) -> None:
+    assert run(bundle, "small.png", "--mask", "small_mask.png", "--previews", "--no-blend") == 0
+    assert run(bundle, "small.png", "--mask", "small_mask.png", "--previews", "--out", "seam.png") == 0
+    seen: list[NDArray[np.uint8]] = []
+    Generator(bundle).edit(SMALL, SMALL_MASK, feather=-1, on_stage=lambda stage: seen.extend(stage.preview()))
+    for name, preview in zip(("-stage-01", "-stage-02", ""), seen, strict=True):
+        np.testing.assert_array_equal(read(f"edited{name}.png"), preview)
+        np.testing.assert_array_equal(read(f"seam{name}.png"), blend(SMALL, preview, SMALL_MASK, 1))
+
+
 def test_a_random_seed_is_told_and_kept(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(bundle, "photo.png", "--mask", "mask.png", "--seed", "random") == 0
     seed = parameters_of()["seed"]
@@ -297,6 +322,10 @@ BAD_INPUT = {
     "over the photo": ([*BOX, "--out", "photo.png"], "cannot write photo.png: it is photo.png, which is read"),
     "over the mask": (["--mask", "mask.png", "--out", "link.png"], "cannot write link.png: it is mask.png, which is"),
     "to a folder": ([*BOX, "--out", "folder.png"], "cannot write folder.png: it is a folder"),
+    "preview over the mask": (
+        ["--mask", "m-stage-01.png", "--previews", "--out", "m.png"],
+        "cannot write m-stage-01.png: it is m-stage-01.png, which is read",
+    ),
     "to no folder": ([*BOX, "--out", "none/a.png"], "cannot write none/a.png: there is no folder"),
 }
 
@@ -314,6 +343,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
     Path("folder").mkdir()
     Path("folder.png").mkdir()
     Path("link.png").symlink_to("mask.png")
+    save("m-stage-01.png", MASK)
     if photo == "pipe":
         make_fifo(Path("pipe"))
     before = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}

@@ -61,6 +61,29 @@ def test_no_grid_writes_one_file_an_image(
         assert np.array_equal(np.asarray(file), alone.images[0])
 
 
+def test_previews_of_a_sheet_are_sheets(fake_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "a.png"
+    assert run(fake_bundle, "--class", 1, "--count", 3, "--batch", 2, "--grid", 3, "--previews", "--out", out) == 0
+    paths = [tmp_path / f"a-stage-0{stages}.png" for stages in (1, 2)]
+    assert capsys.readouterr().out.split() == [str(path) for path in (out, *paths)]
+    for path, stage in zip([*paths, out], Generator(fake_bundle).stream([1, 1, 1]), strict=True):
+        with Image.open(path) as file:
+            assert np.array_equal(np.asarray(file), np.concatenate(stage.preview(), axis=1))
+    parameters = read_picture_parameters(paths[1])
+    assert parameters is not None
+    assert (parameters["stages"], parameters["classes"]) == (2, [1, 1, 1])
+
+
+def test_each_picture_has_previews_of_its_own(fake_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.png"
+    assert run(fake_bundle, "--class", 1, "--class", 3, "--no-grid", "--previews", "--out", out) == 0
+    names = {f"a-000{number}{stages}.png" for number in range(2) for stages in ("", "-stage-01", "-stage-02")}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    parameters = read_picture_parameters(tmp_path / "a-0001-stage-01.png")
+    assert parameters is not None
+    assert (parameters["stages"], parameters["classes"], parameters["first_image"]) == (1, [3], 1)
+
+
 def test_arrays_through_a_pipe_have_no_text_behind_them(fake_bundle: Path, tmp_path: Path) -> None:
     code = f"import sys; sys.path[:] = {sys.path!r}; from nextscale.cli.main import main; sys.exit(main(sys.argv[1:]))"
     command = ["generate", fake_bundle, "--class", "1", "--npz", "/dev/stdout", "--out", tmp_path / "a.png"]
@@ -91,6 +114,12 @@ def test_npz_alone_writes_no_sheet(fake_bundle: Path, tmp_path: Path, monkeypatc
         assert arrays["token_maps"].shape == (2, L)
         again = Generator(fake_bundle).generate(arrays["class_labels"], forced_tokens=arrays["token_maps"])
         assert np.array_equal(again.images, arrays["images"])
+
+
+def test_arrays_alone_have_no_previews(fake_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(fake_bundle, "--class", 1, "--npz", tmp_path / "a.npz", "--previews") == 2
+    assert "--previews are named after the pictures: give --out, too" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_default_is_a_sheet_here(fake_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

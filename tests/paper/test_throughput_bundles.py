@@ -71,6 +71,12 @@ def test_learned_rounding_is_taken_where_it_is(tmp_path: Path, monkeypatch: pyte
     assert row.notes == ()
 
 
+@pytest.mark.parametrize("encoder", [True, False])
+def test_a_bundle_has_an_encoder_where_one_is_asked_for(tmp_path: Path, encoder: bool) -> None:
+    ((row,), _) = replace(bundles(tmp_path, False), encoder=encoder).build([load_recipe("fp32")], no_progress)
+    assert ("encoder" in row.bundle.manifest.graphs) == encoder
+
+
 def test_a_bundle_without_fused_graphs_is_told(tmp_path: Path) -> None:
     default = load_recipe("default")
     table, told = bundles(tmp_path, random=False), list[str]()
