@@ -286,9 +286,7 @@ def _checked_uniforms(item: RequestInput, value: Any, images: int) -> NDArray[np
     return floats
 
 
-def _noise(
-    manifest: Manifest, given: Mapping[str, Any], settings: RequestSettings, numbers: _Numbers
-) -> _Noise | None:
+def _noise(manifest: Manifest, given: Mapping[str, Any], settings: RequestSettings, numbers: _Numbers) -> _Noise | None:
     """Where more_smooth's numbers come from, if it is asked for."""
     wanted = settings.get("more_smooth")
     if wanted is not None and not is_truth_value(wanted):

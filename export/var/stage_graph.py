@@ -276,6 +276,8 @@ class StageParts:
         sampled = op.Unsqueeze(op.Less(rows(op, forced, [0], count, 1), 0), [-1])
         mixed = op.Where(sampled, mixed, rows(op, entries, [0], count, 1))
         vectors = op.Concat(mixed, rows(op, entries, count, [2**31 - 1], 1), axis=1)
+        # What Slice hides, and ONNX Runtime must know to add f_hat within phi's convolution.
+        vectors.dtype, vectors.shape = FLOAT, ir.Shape(["B", "l", self.config.z_channels])
         op.builder.pop_module()
         return vectors
 

@@ -5,24 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
-from tiny_model import ONE_THREAD, L, V, build_tiny
+from tiny_model import ONE_THREAD, L, V, build_tiny, tiny_models
 
 from nextscale.export.graph_builder import add_output, finish, new_builder
 from nextscale.export.sampling_graph import smooth_weights
+from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.models.sources import Source
 from nextscale.runtime import Bundle, Generator, RequestError
 from nextscale.runtime._edit import box_mask, forced_tokens, latent_mask, pixel_mask
 from nextscale.runtime._request import Request
 from nextscale.runtime._uniforms import SMOOTHING, uniforms
 from tests.goldens.parity import (
+    CASES,
     EDIT_BOXES,
     EDIT_CFG_SCALE,
     EDITED_CASES,
-    CASES,
     GOLDENS,
     SMOOTH,
     SMOOTH_SEED,
@@ -197,3 +199,14 @@ def test_bundles_without_it_say_so(fake_bundle: Path) -> None:
     Request.create(bundle, [0], more_smooth=False)
     with pytest.raises(RequestError, match="more_smooth: this bundle was built without it; build the bundle again"):
         Request.create(bundle, [0], more_smooth=True)
+
+
+def test_it_takes_no_fusion_away(tmp_path: Path) -> None:
+    """Without it f_hat would round otherwise than before there was more_smooth."""
+    var, vqvae = tiny_models()
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    content = ir.to_proto(build_stage_graph(var, vqvae.quantize)).SerializeToString()
+    onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    optimized = onnx.load(options.optimized_model_filepath)
+    assert [node.op_type for node in optimized.graph.node if node.name == "phi"] == ["FusedConv"]

@@ -267,7 +267,8 @@ def make_smooth(reference: tuple[Any, Any, Any], reference_dir: Path) -> dict[st
                 official.var, len(labels), labels, input_img_tokens=tokens, edit_mask=mask, **settings
             )
         for name, picture in (("generated", generated), ("edited", edited)):
-            arrays[f"{case.name}.{name}"] = (picture * 2 - 1).numpy()  # what the official code does to a picture, undone
+            # What the official code does to a picture, undone.
+            arrays[f"{case.name}.{name}"] = (picture * 2 - 1).numpy()
     return arrays
 
 
