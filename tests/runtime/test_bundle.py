@@ -188,7 +188,7 @@ BAD_SCHEMA_2 = {
     "no forced tokens": (change("request", value=[INPUT]), "request: expected an input of kind forced_tokens"),
     "unknown kind": (
         more_input(kind="sound"),
-        "request[6].kind: expected one of label, uniform, forced_tokens, scalar, text_features, text_mask, image, "
+        "request[6].kind: expected one of label, uniform, smooth_uniform, forced_tokens, scalar, text_features, text_mask, image, "
         'mask, found "sound"',
     ),
     "the name of another": (more_input(name="top_p"), 'request[6].name: expected a name of its own, found "top_p"'),
