@@ -202,10 +202,16 @@ namespace NextScale
         /// <summary>Images at a time; null is all at once.</summary>
         public int? BatchSize { get; set; }
 
+        /// <summary>The same, which later changes of this one do not reach.</summary>
+        internal GenerationRequest Copy()
+        {
+            return (GenerationRequest)MemberwiseClone();
+        }
+
         /// <summary>The same of other labels, with tokens forced.</summary>
         internal GenerationRequest Forcing(long[] labels, long[][] tokens)
         {
-            var request = (GenerationRequest)MemberwiseClone();
+            GenerationRequest request = Copy();
             request.ClassLabels = labels;
             request.ForcedTokens = tokens;
             return request;
@@ -1328,7 +1334,7 @@ namespace NextScale
         public static ModelInputs Create(Bundle bundle, GenerationRequest request)
         {
             if (request == null) throw new ArgumentNullException(nameof(request));
-            var inputs = new ModelInputs(request, bundle);
+            var inputs = new ModelInputs(request.Copy(), bundle);
             inputs.CheckNames();
             inputs.Count = inputs.CountImages();
             inputs.symbols["B"] = inputs.Count;
@@ -1340,8 +1346,9 @@ namespace NextScale
                 throw new RequestException($"batch_size {request.BatchSize} is out of range: expected at least 1");
             inputs.BatchSize = request.BatchSize ?? inputs.Count;
             RequestInput noise = inputs.Noise;
-            if (noise != null && noise.RowValues > int.MaxValue / Math.Min(inputs.BatchSize, inputs.Count))
-                throw new RequestException("more_smooth: batch_size is too large");
+            int together = Math.Min(inputs.BatchSize, inputs.Count);
+            if (noise != null && noise.RowValues > int.MaxValue / together)
+                throw new RequestException($"more_smooth: {together} images at a time are too many");
             return inputs;
         }
 
