@@ -265,7 +265,8 @@ class Conformance {
               found.first_image == expected.first_image && found.cfg_scale == expected.cfg_scale &&
               found.top_k == expected.top_k && found.top_p == expected.top_p &&
               found.forced_tokens == expected.forced_tokens && found.uniforms == expected.uniforms &&
-              found.more_smooth == expected.more_smooth && found.batch_size == expected.batch_size && expected.scalars.empty() && expected.inputs.empty(),
+              found.more_smooth == expected.more_smooth && found.batch_size == expected.batch_size &&
+              expected.scalars.empty() && expected.inputs.empty(),
           "defaults of a request");
   }
 

@@ -139,8 +139,8 @@ std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter, st
 /// What numbers are for; no two uses share any.
 enum class Use : std::uint32_t { sampling = 0, smoothing = 1 };
 
-/// The numbers that decide image `image` of a seed, in [0, 1), the same in any batch and language: one for each token to
-/// sample, V for each to smooth.
+/// The numbers that decide image `image` of a seed, in [0, 1), the same in any batch and language: one for each token
+/// to sample, V for each to smooth.
 ///
 /// Number t is word t % 4 of Philox4x32-10 with key (low, high half of seed) and counter
 /// (t / 4, low, high half of image, use), as (word >> 8) * 2^-24.
@@ -179,7 +179,8 @@ struct Dimension {
   std::string symbol;
 };
 
-/// What an input of a request is. The library makes those up to `scalar` itself; the caller gives tensors of the others.
+/// What an input of a request is. The library makes those up to `scalar` itself; the caller gives tensors of the
+/// others.
 enum class Kind { label, uniform, smooth_uniform, forced_tokens, scalar, text_features, text_mask, image, mask };
 
 /// One input of a request. "B" comes first in its shape where each image has a row; all images share the others.
@@ -339,8 +340,8 @@ struct Request {
   std::vector<std::int64_t> forced_tokens;
   /// Empty, or [B, L] in [0, 1): instead of those of seed and first_image.
   std::vector<float> uniforms;
-  /// Take mixtures of codebook entries instead of single ones: for looks, not for metrics. Tokens are still sampled, and
-  /// forced ones keep their entry.
+  /// Take mixtures of codebook entries instead of single ones: for looks, not for metrics. Tokens are still sampled,
+  /// and forced ones keep their entry.
   bool more_smooth = false;
   /// Images at a time, at least 1; unset is all at once.
   std::optional<std::int64_t> batch_size;
@@ -1055,8 +1056,8 @@ constexpr std::int64_t kMaxInt64 = (std::numeric_limits<std::int64_t>::max)();
 
 using Contract = std::vector<std::pair<std::string, std::string>>;  // names and dtypes, in the order errors list them
 
-constexpr std::array<const char*, 9> kKinds = {"label",         "uniform",   "smooth_uniform", "forced_tokens", "scalar",
-                                               "text_features", "text_mask", "image",          "mask"};
+constexpr std::array<const char*, 9> kKinds = {
+    "label", "uniform", "smooth_uniform", "forced_tokens", "scalar", "text_features", "text_mask", "image", "mask"};
 constexpr std::array<const char*, 6> kDtypes = {"float32", "float16", "int64", "int32", "int8", "uint8"};
 
 inline const char* graph_name(Graph graph) {
@@ -1425,8 +1426,8 @@ inline RequestInput read_input(const Fields& fields, const ModelInfo& model) {
                    ? fields.one_of("dtype", std::array<const char*, 1>{"int64"})
                : item.kind == Kind::uniform || item.kind == Kind::smooth_uniform
                    ? fields.one_of("dtype", std::array<const char*, 1>{"float32"})
-               : item.kind == Kind::scalar  ? fields.one_of("dtype", std::array<const char*, 2>{"float32", "int64"})
-                                            : fields.dtype();
+               : item.kind == Kind::scalar ? fields.one_of("dtype", std::array<const char*, 2>{"float32", "int64"})
+                                           : fields.dtype();
   item.shape = read_shape(fields, item.kind, model);
   if (item.kind != Kind::scalar) return item;
   const auto bound = [&](const char* key) -> std::optional<double> {
@@ -1902,8 +1903,7 @@ inline Feeds make_feeds(const Inputs& inputs, const GraphInfo& graph, std::size_
       const auto length = static_cast<std::size_t>(noise.row[0] * noise.row[1]);
       feeds.noise = uniforms_of_images(noise.seed, noise.first_image + first, count, length, Use::smoothing);
       shape = {shape[0], noise.row[0], noise.row[1]};
-      feeds.values.push_back(
-          shared_tensor(feeds.noise.data(), feeds.noise.size() * sizeof(float), shape, item.type));
+      feeds.values.push_back(shared_tensor(feeds.noise.data(), feeds.noise.size() * sizeof(float), shape, item.type));
       continue;
     }
     feeds.values.push_back(shared_tensor(item.bytes.data() + row * first,
