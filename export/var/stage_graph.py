@@ -272,7 +272,8 @@ class StageParts:
         inverse_tau = scalar_at(op, self.constants("smooth.inverse_tau", np.float32(inverse_tau)), stage)
         count = op.Shape(noise, start=1, end=2)
         weights = smooth_weights(op, rows(op, logits, [0], count, 1), noise, top_k, top_p, sharpness, inverse_tau)
-        mixed = op.MatMul(weights, self.codebook(), _name="smooth")
+        # Passes that look at products with a matrix look for linear layers, of which this is none.
+        mixed = op.MatMul(weights, op.Unsqueeze(self.codebook(), [0]))
         sampled = op.Unsqueeze(op.Less(rows(op, forced, [0], count, 1), 0), [-1])
         mixed = op.Where(sampled, mixed, rows(op, entries, [0], count, 1))
         vectors = op.Concat(mixed, rows(op, entries, count, [2**31 - 1], 1), axis=1)
