@@ -267,9 +267,9 @@ class StageParts:
         """
         op.builder.push_module("smooth")
         ratio = np.arange(self.config.num_stages) / (self.config.num_stages - 1)
-        inverse_tau = 1 / np.maximum(0.27 * (1 - 0.95 * ratio), 0.005)
-        sharpness = scalar_at(op, self.constants("smooth.sharpness", np.float32((1 + ratio) * inverse_tau)), stage)
-        inverse_tau = scalar_at(op, self.constants("smooth.inverse_tau", np.float32(inverse_tau)), stage)
+        tau = np.maximum(0.27 * (1 - 0.95 * ratio), 0.005)
+        sharpness = scalar_at(op, self.constants("smooth.sharpness", ((1 + ratio) / tau).astype(np.float32)), stage)
+        inverse_tau = scalar_at(op, self.constants("smooth.inverse_tau", (1 / tau).astype(np.float32)), stage)
         count = op.Shape(noise, start=1, end=2)
         weights = smooth_weights(op, rows(op, logits, [0], count, 1), noise, top_k, top_p, sharpness, inverse_tau)
         # Passes that look at products with a matrix look for linear layers, of which this is none.

@@ -293,7 +293,7 @@ BAD_INPUT = {
     "class": ([*BOX, "--class", "walrus"], 'no class is named "walrus"'),
     "class number": ([*BOX, "--class", "6"], "class 6 is out of range"),
     "top_p": ([*BOX, "--top-p", "nan"], "top_p nan is out of range"),
-    "no more_smooth": ([*BOX, "--more-smooth"], "more_smooth: this bundle was built without it; build the bundle again"),
+    "no more_smooth": ([*BOX, "--more-smooth"], "more_smooth: this bundle was built without it; build the"),
     "cfg": ([*BOX, "--cfg-scale", "inf"], "cfg_scale inf is out of range"),
     "seed": ([*BOX, "--seed", "-1"], "seed -1 is out of range"),
     "feather": ([*BOX, "--feather", "-1"], "Invalid value for '--feather'"),

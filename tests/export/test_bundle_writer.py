@@ -147,7 +147,11 @@ def test_the_manifest_lists_the_request_and_the_variants(tiny_bundle: Path) -> N
     document = json.loads((tiny_bundle / "manifest.json").read_text())
     assert (document["schema"], document["family"]) == (2, "var")
     assert [item["kind"] for item in document["request"]] == [
-        "label", "uniform", "forced_tokens", *["scalar"] * 3, "smooth_uniform",
+        "label",
+        "uniform",
+        "forced_tokens",
+        *["scalar"] * 3,
+        "smooth_uniform",
     ]
     for role in ROLES:
         variants = {"stock": {"file": f"{role}.onnx"}}
