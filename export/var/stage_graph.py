@@ -15,7 +15,7 @@ import onnx_ir as ir
 import torch
 from onnxscript import OpBuilder
 
-from nextscale.export.graph_builder import Constants, add_output, finish, linear, new_builder, rows, scalar_at
+from nextscale.export.graph_builder import Constants, add_output, branch, finish, linear, new_builder, rows, scalar_at
 from nextscale.export.sampling_graph import sample, smooth_weights
 from nextscale.models.var.equalization import Equalization
 from nextscale.models.var.folded import NOT_EQUALIZED, FoldedVAR
@@ -255,7 +255,7 @@ class StageParts:
 
         softmax(((1 + r) logits + gumbel) / tau) codebook with r = si / (S - 1), tau = max(0.27 (1 - 0.95 r), 0.005).
 
-        Without noise all of this is computed for no rows; of an If, `embed` tells.
+        Without noise the weights are left out, and the product has no rows: `embed` tells why it is in no branch.
 
         Args:
             entries: float32 [B, l, Cvae], of the tokens.
@@ -271,7 +271,14 @@ class StageParts:
         sharpness = scalar_at(op, self.constants("smooth.sharpness", ((1 + ratio) / tau).astype(np.float32)), stage)
         inverse_tau = scalar_at(op, self.constants("smooth.inverse_tau", (1 / tau).astype(np.float32)), stage)
         count = op.Shape(noise, start=1, end=2)
-        weights = smooth_weights(op, rows(op, logits, [0], count, 1), noise, top_k, top_p, sharpness, inverse_tau)
+        # Releases of ONNX Runtime divide by zero where TopK has no rows.
+        (weights,) = branch(
+            op,
+            op.Greater(op.Squeeze(count, [0]), 0),
+            lambda op: [smooth_weights(op, logits, noise, top_k, top_p, sharpness, inverse_tau)],
+            lambda op: [op.Identity(noise)],
+            ["weights"],
+        )
         # Passes that look at products with a matrix look for linear layers, of which this is none.
         mixed = op.MatMul(weights, op.Unsqueeze(self.codebook(), [0]))
         sampled = op.Unsqueeze(op.Less(rows(op, forced, [0], count, 1), 0), [-1])
