@@ -98,6 +98,7 @@ class Extension(click.ParamType):
 @options.cfg_scale
 @options.top_k
 @options.top_p
+@options.more_smooth
 @click.option("--feather", type=click.IntRange(0, 1000), metavar="PX", help="The seam's width within the mask.")
 @click.option("--no-blend", is_flag=True, help="The decoder's picture as it is, also outside the mask.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("edited.png"), show_default=True, metavar="FILE")
@@ -121,6 +122,7 @@ def edit(
     cfg_scale: float,
     top_k: int | None,
     top_p: float,
+    more_smooth: bool,
     feather: int | None,
     no_blend: bool,
     out: Path,
@@ -183,6 +185,7 @@ def edit(
         "cfg_scale": cfg_scale,
         "top_k": resolve_top_k(top_k, model),
         "top_p": top_p,
+        "more_smooth": more_smooth,
     }
     generator = Generator(bundle, SessionOptions(threads=threads, spinning=spinning, ops=ops, ops_library=ops_library))
     console = Console(stderr=True, quiet=quiet)

@@ -51,6 +51,7 @@ from nextscale.runtime.image_io import (
 @options.cfg_scale
 @options.top_k
 @options.top_p
+@options.more_smooth
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -77,6 +78,7 @@ def generate(
     cfg_scale: float,
     top_k: int | None,
     top_p: float,
+    more_smooth: bool,
     out: Path | None,
     grid: tuple[int, int | None] | None,
     no_grid: bool,
@@ -118,6 +120,7 @@ def generate(
         "cfg_scale": cfg_scale,
         "top_k": resolve_top_k(top_k, bundle.model),
         "top_p": top_p,
+        "more_smooth": more_smooth,
     }
     generator = Generator(bundle, SessionOptions(threads=threads, spinning=spinning, ops=ops, ops_library=ops_library))
     console = Console(stderr=True, quiet=quiet)

@@ -76,6 +76,11 @@ top_p = click.option(
     show_default=True,
     help="Of these, the likeliest of this total probability; 0: off.",
 )
+more_smooth = click.option(
+    "--more-smooth",
+    is_flag=True,
+    help="Mix entries of the codebook, as the official code's more_smooth: for looks, not for metrics.",
+)
 
 previews = click.option(
     "--previews",

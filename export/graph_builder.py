@@ -81,7 +81,7 @@ def scalar_at(op: OpBuilder, table: ir.Value, index: ir.Value) -> ir.Value:
     return op.Gather(table, op.Unsqueeze(index, [0]))
 
 
-def rows(op: OpBuilder, x: ir.Value, begin: ir.Value | list[int], end: ir.Value, axis: int) -> ir.Value:
+def rows(op: OpBuilder, x: ir.Value, begin: ir.Value | list[int], end: ir.Value | list[int], axis: int) -> ir.Value:
     """x[begin:end] along `axis`; begin and end are int64 [1]."""
     return op.Slice(x, begin, end, [axis])
 

@@ -11,6 +11,8 @@ from nextscale.export.graph_builder import branch
 
 # The largest u that is looked for: u * total stays below total in float32, so that an entry is always found.
 MAX_UNIFORM = 1 - 2**-23
+# The smallest and largest u that noise is made of: -log(-log(u)) is finite. Philox gives multiples of 2^-24.
+NOISE_UNIFORMS = 2**-25, 1 - 2**-24
 
 
 def sample(
@@ -31,6 +33,33 @@ def sample(
     weights = op.Where(op.Less(logits, _smallest_kept(op, logits, maximum, mass, top_k, top_p)), 0.0, mass)
     sampled = _first_past(op, weights, op.Min(uniforms, MAX_UNIFORM))
     return op.Where(op.Less(forced, 0), sampled, forced)
+
+
+def smooth_weights(
+    op: OpBuilder,
+    logits: ir.Value,
+    uniforms: ir.Value,
+    top_k: ir.Value,
+    top_p: ir.Value,
+    sharpness: ir.Value,
+    inverse_tau: ir.Value,
+) -> ir.Value:
+    """softmax(sharpness * logits + gumbel / tau) over the kept entries, with gumbel = -log(-log(u)) (Gumbel-softmax).
+
+    Args:
+        logits: float32 [B, n, V], after guidance.
+        uniforms: float32 [B, n, V].
+        top_k, top_p: int64 [], float32 []; 0 is off.
+        sharpness, inverse_tau: float32 [1].
+    Returns:
+        float32 [B, n, V].
+    """
+    maximum = op.ReduceMax(logits, [-1], keepdims=1)
+    below = op.Sub(logits, maximum)  # softmax is the same for it, and large logits do not round it away
+    threshold = _smallest_kept(op, logits, maximum, op.Exp(below), top_k, top_p)
+    gumbel = op.Neg(op.Log(op.Neg(op.Log(op.Clip(uniforms, *NOISE_UNIFORMS)))))
+    exponent = op.Add(op.Mul(below, sharpness), op.Mul(gumbel, inverse_tau))
+    return op.Softmax(op.Where(op.Less(logits, threshold), -float("inf"), exponent), axis=-1)
 
 
 def _first_past(op: OpBuilder, weights: ir.Value, uniforms: ir.Value) -> ir.Value:

@@ -16,7 +16,11 @@ from nextscale.runtime._errors import BundleError
 DTYPES = ("float32", "float16", "int64", "int32", "int8", "uint8")
 # What a request's inputs may be: labels are the caller's, readers can make uniforms, forced tokens and scalars, and the
 # caller gives tensors of the other kinds.
-KINDS = ("label", "uniform", "forced_tokens", "scalar", "text_features", "text_mask", "image", "mask")
+KINDS = (
+    "label", "uniform", "smooth_uniform", "forced_tokens", "scalar", "text_features", "text_mask", "image", "mask",
+)  # fmt: skip
+# Those that a request has once at most.
+SINGLE_KINDS = ("label", "uniform", "smooth_uniform", "forced_tokens")
 BATCH = "B"
 # A graph's variants: of stock operators, and of the domain of nextscale-ops as well.
 STOCK: Final = "stock"
@@ -258,7 +262,7 @@ class Manifest:
         return sum(file.size for file in self.files.values())
 
     def input_of_kind(self, kind: str) -> RequestInput | None:
-        """The request's input of a kind, if it has one: label, uniform or forced_tokens, which have no second."""
+        """The request's input of a kind, if it has one: one of SINGLE_KINDS."""
         return next((item for item in self.request if item.kind == kind), None)
 
     @property

@@ -18,6 +18,7 @@ from nextscale.runtime._manifest import (
     KINDS,
     MAX_CLASS_NAME,
     MAX_CLASS_NAMES,
+    SINGLE_KINDS,
     STOCK,
     FileInfo,
     FusedGraph,
@@ -29,7 +30,7 @@ from nextscale.runtime._manifest import (
     VerifyInfo,
 )
 from nextscale.runtime._manifest_parts import check_elements, read_files, read_graph, read_token_maps
-from nextscale.runtime._var_request import MAX_CFG_SCALE, var_request
+from nextscale.runtime._var_request import MAX_CFG_SCALE, schema_1_request
 
 SCHEMA = 2
 ROLES, OPTIONAL_ROLES = ("generate", "stage", "decoder", "encoder"), ("generate", "encoder")
@@ -38,10 +39,10 @@ _EXACT = 2**53
 _KIND_DTYPES = {
     "label": ("int64",),
     "uniform": ("float32",),
+    "smooth_uniform": ("float32",),
     "forced_tokens": ("int64",),
     "scalar": ("float32", "int64"),
 }
-_SINGLE_KINDS = ("label", "uniform", "forced_tokens")
 
 
 def parse_manifest(text: str | bytes, where: str = "manifest.json") -> Manifest:
@@ -63,7 +64,7 @@ def parse_manifest(text: str | bytes, where: str = "manifest.json") -> Manifest:
     files = read_files(root["files"])
     if schema == 1:
         family, model = manifest_v1.FAMILY, manifest_v1.read_model(root["model"])
-        request = var_request(model)
+        request = schema_1_request(model)
         graphs = manifest_v1.read_graphs(root["graphs"], model, files)
         verify = manifest_v1.read_verify(root["verify"], model)
     else:
@@ -138,7 +139,7 @@ def _read_request(node: JsonNode, model: ModelInfo) -> tuple[RequestInput, ...]:
         found = _read_input(item, model)
         if found.name in {other.name for other in request}:
             item["name"].refuse("a name of its own")
-        if found.kind in _SINGLE_KINDS and found.kind in {other.kind for other in request}:
+        if found.kind in SINGLE_KINDS and found.kind in {other.kind for other in request}:
             item["kind"].refuse("no second input of its kind")
         if found.kind == "label" and not model.num_classes:
             item["kind"].refuse("no label, since model.num_classes is 0")
@@ -166,9 +167,11 @@ def _read_shape(node: JsonNode, kind: str, model: ModelInfo) -> tuple[int | str,
     shape = tuple(item.text() if isinstance(item.value, str) else item.integer(1, 2**31) for item in node.elements())
     check_elements(node, shape)
     rows = shape[:1] == (BATCH,) and len(shape) > 1 and all(isinstance(size, int) for size in shape[1:])
+    noise = (BATCH, model.num_tokens, model.vocab_size)
     expected, fits = {
         "label": ('["B"]', shape == (BATCH,)),
         "uniform": ('"B" and sizes', rows),
+        "smooth_uniform": (f'"B", {model.num_tokens} and {model.vocab_size}', shape == noise),
         "forced_tokens": (f'"B", {model.num_tokens} and further sizes', rows and shape[1] == model.num_tokens),
         "scalar": (f"[] or [{model.num_stages}]", shape in ((), (model.num_stages,))),
     }.get(kind, ('"B" first or nowhere', BATCH not in shape[1:]))

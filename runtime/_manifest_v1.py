@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from nextscale.runtime._checked_json import JsonNode
 from nextscale.runtime._manifest import FileInfo, GraphInfo, ModelInfo, VerifyInfo
 from nextscale.runtime._manifest_parts import read_graph, read_token_maps
-from nextscale.runtime._var_request import var_request
+from nextscale.runtime._var_request import schema_1_request
 
 FAMILY = "var"
 _ROLES = ("generate", "stage", "decoder")
@@ -32,7 +32,7 @@ def read_model(node: JsonNode) -> ModelInfo:
 
 
 def read_graphs(node: JsonNode, model: ModelInfo, files: Mapping[str, FileInfo]) -> dict[str, GraphInfo]:
-    request = var_request(model)
+    request = schema_1_request(model)
     return {role: read_graph(role, node[role], node[role]["file"], request, files) for role in _ROLES}
 
 

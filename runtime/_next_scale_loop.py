@@ -206,7 +206,7 @@ class Generator:
                 raise RequestError(f'outputs {shown_value(name)}: expected names of outputs, such as "logits"')
             if name not in known:
                 raise RequestError(f'outputs: stage.onnx has no output "{shown_text(name)}"')
-        return self._stages(request, 0, outputs, cancel)
+        return self._stages(request.images(0, len(request)), 0, outputs, cancel)
 
     def decode(self, f_hat: NDArray[np.float32]) -> Images:
         """Decode a latent, float32 [B, Cvae, h, w], to uint8 [B, H, W, 3].

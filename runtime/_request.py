@@ -14,6 +14,7 @@ from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._checked_values import is_truth_value, require_integer
 from nextscale.runtime._errors import RequestError
 from nextscale.runtime._manifest import BATCH, Manifest, ModelInfo, RequestInput
+from nextscale.runtime._uniforms import SAMPLING, SMOOTHING
 from nextscale.runtime._uniforms import uniforms as uniforms_of_seed
 from nextscale.runtime._var_request import DEFAULT_CFG_SCALE, DEFAULT_TOP_K, DEFAULT_TOP_P
 from nextscale.runtime._wording import shown_number, shown_text, shown_value
@@ -53,6 +54,8 @@ class RequestSettings(TypedDict, total=False):
         top_p: keep the likeliest tokens of this probability mass, 0 (off) to 1.
         forced_tokens: int [B, L]; entries of the codebook to take instead of sampling, -1 to sample.
         uniforms: float [B, L] in [0, 1), instead of those of seed and first_image.
+        more_smooth: take mixtures of codebook entries instead of single ones: for looks, not for metrics; False by
+            default. Tokens are still sampled, and forced ones keep their entry.
         inputs: any of the bundle's inputs by name: tensors such as text features, and scalars that have no setting
             above. A scalar, here and above, is one value; where the bundle takes that, it may also be a list with one
             value for each stage.
@@ -65,6 +68,7 @@ class RequestSettings(TypedDict, total=False):
     top_p: float | Sequence[float] | None
     forced_tokens: ArrayLike | None
     uniforms: ArrayLike | None
+    more_smooth: bool | None
     inputs: Mapping[str, Any] | None
 
 
@@ -77,11 +81,13 @@ class Request:
         arrays: the inputs by name, of the manifest's dtypes and shapes: copies, which later changes of the caller's
             arrays do not reach.
         per_image: names of the inputs in which each image has a row; all images share the others.
+        noise: of more_smooth, which `images` makes, V numbers a token being too many to keep; None: there is none.
     """
 
     count: int
     arrays: Mapping[str, NDArray[Any]]
     per_image: frozenset[str]
+    noise: _Noise | None = None
 
     @classmethod
     def create(cls, bundle: Bundle, class_labels: Labels | None = None, **settings: Unpack[RequestSettings]) -> Request:
@@ -100,6 +106,7 @@ class Request:
         labels = _labels(bundle, given)
         sizes = {BATCH: _count(manifest, labels, given)}
         numbers = _Numbers.of(settings)
+        noise = _noise(manifest, given, settings, numbers)
         # Images and masks that the stage graph does not list are other roles' inputs.
         generating = {tensor.name for tensor in bundle.graph("stage").inputs}
         arrays: dict[str, NDArray[Any]] = {}
@@ -110,21 +117,26 @@ class Request:
                 arrays[item.name] = labels
             elif item.kind == "uniform":
                 arrays[item.name] = _uniforms(item, value, sizes[BATCH], numbers)
+            elif item.kind == "smooth_uniform":
+                arrays[item.name] = _smooth_uniforms(item, value, sizes[BATCH])
             elif item.kind == "forced_tokens":
                 arrays[item.name] = _tokens(item, value, sizes[BATCH], manifest.model)
             elif item.kind == "scalar":
                 arrays[item.name] = _scalar(item, value)
             elif value is not None or item.name in generating:
                 arrays[item.name] = _tensor(item, value, sizes)
-        return cls(sizes[BATCH], arrays, frozenset(item.name for item in manifest.request if item.per_image))
+        return cls(sizes[BATCH], arrays, frozenset(item.name for item in manifest.request if item.per_image), noise)
 
     def __len__(self) -> int:
         return self.count
 
     def images(self, start: int, stop: int) -> Request:
-        """The same request for images start to stop - 1 alone."""
+        """The same request for images start to stop - 1 alone, ready to run."""
+        count = min(stop, self.count) - start
         arrays = {name: array[start:stop] if name in self.per_image else array for name, array in self.arrays.items()}
-        return replace(self, count=min(stop, self.count) - start, arrays=arrays)
+        if self.noise is not None:
+            arrays[self.noise.item.name] = self.noise.of(start, count)
+        return replace(self, count=count, arrays=arrays, noise=None)
 
 
 @dataclass(frozen=True)
@@ -139,11 +151,27 @@ class _Numbers:
         values = {name: settings.get(name) for name in ("seed", "first_image")}
         return cls(**{name: 0 if value is None else require_integer(name, value) for name, value in values.items()})
 
-    def uniforms(self, images: int, length: int) -> NDArray[np.float32]:
-        first = self.first_image
-        if not 0 <= first <= 2**64 - images:
-            raise RequestError(f"first_image {shown_number(first)} is out of range: expected 0 to 2^64 - {images}")
-        return uniforms_of_seed(self.seed, range(first, first + images), length)
+    def uniforms(self, images: int, length: int, start: int = 0, use: int = SAMPLING) -> NDArray[np.float32]:
+        """Of images start to start + images - 1 of a request: [images, length]."""
+        if not 0 <= self.first_image <= 2**64 - images:
+            raise RequestError(
+                f"first_image {shown_number(self.first_image)} is out of range: expected 0 to 2^64 - {images}"
+            )
+        first = self.first_image + start
+        return uniforms_of_seed(self.seed, range(first, first + images), length, use)
+
+
+@dataclass(frozen=True)
+class _Noise:
+    """The numbers of more_smooth, before they are made."""
+
+    item: RequestInput
+    numbers: _Numbers
+
+    def of(self, start: int, images: int) -> NDArray[np.float32]:
+        """Of images start to start + images - 1 of the request: [images, L, V]."""
+        made = self.numbers.uniforms(images, self.item.row_values, start, SMOOTHING)
+        return made.reshape(images, *self.item.row_shape)
 
 
 def resolve_top_k(top_k: int | None, model: ModelInfo) -> int:
@@ -237,9 +265,13 @@ def _count(manifest: Manifest, labels: NDArray[np.int64] | None, given: Mapping[
 
 
 def _uniforms(item: RequestInput, value: Any, images: int, numbers: _Numbers) -> NDArray[np.float32]:
-    shape = (images, *item.row_shape)
     if value is None:
-        return numbers.uniforms(images, item.row_values).reshape(shape)
+        return numbers.uniforms(images, item.row_values).reshape(images, *item.row_shape)
+    return _checked_uniforms(item, value, images)
+
+
+def _checked_uniforms(item: RequestInput, value: Any, images: int) -> NDArray[np.float32]:
+    shape = (images, *item.row_shape)
     array = _array(item.name, value)
     if array.shape != shape or array.dtype.kind != "f":
         raise RequestError(f"{item.name}: expected floats {list(shape)}, found {_found(array)}")
@@ -252,6 +284,28 @@ def _uniforms(item: RequestInput, value: Any, images: int, numbers: _Numbers) ->
             f"found {shown_number(float(array[outside][0]))}"
         )
     return floats
+
+
+def _noise(manifest: Manifest, given: Mapping[str, Any], settings: RequestSettings, numbers: _Numbers) -> _Noise | None:
+    """Where more_smooth's numbers come from, if it is asked for."""
+    wanted = settings.get("more_smooth")
+    if wanted is not None and not is_truth_value(wanted):
+        raise RequestError(f"more_smooth {shown_value(wanted)}: expected True or False")
+    if not wanted:
+        return None
+    item = manifest.input_of_kind("smooth_uniform")
+    if item is None:
+        raise RequestError("more_smooth: this bundle was built without it; build the bundle again")
+    if item.name in given:
+        raise RequestError("more_smooth is given twice: by itself and in inputs")
+    return _Noise(item, numbers)
+
+
+def _smooth_uniforms(item: RequestInput, value: Any, images: int) -> NDArray[np.float32]:
+    """The caller's, or none."""
+    if value is None:
+        return np.zeros((images, 0, item.row_shape[-1]), np.float32)
+    return _checked_uniforms(item, value, images)
 
 
 def _tokens(item: RequestInput, value: Any, images: int, model: ModelInfo) -> NDArray[np.int64]:

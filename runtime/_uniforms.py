@@ -41,16 +41,23 @@ def philox4x32(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.
     return np.stack((c0, c1, c2, c3), axis=-1).astype(np.uint32)
 
 
-def uniforms(seed: int, image_indices: Sequence[int], length: int) -> NDArray[np.float32]:
-    """One number in [0, 1) for each token of each image; an image's numbers depend on (seed, index) alone.
+# Numbers of an image that are made at a time: making them takes many times their memory, and a cache holds so many.
+_TOGETHER = 2**16
+# What numbers are for: the last word of the counter, so that no two uses share any.
+SAMPLING, SMOOTHING = 0, 1
 
-    Token t of image i takes word t % 4 of Philox4x32-10 with key (low, high half of seed) and counter
-    (t // 4, low, high half of i, 0), as (word >> 8) * 2^-24.
+
+def uniforms(seed: int, image_indices: Sequence[int], length: int, use: int = SAMPLING) -> NDArray[np.float32]:
+    """Numbers in [0, 1) for each image; an image's numbers depend on (seed, index) and their use alone.
+
+    Number t of image i takes word t % 4 of Philox4x32-10 with key (low, high half of seed) and counter
+    (t // 4, low, high half of i, use), as (word >> 8) * 2^-24.
 
     Args:
         seed: in [0, 2^64).
         image_indices: B integers in [0, 2^64).
-        length: tokens of an image, at least 0.
+        length: numbers of an image, at least 0: one for each token to sample, V for each to smooth.
+        use: SAMPLING or SMOOTHING.
     Returns:
         float32 [B, length].
     Raises:
@@ -60,9 +67,14 @@ def uniforms(seed: int, image_indices: Sequence[int], length: int) -> NDArray[np
         if not 0 <= value < 2**64:
             raise RequestError(f"{name} {shown_number(value)} is out of range: expected 0 to 2^64 - 1")
     images = np.array(image_indices, dtype=np.uint64)[:, None]
-    counter = np.zeros((len(image_indices), -(-length // 4), 4), dtype=np.uint32)
-    counter[..., 0] = np.arange(counter.shape[1], dtype=np.uint32)
-    counter[..., 1] = images & _LOW
-    counter[..., 2] = images >> _32
-    words = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32)).reshape(len(image_indices), -1)[:, :length]
-    return (words >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+    numbers = np.empty((len(image_indices), length), dtype=np.float32)
+    for first in range(0, length, _TOGETHER):
+        part = numbers[:, first : first + _TOGETHER]
+        counter = np.zeros((len(image_indices), -(-part.shape[1] // 4), 4), dtype=np.uint32)
+        counter[..., 0] = first // 4 + np.arange(counter.shape[1], dtype=np.uint32)
+        counter[..., 1] = images & _LOW
+        counter[..., 2] = images >> _32
+        counter[..., 3] = use
+        words = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32)).reshape(len(image_indices), -1)
+        part[:] = (words[:, : part.shape[1]] >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+    return numbers

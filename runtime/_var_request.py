@@ -10,7 +10,13 @@ DEFAULT_TOP_P = 0.96
 
 
 def var_request(model: ModelInfo) -> tuple[RequestInput, ...]:
-    """The six inputs of a request to a VAR of that size."""
+    """The seven inputs of a request to a VAR of that size."""
+    noise = RequestInput("smooth_uniforms", "smooth_uniform", "float32", (BATCH, model.num_tokens, model.vocab_size))
+    return *schema_1_request(model), noise
+
+
+def schema_1_request(model: ModelInfo) -> tuple[RequestInput, ...]:
+    """The six that bundles have which were built before there was more_smooth."""
     tokens, entries = (BATCH, model.num_tokens), model.vocab_size
     return (
         RequestInput("class_labels", "label", "int64", (BATCH,)),

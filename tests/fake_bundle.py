@@ -195,6 +195,17 @@ ENCODER = f"""{HEADER} encoder (uint8[B,12,12,3] images) => (int64[B,14] token_m
     entries = Constant<value = int64 {{16}}>()
     token_maps = Mod(whole, entries)
 }}"""
+# What a bundle with more_smooth has further: here its numbers raise all of a stage's vectors by the same.
+SMOOTH_INPUT = {"name": "smooth_uniforms", "kind": "smooth_uniform", "dtype": "float32", "shape": ["B", L, V]}
+_SMOOTH = {
+    _REQUEST: f"{_REQUEST}, float[B,N,16] smooth_uniforms",
+    f"{_SIX}, s": f"{_SIX}, smooth_uniforms, s",
+    "    vectors = Gather(codebook, tokens)": """    noise = Slice(smooth_uniforms, begin, end, one)
+    mixed = MatMul(noise, codebook)
+    raised = ReduceSum(mixed, one)
+    chosen = Gather(codebook, tokens)
+    vectors = Add(chosen, raised)""",
+}
 # The text form has no dots in names.
 _DOTTED = {
     "past_key_values_0_key": "past_key_values.0.key",
@@ -225,11 +236,12 @@ def write_fake_bundle(
     schema: int = 2,
     *,
     encoder: bool = False,
+    smooth: bool = False,
 ) -> Path:
     """Write a bundle whose weights come from a seed; its verify tokens are what it generates."""
     weights = fake_weights(seed, encoder=encoder)
-    texts = GRAPHS | ({"encoder": ENCODER} if encoder else {})
-    graphs = write_files(folder, texts, FUNCTIONS + DECODE, weights)
+    texts = graph_texts(encoder=encoder, smooth=smooth)
+    graphs = write_files(folder, texts, weights)
     graphs["stage"]["state"] = [
         {"input": name, "output": f"present.{name.removeprefix('past_key_values.')}", "dtype": "float32",
          "initial_shape": shape}
@@ -251,7 +263,7 @@ def write_fake_bundle(
         },
         "recipe": {"name": "fp32"},
         "class_names": class_names,
-        "request": REQUEST,
+        "request": [*REQUEST, *([SMOOTH_INPUT] if smooth else [])],
         "graphs": graphs,
         "files": {path.name: file_entry(path) for path in sorted(folder.iterdir())},
         "verify": {
@@ -266,6 +278,15 @@ def write_fake_bundle(
     if schema == 1:
         write_manifest(folder, in_schema_1(read_manifest(folder)))
     return folder
+
+
+def graph_texts(*, encoder: bool, smooth: bool) -> dict[str, str]:
+    """The graphs of all roles, each with the functions that it calls."""
+    texts = {role: text + FUNCTIONS + DECODE for role, text in GRAPHS.items()}
+    if smooth:
+        for old, new in _SMOOTH.items():
+            texts = {role: text.replace(old, new) for role, text in texts.items()}
+    return texts | ({"encoder": ENCODER + FUNCTIONS + DECODE} if encoder else {})
 
 
 def in_schema_1(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -326,14 +347,12 @@ def weights_of_seed(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, 
     return weights
 
 
-def write_files(
-    folder: Path, graphs: dict[str, str], functions: str, weights: dict[str, np.ndarray]
-) -> dict[str, dict[str, Any]]:
+def write_files(folder: Path, graphs: dict[str, str], weights: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
     """All files of a bundle but the manifest; returns the manifest's graphs."""
     folder.mkdir(parents=True)
     (folder / "weights.data").write_bytes(b"".join(array.tobytes() for array in weights.values()))
     (folder / "card.md").write_text("A fake model for tests.\n")
-    return {role: write_graph(folder / f"{role}.onnx", text + functions, weights) for role, text in graphs.items()}
+    return {role: write_graph(folder / f"{role}.onnx", text, weights) for role, text in graphs.items()}
 
 
 def complete(folder: Path, manifest: dict[str, Any]) -> None:

@@ -8,13 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fake_bundle import (
-    DECODE,
-    ENCODER,
-    FUNCTIONS,
-    GRAPHS,
     HEADER,
     fake_weights,
     file_entry,
+    graph_texts,
     read_manifest,
     write_fake_bundle,
     write_graph,
@@ -37,11 +34,13 @@ _FUSED = """pixels_shape = Constant<value_ints = [0, 2, 9]>()
     images = fake.Decode(raised, to_rgb)"""
 
 
-def write_fake_fused_bundle(folder: Path, operators: Mapping[str, int] | None = None, *, encoder: bool = False) -> Path:
+def write_fake_fused_bundle(
+    folder: Path, operators: Mapping[str, int] | None = None, *, encoder: bool = False, smooth: bool = False
+) -> Path:
     """Its fused graphs need these operators, by the domain's name; None: those that they have."""
-    write_fake_bundle(folder, encoder=encoder)
+    write_fake_bundle(folder, encoder=encoder, smooth=smooth)
     manifest = read_manifest(folder)
-    for role, text in (GRAPHS | ({"encoder": ENCODER} if encoder else {})).items():
+    for role, text in graph_texts(encoder=encoder, smooth=smooth).items():
         path = folder / f"{role}.fused.onnx"
         _write(path, role, text)
         fused = {"file": path.name, "operators": dict(operators or {"nextscale": 1})}
@@ -60,4 +59,4 @@ def _write(path: Path, role: str, text: str) -> None:
     if role == "encoder":
         assert _ENCODE in text
         text = text.replace(_ENCODE, _FUSED_ENCODE)
-    write_graph(path, text + FUNCTIONS + DECODE, fake_weights(0, encoder=role == "encoder"))
+    write_graph(path, text, fake_weights(0, encoder=role == "encoder"))

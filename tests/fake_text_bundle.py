@@ -83,7 +83,7 @@ GRAPHS = {
 def write_fake_text_bundle(folder: Path, seed: int = 0) -> Path:
     """Write it; its verify tokens are what it generates."""
     shapes = {"position_table": (L, C), "latent_in": (2, C), "head": (C, D), "to_rgb": (2, 3)}
-    graphs = write_files(folder, GRAPHS, DECODE, weights_of_seed(shapes, seed))
+    graphs = write_files(folder, {role: text + DECODE for role, text in GRAPHS.items()}, weights_of_seed(shapes, seed))
     graphs["stage"]["state"] = [
         {"input": "f_hat", "output": "present.f_hat", "dtype": "float32", "initial_shape": ["B", 2, 2, 3]}
     ]

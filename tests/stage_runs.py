@@ -25,6 +25,7 @@ def run_stages(model: ir.Model, source: Source, num_stages: int | None = None) -
         "cfg_scale": np.array(2, np.float32),
         "top_k": np.array(0),
         "top_p": np.array(0, np.float32),
+        "smooth_uniforms": np.zeros((2, 0, info.vocab_size), np.float32),
     }
     sizes = {"B": 2, "2B": 4, "T": 0, "M": 0}
     state = [value for value in session.get_inputs() if value.name not in (*feeds, "stage")]

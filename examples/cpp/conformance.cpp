@@ -111,6 +111,7 @@ Request read_request(const Json& value) {
   request.top_k = scalar(get(value, "top_k"));
   request.batch_size = is_null(get(value, "batch_size")) ? std::nullopt : get(value, "batch_size").as_int64();
   request.forced_tokens = integers(get(value, "forced_tokens"));
+  request.more_smooth = get(value, "more_smooth").boolean;
   request.uniforms =
       flattened<float>(get(value, "uniforms"), [](const Json& item) { return static_cast<float>(number(item)); });
   return request;
@@ -264,7 +265,8 @@ class Conformance {
               found.first_image == expected.first_image && found.cfg_scale == expected.cfg_scale &&
               found.top_k == expected.top_k && found.top_p == expected.top_p &&
               found.forced_tokens == expected.forced_tokens && found.uniforms == expected.uniforms &&
-              found.batch_size == expected.batch_size && expected.scalars.empty() && expected.inputs.empty(),
+              found.more_smooth == expected.more_smooth && found.batch_size == expected.batch_size &&
+              expected.scalars.empty() && expected.inputs.empty(),
           "defaults of a request");
   }
 
@@ -279,8 +281,9 @@ class Conformance {
     }
     for (const Json& item : cases("uniforms")) {
       const auto expected = integers(get(item, "values"));
+      const auto use = static_cast<nextscale::Use>(get(item, "use").as_int64().value());
       const auto found =
-          nextscale::uniforms(std::stoull(text(item, "seed")), std::stoull(text(item, "image")), expected.size());
+          nextscale::uniforms(std::stoull(text(item, "seed")), std::stoull(text(item, "image")), expected.size(), use);
       bool holds = true;
       for (std::size_t i = 0; i < expected.size(); ++i) {
         holds = holds && static_cast<double>(found[i]) * 16777216.0 == static_cast<double>(expected[i]);

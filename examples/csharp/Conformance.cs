@@ -65,7 +65,8 @@ namespace NextScale
             {
                 long[] values = Integers(item.Get("values"));
                 float[] found = Uniforms.OfImage(
-                    Arguments.UInt64(item.Text("seed")), Arguments.UInt64(item.Text("image")), values.Length);
+                    Arguments.UInt64(item.Text("seed")), Arguments.UInt64(item.Text("image")), values.Length,
+                    (NumberUse)item.Integer("use"));
                 return Same(found.Select(number => (double)number * (1 << 24)), values.Select(value => (double)value));
             }));
             Each("requests", RunRequest);
@@ -505,6 +506,7 @@ namespace NextScale
                 TopP = Scalar(item.Get("top_p")),
                 ForcedTokens = Rows(item.Get("forced_tokens"), Integers),
                 Uniforms = Rows(item.Get("uniforms"), row => Flat(row).Select(value => (float)Number(value)).ToArray()),
+                MoreSmooth = (bool)item.Get("more_smooth"),
                 BatchSize = item.Get("batch_size") == null ? (int?)null : (int)item.Integer("batch_size"),
             };
             Fields inputs = item.Object("inputs");

@@ -33,6 +33,8 @@ request = {
     "forced_tokens": np.full((1, length), -1, np.int64),
     **{name: np.array(item["default"], item["dtype"]) for name, item in inputs.items() if item["kind"] == "scalar"},
 }
+if "smooth_uniforms" in inputs:
+    request["smooth_uniforms"] = np.zeros((1, 0, inputs["smooth_uniforms"]["shape"][2]), np.float32)
 images, token_maps = session.run(["images", "token_maps"], request)
 height, width = images.shape[1:3]
 Path(out).write_bytes(b"P6\n%d %d\n255\n" % (width, height) + images[0].tobytes())

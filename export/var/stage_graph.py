@@ -15,8 +15,8 @@ import onnx_ir as ir
 import torch
 from onnxscript import OpBuilder
 
-from nextscale.export.graph_builder import Constants, add_output, finish, linear, new_builder, rows, scalar_at
-from nextscale.export.sampling_graph import sample
+from nextscale.export.graph_builder import Constants, add_output, branch, finish, linear, new_builder, rows, scalar_at
+from nextscale.export.sampling_graph import sample, smooth_weights
 from nextscale.models.var.equalization import Equalization
 from nextscale.models.var.folded import NOT_EQUALIZED, FoldedVAR
 from nextscale.models.var.layers import GUIDED_AXIS, HEAD_ADA_LIN, SHARED_ADA_LIN, STAGE_INPUT
@@ -55,6 +55,7 @@ def build_stage_graph(var: VAR, quantizer: MultiScaleQuantizer, equalization: Eq
     cfg_scale = builder.input("cfg_scale", FLOAT, [])
     top_k = builder.input("top_k", INT64, [])
     top_p = builder.input("top_p", FLOAT, [])
+    smooth_uniforms = builder.input("smooth_uniforms", FLOAT, ["B", "N", config.vocab_size])
     f_hat = builder.input("f_hat", FLOAT, latent)
     modulation = builder.input("modulation", FLOAT, [GUIDED_AXIS, "M", c])
     past = [
@@ -81,11 +82,12 @@ def build_stage_graph(var: VAR, quantizer: MultiScaleQuantizer, equalization: Eq
         builder.pop_module()
     logits = parts.guided_logits(op, x, modulations[-2], modulations[-1], stage, cfg_scale)
     builder.push_module("sampling")
-    tokens = sample(
-        op, logits, rows(op, uniforms, span.begin, span.end, 1), rows(op, forced, span.begin, span.end, 1), top_k, top_p
-    )
+    forced = rows(op, forced, span.begin, span.end, 1)
+    tokens = sample(op, logits, rows(op, uniforms, span.begin, span.end, 1), forced, top_k, top_p)
     builder.pop_module()
-    f_hat = parts.accumulate(op, tokens, f_hat, stage, span)
+    noise = rows(op, smooth_uniforms, span.begin, span.end, 1)
+    vectors = parts.smoothed(op, parts.entries(op, tokens), forced, logits, noise, top_k, top_p, stage)
+    f_hat = parts.accumulate(op, vectors, f_hat, stage, span)
 
     add_output(builder, tokens, "tokens", INT64, ["B", "l"])
     add_output(builder, logits, "logits", FLOAT, ["B", "l", config.vocab_size])
@@ -230,11 +232,67 @@ class StageParts:
         mixed = op.Sub(op.Mul(cond, op.Add(t, 1.0)), op.Mul(uncond, t))
         return self.linear(op, "head", mixed)
 
-    def accumulate(self, op: OpBuilder, tokens: ir.Value, f_hat: ir.Value, stage: ir.Value, span: Span) -> ir.Value:
-        """f_hat + phi_si(bicubic_up(codebook[tokens])) (VAR, Alg. 2): tokens [B, l], f_hat [B, Cvae, h, w]."""
+    def codebook(self) -> ir.Value:
+        """The codebook, [V, Cvae]."""
+        return self.constants("quantize.embedding.weight", self.quantizer.embedding.weight)
+
+    def entries(self, op: OpBuilder, tokens: ir.Value) -> ir.Value:
+        """codebook[tokens]: [B, l] -> [B, l, Cvae]."""
+        return op.Gather(self.codebook(), tokens, axis=0)
+
+    def smoothed(
+        self,
+        op: OpBuilder,
+        entries: ir.Value,
+        forced: ir.Value,
+        logits: ir.Value,
+        noise: ir.Value,
+        top_k: ir.Value,
+        top_p: ir.Value,
+        stage: ir.Value,
+    ) -> ir.Value:
+        """Mixtures of codebook entries, as `more_smooth` of the official code makes them; forced tokens keep theirs.
+
+        softmax(((1 + r) logits + gumbel) / tau) codebook with r = si / (S - 1), tau = max(0.27 (1 - 0.95 r), 0.005).
+
+        Without noise the weights are left out, and the product has no rows: `embed` tells why it is in no branch.
+
+        Args:
+            entries: float32 [B, l, Cvae], of the tokens.
+            forced: int64 [B, l].
+            logits: float32 [B, l, V], after guidance.
+            noise: uniforms, float32 [B, l, V], or [B, 0, V]: then the entries are left as they are.
+        Returns:
+            float32 [B, l, Cvae].
+        """
+        op.builder.push_module("smooth")
+        ratio = np.arange(self.config.num_stages) / (self.config.num_stages - 1)
+        tau = np.maximum(0.27 * (1 - 0.95 * ratio), 0.005)
+        sharpness = scalar_at(op, self.constants("smooth.sharpness", ((1 + ratio) / tau).astype(np.float32)), stage)
+        inverse_tau = scalar_at(op, self.constants("smooth.inverse_tau", (1 / tau).astype(np.float32)), stage)
+        count = op.Shape(noise, start=1, end=2)
+        # Releases of ONNX Runtime divide by zero where TopK has no rows.
+        (weights,) = branch(
+            op,
+            op.Greater(op.Squeeze(count, [0]), 0),
+            lambda op: [smooth_weights(op, logits, noise, top_k, top_p, sharpness, inverse_tau)],
+            lambda op: [op.Identity(noise)],
+            ["weights"],
+        )
+        # Passes that look at products with a matrix look for linear layers, of which this is none.
+        mixed = op.MatMul(weights, op.Unsqueeze(self.codebook(), [0]))
+        sampled = op.Unsqueeze(op.Less(rows(op, forced, [0], count, 1), 0), [-1])
+        mixed = op.Where(sampled, mixed, rows(op, entries, [0], count, 1))
+        vectors = op.Concat(mixed, rows(op, entries, count, [2**31 - 1], 1), axis=1)
+        # What Slice hides, and ONNX Runtime must know to add f_hat within phi's convolution.
+        vectors.dtype, vectors.shape = FLOAT, ir.Shape(["B", "l", self.config.z_channels])
+        op.builder.pop_module()
+        return vectors
+
+    def accumulate(self, op: OpBuilder, vectors: ir.Value, f_hat: ir.Value, stage: ir.Value, span: Span) -> ir.Value:
+        """f_hat + phi_si(bicubic_up(vectors)) (VAR, Alg. 2): vectors [B, l, Cvae], f_hat [B, Cvae, h, w]."""
         quantizer, constants, side = self.quantizer, self.constants, self.config.patch_nums[-1]
-        codebook = constants("quantize.embedding.weight", quantizer.embedding.weight)
-        h = op.Transpose(op.Gather(codebook, tokens, axis=0), perm=[0, 2, 1])
+        h = op.Transpose(vectors, perm=[0, 2, 1])
         matrix = constants("upsampling", upsampling_matrix(self.config.patch_nums))
         h = op.Reshape(op.MatMul(h, rows(op, matrix, span.begin, span.end, 0)), [0, 0, side, side])
         phis = [quantizer.quant_resi.phi(i) for i in range(quantizer.num_phis)]

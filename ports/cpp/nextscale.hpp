@@ -136,11 +136,15 @@ struct SessionOptions {
 /// Ten rounds of Philox4x32 (Salmon et al., SC 2011).
 std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter, std::array<std::uint32_t, 2> key);
 
-/// The numbers that decide image `image` of a seed: one in [0, 1) for each token, the same in any batch and language.
+/// What numbers are for; no two uses share any.
+enum class Use : std::uint32_t { sampling = 0, smoothing = 1 };
+
+/// The numbers that decide image `image` of a seed, in [0, 1), the same in any batch and language: one for each token
+/// to sample, V for each to smooth.
 ///
-/// Token t takes word t % 4 of Philox4x32-10 with key (low, high half of seed) and counter
-/// (t / 4, low, high half of image, 0), as (word >> 8) * 2^-24.
-std::vector<float> uniforms(std::uint64_t seed, std::uint64_t image, std::size_t length);
+/// Number t is word t % 4 of Philox4x32-10 with key (low, high half of seed) and counter
+/// (t / 4, low, high half of image, use), as (word >> 8) * 2^-24.
+std::vector<float> uniforms(std::uint64_t seed, std::uint64_t image, std::size_t length, Use use = Use::sampling);
 
 // -------------------------------------------------------------------------------------------------------- manifest
 
@@ -175,8 +179,9 @@ struct Dimension {
   std::string symbol;
 };
 
-/// What an input of a request is. The library makes the first four itself; the caller gives tensors of the others.
-enum class Kind { label, uniform, forced_tokens, scalar, text_features, text_mask, image, mask };
+/// What an input of a request is. The library makes those up to `scalar` itself; the caller gives tensors of the
+/// others.
+enum class Kind { label, uniform, smooth_uniform, forced_tokens, scalar, text_features, text_mask, image, mask };
 
 /// One input of a request. "B" comes first in its shape where each image has a row; all images share the others.
 struct RequestInput {
@@ -335,6 +340,9 @@ struct Request {
   std::vector<std::int64_t> forced_tokens;
   /// Empty, or [B, L] in [0, 1): instead of those of seed and first_image.
   std::vector<float> uniforms;
+  /// Take mixtures of codebook entries instead of single ones: for looks, not for metrics. Tokens are still sampled,
+  /// and forced ones keep their entry.
+  bool more_smooth = false;
   /// Images at a time, at least 1; unset is all at once.
   std::optional<std::int64_t> batch_size;
 };
@@ -1048,8 +1056,8 @@ constexpr std::int64_t kMaxInt64 = (std::numeric_limits<std::int64_t>::max)();
 
 using Contract = std::vector<std::pair<std::string, std::string>>;  // names and dtypes, in the order errors list them
 
-constexpr std::array<const char*, 8> kKinds = {"label",         "uniform",   "forced_tokens", "scalar",
-                                               "text_features", "text_mask", "image",         "mask"};
+constexpr std::array<const char*, 9> kKinds = {
+    "label", "uniform", "smooth_uniform", "forced_tokens", "scalar", "text_features", "text_mask", "image", "mask"};
 constexpr std::array<const char*, 6> kDtypes = {"float32", "float16", "int64", "int32", "int8", "uint8"};
 
 inline const char* graph_name(Graph graph) {
@@ -1389,6 +1397,10 @@ inline std::vector<Dimension> read_shape(const Fields& fields, Kind kind, const 
       expected = "\"B\" and sizes";
       fits = rows;
       break;
+    case Kind::smooth_uniform:
+      expected = "\"B\", " + tokens + " and " + std::to_string(model.vocab_size);
+      fits = rows && shape.size() == 3 && *shape[1].size == model.num_tokens() && *shape[2].size == model.vocab_size;
+      break;
     case Kind::forced_tokens:
       expected = "\"B\", " + tokens + " and further sizes";
       fits = rows && *shape[1].size == model.num_tokens();
@@ -1412,9 +1424,10 @@ inline RequestInput read_input(const Fields& fields, const ModelInfo& model) {
   item.kind = static_cast<Kind>(std::find(kKinds.begin(), kKinds.end(), kind) - kKinds.begin());
   item.dtype = item.kind == Kind::label || item.kind == Kind::forced_tokens
                    ? fields.one_of("dtype", std::array<const char*, 1>{"int64"})
-               : item.kind == Kind::uniform ? fields.one_of("dtype", std::array<const char*, 1>{"float32"})
-               : item.kind == Kind::scalar  ? fields.one_of("dtype", std::array<const char*, 2>{"float32", "int64"})
-                                            : fields.dtype();
+               : item.kind == Kind::uniform || item.kind == Kind::smooth_uniform
+                   ? fields.one_of("dtype", std::array<const char*, 1>{"float32"})
+               : item.kind == Kind::scalar ? fields.one_of("dtype", std::array<const char*, 2>{"float32", "int64"})
+                                           : fields.dtype();
   item.shape = read_shape(fields, item.kind, model);
   if (item.kind != Kind::scalar) return item;
   const auto bound = [&](const char* key) -> std::optional<double> {
@@ -1435,7 +1448,7 @@ inline std::vector<RequestInput> read_request(const Fields& root, const ModelInf
   root.items("request", [&](const std::string& key, const Json& value) {
     const Fields fields = root.fields(key, value);
     const RequestInput item = read_input(fields, model);
-    const bool single = item.kind == Kind::label || item.kind == Kind::uniform || item.kind == Kind::forced_tokens;
+    const bool single = static_cast<int>(item.kind) < static_cast<int>(Kind::scalar);
     for (const RequestInput& other : request) {
       if (other.name == item.name) fields.refuse("name", "a name of its own", shown(item.name));
       if (single && other.kind == item.kind) {
@@ -1833,18 +1846,40 @@ struct Input {
   std::vector<std::uint8_t> bytes;
 };
 
+/// Where the numbers of more_smooth come from; V a token are too many to keep for all images.
+struct Noise {
+  std::string name;  // of the input
+  std::uint64_t seed;
+  std::uint64_t first_image;
+  std::vector<std::int64_t> row;  // [L, V]
+};
+
 /// A checked request.
 struct Inputs {
   std::vector<Input> items;
   std::size_t count;
   std::size_t batch_size;
+  std::optional<Noise> noise;  // unset where nothing is smoothed: its input then has no row
 };
 
 /// What a call of a graph takes; shares the memory of the inputs, which must outlive it.
 struct Feeds {
   std::vector<const char*> names;
   std::vector<Ort::Value> values;
+  std::vector<float> noise;  // of the images of the call
 };
+
+/// [count, length], of images first to first + count - 1 of a seed.
+inline std::vector<float> uniforms_of_images(std::uint64_t seed, std::uint64_t first, std::size_t count,
+                                             std::size_t length, Use use) {
+  std::vector<float> values;
+  values.reserve(count * length);
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto row = nextscale::uniforms(seed, first + i, length, use);
+    values.insert(values.end(), row.begin(), row.end());
+  }
+  return values;
+}
 
 /// A tensor that shares (const) memory, which must outlive it.
 inline Ort::Value shared_tensor(const void* data, std::size_t bytes, const std::vector<std::int64_t>& shape,
@@ -1863,6 +1898,14 @@ inline Feeds make_feeds(const Inputs& inputs, const GraphInfo& graph, std::size_
     const std::size_t row = item.per_image ? item.bytes.size() / inputs.count : 0;
     if (item.per_image) shape[0] = static_cast<std::int64_t>(count);
     feeds.names.push_back(item.name.c_str());
+    if (inputs.noise && inputs.noise->name == item.name) {
+      const Noise& noise = *inputs.noise;
+      const auto length = static_cast<std::size_t>(noise.row[0] * noise.row[1]);
+      feeds.noise = uniforms_of_images(noise.seed, noise.first_image + first, count, length, Use::smoothing);
+      shape = {shape[0], noise.row[0], noise.row[1]};
+      feeds.values.push_back(shared_tensor(feeds.noise.data(), feeds.noise.size() * sizeof(float), shape, item.type));
+      continue;
+    }
     feeds.values.push_back(shared_tensor(item.bytes.data() + row * first,
                                          item.per_image ? row * count : item.bytes.size(), shape, item.type));
   }
@@ -2218,12 +2261,14 @@ class Checker {
           std::none_of(generating.begin(), generating.end(), same)) {
         continue;
       }
-      inputs->items.push_back(item.kind == Kind::label           ? labels(item)
-                              : item.kind == Kind::uniform       ? numbers(item, inputs->count)
-                              : item.kind == Kind::forced_tokens ? tokens(item, inputs->count)
-                              : item.kind == Kind::scalar        ? scalar(item)
-                                                                 : tensor(item));
+      inputs->items.push_back(item.kind == Kind::label            ? labels(item)
+                              : item.kind == Kind::uniform        ? numbers(item, inputs->count)
+                              : item.kind == Kind::smooth_uniform ? nothing_smoothed(item, inputs->count)
+                              : item.kind == Kind::forced_tokens  ? tokens(item, inputs->count)
+                              : item.kind == Kind::scalar         ? scalar(item)
+                                                                  : tensor(item));
     }
+    if (request_.more_smooth) inputs->noise = noise(inputs->count);
     const auto batch = static_cast<std::int64_t>(inputs->count);
     const std::int64_t batch_size = request_.batch_size.value_or(batch);
     if (batch_size < 1) {
@@ -2262,6 +2307,9 @@ class Checker {
   void check_names() const {
     if (!request_.class_labels.empty() && find(Kind::label) == nullptr) refuse_setting("class_labels");
     if (!request_.uniforms.empty() && find(Kind::uniform) == nullptr) refuse_setting("uniforms");
+    if (request_.more_smooth && find(Kind::smooth_uniform) == nullptr) {
+      throw RequestError("more_smooth: this bundle was built without it; build the bundle again");
+    }
     for (const auto& [name, value] : settings()) {
       const RequestInput* item = find(name);
       if (item == nullptr || item->kind != Kind::scalar) refuse_setting(name);
@@ -2330,15 +2378,8 @@ class Checker {
     const auto length = static_cast<std::size_t>(item.row_values());
     std::vector<float> values = request_.uniforms;
     if (values.empty()) {
-      if (request_.first_image > (std::numeric_limits<std::uint64_t>::max)() - (count - 1)) {
-        throw RequestError("first_image " + std::to_string(request_.first_image) +
-                           " is out of range: expected 0 to 2^64 - " + std::to_string(count));
-      }
-      values.reserve(count * length);
-      for (std::size_t i = 0; i < count; ++i) {
-        const auto row = nextscale::uniforms(request_.seed, request_.first_image + i, length);
-        values.insert(values.end(), row.begin(), row.end());
-      }
+      check_first_image(count);
+      values = uniforms_of_images(request_.seed, request_.first_image, count, length, Use::sampling);
     } else if (values.size() != count * length) {
       throw RequestError(item.name + ": expected " + listed(shape) + " floats, found " + std::to_string(values.size()));
     }
@@ -2348,6 +2389,24 @@ class Checker {
       }
     }
     return made(item, shape, values);
+  }
+
+  void check_first_image(std::size_t count) const {
+    if (request_.first_image > (std::numeric_limits<std::uint64_t>::max)() - (count - 1)) {
+      throw RequestError("first_image " + std::to_string(request_.first_image) +
+                         " is out of range: expected 0 to 2^64 - " + std::to_string(count));
+    }
+  }
+
+  /// [count, 0, V].
+  Input nothing_smoothed(const RequestInput& item, std::size_t count) const {
+    return made(item, {static_cast<std::int64_t>(count), 0, *item.shape[2].size}, std::vector<float>());
+  }
+
+  Noise noise(std::size_t count) const {
+    check_first_image(count);
+    const RequestInput& item = *find(Kind::smooth_uniform);
+    return {item.name, request_.seed, request_.first_image, {*item.shape[1].size, *item.shape[2].size}};
   }
 
   Input tokens(const RequestInput& item, std::size_t count) const {
@@ -2627,12 +2686,12 @@ inline std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> coun
   return counter;
 }
 
-inline std::vector<float> uniforms(std::uint64_t seed, std::uint64_t image, std::size_t length) {
+inline std::vector<float> uniforms(std::uint64_t seed, std::uint64_t image, std::size_t length, Use use) {
   const std::array<std::uint32_t, 2> key = {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)};
   std::vector<float> numbers(length);
   for (std::size_t t = 0; t < length; t += 4) {
     const auto words = philox4x32({static_cast<std::uint32_t>(t / 4), static_cast<std::uint32_t>(image),
-                                   static_cast<std::uint32_t>(image >> 32), 0},
+                                   static_cast<std::uint32_t>(image >> 32), static_cast<std::uint32_t>(use)},
                                   key);
     for (std::size_t i = t; i < (std::min)(t + 4, length); ++i) {
       numbers[i] = static_cast<float>(words[i - t] >> 8) * (1.0f / 16777216.0f);

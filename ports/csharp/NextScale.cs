@@ -195,13 +195,23 @@ namespace NextScale
         /// <summary>[B][L], numbers in [0, 1) instead of those of Seed and FirstImage.</summary>
         public float[][] Uniforms { get; set; }
 
+        /// <summary>Take mixtures of codebook entries instead of single ones: for looks, not for metrics. Tokens are
+        /// still sampled, and forced ones keep their entry.</summary>
+        public bool MoreSmooth { get; set; }
+
         /// <summary>Images at a time; null is all at once.</summary>
         public int? BatchSize { get; set; }
+
+        /// <summary>The same, which later changes of this one do not reach.</summary>
+        internal GenerationRequest Copy()
+        {
+            return (GenerationRequest)MemberwiseClone();
+        }
 
         /// <summary>The same of other labels, with tokens forced.</summary>
         internal GenerationRequest Forcing(long[] labels, long[][] tokens)
         {
-            var request = (GenerationRequest)MemberwiseClone();
+            GenerationRequest request = Copy();
             request.ClassLabels = labels;
             request.ForcedTokens = tokens;
             return request;
@@ -1063,28 +1073,36 @@ namespace NextScale
             }
         }
 
-        /// <summary>One number in [0, 1) for each token of one image; they depend on (seed, image) alone.
+        /// <summary>Numbers in [0, 1) of one image, which depend on (seed, image) and their use alone: one for each
+        /// token to sample, V for each to smooth.
         ///
-        /// Token t takes word t % 4 of Philox4x32-10 with key (low, high half of the seed) and counter
-        /// (t / 4, low, high half of the image, 0), as (word >> 8) * 2^-24.</summary>
-        public static float[] OfImage(ulong seed, ulong image, int length)
+        /// Number t is word t % 4 of Philox4x32-10 with key (low, high half of the seed) and counter
+        /// (t / 4, low, high half of the image, use), as (word >> 8) * 2^-24.</summary>
+        public static float[] OfImage(ulong seed, ulong image, int length, NumberUse use = NumberUse.Sampling)
         {
             var numbers = new float[length];
             var words = new uint[4];
-            for (int token = 0; token < length; token++)
+            for (int t = 0; t < length; t++)
             {
-                if (token % 4 == 0)
+                if (t % 4 == 0)
                 {
-                    words[0] = (uint)(token / 4);
+                    words[0] = (uint)(t / 4);
                     words[1] = unchecked((uint)image);
                     words[2] = (uint)(image >> 32);
-                    words[3] = 0;
+                    words[3] = (uint)use;
                     Philox4x32(words, unchecked((uint)seed), (uint)(seed >> 32));
                 }
-                numbers[token] = (words[token % 4] >> 8) * (1f / (1 << 24));
+                numbers[t] = (words[t % 4] >> 8) * (1f / (1 << 24));
             }
             return numbers;
         }
+    }
+
+    /// <summary>What numbers are for; no two uses share any.</summary>
+    public enum NumberUse
+    {
+        Sampling = 0,
+        Smoothing = 1,
     }
 
     /// <summary>Masks of pixels, [H, W], true where a picture is made anew, and what becomes of them: kept tokens, and
@@ -1316,27 +1334,41 @@ namespace NextScale
         public static ModelInputs Create(Bundle bundle, GenerationRequest request)
         {
             if (request == null) throw new ArgumentNullException(nameof(request));
-            var inputs = new ModelInputs(request, bundle);
+            var inputs = new ModelInputs(request.Copy(), bundle);
             inputs.CheckNames();
             inputs.Count = inputs.CountImages();
             inputs.symbols["B"] = inputs.Count;
-            if (bundle.Request.Any(item => item.RowValues > int.MaxValue / inputs.Count))
+            if (bundle.Request.Any(
+                item => item.Kind != "smooth_uniform" && item.RowValues > int.MaxValue / inputs.Count))
                 throw new RequestException($"{inputs.Count} images are too many for one request");
             inputs.Items = bundle.Request.Where(inputs.IsNeeded).Select(inputs.Make).ToList();
             if (request.BatchSize < 1)
                 throw new RequestException($"batch_size {request.BatchSize} is out of range: expected at least 1");
             inputs.BatchSize = request.BatchSize ?? inputs.Count;
+            RequestInput noise = inputs.Noise;
+            int together = Math.Min(inputs.BatchSize, inputs.Count);
+            if (noise != null && noise.RowValues > int.MaxValue / together)
+                throw new RequestException($"more_smooth: {together} images at a time are too many");
             return inputs;
         }
 
-        /// <summary>The same request for `count` images from `first` alone.</summary>
+        /// <summary>The same request for `count` images from `first` alone, ready to run: the numbers of more_smooth,
+        /// V a token, are too many to keep for all images.</summary>
         public ModelInputs Images(int first, int count)
         {
-            return count == Count ? this : new ModelInputs(request, bundle)
-            {
-                Count = count,
-                Items = Items.Select(item => item.Images(first, count)).ToList(),
-            };
+            RequestInput noise = Noise;
+            var part = new ModelInputs(request, bundle) { Count = count };
+            part.Items = Items.Select(
+                item => item.Name == noise?.Name
+                    ? part.Rows(noise, part.SeedNumbers(noise, first, NumberUse.Smoothing))
+                    : item.Images(first, count)).ToList();
+            return part;
+        }
+
+        /// <summary>The input whose numbers more_smooth takes; null where it is not asked for.</summary>
+        private RequestInput Noise
+        {
+            get { return request.MoreSmooth ? Find(item => item.Kind == "smooth_uniform") : null; }
         }
 
         private string Takes
@@ -1356,6 +1388,8 @@ namespace NextScale
                 throw new RequestException("class_labels: this bundle has no such input" + Takes);
             if (request.Uniforms != null && Find(item => item.Kind == "uniform") == null)
                 throw new RequestException("uniforms: this bundle has no such input" + Takes);
+            if (request.MoreSmooth && Noise == null)
+                throw new RequestException("more_smooth: this bundle was built without it; build the bundle again");
             foreach (string name in settings.Keys)
             {
                 if (Find(item => item.Name == name && item.Kind == "scalar") == null)
@@ -1411,6 +1445,9 @@ namespace NextScale
                     return Rows(item, request.ClassLabels.Select(bundle.ClassLabel).ToArray());
                 case "uniform":
                     return Rows(item, request.Uniforms == null ? SeedUniforms(item) : CheckedUniforms(item));
+                case "smooth_uniform":
+                    long[] none = { Count, 0, bundle.Model.VocabSize };
+                    return new ModelInput { Name = item.Name, Data = new float[0], Shape = none, PerImage = true };
                 case "forced_tokens":
                     return Rows(item, CheckedTokens(item));
                 case "scalar":
@@ -1431,10 +1468,17 @@ namespace NextScale
             if (request.FirstImage > ulong.MaxValue - (ulong)(Count - 1))
                 throw new RequestException(
                     $"first_image {request.FirstImage} is out of range: expected 0 to 2^64 - {Count}");
+            return SeedNumbers(item, 0, NumberUse.Sampling);
+        }
+
+        /// <summary>Of as many images of the request as these are, from `first`: [Count, row].</summary>
+        private float[] SeedNumbers(RequestInput item, int first, NumberUse use)
+        {
             var length = (int)item.RowValues;
             var numbers = new float[Count * length];
+            ulong image = request.FirstImage + (ulong)first;
             for (int i = 0; i < Count; i++)
-                Uniforms.OfImage(request.Seed, request.FirstImage + (ulong)i, length).CopyTo(numbers, i * length);
+                Uniforms.OfImage(request.Seed, image + (ulong)i, length, use).CopyTo(numbers, i * length);
             return numbers;
         }
 
@@ -2086,10 +2130,11 @@ namespace NextScale
     /// others.</summary>
     internal sealed class RequestInput
     {
-        /// <summary>Readers make the first four themselves; the caller gives tensors of the others.</summary>
+        /// <summary>Readers make those up to "scalar" themselves; the caller gives tensors of the others.</summary>
         public static readonly string[] Kinds =
         {
-            "label", "uniform", "forced_tokens", "scalar", "text_features", "text_mask", "image", "mask",
+            "label", "uniform", "smooth_uniform", "forced_tokens", "scalar", "text_features", "text_mask", "image",
+            "mask",
         };
 
         public string Name;
@@ -2150,10 +2195,11 @@ namespace NextScale
 
         public static readonly string[] Roles = { "generate", "stage", "decoder", "encoder" };
         private static readonly string[] OptionalRoles = { "generate", "encoder" };
-        private static readonly string[] SingleKinds = { "label", "uniform", "forced_tokens" };
+        private static readonly string[] SingleKinds = { "label", "uniform", "smooth_uniform", "forced_tokens" };
         private static readonly Dictionary<string, string[]> KindDtypes = new Dictionary<string, string[]>
         {
             { "label", new[] { "int64" } }, { "uniform", new[] { "float32" } },
+            { "smooth_uniform", new[] { "float32" } },
             { "forced_tokens", new[] { "int64" } }, { "scalar", new[] { "float32", "int64" } },
         };
 
@@ -2352,6 +2398,11 @@ namespace NextScale
                     break;
                 case "uniform":
                     if (!rows) fields.Refuse("shape", "\"B\" and sizes", fields.Get("shape"));
+                    break;
+                case "smooth_uniform":
+                    if (!rows || shape.Count != 3 || (long)shape[1] != model.NumTokens
+                        || (long)shape[2] != model.VocabSize)
+                        fields.Refuse("shape", $"\"B\", {model.NumTokens} and {model.VocabSize}", fields.Get("shape"));
                     break;
                 case "forced_tokens":
                     if (!rows || (long)shape[1] != model.NumTokens)

@@ -89,6 +89,14 @@ def test_a_picture_of_the_models_size_is_what_the_library_makes(
     }
 
 
+def test_more_smooth_is_what_the_library_makes(bundle: Path, tmp_path: Path) -> None:
+    smooth = write_fake_bundle(tmp_path / "smooth", encoder=True, smooth=True)
+    for on in (False, True):
+        assert run(smooth, "small.png", "--mask", "small_mask.png", *(["--more-smooth"] if on else [])) == 0
+        np.testing.assert_array_equal(read(), Generator(smooth).edit(SMALL, SMALL_MASK, more_smooth=on).images[0])
+        assert parameters_of()["more_smooth"] is on
+
+
 def test_pixels_outside_the_mask_are_the_photographs(bundle: Path) -> None:
     assert run(bundle, "photo.png", "--mask", "mask.png") == 0
     np.testing.assert_array_equal(read()[~MASK], PHOTO[~MASK])
@@ -310,6 +318,7 @@ BAD_INPUT = {
     "class": ([*BOX, "--class", "walrus"], 'no class is named "walrus"'),
     "class number": ([*BOX, "--class", "6"], "class 6 is out of range"),
     "top_p": ([*BOX, "--top-p", "nan"], "top_p nan is out of range"),
+    "no more_smooth": ([*BOX, "--more-smooth"], "more_smooth: this bundle was built without it; build the"),
     "cfg": ([*BOX, "--cfg-scale", "inf"], "cfg_scale inf is out of range"),
     "seed": ([*BOX, "--seed", "-1"], "seed -1 is out of range"),
     "feather": ([*BOX, "--feather", "-1"], "Invalid value for '--feather'"),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from fake_bundle import L
+from fake_bundle import L, write_fake_bundle
 from PIL import Image
 
 from nextscale.cli.main import main
@@ -43,6 +43,19 @@ def test_a_sheet_holds_the_classes_row_after_row(
     assert (parameters["cfg_scale"], parameters["top_k"], parameters["top_p"]) == (4.0, 5, 0.96)
     assert parameters["classes"] == [4, 4, 4, 0, 0, 0]
     assert parameters["class_names"][3] == "goldfish, Carassius auratus"
+
+
+def test_more_smooth_is_another_picture_and_told_in_it(tmp_path: Path) -> None:
+    bundle = write_fake_bundle(tmp_path / "smooth", smooth=True)
+    for name, options in (("plain", []), ("smooth", ["--more-smooth"])):
+        assert run(bundle, "--class", 1, *options, "--out", tmp_path / f"{name}.png") == 0
+        parameters = read_picture_parameters(tmp_path / f"{name}.png")
+        assert parameters is not None
+        assert parameters["more_smooth"] is (name == "smooth")
+        with Image.open(tmp_path / f"{name}.png") as file:
+            expected = Generator(bundle).generate([1], more_smooth=name == "smooth").images[0]
+            assert np.array_equal(np.asarray(file), expected)
+    assert (tmp_path / "plain.png").read_bytes() != (tmp_path / "smooth.png").read_bytes()
 
 
 def test_no_grid_writes_one_file_an_image(
@@ -205,6 +218,7 @@ BAD_INPUT = {
     "top_k": (["--class", "0", "--top-k", "17"], "top_k 17 is out of range"),
     "top_k negative": (["--class", "0", "--top-k", "-1"], "top_k -1 is out of range"),
     "top_p": (["--class", "0", "--top-p", "-0.5"], "top_p -0.5 is out of range"),
+    "no more_smooth": (["--class", "0", "--more-smooth"], "more_smooth: this bundle was built without it; build the"),
     "top_p NaN": (["--class", "0", "--top-p", "nan"], "top_p nan is out of range"),
     "cfg": (["--class", "0", "--cfg-scale", "-1"], "cfg_scale -1 is out of range"),
     "cfg NaN": (["--class", "0", "--cfg-scale", "nan"], "cfg_scale nan is out of range"),

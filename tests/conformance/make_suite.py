@@ -39,6 +39,7 @@ PARAMETERS = {
     "top_p": None,
     "forced_tokens": None,
     "uniforms": None,
+    "more_smooth": False,
     "inputs": {},
     "batch_size": None,
 }
@@ -46,7 +47,7 @@ FAKES = {
     "fake": write_fake_bundle,
     "fake-v1": partial(write_fake_bundle, schema=1),
     "fake-text": write_fake_text_bundle,
-    "fake-fused": partial(write_fake_fused_bundle, encoder=True),
+    "fake-fused": partial(write_fake_fused_bundle, encoder=True, smooth=True),
 }
 LOADED = ["generate", "stage", "decoder"]
 # Manifests of each of them.
@@ -78,6 +79,7 @@ def make_suite(
     names = ["bundles/fake", "bundles/fake-v1", "bundles/fake-fused", *further]
     library = None if ops_library is None else ops_library.resolve()
     encoders = [name for name in names if "encoder" in Bundle.open(out / name).manifest.graphs]
+    smooth = [name for name in encoders if Bundle.open(out / name).manifest.input_of_kind("smooth_uniform")]
     fake_model = Bundle.open(fakes["fake-fused"]).model
     altered = [str(path.relative_to(out)) for path in _altered(fakes["fake"], out / "bundles")]
     suite = {
@@ -87,6 +89,7 @@ def make_suite(
         "uniforms": cases["uniforms"],
         "requests": [
             *(request for name in names for request in _requests(out, name, cases["requests"], library)),
+            *(request for name in smooth for request in _requests(out, name, cases["smooth_requests"], library)),
             *(request for name in altered for request in _requests(out, name, cases["requests"][:2])),
             *_requests(out, "bundles/fake-text", cases["text_requests"]),
         ],
@@ -107,7 +110,10 @@ def make_suite(
             }
             for case in cases["encode_errors"]
         ],
-        "edits": [case for name in encoders for case in _edits(out, name, cases["edits"], library)],
+        "edits": [
+            *(case for name in encoders for case in _edits(out, name, cases["edits"], library)),
+            *(case for name in smooth for case in _edits(out, name, cases["smooth_edits"], library)),
+        ],
         "edit_errors": [_edit_error(out, case) for case in cases["edit_errors"]],
         "boxes": [{"bundle": "bundles/fake-fused", **box_case(case, fake_model)} for case in cases["boxes"]],
         "kept_tokens": list(kept_tokens_cases()),
@@ -139,6 +145,7 @@ def arguments(request: dict[str, Any]) -> dict[str, Any]:
         "top_p": _number(request["top_p"]),
         "forced_tokens": request["forced_tokens"],
         "uniforms": None if rows is None else _floats(rows),
+        "more_smooth": request["more_smooth"],
         "inputs": {name: _value(value) for name, value in request["inputs"].items()},
         "batch_size": request["batch_size"],
     }

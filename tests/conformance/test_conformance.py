@@ -26,6 +26,7 @@ from nextscale.runtime._operators import Choice
 from nextscale.runtime._uniforms import philox4x32, uniforms
 
 Case = dict[str, Any]
+SMOOTH = ("fake-fused", "tiny-fp32", "tiny-int8")
 CASE_GROUPS: dict[str, list[Case]] = json.loads(CASES.read_text())
 
 
@@ -85,9 +86,9 @@ def test_philox(case: Case) -> None:
     assert philox4x32(counter, (low, high)).tolist() == words.tolist()
 
 
-@pytest.mark.parametrize("case", CASE_GROUPS["uniforms"], ids=lambda case: case["seed"])
+@pytest.mark.parametrize("case", CASE_GROUPS["uniforms"], ids=lambda case: f"{case['seed']}, {case['use']}")
 def test_uniforms(case: Case) -> None:
-    [numbers] = uniforms(int(case["seed"]), [int(case["image"])], len(case["values"]))
+    [numbers] = uniforms(int(case["seed"]), [int(case["image"])], len(case["values"]), case["use"])
     assert (numbers * 2.0**24).tolist() == case["values"]
 
 
@@ -97,7 +98,9 @@ def test_uniforms(case: Case) -> None:
 def test_requests(suite_folder: Path, suite: dict[str, Any], bundle: str, threads: int, streaming: bool) -> None:
     generator = Generator(suite_folder / "bundles" / bundle, SessionOptions(threads=threads, ops="stock"))
     requests = [request for request in suite["requests"] if request["bundle"] == f"bundles/{bundle}"]
-    assert len(requests) == len(CASE_GROUPS["text_requests" if bundle == "fake-text" else "requests"])
+    assert len(requests) == len(CASE_GROUPS["text_requests" if bundle == "fake-text" else "requests"]) + (
+        len(CASE_GROUPS["smooth_requests"]) if bundle in SMOOTH else 0
+    )
     for request in requests:
         expected = request["expected"]
         kept = expected if streaming else {key: expected[key] for key in ("token_maps", "images_sha256")}
@@ -215,7 +218,7 @@ def test_encode_errors(suite_folder: Path, suite: dict[str, Any], case: Case) ->
 def test_edits(suite_folder: Path, suite: dict[str, Any], bundle: str, streaming: bool) -> None:
     generator = Generator(suite_folder / "bundles" / bundle, SessionOptions(threads=2, ops="stock"))
     cases = [case for case in suite["edits"] if case["bundle"] == f"bundles/{bundle}"]
-    assert len(cases) == len(CASE_GROUPS["edits"])
+    assert len(cases) == len(CASE_GROUPS["edits"]) + len(CASE_GROUPS["smooth_edits"])
     for case in cases:
         found = edit_results(generator, case, arguments(case), streaming)
         assert found == {key: case["expected"][key] for key in found}, case["name"]
@@ -271,7 +274,7 @@ def test_requests_of_fused_graphs(suite_of_operators: Path, ops_library: Path, t
     assert encoded["stock"] != encoded["fused"]
     options = SessionOptions(threads=threads, ops="fused", ops_library=str(ops_library))
     generator = Generator(suite_of_operators / "bundles/fake-fused", options)
-    for request in requests[len(by_ops["stock"]) :]:
+    for request in [item for item in requests if item["ops"] == "fused"]:
         assert results(generator, request, streaming=True) == request["expected"], request["name"]
 
 

@@ -146,7 +146,13 @@ def test_the_manifest_tells_sizes_and_hashes(tiny_bundle: Path) -> None:
 def test_the_manifest_lists_the_request_and_the_variants(tiny_bundle: Path) -> None:
     document = json.loads((tiny_bundle / "manifest.json").read_text())
     assert (document["schema"], document["family"]) == (2, "var")
-    assert [item["kind"] for item in document["request"]] == ["label", "uniform", "forced_tokens", *["scalar"] * 3]
+    assert [item["kind"] for item in document["request"]] == [
+        "label",
+        "uniform",
+        "forced_tokens",
+        *["scalar"] * 3,
+        "smooth_uniform",
+    ]
     for role in ROLES:
         variants = {"stock": {"file": f"{role}.onnx"}}
         if is_int8(tiny_bundle):

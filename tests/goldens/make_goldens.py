@@ -12,9 +12,11 @@ import argparse
 import json
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -31,6 +33,10 @@ from parity import (
     GOLDENS,
     SAMPLER_DRAWS,
     SAMPLER_SETTINGS,
+    SMOOTH,
+    SMOOTH_SEED,
+    SMOOTH_TOP_K,
+    SMOOTH_TOP_P,
     Inputs,
     condense,
     differences,
@@ -45,6 +51,7 @@ from nextscale.models.var.checkpoint import load_models
 from nextscale.models.var.random_weights import random_models
 from nextscale.models.var.transformer import VAR, VARConfig
 from nextscale.models.var.vqvae import VQVAE, VQVAEConfig
+from nextscale.runtime._uniforms import SMOOTHING, uniforms
 
 
 def import_official(reference_dir: Path) -> tuple[Any, Any, Any]:
@@ -177,15 +184,21 @@ def make_encoder(reference: tuple[Any, Any, Any]) -> dict[str, np.ndarray]:
     return arrays
 
 
+def import_notebook(reference_dir: Path) -> dict[str, Any]:
+    """What the official notebook of zero-shot editing defines."""
+    cells = json.loads((reference_dir / "demo_zero_shot_edit.ipynb").read_text())["cells"]
+    source = next(text for cell in cells if "def get_edit_mask" in (text := "".join(cell["source"])))
+    notebook: dict[str, Any] = {}
+    exec(source, notebook)
+    return notebook
+
+
 def make_edits(reference: tuple[Any, Any, Any], reference_dir: Path) -> dict[str, np.ndarray]:
     """The tokens that the official notebook's editing takes, greedily, and where it keeps those of the picture.
 
     By case and box: int64 [B, L] and bool [L], of no class for the first picture and class 3 for the second.
     """
-    cells = json.loads((reference_dir / "demo_zero_shot_edit.ipynb").read_text())["cells"]
-    source = next(text for cell in cells if "def get_edit_mask" in (text := "".join(cell["source"])))
-    notebook: dict[str, Any] = {}
-    exec(source, notebook)
+    notebook = import_notebook(reference_dir)
     kept: list[torch.Tensor] = []
     taken: list[torch.Tensor] = []
     sample, replace = notebook["sample_with_top_k_top_p_"], notebook["replace_embedding"]
@@ -225,6 +238,57 @@ def make_edits(reference: tuple[Any, Any, Any], reference_dir: Path) -> dict[str
     return arrays
 
 
+def make_smooth(reference: tuple[Any, Any, Any], reference_dir: Path) -> dict[str, np.ndarray]:
+    """f_hat, float32 [B, Cvae, h, w], that `more_smooth` leads to, of our noise: generated, and edited by the notebook.
+
+    Tokens would tell nothing: the official code draws them, but goes on from the mixtures.
+    """
+    notebook, arrays = import_notebook(reference_dir), {}
+    box, inpainting = EDIT_BOXES[0]
+    for case in CASES:
+        if case.name not in EDITED_CASES:
+            continue
+        var, vqvae = models_of(case)
+        config = var.config
+        official = OfficialModels(reference, config, vqvae.config)
+        official.load(var.state_dict(), vqvae.state_dict())
+        pictures = torch.from_numpy(random_pictures(vqvae.config)).permute(0, 3, 1, 2).float() / 255
+        labels = torch.tensor([config.num_classes, 3])
+        tokens = official.vqvae.img_to_idxBl(pictures * 2 - 1, config.patch_nums)
+        mask = notebook["get_edit_mask"](config.patch_nums, *box, "cpu", inpainting)
+        settings = {
+            "g_seed": 0, "cfg": EDIT_CFG_SCALE, "top_k": SMOOTH_TOP_K, "top_p": SMOOTH_TOP_P, "more_smooth": True,
+        }  # fmt: skip
+        official.vqvae.fhat_to_img = torch.clone
+        with torch.no_grad(), our_noise(len(labels), config):
+            generated = official.var.autoregressive_infer_cfg(len(labels), labels, **settings)
+        with torch.no_grad(), our_noise(len(labels), config):
+            edited = notebook["autoregressive_infer_cfg_with_mask"](
+                official.var, len(labels), labels, input_img_tokens=tokens, edit_mask=mask, **settings
+            )
+        for name, picture in (("generated", generated), ("edited", edited)):
+            # What the official code does to a picture, undone.
+            arrays[f"{case.name}.{name}"] = (picture * 2 - 1).numpy()
+    return arrays
+
+
+@contextmanager
+def our_noise(images: int, config: VARConfig) -> Iterator[None]:
+    """A block in which the exponential numbers of `gumbel_softmax_with_rng` are -log of our uniforms."""
+    numbers = uniforms(SMOOTH_SEED, range(images), config.num_tokens * config.vocab_size, SMOOTHING)
+    left = -torch.from_numpy(numbers).reshape(images, -1, config.vocab_size).log()
+
+    def exponential_(tensor: torch.Tensor, **options: Any) -> torch.Tensor:
+        nonlocal left
+        length = tensor.shape[1]
+        stage, left = left[:, :length], left[:, length:]
+        return tensor.copy_(stage)
+
+    with patch.object(torch.Tensor, "exponential_", exponential_):
+        yield
+    assert not left.shape[1]
+
+
 def make_sampler(reference: tuple[Any, Any, Any]) -> dict[str, np.ndarray]:
     """The kept sets of the official sampler, and how often it draws each entry."""
     logits = sampler_logits()
@@ -260,6 +324,7 @@ def main() -> None:
         save(case.name, make_case(reference, case.name, *models_of(case)))
     save(ENCODER, make_encoder(reference))
     save(EDITS, make_edits(reference, arguments.reference_dir))
+    save(SMOOTH, make_smooth(reference, arguments.reference_dir))
     save("sampler", make_sampler(reference))
     if arguments.checkpoints:
         models = load_models(*(arguments.checkpoints / name for name in CHECKPOINT_FILES))

@@ -24,6 +24,10 @@ EDITED_CASES = ("base", "shared_aln", "phi_not_shared", "znorm", "patch_nums")
 EDIT_CFG_SCALE = 3.0
 # y0, x0, y1, x1 in shares of the picture, and whether the box is made anew (inpainting) or kept (outpainting).
 EDIT_BOXES = (((0.1, 0.1, 0.8, 0.8), True), ((0.25, 0.5, 0.75, 1.0), True), ((0.3, 0.0, 0.9, 0.6), False))
+# The goldens of more_smooth: f_hat of generations and of edits by the first box, by the names of the cases.
+SMOOTH = "smooth"
+SMOOTH_SEED = 5
+SMOOTH_TOP_K, SMOOTH_TOP_P = 20, 0.9
 BATCH = 2
 # Buffers that follow from the configuration, absent from the random weights.
 DERIVED = ("lvl_1L", "attn_bias_for_masking", "attn.zero_k_bias", "quantize.ema_vocab_hit_SV")

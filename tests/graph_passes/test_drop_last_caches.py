@@ -52,7 +52,7 @@ def run(model: ir.Model, library: Path, feeds: Feeds) -> Feeds:
 def feeds_of(model: ir.Model, stage: int, past: int) -> Feeds:
     """Of one image at a stage with `past` tokens before it."""
     rng = np.random.default_rng(stage)
-    sizes = {"B": 1, "2B": 2, "T": past, "M": 0, "L": 1}
+    sizes = {"B": 1, "2B": 2, "T": past, "M": 0, "N": 0, "L": 1}
     fixed: Feeds = {"stage": np.array(stage), "cfg_scale": np.array(2, np.float32), "top_k": np.array(1)}
     fixed |= {"top_p": np.array(0, np.float32), "class_labels": np.array([1])}
     feeds: Feeds = {}

@@ -188,8 +188,16 @@ BAD_SCHEMA_2 = {
     "no forced tokens": (change("request", value=[INPUT]), "request: expected an input of kind forced_tokens"),
     "unknown kind": (
         more_input(kind="sound"),
-        "request[6].kind: expected one of label, uniform, forced_tokens, scalar, text_features, text_mask, image, "
-        'mask, found "sound"',
+        "request[6].kind: expected one of label, uniform, smooth_uniform, forced_tokens, scalar, text_features, "
+        'text_mask, image, mask, found "sound"',
+    ),
+    "noise of another size": (
+        more_input(kind="smooth_uniform", shape=["B", 14, 15]),
+        'request[6].shape: expected "B", 14 and 16, found ["B", 14, 15]',
+    ),
+    "integers as noise": (
+        more_input(kind="smooth_uniform", dtype="int64", shape=["B", 14, 16]),
+        "request[6].dtype: expected one of float32",
     ),
     "the name of another": (more_input(name="top_p"), 'request[6].name: expected a name of its own, found "top_p"'),
     "a second label": (

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from nextscale.runtime._errors import RequestError
-from nextscale.runtime._uniforms import philox4x32, uniforms
+from nextscale.runtime._uniforms import SAMPLING, SMOOTHING, philox4x32, uniforms
 
 # From Random123's kat_vectors.
 KNOWN_ANSWERS = [
@@ -34,6 +34,14 @@ def test_uniforms_follow_the_contract() -> None:
     counter = np.array([token // 4, image & 0xFFFFFFFF, image >> 32, 0], dtype=np.uint32)
     word = int(philox4x32(counter, (0x89ABCDEF, 0x01234567))[token % 4])
     assert uniforms(seed, [0, image], 14)[1, token] == np.float32((word >> 8) * 2.0**-24)
+
+
+def test_other_uses_have_other_numbers() -> None:
+    numbers = [uniforms(5, [3], 14, use) for use in (SAMPLING, SMOOTHING)]
+    assert not np.intersect1d(*numbers).size
+    counter = np.array([2**16 // 4 + 1, 3, 0, SMOOTHING], dtype=np.uint32)
+    word = int(philox4x32(counter, (5, 0))[2])
+    assert uniforms(5, [3], 2**16 + 8, SMOOTHING)[0, 2**16 + 6] == np.float32((word >> 8) * 2.0**-24)
 
 
 def test_an_image_is_the_same_in_any_batch_and_length() -> None:

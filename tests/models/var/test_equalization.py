@@ -31,7 +31,7 @@ def first_logits(var: VAR, quantizer: Any, equalization: Equalization) -> np.nda
     }
     for node in session.get_inputs():
         if node.name not in feeds:
-            shape = [{"B": 2, "2B": 4, "T": 0, "M": 0}.get(size, size) for size in node.shape]
+            shape = [{"B": 2, "2B": 4, "T": 0, "M": 0, "N": 0}.get(size, size) for size in node.shape]
             feeds[node.name] = np.zeros(shape, np.float32)
     (logits,) = session.run(["logits"], feeds)
     return np.asarray(logits)
