@@ -70,13 +70,11 @@ def _observe(
     observers = [*of_inputs, *of_results]
     session = open_model(observe_inputs(graph, observers), model.bundle.folder, options.session)
     found = observe_autoencoder_ranges(session, observers, inputs)
+    by_channel = {place: Range(ends.minimum[0], ends.maximum[0]) for place, ends in found.by_channel.items()}
+    ranges = {**found.whole, **by_channel}
     return AutoencoderObservation(
-        {observer.input.node: found.whole[observer.input] for observer in of_inputs},
-        {
-            observer.input.node: Range(ends.minimum[0], ends.maximum[0])
-            for observer in of_results
-            for ends in (found.by_channel[observer.input],)
-        },
+        {observer.input.node: ranges[observer.input] for observer in of_inputs},
+        {observer.input.node: ranges[observer.input] for observer in of_results},
         _moments(model, graph, inputs[:MOMENTS_IMAGES], options, progress),
     )
 

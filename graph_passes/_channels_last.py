@@ -27,6 +27,7 @@ from nextscale.graph_passes._autoencoder_patterns import (
     Pixels,
     Residual,
 )
+from nextscale.graph_passes._channel_steps import channel_steps
 from nextscale.graph_passes._graph_edit import MICROSOFT
 from nextscale.graph_passes._integer_convolution import IntegerKernel, integer_kernel
 from nextscale.graph_passes._subpixel_upsample import subpixel_kernels
@@ -62,7 +63,7 @@ class Feature:
     Attributes:
         height, width, channels: H, W, C.
         floats: strips of rows, float32 [B, n / strips, C] each; `pending`, float32 [C], is still to be added.
-        codes: rows in the range of the whole value, uint8 [B, n, C].
+        codes: rows in the range of the whole value, or in the steps of its channels, uint8 [B, n, C].
         fine: what these leave over, in 128ths of their steps, uint8 [B, n, C]; of values of two bytes.
         results: strips of a convolution's result, uint8 [B, n / strips, C] each, which `result_form` decodes.
         strips: how many.
@@ -151,7 +152,7 @@ class ChannelsLast:
     Args:
         source: the float graph's model.
         integer: the convolutions to compute in integers.
-        ranges: [1] of their inputs.
+        ranges: of their inputs, [1], or [C] of those whose channels have steps of their own.
         channels: [C] of the results that become codes; the others are float.
         two_bytes: the inputs that are read in two bytes each, of layers whose results are float.
         constants: of this graph, perhaps shared with others.
@@ -171,10 +172,17 @@ class ChannelsLast:
         self.source, self.channels, self.constants = source, channels, constants
         self.two_bytes = frozenset(two_bytes)
         self.integer = {layer.name for layer in integer}
-        self.qparams = {
-            value: ActivationQParams.from_range(observed, TWO_BYTE_BITS if value in self.two_bytes else 8)
-            for value, observed in ranges.items()
-        }
+        self.steps: dict[ir.Value, Floats] = {}  # [C], of values whose qparams are in units of them
+        self.qparams: dict[ir.Value, ActivationQParams] = {}
+        for value, observed in ranges.items():
+            if observed.minimum.size == 1:
+                bits = TWO_BYTE_BITS if value in self.two_bytes else 8
+                self.qparams[value] = ActivationQParams.from_range(observed, bits)
+                continue
+            weights = [layer.weight for layer in integer if layer.x is value]
+            energy = np.sum([np.square(weight).sum((0, 2, 3)) for weight in weights], axis=0)
+            self.steps[value], zero_point = channel_steps(observed, energy)
+            self.qparams[value] = ActivationQParams(np.ones(1, np.float32), np.array([zero_point], np.uint8))
         opsets = {**source.graph.opset_imports, **dict.fromkeys(self.domains, 1)}
         self.builder = GraphBuilder(ir.Graph([], [], nodes=[], name=source.graph.name, opset_imports=opsets))
         self.op, self.microsoft = self.builder.op, self.builder.opset(MICROSOFT)
@@ -197,7 +205,7 @@ class ChannelsLast:
                 case Convolution() if layer.y in self.channels:
                     self._convolution(layer)
                 case Convolution() if layer.kernel_size > 1:
-                    self._two_byte_convolution(layer)
+                    self._float_convolution(layer)
                 case Convolution() if layer.name in self.integer:
                     self._integer_linear(layer)
                 case Convolution():
@@ -286,10 +294,12 @@ class ChannelsLast:
 
     def _kernels(self, layer: Convolution, bias: Floats, activation: ActivationQParams) -> list[NamedKernel]:
         """The layer's kernel, or its four sub-pixel kernels; `bias` in units of codes in `activation`."""
+        steps = self.steps.get(layer.x)
+        weights = layer.weight if steps is None else layer.weight * steps[:, None, None]
         kernels = (
-            [(f"{layer.name}.{k.i}{k.j}", k.weight, (k.i, k.j)) for k in subpixel_kernels(layer.weight)]
+            [(f"{layer.name}.{k.i}{k.j}", k.weight, (k.i, k.j)) for k in subpixel_kernels(weights)]
             if layer.upsampled
-            else [(layer.name, layer.weight, (0, 0) if layer.stride == 1 else (1, 1))]
+            else [(layer.name, weights, (0, 0) if layer.stride == 1 else (1, 1))]
         )
         two_bytes = layer.x in self.two_bytes
         return [
@@ -364,8 +374,8 @@ class ChannelsLast:
         strips = self._split(y, self._feature(source.height, source.width, out).strips)
         self._derive(layer.y, layer.x, strips, out)
 
-    def _two_byte_convolution(self, layer: Convolution) -> None:
-        """Two bytes [B, H, W, in] -> float32 rows: matrix products of the patches that each output sees, by strips."""
+    def _float_convolution(self, layer: Convolution) -> None:
+        """One or two bytes [B, H, W, in] -> float32 rows: products of the patches that each output sees, by strips."""
         source, out = self.features[layer.x], len(layer.weight)
         zoom = 2 if layer.upsampled else 1
         y = self._feature(zoom * source.height // layer.stride, zoom * source.width // layer.stride, out)
@@ -538,13 +548,20 @@ class ChannelsLast:
     def _encode(self, value: ir.Value) -> None:
         """Make the codes of a value, and those of what they leave over if it is read in two bytes."""
         op, feature, qparams = self.op, self.features[value], self._qparams(self.qparams[value])
-        strips = self._floats(value)
+        strips = self._in_steps(value)
         codes = [op.QuantizeLinear(x, *qparams) for x in strips]
         feature.codes = self._join(codes)
         if value in self.two_bytes:
             fine = self._qparams(self.qparams[value].fine())
             left = [op.Sub(x, op.DequantizeLinear(y, *qparams)) for x, y in zip(strips, codes, strict=True)]
             feature.fine = self._join([op.QuantizeLinear(x, *fine) for x in left])
+
+    def _in_steps(self, value: ir.Value) -> list[ir.Value]:
+        """The strips of float rows, each channel in its own steps where it has them."""
+        if value not in self.steps:
+            return self._floats(value)
+        inverse = self._constant(f"{value.name}.inverse_steps", np.float32(1) / self.steps[value])
+        return [self.op.Mul(x, inverse) for x in self._floats(value)]
 
     def _bytes(self, value: ir.Value) -> list[tuple[ir.Value, tuple[ir.Value, ir.Value]]]:
         """The one or two bytes of a value, u8 [B, n, C] each, and what each is in units of."""

@@ -87,10 +87,10 @@ class FusedChannelsLast(ChannelsLast):
         y.dtype = ir.DataType.UINT8
         return y
 
-    def _two_byte_convolution(self, layer: Convolution) -> None:
-        """Two bytes [B, H, W, in] -> float32 rows, with what is added to them next."""
+    def _float_convolution(self, layer: Convolution) -> None:
+        """One or two bytes [B, H, W, in] -> float32 rows, with what is added to them next."""
         source, out = self.features[layer.x], len(layer.weight)
-        (codes, (_, zero_point)), (fine, _) = self._bytes(layer.x)
+        (codes, (_, zero_point)), *fine = self._bytes(layer.x)
         kernels = self._kernels(layer, layer.bias, self._last_byte(layer.x))
         constants = [
             self._constant(f"{kernel.name}.{part}", array)
@@ -98,7 +98,7 @@ class FusedChannelsLast(ChannelsLast):
             for part, array in (
                 ("codes", kernel.columns),
                 ("to_numbers", self.qparams[layer.x].scale[0] * kernel.integers.weight.scale),
-                ("fine_bias", kernel.integers.bias),
+                ("fine_bias" if fine else "integer_bias", kernel.integers.bias),
             )
         ]
         zoom = 2 if layer.upsampled else 1
@@ -113,7 +113,7 @@ class FusedChannelsLast(ChannelsLast):
             zero_point,
             *constants,
             *unused,
-            self._as_pixels(layer.x, fine),
+            self._as_pixels(layer.x, fine[0][0]) if fine else None,
             residual,
             upsample=int(layer.upsampled),
             stride=layer.stride,
@@ -143,7 +143,7 @@ class FusedChannelsLast(ChannelsLast):
             outputs += [*(ir.Value(name="") for _ in range(3)), ir.Value(name=f"{value.name}.fine")]
         for output in outputs:
             output.dtype = ir.DataType.UINT8
-        (rows,) = self._floats(value)
+        (rows,) = self._in_steps(value)
         qparams = self._qparams(self.qparams[value])
         self.fused.Quantize(rows, *qparams, **({"fine": 1} if two_bytes else {}), _outputs=outputs)
         feature.codes, feature.fine = outputs[0], outputs[-1] if two_bytes else None
@@ -157,7 +157,7 @@ class FusedChannelsLast(ChannelsLast):
             None if offset is None else self._constant(f"{layer.name}.fused_offset", offset),
             self._constant(f"{layer.name}.fused_weight", layer.weight),
             self._constant(f"{layer.name}.fused_bias", layer.bias),
-            *(self._qparams(self.qparams[layer.y]) if as_codes else ()),
+            *(self._code_inputs(layer) if as_codes else ()),
         ]
         attributes = {"groups": layer.groups, "epsilon": float(layer.eps), "silu": int(layer.silu)}
         codes, numbers = ir.Value(name=f"{layer.name}.codes"), ir.Value(name=f"{layer.name}.numbers")
@@ -176,6 +176,12 @@ class FusedChannelsLast(ChannelsLast):
         self._derive(layer.y, layer.x, [] if as_codes else [numbers])
         if as_codes:
             self.features[layer.y].codes, self.features[layer.y].fine = codes, fine
+
+    def _code_inputs(self, layer: GroupNorm) -> tuple[ir.Value, ir.Value]:
+        """Scale, [] or [C], and zero point of what the layer makes."""
+        scale, zero_point = self._qparams(self.qparams[layer.y])
+        steps = self.steps.get(layer.y)
+        return scale if steps is None else self._constant(f"{layer.name}.fused_steps", steps), zero_point
 
     def _residual(self, layer: Residual) -> None:
         """Results of convolutions stay codes until here, unless the convolution itself has added what is added."""

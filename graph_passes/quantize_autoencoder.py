@@ -34,6 +34,7 @@ from nextscale.graph_passes._autoencoder_patterns import (
     Layer,
     Picture,
     Pixels,
+    Residual,
     parse_layers,
 )
 from nextscale.graph_passes._channels_last import AutoencoderConstants, ChannelsLast
@@ -47,7 +48,7 @@ class AutoencoderObservation:
     """What `quantize_autoencoder` needs to know of a float graph's values, by the names of nodes.
 
     Attributes:
-        inputs: the range of the first input of each integer convolution, [1].
+        inputs: the range of the first input of each integer convolution, [1], or [C] as `input_observers` asks.
         results: of each channel of each result that becomes codes, [C], by the node that `observed_results` names.
         moments: second moments of what the kernels of `two_byte_convolutions` see, float [K, K]; weights of layers
             without are rounded to nearest.
@@ -83,7 +84,12 @@ def observed_results(model: ir.Model) -> list[str]:
 
 def autoencoder_observers(model: ir.Model) -> tuple[list[Observer], list[Observer]]:
     """What tells the ranges that int8 needs of a float graph: of the observation's inputs, and of its results."""
-    inputs = [Observer(Input(name), "range") for name in integer_convolutions(model)]
+    layers = parse_layers(model.graph)
+    stepped = _stepped(layers)
+    inputs = [
+        Observer(Input(layer.name), *(("channels", PIXELS) if layer.x in stepped else ("range",)))
+        for layer in _integer_convolutions(layers)
+    ]
     return inputs, [Observer(Input(name), "channels", PIXELS) for name in observed_results(model)]
 
 
@@ -150,6 +156,32 @@ def _two_byte_convolutions(layers: Sequence[Layer]) -> list[Convolution]:
 
 
 def _with_codes(layers: Sequence[Layer]) -> list[Convolution]:
-    """Those whose results are codes in ranges of their channels."""
+    """Those whose results are codes in ranges of their channels: a GroupNorm alone reads them."""
     two_bytes = {layer.name for layer in _two_byte_convolutions(layers)}
-    return [layer for layer in _integer_convolutions(layers) if layer.kernel_size > 1 and layer.name not in two_bytes]
+    read_otherwise = {value for layer in layers if not isinstance(layer, GroupNorm) for value in _read(layer)}
+    return [
+        layer
+        for layer in _integer_convolutions(layers)
+        if layer.kernel_size > 1 and layer.name not in two_bytes and layer.y not in read_otherwise
+    ]
+
+
+def _read(layer: Layer) -> tuple[ir.Value, ...]:
+    match layer:
+        case Residual():
+            return layer.a, layer.b
+        case Attention():
+            return (layer.qkv,)
+        case _:
+            return (layer.x,)
+
+
+def _stepped(layers: Sequence[Layer]) -> set[ir.Value]:
+    """What integer convolutions read in one byte with a step for each channel: what is normalized, or upsampled."""
+    normalized = {layer.y for layer in layers if isinstance(layer, GroupNorm)}
+    two_bytes = {layer.name for layer in _two_byte_convolutions(layers)}
+    return {
+        layer.x
+        for layer in _integer_convolutions(layers)
+        if (layer.x in normalized or layer.upsampled) and layer.name not in two_bytes
+    }

@@ -178,6 +178,7 @@ struct GroupNormArgs {
   float epsilon;
   bool silu;
   QParams range;
+  const float* y_scale;  // [channels], in place of the range's, or null; not with y_fine
   uint8_t* y_codes;  // in that range, or null, and
   float* y;
   uint8_t* y_fine;   // what the codes leave over, or null

@@ -173,14 +173,32 @@ Tensor Context::input(size_t i, const Shape& expected) const {
 }
 
 QParams Context::qparams(size_t scale, size_t zero_point) const {
-  const Tensor s = input(scale), z = input(zero_point);
-  for (const auto* found : {&s, &z})
-    if (!found->given() || found->size() != 1)
-      fail(std::string("the input ") + schema_.inputs[found == &s ? scale : zero_point].name +
-           " must have one element");
-  const float value = *s.as<float>();
-  if (!(value > 0) || value > 3e38f) fail(std::string("the scale ") + schema_.inputs[scale].name + " must be positive");
-  return {value, static_cast<int32_t>(*z.as<uint8_t>())};
+  const float value = *one_element(scale).as<float>();
+  require_scales(scale, &value, 1);
+  return {value, this->zero_point(zero_point)};
+}
+
+const float* Context::channel_scales(size_t scale, int64_t channels) const {
+  const Tensor s = input(scale);
+  if (s.given() && s.size() == 1) return nullptr;
+  const float* values = input(scale, {channels}).as<float>();
+  require_scales(scale, values, channels);
+  return values;
+}
+
+int32_t Context::zero_point(size_t i) const { return static_cast<int32_t>(*one_element(i).as<uint8_t>()); }
+
+Tensor Context::one_element(size_t i) const {
+  const Tensor found = input(i);
+  if (!found.given() || found.size() != 1)
+    fail(std::string("the input ") + schema_.inputs[i].name + " must have one element");
+  return found;
+}
+
+void Context::require_scales(size_t i, const float* scales, int64_t count) const {
+  for (int64_t c = 0; c < count; ++c)
+    if (!(scales[c] > 0) || scales[c] > 3e38f)
+      fail(std::string("the scale ") + schema_.inputs[i].name + " must be positive");
 }
 
 Parallel Context::parallel() const {

@@ -98,12 +98,17 @@ class Context {
   }
   bool wants_output(size_t i) const { return i < outputs_; }
   QParams qparams(size_t scale, size_t zero_point) const;  // of two inputs of one element
+  // The scales of channels, if the input is not one scale for all; else null.
+  const float* channel_scales(size_t scale, int64_t channels) const;
+  int32_t zero_point(size_t i) const;  // of an input of one element
   Parallel parallel() const;
   Workspace workspace() const;
   [[noreturn]] void fail(const std::string& what) const;
 
  private:
   void* output_data(size_t i, const Shape& shape) const;
+  Tensor one_element(size_t i) const;
+  void require_scales(size_t i, const float* scales, int64_t count) const;
   const OrtApi* api_;
   OrtKernelContext* context_;
   const Schema& schema_;

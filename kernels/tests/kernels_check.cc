@@ -186,7 +186,10 @@ void group_norm(Case& c) {
   if (c.told("to_codes", c.from(0, 1))) {
     a.range = c.qparams();
     a.y_codes = c.output<uint8_t>(numbers);
-    if (c.told("fine", c.from(0, 1))) a.y_fine = c.output<uint8_t>(numbers);
+    if (c.told("channel scales", c.from(0, 1)))
+      a.y_scale = c.scales(a.channels), a.range.scale = 1;
+    else if (c.told("fine", c.from(0, 1)))
+      a.y_fine = c.output<uint8_t>(numbers);
   } else {
     a.y = c.output<float>(numbers);
   }

@@ -23,7 +23,8 @@ from nextscale.export.var.autoencoder_parts import AutoencoderParts
 from nextscale.export.var.decoder_graph import build_decoder_graph, to_picture
 from nextscale.graph_passes import _channels_last as channels_last
 from nextscale.graph_passes._autoencoder_patterns import PatternRefused
-from nextscale.graph_passes._integer_convolution import integer_kernel
+from nextscale.graph_passes._channel_steps import channel_steps
+from nextscale.graph_passes._integer_convolution import IntegerKernel, integer_kernel
 from nextscale.graph_passes._subpixel_upsample import subpixel_kernels
 from nextscale.graph_passes.qparams import ActivationQParams, Range
 from nextscale.graph_passes.quantize_autoencoder import (
@@ -71,10 +72,10 @@ def test_convolutions_are_integer_and_valid(decoder, quantized):
     }
     integer = integer_convolutions(decoder)
     assert set(convs) - set(integer) == {name for name in convs if name in FLOAT or name.endswith("nin_shortcut")}
-    linear = [name for name in integer if convs[name] == [1, 1]]
     assert counts["Conv"] == 2
-    assert counts["MatMulIntegerToFloat"] == len(linear)
-    assert counts["QLinearConv"] == len(integer) - len(linear) + 3  # one upsampling is four convolutions
+    codes = [name for name in integer if name.endswith(".conv1")]  # a GroupNorm alone reads their results
+    assert counts["QLinearConv"] == len(codes)
+    assert counts["MatMulIntegerToFloat"] == len(integer) - len(codes) + 3  # one upsampling is four convolutions
     assert counts["Transpose"] == 1 + counts["Softmax"]
     for name, tensor in quantized.graph.initializers.items():
         if name.endswith(".codes"):
@@ -122,8 +123,14 @@ def test_picture_is_close_and_independent_of_the_batch(decoder, ranges, f_hat, s
 def conv_oracle(x: NDArray, weight: NDArray, bias: NDArray, pads: list[int], qx: ActivationQParams) -> NDArray:
     """The real numbers that an integer convolution of codes [in, H, W] stands for, float64 [out, H', W']."""
     kernel = integer_kernel(weight, bias, qx)
+    step = kernel.weight.scale.astype(np.float64) * qx.scale[0]
+    return integer_sums(x, kernel, pads, qx) * step[:, None, None]
+
+
+def integer_sums(x: NDArray, kernel: IntegerKernel, pads: list[int], qx: ActivationQParams) -> NDArray:
+    """int64 [out, H', W'] of codes [in, H, W]."""
     total = sums(x.astype(np.int64) - qx.zero_point[0], kernel.weight.codes.astype(np.int64), pads)
-    return (total + kernel.bias[:, None, None]) * (kernel.weight.scale.astype(np.float64) * qx.scale[0])[:, None, None]
+    return total + kernel.bias[:, None, None]
 
 
 def sums(x: NDArray, weight: NDArray, pads: list[int]) -> NDArray:
@@ -138,9 +145,16 @@ def sums(x: NDArray, weight: NDArray, pads: list[int]) -> NDArray:
 def result_oracle(
     x: NDArray, weight: NDArray, bias: NDArray, pads: list[int], qx: ActivationQParams, observed: Range
 ) -> NDArray:
-    """An integer convolution's result as its codes have it, each channel in its own range."""
-    low, scale = (ends.astype(np.float64)[:, None, None] for ends in (observed.minimum, span(observed)))
-    codes = np.clip(np.round(conv_oracle(x, weight, bias - observed.minimum, pads, qx) / scale), 0, 255)
+    """An integer convolution's result as its codes have it, each channel in its own range.
+
+    One code moves the means of its group, and with them all that comes after: codes are rounded in float32, as the
+    operators do.
+    """
+    kernel = integer_kernel(weight, bias - observed.minimum, qx)
+    steps = np.maximum(span(observed), kernel.weight.scale * qx.scale[0])
+    to_codes = (qx.scale[0] * (kernel.weight.scale / steps))[:, None, None]
+    codes = np.clip(np.round(integer_sums(x, kernel, pads, qx).astype(np.float32) * to_codes), 0, 255)
+    low, scale = (ends.astype(np.float64)[:, None, None] for ends in (observed.minimum, steps))
     return codes * scale + low
 
 
@@ -206,9 +220,15 @@ def check_integer_arithmetic(seed: int, emit: Callable[..., ir.Model], library: 
     assert list(ranges.inputs) == ["conv1", "conv2", "upsample"]
     found = run(emit(model, ranges), f_hat, library=library)[0]
 
-    q1, q2, q_up = (ActivationQParams.from_range(observed) for observed in ranges.inputs.values())
-    r1, r2, r_up = ranges.results.values()
+    assert list(ranges.results) == ["norm2.grouped"]
     w = {name: (conv.weight.detach().numpy(), conv.bias.detach().numpy()) for name, conv in layers.items()}
+    of_channels = [
+        channel_steps(observed, np.square(w[name][0]).sum((0, 2, 3))) for name, observed in ranges.inputs.items()
+    ]
+    (s1, q1), (s2, q2), (s_up, q_up) = (
+        (steps[:, None, None], ActivationQParams(np.ones(1, np.float32), np.array([zero_point], np.uint8)))
+        for steps, zero_point in of_channels
+    )
 
     def floats(name: str, x: NDArray) -> NDArray:
         weight, bias = w[name]
@@ -216,12 +236,14 @@ def check_integer_arithmetic(seed: int, emit: Callable[..., ir.Model], library: 
 
     for x, picture in zip(f_hat, found, strict=True):
         first = floats("first", x)
-        h = q1.quantize(group_norm_silu_oracle(first, norms[0]))
-        h = q2.quantize(group_norm_silu_oracle(result_oracle(h, *w["conv1"], [1] * 4, q1, r1), norms[1]))
-        h = q_up.quantize(result_oracle(h, *w["conv2"], [1] * 4, q2, r2) + floats("shortcut", first))
+        h = q1.quantize(group_norm_silu_oracle(first, norms[0]) / s1)
+        h = result_oracle(h, w["conv1"][0] * s1, w["conv1"][1], [1] * 4, q1, *ranges.results.values())
+        h = q2.quantize(group_norm_silu_oracle(h, norms[1]) / s2)
+        h = conv_oracle(h, w["conv2"][0] * s2, w["conv2"][1], [1] * 4, q2) + floats("shortcut", first)
+        h = q_up.quantize(h / s_up)
         up = np.empty((8, 2 * height, 2 * width))
-        for k in subpixel_kernels(w["upsample"][0]):
-            up[:, k.i :: 2, k.j :: 2] = result_oracle(h, k.weight, w["upsample"][1], k.pads, q_up, r_up)
+        for k in subpixel_kernels(w["upsample"][0] * s_up):
+            up[:, k.i :: 2, k.j :: 2] = conv_oracle(h, k.weight, w["upsample"][1], k.pads, q_up)
         expected = np.clip(np.round(127.5 * (floats("last", up) + 1)), 0, 255).transpose(1, 2, 0)
         # float32 against float64 flips a few ties of u8 rounding, each of which moves a pixel by one code at most.
         difference = np.abs(picture.astype(int) - expected)

@@ -92,6 +92,10 @@ class Case:
         in_codes = np.clip(exact / self.scale + self.zero_point, 0, 255)
         assert codes.dtype == np.uint8
         assert np.all(np.abs(codes - in_codes) <= 0.5 + bound / self.scale)
+        self.scale = np.random.default_rng(0).uniform(0.01, 0.05, self.x.shape[2]).astype(np.float32)
+        (of_channels,) = self.operator(library, isa)()
+        np.testing.assert_array_equal(of_channels, codes_and_fine(y, self.scale, self.zero_point)[0])
+        self.scale = np.array(0.03, np.float32)
         with_fine = self.operator(library, isa, fine=True)()
         for found, of_floats in zip(with_fine, codes_and_fine(y, self.scale, self.zero_point), strict=True):
             np.testing.assert_array_equal(found, of_floats)
@@ -180,7 +184,8 @@ def test_shapes_that_do_not_fit_are_refused(ops_library: Path) -> None:
         ("weight", np.ones(9, np.float32), r"weight has the shape \[9\], expected \[8\]"),
         ("bias", np.ones(1, np.float32), r"bias has the shape \[1\], expected \[8\]"),
         ("scale", np.array(0, np.float32), "the scale scale must be positive"),
-        ("scale", np.ones(2, np.float32), "the input scale must have one element"),
+        ("scale", np.array([*range(8)], np.float32), "the scale scale must be positive"),
+        ("scale", np.ones(2, np.float32), r"scale has the shape \[2\], expected \[8\]"),
     ):
         with pytest.raises(Exception, match=r"nextscale\.CodesGroupNorm: .*" + message):
             run(**{name: array})
@@ -191,3 +196,6 @@ def test_fine_codes_without_codes_are_refused(ops_library: Path, codes: bool) ->
     case = Case(9, (1, 4, 8), 4, codes, silu=True, offset=True)
     with pytest.raises(Exception, match="fine is what codes leave over: the input scale is missing"):
         case.operator(ops_library, to_codes=False, fine=True)
+    case.scale = np.ones(8, np.float32)
+    with pytest.raises(Exception, match="fine is what codes in one scale leave over"):
+        case.operator(ops_library, fine=True)()

@@ -102,10 +102,10 @@ struct Finish {
   }
 };
 
-// Pixels `begin` to `end` of all.
+// Pixels `begin` to `end` of all; `inverse` [channels], or null, is what results are multiplied by before they are codes.
 template <class T>
 inline void normalize(const GroupNormArgs& a, const T* x, int64_t begin, int64_t end, const float* factor,
-                      const float* shift) {
+                      const float* shift, const float* inverse) {
   const Finish finish(a);
   alignas(64) float y[kStretch];
   for (int64_t i = begin * a.channels; i < end * a.channels; i += a.channels)
@@ -119,6 +119,7 @@ inline void normalize(const GroupNormArgs& a, const T* x, int64_t begin, int64_t
       }
       finish(y, whole + (tail ? 1 : 0), [&](int64_t v, F result) {
         const int64_t to = i + first + v * kLanes, lanes = v < whole ? kLanes : tail;
+        if (inverse) result = result * load(inverse + first + v * kLanes, lanes);
         if (a.y_codes)
           finish.put_codes(result, a.y_codes + to, a.y_fine ? a.y_fine + to : nullptr, lanes);
         else
@@ -128,7 +129,8 @@ inline void normalize(const GroupNormArgs& a, const T* x, int64_t begin, int64_t
 }
 
 // What becomes of each code of a channel.
-inline void fill_table(const GroupNormArgs& a, float factor, float shift, uint8_t* table, uint8_t* fine) {
+inline void fill_table(const GroupNormArgs& a, float factor, float shift, float inverse, uint8_t* table,
+                       uint8_t* fine) {
   const Finish finish(a);
   alignas(64) float y[kStretch];
   for (int64_t first = 0; first < kCodes; first += kStretch) {
@@ -136,7 +138,7 @@ inline void fill_table(const GroupNormArgs& a, float factor, float shift, uint8_
       y[code] = __builtin_fmaf(static_cast<float>(first + code), factor, shift);
     finish(y, kStretch / kLanes, [&](int64_t v, F result) {
       const int64_t to = first + v * kLanes;
-      finish.put_codes(result, table + to, fine ? fine + to : nullptr, kLanes);
+      finish.put_codes(result * splat(inverse), table + to, fine ? fine + to : nullptr, kLanes);
     });
   }
 }
@@ -166,6 +168,8 @@ inline void group_norm_of(const GroupNormArgs& a, const T* x, const Parallel& pa
   float* factor = workspace.take<float>(a.batch * a.channels);
   float* shift = workspace.take<float>(a.batch * a.channels);
   double* mean = workspace.take<double>(a.batch * a.channels);
+  float* inverse = a.y_codes && a.y_scale ? workspace.take<float>(a.channels) : nullptr;
+  for (int64_t c = 0; inverse && c < a.channels; ++c) inverse[c] = 1.0f / a.y_scale[c];
   const auto take_tables = [&](bool wanted) {
     return wanted ? workspace.take<uint8_t>(a.batch * a.channels * kCodes) : nullptr;
   };
@@ -197,7 +201,8 @@ inline void group_norm_of(const GroupNormArgs& a, const T* x, const Parallel& pa
                  factor + first, shift + first);
     if (by_table)
       for (int64_t c = task * size; c < (task + 1) * size; ++c)
-        fill_table(a, factor[c], shift[c], tables + c * kCodes, fine_tables ? fine_tables + c * kCodes : nullptr);
+        fill_table(a, factor[c], shift[c], inverse ? inverse[c - first] : 1.0f, tables + c * kCodes,
+                   fine_tables ? fine_tables + c * kCodes : nullptr);
   });
   parallel(a.batch * spans, [&](int64_t task) {
     const Span s = span_at(task);
@@ -206,7 +211,7 @@ inline void group_norm_of(const GroupNormArgs& a, const T* x, const Parallel& pa
       look_up(a.codes + begin * a.channels, s.end - s.begin, a.channels, of_batch + first * kCodes,
               y + begin * a.channels);
     };
-    if (!by_table) return normalize(a, x, begin, begin + s.end - s.begin, factor + first, shift + first);
+    if (!by_table) return normalize(a, x, begin, begin + s.end - s.begin, factor + first, shift + first, inverse);
     look_up_in(tables, a.y_codes);
     if (fine_tables) look_up_in(fine_tables, a.y_fine);
   });

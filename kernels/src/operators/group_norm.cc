@@ -40,7 +40,9 @@ class GroupNorm final : public Kernel {
     a.weight = of_channels(kWeight), a.bias = of_channels(kBias);
     a.epsilon = epsilon_, a.silu = silu_;
     if (to_codes_) {
-      a.range = context.qparams(kScale, kZeroPoint);
+      a.y_scale = context.channel_scales(kScale, a.channels);
+      a.range = a.y_scale ? QParams{1, context.zero_point(kZeroPoint)} : context.qparams(kScale, kZeroPoint);
+      if (fine_ && a.y_scale) context.fail("fine is what codes in one scale leave over");
       a.y_codes = context.output<uint8_t>(0, x.shape);
       if (fine_) a.y_fine = context.output<uint8_t>(2, x.shape);
     } else {
