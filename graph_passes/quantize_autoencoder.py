@@ -2,15 +2,17 @@
 
 What is integer and what is float, and why (benchmarks/NOTES.md has the figures):
 
-- A 3x3 convolution is a contrib QLinearConv(channels_last=1), u8 in, u8 out, int32 bias: the fast form on x86. Its
-  result has a range for each channel.
+- A 3x3 convolution whose result a GroupNorm alone reads is a contrib QLinearConv(channels_last=1), u8 in, u8 out, int32
+  bias: the fast form on x86. Its result has a range for each channel.
+- Other results join the residual stream, where an error in 8 bits would stay: they are float, matrix products of the
+  patches that each output sees.
+- What is normalized or upsampled is read with a step for each channel, folded into the weights (`channel_steps`).
 - Where 8 bits are too few, a convolution reads two bytes of each number, the second of which has what the first leaves
-  over, and its result is float: matrix products of the patches that each output sees. That is so for all of an encoder,
-  where one token that changes changes all later ones.
+  over. That is so for all of an encoder, where one token that changes changes all later ones.
 - Nearest upsampling and its convolution are four small convolutions (`subpixel_upsample`).
 - A 1x1 convolution of what was normalized or mixed is a matrix product of the rows, MatMulIntegerToFloat; its float
   result needs no range.
-- The residual stream, GroupNorm, SiLU, softmax and the attention products are float: in u8 they cost 4 dB.
+- The residual stream, GroupNorm, SiLU, softmax and the attention products are float.
 - Float are also the convolutions that cost little and lose much: those of f_hat and of an encoder's features, which are
   small, the 1x1 shortcuts, which read the residual stream, and those that read or make a picture's 3 channels.
 
@@ -48,7 +50,7 @@ class AutoencoderObservation:
     """What `quantize_autoencoder` needs to know of a float graph's values, by the names of nodes.
 
     Attributes:
-        inputs: the range of the first input of each integer convolution, [1], or [C] as `input_observers` asks.
+        inputs: the range of the first input of each integer convolution, [1], or [C] if its channels have steps.
         results: of each channel of each result that becomes codes, [C], by the node that `observed_results` names.
         moments: second moments of what the kernels of `two_byte_convolutions` see, float [K, K]; weights of layers
             without are rounded to nearest.
