@@ -35,5 +35,7 @@ def channel_steps(observed: Range, energy: Floats) -> tuple[Floats, int]:
     lost = (steps**2) @ np.maximum(energy.astype(np.float64), TINY)
     best = int(np.argmin(lost))
     found = steps[best].astype(np.float32)
-    # A channel that is always zero, or so near that its step is no normal number, has any step.
-    return np.where(found >= TINY, found, np.float32(1)), best
+    # A channel that was always zero has the least of the others' steps: a larger one would blow up its weights, by which
+    # those of all channels are rounded.
+    alive = found >= TINY
+    return np.where(alive, found, found[alive].min() if alive.any() else np.float32(1)), best

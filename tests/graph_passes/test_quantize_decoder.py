@@ -120,6 +120,17 @@ def test_picture_is_close_and_independent_of_the_batch(decoder, ranges, f_hat, s
         np.testing.assert_array_equal(run(model, f_hat[i : i + 1])[0][0], found[i])
 
 
+def test_dead_channels_do_not_spoil_the_others(f_hat):
+    """Those that a GroupNorm always makes zero."""
+    _, vqvae = tiny_models(SEED)
+    with torch.no_grad():
+        for norm in (module for module in vqvae.modules() if isinstance(module, nn.GroupNorm)):
+            norm.weight[0] = norm.bias[0] = 0
+    model = build_decoder_graph(vqvae)
+    (expected,), (found,) = run(model, f_hat), run(quantize_autoencoder(model, observe(model, f_hat)), f_hat)
+    assert psnr(expected, found) > 30
+
+
 def conv_oracle(x: NDArray, weight: NDArray, bias: NDArray, pads: list[int], qx: ActivationQParams) -> NDArray:
     """The real numbers that an integer convolution of codes [in, H, W] stands for, float64 [out, H', W']."""
     kernel = integer_kernel(weight, bias, qx)
