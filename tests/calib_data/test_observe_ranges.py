@@ -85,11 +85,11 @@ def calibration(observed: Observed) -> StageObservation:
 @pytest.fixture(scope="module")
 def decoder_ranges(fp32_bundle: Path, calibration: StageObservation) -> ObservedRanges:
     model = ir.load(fp32_bundle / "decoder.onnx")
-    inputs, results = autoencoder_observers(model)
-    session = open_model(observe_inputs(model, [*inputs, *results]), fp32_bundle, ONE_THREAD)
-    found = observe_autoencoder_ranges(session, [*inputs, *results], calibration.f_hat)
-    assert list(found.whole) == [observer.input for observer in inputs]
-    assert list(found.by_channel) == [observer.input for observer in results]
+    observers = [observer for kind in autoencoder_observers(model) for observer in kind]
+    session = open_model(observe_inputs(model, observers), fp32_bundle, ONE_THREAD)
+    found = observe_autoencoder_ranges(session, observers, calibration.f_hat)
+    for gives, ranges in (("range", found.whole), ("channels", found.by_channel)):
+        assert list(ranges) == [observer.input for observer in observers if observer.gives == gives]
     return found
 
 
@@ -163,7 +163,7 @@ def test_ranges_are_those_of_the_torch_model(calibration: StageObservation, deco
         "blocks.1.ffn.fc2": source.var.blocks[1].ffn.fc2,
         "blocks.1.attn.q": source.var.blocks[1].attn,
         "decoder.mid.block_1.conv1": source.vqvae.decoder.mid.block_1.conv1,
-        "decoder.mid.attn_1.qkv": source.vqvae.decoder.mid.attn_1.qkv,
+        "decoder.mid.attn_1.proj_out": source.vqvae.decoder.mid.attn_1.proj_out,
     }
     for name, module in watched.items():
         module.register_forward_pre_hook(lambda _, x, name=name: inputs.setdefault(name, []).append(x[0]))
@@ -171,8 +171,13 @@ def test_ranges_are_those_of_the_torch_model(calibration: StageObservation, deco
     generate(source.var, source.vqvae, labels, torch.zeros(tokens.shape), tokens, cfg_scale=CFG_SCALE)
     for name in ("blocks.1.ffn.fc2", "blocks.1.attn.q"):
         assert_range(calibration.ranges.whole[Input(name)], inputs[name])
-    for name in ("decoder.mid.block_1.conv1", "decoder.mid.attn_1.qkv"):
-        assert_range(decoder_ranges.whole[Input(name)], inputs[name])
+    assert_range(decoder_ranges.whole[Input("decoder.mid.attn_1.proj_out")], inputs["decoder.mid.attn_1.proj_out"])
+    (x,) = inputs["decoder.mid.block_1.conv1"]
+    channels = decoder_ranges.by_channel[Input("decoder.mid.block_1.conv1")]
+    assert channels.minimum.shape == (1, x.shape[1])
+    for place in range(x.shape[1]):
+        one = Range(channels.minimum[:, place], channels.maximum[:, place])
+        assert_range(one, [x[:, place]])
 
 
 def test_the_range_of_a_layer_is_that_of_its_channels(calibration: StageObservation) -> None:
