@@ -38,7 +38,7 @@ from nextscale.runtime.image_io import make_grid, picture_writer, write_files
 Pictures = NDArray[np.uint8]
 BATCH = 4
 SIDES = (32, 16)
-# Fewer kept stages have at most 14 tokens: of the photograph, little but its colours.
+# Fewer kept stages have at most 5 tokens: of the photograph, little but its colours.
 KEPT = range(3, 10)
 BICUBIC, NEAREST, NOISE = "bicubic", "nearest neighbour", "bicubic and grey noise"
 NOISE_DEVIATION = 8

@@ -50,6 +50,7 @@ class Previews:
     """
 
     def __init__(self, num_stages: int) -> None:
+        self._num_stages = num_stages
         self._batches: list[list[NDArray[np.uint8]]] = [[] for _ in range(num_stages - 1)]
 
     def keep(self, result: StageResult) -> None:
@@ -62,8 +63,10 @@ class Previews:
         return [path for stages in range(1, len(self._batches) + 1) for path in after_stages(results, stages)]
 
     def __iter__(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """How many stages were done, and the pictures as they were then, uint8 [B, H, W, 3]."""
-        return ((stages, np.concatenate(batches)) for stages, batches in enumerate(self._batches, 1))
+        """How many stages were done, and the pictures as they were then, uint8 [B, H, W, 3]; once, and then freed."""
+        while self._batches:
+            batches = self._batches.pop(0)
+            yield self._num_stages - 1 - len(self._batches), np.concatenate(batches)
 
 
 def after_stages(results: Sequence[Path], stages: int) -> list[Path]:

@@ -35,7 +35,7 @@ def channel_steps(observed: Range, energy: Floats) -> tuple[Floats, int]:
     lost = (steps**2) @ np.maximum(energy.astype(np.float64), TINY)
     best = int(np.argmin(lost))
     found = steps[best].astype(np.float32)
-    # A channel that was always zero has the least of the others' steps: a larger one would blow up its weights, by which
-    # those of all channels are rounded.
+    # A channel that was always zero has the least of the others' steps: a larger one would blow up its weights, and
+    # with them the scale by which the weights of all channels are rounded.
     alive = found >= TINY
     return np.where(alive, found, found[alive].min() if alive.any() else np.float32(1)), best

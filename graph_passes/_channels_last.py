@@ -521,13 +521,7 @@ class ChannelsLast:
     def _unfinished(self, value: ir.Value) -> tuple[list[ir.Value], Floats | None]:
         """The strips of float rows, and what is still to be added to them."""
         feature = self.features[value]
-        if not feature.floats:
-            form = feature.result_form
-            assert form is not None
-            scale = self._constant(f"{value.name}.scale", form.scale)
-            casts = [self.op.Cast(codes, to=ir.DataType.FLOAT) for codes in feature.results]
-            feature.floats = [self.op.Mul(codes, scale) for codes in casts]
-            feature.pending = form.offset
+        assert feature.floats  # what a GroupNorm alone reads is in codes
         return feature.floats, feature.pending
 
     def _floats(self, value: ir.Value) -> list[ir.Value]:
@@ -538,7 +532,7 @@ class ChannelsLast:
         return [self.op.Add(x, self._constant(f"{value.name}.offset", pending)) for x in floats]
 
     def _codes(self, value: ir.Value) -> ir.Value:
-        """u8 rows [B, n, C] in the range of the whole value."""
+        """u8 rows [B, n, C] in the range of the whole value, or in the steps of its channels."""
         feature = self.features[value]
         if feature.codes is None:
             self._encode(value)

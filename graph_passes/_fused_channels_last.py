@@ -1,7 +1,7 @@
 """A decoder's layers with fused operators (kernels/README.md), channels last: the integers of `ChannelsLast`.
 
-Three values of a feature map are ever in memory: the float residual stream, a convolution's codes, and the codes that
-the next one reads. No value is split into strips, since no operator between two convolutions reads one twice.
+A feature map is in memory as the float residual stream, a convolution's codes, and the codes that the next one reads.
+No value is split into strips, since no operator between two convolutions reads one twice.
 """
 
 from __future__ import annotations
@@ -184,36 +184,6 @@ class FusedChannelsLast(ChannelsLast):
         return scale if steps is None else self._constant(f"{layer.name}.fused_steps", steps), zero_point
 
     def _residual(self, layer: Residual) -> None:
-        """Results of convolutions stay codes until here, unless the convolution itself has added what is added."""
-        if layer.y in self.features:
-            return
-        a, b = self.features[layer.a], self.features[layer.b]
-        if a.result_form is not None and b.result_form is None:
-            a, b = b, a
-        if b.result_form is None:
+        """Unless the convolution itself has added what is added."""
+        if layer.y not in self.features:
             super()._residual(layer)
-            return
-        form = b.result_form
-        scale = self._constant(f"{layer.name}.fused_scale", form.scale)
-        if a.result_form is None:
-            offset = form.offset if a.pending is None else form.offset + a.pending
-            inputs = [a.floats[0], b.results[0], scale, None, None]
-        else:
-            offset = form.offset + a.result_form.offset
-            more_scale = self._constant(f"{layer.name}.fused_more_scale", a.result_form.scale)
-            inputs = [None, b.results[0], scale, a.results[0], more_scale]
-        self._derive(layer.y, layer.a, [self._add_codes(layer.name, *inputs, offset=offset)])
-
-    def _unfinished(self, value: ir.Value) -> tuple[list[ir.Value], Floats | None]:
-        feature = self.features[value]
-        form = feature.result_form
-        if not feature.floats and form is not None:
-            scale = self._constant(f"{value.name}.scale", form.scale)
-            name = f"{value.name}.numbers"
-            feature.floats = [self._add_codes(name, None, feature.results[0], scale, None, None, offset=form.offset)]
-        return feature.floats, feature.pending
-
-    def _add_codes(self, name: str, *inputs: ir.Value | None, offset: Floats) -> ir.Value:
-        y = self.fused.AddCodes(*inputs, self._constant(f"{name}.fused_offset", offset), _name=name)
-        y.dtype = ir.DataType.FLOAT
-        return y

@@ -116,6 +116,8 @@ class ThroughputBundles:
                         f"{folder}: built with another recipe of that name ({', '.join(changed)}); remove it, or give "
                         "--rebuild"
                     )
+                if self.encoder and "encoder" not in bundle.manifest.graphs:
+                    raise NextscaleError(f"{folder}: built without an encoder; remove it")
                 if altered.precision != "fp32" and not any(info.fused for info in bundle.manifest.graphs.values()):
                     progress(f"{recipe.name}: is there without fused graphs; --rebuild adds them")
             else:

@@ -14,7 +14,7 @@ from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._checked_values import is_truth_value, require_integer
 from nextscale.runtime._errors import RequestError
 from nextscale.runtime._manifest import BATCH, Manifest, ModelInfo, RequestInput
-from nextscale.runtime._uniforms import SAMPLING, SMOOTHING
+from nextscale.runtime._uniforms import SAMPLING, SMOOTHING, require_64_bits
 from nextscale.runtime._uniforms import uniforms as uniforms_of_seed
 from nextscale.runtime._var_request import DEFAULT_CFG_SCALE, DEFAULT_TOP_K, DEFAULT_TOP_P
 from nextscale.runtime._wording import shown_number, shown_text, shown_value
@@ -107,6 +107,8 @@ class Request:
         sizes = {BATCH: _count(manifest, labels, given)}
         numbers = _Numbers.of(settings)
         noise = _noise(manifest, given, settings, numbers)
+        if noise is not None:
+            numbers.require_range(sizes[BATCH])
         # Images and masks that the stage graph does not list are other roles' inputs.
         generating = {tensor.name for tensor in bundle.graph("stage").inputs}
         arrays: dict[str, NDArray[Any]] = {}
@@ -151,12 +153,17 @@ class _Numbers:
         values = {name: settings.get(name) for name in ("seed", "first_image")}
         return cls(**{name: 0 if value is None else require_integer(name, value) for name, value in values.items()})
 
-    def uniforms(self, images: int, length: int, start: int = 0, use: int = SAMPLING) -> NDArray[np.float32]:
-        """Of images start to start + images - 1 of a request: [images, length]."""
+    def require_range(self, images: int) -> None:
+        """Refuse a seed that is none, and images that have no number."""
         if not 0 <= self.first_image <= 2**64 - images:
             raise RequestError(
                 f"first_image {shown_number(self.first_image)} is out of range: expected 0 to 2^64 - {images}"
             )
+        require_64_bits("seed", self.seed)
+
+    def uniforms(self, images: int, length: int, start: int = 0, use: int = SAMPLING) -> NDArray[np.float32]:
+        """Of images start to start + images - 1 of a request: [images, length]."""
+        self.require_range(start + images)
         first = self.first_image + start
         return uniforms_of_seed(self.seed, range(first, first + images), length, use)
 

@@ -64,8 +64,7 @@ def uniforms(seed: int, image_indices: Sequence[int], length: int, use: int = SA
         RequestError: seed or an image index is out of range.
     """
     for name, value in (("seed", seed), *(("image index", index) for index in image_indices)):
-        if not 0 <= value < 2**64:
-            raise RequestError(f"{name} {shown_number(value)} is out of range: expected 0 to 2^64 - 1")
+        require_64_bits(name, value)
     images = np.array(image_indices, dtype=np.uint64)[:, None]
     numbers = np.empty((len(image_indices), length), dtype=np.float32)
     for first in range(0, length, _TOGETHER):
@@ -78,3 +77,13 @@ def uniforms(seed: int, image_indices: Sequence[int], length: int, use: int = SA
         words = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32)).reshape(len(image_indices), -1)
         part[:] = (words[:, : part.shape[1]] >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
     return numbers
+
+
+def require_64_bits(name: str, value: int) -> None:
+    """Refuse a number that Philox has no words for.
+
+    Raises:
+        RequestError: value is outside [0, 2^64).
+    """
+    if not 0 <= value < 2**64:
+        raise RequestError(f"{name} {shown_number(value)} is out of range: expected 0 to 2^64 - 1")

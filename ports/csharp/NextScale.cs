@@ -1347,6 +1347,7 @@ namespace NextScale
             inputs.BatchSize = request.BatchSize ?? inputs.Count;
             RequestInput noise = inputs.Noise;
             int together = Math.Min(inputs.BatchSize, inputs.Count);
+            if (noise != null) inputs.CheckFirstImage();
             if (noise != null && noise.RowValues > int.MaxValue / together)
                 throw new RequestException($"more_smooth: {together} images at a time are too many");
             return inputs;
@@ -1465,10 +1466,15 @@ namespace NextScale
 
         private float[] SeedUniforms(RequestInput item)
         {
+            CheckFirstImage();
+            return SeedNumbers(item, 0, NumberUse.Sampling);
+        }
+
+        private void CheckFirstImage()
+        {
             if (request.FirstImage > ulong.MaxValue - (ulong)(Count - 1))
                 throw new RequestException(
                     $"first_image {request.FirstImage} is out of range: expected 0 to 2^64 - {Count}");
-            return SeedNumbers(item, 0, NumberUse.Sampling);
         }
 
         /// <summary>Of as many images of the request as these are, from `first`: [Count, row].</summary>

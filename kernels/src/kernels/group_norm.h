@@ -102,7 +102,7 @@ struct Finish {
   }
 };
 
-// Pixels `begin` to `end` of all; `inverse` [channels], or null, is what results are multiplied by before they are codes.
+// Pixels `begin` to `end` of all; results are multiplied by `inverse` [channels], if it is there, to become codes.
 template <class T>
 inline void normalize(const GroupNormArgs& a, const T* x, int64_t begin, int64_t end, const float* factor,
                       const float* shift, const float* inverse) {
