@@ -58,8 +58,14 @@ def test_layers_with_ranges_of_images_are_fused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["default", "static-w8a8", "nearest-w4a6"])
-def test_logits_are_those_of_the_stock_graph(exact_bundles: dict[str, Path], ops_library: Path, recipe: str) -> None:
-    """No code lies so near a tie here that another order of sums moves it, so that all that differs is rounding."""
+def test_logits_are_those_of_the_stock_graph(
+    exact_bundles: dict[str, Path], ops_library: Path, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No code lies so near a tie here that another order of sums moves it, so that all that differs is rounding.
+
+    Tiles are another matter: they keep 16 bits of attention's numbers (kernels/README.md), which does move codes.
+    """
+    monkeypatch.setenv("NEXTSCALE_OPS_ISA", "portable")
     bundle = exact_bundles[recipe]
     stock = Generator(bundle, SessionOptions(threads=1, ops="stock"))
     fused = Generator(bundle, SessionOptions(threads=1, ops="fused", ops_library=str(ops_library)))
