@@ -1,6 +1,7 @@
 """From a torch model to float32 ONNX graphs, and graphs into a bundle."""
 
 __all__ = [
+    "autoencoder_parts",
     "bundle_writer",
     "generate_graph",
     "graph_builder",

@@ -7,9 +7,9 @@ from typing import cast
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
+from nextscale.export.autoencoder_parts import AutoencoderParts
 from nextscale.export.graph_builder import Constants, add_output, finish, new_builder
-from nextscale.export.var.autoencoder_parts import AutoencoderParts
-from nextscale.models.var.autoencoder import Level
+from nextscale.models.autoencoder import Level
 from nextscale.models.var.vqvae import VQVAE
 
 

@@ -9,10 +9,10 @@ import onnx_ir as ir
 import torch.nn.functional as F
 from onnxscript import GraphBuilder, OpBuilder
 
+from nextscale.export.autoencoder_parts import AutoencoderParts
 from nextscale.export.graph_builder import Constants, add_output, finish, new_builder
-from nextscale.export.var.autoencoder_parts import AutoencoderParts
 from nextscale.export.var.stage_graph import folded_phi
-from nextscale.models.var.autoencoder import Level
+from nextscale.models.autoencoder import Level
 from nextscale.models.var.multi_scale_quantizer import MultiScaleQuantizer, Phi
 from nextscale.models.var.resampling import pooling_matrix, upsampling_matrix
 from nextscale.models.var.vqvae import VQVAE

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
-from nextscale.models.var.autoencoder import AttnBlock
+from nextscale.models.autoencoder import AttnBlock
 from nextscale.models.var.transformer import NORM_EPS, VAR, Block, KVCache
 from nextscale.models.var.vqvae import VQVAE
 

@@ -1,4 +1,4 @@
-"""The modules that the VQVAE's encoder and decoder share, as ONNX operators; names are those of the state dict."""
+"""The modules of `models/autoencoder.py` as ONNX operators; names are those of the state dict."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from onnxscript import OpBuilder
 from torch import nn
 
 from nextscale.export.graph_builder import Constants
-from nextscale.models.var.autoencoder import (
+from nextscale.models.autoencoder import (
     NORM_EPS,
     NORM_GROUPS,
     AttnBlock,
