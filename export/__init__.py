@@ -5,6 +5,7 @@ __all__ = [
     "bundle_writer",
     "generate_graph",
     "graph_builder",
+    "infinity",
     "sampling_graph",
     "var",
 ]
