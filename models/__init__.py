@@ -3,6 +3,8 @@
 __all__ = [
     "checkpoint_file",
     "checkpoint_weights",
+    "infinity",
     "sources",
+    "transformer_parts",
     "var",
 ]

@@ -12,9 +12,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from nextscale.models.transformer_parts import FFN
 from nextscale.models.var.autoencoder import AttnBlock, Decoder, Downsample, Encoder, ResnetBlock, Upsample
 from nextscale.models.var.presets import Preset, get_preset
-from nextscale.models.var.transformer import FFN, VAR, Block, SelfAttention, VARConfig, level_and_mask
+from nextscale.models.var.transformer import VAR, Block, SelfAttention, VARConfig, level_and_mask
 from nextscale.models.var.vqvae import VQVAE, VQVAEConfig
 
 SILU_POWER = 0.355  # E[silu(n)^2] of a standard normal n

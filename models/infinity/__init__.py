@@ -1,0 +1,7 @@
+"""Infinity: the transformer that takes text and makes bits, its sizes, the official checkpoints, and layer facts."""
+
+__all__ = [
+    "rope",
+    "schedules",
+    "transformer",
+]
