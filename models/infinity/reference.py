@@ -36,7 +36,8 @@ class Generation:
 def sample_bits(log_odds: Tensor, uniforms: Tensor, top_p: float = 0.0) -> Tensor:
     """One bit each: 1 where u >= p0, which is codebook order, 0 before 1.
 
-    A value of probability at most 1 - top_p is never taken if the other is more probable; top_p = 0 turns that off.
+    Where the rarer value's probability is at most 1 - top_p, the other is taken whatever u is, and of two equally
+    probable ones 1; top_p = 0 turns that off.
 
     Args:
         log_odds: float32, of 1 against 0: p0 = sigmoid(-log_odds).
@@ -52,8 +53,7 @@ def sample_bits(log_odds: Tensor, uniforms: Tensor, top_p: float = 0.0) -> Tenso
     exact = log_odds.double()
     bits = uniforms.double() >= (-exact).sigmoid()
     if top_p:
-        certain = ((-exact.abs()).sigmoid() <= 1 - top_p) & (exact != 0)
-        bits = torch.where(certain, exact > 0, bits)
+        bits = torch.where((-exact.abs()).sigmoid() <= 1 - top_p, exact >= 0, bits)
     return bits.long()
 
 
