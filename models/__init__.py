@@ -2,6 +2,7 @@
 
 __all__ = [
     "checkpoint_file",
+    "checkpoint_model",
     "checkpoint_weights",
     "infinity",
     "sources",

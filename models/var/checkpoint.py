@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from nextscale.models._unnamed_weights import find_unnamed
-from nextscale.models.checkpoint_file import CheckpointError, first_line, read_checkpoint
+from nextscale.models.checkpoint_file import CheckpointError, read_checkpoint
+from nextscale.models.checkpoint_model import differences, skeleton
 from nextscale.models.checkpoint_weights import (
     DTYPES,
     as_float32,
@@ -199,29 +200,20 @@ def _load(
     presets: Mapping[str, Config],
 ) -> Model:
     """Build the model without memory and give it the checkpoint's tensors, which leave `state_dict` one by one."""
-    model = _skeleton(model_type, config, path)
+    model = skeleton(model_type, config, path)
     expected = _shapes(model)
     found = {name: tuple(tensor.shape) for name, tensor in state_dict.items() if not _is_derived(name)}
     if found != expected:
-        fitting = [name for name, preset in presets.items() if found == _shapes(_skeleton(model_type, preset))]
+        fitting = [name for name, preset in presets.items() if found == _shapes(skeleton(model_type, preset))]
         raise CheckpointError(
             f"{path} does not fit {config}"
-            + _differences(expected, found)
+            + differences(expected, found)
             + (f"\n  the preset that fits: {fitting[0]}" if fitting else _looks_like(found))
         )
     require_stored(state_dict, Path(path))
     weights = {name: as_float32(state_dict.pop(name), name, Path(path)) for name in expected}
     model.load_state_dict(weights | dict(derived), assign=True)
     return model.eval().requires_grad_(False)
-
-
-def _skeleton(model_type: Callable[[Config], Model], config: Config, source: str | Path = "the preset") -> Model:
-    """The model without memory for its tensors."""
-    try:
-        with torch.device("meta"):
-            return model_type(config)
-    except (ValueError, RuntimeError) as error:  # torch's own, of sizes beyond all bounds
-        raise CheckpointError(f"{source}: no model can be built from {config}: {first_line(error)}") from error
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -231,19 +223,6 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 def _is_derived(name: str) -> bool:
     """Buffers that follow from the configuration, or serve training alone: rebuilt, whatever a checkpoint holds."""
     return name.endswith((CODE_HITS, MASK, LEVELS, "attn.zero_k_bias"))
-
-
-def _differences(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str:
-    kinds = {
-        "missing": [f"{name} (expected {list(shape)})" for name, shape in expected.items() if name not in found],
-        "unexpected": [f"{name} (found {list(shape)})" for name, shape in found.items() if name not in expected],
-        "misshapen": [
-            f"{name} (expected {list(shape)}, found {list(found[name])})"
-            for name, shape in expected.items()
-            if found.get(name, shape) != shape
-        ],
-    }
-    return "".join(f"\n  {len(names)} {kind}: {listed(names)}" for kind, names in kinds.items() if names)
 
 
 def _looks_like(names: Sequence[str] | Mapping[str, object]) -> str:
