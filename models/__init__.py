@@ -1,6 +1,7 @@
 """Generators in torch, a folder per family; checkpoints into models, and what a family says about its layers."""
 
 __all__ = [
+    "autoencoder",
     "checkpoint_file",
     "checkpoint_model",
     "checkpoint_weights",

@@ -1,9 +1,8 @@
-"""The model that a checkpoint's tensors are of: sizes that shapes tell, the model without memory, what misfits."""
+"""A model of a known configuration, filled with a checkpoint's tensors, or one message of all that misfits."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,56 +10,69 @@ import torch
 from torch import Tensor, nn
 
 from nextscale.models.checkpoint_file import CheckpointError, first_line
-from nextscale.models.checkpoint_weights import listed
+from nextscale.models.checkpoint_weights import as_float32, listed, require_stored
 
 Model = TypeVar("Model", bound=nn.Module)
 Config = TypeVar("Config")
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-class Sizes:
-    """Sizes that tensors tell, where they are there and have the dimensions they should."""
-
-    def __init__(self, state_dict: Mapping[str, Tensor]) -> None:
-        self._state_dict = state_dict
-
-    def of(self, name: str, ndim: int, axis: int) -> int | None:
-        tensor = self._state_dict.get(name)
-        return tensor.shape[axis] if tensor is not None and tensor.ndim == ndim and tensor.numel() else None
+def no_tensor(name: str) -> bool:
+    """For models without derived tensors."""
+    return False
 
 
-def count_indices(names: Iterable[str], pattern: str, what: str, limit: int, source: str | Path) -> int:
-    """How many different indices the pattern's group takes.
+def filled_model(
+    model_type: Callable[[Config], Model],
+    config: Config,
+    state_dict: dict[str, Tensor],
+    path: Path | str,
+    *,
+    is_derived: Callable[[str], bool] = no_tensor,
+    derived: Mapping[str, Tensor] | None = None,
+    hint: Callable[[Shapes], str] = lambda found: "",
+) -> Model:
+    """Build the model without memory and give it the checkpoint's tensors, which leave `state_dict` one by one.
 
+    Args:
+        model_type, config: what to build.
+        state_dict: the tensors by the model's own names.
+        path: how errors name the file.
+        is_derived: whether a tensor of this name follows from the configuration, whatever a checkpoint holds.
+        derived: these tensors.
+        hint: what to say of shapes that misfit, such as the model that they are; begins with a line's end.
+    Returns:
+        float32, in eval mode, without gradients.
     Raises:
-        CheckpointError: more than the limit.
+        CheckpointError: tensors are missing, unexpected or misshapen, or have values that are no weights.
     """
-    found = len({match[1] for name in names if (match := re.match(pattern, name))})
-    require_at_most(limit, found, what, source)
-    return found
-
-
-def require_at_most(limit: int, found: int, what: str, source: str | Path) -> None:
-    """Refuse sizes far above any release, before a model of that size is made.
-
-    Raises:
-        CheckpointError: found is above the limit.
-    """
-    if found > limit:
-        raise CheckpointError(f"{source}: expected at most {limit} {what}, found {found}")
+    model = skeleton(model_type, config, path)
+    expected = shapes_of(model, is_derived)
+    found = {name: tuple(tensor.shape) for name, tensor in state_dict.items() if not is_derived(name)}
+    if found != expected:
+        raise CheckpointError(f"{path} does not fit {config}{differences(expected, found)}{hint(found)}")
+    require_stored(state_dict, Path(path))
+    weights = {name: as_float32(state_dict.pop(name), name, Path(path)) for name in expected}
+    model.load_state_dict(weights | dict(derived or {}), assign=True)
+    return model.eval().requires_grad_(False)
 
 
 def skeleton(model_type: Callable[[Config], Model], config: Config, source: str | Path = "the preset") -> Model:
     """The model without memory for its tensors.
 
     Raises:
-        CheckpointError: none can be built.
+        CheckpointError: none can be built; `source` is how the error names where the configuration comes from.
     """
     try:
         with torch.device("meta"):
             return model_type(config)
     except (ValueError, RuntimeError) as error:  # torch's own, of sizes beyond all bounds
         raise CheckpointError(f"{source}: no model can be built from {config}: {first_line(error)}") from error
+
+
+def shapes_of(model: nn.Module, is_derived: Callable[[str], bool] = no_tensor) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model's tensors by name, without derived ones."""
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if not is_derived(name)}
 
 
 def differences(expected: Shapes, found: Shapes) -> str:

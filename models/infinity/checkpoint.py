@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nextscale.models._unnamed_weights import find_unnamed
 from nextscale.models.checkpoint_file import CheckpointError, read_checkpoint
-from nextscale.models.checkpoint_model import differences, skeleton
+from nextscale.models.checkpoint_model import differences, shapes_of, skeleton
 from nextscale.models.checkpoint_weights import (
     as_float32,
     choose_weights,
@@ -133,7 +133,7 @@ def _require_shapes(state_dict: dict[str, Tensor], config: InfinityConfig, in_ch
 
 def official_shapes(config: InfinityConfig) -> dict[str, tuple[int, ...]]:
     """Of the official tensors, without chunks: the head has two rows a bit."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in skeleton(Infinity, config).state_dict().items()}
+    shapes = shapes_of(skeleton(Infinity, config))
     return shapes | {name: (2 * shapes[name][0], *shapes[name][1:]) for name in HEAD}
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from nextscale.models._tensor_sizes import MAX_BLOCKS, Sizes, count_indices, require_at_most
 from nextscale.models.checkpoint_file import CheckpointError
-from nextscale.models.checkpoint_model import Sizes, count_indices, require_at_most
 from nextscale.models.infinity.rope import RopeMode
 from nextscale.models.infinity.transformer import InfinityConfig
 
@@ -33,7 +33,6 @@ ANCHORS = (
 CHUNKED = re.compile(r"block_chunks\.(\d+)\.(\d+)\.")
 SCALES = r"blocks\.\d+\.sa\.scale_mul_1H11"
 PATCHIFIED_BITS = 56  # of a token, in the only release with patches
-MAX_DEPTH = 256  # far above any release
 
 
 def blocks_in_chunk(names: Iterable[str]) -> int:
@@ -81,9 +80,9 @@ def infer_config(
     indices = [int(match[1]) for name in state_dict if (match := re.match(r"blocks\.(\d+)\.", name))]
     if not indices:
         raise CheckpointError(f"{source} has no transformer blocks (block_chunks.0.module.0); give the whole Infinity")
-    count_indices(state_dict, r"blocks\.(\d+)\.", "transformer blocks", MAX_DEPTH, source)
+    count_indices(state_dict, r"blocks\.(\d+)\.", "transformer blocks", MAX_BLOCKS, source)
     depth = _depth(max(indices) + 1, in_chunk)
-    require_at_most(MAX_DEPTH, depth, "transformer blocks", source)
+    require_at_most(MAX_BLOCKS, depth, "transformer blocks", source)
     head_rows = sizes.of("head.weight", 2, 0) or sizes.of("head.bias", 1, 0)
     token_bits = sizes.of("word_embed.weight", 2, 1) or (head_rows or 2 * InfinityConfig.token_bits) // 2
     return InfinityConfig(

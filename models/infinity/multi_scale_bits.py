@@ -1,8 +1,8 @@
-"""Bits to latents and back (`infer` and `flip_requant` of the official code, its MultiScaleBSQ).
+"""Bits to latents and to the transformer's inputs (`autoregressive_infer_cfg` and `flip_requant` officially).
 
 A bit stands for +-1/sqrt(c) in its channel of the latent; a latent is the sum over stages of these codes, resized to
 the last stage. Where a token is a patch of 2 x 2 latents, its bit 4c + 2i + j is channel c of the latent (i, j) of the
-patch. All resizing is bilinear, without antialiasing, except where a latent becomes bits.
+patch. All resizing is bilinear, without antialiasing. How latents become bits is `bsq_vae.bits_of_features`.
 
 Symbols: B images, l tokens of a stage, L of all stages, D bits of a token, c latent channels, H and W of the latent.
 """
@@ -61,28 +61,6 @@ def accumulate(bits: Sequence[Tensor], size: Size) -> tuple[Tensor, Tensor]:
         inputs.append(next_input(f_hat, size, si))
         f_hat = f_hat + contribution(bits[si], size, si)
     return f_hat, torch.cat(inputs, dim=1)
-
-
-def encode(latent: Tensor, size: Size) -> list[Tensor]:
-    """A latent to bits, from coarse to fine: 1 where what is left of it, averaged over areas, is above 0.
-
-    Args:
-        latent: float32 [B, c, H, W].
-        size: of the picture.
-    Returns:
-        S of int64 [B, l, D].
-    Raises:
-        ValueError: the latent has another size.
-    """
-    if tuple(latent.shape[2:]) != size.latent_size:
-        raise ValueError(f"expected a latent of {list(size.latent_size)}, found {list(latent.shape[2:])}")
-    f_hat, found = torch.zeros_like(latent), []
-    for si in range(size.num_stages):
-        residual = F.interpolate(latent - f_hat, size=latent_stage_size(size, si), mode="area")
-        bits = _to_tokens(F.pixel_unshuffle((residual > 0).long(), size.patch))
-        f_hat = f_hat + contribution(bits, size, si)
-        found.append(bits)
-    return found
 
 
 def latent_stage_size(size: Size, si: int) -> Sides:

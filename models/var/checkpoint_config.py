@@ -16,8 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from nextscale.models._tensor_sizes import Sizes, autoencoder_shape, count_indices, require_at_most
 from nextscale.models.checkpoint_file import CheckpointError
-from nextscale.models.checkpoint_model import Sizes, count_indices, require_at_most
 from nextscale.models.var.presets import KNOWN_PATCH_NUMS
 from nextscale.models.var.transformer import VARConfig
 from nextscale.models.var.vqvae import VQVAEConfig
@@ -47,7 +47,7 @@ ANCHORS: dict[Part, tuple[str, ...]] = {
 VQVAE_PARTS = ("encoder.down", "quantize", "decoder.up", "quant_conv", "post_quant_conv")
 SCALES = r"blocks\.\d+\.attn\.scale_mul_1H11"  # heads of attention with l2 norm
 # Far above any release; a file that says more is refused before a model of that size is made.
-MAX_DEPTH, MAX_STAGES, MAX_TOKENS, MAX_LEVELS = 256, 64, 16384, 8
+MAX_DEPTH, MAX_STAGES, MAX_TOKENS = 256, 64, 16384
 
 
 def infer_var_config(
@@ -111,12 +111,7 @@ def infer_vqvae_config(
     """
     _require_parts(state_dict, source)
     sizes = Sizes(state_dict)
-    levels = count_indices(state_dict, r"encoder\.down\.(\d+)\.", "levels of resolution", MAX_LEVELS, source)
-    widths = [_width_of_level(sizes, i) for i in range(levels)]
-    known = [width for width in widths if width is not None]
-    ch = sizes.of("encoder.conv_in.weight", 4, 0) or (known[0] if known else VQVAEConfig.ch)
-    if any(width % ch for width in known):
-        raise CheckpointError(f"{source}: the encoder's widths {known} are not multiples of the first one, {ch}")
+    ch, ch_mult, num_res_blocks = autoencoder_shape(state_dict, source, default_ch=VQVAEConfig.ch)
     share_quant_resi, num_phis = _infer_phis(state_dict, source)
     return VQVAEConfig(
         vocab_size=sizes.of("quantize.embedding.weight", 2, 0) or VQVAEConfig.vocab_size,
@@ -124,10 +119,8 @@ def infer_vqvae_config(
         or sizes.of("quant_conv.weight", 4, 0)
         or VQVAEConfig.z_channels,
         ch=ch,
-        ch_mult=tuple((width or ch) // ch for width in widths),
-        num_res_blocks=count_indices(
-            state_dict, r"encoder\.down\.0\.block\.(\d+)\.", "blocks of a level", MAX_DEPTH, source
-        ),
+        ch_mult=ch_mult,
+        num_res_blocks=num_res_blocks,
         patch_nums=checked_patch_nums(patch_nums),
         share_quant_resi=share_quant_resi,
         quant_resi=checked_quant_resi(quant_resi) if num_phis else 0.0,
@@ -243,11 +236,6 @@ def _infer_phis(state_dict: Mapping[str, Tensor], source: str | Path) -> tuple[i
     if count := count_indices(state_dict, r"quantize\.quant_resi\.(\d+)\.", "phis", MAX_STAGES, source):
         return 0, count
     return 1, 0
-
-
-def _width_of_level(sizes: Sizes, level: int) -> int | None:
-    block = f"encoder.down.{level}.block.0"
-    return sizes.of(f"{block}.conv1.weight", 4, 0) or sizes.of(f"{block}.norm2.weight", 1, 0)
 
 
 def _first(state_dict: Mapping[str, Tensor], pattern: str) -> Tensor | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 RELATIVES = {
     "Infinity, which takes text": "text_proj_for_sos",
+    "Infinity's BSQ VAE": r"quantizer\.lfq",
     "Switti, which takes text": "text_pooler",
     "a VQGAN of taming-transformers, without VAR's scales": r"encoder\.mid\.attn_1\.q",
 }

@@ -8,11 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nextscale.models.infinity.bsq_vae import bits_of_features
 from nextscale.models.infinity.multi_scale_bits import (
     accumulate,
     codes_of_bits,
     contribution,
-    encode,
     latent_stage_size,
     next_input,
 )
@@ -52,10 +52,10 @@ def resized(maps: NDArray, sides: tuple[int, int]) -> NDArray[np.float64]:
 @pytest.mark.parametrize("case", ONE_OF_A_SIZE, ids=lambda case: case.name)
 def test_encoding_gives_the_official_bits_and_inputs(case: Case) -> None:
     with np.load(GOLDENS / f"{case.name}.npz") as official:
-        bits = encode(random_inputs(case).latent, case.size)
-        packed = np.packbits(torch.cat(bits, dim=1).numpy().astype(bool), axis=-1)
+        bits = bits_of_features(random_inputs(case).latent, case.size.stage_sizes, case.size.patch)
+        packed = np.packbits(bits.numpy().astype(bool), axis=-1)
         np.testing.assert_array_equal(packed, official["encoded_bits"])
-        _, inputs = accumulate(bits, case.size)
+        _, inputs = accumulate(bits.split(case.size.stage_tokens, dim=1), case.size)
         # Sums of up to 7 codes of 1/sqrt(2) at most.
         np.testing.assert_allclose(some_tokens(inputs), official["encoded_inputs"], rtol=0, atol=7 * 2**-22)
 
@@ -106,14 +106,7 @@ def test_accumulation_is_the_sum_of_the_stages(size: Size) -> None:
         torch.testing.assert_close(found, next_input(before, size, si), rtol=0, atol=1e-6)
 
 
-def test_zero_becomes_the_bit_0() -> None:
-    size = first_stages(1, (1, 1))
-    assert encode(torch.tensor([[[[0.0]], [[1e-30]], [[-1.0]]]]), size)[0].tolist() == [[[0, 1, 0]]]
-
-
-def test_other_shapes_are_refused() -> None:
+def test_another_number_of_tokens_is_refused() -> None:
     size = first_stages(3, (3, 4))
     with pytest.raises(ValueError, match="stage 2 has 12 tokens, found bits of 4"):
         codes_of_bits(torch.zeros(1, 4, 8), size, 2)
-    with pytest.raises(ValueError, match=r"expected a latent of \[3, 4\], found \[4, 3\]"):
-        encode(torch.zeros(1, 8, 4, 3), size)
