@@ -7,5 +7,6 @@ __all__ = [
     "checkpoint_weights",
     "infinity",
     "sources",
+    "transformer_parts",
     "var",
 ]

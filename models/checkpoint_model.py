@@ -50,7 +50,7 @@ def filled_model(
     expected = shapes_of(model, is_derived)
     found = {name: tuple(tensor.shape) for name, tensor in state_dict.items() if not is_derived(name)}
     if found != expected:
-        raise CheckpointError(f"{path} does not fit {config}{_differences(expected, found)}{hint(found)}")
+        raise CheckpointError(f"{path} does not fit {config}{differences(expected, found)}{hint(found)}")
     require_stored(state_dict, Path(path))
     weights = {name: as_float32(state_dict.pop(name), name, Path(path)) for name in expected}
     model.load_state_dict(weights | dict(derived or {}), assign=True)
@@ -75,7 +75,8 @@ def shapes_of(model: nn.Module, is_derived: Callable[[str], bool] = no_tensor) -
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if not is_derived(name)}
 
 
-def _differences(expected: Shapes, found: Shapes) -> str:
+def differences(expected: Shapes, found: Shapes) -> str:
+    """What misfits, a line each for what is missing, unexpected and misshapen."""
     kinds = {
         "missing": [f"{name} (expected {list(shape)})" for name, shape in expected.items() if name not in found],
         "unexpected": [f"{name} (found {list(shape)})" for name, shape in found.items() if name not in expected],

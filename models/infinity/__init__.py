@@ -1,7 +1,15 @@
-"""Infinity: its BSQ VAE, and the official checkpoints."""
+"""Infinity: its transformer, which takes text and makes bits, its BSQ VAE, its sizes, and the official checkpoints."""
 
 __all__ = [
     "bsq_vae",
+    "checkpoint",
+    "checkpoint_config",
+    "multi_scale_bits",
+    "presets",
     "random_vae",
+    "reference",
+    "rope",
+    "schedules",
+    "transformer",
     "vae_checkpoint",
 ]

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from nextscale.models._random_fill import PIXEL_STD, SILU_POWER, Fill, fill_autoencoder
+from nextscale.models.transformer_parts import FFN
 from nextscale.models.var.presets import Preset, get_preset
-from nextscale.models.var.transformer import FFN, VAR, Block, SelfAttention, VARConfig, level_and_mask
+from nextscale.models.var.transformer import VAR, Block, SelfAttention, VARConfig, level_and_mask
 from nextscale.models.var.vqvae import VQVAE, VQVAEConfig
 
 GELU_POWER = 0.425  # E[gelu(n)^2] of a standard normal n

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 RELATIVES = {
     "Infinity, which takes text": "text_proj_for_sos",
@@ -13,10 +13,15 @@ RELATIVES = {
 }
 
 
-def relative_of(names: Iterable[str]) -> str | None:
-    """The family that tensors of these names look like, or None."""
+def relative_of(names: Iterable[str], relatives: Mapping[str, str] = RELATIVES) -> str | None:
+    """The family that tensors of these names look like, or None.
+
+    Args:
+        names: of the tensors.
+        relatives: families by what they are called in errors, and a pattern of a word that only their names have.
+    """
     names = list(names)
-    for family, word in RELATIVES.items():
+    for family, word in relatives.items():
         if any(re.search(rf"(^|\.){word}\.", name) for name in names):
             return family
     return None
