@@ -5,6 +5,7 @@ __all__ = [
     "checkpoint",
     "checkpoint_config",
     "multi_scale_bits",
+    "pair",
     "presets",
     "random_vae",
     "reference",
