@@ -14,6 +14,7 @@ from autoencoder_runs import psnr, run
 from numpy.typing import NDArray
 from tiny_model import no_progress
 
+from nextscale.compiler.fusion_certificate import certify
 from nextscale.compiler.observe_autoencoder import observe_autoencoder
 from nextscale.export.infinity.decoder_graph import build_decoder_graph
 from nextscale.export.infinity.encoder_graph import build_features_graph
@@ -127,6 +128,25 @@ def with_sides(model: ir.Model, *sides: int | None) -> ir.Model:
     assert source.shape is not None
     source.shape = ir.Shape([*list(source.shape)[:2], *sides])
     return model
+
+
+@pytest.mark.parametrize("half", ["decoder", "encoder"])
+def test_every_integer_layer_has_an_integer_kernel(half: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    found: Half = request.getfixturevalue(half)
+    ir.save(quantize_autoencoder(found.model, found.observed), tmp_path / "half.onnx")
+    certify(tmp_path / "half.onnx").require_integer(integer_convolutions(found.model))
+
+
+@pytest.mark.parametrize("size", LATENT_SIZES, ids=str)
+def test_a_fused_graph_of_one_size_gives_the_same_bytes(
+    decoder: Half, size: tuple[int, int], ops_library: Path
+) -> None:
+    f_hat = decoder.inputs[LATENT_SIZES.index(size)]
+    of_any_size, of_one_size = (
+        run(stock_and_fused_autoencoder(model, decoder.observed)[1], f_hat, library=ops_library)[0]
+        for model in (decoder.model, with_sides(decoder.model, *size))
+    )
+    np.testing.assert_array_equal(of_any_size, of_one_size)
 
 
 @pytest.mark.parametrize("size", LATENT_SIZES, ids=str)
