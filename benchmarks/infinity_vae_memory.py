@@ -10,7 +10,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import click
@@ -23,13 +22,14 @@ from nextscale.compiler.observe_autoencoder import observe_autoencoder
 from nextscale.export.infinity.decoder_graph import build_decoder_graph
 from nextscale.export.infinity.encoder_graph import build_features_graph
 from nextscale.graph_passes.quantize_autoencoder import stock_and_fused_autoencoder
-from nextscale.measure._peak_memory import peak_memory
 from nextscale.models.infinity.bsq_vae import BSQVAEConfig
 from nextscale.models.infinity.random_vae import random_bsq_vae
 from nextscale.runtime._operators import installed_library
-from nextscale.runtime._session import SessionOptions, new_session, session_settings
+from nextscale.runtime._session import SessionOptions
 
-OPERATORS = ("float", "int8, stock", "int8, fused")
+FUSED = "int8, fused"
+OPERATORS = ("float", "int8, stock", FUSED)
+WORKER = Path(__file__).with_name("infinity_vae_worker.py")
 OBSERVED = 256
 CONFIG = BSQVAEConfig()
 
@@ -39,13 +39,12 @@ CONFIG = BSQVAEConfig()
 @click.option("--pixels", type=int, multiple=True, default=(256, 512, 1024), show_default=True, help="Sides.")
 @click.option("--library", type=click.Path(path_type=Path), help="Of fused operators; default: the installed one.")
 @click.option("--name", default="infinity_vae_memory", show_default=True, help="Of the result file.")
-@click.option("--one", type=click.Path(path_type=Path), hidden=True, help="Run this graph once, and tell.")
-def main(threads: int, pixels: tuple[int, ...], library: Path | None, name: str, one: Path | None) -> None:
-    if library is None and (installed := installed_library()) is not None:
+def main(threads: int, pixels: tuple[int, ...], library: Path | None, name: str) -> None:
+    if library is None:
+        installed = installed_library()
+        if installed is None:
+            raise click.UsageError("no fused operators: run `make ops`, or give --library")
         library = installed.path
-    if one is not None:
-        print(json.dumps(run_once(one, pixels[0], threads, library)))
-        return
     lines = [
         "# Memory of Infinity's VAE",
         "",
@@ -59,8 +58,8 @@ def main(threads: int, pixels: tuple[int, ...], library: Path | None, name: str,
         for half in ("decoder", "encoder"):
             for operators, graph in zip(OPERATORS, make_graphs(half, threads, Path(folder)), strict=True):
                 for side in pixels:
-                    command = [sys.executable, __file__, "--one", str(graph), "--pixels", str(side)]
-                    command += ["--threads", str(threads), *(["--library", str(library)] if library else [])]
+                    command = [sys.executable, str(WORKER), str(graph), str(side), str(threads)]
+                    command += [str(library)] if operators == FUSED else []
                     found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
                     row = f"| {half} | {operators} | {side} | {found['bytes'] / 1e9:.2f} | {found['seconds']:.1f} |"
                     log(row)
@@ -88,18 +87,6 @@ def some_input(half: str, side: int) -> np.ndarray:
         return rng.integers(0, 256, (side, side, 3)).astype(np.uint8)
     shape = (CONFIG.latent_channels, side // CONFIG.downsample, side // CONFIG.downsample)
     return (CONFIG.latent_channels**-0.5 * rng.standard_normal(shape)).astype(np.float32)
-
-
-def run_once(graph: Path, side: int, threads: int, library: Path | None) -> dict[str, float]:
-    """Seconds of the run, and the peak of this process's memory in bytes."""
-    settings = session_settings(SessionOptions(threads=threads))
-    if library is not None:
-        settings.register_custom_ops_library(str(library))
-    session = new_session(graph, settings)
-    feed = {session.get_inputs()[0].name: some_input(graph.name.split(".")[0], side)[None]}
-    began = time.perf_counter()
-    session.run(None, feed)
-    return {"seconds": time.perf_counter() - began, "bytes": peak_memory()}
 
 
 if __name__ == "__main__":
