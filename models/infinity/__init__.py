@@ -10,6 +10,7 @@ __all__ = [
     "multi_scale_bits",
     "presets",
     "random_vae",
+    "random_weights",
     "reference",
     "rope",
     "schedules",
