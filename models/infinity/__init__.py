@@ -8,6 +8,7 @@ __all__ = [
     "folded",
     "layers",
     "multi_scale_bits",
+    "pair",
     "presets",
     "random_vae",
     "random_weights",
