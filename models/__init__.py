@@ -5,6 +5,7 @@ __all__ = [
     "checkpoint_file",
     "checkpoint_model",
     "checkpoint_weights",
+    "equalization",
     "infinity",
     "sources",
     "transformer_parts",

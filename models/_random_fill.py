@@ -10,6 +10,10 @@ from torch import Tensor, nn
 from nextscale.models.autoencoder import AttnBlock, Decoder, Downsample, Encoder, ResnetBlock, Upsample
 
 SILU_POWER = 0.355  # E[silu(n)^2] of a standard normal n
+GELU_POWER = 0.425  # E[gelu(n)^2]
+ATTENTION_LOGIT_STD = 1.5
+HEAD_LOGIT_STD = 2.5
+MODULATION_STD = 0.15
 PIXEL_STD = 0.5
 
 

@@ -85,22 +85,25 @@ def infer_config(
     require_at_most(MAX_BLOCKS, depth, "transformer blocks", source)
     head_rows = sizes.of("head.weight", 2, 0) or sizes.of("head.bias", 1, 0)
     token_bits = sizes.of("word_embed.weight", 2, 1) or (head_rows or 2 * InfinityConfig.token_bits) // 2
-    return InfinityConfig(
-        depth=depth,
-        embed_dim=embed_dim,
-        num_heads=_num_heads(state_dict, embed_dim, source),
-        hidden_dim=sizes.of("blocks.0.ffn.fc1.weight", 2, 0) or 4 * embed_dim,
-        token_bits=token_bits,
-        patchify=token_bits == PATCHIFIED_BITS if patchify is None else patchify,
-        text_channels=sizes.of("cfg_uncond", 2, 1)
-        or sizes.of("text_norm.weight", 1, 0)
-        or InfinityConfig.text_channels,
-        max_text=sizes.of("cfg_uncond", 2, 0) or InfinityConfig.max_text,
-        pool_heads=_pool_heads(sizes, embed_dim),
-        num_levels=sizes.of("lvl_embed.weight", 2, 0) or InfinityConfig.num_levels,
-        level_blocks=tuple(range(0, depth, in_chunk or 1)) if level_each_chunk else (0,),
-        rope_mode=rope_mode,
-    )
+    try:
+        return InfinityConfig(
+            depth=depth,
+            embed_dim=embed_dim,
+            num_heads=_num_heads(state_dict, embed_dim, source),
+            hidden_dim=sizes.of("blocks.0.ffn.fc1.weight", 2, 0) or 4 * embed_dim,
+            token_bits=token_bits,
+            patchify=token_bits == PATCHIFIED_BITS if patchify is None else patchify,
+            text_channels=sizes.of("cfg_uncond", 2, 1)
+            or sizes.of("text_norm.weight", 1, 0)
+            or InfinityConfig.text_channels,
+            max_text=sizes.of("cfg_uncond", 2, 0) or InfinityConfig.max_text,
+            pool_heads=_pool_heads(sizes, embed_dim),
+            num_levels=sizes.of("lvl_embed.weight", 2, 0) or InfinityConfig.num_levels,
+            level_blocks=tuple(range(0, depth, in_chunk or 1)) if level_each_chunk else (0,),
+            rope_mode=rope_mode,
+        )
+    except ValueError as error:  # sizes that do not go together
+        raise CheckpointError(f"{source}: {error}") from error
 
 
 def _depth(found: int, in_chunk: int) -> int:

@@ -5,34 +5,37 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nextscale.models._find_preset import find_preset
+from nextscale.models.infinity.bsq_vae import BSQVAEConfig
 from nextscale.models.infinity.transformer import InfinityConfig
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A transformer by its name."""
+    """A transformer and the VAE that belongs to it."""
 
     name: str
     config: InfinityConfig
+    vae: BSQVAEConfig
 
 
 def _official(name: str, depth: int, embed_dim: int, num_heads: int, *, patchify: bool = False) -> Preset:
-    """A size of the official code, with its rules for the other widths, and the tokenizer of 32 bits or of patches.
+    """A size of the official code, with its rules for the other widths, and the VAE of 32 bits or of patches.
 
-    The widest of feed-forward parts are multiples of 256; the pool's heads have 128 channels of the text, or 64 from a
-    width of 4096 on.
+    Feed-forward parts are 4 times as wide, to a multiple of 256; the text's channels make a head of the pool for each
+    128 of them, or 64 where the model is wider than 4096.
     """
     text_channels = InfinityConfig.text_channels
+    vae = BSQVAEConfig(latent_channels=14, ch_mult=(1, 2, 4, 4), patch=2) if patchify else BSQVAEConfig()
     config = InfinityConfig(
         depth=depth,
         embed_dim=embed_dim,
         num_heads=num_heads,
         hidden_dim=round(4 * embed_dim / 256) * 256,
-        token_bits=56 if patchify else 32,
+        token_bits=vae.token_bits,
         patchify=patchify,
         pool_heads=text_channels // (64 if embed_dim > 4096 else 128),
     )
-    return Preset(f"infinity-{name}", config)
+    return Preset(f"infinity-{name}", config, vae)
 
 
 PRESETS = {

@@ -88,11 +88,14 @@ def generate(
         tau: temperature; one number, or one a stage.
         top_p: as in `sample_bits`.
     Raises:
-        ValueError: a tensor or a list has another shape, or a text has no token or too many.
+        ValueError: the size is not one of the model's, a tensor or a list has another shape, or a text has no token or
+            too many.
     """
     batch, config = len(features), infinity.config
     if size.patch != config.patch:
         raise ValueError(f"the size has patches of {size.patch}, the model's tokens have {config.patch}")
+    if size.num_stages > config.num_levels:
+        raise ValueError(f"the size has {size.num_stages} stages, the model can make at most {config.num_levels}")
     cfg_scales, taus = (_by_stage(value, size, name) for value, name in ((cfg_scale, "cfg_scale"), (tau, "tau")))
     text = infinity.read_text(*guided_text(infinity, features, text_mask, negative_features, negative_mask))
     caches = [KVCache() for _ in range(config.depth)]

@@ -12,16 +12,20 @@ import math
 import torch
 from torch import nn
 
-from nextscale.models._random_fill import PIXEL_STD, SILU_POWER, Fill, fill_autoencoder
+from nextscale.models._random_fill import (
+    ATTENTION_LOGIT_STD,
+    GELU_POWER,
+    HEAD_LOGIT_STD,
+    MODULATION_STD,
+    PIXEL_STD,
+    SILU_POWER,
+    Fill,
+    fill_autoencoder,
+)
 from nextscale.models.transformer_parts import FFN
 from nextscale.models.var.presets import Preset, get_preset
 from nextscale.models.var.transformer import VAR, Block, SelfAttention, VARConfig, level_and_mask
 from nextscale.models.var.vqvae import VQVAE, VQVAEConfig
-
-GELU_POWER = 0.425  # E[gelu(n)^2] of a standard normal n
-ATTENTION_LOGIT_STD = 1.5
-HEAD_LOGIT_STD = 2.5
-MODULATION_STD = 0.15
 
 
 def random_models(preset: str | Preset, seed: int = 0) -> tuple[VAR, VQVAE]:

@@ -1,9 +1,10 @@
 """Make the goldens with the official code: https://github.com/FoundationVision/Infinity, checked out at REFERENCE_DIR.
 
-    python tests/goldens/make_infinity_goldens.py REFERENCE_DIR
+    python tests/goldens/make_infinity_goldens.py REFERENCE_DIR [--full-size]
 
-Writes tests/goldens/infinity*.npz and prints how far our models are from the official ones. It needs the packages
-einops, tqdm and pytz. CUDA kernels of the official code are replaced by the same mathematics in torch, in float32.
+Writes tests/goldens/infinity*.npz and prints how far our models are from the official ones; --full-size compares
+infinity-125m with random weights, and writes nothing. It needs the packages einops, tqdm and pytz. CUDA kernels of the
+official code are replaced by the same mathematics in torch, in float32.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
+from dataclasses import asdict
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -25,6 +27,7 @@ from infinity_parity import (
     AREA,
     CASES,
     CHUNKS,
+    HEAD,
     ROPE_HEAD_DIM,
     ROPE_MODES,
     SAMPLER_DRAWS,
@@ -33,7 +36,7 @@ from infinity_parity import (
     Inputs,
     in_chunks,
     measure,
-    model_of,
+    model_of_state,
     random_inputs,
     random_state,
     rope_sums,
@@ -44,7 +47,10 @@ from infinity_parity import (
 from parity import GOLDENS, differences
 from torch.nn.functional import scaled_dot_product_attention
 
+from nextscale.models.infinity.presets import get_preset
+from nextscale.models.infinity.random_weights import random_infinity
 from nextscale.models.infinity.schedules import SCALES, Ratio
+from nextscale.models.infinity.transformer import Infinity
 
 
 def import_official(reference_dir: Path) -> types.SimpleNamespace:
@@ -108,7 +114,7 @@ def attention_by_segment(
 class OfficialInfinity:
     """The official transformer with given weights, and its quantizer of bits."""
 
-    def __init__(self, reference: types.SimpleNamespace, case: Case) -> None:
+    def __init__(self, reference: types.SimpleNamespace, case: Case, state: Mapping[str, torch.Tensor]) -> None:
         self.reference, self.case, config = reference, case, case.config
         quantizer = reference.multiscale_bsq.MultiScaleBSQ(
             dim=config.latent_channels, codebook_size=2**config.latent_channels, new_quant=True
@@ -135,8 +141,7 @@ class OfficialInfinity:
                 apply_spatial_patchify=int(config.patchify),
             ).eval()
         in_chunk = config.depth // CHUNKS
-        state = in_chunks(random_state(config), in_chunk)
-        missing, unexpected = self.model.load_state_dict(state)
+        missing, unexpected = self.model.load_state_dict(in_chunks(state, in_chunk))
         assert not unexpected, unexpected
         assert all(name.endswith("zero_k_bias") for name in missing), missing
         self.f_hat = torch.empty(0)
@@ -292,14 +297,26 @@ def make_sampler(reference: types.SimpleNamespace) -> dict[str, np.ndarray]:
     return arrays
 
 
-def make_case(reference: types.SimpleNamespace, case: Case) -> dict[str, np.ndarray]:
-    """The official code's results for a case."""
-    official, inputs = OfficialInfinity(reference, case), random_inputs(case)
+def make_case(
+    reference: types.SimpleNamespace, case: Case, model: Infinity, state: Mapping[str, torch.Tensor]
+) -> dict[str, np.ndarray]:
+    """The official code's results for a case, given our model and the same weights with the official head."""
+    official, inputs = OfficialInfinity(reference, case, state), random_inputs(case)
     theirs = official.measure(inputs)
     bits, next_inputs = official.encode(inputs.latent)
-    report = differences(measure(model_of(case), case, inputs), theirs)
+    report = differences(measure(model, case, inputs), theirs)
     print(f"{case.name}: " + ", ".join(f"{what} {figure:.1e}" for what, figure in report.items()))
     return theirs | {"encoded_bits": bits.numpy(), "encoded_inputs": some_tokens(next_inputs).numpy()}
+
+
+def compare_full_size(reference: types.SimpleNamespace) -> None:
+    """Of the smallest preset, with the first case's guidance and size."""
+    preset = get_preset("infinity-125m")
+    model = random_infinity(preset.config)
+    state = model.state_dict()
+    # Of a bit's two logits, that of 0 is 0.
+    logits = {name: torch.stack((torch.zeros_like(state[name]), state[name]), dim=1).flatten(0, 1) for name in HEAD}
+    make_case(reference, Case(preset.name, CASES[0].guidance, options=asdict(preset.config)), model, state | logits)
 
 
 def save(name: str, arrays: Mapping[str, np.ndarray]) -> None:
@@ -314,9 +331,16 @@ def save(name: str, arrays: Mapping[str, np.ndarray]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("reference_dir", type=Path)
-    reference = import_official(parser.parse_args().reference_dir)
+    parser.add_argument("--full-size", action="store_true", help="compare infinity-125m instead")
+    arguments = parser.parse_args()
+    reference = import_official(arguments.reference_dir)
+
+    if arguments.full_size:
+        compare_full_size(reference)
+        return
     for case in CASES:
-        save(case.name, make_case(reference, case))
+        state = random_state(case.config)
+        save(case.name, make_case(reference, case, model_of_state(case.config, state), state))
     save("infinity_rope", make_rope(reference))
     save("infinity_schedules", make_schedules(reference))
     save("infinity_sampler", make_sampler(reference))

@@ -249,6 +249,12 @@ def test_heads_that_do_not_divide_the_width_are_refused(state: StateDict, save: 
         load_infinity(save(state))
 
 
+def test_sizes_that_do_not_go_together_are_refused(state: StateDict, save: Save) -> None:
+    state["block_chunks.0.module.0.sa.scale_mul_1H11"] = torch.zeros(1, 16, 1, 1)
+    with pytest.raises(CheckpointError, match=r"\.pth: the width of a head must be a multiple of 4 for RoPE"):
+        load_infinity(save(state))
+
+
 def test_far_too_many_blocks_are_refused(state: StateDict, save: Save) -> None:
     state["block_chunks.500.module.1.ada_gss"] = torch.zeros(1, 1, 6, 32)
     with pytest.raises(CheckpointError, match="expected at most 256 transformer blocks, found 1002"):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from nextscale.models.infinity.presets import PRESETS, get_preset
+from nextscale.models.infinity.schedules import STRIDE
 from nextscale.models.infinity.transformer import Infinity
 from nextscale.runtime._errors import NextscaleError
 
@@ -39,6 +40,9 @@ def test_a_preset_has_the_official_widths(name: str) -> None:
     assert config.head_dim in (96, 104, 112, 120, 128)
     assert config.pool_heads == (32 if name == "infinity-20b" else 16)
     assert (config.token_bits, config.latent_channels) == ((56, 14) if name == "infinity-8b" else (32, 32))
+    vae = preset.vae
+    assert (vae.token_bits, vae.latent_channels, vae.patch) == (config.token_bits, config.latent_channels, config.patch)
+    assert vae.downsample * vae.patch == STRIDE
 
 
 def test_an_unknown_preset_suggests_the_nearest() -> None:

@@ -152,5 +152,7 @@ def test_what_does_not_fit_is_refused() -> None:
         generate(model, SIZE, torch.ones(2, 7, CONFIG.text_channels), uniforms)
     with pytest.raises(ValueError, match="the size has patches of 2, the model's tokens have 1"):
         generate(model, first_stages(4, (3, 4), patchify=True), features, uniforms)
+    with pytest.raises(ValueError, match="the size has 4 stages, the model can make at most 3"):
+        generate(tiny_infinity(replace(CONFIG, num_levels=3)), SIZE, features, uniforms)
     with pytest.raises(ValueError, match="the size has patches of 1, the model's tokens have 2"):
         generate(tiny_infinity(replace(CONFIG, patchify=True)), SIZE, features, uniforms)
