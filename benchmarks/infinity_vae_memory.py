@@ -7,6 +7,7 @@ process of its own that loads one graph and runs it once; the peak is of its res
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -49,6 +50,7 @@ def main(threads: int, pixels: tuple[int, ...], library: Path | None, name: str)
         "# Memory of Infinity's VAE",
         "",
         *provenance(threads),
+        f"- load average of the minute before: {os.getloadavg()[0]:.1f}, of which times depend, and memory does not",
         "- one picture; random weights; a process for each row",
         "",
         "| half | operators | pixels | peak memory, GB | seconds |",
