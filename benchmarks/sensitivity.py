@@ -27,8 +27,8 @@ from nextscale.graph_passes.recipe import (
     Recipe,
     WeightRecipe,
 )
+from nextscale.models.equalization import Equalization
 from nextscale.models.sources import demo_source
-from nextscale.models.var.equalization import Equalization
 from nextscale.simulation.simulated_agreement import simulated_agreement
 from nextscale.simulation.simulated_ranges import equalize, observe
 from nextscale.simulation.simulated_var import SimulatedVAR

@@ -88,14 +88,14 @@ def observe_stage_ranges(
 
 
 def observe_autoencoder_ranges(
-    session: onnxruntime.InferenceSession, observers: Sequence[Observer], inputs: NDArray[Any]
+    session: onnxruntime.InferenceSession, observers: Sequence[Observer], inputs: Iterable[NDArray[Any]]
 ) -> ObservedRanges:
     """The ranges of the values of a decoder's or encoder's graph, one image at a time.
 
     Args:
         session: of a graph with one input that gives what the observers name.
         observers: of "range" and "channels".
-        inputs: latents, float32 [N, Cvae, h, w], or pictures, uint8 [N, H, W, 3].
+        inputs: latents, float32 [Cvae, h, w] each, or pictures, uint8 [H, W, 3].
     """
     names = [observer.output for observer in observers]
     (source,) = session.get_inputs()

@@ -12,5 +12,6 @@ __all__ = [
     "fusion_certificate",
     "learn",
     "learn_bundle",
+    "observe_autoencoder",
     "options",
 ]

@@ -16,7 +16,8 @@ from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.layer_facts import StageFacts
 from nextscale.graph_passes.observe_inputs import Input, observe_inputs
 from nextscale.graph_passes.qparams import Range
-from nextscale.models.var.equalization import Equalization, choose_equalization
+from nextscale.models.equalization import Equalization
+from nextscale.models.var.equalization import choose_equalization
 from nextscale.models.var.transformer import VAR
 
 # Enough images for the shape of a distribution, of which each gives hundreds of tokens; the rest widen the range.

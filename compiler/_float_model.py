@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from nextscale.export.bundle_writer import write_graphs
 from nextscale.export.var.stage_graph import build_stage_graph
+from nextscale.models.equalization import Equalization
 from nextscale.models.sources import Source
-from nextscale.models.var.equalization import Equalization
 from nextscale.runtime._bundle import Bundle
 
 # Writes a bundle of a stage graph and a decoder graph into an empty folder.

@@ -20,7 +20,7 @@ from nextscale.graph_passes.pipeline import StagePlan
 from nextscale.graph_passes.quantize_attention import Magnitudes
 from nextscale.graph_passes.quantize_autoencoder import AutoencoderObservation
 from nextscale.graph_passes.quantize_linear_pairs import PairRanges
-from nextscale.models.var.equalization import Equalization
+from nextscale.models.equalization import Equalization
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,9 @@ from nextscale.demo.training import (
     set_up,
 )
 from nextscale.demo.weights import save_weights
+from nextscale.models.transformer_parts import KVCache
 from nextscale.models.var.checkpoint import load_var, load_vqvae
-from nextscale.models.var.transformer import VAR, KVCache, SelfAttention, VARConfig
+from nextscale.models.var.transformer import VAR, SelfAttention, VARConfig
 from nextscale.models.var.vqvae import VQVAE
 
 DEMO_VAR = VARConfig(num_classes=150, depth=9, embed_dim=320, num_heads=5, attn_l2_norm=True, shared_aln=True)

@@ -1,9 +1,11 @@
 """From a torch model to float32 ONNX graphs, and graphs into a bundle."""
 
 __all__ = [
+    "autoencoder_parts",
     "bundle_writer",
     "generate_graph",
     "graph_builder",
+    "infinity",
     "sampling_graph",
     "var",
 ]

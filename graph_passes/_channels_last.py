@@ -31,6 +31,7 @@ from nextscale.graph_passes._channel_steps import channel_steps
 from nextscale.graph_passes._graph_edit import MICROSOFT
 from nextscale.graph_passes._integer_convolution import IntegerKernel, integer_kernel
 from nextscale.graph_passes._subpixel_upsample import subpixel_kernels
+from nextscale.graph_passes._symbolic_sizes import Size, SizeValues, Symbolic, sure_divisor
 from nextscale.graph_passes.qparams import TWO_BYTE_BITS, ActivationQParams, Range
 
 Floats = NDArray[np.float32]
@@ -69,8 +70,8 @@ class Feature:
         strips: how many.
     """
 
-    height: int
-    width: int
+    height: Size
+    width: Size
     channels: int
     strips: int
     floats: list[ir.Value] = field(default_factory=list)
@@ -81,7 +82,7 @@ class Feature:
     result_form: _Affine | None = None
 
     @property
-    def pixels(self) -> int:
+    def pixels(self) -> Size:
         return self.height * self.width
 
 
@@ -187,6 +188,7 @@ class ChannelsLast:
         self.builder = GraphBuilder(ir.Graph([], [], nodes=[], name=source.graph.name, opset_imports=opsets))
         self.op, self.microsoft = self.builder.op, self.builder.opset(MICROSOFT)
         self.features: dict[ir.Value, Feature] = {}
+        self.mean_rows: dict[Size, ir.Value] = {}
 
     def build(self, layers: Sequence[Layer]) -> ir.Model:
         """The model of these layers, with the inputs and outputs of the source."""
@@ -196,7 +198,9 @@ class ChannelsLast:
         inner = [layer for layer in layers if not isinstance(layer, Pixels | Picture)]
         first = self._channels_first_ones([layer for layer in inner if layer.y not in pictures])
         last = [] if pictures else self._channels_first_ones(inner[::-1])[::-1]
-        self._enter(pixels, first)
+        # A picture's sides are multiples of what the strided convolutions divide them by.
+        granule = math.prod(layer.stride for layer in inner if isinstance(layer, Convolution))
+        self._enter(pixels, first, granule)
         for layer in inner[len(first) : len(inner) - len(last)]:
             self.builder.push_module(layer.name)
             match layer:
@@ -230,20 +234,25 @@ class ChannelsLast:
             found.append(layer)
         return found
 
-    def _enter(self, pixels: Sequence[Pixels], convolutions: Sequence[Convolution]) -> None:
-        """The input, f_hat [B, C, h, w] or a picture [B, H, W, 3], through the first convolutions and then to rows."""
+    def _enter(self, pixels: Sequence[Pixels], convolutions: Sequence[Convolution], granule: int) -> None:
+        """The input, f_hat [B, C, h, w] or a picture [B, H, W, 3], through the first convolutions and then to rows.
+
+        Sides that the input's shape does not tell are symbols, `granule` times whole numbers.
+        """
         (source,) = self.source.graph.inputs
         assert source.name is not None
         assert source.dtype is not None
         assert source.shape is not None
-        batch, *sides = source.shape.dims
-        if len(sides) != 3 or not all(isinstance(side, int) for side in sides):
-            raise ValueError(f"expected {source.name} of a shape that is constant but for the batch, found {sides}")
-        sizes = [int(side) for side in sides if isinstance(side, int)]
-        x = self.builder.input(source.name, source.dtype, [batch if isinstance(batch, int) else batch.value, *sizes])
-        value, (channels, height, width) = source, sizes
+        shape = [dim if isinstance(dim, int) else dim.value for dim in source.shape.dims]
+        sides = [side if isinstance(side, int) else Symbolic((str(side),), granule) for side in shape[1:]]
+        height, width, channels = sides if pixels else (*sides[1:], sides[0])
+        if not isinstance(channels, int) or None in shape[1:]:
+            raise ValueError(f"expected {source.name} of sides with names or numbers, and channels, found {shape}")
+        x = self.builder.input(source.name, source.dtype, shape)
+        axes = {str(side): axis for axis, side in enumerate(shape) if axis}
+        self.size_values = SizeValues(self.op, x, axes, granule)
+        value = source
         for layer in pixels:
-            height, width, channels = sizes
             numbers = self.op.Transpose(self.op.Cast(x, to=ir.DataType.FLOAT), perm=[0, 3, 1, 2])
             x = self.op.Sub(self.op.Div(numbers, float(PICTURE_STEPS)), float(PICTURE_OFFSET))
             value = layer.y
@@ -257,9 +266,8 @@ class ChannelsLast:
 
     def _leave(self, convolutions: Sequence[Convolution], result: ir.Value) -> None:
         """Rows through the last convolutions, in float, to the output [B, C, h, w]."""
-        feature = self.features[convolutions[0].x]
         rows = self._join(self._floats(convolutions[0].x))
-        pixels = self.op.Reshape(rows, [-1, feature.height, feature.width, feature.channels])
+        pixels = self._as_pixels(convolutions[0].x, rows)
         y = self._channels_first(convolutions, self.op.Transpose(pixels, perm=[0, 3, 1, 2]))
         assert result.dtype is not None
         y.dtype, y.shape = result.dtype, result.shape
@@ -289,7 +297,7 @@ class ChannelsLast:
         zoom = 2 if layer.upsampled else 1
         y = self._feature(zoom * source.height, zoom * source.width, out)
         pixels = self._convolve(self._pixels(layer.x), activation, kernels, form.scale)
-        y.result_form, y.results = form, self._split(self.op.Reshape(pixels, [0, y.pixels, out]), y.strips)
+        y.result_form, y.results = form, self._split(self._as_rows(pixels, y), y.strips)
         self.features[layer.y] = y
 
     def _kernels(self, layer: Convolution, bias: Floats, activation: ActivationQParams) -> list[NamedKernel]:
@@ -353,7 +361,7 @@ class ChannelsLast:
         products = self._constant(f"{layer.name}.weight", weight)
         strips = enumerate(self._floats(layer.x))
         rows = self._join([op.MatMul(x, products, _name=f"{layer.name}.{i}") for i, x in strips])
-        pixels = op.Reshape(rows, [-1, feature.height, feature.width, weight.shape[1]])
+        pixels = op.Reshape(rows, self._shape([-1, feature.height, feature.width, weight.shape[1]]))
         pad = ks // 2
         pixels = op.Pad(pixels, [0, pad, pad, 0] * 2) if pad else pixels
         total = self._constant(f"{layer.name}.bias", (layer.bias + PICTURE_OFFSET) * PICTURE_STEPS)
@@ -361,7 +369,7 @@ class ChannelsLast:
             y, x = divmod(tap, ks)
             first = [y, x, tap * out]
             last = [y + feature.height, x + feature.width, (tap + 1) * out]
-            total = op.Add(total, op.Slice(pixels, first, last, [1, 2, 3]))
+            total = op.Add(total, op.Slice(pixels, first, self._shape(last), [1, 2, 3]))
         picture = op.QuantizeLinear(total, *self._qparams(CODES_AS_THEY_ARE))
         picture.dtype, picture.shape = images.dtype, images.shape
         self.builder.add_output(picture, images.name)
@@ -385,29 +393,31 @@ class ChannelsLast:
             self.op.Pad(self._as_pixels(layer.x, codes), [0, 1, 1, 0] * 2, zero_point)
             for codes, (_, zero_point) in self._bytes(layer.x)
         ]
-        count = math.gcd(y.strips, height)
+        count = math.gcd(y.strips, sure_divisor(height))
+        lines = height // count
         strips: list[ir.Value] = []
-        for i, lines in enumerate(np.split(np.arange(height), count)):
+        for i in range(count):
             parts = []
             for kernel in kernels:
-                seen = [self._patches(x, kernel, layer.stride, int(lines[0]), len(lines), width) for x in pictures]
+                seen = [self._patches(x, kernel, layer.stride, i, lines, width) for x in pictures]
                 rows = self._product(layer, kernel, seen, f"{kernel.name}.{i}")
-                parts.append(rows if zoom == 1 else self.op.Reshape(rows, [0, len(lines), width, out]))
+                parts.append(rows if zoom == 1 else self.op.Reshape(rows, self._shape([0, lines, width, out])))
             rows = self._interleave(parts)
             strips.append(rows if zoom == 1 else self.op.Reshape(rows, [0, -1, out]))
         y.floats = strips if count == y.strips else self._split(self._join(strips), y.strips)
         self.features[layer.y] = y
 
-    def _patches(self, x: ir.Value, kernel: NamedKernel, stride: int, first: int, lines: int, width: int) -> ir.Value:
-        """What the outputs of some lines see of u8 [B, H + 2, W + 2, C]: rows [B, lines width, k k C]."""
+    def _patches(self, x: ir.Value, kernel: NamedKernel, stride: int, strip: int, lines: Size, width: Size) -> ir.Value:
+        """What the outputs of a strip of lines see of u8 [B, H + 2, W + 2, C]: rows [B, lines width, k k C]."""
         op, size, (top, left) = self.op, kernel.size, kernel.corner
         seen = []
         for i in range(size):
             for j in range(size):
-                y, x0 = top + i + stride * first, left + j
-                end = [y + stride * (lines - 1) + 1, x0 + stride * (width - 1) + 1]
-                seen.append(op.Slice(x, [y, x0], end, [1, 2], [stride, stride]))
-        return op.Reshape(op.Concat(*seen, axis=-1), [0, lines * width, -1])
+                y, x0 = top + i, left + j
+                begin = [stride * strip * lines + y, x0]
+                end = [stride * (strip + 1) * lines + (y - stride + 1), stride * width + (x0 - stride + 1)]
+                seen.append(op.Slice(x, self._shape(begin), self._shape(end), [1, 2], [stride, stride]))
+        return op.Reshape(op.Concat(*seen, axis=-1), self._shape([0, lines * width, -1]))
 
     def _product(self, layer: Convolution, kernel: NamedKernel, rows: Sequence[ir.Value], name: str) -> ir.Value:
         """One or two bytes of rows, u8 [B, n, K] each, times a kernel's weights: float32 [B, n, out]."""
@@ -461,9 +471,8 @@ class ChannelsLast:
         form = feature.result_form
         xs = feature.floats if form is None else [op.Cast(codes, to=ir.DataType.FLOAT) for codes in feature.results]
         offset = feature.pending if form is None else form.offset
-        strip = feature.pixels // feature.strips
         shape = [1, feature.channels]
-        mean_row = self._constant(f"mean_row.{strip}", np.full((1, strip), 1 / strip, np.float32))
+        mean_row = self._mean_row(feature.pixels // feature.strips)
 
         moments = [(op.MatMul(mean_row, x), op.MatMul(mean_row, op.Mul(x, x))) for x in xs]
         mean, square = (
@@ -496,6 +505,15 @@ class ChannelsLast:
             ys = [self.microsoft.QuickGelu(y, alpha=1.0) for y in ys]
         self._derive(layer.y, layer.x, ys)
 
+    def _mean_row(self, pixels: Size) -> ir.Value:
+        """1/n for each of n pixels: float32 [1, n]."""
+        if isinstance(pixels, int):
+            return self._constant(f"mean_row.{pixels}", np.full((1, pixels), 1 / pixels, np.float32))
+        if pixels not in self.mean_rows:
+            share = self.op.Reciprocal(self.op.Cast(self._shape([pixels]), to=ir.DataType.FLOAT))
+            self.mean_rows[pixels] = self.op.Expand(share, self._shape([1, pixels]))
+        return self.mean_rows[pixels]
+
     def _attention(self, layer: Attention) -> None:
         """softmax(q k.T) v on rows; q, k and v are float32 [B, n, C]."""
         op, source = self.op, self.features[layer.qkv]
@@ -513,8 +531,11 @@ class ChannelsLast:
         self.features[value] = feature = self._feature(source.height, source.width, channels)
         feature.floats = list(floats)
 
-    def _feature(self, height: int, width: int, channels: int) -> Feature:
-        """One whose strips are a power of two that divides the height."""
+    def _feature(self, height: Size, width: Size, channels: int) -> Feature:
+        """One whose strips are a power of two that divides the height; of a symbol, the largest that surely does."""
+        if not isinstance(height, int) or not isinstance(width, int):
+            divisor = sure_divisor(height)
+            return Feature(height, width, channels, divisor & -divisor)
         wanted = max(1, 4 * height * width * channels // STRIP_BYTES)
         return Feature(height, width, channels, math.gcd(height, 1 << (wanted.bit_length() - 1)))
 
@@ -577,7 +598,15 @@ class ChannelsLast:
 
     def _as_pixels(self, value: ir.Value, rows: ir.Value) -> ir.Value:
         feature = self.features[value]
-        return self.op.Reshape(rows, [-1, feature.height, feature.width, feature.channels])
+        return self.op.Reshape(rows, self._shape([-1, feature.height, feature.width, feature.channels]))
+
+    def _as_rows(self, pixels: ir.Value, feature: Feature) -> ir.Value:
+        """[B, H, W, C], perhaps by lines of pixels, to rows [B, n, C]."""
+        return self.op.Reshape(pixels, self._shape([0, feature.pixels, feature.channels]))
+
+    def _shape(self, sizes: Sequence[Size]) -> list[int] | ir.Value:
+        """Sizes, or places, as an operator takes them."""
+        return self.size_values.vector(sizes)
 
     def _split(self, rows: ir.Value, strips: int) -> list[ir.Value]:
         return [rows] if strips == 1 else list(self.op.Split(rows, axis=1, num_outputs=strips, _outputs=strips))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from nextscale.graph_passes._autoencoder_patterns import Attention, Convolution, GroupNorm, Layer, Residual
 from nextscale.graph_passes._channels_last import AutoencoderConstants, ChannelsLast, Feature, NamedKernel
 from nextscale.graph_passes._graph_edit import MICROSOFT
+from nextscale.graph_passes._symbolic_sizes import Size
 from nextscale.graph_passes.qparams import ActivationQParams, Range
 from nextscale.runtime._manifest import OPERATORS
 
@@ -54,7 +55,7 @@ class FusedChannelsLast(ChannelsLast):
                     self.read_as_floats.add(layer.qkv)
         return super().build(layers)
 
-    def _feature(self, height: int, width: int, channels: int) -> Feature:
+    def _feature(self, height: Size, width: Size, channels: int) -> Feature:
         return Feature(height, width, channels, strips=1)
 
     def _multiply(
@@ -104,7 +105,7 @@ class FusedChannelsLast(ChannelsLast):
         zoom = 2 if layer.upsampled else 1
         y = self._feature(zoom * source.height // layer.stride, zoom * source.width // layer.stride, out)
         added, pending, result = self._added(layer)
-        residual = None if added is None else self.op.Reshape(added, [-1, y.height, y.width, out])
+        residual = None if added is None else self.op.Reshape(added, self._shape([-1, y.height, y.width, out]))
         unused = [None] * (3 * (4 - len(kernels)))
         numbers = ir.Value(name=f"{layer.name}.numbers")
         numbers.dtype = ir.DataType.FLOAT
@@ -121,7 +122,7 @@ class FusedChannelsLast(ChannelsLast):
             _outputs=[ir.Value(name=""), numbers],
             _name=layer.name,
         )
-        y.floats, y.pending = [self.op.Reshape(numbers, [0, y.pixels, out])], pending
+        y.floats, y.pending = [self._as_rows(numbers, y)], pending
         self.features[result] = y
 
     def _added(self, layer: Convolution) -> tuple[ir.Value | None, Floats | None, ir.Value]:

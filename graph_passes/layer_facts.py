@@ -11,6 +11,12 @@ from dataclasses import dataclass, field
 from nextscale.graph_passes.qparams import Range
 
 GUIDED_ROWS = 2
+# The axis of both rows, and the inputs of a stage graph that tell the stage and, of several sizes, the size.
+GUIDED_AXIS, STAGE_INPUT, SIZE_INPUT = "2B", "stage", "size"
+# Parts of a model that operations are counted by.
+BLOCKS, HEAD, ADA_LN, WORD_EMBED, TEXT = "blocks", "head", "ada_ln", "word_embed", "text"
+# tanh-GELU's minimum is -0.17004.
+GELU_MINIMUM = -0.1701
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,7 @@ class LayerFacts:
     Attributes:
         name: of its MatMul.
         shape: [out, in].
-        tokens: how many tokens of a row it sees at each stage.
+        tokens: how many tokens of a row it sees at each stage; of several sizes, the most.
         part: the kind of part that its operations are counted as.
         input: a name for what it reads; layers with the same one share their ranges and their equalization.
         rows: how many rows of its input are one image: GUIDED_ROWS, r and r + B, or 1.
@@ -51,12 +57,16 @@ class StageFacts:
         attentions: the same, by the name of the second MatMul.
         guided_axis: the symbol of an axis that holds both rows of each image, "2B".
         stage_input: the graph input (int64 []) that tells the stage.
+        size_input: the graph input (int64 []) that tells the size; None of a graph of one size.
+        stages_by_size: how many stages each size has; () of a graph of one size.
     """
 
     layers: tuple[LayerFacts, ...]
     attentions: tuple[str, ...]
     guided_axis: str
     stage_input: str
+    size_input: str | None = None
+    stages_by_size: tuple[int, ...] = ()
 
     def layer(self, name: str) -> LayerFacts:
         """The layer of that name, which must be there."""

@@ -70,7 +70,8 @@ def fuse_stage(stage_model: ir.Model, plan: StagePlan, stock: ir.Model) -> ir.Mo
     model = fuse_attention(model)
     model = fuse_sampling(model)
     facts = plan.integer.facts
-    model = drop_last_caches(model, facts.stage_input, len(facts.layers[0].tokens))
+    stages = facts.stages_by_size or (len(facts.layers[0].tokens),)
+    model = drop_last_caches(model, facts.stage_input, stages, facts.size_input)
     _share_constants(model.graph, stock.graph)
     return model
 

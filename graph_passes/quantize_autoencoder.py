@@ -16,6 +16,9 @@ What is integer and what is float, and why (benchmarks/NOTES.md has the figures)
 - Float are also the convolutions that cost little and lose much: those of f_hat and of an encoder's features, which are
   small, the 1x1 shortcuts, which read the residual stream, and those that read or make a picture's 3 channels.
 
+Sides of the input that its shape names, as h and w, are learned when the graph runs (`_symbolic_sizes`): it is then one
+for pictures of all sizes.
+
 The fused form has the same integers and ranges with the operators of kernels/README.md, which pass over a feature map
 once where stock operators do it five times.
 """

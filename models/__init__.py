@@ -1,8 +1,13 @@
 """Generators in torch, a folder per family; checkpoints into models, and what a family says about its layers."""
 
 __all__ = [
+    "autoencoder",
     "checkpoint_file",
+    "checkpoint_model",
     "checkpoint_weights",
+    "equalization",
+    "infinity",
     "sources",
+    "transformer_parts",
     "var",
 ]

@@ -224,4 +224,4 @@ def _tensor(file: safetensors.safe_open, name: str, path: Path) -> Tensor:
 
 def _require_few(path: Path, number: int) -> None:
     if number > MAX_TENSORS:
-        raise CheckpointError(f"{path} has {number} tensors; expected at most {MAX_TENSORS}: this is no VAR or VQVAE")
+        raise CheckpointError(f"{path} has {number} tensors; expected at most {MAX_TENSORS}: this is no generator")

@@ -6,7 +6,7 @@ import math
 import re
 import shlex
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -75,19 +75,22 @@ class Weights:
         )
 
 
-def find_weights(content: object, anchors: Collection[str], path: Path) -> list[Weights]:
+def find_weights(
+    content: object, anchors: Collection[str], path: Path, renamed: Callable[[str], str] = str
+) -> list[Weights]:
     """Each set of tensors that has more than half of the anchors among its names.
 
     Args:
         content: what `read_checkpoint` gave.
         anchors: names that only a model of this family has together.
         path: how errors name the file.
+        renamed: the model's own name, perhaps behind a prefix, of a name that a file may have for it.
     Raises:
         CheckpointError: containers nested too deeply or too many entries, or two tensors of one name.
     """
     found = []
     for container in containers(content, path):
-        named = _without_wrappers(container.tensors)
+        named = _own_names(container.tensors, renamed)
         roots = Counter(name.removesuffix(anchor) for name in named for anchor in anchors if _ends(name, anchor))
         kept = [root for root, number in roots.items() if number > len(anchors) / 2]
         for root in kept:
@@ -250,11 +253,12 @@ def _entries(value: Mapping[object, object] | list[object] | tuple[object, ...])
     return pairs if pairs and len(pairs) == len(value) else [(str(i), entry) for i, entry in enumerate(value)]
 
 
-def _without_wrappers(names: Collection[str]) -> dict[str, list[str]]:
-    """The names by what they are without wrappers' words."""
+def _own_names(names: Collection[str], renamed: Callable[[str], str]) -> dict[str, list[str]]:
+    """The names by what they are without wrappers' words, in the model."""
     found: dict[str, list[str]] = {}
     for name in names:
-        found.setdefault(".".join(word for word in name.split(".") if word not in WRAPPERS), []).append(name)
+        short = ".".join(word for word in name.split(".") if word not in WRAPPERS)
+        found.setdefault(renamed(short), []).append(name)
     return found
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nextscale.models.transformer_parts import KVCache
 from nextscale.models.var.reference import Generation, run_stages
-from nextscale.models.var.transformer import KVCache
 from nextscale.models.var.vqvae import VQVAE
 from nextscale.simulation.simulated_var import SimulatedVAR
 

@@ -17,8 +17,8 @@ from nextscale.graph_passes.layer_facts import GUIDED_ROWS, StageFacts
 from nextscale.graph_passes.observe_inputs import PARTS
 from nextscale.graph_passes.qparams import Range, RangeRule
 from nextscale.graph_passes.recipe import Recipe
-from nextscale.models.var.equalization import Equalization, choose_equalization
-from nextscale.models.var.folded import NOT_EQUALIZED
+from nextscale.models.equalization import NOT_EQUALIZED, Equalization
+from nextscale.models.var.equalization import choose_equalization
 from nextscale.models.var.layers import facts_of
 from nextscale.models.var.multi_scale_quantizer import MultiScaleQuantizer
 from nextscale.models.var.transformer import VAR

@@ -24,10 +24,11 @@ from nextscale.graph_passes.observe_inputs import PARTS
 from nextscale.graph_passes.qparams import Range, WeightQParams
 from nextscale.graph_passes.quantize_attention import Magnitudes
 from nextscale.graph_passes.recipe import Recipe
-from nextscale.models.var.equalization import Equalization
-from nextscale.models.var.folded import NOT_EQUALIZED, FoldedVAR
+from nextscale.models.equalization import NOT_EQUALIZED, Equalization
+from nextscale.models.transformer_parts import NORM_EPS, KVCache
+from nextscale.models.var.folded import FoldedVAR
 from nextscale.models.var.layers import HEAD_ADA_LIN, SHARED_ADA_LIN
-from nextscale.models.var.transformer import NORM_EPS, VAR, Block, KVCache
+from nextscale.models.var.transformer import VAR, Block
 from nextscale.runtime._errors import NextscaleError
 from nextscale.simulation._fake_quantizers import (
     FloatInput,

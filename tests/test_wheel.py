@@ -34,6 +34,7 @@ ROOMS = (
     "measure",
     "measure/peers",
     "models",
+    "models/infinity",
     "models/var",
     "paper",
     "report",

@@ -1,7 +1,6 @@
 """VAR's graphs: one stage, and the VQVAE's encoder and decoder."""
 
 __all__ = [
-    "autoencoder_parts",
     "decoder_graph",
     "encoder_graph",
     "stage_graph",

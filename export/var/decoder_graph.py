@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import onnx_ir as ir
-from onnxscript import OpBuilder
 
+from nextscale.export.autoencoder_parts import AutoencoderParts, to_picture
 from nextscale.export.graph_builder import Constants, add_output, finish, new_builder
-from nextscale.export.var.autoencoder_parts import AutoencoderParts
-from nextscale.models.var.autoencoder import Level
 from nextscale.models.var.vqvae import VQVAE
 
 
@@ -19,22 +15,9 @@ def build_decoder_graph(vqvae: VQVAE) -> ir.Model:
     side, size = config.patch_nums[-1], config.image_size
     builder = new_builder("decoder")
     parts = AutoencoderParts(builder.op, Constants(builder))
-    decoder = vqvae.decoder
     f_hat = builder.input("f_hat", ir.DataType.FLOAT, ["B", config.z_channels, side, side])
 
     h = parts.conv("post_quant_conv", vqvae.post_quant_conv, f_hat)
-    h = parts.conv("decoder.conv_in", decoder.conv_in, h)
-    h = parts.middle("decoder.mid", decoder.mid, h)
-    for i in reversed(range(len(decoder.up))):
-        h = parts.level(f"decoder.up.{i}", cast(Level, decoder.up[i]), h)
-    h = parts.silu(parts.group_norm("decoder.norm_out", decoder.norm_out, h))
-    h = parts.conv("decoder.conv_out", decoder.conv_out, h)
+    h = parts.decoder("decoder", vqvae.decoder, h)
     add_output(builder, to_picture(builder.op, h), "images", ir.DataType.UINT8, ["B", size, size, 3])
     return finish(builder)
-
-
-def to_picture(op: OpBuilder, x: ir.Value) -> ir.Value:
-    """round(255 * clip((x + 1) / 2, 0, 1)): float32 [B, 3, H, W] -> uint8 [B, H, W, 3]."""
-    scaled = op.Add(op.Mul(x, 127.5), 127.5)
-    clipped = op.Clip(op.Round(scaled), 0.0, 255.0)
-    return op.Transpose(op.Cast(clipped, to=ir.DataType.UINT8), perm=[0, 2, 3, 1])

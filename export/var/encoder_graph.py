@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
 import onnx_ir as ir
 import torch.nn.functional as F
 from onnxscript import GraphBuilder, OpBuilder
 
+from nextscale.export.autoencoder_parts import AutoencoderParts, to_numbers
 from nextscale.export.graph_builder import Constants, add_output, finish, new_builder
-from nextscale.export.var.autoencoder_parts import AutoencoderParts
 from nextscale.export.var.stage_graph import folded_phi
-from nextscale.models.var.autoencoder import Level
 from nextscale.models.var.multi_scale_quantizer import MultiScaleQuantizer, Phi
 from nextscale.models.var.resampling import pooling_matrix, upsampling_matrix
 from nextscale.models.var.vqvae import VQVAE
@@ -20,16 +17,12 @@ from nextscale.models.var.vqvae import VQVAE
 
 def build_features_graph(vqvae: VQVAE) -> ir.Model:
     """The float32 graph of encoder and quant_conv: images uint8 [B, H, W, 3] -> features float32 [B, Cvae, h, w]."""
-    config, encoder = vqvae.config, vqvae.encoder
+    config = vqvae.config
     builder = new_builder("encoder")
     parts = AutoencoderParts(builder.op, Constants(builder))
     images = builder.input("images", ir.DataType.UINT8, ["B", config.image_size, config.image_size, 3])
-    h = parts.conv("encoder.conv_in", encoder.conv_in, _pixels(builder.op, images))
-    for i, level in enumerate(encoder.down):
-        h = parts.level(f"encoder.down.{i}", cast(Level, level), h)
-    h = parts.middle("encoder.mid", encoder.mid, h)
-    h = parts.silu(parts.group_norm("encoder.norm_out", encoder.norm_out, h))
-    h = parts.conv("quant_conv", vqvae.quant_conv, parts.conv("encoder.conv_out", encoder.conv_out, h))
+    h = parts.encoder("encoder", vqvae.encoder, to_numbers(builder.op, images))
+    h = parts.conv("quant_conv", vqvae.quant_conv, h)
     side = config.patch_nums[-1]
     add_output(builder, h, "features", ir.DataType.FLOAT, ["B", config.z_channels, side, side])
     return finish(builder)
@@ -58,12 +51,6 @@ def with_token_maps(features: ir.Model, quantizer: MultiScaleQuantizer) -> ir.Mo
     count = sum(side * side for side in quantizer.patch_nums)
     add_output(builder, token_maps, "token_maps", ir.DataType.INT64, ["B", count])
     return features
-
-
-def _pixels(op: OpBuilder, images: ir.Value) -> ir.Value:
-    """x / 127.5 - 1: uint8 [B, H, W, 3] -> float32 [B, 3, H, W]."""
-    channels_first = op.Transpose(op.Cast(images, to=ir.DataType.FLOAT), perm=[0, 3, 1, 2])
-    return op.Sub(op.Div(channels_first, 127.5), 1.0)
 
 
 def _tokenize(op: OpBuilder, constants: Constants, quantizer: MultiScaleQuantizer, features: ir.Value) -> ir.Value:

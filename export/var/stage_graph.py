@@ -17,12 +17,14 @@ from onnxscript import OpBuilder
 
 from nextscale.export.graph_builder import Constants, add_output, branch, finish, linear, new_builder, rows, scalar_at
 from nextscale.export.sampling_graph import sample, smooth_weights
-from nextscale.models.var.equalization import Equalization
-from nextscale.models.var.folded import NOT_EQUALIZED, FoldedVAR
-from nextscale.models.var.layers import GUIDED_AXIS, HEAD_ADA_LIN, SHARED_ADA_LIN, STAGE_INPUT
+from nextscale.graph_passes.layer_facts import GUIDED_AXIS, STAGE_INPUT
+from nextscale.models.equalization import NOT_EQUALIZED, Equalization
+from nextscale.models.transformer_parts import NORM_EPS
+from nextscale.models.var.folded import FoldedVAR
+from nextscale.models.var.layers import HEAD_ADA_LIN, SHARED_ADA_LIN
 from nextscale.models.var.multi_scale_quantizer import MultiScaleQuantizer, Phi, phi_index
 from nextscale.models.var.resampling import downsampling_matrix, upsampling_matrix
-from nextscale.models.var.transformer import NORM_EPS, VAR, Block
+from nextscale.models.var.transformer import VAR, Block
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 

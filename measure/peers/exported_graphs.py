@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
-from nextscale.models.var.autoencoder import AttnBlock
-from nextscale.models.var.transformer import NORM_EPS, VAR, Block, KVCache
+from nextscale.models.autoencoder import AttnBlock
+from nextscale.models.transformer_parts import NORM_EPS, KVCache
+from nextscale.models.var.transformer import VAR, Block
 from nextscale.models.var.vqvae import VQVAE
 
 OPSET = 20

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nextscale.measure.peers.host_loop import Floats
 from nextscale.measure.peers.stored_models import load_models
-from nextscale.models.var.transformer import KVCache
+from nextscale.models.transformer_parts import KVCache
 
 # A compiled block has one form a stage and batch size.
 FORMS = 128

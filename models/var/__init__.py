@@ -1,7 +1,6 @@
 """VAR: the transformer, its VQVAE, the official checkpoints, and facts about its layers."""
 
 __all__ = [
-    "autoencoder",
     "checkpoint",
     "checkpoint_config",
     "equalization",

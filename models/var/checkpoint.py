@@ -8,21 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nextscale.models._unnamed_weights import find_unnamed
-from nextscale.models.checkpoint_file import CheckpointError, first_line, read_checkpoint
+from nextscale.models.checkpoint_file import CheckpointError, read_checkpoint
+from nextscale.models.checkpoint_model import Shapes, filled_model, shapes_of, skeleton
 from nextscale.models.checkpoint_weights import (
     DTYPES,
-    as_float32,
     choose_weights,
     find_weights,
     is_counter,
     listed,
-    require_stored,
     require_weights,
     tensor_names,
 )
@@ -38,9 +36,6 @@ from nextscale.models.var.presets import PRESETS
 from nextscale.models.var.relatives import relative_of
 from nextscale.models.var.transformer import VAR, VARConfig, level_and_mask
 from nextscale.models.var.vqvae import VQVAE, VQVAEConfig
-
-Model = TypeVar("Model", VAR, VQVAE)
-Config = TypeVar("Config", VARConfig, VQVAEConfig)
 
 MASK = "attn_bias_for_masking"
 LEVELS = "lvl_1L"
@@ -116,7 +111,8 @@ def load_var(
     level, mask = level_and_mask(config.patch_nums)
     derived = {LEVELS: level, MASK: mask}
     derived |= {f"blocks.{i}.attn.zero_k_bias": torch.zeros(config.embed_dim) for i in range(config.depth)}
-    return _load(VAR, config, state_dict, derived, path, {name: preset.var for name, preset in PRESETS.items()})
+    hint = _hint({name: preset.var for name, preset in PRESETS.items()})
+    return filled_model(VAR, config, state_dict, path, is_derived=_is_derived, derived=derived, hint=hint)
 
 
 def load_vqvae(
@@ -144,7 +140,8 @@ def load_vqvae(
             state_dict, patch_nums=patch_nums, quant_resi=quant_resi, using_znorm=using_znorm, source=path
         )
     derived = {CODE_HITS: torch.zeros(len(config.patch_nums), config.vocab_size)}
-    return _load(VQVAE, config, state_dict, derived, path, {name: preset.vqvae for name, preset in PRESETS.items()})
+    hint = _hint({name: preset.vqvae for name, preset in PRESETS.items()})
+    return filled_model(VQVAE, config, state_dict, path, is_derived=_is_derived, derived=derived, hint=hint)
 
 
 def read_state_dict(path: str | Path, part: Part, weights: str | None = None) -> dict[str, Tensor]:
@@ -190,60 +187,24 @@ def _nothing_found(content: object, part: Part, path: Path) -> str:
     )
 
 
-def _load(
-    model_type: Callable[[Config], Model],
-    config: Config,
-    state_dict: dict[str, Tensor],
-    derived: Mapping[str, Tensor],
-    path: Path | str,
-    presets: Mapping[str, Config],
-) -> Model:
-    """Build the model without memory and give it the checkpoint's tensors, which leave `state_dict` one by one."""
-    model = _skeleton(model_type, config, path)
-    expected = _shapes(model)
-    found = {name: tuple(tensor.shape) for name, tensor in state_dict.items() if not _is_derived(name)}
-    if found != expected:
-        fitting = [name for name, preset in presets.items() if found == _shapes(_skeleton(model_type, preset))]
-        raise CheckpointError(
-            f"{path} does not fit {config}"
-            + _differences(expected, found)
-            + (f"\n  the preset that fits: {fitting[0]}" if fitting else _looks_like(found))
-        )
-    require_stored(state_dict, Path(path))
-    weights = {name: as_float32(state_dict.pop(name), name, Path(path)) for name in expected}
-    model.load_state_dict(weights | dict(derived), assign=True)
-    return model.eval().requires_grad_(False)
+def _hint(presets: Mapping[str, VARConfig] | Mapping[str, VQVAEConfig]) -> Callable[[Shapes], str]:
+    """What shapes that misfit are instead."""
+
+    def hint(found: Shapes) -> str:
+        fitting = [name for name, config in presets.items() if found == _shapes_of_preset(config)]
+        return f"\n  the preset that fits: {fitting[0]}" if fitting else _looks_like(found)
+
+    return hint
 
 
-def _skeleton(model_type: Callable[[Config], Model], config: Config, source: str | Path = "the preset") -> Model:
-    """The model without memory for its tensors."""
-    try:
-        with torch.device("meta"):
-            return model_type(config)
-    except (ValueError, RuntimeError) as error:  # torch's own, of sizes beyond all bounds
-        raise CheckpointError(f"{source}: no model can be built from {config}: {first_line(error)}") from error
-
-
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if not _is_derived(name)}
+def _shapes_of_preset(config: VARConfig | VQVAEConfig) -> Shapes:
+    model = skeleton(VAR, config) if isinstance(config, VARConfig) else skeleton(VQVAE, config)
+    return shapes_of(model, _is_derived)
 
 
 def _is_derived(name: str) -> bool:
     """Buffers that follow from the configuration, or serve training alone: rebuilt, whatever a checkpoint holds."""
     return name.endswith((CODE_HITS, MASK, LEVELS, "attn.zero_k_bias"))
-
-
-def _differences(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str:
-    kinds = {
-        "missing": [f"{name} (expected {list(shape)})" for name, shape in expected.items() if name not in found],
-        "unexpected": [f"{name} (found {list(shape)})" for name, shape in found.items() if name not in expected],
-        "misshapen": [
-            f"{name} (expected {list(shape)}, found {list(found[name])})"
-            for name, shape in expected.items()
-            if found.get(name, shape) != shape
-        ],
-    }
-    return "".join(f"\n  {len(names)} {kind}: {listed(names)}" for kind, names in kinds.items() if names)
 
 
 def _looks_like(names: Sequence[str] | Mapping[str, object]) -> str:

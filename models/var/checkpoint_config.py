@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from nextscale.models._tensor_sizes import Sizes, autoencoder_shape, count_indices, require_at_most
 from nextscale.models.checkpoint_file import CheckpointError
 from nextscale.models.var.presets import KNOWN_PATCH_NUMS
 from nextscale.models.var.transformer import VARConfig
@@ -46,7 +47,7 @@ ANCHORS: dict[Part, tuple[str, ...]] = {
 VQVAE_PARTS = ("encoder.down", "quantize", "decoder.up", "quant_conv", "post_quant_conv")
 SCALES = r"blocks\.\d+\.attn\.scale_mul_1H11"  # heads of attention with l2 norm
 # Far above any release; a file that says more is refused before a model of that size is made.
-MAX_DEPTH, MAX_STAGES, MAX_TOKENS, MAX_LEVELS = 256, 64, 16384, 8
+MAX_DEPTH, MAX_STAGES, MAX_TOKENS = 256, 64, 16384
 
 
 def infer_var_config(
@@ -64,7 +65,7 @@ def infer_var_config(
         num_heads: needed only without attn_l2_norm, whose scales tell it.
         source: what to call the state dict in errors.
     """
-    sizes = _Sizes(state_dict)
+    sizes = Sizes(state_dict)
     widths = [
         sizes.of("word_embed.weight", 2, 0),
         *(sizes.of(name, 2, 1) for name in ("class_emb.weight", "lvl_embed.weight", "head.weight")),
@@ -75,7 +76,7 @@ def infer_var_config(
     if not known:
         raise CheckpointError(f"{source}: none of its tensors tells the width of the model")
     embed_dim = Counter(known).most_common(1)[0][0]
-    depth = _count(state_dict, r"blocks\.(\d+)\.", "transformer blocks", MAX_DEPTH, source)
+    depth = count_indices(state_dict, r"blocks\.(\d+)\.", "transformer blocks", MAX_DEPTH, source)
     if not depth:
         raise CheckpointError(f"{source} has no transformer blocks (blocks.0 and further); give the whole VAR")
     return VARConfig(
@@ -109,13 +110,8 @@ def infer_vqvae_config(
         source: what to call the state dict in errors.
     """
     _require_parts(state_dict, source)
-    sizes = _Sizes(state_dict)
-    levels = _count(state_dict, r"encoder\.down\.(\d+)\.", "levels of resolution", MAX_LEVELS, source)
-    widths = [_width_of_level(sizes, i) for i in range(levels)]
-    known = [width for width in widths if width is not None]
-    ch = sizes.of("encoder.conv_in.weight", 4, 0) or (known[0] if known else VQVAEConfig.ch)
-    if any(width % ch for width in known):
-        raise CheckpointError(f"{source}: the encoder's widths {known} are not multiples of the first one, {ch}")
+    sizes = Sizes(state_dict)
+    ch, ch_mult, num_res_blocks = autoencoder_shape(state_dict, source, default_ch=VQVAEConfig.ch)
     share_quant_resi, num_phis = _infer_phis(state_dict, source)
     return VQVAEConfig(
         vocab_size=sizes.of("quantize.embedding.weight", 2, 0) or VQVAEConfig.vocab_size,
@@ -123,8 +119,8 @@ def infer_vqvae_config(
         or sizes.of("quant_conv.weight", 4, 0)
         or VQVAEConfig.z_channels,
         ch=ch,
-        ch_mult=tuple((width or ch) // ch for width in widths),
-        num_res_blocks=_count(state_dict, r"encoder\.down\.0\.block\.(\d+)\.", "blocks of a level", MAX_DEPTH, source),
+        ch_mult=ch_mult,
+        num_res_blocks=num_res_blocks,
         patch_nums=checked_patch_nums(patch_nums),
         share_quant_resi=share_quant_resi,
         quant_resi=checked_quant_resi(quant_resi) if num_phis else 0.0,
@@ -146,8 +142,8 @@ def checked_patch_nums(patch_nums: Sequence[int]) -> tuple[int, ...]:
         raise CheckpointError(
             f"patch_nums must be two or more positive side lengths in ascending order, found {_joined(patch_nums)}"
         )
-    _require_at_most(MAX_STAGES, len(patch_nums), "stages", "patch_nums")
-    _require_at_most(MAX_TOKENS, sum(pn * pn for pn in patch_nums), "tokens", "patch_nums")
+    require_at_most(MAX_STAGES, len(patch_nums), "stages", "patch_nums")
+    require_at_most(MAX_TOKENS, sum(pn * pn for pn in patch_nums), "tokens", "patch_nums")
     return tuple(patch_nums)
 
 
@@ -160,17 +156,6 @@ def checked_quant_resi(quant_resi: float) -> float:
     if not abs(quant_resi) <= 1:  # nor is NaN
         raise CheckpointError(f"quant_resi must be a number from -1 to 1, found {quant_resi}")
     return quant_resi
-
-
-class _Sizes:
-    """Sizes that tensors tell, where they are there and have the dimensions they should."""
-
-    def __init__(self, state_dict: Mapping[str, Tensor]) -> None:
-        self._state_dict = state_dict
-
-    def of(self, name: str, ndim: int, axis: int) -> int | None:
-        tensor = self._state_dict.get(name)
-        return tensor.shape[axis] if tensor is not None and tensor.ndim == ndim and tensor.numel() else None
 
 
 def _infer_num_heads(
@@ -190,7 +175,7 @@ def _infer_num_heads(
 
 
 def _infer_patch_nums(
-    state_dict: Mapping[str, Tensor], sizes: _Sizes, given: Sequence[int] | None, source: str | Path
+    state_dict: Mapping[str, Tensor], sizes: Sizes, given: Sequence[int] | None, source: str | Path
 ) -> tuple[int, ...]:
     num_stages, first = sizes.of("lvl_embed.weight", 2, 0), sizes.of("pos_start", 3, 1)
     num_tokens = sizes.of("pos_1LC", 3, 1)
@@ -222,7 +207,7 @@ def _infer_patch_nums(
 
 def _stages_of_levels(levels: Tensor, described: str, source: str | Path) -> tuple[int, ...]:
     """patch_nums of lvl_1L, each token's stage: int64 [1, L]."""
-    _require_at_most(MAX_TOKENS, levels.numel(), "tokens (lvl_1L)", source)
+    require_at_most(MAX_TOKENS, levels.numel(), "tokens (lvl_1L)", source)
     flat = levels.flatten().long()
     counts = [int((flat == si).sum()) for si in range(min(MAX_STAGES, int(flat.max()) + 1) if len(flat) else 0)]
     found = tuple(math.isqrt(count) for count in counts)
@@ -246,32 +231,15 @@ def _infer_phis(state_dict: Mapping[str, Tensor], source: str | Path) -> tuple[i
     """share_quant_resi and the number of phis; no phi at all is quant_resi = 0, where sharing means nothing."""
     if "quantize.quant_resi.qresi.weight" in state_dict:
         return 1, 1
-    if count := _count(state_dict, r"quantize\.quant_resi\.qresi_ls\.(\d+)\.", "phis", MAX_STAGES, source):
+    if count := count_indices(state_dict, r"quantize\.quant_resi\.qresi_ls\.(\d+)\.", "phis", MAX_STAGES, source):
         return count, count
-    if count := _count(state_dict, r"quantize\.quant_resi\.(\d+)\.", "phis", MAX_STAGES, source):
+    if count := count_indices(state_dict, r"quantize\.quant_resi\.(\d+)\.", "phis", MAX_STAGES, source):
         return 0, count
     return 1, 0
 
 
-def _width_of_level(sizes: _Sizes, level: int) -> int | None:
-    block = f"encoder.down.{level}.block.0"
-    return sizes.of(f"{block}.conv1.weight", 4, 0) or sizes.of(f"{block}.norm2.weight", 1, 0)
-
-
 def _first(state_dict: Mapping[str, Tensor], pattern: str) -> Tensor | None:
     return next((tensor for name, tensor in state_dict.items() if re.fullmatch(pattern, name)), None)
-
-
-def _count(names: Iterable[str], pattern: str, what: str, limit: int, source: str | Path) -> int:
-    """How many different indices the pattern's group takes."""
-    found = len({match[1] for name in names if (match := re.match(pattern, name))})
-    _require_at_most(limit, found, what, source)
-    return found
-
-
-def _require_at_most(limit: int, found: int, what: str, source: str | Path) -> None:
-    if found > limit:
-        raise CheckpointError(f"{source}: expected at most {limit} {what}, found {found}")
 
 
 def _or_unknown(number: int | None) -> str:

@@ -1,59 +1,32 @@
-"""Channel equalization: divide each input channel of a layer by a factor and multiply the layer's weights by it.
+"""Which factors equalize a VAR's channels, and what they meet (`models/equalization.py`).
 
-The function stays the same, and quantization gets easier where a few channels are much larger than the others
-(SmoothQuant). It costs nothing at run time where the division folds into what makes the channel: into adaLN's scale and
-shift for q, k, v, fc1 and the head, and into V's rows for proj.
+The division folds into adaLN's scale and shift for q, k, v, fc1 and the head, and into V's rows for proj.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
+from nextscale.models.equalization import Equalization, equalization_factors
 from nextscale.models.var.transformer import VAR, Block
-
-# A channel that was all but silent during calibration may wake up later: no factor may be far from the others.
-LARGEST_FACTOR = 64.0
-
-
-@dataclass(frozen=True)
-class Equalization:
-    """Factors by the input that they divide (`StageFacts.equalizable`): float32 [C] each."""
-
-    factors: Mapping[str, Tensor] = field(default_factory=dict)
-
-    def multiply(self, name: str, weight: Tensor) -> Tensor:
-        """A weight [out, C] that reads the divided input; the same tensor if the input is not divided."""
-        return weight * self.factors[name] if name in self.factors else weight
-
-    def divide(self, name: str, rows: Tensor) -> Tensor:
-        """What makes the input's channels, [C, ...], divided; the same tensor if the input is not."""
-        if name not in self.factors:
-            return rows
-        return rows / self.factors[name].view(-1, *[1] * (rows.dim() - 1))
 
 
 def choose_equalization(var: VAR, magnitudes: Mapping[str, Tensor], alpha: float) -> Equalization:
-    """Factors a**alpha / w**(1 - alpha), scaled to a geometric mean of 1 (SmoothQuant, Eq. 4) and bounded.
+    """Factors for inputs of linear layers (`equalization_factors`).
 
     Args:
         var: the model.
         magnitudes: for each input of `StageFacts.equalizable`, the largest |input| of each channel, a, float32 [C].
-        alpha: how much of the spread the weights take; w is the largest |weight| that meets the channel.
+        alpha: how much of the spread the weights take.
     """
-    factors = {}
-    for layer, activation in magnitudes.items():
-        weight = _weight(var, layer).abs().amax(dim=0)
-        tiny = torch.finfo(torch.float32).tiny
-        logs = alpha * activation.clamp_min(tiny).log() - (1 - alpha) * weight.clamp_min(tiny).log()
-        # A channel that is always zero, or that no weight reads, keeps a factor near the others'.
-        alive = (activation > tiny) & (weight > tiny)
-        logs = torch.where(alive, logs, logs[alive].mean() if alive.any() else torch.zeros(()))
-        factors[layer] = (logs - logs.mean()).exp().clamp(1 / LARGEST_FACTOR, LARGEST_FACTOR)
-    return Equalization(factors)
+    return Equalization(
+        {
+            layer: equalization_factors(activation, _weight(var, layer).abs().amax(dim=0), alpha)
+            for layer, activation in magnitudes.items()
+        }
+    )
 
 
 def _weight(var: VAR, layer: str) -> Tensor:

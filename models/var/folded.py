@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from nextscale.models._weight import Weight
-from nextscale.models.var.equalization import Equalization
+from nextscale.models.equalization import NOT_EQUALIZED, Equalization
 from nextscale.models.var.layers import HEAD_ADA_LIN, SHARED_ADA_LIN, facts_of
 from nextscale.models.var.transformer import VAR, Block
 
-NOT_EQUALIZED = Equalization()
 # gamma1, gamma2, scale1, scale2, shift1, shift2 of a block, and scale, shift of the head: what is added to each.
 BLOCK_ONES, HEAD_ONES = (0.0, 0.0, 1.0, 1.0, 0.0, 0.0), (1.0, 0.0)
 
@@ -66,8 +65,8 @@ class FoldedVAR:
         bias = layer.bias.detach() + torch.tensor(ones).repeat_interleave(self.var.config.embed_dim)
         weight: Weight = layer.weight.detach()
         if self.equalization.factors:
-            weight = partial(self._divided, feeds, layer.weight.detach())
-        return weight, self._divided(feeds, bias)
+            weight = partial(self.equalization.divide_parts, feeds, layer.weight.detach())
+        return weight, self.equalization.divide_parts(feeds, bias)
 
     def gains(self) -> Tensor | None:
         """What equalization makes of ones, for the modulation of each block: [depth, 6 C]; None without."""
@@ -75,7 +74,7 @@ class FoldedVAR:
             return None
         ones = torch.ones(len(BLOCK_ONES) * self.var.config.embed_dim)
         names = [f"blocks.{i}.ada_lin.1" for i in range(self.var.config.depth)]
-        return torch.stack([self._divided(self._feeds(name), ones) for name in names])
+        return torch.stack([self.equalization.divide_parts(self._feeds(name), ones) for name in names])
 
     def _feeds(self, name: str) -> tuple[str | None, ...]:
         """The input that each part of a modulation scales or shifts, if it is one that can be divided."""
@@ -85,13 +84,6 @@ class FoldedVAR:
             return (None,) * len(BLOCK_ONES)
         block = name.removesuffix(".ada_lin.1")
         return None, None, *(f"{block}.attn.qkv", f"{block}.ffn.fc1") * 2
-
-    def _divided(self, feeds: tuple[str | None, ...], modulation: Tensor) -> Tensor:
-        """Rows that make a modulation, [len(feeds) * C, ...], each C of them for the input that they scale."""
-        if not self.equalization.factors:
-            return modulation
-        parts = zip(feeds, modulation.chunk(len(feeds)), strict=True)
-        return torch.cat([part if feed is None else self.equalization.divide(feed, part) for feed, part in parts])
 
     def _attention(self, name: str) -> tuple[Block | None, str]:
         """The block whose q, k or v this is, and which; else None."""

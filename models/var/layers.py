@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from nextscale.graph_passes.layer_facts import LayerFacts, StageFacts
+from nextscale.graph_passes.layer_facts import (
+    ADA_LN,
+    BLOCKS,
+    GELU_MINIMUM,
+    GUIDED_AXIS,
+    HEAD,
+    STAGE_INPUT,
+    WORD_EMBED,
+    LayerFacts,
+    StageFacts,
+)
 from nextscale.graph_passes.linear_layers import linear_layer_shapes
 from nextscale.graph_passes.qparams import Range
 from nextscale.runtime._bundle import Bundle
@@ -21,11 +31,6 @@ if TYPE_CHECKING:
     from nextscale.models.var.transformer import VAR, VARConfig
 
 Shape = tuple[int, int]  # [out, in]
-# Parts of the model that operations are counted by.
-BLOCKS, HEAD, ADA_LN, WORD_EMBED = "blocks", "head", "ada_ln", "word_embed"
-# tanh-GELU's minimum is -0.17004.
-GELU_MINIMUM = -0.1701
-GUIDED_AXIS, STAGE_INPUT = "2B", "stage"
 SHARED_ADA_LIN, HEAD_ADA_LIN = "shared_ada_lin.1", "head_nm.ada_lin.1"
 
 

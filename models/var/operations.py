@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nextscale.graph_passes.layer_facts import StageFacts
-from nextscale.models.var.layers import ADA_LN, BLOCKS, HEAD, SHARED_ADA_LIN, WORD_EMBED
+from nextscale.graph_passes.layer_facts import ADA_LN, BLOCKS, HEAD, WORD_EMBED, StageFacts
+from nextscale.models.var.layers import SHARED_ADA_LIN
 from nextscale.runtime._manifest import ModelInfo
 
 Counts = NDArray[np.int64]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
+from nextscale.models._find_preset import find_preset
 from nextscale.models.var.transformer import VARConfig
 from nextscale.models.var.vqvae import PATCH_NUMS_256, PATCH_NUMS_512, VQVAEConfig
-from nextscale.runtime._errors import NextscaleError
 
 PATCH_NUMS_64 = (1, 2, 3, 4, 5, 6, 8)
 KNOWN_PATCH_NUMS = (PATCH_NUMS_256, PATCH_NUMS_512, PATCH_NUMS_64)
@@ -46,8 +45,4 @@ def get_preset(name: str) -> Preset:
     Raises:
         NextscaleError: there is none; the message suggests the nearest.
     """
-    if name in PRESETS:
-        return PRESETS[name]
-    near = difflib.get_close_matches(name.lower().replace("_", "-"), PRESETS, n=1, cutoff=0.5)
-    suggestion = f"did you mean {near[0]}? " if near else ""
-    raise NextscaleError(f"no preset {name!r}: {suggestion}The presets are {', '.join(PRESETS)}")
+    return find_preset(PRESETS, name)

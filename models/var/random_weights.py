@@ -10,19 +10,22 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from nextscale.models.var.autoencoder import AttnBlock, Decoder, Downsample, Encoder, ResnetBlock, Upsample
+from nextscale.models._random_fill import (
+    ATTENTION_LOGIT_STD,
+    GELU_POWER,
+    HEAD_LOGIT_STD,
+    MODULATION_STD,
+    PIXEL_STD,
+    SILU_POWER,
+    Fill,
+    fill_autoencoder,
+)
+from nextscale.models.transformer_parts import FFN
 from nextscale.models.var.presets import Preset, get_preset
-from nextscale.models.var.transformer import FFN, VAR, Block, SelfAttention, VARConfig, level_and_mask
+from nextscale.models.var.transformer import VAR, Block, SelfAttention, VARConfig, level_and_mask
 from nextscale.models.var.vqvae import VQVAE, VQVAEConfig
-
-SILU_POWER = 0.355  # E[silu(n)^2] of a standard normal n
-GELU_POWER = 0.425  # E[gelu(n)^2]
-ATTENTION_LOGIT_STD = 1.5
-HEAD_LOGIT_STD = 2.5
-MODULATION_STD = 0.15
-PIXEL_STD = 0.5
 
 
 def random_models(preset: str | Preset, seed: int = 0) -> tuple[VAR, VQVAE]:
@@ -42,7 +45,7 @@ def random_var(config: VARConfig, seed: int = 0) -> VAR:
     with torch.device("meta"):
         var = VAR(config)
     var.to_empty(device="cpu")
-    fill = _Fill(seed)
+    fill = Fill(seed)
     c = config.embed_dim
     var.lvl_1L, var.attn_bias_for_masking = level_and_mask(config.patch_nums)
 
@@ -70,7 +73,7 @@ def random_var(config: VARConfig, seed: int = 0) -> VAR:
     return var.eval().requires_grad_(False)
 
 
-def _fill_modulation(fill: _Fill, block: Block, config: VARConfig) -> None:
+def _fill_modulation(fill: Fill, block: Block, config: VARConfig) -> None:
     """gamma about depth^-1/2, scale and shift about 0."""
     c, gamma = config.embed_dim, config.depth**-0.5
     if config.shared_aln:
@@ -83,7 +86,7 @@ def _fill_modulation(fill: _Fill, block: Block, config: VARConfig) -> None:
         bias[: 2 * c].add_(1).mul_(gamma)
 
 
-def _fill_attention(fill: _Fill, attn: SelfAttention, config: VARConfig) -> None:
+def _fill_attention(fill: Fill, attn: SelfAttention, config: VARConfig) -> None:
     c = config.embed_dim
     fill.linear(attn.mat_qkv)
     fill.normal(attn.q_bias, 0.1)
@@ -104,7 +107,7 @@ def random_vqvae(config: VQVAEConfig, seed: int = 0) -> VQVAE:
     with torch.device("meta"):
         vqvae = VQVAE(config)
     vqvae.to_empty(device="cpu")
-    fill = _Fill(seed)
+    fill = Fill(seed)
     # f_hat is a sum over the stages, most of them smoothed by upsampling and phi: 2.5/S makes its variance about 1.
     fill.normal(vqvae.quantize.embedding.weight, (2.5 / len(config.patch_nums)) ** 0.5)
     vqvae.quantize.ema_vocab_hit_SV.zero_()
@@ -113,44 +116,6 @@ def random_vqvae(config: VQVAEConfig, seed: int = 0) -> VQVAE:
             fill.linear(module)
     fill.linear(vqvae.quant_conv)
     fill.linear(vqvae.post_quant_conv)
-    _fill_autoencoder(fill, vqvae.encoder, out_std=1.0)
-    _fill_autoencoder(fill, vqvae.decoder, out_std=PIXEL_STD)
+    fill_autoencoder(fill, vqvae.encoder, out_std=1.0)
+    fill_autoencoder(fill, vqvae.decoder, out_std=PIXEL_STD)
     return vqvae.eval().requires_grad_(False)
-
-
-def _fill_autoencoder(fill: _Fill, model: Encoder | Decoder, out_std: float) -> None:
-    fill.linear(model.conv_in)
-    for module in model.modules():
-        match module:
-            case nn.GroupNorm():
-                fill.normal(module.weight, 0.1, mean=1.0)
-                fill.normal(module.bias, 0.1)
-            case ResnetBlock():
-                fill.linear(module.conv1, power=SILU_POWER)
-                fill.linear(module.conv2, 0.5, power=SILU_POWER)
-                if isinstance(module.nin_shortcut, nn.Conv2d):
-                    fill.linear(module.nin_shortcut)
-            case AttnBlock():
-                fill.linear(module.qkv)
-                fill.linear(module.proj_out)
-            case Upsample() | Downsample():
-                fill.linear(module.conv)
-    fill.linear(model.conv_out, out_std, power=SILU_POWER)
-
-
-class _Fill:
-    """Fills tensors in place from one generator, in the order of the calls."""
-
-    def __init__(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def normal(self, tensor: Tensor, std: float, mean: float = 0.0) -> None:
-        tensor.normal_(mean, std, generator=self.generator)
-
-    def linear(self, layer: nn.Module, std: float = 1.0, power: float = 1.0) -> None:
-        """A linear layer or convolution whose output has this standard deviation if its input has this mean square."""
-        parameters = dict(layer.named_parameters(recurse=False))
-        weight = parameters.pop("weight")
-        self.normal(weight, std / math.sqrt(power * weight[0].numel()))
-        for bias in parameters.values():
-            self.normal(bias, 0.1 * std)

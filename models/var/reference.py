@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nextscale.models.var.transformer import VAR, KVCache, VARConfig
+from nextscale.models.transformer_parts import KVCache
+from nextscale.models.var.transformer import VAR, VARConfig
 from nextscale.models.var.vqvae import VQVAE
 
 

@@ -14,10 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nextscale.models.transformer_parts import FFN, MAX_SCALE_MUL, HeadNorm, KVCache, modulated
 from nextscale.models.var.vqvae import PATCH_NUMS_256
-
-NORM_EPS = 1e-6
-MAX_SCALE_MUL = math.log(100)
 
 
 @dataclass(frozen=True)
@@ -64,20 +62,6 @@ class VARConfig:
         return tuple(sum(pn * pn for pn in self.patch_nums[:si]) for si in range(self.num_stages))
 
 
-@dataclass
-class KVCache:
-    """Keys and values of the stages so far, float32 [B, H, T, d]; None before the first."""
-
-    key: Tensor | None = None
-    value: Tensor | None = None
-
-    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Append one stage's keys and values and return all of them."""
-        self.key = key if self.key is None else torch.cat((self.key, key), dim=2)
-        self.value = value if self.value is None else torch.cat((self.value, value), dim=2)
-        return self.key, self.value
-
-
 class SelfAttention(nn.Module):
     """softmax(q k) v with l2-normalised q and k, or plain; k has no bias."""
 
@@ -115,18 +99,6 @@ class SelfAttention(nn.Module):
         return self.proj(out.transpose(1, 2).reshape(b, length, c))
 
 
-class FFN(nn.Module):
-    """fc2(gelu(fc1(x))), tanh-GELU."""
-
-    def __init__(self, config: VARConfig) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(config.embed_dim, config.hidden_dim)
-        self.fc2 = nn.Linear(config.hidden_dim, config.embed_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
-
-
 class Block(nn.Module):
     """Attention and feed-forward, each modulated by the class (adaLN-zero)."""
 
@@ -134,7 +106,7 @@ class Block(nn.Module):
         super().__init__()
         c, self.shared_aln = config.embed_dim, config.shared_aln
         self.attn = SelfAttention(config)
-        self.ffn = FFN(config)
+        self.ffn = FFN(config.embed_dim, config.hidden_dim)
         if config.shared_aln:
             self.ada_gss = nn.Parameter(torch.randn(1, 1, 6, c) / c**0.5)
         else:
@@ -152,29 +124,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, cond: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         gamma1, gamma2, scale1, scale2, shift1, shift2 = self.modulation(cond).unsqueeze(1).unbind(2)
-        x = x + self.attn(_norm(x) * (1 + scale1) + shift1, mask, cache) * gamma1
-        return x + self.ffn(_norm(x) * (1 + scale2) + shift2) * gamma2
-
-
-def _norm(x: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)
-
-
-class HeadNorm(nn.Module):
-    """adaLN before the head."""
-
-    def __init__(self, config: VARConfig) -> None:
-        super().__init__()
-        c = config.embed_dim
-        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(c, 2 * c))
-
-    def modulation(self, cond: Tensor) -> Tensor:
-        """scale, shift as [B, 2, C], from the class embedding [B, C]."""
-        return self.ada_lin(cond).unflatten(-1, (2, -1))
-
-    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        scale, shift = self.modulation(cond).unsqueeze(1).unbind(2)
-        return _norm(x) * (1 + scale) + shift
+        x = x + self.attn(modulated(x, scale1, shift1), mask, cache) * gamma1
+        return x + self.ffn(modulated(x, scale2, shift2)) * gamma2
 
 
 def level_and_mask(patch_nums: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -206,7 +157,7 @@ class VAR(nn.Module):
             nn.Sequential(nn.SiLU(), nn.Linear(c, 6 * c)) if config.shared_aln else nn.Identity()
         )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.head_nm = HeadNorm(config)
+        self.head_nm = HeadNorm(config.embed_dim)
         self.head = nn.Linear(c, config.vocab_size)
         level, mask = level_and_mask(config.patch_nums)
         self.register_buffer("lvl_1L", level)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nextscale.models.var.autoencoder import Decoder, Encoder
+from nextscale.models.autoencoder import Decoder, Encoder
 from nextscale.models.var.multi_scale_quantizer import MultiScaleQuantizer
 
 PATCH_NUMS_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)

@@ -17,7 +17,7 @@ from nextscale.graph_passes.drop_last_caches import drop_last_caches
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.fuse_attention import fuse_attention
 from nextscale.graph_passes.fuse_integer_attention import fuse_integer_attention
-from nextscale.models.var.layers import STAGE_INPUT
+from nextscale.graph_passes.layer_facts import STAGE_INPUT
 
 STAGES = 4
 Feeds = dict[str, NDArray[Any]]
@@ -74,7 +74,7 @@ def feeds_of(model: ir.Model, stage: int, past: int) -> Feeds:
 
 
 def test_only_the_last_stage_leaves_the_caches_out(fused, ops_library):
-    dropped = drop_last_caches(fused, STAGE_INPUT, STAGES)
+    dropped = drop_last_caches(fused, STAGE_INPUT, [STAGES])
     # Of the modulation, the first stage makes the state.
     first = feeds_of(fused, 0, 0)
     modulation = run(fused, ops_library, first)["present.modulation"]
@@ -90,12 +90,22 @@ def test_only_the_last_stage_leaves_the_caches_out(fused, ops_library):
                 np.testing.assert_array_equal(found[name], value)
 
 
+def test_each_size_has_its_last_stage(fused, ops_library):
+    model = fused.clone()
+    model.graph.inputs.append(ir.val("size", ir.DataType.INT64, ir.Shape([])))
+    dropped = drop_last_caches(model, STAGE_INPUT, [STAGES, 1], "size")
+    for size, is_last in ((0, False), (1, True)):
+        found = run(dropped, ops_library, feeds_of(fused, 0, 0) | {"size": np.array(size)})
+        caches = [value for name, value in found.items() if name.endswith((".key", ".value"))]
+        assert [cache.size == 0 for cache in caches] == [is_last] * len(caches)
+
+
 def test_caches_that_something_reads_stay(fused):
     model = fused.clone()
     caches = attentions(model)[0].outputs[1 if "Integer" in attentions(model)[0].op_type else 3]
     extra = ir.node("Identity", [caches], name="extra")
     model.graph.append(extra)
-    first, *others = attentions(drop_last_caches(model, STAGE_INPUT, STAGES))
+    first, *others = attentions(drop_last_caches(model, STAGE_INPUT, [STAGES]))
     assert len(first.inputs) == len(attentions(fused)[0].inputs)
     assert all(len(node.inputs) > len(first.inputs) for node in others)
 
@@ -103,4 +113,4 @@ def test_caches_that_something_reads_stay(fused):
 def test_a_graph_without_fused_attention_stays_as_it_is():
     var, vqvae = tiny_models(0)
     model = build_stage_graph(var, vqvae.quantize)
-    assert ir.to_proto(drop_last_caches(model, STAGE_INPUT, STAGES)) == ir.to_proto(model)
+    assert ir.to_proto(drop_last_caches(model, STAGE_INPUT, [STAGES])) == ir.to_proto(model)

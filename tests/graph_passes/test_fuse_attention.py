@@ -14,8 +14,8 @@ from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.fuse_attention import fuse_attention, unfused_attentions
 from nextscale.graph_passes.fuse_integer_attention import fuse_integer_attention, fused_attentions
+from nextscale.graph_passes.layer_facts import STAGE_INPUT
 from nextscale.graph_passes.quantize_attention import Magnitudes
-from nextscale.models.var.layers import STAGE_INPUT
 
 PLACES = (0, 1, 2, 3)
 MAGNITUDES = Magnitudes(6.0, 1.0, 2.5)

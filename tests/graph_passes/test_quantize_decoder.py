@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from tiny_model import tiny_models
 from torch import nn
 
+from nextscale.export.autoencoder_parts import AutoencoderParts, to_picture
 from nextscale.export.graph_builder import Constants, add_output, finish, new_builder
-from nextscale.export.var.autoencoder_parts import AutoencoderParts
-from nextscale.export.var.decoder_graph import build_decoder_graph, to_picture
+from nextscale.export.var.decoder_graph import build_decoder_graph
 from nextscale.graph_passes import _channels_last as channels_last
 from nextscale.graph_passes._autoencoder_patterns import PatternRefused
 from nextscale.graph_passes._channel_steps import channel_steps
@@ -33,7 +33,7 @@ from nextscale.graph_passes.quantize_autoencoder import (
     quantize_autoencoder,
     stock_and_fused_autoencoder,
 )
-from nextscale.models.var.autoencoder import NORM_EPS, NORM_GROUPS
+from nextscale.models.autoencoder import NORM_EPS, NORM_GROUPS
 
 SEED = 0
 

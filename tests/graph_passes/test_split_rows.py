@@ -16,13 +16,14 @@ from tiny_model import tiny_source
 from nextscale.export.graph_builder import add_output, finish, new_builder
 from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes.integer_model import IntegerModel
+from nextscale.graph_passes.layer_facts import GUIDED_AXIS
 from nextscale.graph_passes.linear_layers import nearest
 from nextscale.graph_passes.qparams import Range
 from nextscale.graph_passes.quantize_linear import quantize_linear
 from nextscale.graph_passes.quantize_linear_pairs import PairRanges, quantize_linear_pairs
 from nextscale.graph_passes.recipe import load_recipe
 from nextscale.graph_passes.split_rows import split_rows
-from nextscale.models.var.layers import GUIDED_AXIS, facts_of
+from nextscale.models.var.layers import facts_of
 
 FLOAT = ir.DataType.FLOAT
 

@@ -20,7 +20,7 @@ from tiny_model import NUM_CLASSES, L, V, tiny_models
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.qparams import RangeRule, WeightQParams
 from nextscale.graph_passes.recipe import EqualizationRecipe, Recipe, load_recipe
-from nextscale.models.var.equalization import Equalization
+from nextscale.models.equalization import Equalization
 from nextscale.models.var.folded import FoldedVAR
 from nextscale.models.var.layers import linear_shapes
 from nextscale.runtime._errors import NextscaleError, OutputError

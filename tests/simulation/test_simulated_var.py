@@ -21,8 +21,8 @@ from nextscale.graph_passes.recipe import (
     WeightRecipe,
     load_recipe,
 )
+from nextscale.models.equalization import Equalization
 from nextscale.models.var import reference
-from nextscale.models.var.equalization import Equalization
 from nextscale.models.var.layers import facts_of, linear_shapes
 from nextscale.models.var.transformer import VAR
 from nextscale.models.var.vqvae import VQVAE

@@ -11,7 +11,8 @@ from tiny_model import L, tiny_models
 
 from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes.qparams import Range
-from nextscale.models.var.equalization import LARGEST_FACTOR, Equalization, choose_equalization
+from nextscale.models.equalization import LARGEST_FACTOR, Equalization
+from nextscale.models.var.equalization import choose_equalization
 from nextscale.models.var.layers import facts_of
 from nextscale.models.var.transformer import VAR
 

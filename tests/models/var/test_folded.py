@@ -10,7 +10,7 @@ from tiny_model import tiny_models
 from torch import Tensor
 
 from nextscale.models._weight import Weight
-from nextscale.models.var.equalization import Equalization
+from nextscale.models.equalization import Equalization
 from nextscale.models.var.folded import FoldedVAR
 from nextscale.models.var.layers import linear_shapes
 from nextscale.models.var.transformer import VAR, Block

@@ -11,8 +11,9 @@ from tiny_model import NUM_CLASSES, tiny_models
 
 from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes._attention_patterns import attention_patterns
+from nextscale.graph_passes.layer_facts import GELU_MINIMUM
 from nextscale.graph_passes.linear_layers import linear_layers
-from nextscale.models.var.layers import GELU_MINIMUM, class_range, facts_of, linear_shapes
+from nextscale.models.var.layers import class_range, facts_of, linear_shapes
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "base": {},

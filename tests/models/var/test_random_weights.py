@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from nextscale.models.transformer_parts import KVCache
 from nextscale.models.var.presets import Preset
 from nextscale.models.var.random_weights import random_models
 from nextscale.models.var.reference import Generation, generate
-from nextscale.models.var.transformer import VAR, KVCache, SelfAttention, VARConfig
+from nextscale.models.var.transformer import VAR, SelfAttention, VARConfig
 from nextscale.models.var.vqvae import VQVAE, VQVAEConfig
 from nextscale.runtime._errors import NextscaleError
 

@@ -1,6 +1,7 @@
-"""The convolutional encoder and decoder of the VQVAE (VQGAN's, without adversarial parts).
+"""The convolutional encoder and decoder of VAR's VQVAE and Infinity's BSQ VAE (VQGAN's, without adversarial parts).
 
-Module names are those of the official VAR release, so that its state dicts load unchanged.
+Module names are those of the official VAR release, so that its state dicts load unchanged; Infinity's have wrapper
+levels between (`models/infinity/vae_checkpoint.py`).
 """
 
 from __future__ import annotations

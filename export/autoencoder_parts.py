@@ -1,4 +1,4 @@
-"""The modules that the VQVAE's encoder and decoder share, as ONNX operators; names are those of the state dict."""
+"""The modules of `models/autoencoder.py` as ONNX operators; names are those of the state dict."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from onnxscript import OpBuilder
 from torch import nn
 
 from nextscale.export.graph_builder import Constants
-from nextscale.models.var.autoencoder import (
+from nextscale.models.autoencoder import (
     NORM_EPS,
     NORM_GROUPS,
     AttnBlock,
+    Decoder,
     Downsample,
+    Encoder,
     Level,
     Middle,
     ResnetBlock,
@@ -22,11 +24,41 @@ from nextscale.models.var.autoencoder import (
 )
 
 
+def to_numbers(op: OpBuilder, images: ir.Value) -> ir.Value:
+    """x / 127.5 - 1: uint8 [B, H, W, 3] -> float32 [B, 3, H, W]."""
+    channels_first = op.Transpose(op.Cast(images, to=ir.DataType.FLOAT), perm=[0, 3, 1, 2])
+    return op.Sub(op.Div(channels_first, 127.5), 1.0)
+
+
+def to_picture(op: OpBuilder, x: ir.Value) -> ir.Value:
+    """round(255 * clip((x + 1) / 2, 0, 1)): float32 [B, 3, H, W] -> uint8 [B, H, W, 3]."""
+    scaled = op.Add(op.Mul(x, 127.5), 127.5)
+    clipped = op.Clip(op.Round(scaled), 0.0, 255.0)
+    return op.Transpose(op.Cast(clipped, to=ir.DataType.UINT8), perm=[0, 2, 3, 1])
+
+
 class AutoencoderParts:
     """One method a module; each appends its operators to the graph that `op` builds."""
 
     def __init__(self, op: OpBuilder, constants: Constants) -> None:
         self.op, self.constants = op, constants
+
+    def encoder(self, name: str, encoder: Encoder, x: ir.Value) -> ir.Value:
+        """Numbers [B, 3, H, W] -> features [B, z_channels, h, w]."""
+        h = self.conv(f"{name}.conv_in", encoder.conv_in, x)
+        for i, level in enumerate(encoder.down):
+            h = self.level(f"{name}.down.{i}", cast(Level, level), h)
+        h = self.middle(f"{name}.mid", encoder.mid, h)
+        h = self.silu(self.group_norm(f"{name}.norm_out", encoder.norm_out, h))
+        return self.conv(f"{name}.conv_out", encoder.conv_out, h)
+
+    def decoder(self, name: str, decoder: Decoder, z: ir.Value) -> ir.Value:
+        """A latent [B, z_channels, h, w] -> numbers [B, 3, H, W]."""
+        h = self.middle(f"{name}.mid", decoder.mid, self.conv(f"{name}.conv_in", decoder.conv_in, z))
+        for i in reversed(range(len(decoder.up))):
+            h = self.level(f"{name}.up.{i}", cast(Level, decoder.up[i]), h)
+        h = self.silu(self.group_norm(f"{name}.norm_out", decoder.norm_out, h))
+        return self.conv(f"{name}.conv_out", decoder.conv_out, h)
 
     def conv(self, name: str, conv: nn.Conv2d, x: ir.Value) -> ir.Value:
         """A convolution of stride 1 that keeps the size: [B, C, H, W] -> [B, out, H, W]."""
