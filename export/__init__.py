@@ -7,5 +7,6 @@ __all__ = [
     "graph_builder",
     "infinity",
     "sampling_graph",
+    "text_encoder_graph",
     "var",
 ]
