@@ -14,6 +14,8 @@ from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._checked_values import is_truth_value, require_integer
 from nextscale.runtime._errors import RequestError
 from nextscale.runtime._manifest import BATCH, Manifest, ModelInfo, RequestInput
+from nextscale.runtime._sizes import choose_size
+from nextscale.runtime._texts import TEXT_SETTINGS, Encode, Texts, masks_of_ones, pad_texts, texts_of_prompts
 from nextscale.runtime._uniforms import SAMPLING, SMOOTHING, require_64_bits
 from nextscale.runtime._uniforms import uniforms as uniforms_of_seed
 from nextscale.runtime._var_request import DEFAULT_CFG_SCALE, DEFAULT_TOP_K, DEFAULT_TOP_P
@@ -34,11 +36,12 @@ __all__ = [
 
 Labels = Sequence[str | SupportsIndex] | NDArray[np.integer]
 # The settings that are a scalar input's value, by its name.
-_SCALARS = ("cfg_scale", "top_k", "top_p")
+_SCALARS = ("cfg_scale", "top_k", "top_p", "tau")
 # The settings that are an input's value, by its kind.
 _KINDS = {"uniforms": "uniform", "forced_tokens": "forced_tokens"}
 
-
+# Where they are not given, all is text.
+_MASKS = tuple(mask for _, mask in TEXT_SETTINGS.values())
 # Iterables whose elements are no values in an order.
 _NO_LISTS = (bytes, bytearray, memoryview, Mapping, Set)
 
@@ -56,9 +59,16 @@ class RequestSettings(TypedDict, total=False):
         uniforms: float [B, L] in [0, 1), instead of those of seed and first_image.
         more_smooth: take mixtures of codebook entries instead of single ones: for looks, not for metrics; False by
             default. Tokens are still sampled, and forced ones keep their entry.
-        inputs: any of the bundle's inputs by name: tensors such as text features, and scalars that have no setting
-            above. A scalar, here and above, is one value; where the bundle takes that, it may also be a list with one
-            value for each stage.
+        prompts: texts, one for each image. Their features may be given in inputs instead: [B, Lt, Ct] with a mask
+            [B, Lt], or a list of B arrays [N, Ct].
+        negative: what the images are to be guided away from: one text for all of them, or one for each; None: what the
+            model learned for no text.
+        area: of the pictures, such as "0.25M", where the bundle is built for several sizes; by default the first's.
+        ratio: width to height, such as "3:4", in the same way.
+        tau: temperature: logits are divided by it before sampling.
+        inputs: any of the bundle's inputs by name: tensors such as text features, scalars that have no setting above,
+            and the index of a size. A scalar, here and above, is one value; where the bundle takes that, it may also be
+            a list with one value for each stage.
     """
 
     seed: int
@@ -69,6 +79,11 @@ class RequestSettings(TypedDict, total=False):
     forced_tokens: ArrayLike | None
     uniforms: ArrayLike | None
     more_smooth: bool | None
+    prompts: Sequence[str] | None
+    negative: str | Sequence[str] | None
+    area: str | None
+    ratio: str | None
+    tau: float | Sequence[float] | None
     inputs: Mapping[str, Any] | None
 
 
@@ -82,12 +97,16 @@ class Request:
             arrays do not reach.
         per_image: names of the inputs in which each image has a row; all images share the others.
         noise: of more_smooth, which `images` makes, V numbers a token being too many to keep; None: there is none.
+        size: index of the size that all images have; 0 where the bundle has one.
+        texts: prompts and negative ones, of which `images` makes tensors once they are `encoded`.
     """
 
     count: int
     arrays: Mapping[str, NDArray[Any]]
     per_image: frozenset[str]
     noise: _Noise | None = None
+    size: int = 0
+    texts: tuple[Texts, ...] = ()
 
     @classmethod
     def create(cls, bundle: Bundle, class_labels: Labels | None = None, **settings: Unpack[RequestSettings]) -> Request:
@@ -101,33 +120,45 @@ class Request:
             ClassLabelError: a label or name that the model does not have.
             RequestError: any other value that is missing, out of range or of another shape.
         """
-        manifest = bundle.manifest
-        given = _given(manifest, class_labels, settings)
+        given = _given(bundle.manifest, class_labels, settings)
+        size = _size(bundle.manifest, given, settings)
+        manifest = bundle.manifest.of_size(size)
+        pad_texts(manifest, given)
         labels = _labels(bundle, given)
-        sizes = {BATCH: _count(manifest, labels, given)}
+        texts, count = _texts(bundle, labels, given, settings)
+        sizes = {BATCH: count}
         numbers = _Numbers.of(settings)
         noise = _noise(manifest, given, settings, numbers)
         if noise is not None:
-            numbers.require_range(sizes[BATCH])
+            numbers.require_range(count)
         # Images and masks that the stage graph does not list are other roles' inputs.
         generating = {tensor.name for tensor in bundle.graph("stage").inputs}
+        later = {item.name for text in texts for item in (text.features, text.mask) if item is not None}
         arrays: dict[str, NDArray[Any]] = {}
         for item in manifest.request:
             value = given.get(item.name)
+            if item.name in later:
+                continue
             if item.kind == "label":
                 assert labels is not None
                 arrays[item.name] = labels
             elif item.kind == "uniform":
-                arrays[item.name] = _uniforms(item, value, sizes[BATCH], numbers)
+                arrays[item.name] = _uniforms(item, value, count, numbers)
             elif item.kind == "smooth_uniform":
-                arrays[item.name] = _smooth_uniforms(item, value, sizes[BATCH])
+                arrays[item.name] = _smooth_uniforms(item, value, count)
             elif item.kind == "forced_tokens":
-                arrays[item.name] = _tokens(item, value, sizes[BATCH], manifest.model)
+                arrays[item.name] = _tokens(item, value, count, manifest.model)
             elif item.kind == "scalar":
                 arrays[item.name] = _scalar(item, value)
-            elif value is not None or item.name in generating:
+            elif item.kind == "size":
+                arrays[item.name] = np.array(size, np.int64)
+            elif item.kind == "negative_features" and value is None:
+                arrays[item.name] = np.zeros((count, 0, *item.row_shape), item.dtype)
+            elif value is not None or (item.kind not in _MASKS and item.name in generating):
                 arrays[item.name] = _tensor(item, value, sizes)
-        return cls(sizes[BATCH], arrays, frozenset(item.name for item in manifest.request if item.per_image), noise)
+        arrays |= masks_of_ones(manifest, arrays)
+        per_image = frozenset(item.name for item in manifest.request if item.per_image)
+        return cls(count, arrays, per_image, noise, size, texts)
 
     def __len__(self) -> int:
         return self.count
@@ -138,7 +169,17 @@ class Request:
         arrays = {name: array[start:stop] if name in self.per_image else array for name, array in self.arrays.items()}
         if self.noise is not None:
             arrays[self.noise.item.name] = self.noise.of(start, count)
-        return replace(self, count=count, arrays=arrays, noise=None)
+        for texts in self.texts:
+            arrays |= texts.arrays(start, start + count)
+        return replace(self, count=count, arrays=arrays, noise=None, texts=())
+
+    def encoded(self, encode: Encode) -> Request:
+        """The same request with the features of its prompts; encode: see `Texts.encoded`."""
+        return replace(self, texts=tuple(texts.encoded(encode) for texts in self.texts))
+
+    def with_forced_tokens(self, forced: NDArray[np.int64], manifest: Manifest) -> Request:
+        """The same request with these tokens forced, int64 [B, L, ...]."""
+        return replace(self, arrays={**self.arrays, manifest.forced_tokens.name: forced})
 
 
 @dataclass(frozen=True)
@@ -231,6 +272,54 @@ def _given(manifest: Manifest, class_labels: Labels | None, settings: RequestSet
     return given
 
 
+def _size(manifest: Manifest, given: Mapping[str, Any], settings: RequestSettings) -> int:
+    """The index of the size that is asked for, by area and ratio or by itself."""
+    area, ratio = settings.get("area"), settings.get("ratio")
+    told = next((name for name, value in (("area", area), ("ratio", ratio)) if value is not None), None)
+    item = manifest.input_of_kind("size")
+    if item is None:
+        if told is not None:
+            height, width = manifest.model.image_size
+            raise RequestError(f"{told}: this bundle has one size, {height} x {width}; leave it out")
+        return 0
+    if item.name not in given:
+        return choose_size(manifest.sizes, area, ratio)
+    if told is not None:
+        raise RequestError(f"{told}: the size is given twice: by {told} and in inputs")
+    index = require_integer(item.name, given[item.name])
+    if not 0 <= index < len(manifest.sizes):
+        last = len(manifest.sizes) - 1
+        raise RequestError(f"{item.name} {shown_number(index)} is out of range: expected 0 to {last}")
+    return index
+
+
+def _texts(
+    bundle: Bundle, labels: NDArray[np.int64] | None, given: Mapping[str, Any], settings: RequestSettings
+) -> tuple[tuple[Texts, ...], int]:
+    """The prompts and negative texts that are given, and B."""
+    told: dict[str, Any] = {name: settings.get(name) for name in TEXT_SETTINGS if settings.get(name) is not None}
+    if told.get("negative") == "":  # no text, as where it is left out
+        del told["negative"]
+    for setting in told:
+        for kind in TEXT_SETTINGS[setting]:
+            name = _name_of_kind(bundle.manifest, kind)
+            if name in given:
+                raise RequestError(f"{setting} and {name} are both given: leave one out")
+    features = _name_of_kind(bundle.manifest, "text_features")
+    if features not in (None, *given) and "prompts" not in told and "text_encoder" in bundle.manifest.graphs:
+        raise RequestError("prompts are missing: expected a text for each image")
+    count = None if labels is None else len(labels)
+    texts = []
+    if "prompts" in told:
+        texts.append(texts_of_prompts(bundle, "prompts", told["prompts"], count))
+        count = len(texts[0].index)
+    if count is None:
+        count = _count(bundle.manifest, given)
+    if "negative" in told:
+        texts.append(texts_of_prompts(bundle, "negative", told["negative"], count))
+    return tuple(texts), count
+
+
 def _name_of_kind(manifest: Manifest, kind: str) -> str | None:
     item = manifest.input_of_kind(kind)
     return None if item is None else item.name
@@ -258,10 +347,8 @@ def _labels(bundle: Bundle, given: Mapping[str, Any]) -> NDArray[np.int64] | Non
     return found
 
 
-def _count(manifest: Manifest, labels: NDArray[np.int64] | None, given: Mapping[str, Any]) -> int:
-    """B: that of the labels, or else of the first input that is given with a row for each image; or else 1."""
-    if labels is not None:
-        return len(labels)
+def _count(manifest: Manifest, given: Mapping[str, Any]) -> int:
+    """B, where neither labels nor prompts tell it: that of the first input with a row for each image, or else 1."""
     for item in manifest.request:
         if item.per_image and item.name in given:
             array = _array(item.name, given[item.name])
