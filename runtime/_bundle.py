@@ -18,7 +18,7 @@ from nextscale.runtime._regular_file import require_regular
 from nextscale.runtime._wording import shown_text, shown_value
 
 if TYPE_CHECKING:
-    from nextscale.runtime._tokenizer import ByteTokenizer, SentencePieceTokenizer
+    from nextscale.runtime._tokenizer import Tokenizer
 
 MANIFEST_NAME = "manifest.json"
 CARD_NAME = "card.md"  # for people: whether a bundle runs does not depend on it
@@ -81,12 +81,13 @@ class Bundle:
         return self.manifest.model
 
     @cached_property
-    def tokenizer(self) -> "ByteTokenizer | SentencePieceTokenizer":
+    def tokenizer(self) -> "Tokenizer":
         """What makes token ids of prompts; read when it is first asked for.
 
         Raises:
             RequestError: the bundle has none, or one of a kind that this release does not know.
             BundleError: its file is damaged.
+            NextscaleError: a package that it needs is not installed.
         """
         from nextscale.runtime._tokenizer import ByteTokenizer, SentencePieceTokenizer
 

@@ -6,7 +6,6 @@ with zeros to the longest of them, and masked.
 
 from __future__ import annotations
 
-import string
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
@@ -93,13 +92,15 @@ def texts_of_prompts(bundle: Bundle, setting: str, value: Any, images: int | Non
         value = [value] * (images or 1)
     elif isinstance(value, _NO_LISTS) or not hasattr(value, "__iter__"):
         raise RequestError(f"{setting} {shown_value(value)}: expected a list of texts, one for each image")
-    texts = [_require_text(setting, number, text) for number, text in enumerate(value)]
+    texts = list(value)
     if not texts or images not in (None, len(texts)):
         expected = "at least one text" if images is None else f"a text for each of {images} images"
         raise RequestError(f"{setting}: expected {expected}, found {len(texts)}")
     distinct: dict[str, int] = {}
     token_ids = []
     for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise RequestError(f"{setting}[{number}] {shown_value(text)}: expected a text")
         if text not in distinct:
             distinct[text] = len(distinct)
             token_ids.append(_token_ids(bundle, setting, number, text))
@@ -113,19 +114,8 @@ def _require_text_encoder(bundle: Bundle, setting: str, features: RequestInput) 
         raise RequestError(f"{setting}: this bundle has no tokenizer; give {features.name} in inputs")
 
 
-def _require_text(setting: str, number: int, text: Any) -> str:
-    if not isinstance(text, str):
-        raise RequestError(f"{setting}[{number}] {shown_value(text)}: expected a text")
-    if not text.strip(string.whitespace):
-        raise RequestError(f"{setting}[{number}] is empty: expected a text")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise RequestError(f"{setting}[{number}] {shown_value(text)}: half a surrogate pair is no character") from None
-    return text
-
-
 def _token_ids(bundle: Bundle, setting: str, number: int, text: str) -> NDArray[np.int64]:
+    """Those of one text; errors tell which it is."""
     try:
         return bundle.tokenizer.encode(text)
     except RequestError as error:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import byte_tokenizer  # noqa: F401  which the runtime's tests need
 import pytest
 from fake_bundle import write_fake_bundle
 from fake_sizes_bundle import write_fake_sizes_bundle

@@ -131,7 +131,7 @@ BAD = {
     "another area": ({"area": "1M"}, f"area 1M with ratio 1:1 is not built; {BUILT}"),
     "a ratio of nothing": ({"ratio": "0:1"}, "ratio '0:1': expected width to height such as \"3:4\""),
     "a ratio of fractions": ({"ratio": "1.5:1"}, "ratio '1.5:1': expected width to height"),
-    "a ratio of control characters": ({"ratio": "1:1\n"}, r"ratio '1:1\\n': expected width to height"),
+    "a ratio of control characters": ({"ratio": "1:1\n"}, r"ratio '1:1\n': expected width to height"),
     "a number for a ratio": ({"ratio": 1.5}, "ratio 1.5: expected width to height"),
     "an area without a unit": ({"area": "0.02"}, "area '0.02': expected megapixels such as \"0.25M\""),
     "a number for an area": ({"area": 0.02}, "area 0.02: expected megapixels"),
@@ -154,7 +154,7 @@ def test_sizes_that_are_not_there_are_refused(
     for form in (sizes.generate, sizes.stream):
         with pytest.raises(RequestError) as caught:
             form(prompts=PROMPTS, **settings)
-        assert message.replace("\\\\", "\\") in str(caught.value)
+        assert message in str(caught.value)
 
 
 def test_arrays_of_other_sizes_are_refused(sizes: Generator) -> None:

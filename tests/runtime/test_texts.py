@@ -165,10 +165,12 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a set": ({"prompts": {"a"}}, "prompts {'a'}: expected a list of texts"),
     "no texts": ({"prompts": []}, "prompts: expected at least one text, found 0"),
     "a number among texts": ({"prompts": ["a", 3]}, "prompts[1] 3: expected a text"),
-    "an empty one": ({"prompts": ["a", ""]}, "prompts[1] is empty: expected a text"),
-    "a blank one": ({"prompts": [" \t\n"]}, "prompts[0] is empty: expected a text"),
-    "half a pair": ({"prompts": ["a\ud800\n"]}, r"prompts[0] 'a\\ud800\\n': half a surrogate pair is no character"),
-    "too long": ({"prompts": ["a", "x" * MAX_TOKENS]}, f"prompts[1]: {MAX_TOKENS + 1} tokens"),
+    "an empty one": ({"prompts": ["a", ""]}, 'prompts[1]: prompt "" is empty: expected a description in words'),
+    "half a pair": ({"prompts": ["a\ud800\n"]}, r'prompts[0]: prompt "a\ud800\n": character 1 is half of one'),
+    "too long": (
+        {"prompts": ["a", "x" * MAX_TOKENS]},
+        f'xxx" has {MAX_TOKENS + 1} tokens, its end among them; expected at most {MAX_TOKENS}',
+    ),
     "both": (
         {"prompts": ["a", "b"], "inputs": {"text_features": FEATURES}},
         "prompts and text_features are both given: leave one out",
@@ -185,7 +187,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"prompts": ["a", "b"], "negative": ["a"]},
         "negative: expected a text for each of 2 images, found 1",
     ),
-    "an empty negative one": ({"prompts": ["a", "b"], "negative": ["a", ""]}, "negative[1] is empty: expected a text"),
+    "an empty negative one": ({"prompts": ["a", "b"], "negative": ["a", ""]}, 'negative[1]: prompt "" is empty'),
     "a negative number": ({"prompts": ["a"], "negative": 3}, "negative 3: expected a list of texts"),
     "a negative mask alone": (
         {"prompts": ["a"], "inputs": {"negative_mask": [[1]]}},
@@ -226,7 +228,7 @@ def test_bad_texts_are_refused_before_anything_runs(
     for form in (sizes.generate, sizes.stream):
         with pytest.raises(RequestError) as caught:
             form(**settings)
-        assert message.replace("\\\\", "\\") in str(caught.value)
+        assert message in str(caught.value)
         assert str(caught.value).isprintable()
 
 
