@@ -69,6 +69,19 @@ def choose_size(sizes: Sequence[SizeInfo], area: object, ratio: object) -> int:
     )
 
 
+def sizes_of_area(sizes: Sequence[SizeInfo], area: object) -> list[SizeInfo]:
+    """Those of the area, or of the first size's if it is None.
+
+    Raises:
+        RequestError: another form, or an area that was not built.
+    """
+    wanted = sizes[0].megapixels if area is None else _read_area(area)
+    found = [size for size in sizes if size.megapixels == wanted]
+    if not found:
+        raise RequestError(f"area {wanted:g}M is not built; this bundle has {sizes_in_words(sizes)}")
+    return found
+
+
 def nearest_ratio(sizes: Sequence[SizeInfo], size: Size) -> str:
     """The built ratio, width to height, that is nearest to that of a picture, by the quotient of the two."""
     height, width = size
