@@ -138,11 +138,21 @@ def check_elements(node: JsonNode, shape: Shape) -> None:
         node.refuse(f"at most {MAX_DIMENSIONS} dimensions of {MAX_ELEMENTS} elements in all")
 
 
-def read_token_maps(node: JsonNode, values: int, vocab_size: int, images: int | None) -> tuple[tuple[int, ...], ...]:
-    """Rows of as many entries as an image has; images: how many rows there must be, None for any number above 0."""
+def read_token_maps(
+    node: JsonNode, values: int, vocab_size: int, images: int | None, of: str = "labels"
+) -> tuple[tuple[int, ...], ...]:
+    """Rows of as many entries as an image has.
+
+    Args:
+        node: where they are.
+        values: of a row.
+        vocab_size: what each is below.
+        images: how many rows there must be; None: any number above 0.
+        of: what tells the number of images.
+    """
     rows = tuple(_token_map(row, values, vocab_size) for row in node.elements())
     if len(rows) != images if images is not None else not rows:
-        node.refuse(f"one row for each of {images} labels" if images is not None else "at least one row", len(rows))
+        node.refuse(f"one row for each of {images} {of}" if images is not None else "at least one row", len(rows))
     return rows
 
 

@@ -37,7 +37,8 @@ def read_verify(
     if len(set(images)) > 1:
         node.refuse("as many labels and texts as images", sorted(set(images)))
     values = by_kind["forced_tokens"].row_values
-    token_maps = read_token_maps(node["token_maps"], values, model.vocab_size, images[0] if images else None)
+    count, of = images[0] if images else None, "labels" if "label" in by_kind else "texts"
+    token_maps = read_token_maps(node["token_maps"], values, model.vocab_size, count, of)
     stored = node.get("encoded")
     encoded = None if stored is None else read_token_maps(stored, values, model.vocab_size, len(token_maps))
     return VerifyInfo(node["seed"].integer(0, 2**64 - 1), dict(inputs.value), token_maps, encoded, prompts, lengths)

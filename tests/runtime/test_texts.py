@@ -401,7 +401,7 @@ DAMAGED: dict[str, tuple[Callable[[Manifest], None], str]] = {
     ),
     "verify of a third prompt": (
         verify(prompts=["a", "b", "c"]),
-        "verify.token_maps: expected one row for each of 3 labels, found 2",
+        "verify.token_maps: expected one row for each of 3 texts, found 2",
     ),
 }
 
