@@ -2,6 +2,7 @@
 
 __all__ = [
     "autoencoder_parts",
+    "bit_sampling_graph",
     "bundle_writer",
     "generate_graph",
     "graph_builder",
