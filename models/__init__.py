@@ -8,6 +8,7 @@ __all__ = [
     "equalization",
     "infinity",
     "sources",
+    "t5",
     "transformer_parts",
     "var",
 ]

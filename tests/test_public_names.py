@@ -10,7 +10,7 @@ import pytest
 
 ROOMS = (
     *("calib_data", "compiler", "evaluate", "export", "export.infinity", "export.var", "graph_passes", "measure"),
-    *("models", "models.infinity", "models.var", "paper", "report", "simulation"),
+    *("models", "models.infinity", "models.t5", "models.var", "paper", "report", "simulation"),
 )
 
 

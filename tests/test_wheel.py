@@ -35,6 +35,7 @@ ROOMS = (
     "measure/peers",
     "models",
     "models/infinity",
+    "models/t5",
     "models/var",
     "paper",
     "report",

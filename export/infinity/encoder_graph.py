@@ -10,6 +10,7 @@ from onnxscript import GraphBuilder, OpBuilder
 
 from nextscale.export.autoencoder_parts import AutoencoderParts, to_numbers
 from nextscale.export.graph_builder import Constants, add_output, finish, new_builder
+from nextscale.export.infinity._patches import to_tokens
 from nextscale.models.infinity.bsq_vae import BSQVAE, BSQVAEConfig
 
 Sizes = Sequence[Sequence[tuple[int, int]]]
@@ -81,10 +82,11 @@ def _bits(
         upsampled = op.Resize(
             codes, None, None, shape, mode="linear", coordinate_transformation_mode="half_pixel", _name="upsample"
         )
+        bits = to_tokens(op, positive, tokens, config.patch, channels)
         return (
             op.Identity(proceed),
             op.Sub(residual, upsampled),
-            op.Concat(so_far, _tokens(op, positive, tokens, config.patch, channels), axis=1),
+            op.Concat(so_far, op.Cast(bits, to=ir.DataType.INT64), axis=1),
         )
 
     none = op.ConstantOfShape(
@@ -119,11 +121,3 @@ def _areas(op: OpBuilder, small: ir.Value, large: ir.Value) -> ir.Value:
     end = op.Div(op.Add(op.Mul(op.Add(place, 1), large), op.Sub(small, 1)), small)  # rounded up
     cell = op.Range(0, large, 1)
     return op.Cast(op.And(op.GreaterOrEqual(cell, first), op.Less(cell, end)), to=ir.DataType.FLOAT)
-
-
-def _tokens(op: OpBuilder, positive: ir.Value, tokens: ir.Value, patch: int, channels: int) -> ir.Value:
-    """Bool [B, d, p h, p w] to a token's bits p^2 c + p i + j, int64 [B, h w, p^2 d]."""
-    height, width = (op.Gather(tokens, [axis]) for axis in (0, 1))
-    patches = op.Reshape(positive, op.Concat([0, channels], height, [patch], width, [patch], axis=0))
-    together = op.Transpose(patches, perm=[0, 2, 4, 1, 3, 5])
-    return op.Cast(op.Reshape(together, [0, -1, channels * patch**2]), to=ir.DataType.INT64)
