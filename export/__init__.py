@@ -5,5 +5,6 @@ __all__ = [
     "generate_graph",
     "graph_builder",
     "sampling_graph",
+    "text_encoder_graph",
     "var",
 ]
