@@ -9,7 +9,9 @@ __all__ = [
     "fuse_linear",
     "fuse_norm",
     "fuse_sampling",
+    "fuse_two_bytes",
     "gptq",
+    "halve_table",
     "integer_model",
     "layer_facts",
     "linear_layers",
@@ -24,6 +26,8 @@ __all__ = [
     "quantize_linear",
     "quantize_linear_dynamic",
     "quantize_linear_pairs",
+    "quantize_linear_two_bytes",
+    "quantize_text_encoder",
     "recipe",
     "split_rows",
 ]

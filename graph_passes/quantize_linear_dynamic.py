@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from nextscale.graph_passes._dynamic_ranges import by_row, image_extreme, positive, quantize_images, quantize_rows
+from nextscale.graph_passes._dynamic_ranges import by_row, image_extreme, positive, quantize_images, quantize_tokens
 from nextscale.graph_passes._graph_edit import MICROSOFT, constant, integer_matmul, splice
 from nextscale.graph_passes.linear_layers import (
     IntegerWeight,
@@ -79,7 +79,7 @@ def quantize_linear_by_token(
     for layers in sharing(find_layers(model.graph, set(zero_points))):
         first = layers[0]
         zero_point = zero_points[first.name]
-        body = partial(_quantize_by_token, zero_point=zero_point, bits=bits)
+        body = partial(quantize_tokens, zero_point=zero_point, bits=bits)
         codes, scale = splice(first.graph, f"{first.name}/quantize", [first.activation], body, before=first.node)
         for layer in layers:
             weight = insert_integer_weight(model.graph, layer, rounder, packed)
@@ -124,18 +124,6 @@ def _multiply_by_image(
     column = op.Mul(constant(op, "negative_weight_sums", -weight.sums.astype(np.float32)), weight_scale)
     shift = op.Mul(offset, column)
     return [op.Add(product, shift if bias is None else op.Add(shift, bias))]
-
-
-def _quantize_by_token(op: OpBuilder, x: ir.Value, zero_point: int, bits: int) -> Sequence[ir.Value]:
-    """Codes [R, l, K] and scale [R, l, 1]."""
-    qmax = 2**bits - 1
-    high = op.ReduceMax(x, [-1], keepdims=1)
-    low = op.ReduceMin(x, [-1], keepdims=1)
-    scale = positive(op, op.Max(op.Div(high, float(qmax - zero_point)), op.Div(op.Neg(low), float(zero_point))))
-    # A stage may have no tokens of a kind: ONNX Runtime leaves the last axis of nothing as it is.
-    scale = op.Reshape(scale, [0, 0, 1])
-    at = constant(op, "zero_point", np.array(zero_point, np.uint8))
-    return quantize_rows(op, x, scale, at, 0, qmax), scale
 
 
 def _multiply_by_token(

@@ -3,6 +3,7 @@
 __all__ = [
     "checkpoint",
     "encoder",
+    "layers",
     "presets",
     "random_weights",
 ]
