@@ -6,6 +6,8 @@ in the state dict. Symbols: H heads, d their width.
 
 from __future__ import annotations
 
+from functools import partial
+
 import onnx_ir as ir
 import torch
 from onnxscript import OpBuilder
@@ -13,7 +15,8 @@ from torch import Tensor
 
 from nextscale.export.graph_builder import Constants, add_output, finish, linear, new_builder
 from nextscale.models._weight import Weight
-from nextscale.models.t5.encoder import NORM_EPS, GatedFFN, Linear, RMSNorm, SelfAttention, T5Encoder
+from nextscale.models.t5.encoder import NORM_EPS, GatedFFN, RMSNorm, SelfAttention, T5Encoder
+from nextscale.models.t5.layers import channel_factors
 
 # N is at most this: the positions that the table of biases has.
 MAX_TOKENS = 512
@@ -60,9 +63,9 @@ class TextEncoderParts:
         y = op.Div(x, op.Sqrt(op.Add(power, NORM_EPS)))
         return op.Mul(y, self.constants(f"{name}.weight", _float32(norm.weight)))
 
-    def linear(self, op: OpBuilder, name: str, layer: Linear, x: ir.Value) -> ir.Value:
+    def linear(self, op: OpBuilder, name: str, weight: Weight, x: ir.Value) -> ir.Value:
         """[..., in] -> [..., out]."""
-        return linear(op, self.constants, name, x, _float32(layer.weight), None)
+        return linear(op, self.constants, name, x, weight, None)
 
     def block(self, op: OpBuilder, i: int, x: ir.Value, bias: ir.Value) -> ir.Value:
         """One block: x [B, N, Ct] and bias [1, H, N, N] -> [B, N, Ct]."""
@@ -75,22 +78,35 @@ class TextEncoderParts:
     def attention(self, op: OpBuilder, name: str, attention: SelfAttention, x: ir.Value, bias: ir.Value) -> ir.Value:
         """softmax(q k + bias) v: [B, N, Ct] -> [B, N, Ct]."""
         q, k, v = (
-            op.Reshape(self.linear(op, f"{name}.{part}", layer, x), [0, 0, self.config.num_heads, self.config.head_dim])
+            op.Reshape(
+                self.linear(op, f"{name}.{part}", _float32(layer.weight), x),
+                [0, 0, self.config.num_heads, self.config.head_dim],
+            )
             for part, layer in (("q", attention.q), ("k", attention.k), ("v", attention.v))
         )
         q, v = (op.Transpose(part, perm=[0, 2, 1, 3]) for part in (q, v))
         scores = op.MatMul(q, op.Transpose(k, perm=[0, 2, 3, 1]), _name=f"{name}.scores")
         weights = op.Softmax(op.Add(scores, bias), axis=-1)
         out = op.Transpose(op.MatMul(weights, v, _name=f"{name}.mix"), perm=[0, 2, 1, 3])
-        return self.linear(op, f"{name}.o", attention.o, op.Reshape(out, [0, 0, self.config.inner_dim]))
+        return self.linear(
+            op, f"{name}.o", _float32(attention.o.weight), op.Reshape(out, [0, 0, self.config.inner_dim])
+        )
 
     def ffn(self, op: OpBuilder, name: str, ffn: GatedFFN, x: ir.Value) -> ir.Value:
-        """wo(gelu(wi_0(x)) * wi_1(x)): [B, N, Ct] -> [B, N, Ct]."""
-        gate = op.Gelu(self.linear(op, f"{name}.wi_0", ffn.wi_0, x), approximate="tanh")
-        return self.linear(op, f"{name}.wo", ffn.wo, op.Mul(gate, self.linear(op, f"{name}.wi_1", ffn.wi_1, x)))
+        """wo(gelu(wi_0(x)) * wi_1(x)): [B, N, Ct] -> [B, N, Ct]; `channel_factors` go from wo to wi_1."""
+        factors = channel_factors(ffn.wo.weight.detach())
+        rows = partial(_scaled, ffn.wi_1.weight.detach(), 1 / factors[:, None])
+        columns = partial(_scaled, ffn.wo.weight.detach(), factors)
+        gate = op.Gelu(self.linear(op, f"{name}.wi_0", _float32(ffn.wi_0.weight), x), approximate="tanh")
+        values = self.linear(op, f"{name}.wi_1", rows, x)
+        return self.linear(op, f"{name}.wo", columns, op.Mul(gate, values))
 
 
 def _float32(weight: Tensor) -> Weight:
     """The weight, or what makes it float32."""
     weight = weight.detach()
     return weight if weight.dtype == torch.float32 else weight.float
+
+
+def _scaled(weight: Tensor, factors: Tensor) -> Tensor:
+    return weight.float() * factors

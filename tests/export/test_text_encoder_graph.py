@@ -17,6 +17,7 @@ from nextscale.export.bundle_writer import write_graphs
 from nextscale.export.text_encoder_graph import MAX_TOKENS, build_text_encoder_graph
 from nextscale.graph_passes.linear_layers import linear_layer_shapes
 from nextscale.models.t5.encoder import T5Config
+from nextscale.models.t5.layers import wide_layers
 from nextscale.models.t5.random_weights import random_t5
 from nextscale.runtime._session import SessionOptions, new_session, session_settings
 from tests.goldens.text_parity import CONFIG, FEATURES, LENGTHS, condensed, small_encoder, token_ids
@@ -102,6 +103,27 @@ def test_random_shapes(tmp_path: Path) -> None:
         session = new_session(tmp_path / "t.onnx", session_settings(SessionOptions(threads=1)))
         ids = rng.integers(0, count, (int(rng.integers(1, 4)), int(rng.integers(1, 60))))
         np.testing.assert_allclose(run(session, ids), encoder(torch.from_numpy(ids)).numpy(), rtol=0, atol=1e-4)
+
+
+def test_unequal_columns_change_hands_and_not_the_features(tmp_path: Path) -> None:
+    """Factors between wi_1 and wo are powers of two: features are the same to the last bit as without them."""
+    encoder, even = small_encoder(), small_encoder()
+    for i in range(CONFIG.depth):
+        ffn = encoder.block(i).feed_forward.DenseReluDense
+        ffn.wo.weight[:, 3:9] /= 64
+        ffn.wi_1.weight[3:9] *= 64
+    graphs = [build_text_encoder_graph(model) for model in (encoder, even)]
+    features = []
+    for graph in graphs:
+        ir.save(graph, tmp_path / "t.onnx")
+        session = new_session(tmp_path / "t.onnx", session_settings(SessionOptions(threads=1)))
+        features.append(run(session, token_ids(9)))
+    np.testing.assert_array_equal(*features)
+    for name in wide_layers(CONFIG):
+        weight = graphs[0].graph.initializers[f"{name}.weight"].const_value
+        assert weight is not None
+        largest = np.abs(weight.numpy()).max(axis=1)
+        assert largest.max() < 2 * np.median(largest) < 4 * largest.min()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
