@@ -34,7 +34,7 @@ def quantize_text_encoder(model: ir.Model, wide: Collection[str], rounder: Weigh
     Args:
         model: the float graph: token_ids -> text_features, its embeddings in the initializer TABLE.
         wide: names of the layers that read two bytes of each number.
-        rounder: makes the integer weights, of 8 bits beside activations of 8.
+        rounder: makes the integer weights; for CPUs without VNNI `reduced_range` beside activations of 8 bits.
     Raises:
         ValueError: `wide` names no linear layer of the graph, or the graph has no table.
     """

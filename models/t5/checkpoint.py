@@ -65,7 +65,6 @@ def load_t5(folder: str | Path) -> T5Encoder:
     with torch.device("meta"):
         model = T5Encoder(config)
     _require_shapes(state, model.state_dict(), path)
-    require_weights(state, path)
     require_stored(state, path)
     for name, tensor in state.items():
         as_float32(tensor, name, path)
@@ -85,8 +84,8 @@ def read_config(path: Path) -> T5Config:
         raise CheckpointError(f'{path}: expected "model_type" {" or ".join(MODEL_TYPES)}, found {shown_value(kind)}')
     if form not in GATED:
         raise CheckpointError(
-            f'{path}: expected "feed_forward_proj" gated-gelu, found {shown_value(form)}: T5 1.0 has no gates; '
-            "give a T5 v1.1, Flan-T5 or ByT5"
+            f'{path}: expected "feed_forward_proj" gated-gelu, found {shown_value(form)}; give a T5 v1.1, Flan-T5 or '
+            "ByT5: T5 1.0 has no gates"
         )
     eps = document.get("layer_norm_epsilon", NORM_EPS)
     if eps != NORM_EPS:
@@ -132,7 +131,7 @@ def _encoder_tensors(content: object, path: Path) -> dict[str, Tensor]:
     """The tensors that are not the decoder's, by their official names; the table has one name of its two.
 
     Raises:
-        CheckpointError: no state dict, or the two names of the table stand for unequal tensors.
+        CheckpointError: no state dict, tensors that are no weights, or two tables that differ.
     """
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: expected tensors by name, found {type(content).__name__}")
@@ -140,6 +139,7 @@ def _encoder_tensors(content: object, path: Path) -> dict[str, Tensor]:
     foreign = [name for name, tensor in state.items() if not isinstance(tensor, Tensor)]
     if foreign:
         raise CheckpointError(f"{path}: expected tensors alone, found {listed(foreign)}; save the state dict alone")
+    require_weights(state, path)
     alias = state.pop(TABLE_ALIAS, None)
     if alias is not None and not torch.equal(state.setdefault(TABLE, alias), alias):
         raise CheckpointError(f"{path}: {TABLE} and {TABLE_ALIAS} differ; expected one table")

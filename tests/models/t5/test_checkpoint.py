@@ -98,9 +98,12 @@ def test_the_table_may_have_its_other_name_alone(write: Callable[..., Path], sta
     assert torch.equal(load_t5(write(renamed)).shared.weight, state["shared.weight"])
 
 
-def test_two_tables_that_differ_are_refused(write: Callable[..., Path], state: State) -> None:
+@pytest.mark.parametrize("change", [lambda table: table + 1, Tensor.half, lambda table: table[:-1]])
+def test_two_tables_that_differ_are_refused(
+    write: Callable[..., Path], state: State, change: Callable[[Tensor], Tensor]
+) -> None:
     with pytest.raises(CheckpointError, match=r"shared\.weight and encoder\.embed_tokens\.weight differ"):
-        load_t5(write({**state, ALIAS: state["shared.weight"] + 1}))
+        load_t5(write({**state, ALIAS: change(state["shared.weight"])}))
 
 
 def test_safetensors_go_before_files_of_torch(write: Callable[..., Path], state: State) -> None:
@@ -123,7 +126,7 @@ def test_the_official_configurations_are_read(tmp_path: Path, name: str) -> None
     [
         ({"model_type": "umt5"}, "\"model_type\" t5 or mt5, found 'umt5'"),
         ({"model_type": None}, "found None"),
-        ({"feed_forward_proj": "relu"}, "expected \"feed_forward_proj\" gated-gelu, found 'relu': T5 1.0 has no gates"),
+        ({"feed_forward_proj": "relu"}, "expected \"feed_forward_proj\" gated-gelu, found 'relu'; give a T5 v1"),
         ({"feed_forward_proj": "gated-silu"}, "found 'gated-silu'"),
         ({"layer_norm_epsilon": 1e-5}, '"layer_norm_epsilon" 1e-06, found 1e-05'),
         ({"d_model": 0}, '"d_model" 1 to 1048576, found 0'),
@@ -148,7 +151,7 @@ def test_ungated_t5_is_the_default_of_a_configuration_without_the_word(
 ) -> None:
     config = document()
     del config["feed_forward_proj"]
-    with pytest.raises(CheckpointError, match=r"found 'relu': T5 1\.0 has no gates; give a T5 v1\.1"):
+    with pytest.raises(CheckpointError, match=r"found 'relu'; give a .*: T5 1\.0 has no gates$"):
         load_t5(write(state, config))
 
 
