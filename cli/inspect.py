@@ -13,7 +13,7 @@ from rich.table import Table
 from nextscale.cli import options
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
-from nextscale.runtime._manifest import GraphInfo, Manifest
+from nextscale.runtime._manifest import GraphInfo, Manifest, TokenizerInfo
 from nextscale.runtime._memory import cache_bytes
 from nextscale.runtime._operators import choose_variant
 from nextscale.runtime._text import printable
@@ -77,6 +77,7 @@ def _overview(bundle: Bundle) -> Table:
         "model": f"{model.depth} blocks of width {model.embed_dim}, {model.num_heads} heads, {model.vocab_size} codes",
         "pictures": pictures,
         "stages": f"{model.stages_in_words} ({model.num_tokens} tokens)",
+        **_tokenizer_row(manifest.tokenizer),
         **({} if manifest.sizes else {"keys and values": f"{_megabytes(cache_bytes(manifest))} MB a picture"}),
         **{
             f"recipe: {key}": _line(value)
@@ -92,6 +93,13 @@ def _overview(bundle: Bundle) -> Table:
     for key, value in rows.items():
         table.add_row(_line(key), value)
     return table
+
+
+def _tokenizer_row(info: TokenizerInfo | None) -> dict[str, str]:
+    if info is None:
+        return {}
+    known = f"{info.kind}, at most {info.max_tokens} tokens" if info.max_tokens else f"{_line(info.kind)}, unknown here"
+    return {"tokenizer": known}
 
 
 def _sizes(manifest: Manifest) -> Table:

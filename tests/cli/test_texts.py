@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,8 @@ def test_an_extended_photograph_has_another_ratio(bundle: Path) -> None:
 def test_inspect_lists_the_sizes(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("inspect", bundle) == 0
     lines = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
+    assert ["tokenizer", "bytes,", "at", "most", "40", "tokens"] in lines
+    assert ["pictures", "8", "x", "8", "pixels", "of", "prompts"] in lines
     # Keys and values: 2 x 2 rows x 1 block x L tokens x 8 x 4 bytes.
     for size, length in zip(SIZES, LENGTHS, strict=True):
         (height, width), (tall, wide) = size["ratio"], size["image_size"]
@@ -164,6 +168,19 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert captured.err.count("\n") == 1
     assert message in captured.err
     assert not Path("a.png").exists()
+
+
+def test_prompts_come_from_a_pipe_that_a_shell_opens_and_no_other(
+    bundle: Path, make_fifo: Callable[[Path], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("generate", bundle, "--prompts", make_fifo(Path("pipe")), "--out", "a.png") == 2
+    assert "pipe: not a regular file; give the path of one" in capsys.readouterr().err
+    reader, writer = os.pipe()
+    os.write(writer, b"a fox\n")
+    os.close(writer)
+    assert run("generate", bundle, "--prompts", f"/dev/fd/{reader}", "--out", "a.png") == 0
+    os.close(reader)
+    assert parameters_of("a.png")["prompts"] == ["a fox"]
 
 
 @pytest.mark.parametrize("option", [["--prompt", "a"], ["--prompts", "a.txt"], ["--negative", "a"]], ids=lambda x: x[0])

@@ -11,9 +11,10 @@ import onnx
 import onnx.inliner
 import onnx_ir as ir
 import pytest
-from fake_bundle import read_manifest
+from fake_bundle import in_download_cache, read_manifest
 from fake_sizes_bundle import LENGTHS, SIZES, write_fake_sizes_bundle
 
+from nextscale.export._card import bundle_card
 from nextscale.export.bundle_writer import BundleInfo, write_graphs, write_manifest
 from nextscale.export.generate_graph import build_generate_graph, initial_shape, state_names
 from nextscale.runtime import Bundle, Generation, Generator
@@ -137,6 +138,13 @@ def test_the_written_manifest_is_the_hand_made_one(fake: Path, written: Path) ->
     assert "spiece.model" in document["files"]
 
 
+def test_a_linked_tokenizer_is_no_weights(written: Path, tmp_path: Path) -> None:
+    """As a download cache keeps it: ONNX Runtime is handed the weights alone."""
+    bundle = Bundle.open(in_download_cache(written, tmp_path / "cache"))
+    assert bundle.linked_data().keys() == {"weights.data"}
+    assert generated(bundle.folder).images.shape == (2, 8, 8, 3)
+
+
 def test_a_bundle_of_features_passes_verify(fake: Path, graphs: dict[str, ir.Model], tmp_path: Path) -> None:
     """Its stored texts are those of a formula, and its tokens those of the composed graph."""
     alone = write_fake_sizes_bundle(tmp_path / "features", text_encoder=False)
@@ -153,3 +161,15 @@ def test_a_bundle_of_features_passes_verify(fake: Path, graphs: dict[str, ir.Mod
     report = verify(Bundle.open(tmp_path / "written"))
     assert report.passed, report
     assert [check.name for check in report.checks] == ["files", "contract", "logits", "tokens", "encoder", "streaming"]
+
+
+def test_the_card_lists_the_sizes(fake: Path) -> None:
+    manifest = Bundle.open(fake).manifest
+    lines = bundle_card("a", "Words.", "MIT", manifest.model, {"name": "fp32"}, manifest.sizes).splitlines()
+    for line in (
+        "| pictures | 8 x 8 RGB, of text |",
+        "| sizes, width to height | 0.01M 1:1 2:3; 0.02M 1:1 |",
+        "| stages | 2: 1, 2 (5 tokens) |",
+        "| codebook | bits |",
+    ):
+        assert line in lines
