@@ -164,7 +164,7 @@ def test_the_shortest_and_the_longest_text(length: int) -> None:
 
 def test_a_text_longer_than_the_learned_one_is_an_error(stages: InfinityStages) -> None:
     features, _ = text_feeds(texts((CONFIG.max_text + 1,)))
-    with pytest.raises(Fail, match="Where node.*6 by 7"):
+    with pytest.raises(Fail, match=r"Where node.*6 by 7"):
         stages.run(stages.feeds(features))
 
 
