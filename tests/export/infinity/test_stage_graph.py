@@ -20,6 +20,7 @@ from nextscale.export.infinity.stage_graph import build_stage_graph, resize
 from nextscale.graph_passes._attention_patterns import attention_patterns
 from nextscale.graph_passes.fuse_attention import fuse_attention, unfused_attentions
 from nextscale.graph_passes.linear_layers import linear_layer_shapes
+from nextscale.graph_passes.tile_attention import tile_attention, untiled_attentions
 from nextscale.models.equalization import Equalization
 from nextscale.models.infinity.layers import linear_shapes, stage_facts
 from nextscale.models.infinity.multi_scale_bits import latent_stage_size
@@ -312,3 +313,14 @@ def test_sizes_that_the_model_does_not_make_are_refused(model: Infinity, sizes: 
 def test_more_stages_than_the_model_has_are_refused() -> None:
     with pytest.raises(ValueError, match=r"a size of 7 stages .*: the model makes at most 3"):
         build_stage_graph(tiny_infinity(replace(CONFIG, num_levels=3)), [make_size("0.06M", (1, 1))])
+
+
+def test_attention_of_some_queries_at_a_time(stages: InfinityStages, graph: ir.Model) -> None:
+    """All of it; 40 scores are fewer than a query has in the last stage, so that there is one query a part."""
+    assert not untiled_attentions(graph)
+    features, further = text_feeds(texts())
+    feeds = stages.feeds(features, cfg_scale=3, forced_bits=random_bits(SIZE), **further)
+    expected = all_stages(stages.run(feeds), "logits")
+    for most in (40, 2000):
+        tiled = InfinityStages(tile_attention(graph, most), CONFIG, SIZES)
+        assert_close(all_stages(tiled.run(feeds), "logits"), expected)
