@@ -93,15 +93,23 @@ def _rounded_up(op: OpBuilder, x: ir.Value, divisor: ir.Value | list[int]) -> ir
 
 def _part(pattern: AttentionPattern, nodes: Sequence[ir.Node]) -> ir.Graph:
     """The attention of a part of the queries, [R, H, l / n, d] both; keys, values and masks are the outer graph's."""
-    queries = ir.Value(name=f"{pattern.name}/queries", type=ir.TensorType(ir.DataType.FLOAT))
+    queries = _of_part(pattern.query, f"{pattern.name}/queries")
     made, copies = {pattern.query: queries}, []
     for node in nodes:
         inputs = [value if value is None else made.get(value, value) for value in node.inputs]
         if node is pattern.scores:
             inputs[1] = pattern.key
         (output,) = node.outputs
-        made[output] = ir.Value(name=f"{output.name}/part", type=ir.TensorType(ir.DataType.FLOAT))
+        made[output] = _of_part(output, f"{output.name}/part")
         attributes = node.attributes.values()
         outputs = [made[output]]
         copies.append(ir.Node(node.domain, node.op_type, inputs, attributes, outputs=outputs, name=node.name))
-    return ir.Graph([queries], [made[pattern.mix.outputs[0]]], nodes=copies, name=f"{pattern.name}/part")
+    imports = dict(pattern.graph.opset_imports)  # what passes go by that change what is in the part
+    result = made[pattern.mix.outputs[0]]
+    return ir.Graph([queries], [result], nodes=copies, name=f"{pattern.name}/part", opset_imports=imports)
+
+
+def _of_part(value: ir.Value, name: str) -> ir.Value:
+    """What has the queries' axis in the part, where it is called "q"."""
+    shape = None if value.shape is None else ir.Shape([*value.shape[:-2], "q", value.shape[-1]])
+    return ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=shape)
