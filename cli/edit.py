@@ -1,6 +1,7 @@
 """`nextscale edit`: a photograph and a mask in, the photograph with parts of it made anew out."""
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,14 +14,16 @@ from rich.console import Console
 from nextscale.cli import options
 from nextscale.cli.pictures import Previews, StageProgress, after_stages, numbered, parameters_of, told_seed
 from nextscale.cli.results import print_path
+from nextscale.cli.sampling import Sampling, sampling_options
+from nextscale.cli.subjects import SubjectOptions, subject_options
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime._operators import Ops
 from nextscale.runtime._outputs import is_stdout
-from nextscale.runtime._photo import SIDES, Canvas, Side, feather_of
+from nextscale.runtime._photo import MOST_EXTENSION, SIDES, Canvas, Side, feather_of
 from nextscale.runtime._read_picture import read_mask, read_picture
-from nextscale.runtime._request import resolve_top_k
 from nextscale.runtime._session import SessionOptions
+from nextscale.runtime._sizes import Size
 from nextscale.runtime._wording import shown_value
 from nextscale.runtime.image_io import Writer, picture_writer, require_picture_format, require_writable, write_files
 
@@ -92,13 +95,13 @@ class Extension(click.ParamType):
     metavar="SHARE",
     help="Make this share of the stages anew, the last ones: the photo's layout and colours stay.",
 )
-@click.option("--class", "classes", multiple=True, metavar="ID|NAME", help="Of what is made.  [default: no class]")
-@click.option("--count", type=click.IntRange(1, 10_000), default=1, metavar="N", help="Results of each class.")
+@subject_options
+@options.size
+@click.option(
+    "--count", type=click.IntRange(1, 10_000), default=1, metavar="N", help="Results of each class or prompt."
+)
 @click.option("--seed", type=options.Seed(), default=0, metavar="S", help='0 to 2^64 - 1, or "random".')
-@options.cfg_scale
-@options.top_k
-@options.top_p
-@options.more_smooth
+@sampling_options
 @click.option("--feather", type=click.IntRange(0, 1000), metavar="PX", help="The seam's width within the mask.")
 @click.option("--no-blend", is_flag=True, help="The decoder's picture as it is, also outside the mask.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("edited.png"), show_default=True, metavar="FILE")
@@ -116,13 +119,12 @@ def edit(
     outpaint: bool,
     extend: tuple[tuple[Side, float], ...],
     variation: float | None,
-    classes: tuple[str, ...],
+    subjects: SubjectOptions,
+    area: str | None,
+    ratio: str | None,
     count: int,
     seed: int | None,
-    cfg_scale: float,
-    top_k: int | None,
-    top_p: float,
-    more_smooth: bool,
+    sampling: Sampling,
     feather: int | None,
     no_blend: bool,
     out: Path,
@@ -134,7 +136,7 @@ def edit(
     ops_library: str,
     quiet: bool,
 ) -> None:
-    """Make parts of PHOTO anew with the bundle in DIR.
+    """Make parts of PHOTO anew with the bundle in DIR: of a class, of no class, or of a prompt.
 
     The result has the photo's size; a PNG has its pixels outside the mask exactly. With several results each has a file
     of its own, FILE-0000.png and so on. A picture holds the parameters that made it, as those of `nextscale generate`.
@@ -157,17 +159,18 @@ def edit(
     require_picture_format(out)
     bundle = Bundle.open(bundle_dir)
     bundle.require_encoder()
-    model = bundle.model
-    each = [bundle.class_label(name) for name in classes] or [model.num_classes]
-    labels = [label for label in each for _ in range(count)]
-    paths = [out] if len(labels) == 1 else numbered(out, len(labels))
-    previews = Previews(model.num_stages if with_previews else 0)
+    of = subjects.of(bundle, count, default=bundle.model.num_classes)
+    paths = [out] if len(of) == 1 else numbered(out, len(of))
 
     read = read_picture(photo)
+    size = options.chosen_size(bundle.manifest, area, ratio, _extended(read.pixels.shape, sides))
+    model = size.model
+    previews = Previews(model.num_stages if with_previews else 0)
     canvas = Canvas(read.pixels, read.transparent if read.transparent is not None and read.transparent.any() else None)
     if mask is not None:
         canvas = Canvas(read.pixels, read_mask(mask, canvas.size))
-    require_writable([*paths, *previews.paths(paths)], [*bundle.paths(), photo, *([mask] if mask else [])])
+    inputs = [*bundle.paths(), photo, *([mask] if mask else []), *subjects.inputs]
+    require_writable([*paths, *previews.paths(paths)], inputs)
     if box is not None:
         canvas = canvas.with_box(box, model, outpaint=outpaint)
     if extend:
@@ -180,28 +183,22 @@ def edit(
     window = canvas.window(model)
     image, seen_mask = canvas.seen(window, model)
 
-    sampling: dict[str, Any] = {
-        "seed": told_seed(seed),
-        "cfg_scale": cfg_scale,
-        "top_k": resolve_top_k(top_k, model),
-        "top_p": top_p,
-        "more_smooth": more_smooth,
-    }
+    settings = {"seed": told_seed(seed), **sampling.settings(bundle.manifest)}
     generator = Generator(bundle, SessionOptions(threads=threads, spinning=spinning, ops=ops, ops_library=ops_library))
     console = Console(stderr=True, quiet=quiet)
-    with StageProgress(console, len(labels), batch, model.num_stages, previews) as progress:
+    with StageProgress(console, len(of), batch, model.num_stages, previews) as progress:
         made = generator.edit(
             image,
             seen_mask,
-            labels,
             keep_stages=keep_stages,
             feather=-1,
             batch_size=batch,
             on_stage=progress.advance,
-            **sampling,
+            **of.settings,
+            **settings,
         )
     seam = -1 if no_blend else feather_of(window, model) if feather is None else feather
-    parameters = parameters_of(generator, sampling)
+    parameters = parameters_of(generator, {**settings, **size.settings})
     parameters["edit"] = {
         "window": [window.y, window.x, window.height, window.width],
         "keep_stages": keep_stages,
@@ -211,8 +208,7 @@ def edit(
 
     def write(path: Path, number: int, image: NDArray[np.uint8], further: dict[str, Any], file: BinaryIO) -> None:
         """A result is put together when it is written, so that one large photograph at a time is in memory."""
-        label = labels[number]
-        own = {"first_image": number, "classes": [label], "class_names": [bundle.class_name(label)]}
+        own = {"first_image": number, **of.parameters([number])}
         whole = canvas.with_window(image, window, seam)
         picture_writer(path, whole, {**parameters, **own, **further})(file)
 
@@ -229,3 +225,10 @@ def edit(
     for path in files:
         if not is_stdout(path):
             print_path(path)
+
+
+def _extended(shape: tuple[int, ...], sides: Mapping[Side, float]) -> Size:
+    """About the size of a picture with the shares that are to be added at its sides, which may yet be refused."""
+    shares = {side: min(max(share, 0.0), MOST_EXTENSION) for side, share in sides.items()}
+    tall, wide = (sum(shares.get(side, 0) for side in pair) for pair in (SIDES[::2], SIDES[1::2]))
+    return round(shape[0] * (1 + tall)), round(shape[1] * (1 + wide))

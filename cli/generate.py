@@ -1,4 +1,4 @@
-"""`nextscale generate`: labels in, a sheet of pictures out."""
+"""`nextscale generate`: classes or prompts in, a sheet of pictures out."""
 
 import json
 from dataclasses import replace
@@ -12,11 +12,12 @@ from rich.console import Console
 from nextscale.cli import options
 from nextscale.cli.pictures import Previews, StageProgress, after_stages, numbered, parameters_of, told_seed
 from nextscale.cli.results import print_path
+from nextscale.cli.sampling import Sampling, sampling_options
+from nextscale.cli.subjects import SubjectOptions, Subjects, subject_options
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._next_scale_loop import Generation, Generator
 from nextscale.runtime._operators import Ops
 from nextscale.runtime._outputs import is_stdout
-from nextscale.runtime._request import resolve_top_k
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import (
     Writer,
@@ -31,15 +32,11 @@ from nextscale.runtime.image_io import (
 
 @click.command()
 @click.argument("bundle_dir", metavar="DIR", type=options.BUNDLE)
+@subject_options
+@options.size
 @click.option(
-    "--class",
-    "classes",
-    multiple=True,
-    required=True,
-    metavar="ID|NAME",
-    help='Repeat for several classes; "null" is the null class.',
+    "--count", type=click.IntRange(1, 100_000), default=1, metavar="N", help="Images of each class or prompt."
 )
-@click.option("--count", type=click.IntRange(1, 100_000), default=1, metavar="N", help="Images of each class.")
 @click.option(
     "--seed",
     type=options.Seed(),
@@ -48,10 +45,7 @@ from nextscale.runtime.image_io import (
     help='0 to 2^64 - 1; the same seed gives the same pictures. "random" draws one and tells it.',
 )
 @click.option("--first-image", type=int, default=0, metavar="I", help="Start at image I of the seed.")
-@options.cfg_scale
-@options.top_k
-@options.top_p
-@options.more_smooth
+@sampling_options
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -71,14 +65,13 @@ from nextscale.runtime.image_io import (
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def generate(
     bundle_dir: Path,
-    classes: tuple[str, ...],
+    subjects: SubjectOptions,
+    area: str | None,
+    ratio: str | None,
     count: int,
     seed: int | None,
     first_image: int,
-    cfg_scale: float,
-    top_k: int | None,
-    top_p: float,
-    more_smooth: bool,
+    sampling: Sampling,
     out: Path | None,
     grid: tuple[int, int | None] | None,
     no_grid: bool,
@@ -91,10 +84,14 @@ def generate(
     ops_library: str,
     quiet: bool,
 ) -> None:
-    """Make pictures from the bundle in DIR.
+    """Make pictures of classes or of prompts with the bundle in DIR.
 
     Prints the path of each file it writes, and on stderr the seed that --seed random draws. A picture holds the
     parameters that made it: a PNG in its text chunk "nextscale", a JPEG or WebP in EXIF's image description.
+
+    \b
+    nextscale generate demo-int8 --class "king penguin" --seed 3
+    nextscale generate infinity-2b --prompt "a red fox in the snow" --ratio 3:4 --area 0.25M --count 4
     """
     if grid and no_grid:
         raise click.UsageError("--grid and --no-grid exclude each other")
@@ -103,37 +100,39 @@ def generate(
     if out:
         require_picture_format(out)
     bundle = Bundle.open(bundle_dir)
-    labels = [bundle.class_label(name) for name in classes for _ in range(count)]
+    of = subjects.of(bundle, count)
+    size = options.chosen_size(bundle.manifest, area, ratio)
+    model = size.model
     sheet = out or (None if npz else Path("sheet.png"))
-    pictures = _picture_paths(sheet, len(labels), no_grid)
-    previews = Previews(bundle.model.num_stages if with_previews else 0)
+    pictures = _picture_paths(sheet, len(of), no_grid)
+    previews = Previews(model.num_stages if with_previews else 0)
     columns, rows = grid or (None, None)
-    cells = make_grid(np.empty((len(labels), 1, 1, 3), np.uint8), columns, rows)  # refuses too small a grid
-    height, width = bundle.model.image_size
+    cells = make_grid(np.empty((len(of), 1, 1, 3), np.uint8), columns, rows)  # refuses too small a grid
+    height, width = model.image_size
     for path in pictures:
         require_picture_format(path, *(height, width) if no_grid else (len(cells) * height, len(cells[0]) * width))
-    require_writable([*pictures, *previews.paths(pictures), *([npz] if npz else [])], bundle.paths())
+    require_writable(
+        [*pictures, *previews.paths(pictures), *([npz] if npz else [])], [*bundle.paths(), *subjects.inputs]
+    )
 
-    sampling: dict[str, Any] = {
+    settings = {
         "seed": told_seed(seed),
         "first_image": first_image,
-        "cfg_scale": cfg_scale,
-        "top_k": resolve_top_k(top_k, bundle.model),
-        "top_p": top_p,
-        "more_smooth": more_smooth,
+        **size.settings,
+        **sampling.settings(bundle.manifest),
     }
     generator = Generator(bundle, SessionOptions(threads=threads, spinning=spinning, ops=ops, ops_library=ops_library))
     console = Console(stderr=True, quiet=quiet)
-    with StageProgress(console, len(labels), batch, bundle.model.num_stages, previews) as progress:
-        result = generator.generate(labels, batch_size=batch, on_stage=progress.advance, **sampling)
+    with StageProgress(console, len(of), batch, model.num_stages, previews) as progress:
+        result = generator.generate(batch_size=batch, on_stage=progress.advance, **of.settings, **settings)
 
-    parameters = parameters_of(generator, sampling)
-    writers = _picture_writers(pictures, result, bundle, parameters, (columns, rows), no_grid)
+    parameters = parameters_of(generator, settings)
+    writers = _picture_writers(pictures, result, of, parameters, (columns, rows), no_grid)
     for stages, images in previews:
         writers |= _picture_writers(
             after_stages(pictures, stages),
             replace(result, images=images),
-            bundle,
+            of,
             {**parameters, "stages": stages},
             (columns, rows),
             no_grid,
@@ -144,7 +143,7 @@ def generate(
                 "images": result.images,
                 "token_maps": result.token_maps,
                 "class_labels": result.class_labels,
-                "parameters": np.array(json.dumps(parameters)),
+                "parameters": np.array(json.dumps({**parameters, **of.texts})),
             }
         )
     write_files(writers)
@@ -162,26 +161,16 @@ def _picture_paths(sheet: Path | None, count: int, no_grid: bool) -> list[Path]:
 def _picture_writers(
     paths: list[Path],
     result: Generation,
-    bundle: Bundle,
+    of: Subjects,
     parameters: dict[str, Any],
     layout: tuple[int | None, int | None],
     no_grid: bool,
 ) -> dict[Path, Writer]:
-    labels = result.class_labels.tolist()
     if not no_grid:
-        parameters = {**parameters, "classes": labels, "class_names": [bundle.class_name(label) for label in labels]}
+        parameters = {**parameters, **of.parameters(range(len(of)))}
         return {path: picture_writer(path, make_grid(result.images, *layout), parameters) for path in paths}
     first = parameters["first_image"]
     return {
-        path: picture_writer(
-            path,
-            image,
-            {
-                **parameters,
-                "first_image": first + number,
-                "classes": [label],
-                "class_names": [bundle.class_name(label)],
-            },
-        )
-        for number, (path, image, label) in enumerate(zip(paths, result.images, labels, strict=True))
+        path: picture_writer(path, image, {**parameters, "first_image": first + number, **of.parameters([number])})
+        for number, (path, image) in enumerate(zip(paths, result.images, strict=True))
     }

@@ -13,7 +13,8 @@ from rich.table import Table
 from nextscale.cli import options
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
-from nextscale.runtime._manifest import GraphInfo, Manifest
+from nextscale.runtime._manifest import GraphInfo, Manifest, TokenizerInfo
+from nextscale.runtime._memory import cache_bytes
 from nextscale.runtime._operators import choose_variant
 from nextscale.runtime._text import printable
 
@@ -24,7 +25,11 @@ from nextscale.runtime._text import printable
 @click.option("--saturation", is_flag=True, help="List the layers that saturate on CPUs without VNNI instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(bundle_dir: Path, classes: bool, saturation: bool, as_json: bool) -> None:
-    """Show what is in the bundle in DIR: model, recipe, files, and the inputs and outputs of its graphs."""
+    """Show what is in the bundle in DIR: model, sizes, recipe, files, and the inputs and outputs of its graphs.
+
+    Nothing is loaded. Of each size it tells what a picture takes of memory besides the files: the keys and values of
+    all its tokens.
+    """
     if classes and saturation:
         raise click.UsageError("--classes and --saturation exclude each other")
     bundle = Bundle.open(bundle_dir)
@@ -41,19 +46,28 @@ def inspect(bundle_dir: Path, classes: bool, saturation: bool, as_json: bool) ->
             click.echo(f"{label}\t{name}")
     else:
         console = Console(highlight=False, markup=False)
-        for table in (_overview(bundle), _files(manifest), *(_graph(*item) for item in manifest.graphs.items())):
+        sizes = [_sizes(manifest)] if manifest.sizes else []
+        graphs = [_graph(*item) for item in manifest.graphs.items()]
+        for table in (_overview(bundle), *sizes, _files(manifest), *graphs):
             console.print(table)
 
 
 def _summary(bundle: Bundle) -> dict[str, Any]:
     summary = dataclasses.asdict(bundle.manifest)
     del summary["verify"]
-    return {"path": str(bundle.path), "size_bytes": bundle.manifest.size, **summary}
+    caches = [cache_bytes(bundle.manifest.of_size(index)) for index in range(len(bundle.manifest.models))]
+    for size, number in zip(summary["sizes"], caches, strict=False):
+        size["cache_bytes"] = number
+    return {"path": str(bundle.path), "size_bytes": bundle.manifest.size, "cache_bytes": caches[0], **summary}
 
 
 def _overview(bundle: Bundle) -> Table:
     manifest, model = bundle.manifest, bundle.model
     height, width = model.image_size
+    pictures = f"{height} x {width} pixels of {model.num_classes} classes"
+    if manifest.input_of_kind("text_features"):
+        encoder = "of prompts" if "text_encoder" in manifest.graphs else "of features of text"
+        pictures = f"{height} x {width} pixels {encoder}"
     table = Table(title=manifest.name, show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -61,8 +75,10 @@ def _overview(bundle: Bundle) -> Table:
         "folder": _line(str(bundle.path)),
         "size": f"{manifest.size / 1e6:.1f} MB",
         "model": f"{model.depth} blocks of width {model.embed_dim}, {model.num_heads} heads, {model.vocab_size} codes",
-        "pictures": f"{height} x {width} pixels of {model.num_classes} classes",
+        "pictures": pictures,
         "stages": f"{model.stages_in_words} ({model.num_tokens} tokens)",
+        **_tokenizer_row(manifest.tokenizer),
+        **({} if manifest.sizes else {"keys and values": f"{_megabytes(cache_bytes(manifest))} MB a picture"}),
         **{
             f"recipe: {key}": _line(value)
             for key, value in manifest.recipe.items()
@@ -77,6 +93,29 @@ def _overview(bundle: Bundle) -> Table:
     for key, value in rows.items():
         table.add_row(_line(key), value)
     return table
+
+
+def _tokenizer_row(info: TokenizerInfo | None) -> dict[str, str]:
+    if info is None:
+        return {}
+    known = f"{info.kind}, at most {info.max_tokens} tokens" if info.max_tokens else f"{_line(info.kind)}, unknown here"
+    return {"tokenizer": known}
+
+
+def _sizes(manifest: Manifest) -> Table:
+    table = Table(title=f"sizes; the files take {manifest.size / 1e6:.1f} MB, and each picture its keys and values")
+    for column in ("area", "ratio", "height x width", "stages", "tokens", "keys and values, MB"):
+        table.add_column(column, justify="left" if column == "area" else "right")
+    for index, size in enumerate(manifest.sizes):
+        sized, (height, width) = manifest.of_size(index), size.image_size
+        numbers = (sized.model.num_stages, f"{sized.model.num_tokens:,}", _megabytes(cache_bytes(sized)))
+        table.add_row(size.area, size.ratio_in_words, f"{height} x {width}", *map(str, numbers))
+    return table
+
+
+def _megabytes(number: int) -> str:
+    """With three digits or more."""
+    return f"{number / 1e6:,.0f}" if number >= 1e8 else f"{number / 1e6:.3g}"
 
 
 def _files(manifest: Manifest) -> Table:

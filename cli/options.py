@@ -14,8 +14,10 @@ import click
 from click.core import ParameterSource
 
 from nextscale.runtime._cpus import default_threads
+from nextscale.runtime._manifest import Manifest, ModelInfo
 from nextscale.runtime._operators import OPS, Choice
 from nextscale.runtime._request import DEFAULT_CFG_SCALE, DEFAULT_TOP_K, DEFAULT_TOP_P
+from nextscale.runtime._sizes import Size, choose_size, nearest_ratio, sizes_of_area
 from nextscale.runtime._wording import shown_value
 
 if TYPE_CHECKING:
@@ -81,6 +83,54 @@ more_smooth = click.option(
     is_flag=True,
     help="Mix entries of the codebook, as the official code's more_smooth: for looks, not for metrics.",
 )
+
+
+def size(command: Callable[..., object]) -> Callable[..., object]:
+    """Which of the sizes that a bundle is built for: the options --area and --ratio."""
+    command = click.option(
+        "--ratio",
+        metavar="W:H",
+        help="Width to height, such as 3:4, of a bundle of several sizes.  [default: its first]",
+    )(command)
+    return click.option("--area", metavar="0.25M", help="How many pixels, about, in the same way.")(command)
+
+
+@dataclass(frozen=True)
+class ChosenSize:
+    """The size of the pictures that a command makes.
+
+    Attributes:
+        model: at that size.
+        settings: of a request, and what a picture holds of them; nothing where the bundle has one size.
+    """
+
+    model: ModelInfo
+    settings: dict[str, str]
+
+
+def chosen_size(manifest: Manifest, area: str | None, ratio: str | None, photograph: Size | None = None) -> ChosenSize:
+    """The size that the options mean.
+
+    Args:
+        manifest: of the bundle.
+        area, ratio: as the command line gives them.
+        photograph: whose ratio is taken, as nearly as it is built, where none is given.
+    Raises:
+        RequestError: it is not built.
+        click.UsageError: the bundle has one size.
+    """
+    if not manifest.sizes:
+        given = [f"--{name}" for name, value in (("area", area), ("ratio", ratio)) if value is not None]
+        if given:
+            height, width = manifest.model.image_size
+            raise click.UsageError(f"{given[0]}: this bundle has one size, {height} x {width}")
+        return ChosenSize(manifest.model, {})
+    if ratio is None and photograph is not None:
+        ratio = nearest_ratio(sizes_of_area(manifest.sizes, area), photograph)
+    index = choose_size(manifest.sizes, area, ratio)
+    found = manifest.sizes[index]
+    return ChosenSize(manifest.models[index], {"area": found.area, "ratio": found.ratio_in_words})
+
 
 previews = click.option(
     "--previews",

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nextscale import __version__
 from nextscale.runtime._manifest import ModelInfo
+from nextscale.runtime._sizes import SizeInfo, sizes_in_words
 from nextscale.runtime._text import printable
 
 
-def bundle_card(name: str, description: str, licence: str, model: ModelInfo, recipe: Mapping[str, Any]) -> str:
-    """The text of card.md."""
+def bundle_card(
+    name: str,
+    description: str,
+    licence: str,
+    model: ModelInfo,
+    recipe: Mapping[str, Any],
+    sizes: Sequence[SizeInfo] = (),
+) -> str:
+    """The text of card.md; model and sizes as in the manifest."""
     height, width = model.image_size
+    of = f"{model.num_classes} classes" if model.num_classes else "of text"
+    built = f"| sizes, width to height | {sizes_in_words(sizes)} |\n" if sizes else ""
+    tokens = "bits" if model.vocab_size == 2 else f"{model.vocab_size} entries of {model.latent_channels}"
     settings = {key: value for key, value in recipe.items() if key not in ("agreement", "kernels", "saturation")}
     return f"""# {name}
 
@@ -21,10 +32,10 @@ def bundle_card(name: str, description: str, licence: str, model: ModelInfo, rec
 
 | | |
 |---|---|
-| pictures | {height} x {width} RGB, {model.num_classes} classes |
-| stages | {model.num_stages}: {model.stages_in_words} ({model.num_tokens} tokens) |
+| pictures | {height} x {width} RGB, {of} |
+{built}| stages | {model.num_stages}: {model.stages_in_words} ({model.num_tokens} tokens) |
 | transformer | depth {model.depth}, width {model.embed_dim}, {model.num_heads} heads |
-| codebook | {model.vocab_size} entries of {model.latent_channels} |
+| codebook | {tokens} |
 | recipe | {recipe["name"]} |
 | licence | {licence} |
 | made by | nextscale {__version__} |

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,8 +20,9 @@ from nextscale.export.generate_graph import initial_shape, state_names
 from nextscale.export.graph_builder import OPSET, dimensions
 from nextscale.runtime._bundle import MANIFEST_NAME as MANIFEST
 from nextscale.runtime._file_hash import file_sha256
-from nextscale.runtime._manifest import FUSED, OPERATORS, STOCK, ModelInfo, RequestInput
+from nextscale.runtime._manifest import FUSED, OPERATORS, STOCK, ModelInfo, RequestInput, TokenizerInfo
 from nextscale.runtime._manifest_reader import SCHEMA
+from nextscale.runtime._sizes import SizeInfo
 
 WEIGHTS_FILE = "weights.data"
 CARD = "card.md"
@@ -32,7 +34,16 @@ ALIGNMENT = 4096
 
 @dataclass(frozen=True)
 class BundleInfo:
-    """What the manifest says besides the graphs themselves; family is "var", request what its graphs take."""
+    """What the manifest says besides the graphs themselves.
+
+    Attributes:
+        family: such as "var".
+        model: of the first size.
+        request: what the graphs take.
+        sizes: those that the graphs serve; empty where they serve one.
+        tokenizer: of prompts, if there is a text encoder.
+        tokenizer_file: its file, which is copied into the bundle, where its kind has one.
+    """
 
     name: str
     family: str
@@ -42,6 +53,9 @@ class BundleInfo:
     class_names: Sequence[str] | None
     licence: str
     card: str
+    sizes: Sequence[SizeInfo] = ()
+    tokenizer: TokenizerInfo | None = None
+    tokenizer_file: Path | None = None
 
 
 def write_graphs(folder: Path, models: Mapping[str, ir.Model]) -> None:
@@ -94,13 +108,20 @@ def _append(file: Any, tensor: ir.TensorProtocol, content: memoryview | bytes, f
 
 
 def write_manifest(folder: Path, models: Mapping[str, ir.Model], info: BundleInfo, verify: Mapping[str, Any]) -> None:
-    """Write card.md and, last, manifest.json with the size and hash of all else; models as in `write_graphs`."""
+    """Write card.md, the tokenizer's file and, last, manifest.json with the size and hash of all else.
+
+    Models are as in `write_graphs`.
+    """
     (folder / CARD).write_text(info.card, encoding="utf-8")
+    if info.tokenizer is not None and info.tokenizer.file is not None:
+        assert info.tokenizer_file is not None
+        shutil.copyfile(info.tokenizer_file, folder / info.tokenizer.file)
     manifest = {
         "schema": SCHEMA,
         "family": info.family,
         "name": info.name,
         "model": asdict(info.model),
+        **({"sizes": [asdict(size) for size in info.sizes]} if info.sizes else {}),
         "recipe": dict(info.recipe),
         "class_names": None if info.class_names is None else list(info.class_names),
         "request": [_request_input(item) for item in info.request],
@@ -109,6 +130,7 @@ def write_manifest(folder: Path, models: Mapping[str, ir.Model], info: BundleInf
             for name, model in models.items()
             if "." not in name
         },
+        **({} if info.tokenizer is None else {"tokenizer": _tokenizer(info.tokenizer)}),
         "files": {path.name: _file_info(path) for path in sorted(folder.iterdir())},
         "verify": dict(verify),
         "versions": {
@@ -120,6 +142,10 @@ def write_manifest(folder: Path, models: Mapping[str, ir.Model], info: BundleInf
         "licence": info.licence,
     }
     _write_json(folder / MANIFEST, manifest)
+
+
+def _tokenizer(info: TokenizerInfo) -> dict[str, Any]:
+    return {key: value for key, value in asdict(info).items() if value is not None}
 
 
 def _graph_contract(name: str, model: ir.Model, request: Sequence[RequestInput]) -> dict[str, Any]:

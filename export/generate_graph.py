@@ -1,6 +1,7 @@
 """`generate.onnx`: the stage graph in a Loop over the stages, then the decoder, in one call.
 
-The Loop's body is the stage graph itself, so both forms of a bundle hold the same operators in the same order.
+The Loop's body is the stage graph itself, so both forms of a bundle hold the same operators in the same order. One
+graph serves all sizes of a bundle: what a size decides is a table with a row for each.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import GraphBuilder, OpBuilder
 
-from nextscale.export.graph_builder import Constants, add_output, dimensions, finish, new_builder
-from nextscale.runtime._manifest import RequestInput
+from nextscale.export.graph_builder import Constants, add_output, dimensions, finish, new_builder, scalar_at
+from nextscale.runtime._manifest import BATCH, RequestInput
+from nextscale.runtime._sizes import SIZE_SYMBOLS, SizeInfo
 
 
 def state_names(stage_model: ir.Model, request: Sequence[RequestInput]) -> list[tuple[str, str]]:
@@ -28,20 +30,26 @@ def present_name(input_name: str) -> str:
 
 
 def initial_shape(state: ir.Value) -> list[int | str]:
-    """A state input's shape before stage 0: the dimensions that grow start at 0."""
-    return [0 if dim in ("T", "M") else dim for dim in dimensions(state)]
+    """A state input's shape before stage 0: the dimensions that neither the batch nor the size decides start at 0."""
+    known = (BATCH, "2B", *SIZE_SYMBOLS)
+    return [dim if isinstance(dim, int) or dim in known else 0 for dim in dimensions(state)]
 
 
 def build_generate_graph(
-    stage_model: ir.Model, decoder_model: ir.Model, num_stages: int, request: Sequence[RequestInput]
+    stage_model: ir.Model,
+    decoder_model: ir.Model,
+    num_stages: int,
+    request: Sequence[RequestInput],
+    sizes: Sequence[SizeInfo] = (),
 ) -> ir.Model:
     """Compose the two graphs; neither is changed, and their weights are shared, not copied.
 
     Args:
         stage_model, decoder_model: with the contract of docs/bundle.md.
-        num_stages: of an image.
-        request: the stage graph's inputs that a request gives; all others but the stage are state. The first has B as
-            its first dimension, and token maps have the shape of the forced tokens.
+        num_stages: of an image, where there is one size.
+        request: the stage graph's inputs that a request gives; all others but the stage are state. Token maps have the
+            shape of the forced tokens.
+        sizes: those of the bundle, of which the input of kind "size" chooses one; empty where it has one.
     """
     stage_graph, decoder_graph = stage_model.graph.clone(), decoder_model.graph.clone()
     builder = new_builder("generate")
@@ -55,11 +63,17 @@ def build_generate_graph(
     requests = [_declare(builder, by_name[name]) for name in names]
     forced = by_name[next(item.name for item in request if item.kind == "forced_tokens")]
 
-    images = op.Shape(requests[0], end=1) if len(dimensions(requests[0])) > 1 else op.Shape(requests[0])
+    rows = next(value for value in requests if dimensions(value)[:1] == [BATCH])
+    images = op.Shape(rows, end=1) if len(dimensions(rows)) > 1 else op.Shape(rows)
+    trips: ir.Value | int = num_stages
+    decided: dict[str, ir.Value] = {}
+    if sizes:
+        (size,) = [value for item, value in zip(request, requests, strict=True) if item.kind == "size"]
+        trips, decided = _decided_by_size(op, constants, size, sizes)
     initial = []
     for name, _ in state:
-        shape = [_dimension(op, images, dim) for dim in initial_shape(by_name[name])]
-        zero = ir.tensor([0.0], dtype=ir.DataType.FLOAT)
+        shape = [_dimension(op, images, decided, dim) for dim in initial_shape(by_name[name])]
+        zero = ir.tensor([0.0], dtype=by_name[name].dtype)
         initial.append(op.ConstantOfShape(op.Concat(*shape, axis=0), value=zero, _outputs=[f"initial.{name}"]))
     no_tokens = op.ConstantOfShape(
         op.Concat(images, constants("zero_1d", np.array([0])), *_further(constants, forced), axis=0),
@@ -71,7 +85,7 @@ def build_generate_graph(
     )
     outputs = ["final." + name for name, _ in state]
     *final, token_maps = op.Loop(
-        num_stages, None, *initial, no_tokens, body=body, _outputs=[*outputs, "token_maps"], _name="stages"
+        trips, None, *initial, no_tokens, body=body, _outputs=[*outputs, "token_maps"], _name="stages"
     )
     f_hat = final[[name for name, _ in state].index("f_hat")]
     pictures = _inline(builder.graph, decoder_graph, {"f_hat": f_hat}, "images")
@@ -90,10 +104,24 @@ def _declare(builder: GraphBuilder, like: ir.Value) -> ir.Value:
     return builder.input(str(like.name), type=like.type, shape=like.shape)
 
 
-def _dimension(op: OpBuilder, images: ir.Value, dim: int | str) -> ir.Value:
-    """One dimension of a state's initial shape as int64 [1]; `images` is B as int64 [1]."""
-    if dim == "B":
+def _decided_by_size(
+    op: OpBuilder, constants: Constants, size: ir.Value, sizes: Sequence[SizeInfo]
+) -> tuple[ir.Value, dict[str, ir.Value]]:
+    """The number of stages, int64 [], and height and width of the latent, int64 [1] each, of the size, int64 []."""
+    num_stages = constants("size.num_stages", np.array([len(item.stage_sizes) for item in sizes]))
+    latents = {
+        symbol: constants(f"size.latent_{name}", np.array([item.latent_size[axis] for item in sizes]))
+        for axis, (symbol, name) in enumerate((("h", "height"), ("w", "width")))
+    }
+    return op.Gather(num_stages, size), {symbol: scalar_at(op, table, size) for symbol, table in latents.items()}
+
+
+def _dimension(op: OpBuilder, images: ir.Value, decided: dict[str, ir.Value], dim: int | str) -> ir.Value:
+    """One dimension of a state's initial shape as int64 [1]; `images` is B, `decided` what the size decides, too."""
+    if dim == BATCH:
         return images
+    if dim in decided:
+        return decided[str(dim)]
     return op.Mul(images, [2]) if dim == "2B" else op.Constant(value_ints=[dim])
 
 

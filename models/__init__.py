@@ -4,5 +4,6 @@ __all__ = [
     "checkpoint_file",
     "checkpoint_weights",
     "sources",
+    "t5",
     "var",
 ]

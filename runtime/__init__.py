@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nextscale.runtime._next_scale_loop import Generation, Generator, StageResult
     from nextscale.runtime._request import RequestSettings
     from nextscale.runtime._session import SessionOptions
+    from nextscale.runtime._sizes import SizeInfo
 
 __all__ = [
     "Bundle",
@@ -40,6 +41,7 @@ __all__ = [
     "RequestInput",
     "RequestSettings",
     "SessionOptions",
+    "SizeInfo",
     "StageResult",
 ]
 
@@ -52,6 +54,7 @@ _NAMES = {
     "_next_scale_loop": ("Generation", "Generator", "StageResult"),
     "_request": ("RequestSettings",),
     "_session": ("SessionOptions",),
+    "_sizes": ("SizeInfo",),
 }
 
 

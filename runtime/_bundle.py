@@ -3,17 +3,22 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
+from nextscale import __version__
 from nextscale.runtime._checked_values import require_integer, whole_number
 from nextscale.runtime._class_names import label_of_name, nearest_names
-from nextscale.runtime._errors import BundleError, ClassLabelError, NextscaleError
+from nextscale.runtime._errors import BundleError, ClassLabelError, NextscaleError, RequestError
 from nextscale.runtime._file_hash import file_sha256
 from nextscale.runtime._manifest import FUSED, STOCK, GraphInfo, Manifest, ModelInfo
 from nextscale.runtime._manifest_reader import parse_manifest
 from nextscale.runtime._regular_file import require_regular
 from nextscale.runtime._wording import shown_text, shown_value
+
+if TYPE_CHECKING:
+    from nextscale.runtime._tokenizer import Tokenizer
 
 MANIFEST_NAME = "manifest.json"
 CARD_NAME = "card.md"  # for people: whether a bundle runs does not depend on it
@@ -75,8 +80,31 @@ class Bundle:
     def model(self) -> ModelInfo:
         return self.manifest.model
 
+    @cached_property
+    def tokenizer(self) -> "Tokenizer":
+        """What makes token ids of prompts; read when it is first asked for.
+
+        Raises:
+            RequestError: the bundle has none, or one of a kind that this release does not know.
+            BundleError: its file is damaged.
+            NextscaleError: a package that it needs is not installed.
+        """
+        from nextscale.runtime._tokenizer import ByteTokenizer, SentencePieceTokenizer
+
+        info = self.manifest.tokenizer
+        if info is None:
+            raise RequestError("this bundle has no tokenizer; give features of the texts in inputs")
+        if info.kind == "bytes":
+            return ByteTokenizer(info.max_tokens)
+        if info.file is None:
+            raise RequestError(
+                f'this bundle has a tokenizer of kind "{info.kind}", which nextscale {__version__} does not know; give '
+                "features of the texts in inputs"
+            )
+        return SentencePieceTokenizer(self.folder / info.file, info.max_tokens)
+
     def graph(self, role: str) -> GraphInfo:
-        """The graph "stage", "decoder" or, where the bundle has them, "generate" and "encoder".
+        """The graph "stage", "decoder" or, where the bundle has them, "generate", "encoder" and "text_encoder".
 
         Raises:
             BundleError: the bundle has no such graph.
@@ -102,8 +130,10 @@ class Bundle:
 
     def linked_data(self) -> dict[str, Path]:
         """The files beside the graphs that are links out of the folder, by name."""
-        graphs = {file for graph in self.manifest.graphs.values() for file in graph.files}
-        names = [name for name in self.manifest.files if name not in graphs and name != CARD_NAME]
+        others = {file for graph in self.manifest.graphs.values() for file in graph.files} | {CARD_NAME}
+        if self.manifest.tokenizer is not None and self.manifest.tokenizer.file is not None:
+            others.add(self.manifest.tokenizer.file)
+        names = [name for name in self.manifest.files if name not in others]
         return {name: self.folder / name for name in names if self._is_link_out(name)}
 
     def verify_hashes(self) -> None:

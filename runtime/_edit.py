@@ -101,18 +101,20 @@ def _places(old: int, new: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]
 def forced_tokens(
     token_maps: NDArray[np.int64], latent: Mask | None, keep_stages: int, model: ModelInfo
 ) -> NDArray[np.int64]:
-    """The tokens of pictures, -1 where they are made anew: int64 [B, L].
+    """The tokens of pictures, -1 where they are made anew: a token that is kept is kept with all its bits.
 
     Args:
-        token_maps: of the pictures, int64 [B, L].
+        token_maps: of the pictures, int64 [B, L] or [B, L, d].
         latent: positions that are made anew, [h, w]; None: all.
         keep_stages: all tokens of so many first stages are kept.
         model: its stages.
+    Returns:
+        int64 of the shape of token_maps.
     """
     begin = model.stage_slices[keep_stages].start if keep_stages < model.num_stages else model.num_tokens
     kept = np.zeros(model.num_tokens, np.bool_) if latent is None else kept_tokens(latent, model)
     kept[:begin] = True
-    return np.where(kept, token_maps, SAMPLED)
+    return np.where(kept.reshape(-1, *[1] * (token_maps.ndim - 2)), token_maps, SAMPLED)
 
 
 def default_feather(model: ModelInfo) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -12,15 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextscale.runtime._errors import BundleError
+from nextscale.runtime._sizes import Size, SizeInfo
 
 DTYPES = ("float32", "float16", "int64", "int32", "int8", "uint8")
-# What a request's inputs may be: labels are the caller's, readers can make uniforms, forced tokens and scalars, and the
-# caller gives tensors of the other kinds.
+# What a request's inputs may be: labels, texts and a size are the caller's, readers can make uniforms, forced tokens
+# and scalars, and the caller gives tensors of the other kinds.
 KINDS = (
     "label", "uniform", "smooth_uniform", "forced_tokens", "scalar", "text_features", "text_mask", "image", "mask",
+    "negative_features", "negative_mask", "size",
 )  # fmt: skip
-# Those that a request has once at most.
-SINGLE_KINDS = ("label", "uniform", "smooth_uniform", "forced_tokens")
+# Those of which a request may have several.
+PLURAL_KINDS = ("scalar", "image", "mask")
 BATCH = "B"
 # A graph's variants: of stock operators, and of the domain of nextscale-ops as well.
 STOCK: Final = "stock"
@@ -31,7 +33,7 @@ MAX_CLASS_NAME = 1000  # bytes of UTF-8; the longest of ImageNet's 21,841 has so
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 Dimension = int | str | None
-Size = tuple[int, int]
+Shape = tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,16 @@ class ModelInfo:
     num_heads: int
     latent_channels: int
     latent_size: Size
+
+    def of_size(self, size: SizeInfo) -> ModelInfo:
+        """The same model where it makes pictures of another size."""
+        return replace(self, stage_sizes=size.stage_sizes, image_size=size.image_size, latent_size=size.latent_size)
+
+    @property
+    def symbols(self) -> dict[str, int]:
+        """What the size decides, by its symbol in shapes: SIZE_SYMBOLS."""
+        (h, w), (height, width) = self.latent_size, self.image_size
+        return {"L": self.num_tokens, "S": self.num_stages, "h": h, "w": w, "H": height, "W": width}
 
     @property
     def num_stages(self) -> int:
@@ -114,7 +126,8 @@ class RequestInput:
         kind: one of KINDS.
         dtype: one of DTYPES.
         shape: sizes and symbols. "B" may come first: then each image has a row; otherwise all images share the input.
-            Other symbols are sizes that the caller's tensors decide.
+            In a bundle of several sizes those of SIZE_SYMBOLS are the chosen size's; others are sizes that the caller's
+            tensors decide.
         default: of a scalar: one value, or one for each stage where its shape is [S].
         minimum, maximum: of a scalar; None where any finite number will do.
     """
@@ -122,10 +135,14 @@ class RequestInput:
     name: str
     kind: str
     dtype: str
-    shape: tuple[int | str, ...]
+    shape: Shape
     default: tuple[float, ...] = ()
     minimum: float | None = None
     maximum: float | None = None
+
+    def resolved(self, symbols: Mapping[str, int]) -> RequestInput:
+        """The same input with numbers for symbols of its shape."""
+        return replace(self, shape=resolved(self.shape, symbols))
 
     @property
     def per_image(self) -> bool:
@@ -174,7 +191,11 @@ class StateInfo:
     input: str
     output: str
     dtype: str
-    initial_shape: tuple[int | str, ...]
+    initial_shape: Shape
+
+    def resolved(self, symbols: Mapping[str, int]) -> StateInfo:
+        """The same state with numbers for symbols of its initial shape."""
+        return replace(self, initial_shape=resolved(self.initial_shape, symbols))
 
     def initial(self, batch: int) -> NDArray[Any]:
         """Zeros of initial_shape with "B" and "2B" replaced."""
@@ -216,6 +237,21 @@ class FileInfo:
 
 
 @dataclass(frozen=True)
+class TokenizerInfo:
+    """How prompts become the token ids of the text encoder.
+
+    Attributes:
+        kind: "bytes" or "sentencepiece", or one that this release does not know.
+        max_tokens: of a prompt, its end included; 0 where the kind is not known.
+        file: of a "sentencepiece" model.
+    """
+
+    kind: str
+    max_tokens: int
+    file: str | None = None
+
+
+@dataclass(frozen=True)
 class VerifyInfo:
     """A generation made when the bundle was built: what `nextscale verify` makes again.
 
@@ -224,12 +260,16 @@ class VerifyInfo:
         inputs: further inputs of the request by name, as numbers and nested lists; others have their default.
         token_maps: one row for each image, its values row-major.
         encoded: what the encoder makes of as many `probe_pictures`; None where the bundle has no encoder.
+        prompts: one for each image; None where inputs or text_lengths tell the texts, or there are none.
+        text_lengths: tokens of each image's text, whose features are `probe_features`; or None, as above.
     """
 
     seed: int
     inputs: Mapping[str, Any]
     token_maps: tuple[tuple[int, ...], ...]
     encoded: tuple[tuple[int, ...], ...] | None = None
+    prompts: tuple[str, ...] | None = None
+    text_lengths: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -239,8 +279,11 @@ class Manifest:
     Attributes:
         schema: of the file that was read.
         family: of the model, such as "var"; tells people, while programs go by the request and the graphs.
+        model: where there are several sizes, that of the first.
         request: the inputs of a request.
-        graphs: by role: "stage" and "decoder", and "generate" where the bundle has it.
+        graphs: by role: "stage" and "decoder", and "generate", "encoder" and "text_encoder" where the bundle has them.
+        sizes: those that the bundle is built for; empty where it has one, the model's.
+        tokenizer: of prompts, if the bundle has one.
     """
 
     schema: int
@@ -255,6 +298,29 @@ class Manifest:
     verify: VerifyInfo
     versions: Mapping[str, Any]
     licence: str
+    sizes: tuple[SizeInfo, ...] = ()
+    tokenizer: TokenizerInfo | None = None
+
+    @property
+    def models(self) -> tuple[ModelInfo, ...]:
+        """The model at each size."""
+        return tuple(self.model.of_size(size) for size in self.sizes) or (self.model,)
+
+    def of_size(self, index: int) -> Manifest:
+        """What the manifest says of one size: its model, and in numbers what it decides of the request and the states.
+
+        Args:
+            index: of a size; 0 where the bundle has one.
+        """
+        if not self.sizes:
+            return self
+        model = self.model.of_size(self.sizes[index])
+        graphs = {
+            role: replace(graph, state=tuple(state.resolved(model.symbols) for state in graph.state))
+            for role, graph in self.graphs.items()
+        }
+        request = tuple(item.resolved(model.symbols) for item in self.request)
+        return replace(self, model=model, request=request, graphs=graphs)
 
     @property
     def size(self) -> int:
@@ -262,13 +328,18 @@ class Manifest:
         return sum(file.size for file in self.files.values())
 
     def input_of_kind(self, kind: str) -> RequestInput | None:
-        """The request's input of a kind, if it has one: one of SINGLE_KINDS."""
+        """The request's input of a kind, if it has one: none of PLURAL_KINDS."""
         return next((item for item in self.request if item.kind == kind), None)
 
     @property
     def forced_tokens(self) -> RequestInput:
         """The input of that kind, which every request has; token maps are of its shape."""
         return next(item for item in self.request if item.kind == "forced_tokens")
+
+
+def resolved(shape: Shape, symbols: Mapping[str, int]) -> Shape:
+    """A shape with numbers for the symbols that are given."""
+    return tuple(symbols.get(size, size) if isinstance(size, str) else size for size in shape)
 
 
 def is_plain_name(name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from nextscale.runtime._checked_json import JsonNode
 from nextscale.runtime._manifest import (
@@ -12,10 +12,13 @@ from nextscale.runtime._manifest import (
     FileInfo,
     GraphInfo,
     RequestInput,
+    Shape,
     StateInfo,
     TensorInfo,
     is_plain_name,
+    resolved,
 )
+from nextscale.runtime._manifest_sizes import AtSize
 
 # Of what one image needs; a real f_hat has 32,768 elements in four dimensions.
 MAX_DIMENSIONS = 8
@@ -42,22 +45,28 @@ def _read_file(node: JsonNode) -> FileInfo:
 
 
 def read_graph(
-    role: str, node: JsonNode, file: JsonNode, request: tuple[RequestInput, ...], files: Mapping[str, FileInfo]
+    role: str,
+    node: JsonNode,
+    file: JsonNode,
+    request: tuple[RequestInput, ...],
+    files: Mapping[str, FileInfo],
+    sizes: Sequence[AtSize] = (),
 ) -> GraphInfo:
     """Read one graph; it must have the contract's inputs and outputs, or a host could not run it.
 
     More outputs do no harm: a bundle made for debugging has them.
 
     Args:
-        role: "generate", "stage" or "decoder".
+        role: "generate", "stage", "decoder", "encoder" or "text_encoder".
         node: where the graph's inputs and outputs are.
         file: the name of its file.
         request: the inputs of a request.
         files: those of the bundle.
+        sizes: at each of which the states must be of a size that can be.
     """
     if file.text() not in files:
         file.refuse('a plain file name that "files" lists')
-    state = tuple(map(_read_state, node["state"].elements())) if role == "stage" else ()
+    state = tuple(_read_state(item, sizes) for item in node["state"].elements()) if role == "stage" else ()
     graph = GraphInfo(
         file.text(),
         tuple(map(_read_tensor, node["inputs"].elements())),
@@ -67,6 +76,7 @@ def read_graph(
     found_inputs = {tensor.name: tensor.dtype for tensor in graph.inputs}
     found_outputs = {tensor.name: tensor.dtype for tensor in graph.outputs}
     taken = {item.name: item.dtype for item in request if item.kind not in _ENCODER_KINDS or item.name in found_inputs}
+    size = {item.name: item.dtype for item in request if item.kind == "size"}
     inputs, outputs = {
         "generate": (taken, {"images": "uint8", "token_maps": "int64"}),
         "stage": (
@@ -74,7 +84,8 @@ def read_graph(
             {"tokens": "int64", "logits": "float32", **{item.output: item.dtype for item in state}},
         ),
         "decoder": ({"f_hat": "float32"}, {"images": "uint8"}),
-        "encoder": ({"images": "uint8"}, {"token_maps": "int64"}),
+        "encoder": ({"images": "uint8", **size}, {"token_maps": "int64"}),
+        "text_encoder": ({"token_ids": "int64"}, {"text_features": "float32"}),
     }[role]
     if found_inputs != inputs:
         node["inputs"].refuse(f"the contract's, {_tensors(inputs)}", found_inputs)
@@ -82,7 +93,19 @@ def read_graph(
         node["outputs"].refuse(f"the contract's, {_tensors(outputs)}", found_outputs)
     if role == "stage" and "f_hat" not in {item.input for item in state}:
         node["state"].refuse('an entry for "f_hat"', [item.input for item in state])
+    if role == "text_encoder":
+        _check_text_encoder(node, graph, request)
     return graph
+
+
+def _check_text_encoder(node: JsonNode, graph: GraphInfo, request: Sequence[RequestInput]) -> None:
+    """Refuse one whose features the request does not take."""
+    made = next(tensor.shape for tensor in graph.outputs if tensor.name == "text_features")
+    taken = next((item.shape for item in request if item.kind == "text_features"), None)
+    if taken is None:
+        node["outputs"].refuse("no text_encoder, since the request has no text_features")
+    if len(made) != len(taken) or made[-1] != taken[-1]:
+        node["outputs"].refuse(f"text_features of width {taken[-1]}, as the request has", list(made))
 
 
 def _read_tensor(node: JsonNode) -> TensorInfo:
@@ -94,17 +117,20 @@ def _dimension(node: JsonNode) -> Dimension:
     return node.value if node.value is None or isinstance(node.value, str) else node.integer()
 
 
-def _read_state(node: JsonNode) -> StateInfo:
-    shape = tuple(map(_initial_size, node["initial_shape"].elements()))
-    check_elements(node["initial_shape"], shape)
+def _read_state(node: JsonNode, sizes: Sequence[AtSize]) -> StateInfo:
+    every: list[Mapping[str, int]] = [symbols for _, symbols in sizes] or [{}]
+    known = ("B", "2B", *every[0])
+    shape = tuple(_initial_size(item, known) for item in node["initial_shape"].elements())
+    for symbols in every:
+        check_elements(node["initial_shape"], resolved(shape, symbols))
     return StateInfo(node["input"].text(), node["output"].text(), node["dtype"].one_of(DTYPES), shape)
 
 
-def _initial_size(node: JsonNode) -> int | str:
-    return str(node.value) if node.value in ("B", "2B") else node.integer(0, 2**31)
+def _initial_size(node: JsonNode, symbols: Sequence[str]) -> int | str:
+    return str(node.value) if node.value in symbols else node.integer(0, 2**31)
 
 
-def check_elements(node: JsonNode, shape: tuple[int | str, ...]) -> None:
+def check_elements(node: JsonNode, shape: Shape) -> None:
     """Refuse a shape beyond what any model needs: sizes come from a file that nobody vouches for."""
     # Sizes of 0 count as 1: NumPy refuses a shape whose other sizes overflow, though it has no elements.
     elements = math.prod(size for size in shape if isinstance(size, int) and size)
@@ -112,11 +138,21 @@ def check_elements(node: JsonNode, shape: tuple[int | str, ...]) -> None:
         node.refuse(f"at most {MAX_DIMENSIONS} dimensions of {MAX_ELEMENTS} elements in all")
 
 
-def read_token_maps(node: JsonNode, values: int, vocab_size: int, images: int | None) -> tuple[tuple[int, ...], ...]:
-    """Rows of as many entries as an image has; images: how many rows there must be, None for any number above 0."""
+def read_token_maps(
+    node: JsonNode, values: int, vocab_size: int, images: int | None, of: str = "labels"
+) -> tuple[tuple[int, ...], ...]:
+    """Rows of as many entries as an image has.
+
+    Args:
+        node: where they are.
+        values: of a row.
+        vocab_size: what each is below.
+        images: how many rows there must be; None: any number above 0.
+        of: what tells the number of images.
+    """
     rows = tuple(_token_map(row, values, vocab_size) for row in node.elements())
     if len(rows) != images if images is not None else not rows:
-        node.refuse(f"one row for each of {images} labels" if images is not None else "at least one row", len(rows))
+        node.refuse(f"one row for each of {images} {of}" if images is not None else "at least one row", len(rows))
     return rows
 
 

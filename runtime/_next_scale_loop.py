@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._checked_values import is_truth_value, require_integer
 from nextscale.runtime._edit import blend, default_feather, forced_tokens, latent_mask, require_mask
-from nextscale.runtime._errors import NextscaleError, RequestError
+from nextscale.runtime._errors import BundleError, NextscaleError, RequestError
 from nextscale.runtime._freed_memory import return_freed_memory
 from nextscale.runtime._interruptible import CancelFlag
 from nextscale.runtime._operators import Choice
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 Images = NDArray[np.uint8]
+_SHOWN = 8  # sizes in an error
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Generation:
 
     Attributes:
         images: uint8 [B, H, W, 3], RGB.
-        token_maps: int64 [B, L], stages in order, row-major; `forced_tokens` of the same form.
+        token_maps: int64 [B, L], or [B, L, d] where tokens are bits; stages in order, row-major; `forced_tokens` of the
+            same form.
         class_labels: int64 [B]; empty where the bundle takes no classes.
     """
 
@@ -53,7 +55,7 @@ class StageResult:
     Attributes:
         stage: index in [0, num_stages).
         num_stages: stages of an image.
-        tokens: int64 [B, l], the tokens taken.
+        tokens: int64 [B, l], or [B, l, d] where tokens are bits: the tokens taken.
         outputs: the further outputs of stage.onnx that the caller asked for, by name, such as "logits".
         first: position of the batch's first image in the request.
     """
@@ -117,7 +119,7 @@ class Generator:
         return self._pool.choice
 
     def load(self, *graphs: str) -> None:
-        """Load "generate", or "stage" and "decoder", now instead of at the first use.
+        """Load "generate", or "stage" and "decoder", and "text_encoder" for prompts, now instead of at the first use.
 
         Raises:
             BundleError: the bundle has no such graph, onnxruntime cannot load it, or its inputs and outputs are not the
@@ -146,19 +148,28 @@ class Generator:
             batch_size: images at a time; None is all at once.
             on_stage: called after each stage; returning False, Python's or NumPy's, cancels.
             cancel: checked before each stage and while it runs; a threading.Event, for example.
-            settings: seed, cfg_scale and everything else that a request may say; see `RequestSettings`.
+            settings: seed, prompts, cfg_scale and everything else that a request may say; see `RequestSettings`.
         Raises:
             ClassLabelError, RequestError: a value is out of range; nothing was run.
             Cancelled: on_stage returned False or cancel is set.
             BundleError: a graph cannot be loaded.
         """
-        request = Request.create(self.bundle, class_labels, **settings)
+        return self._generate(Request.create(self.bundle, class_labels, **settings), batch_size, on_stage, cancel)
+
+    def _generate(
+        self,
+        request: Request,
+        batch_size: int | None,
+        on_stage: Callable[[StageResult], object] | None,
+        cancel: CancelFlag | None,
+    ) -> Generation:
         step = len(request) if batch_size is None else require_integer("batch_size", batch_size)
         if step < 1:
             raise RequestError(f"batch_size {shown_number(step)} is out of range: expected at least 1")
         if on_stage is not None and not callable(on_stage):
             raise RequestError(f"on_stage {shown_value(on_stage)}: expected a function of one stage's result")
         require_cancel_flag(cancel)
+        request = request.encoded(self._encode_text)
         streaming = on_stage is not None or cancel is not None or "generate" not in self.bundle.manifest.graphs
         parts = [
             self._generate_streaming(request.images(first, first + step), first, on_stage, cancel)
@@ -206,20 +217,18 @@ class Generator:
                 raise RequestError(f'outputs {shown_value(name)}: expected names of outputs, such as "logits"')
             if name not in known:
                 raise RequestError(f'outputs: stage.onnx has no output "{shown_text(name)}"')
-        return self._stages(request.images(0, len(request)), 0, outputs, cancel)
+        return self._stages(request.encoded(self._encode_text).images(0, len(request)), 0, outputs, cancel)
 
     def decode(self, f_hat: NDArray[np.float32]) -> Images:
-        """Decode a latent, float32 [B, Cvae, h, w], to uint8 [B, H, W, 3].
+        """Decode a latent, float32 [B, Cvae, h, w] of a size that the bundle is built for, to uint8 [B, H, W, 3].
 
         Raises:
             RequestError: f_hat is no such array, is empty, or has a number that is not finite.
         """
-        model = self.bundle.model
-        expected = (model.latent_channels, *model.latent_size)
-        if not isinstance(f_hat, np.ndarray) or f_hat.shape[1:] != expected or f_hat.dtype != np.float32:
-            raise RequestError(
-                f"f_hat: expected float32 [B, {', '.join(map(str, expected))}], found {shown_value(f_hat)}"
-            )
+        models = self.bundle.manifest.models
+        expected = [(model.latent_channels, *model.latent_size) for model in models]
+        if not isinstance(f_hat, np.ndarray) or f_hat.shape[1:] not in expected or f_hat.dtype != np.float32:
+            raise RequestError(f"f_hat: expected float32 {_shapes(expected)}, found {shown_value(f_hat)}")
         if not len(f_hat):
             raise RequestError("f_hat is empty: expected at least one latent")
         finite = np.isfinite(f_hat)
@@ -228,22 +237,26 @@ class Generator:
         return self._decode(ort_value(np.ascontiguousarray(f_hat)))
 
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """The token maps of pictures of the model's size, uint8 [B, H, W, 3], RGB: int64 [B, L], as `Generation` has.
+        """The token maps of pictures, as `Generation` has: int64 [B, L], or [B, L, d] where tokens are bits.
 
+        Args:
+            images: uint8 [B, H, W, 3], RGB, of a size that the bundle is built for.
         Raises:
             RequestError: images is no such array, or is empty.
             BundleError: the bundle has no encoder, or it cannot be loaded.
         """
         self.bundle.require_encoder()
-        expected = (*self.bundle.model.image_size, 3)
-        if not isinstance(images, np.ndarray) or images.shape[1:] != expected or images.dtype != np.uint8:
-            raise RequestError(
-                f"images: expected uint8 [B, {', '.join(map(str, expected))}], found {shown_value(images)}"
-            )
+        manifest = self.bundle.manifest
+        expected = [(*model.image_size, 3) for model in manifest.models]
+        if not isinstance(images, np.ndarray) or images.shape[1:] not in expected or images.dtype != np.uint8:
+            raise RequestError(f"images: expected uint8 {_shapes(expected)}, found {shown_value(images)}")
         if not len(images):
             raise RequestError("images is empty: expected at least one picture")
-        found = self._run("encoder", ["token_maps"], {"images": ort_value(np.ascontiguousarray(images))})
-        return found["token_maps"].numpy()
+        feeds = {"images": ort_value(np.ascontiguousarray(images))}
+        size = manifest.input_of_kind("size")
+        if size is not None:
+            feeds[size.name] = ort_value(np.array(expected.index(images.shape[1:]), np.int64))
+        return self._run("encoder", ["token_maps"], feeds)["token_maps"].numpy()
 
     def edit(
         self,
@@ -264,9 +277,9 @@ class Generator:
         the pixels outside the mask are the picture's own, exactly.
 
         Args:
-            image: uint8 [H, W, 3] of the model's size.
+            image: uint8 [H, W, 3] of a size that the bundle is built for, which the results have, too.
             mask: bool [H, W], True where pixels are made anew; None: everywhere.
-            class_labels: one class id or name for each of the B results; None makes one of no class.
+            class_labels: one class id or name for each of the B results; None makes one of no class, or of each prompt.
             keep_stages: tokens of so many first stages are kept within the mask too: what remains of the picture's
                 layout and colours.
             feather: width in pixels of the seam within the mask, where the picture becomes the new one; None: a quarter
@@ -279,9 +292,12 @@ class Generator:
             BundleError: the bundle has no encoder.
             Cancelled: as for `generate`.
         """
-        model = self.bundle.model
         if not isinstance(image, np.ndarray) or image.ndim != 3:
             raise RequestError(f"image: expected uint8 [H, W, 3], found {shown_value(image)}")
+        if settings.get("forced_tokens") is not None:
+            raise RequestError("forced_tokens: an edit forces those that the picture and the mask say")
+        manifest, size = self.bundle.manifest, self._size_of(image, settings)
+        model = manifest.models[size]
         anew = None if mask is None else require_mask(mask, model)
         keep, last = require_integer("keep_stages", keep_stages), model.num_stages - 1
         if not 0 <= keep <= last:
@@ -290,24 +306,31 @@ class Generator:
         if not -1 <= seam <= max(model.image_size):
             raise RequestError(f"feather {shown_number(seam)} is out of range: expected -1 to {max(model.image_size)}")
         latent = None if anew is None else latent_mask(anew, model)
-        if settings.get("forced_tokens") is not None:
-            raise RequestError("forced_tokens: an edit forces those that the picture and the mask say")
-        label = self.bundle.manifest.input_of_kind("label")
-        if class_labels is None and label is not None:
+        if class_labels is None and manifest.input_of_kind("label") is not None:
             class_labels = [model.num_classes]
         request = Request.create(self.bundle, class_labels, **settings)  # refuses before anything runs
-        forced = forced_tokens(self.encode(image[None]), latent, keep, model)
-        settings["forced_tokens"] = forced.repeat(len(request), axis=0)
-        made = self.generate(
-            None if label is None else request.arrays[label.name],
-            batch_size=batch_size,
-            on_stage=on_stage,
-            cancel=cancel,
-            **settings,
-        )
+        forced = forced_tokens(self.encode(image[None]), latent, keep, model).repeat(len(request), axis=0)
+        made = self._generate(request.with_forced_tokens(forced, manifest), batch_size, on_stage, cancel)
         if anew is None or seam < 0:
             return made
         return replace(made, images=blend(image, made.images, anew, seam))
+
+    def _size_of(self, image: NDArray[np.uint8], settings: RequestSettings) -> int:
+        """The index of a picture's size, which is put into the settings, too; 0 where the bundle has one."""
+        manifest, inputs = self.bundle.manifest, settings.get("inputs")
+        item = manifest.input_of_kind("size")
+        if item is None:
+            return 0
+        told = [name for name in ("area", "ratio") if settings.get(name) is not None]
+        if told or (isinstance(inputs, Mapping) and inputs.get(item.name) is not None):
+            raise RequestError(f"{(*told, item.name)[0]}: an edit has the size of its picture; leave it out")
+        sizes = [size.image_size for size in manifest.sizes]
+        if image.shape[:2] not in sizes:
+            expected = _shapes([(*size, 3) for size in sizes], "")
+            raise RequestError(f"image: expected uint8 {expected}, found {shown_value(image)}")
+        index = sizes.index(image.shape[:2])
+        settings["inputs"] = {**inputs, item.name: index} if isinstance(inputs, Mapping) else {item.name: index}
+        return index
 
     def _generate_at_once(self, request: Request) -> tuple[Images, NDArray[np.int64]]:
         taken = [tensor.name for tensor in self.bundle.graph("generate").inputs]
@@ -333,9 +356,12 @@ class Generator:
     def _stages(
         self, request: Request, first: int, further: Sequence[str], cancel: CancelFlag | None
     ) -> Iterator[StageResult]:
-        num_stages = self.bundle.model.num_stages
+        manifest = self.bundle.manifest.of_size(request.size)
+        state, num_stages = manifest.graphs["stage"].state, manifest.model.num_stages
         with self._memory_returned():
-            for found in self._runner().run(request, further, cancel):
+            path = str(self.bundle.graph_path("stage"))
+            runner = StageRunner(self._pool.session("stage"), state, num_stages, path)
+            for found in runner.run(request, further, cancel):
                 yield StageResult(
                     stage=found.stage,
                     num_stages=num_stages,
@@ -345,10 +371,16 @@ class Generator:
                     _preview=_Preview(self, found.f_hat),
                 )
 
-    def _runner(self) -> StageRunner:
-        state = self.bundle.graph("stage").state
-        path = self.bundle.graph_path("stage")
-        return StageRunner(self._pool.session("stage"), state, self.bundle.model.num_stages, str(path))
+    def _encode_text(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The features of one text, int64 [N] -> float32 [N, Ct]."""
+        manifest = self.bundle.manifest
+        feeds = {"token_ids": ort_value(token_ids[None])}
+        features = self._run("text_encoder", ["text_features"], feeds)["text_features"].numpy()
+        expected = (1, len(token_ids), *(item.shape[2] for item in manifest.request if item.kind == "text_features"))
+        if features.shape != expected:
+            path = self.bundle.graph_path("text_encoder")
+            raise BundleError(f"{path}: gave features {list(features.shape)}; expected {list(expected)}")
+        return np.array(features[0])
 
     def _decode(self, f_hat: onnxruntime.OrtValue) -> Images:
         return self._run("decoder", ["images"], {"f_hat": f_hat})["images"].numpy()
@@ -365,3 +397,9 @@ class Generator:
         finally:
             if self.options.return_memory:
                 return_freed_memory()
+
+
+def _shapes(rows: Sequence[tuple[int, ...]], batch: str = "B, ") -> str:
+    """The shapes that an argument may have: one, or one of each size."""
+    shapes = [f"[{batch}{', '.join(map(str, row))}]" for row in rows]
+    return " or ".join(shapes if len(shapes) <= _SHOWN else [*shapes[:_SHOWN], f"{len(shapes) - _SHOWN} others"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypedDict
@@ -13,9 +12,20 @@ from numpy.typing import ArrayLike, NDArray
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._checked_values import is_truth_value, require_integer
 from nextscale.runtime._errors import RequestError
-from nextscale.runtime._manifest import BATCH, Manifest, ModelInfo, RequestInput
-from nextscale.runtime._uniforms import SAMPLING, SMOOTHING, require_64_bits
-from nextscale.runtime._uniforms import uniforms as uniforms_of_seed
+from nextscale.runtime._input_arrays import (
+    Noise,
+    Numbers,
+    as_array,
+    scalar_array,
+    smooth_array,
+    tensor_array,
+    token_array,
+    type_and_shape,
+    uniform_array,
+)
+from nextscale.runtime._manifest import BATCH, Manifest, ModelInfo
+from nextscale.runtime._sizes import choose_size
+from nextscale.runtime._texts import TEXT_SETTINGS, Encode, Texts, masks_of_ones, pad_texts, texts_of_prompts
 from nextscale.runtime._var_request import DEFAULT_CFG_SCALE, DEFAULT_TOP_K, DEFAULT_TOP_P
 from nextscale.runtime._wording import shown_number, shown_text, shown_value
 
@@ -34,11 +44,12 @@ __all__ = [
 
 Labels = Sequence[str | SupportsIndex] | NDArray[np.integer]
 # The settings that are a scalar input's value, by its name.
-_SCALARS = ("cfg_scale", "top_k", "top_p")
+_SCALARS = ("cfg_scale", "top_k", "top_p", "tau")
 # The settings that are an input's value, by its kind.
 _KINDS = {"uniforms": "uniform", "forced_tokens": "forced_tokens"}
 
-
+# Where they are not given, all is text.
+_MASKS = tuple(mask for _, mask in TEXT_SETTINGS.values())
 # Iterables whose elements are no values in an order.
 _NO_LISTS = (bytes, bytearray, memoryview, Mapping, Set)
 
@@ -56,9 +67,16 @@ class RequestSettings(TypedDict, total=False):
         uniforms: float [B, L] in [0, 1), instead of those of seed and first_image.
         more_smooth: take mixtures of codebook entries instead of single ones: for looks, not for metrics; False by
             default. Tokens are still sampled, and forced ones keep their entry.
-        inputs: any of the bundle's inputs by name: tensors such as text features, and scalars that have no setting
-            above. A scalar, here and above, is one value; where the bundle takes that, it may also be a list with one
-            value for each stage.
+        prompts: texts, one for each image. Their features may be given in inputs instead: [B, Lt, Ct] with a mask
+            [B, Lt], or a list of B arrays [N, Ct].
+        negative: what the images are to be guided away from: one text for all of them, or one for each; None: what the
+            model learned for no text.
+        area: of the pictures, such as "0.25M", where the bundle is built for several sizes; by default the first's.
+        ratio: width to height, such as "3:4", in the same way.
+        tau: temperature: logits are divided by it before sampling.
+        inputs: any of the bundle's inputs by name: tensors such as text features, scalars that have no setting above,
+            and the index of a size. A scalar, here and above, is one value; where the bundle takes that, it may also be
+            a list with one value for each stage.
     """
 
     seed: int
@@ -69,6 +87,11 @@ class RequestSettings(TypedDict, total=False):
     forced_tokens: ArrayLike | None
     uniforms: ArrayLike | None
     more_smooth: bool | None
+    prompts: Sequence[str] | None
+    negative: str | Sequence[str] | None
+    area: str | None
+    ratio: str | None
+    tau: float | Sequence[float] | None
     inputs: Mapping[str, Any] | None
 
 
@@ -82,12 +105,16 @@ class Request:
             arrays do not reach.
         per_image: names of the inputs in which each image has a row; all images share the others.
         noise: of more_smooth, which `images` makes, V numbers a token being too many to keep; None: there is none.
+        size: index of the size that all images have; 0 where the bundle has one.
+        texts: prompts and negative ones, of which `images` makes tensors once they are `encoded`.
     """
 
     count: int
     arrays: Mapping[str, NDArray[Any]]
     per_image: frozenset[str]
-    noise: _Noise | None = None
+    noise: Noise | None = None
+    size: int = 0
+    texts: tuple[Texts, ...] = ()
 
     @classmethod
     def create(cls, bundle: Bundle, class_labels: Labels | None = None, **settings: Unpack[RequestSettings]) -> Request:
@@ -101,33 +128,45 @@ class Request:
             ClassLabelError: a label or name that the model does not have.
             RequestError: any other value that is missing, out of range or of another shape.
         """
-        manifest = bundle.manifest
-        given = _given(manifest, class_labels, settings)
+        given = _given(bundle.manifest, class_labels, settings)
+        size = _size(bundle.manifest, given, settings)
+        manifest = bundle.manifest.of_size(size)
+        pad_texts(manifest, given)
         labels = _labels(bundle, given)
-        sizes = {BATCH: _count(manifest, labels, given)}
-        numbers = _Numbers.of(settings)
+        texts, count = _texts(bundle, labels, given, settings)
+        sizes = {BATCH: count}
+        numbers = Numbers.of(settings.get("seed"), settings.get("first_image"))
         noise = _noise(manifest, given, settings, numbers)
         if noise is not None:
-            numbers.require_range(sizes[BATCH])
+            numbers.require_range(count)
         # Images and masks that the stage graph does not list are other roles' inputs.
         generating = {tensor.name for tensor in bundle.graph("stage").inputs}
+        later = {item.name for text in texts for item in (text.features, text.mask) if item is not None}
         arrays: dict[str, NDArray[Any]] = {}
         for item in manifest.request:
             value = given.get(item.name)
+            if item.name in later:
+                continue
             if item.kind == "label":
                 assert labels is not None
                 arrays[item.name] = labels
             elif item.kind == "uniform":
-                arrays[item.name] = _uniforms(item, value, sizes[BATCH], numbers)
+                arrays[item.name] = uniform_array(item, value, count, numbers)
             elif item.kind == "smooth_uniform":
-                arrays[item.name] = _smooth_uniforms(item, value, sizes[BATCH])
+                arrays[item.name] = smooth_array(item, value, count)
             elif item.kind == "forced_tokens":
-                arrays[item.name] = _tokens(item, value, sizes[BATCH], manifest.model)
+                arrays[item.name] = token_array(item, value, count, manifest.model)
             elif item.kind == "scalar":
-                arrays[item.name] = _scalar(item, value)
-            elif value is not None or item.name in generating:
-                arrays[item.name] = _tensor(item, value, sizes)
-        return cls(sizes[BATCH], arrays, frozenset(item.name for item in manifest.request if item.per_image), noise)
+                arrays[item.name] = scalar_array(item, value)
+            elif item.kind == "size":
+                arrays[item.name] = np.array(size, np.int64)
+            elif item.kind == "negative_features" and value is None:
+                arrays[item.name] = np.zeros((count, 0, *item.row_shape), item.dtype)
+            elif value is not None or (item.kind not in _MASKS and item.name in generating):
+                arrays[item.name] = tensor_array(item, value, sizes)
+        arrays |= masks_of_ones(manifest, arrays)
+        per_image = frozenset(item.name for item in manifest.request if item.per_image)
+        return cls(count, arrays, per_image, noise, size, texts)
 
     def __len__(self) -> int:
         return self.count
@@ -138,47 +177,17 @@ class Request:
         arrays = {name: array[start:stop] if name in self.per_image else array for name, array in self.arrays.items()}
         if self.noise is not None:
             arrays[self.noise.item.name] = self.noise.of(start, count)
-        return replace(self, count=count, arrays=arrays, noise=None)
+        for texts in self.texts:
+            arrays |= texts.arrays(start, start + count)
+        return replace(self, count=count, arrays=arrays, noise=None, texts=())
 
+    def encoded(self, encode: Encode) -> Request:
+        """The same request with the features of its prompts; encode: see `Texts.encoded`."""
+        return replace(self, texts=tuple(texts.encoded(encode) for texts in self.texts))
 
-@dataclass(frozen=True)
-class _Numbers:
-    """Where uniforms come from."""
-
-    seed: int
-    first_image: int
-
-    @classmethod
-    def of(cls, settings: RequestSettings) -> _Numbers:
-        values = {name: settings.get(name) for name in ("seed", "first_image")}
-        return cls(**{name: 0 if value is None else require_integer(name, value) for name, value in values.items()})
-
-    def require_range(self, images: int) -> None:
-        """Refuse a seed that is none, and images that have no number."""
-        if not 0 <= self.first_image <= 2**64 - images:
-            raise RequestError(
-                f"first_image {shown_number(self.first_image)} is out of range: expected 0 to 2^64 - {images}"
-            )
-        require_64_bits("seed", self.seed)
-
-    def uniforms(self, images: int, length: int, start: int = 0, use: int = SAMPLING) -> NDArray[np.float32]:
-        """Of images start to start + images - 1 of a request: [images, length]."""
-        self.require_range(start + images)
-        first = self.first_image + start
-        return uniforms_of_seed(self.seed, range(first, first + images), length, use)
-
-
-@dataclass(frozen=True)
-class _Noise:
-    """The numbers of more_smooth, before they are made."""
-
-    item: RequestInput
-    numbers: _Numbers
-
-    def of(self, start: int, images: int) -> NDArray[np.float32]:
-        """Of images start to start + images - 1 of the request: [images, L, V]."""
-        made = self.numbers.uniforms(images, self.item.row_values, start, SMOOTHING)
-        return made.reshape(images, *self.item.row_shape)
+    def with_forced_tokens(self, forced: NDArray[np.int64], manifest: Manifest) -> Request:
+        """The same request with these tokens forced, int64 [B, L, ...]."""
+        return replace(self, arrays={**self.arrays, manifest.forced_tokens.name: forced})
 
 
 def resolve_top_k(top_k: int | None, model: ModelInfo) -> int:
@@ -231,6 +240,54 @@ def _given(manifest: Manifest, class_labels: Labels | None, settings: RequestSet
     return given
 
 
+def _size(manifest: Manifest, given: Mapping[str, Any], settings: RequestSettings) -> int:
+    """The index of the size that is asked for, by area and ratio or by itself."""
+    area, ratio = settings.get("area"), settings.get("ratio")
+    told = next((name for name, value in (("area", area), ("ratio", ratio)) if value is not None), None)
+    item = manifest.input_of_kind("size")
+    if item is None:
+        if told is not None:
+            height, width = manifest.model.image_size
+            raise RequestError(f"{told}: this bundle has one size, {height} x {width}; leave it out")
+        return 0
+    if item.name not in given:
+        return choose_size(manifest.sizes, area, ratio)
+    if told is not None:
+        raise RequestError(f"{told}: the size is given twice: by {told} and in inputs")
+    index = require_integer(item.name, given[item.name])
+    if not 0 <= index < len(manifest.sizes):
+        last = len(manifest.sizes) - 1
+        raise RequestError(f"{item.name} {shown_number(index)} is out of range: expected 0 to {last}")
+    return index
+
+
+def _texts(
+    bundle: Bundle, labels: NDArray[np.int64] | None, given: Mapping[str, Any], settings: RequestSettings
+) -> tuple[tuple[Texts, ...], int]:
+    """The prompts and negative texts that are given, and B."""
+    told: dict[str, Any] = {name: settings.get(name) for name in TEXT_SETTINGS if settings.get(name) is not None}
+    if told.get("negative") == "":  # no text, as where it is left out
+        del told["negative"]
+    for setting in told:
+        for kind in TEXT_SETTINGS[setting]:
+            name = _name_of_kind(bundle.manifest, kind)
+            if name in given:
+                raise RequestError(f"{setting} and {name} are both given: leave one out")
+    features = _name_of_kind(bundle.manifest, "text_features")
+    if features not in (None, *given) and "prompts" not in told and "text_encoder" in bundle.manifest.graphs:
+        raise RequestError("prompts are missing: expected a text for each image")
+    count = None if labels is None else len(labels)
+    texts = []
+    if "prompts" in told:
+        texts.append(texts_of_prompts(bundle, "prompts", told["prompts"], count))
+        count = len(texts[0].index)
+    if count is None:
+        count = _count(bundle.manifest, given)
+    if "negative" in told:
+        texts.append(texts_of_prompts(bundle, "negative", told["negative"], count))
+    return tuple(texts), count
+
+
 def _name_of_kind(manifest: Manifest, kind: str) -> str | None:
     item = manifest.input_of_kind(kind)
     return None if item is None else item.name
@@ -258,42 +315,18 @@ def _labels(bundle: Bundle, given: Mapping[str, Any]) -> NDArray[np.int64] | Non
     return found
 
 
-def _count(manifest: Manifest, labels: NDArray[np.int64] | None, given: Mapping[str, Any]) -> int:
-    """B: that of the labels, or else of the first input that is given with a row for each image; or else 1."""
-    if labels is not None:
-        return len(labels)
+def _count(manifest: Manifest, given: Mapping[str, Any]) -> int:
+    """B, where neither labels nor prompts tell it: that of the first input with a row for each image, or else 1."""
     for item in manifest.request:
         if item.per_image and item.name in given:
-            array = _array(item.name, given[item.name])
+            array = as_array(item.name, given[item.name])
             if not array.ndim or not len(array):
-                raise RequestError(f"{item.name}: expected a row for each image, found {_found(array)}")
+                raise RequestError(f"{item.name}: expected a row for each image, found {type_and_shape(array)}")
             return len(array)
     return 1
 
 
-def _uniforms(item: RequestInput, value: Any, images: int, numbers: _Numbers) -> NDArray[np.float32]:
-    if value is None:
-        return numbers.uniforms(images, item.row_values).reshape(images, *item.row_shape)
-    return _checked_uniforms(item, value, images)
-
-
-def _checked_uniforms(item: RequestInput, value: Any, images: int) -> NDArray[np.float32]:
-    shape = (images, *item.row_shape)
-    array = _array(item.name, value)
-    if array.shape != shape or array.dtype.kind != "f":
-        raise RequestError(f"{item.name}: expected floats {list(shape)}, found {_found(array)}")
-    with np.errstate(over="ignore"):  # what is too large for float32 is refused below
-        floats = np.array(array, dtype=np.float32, order="C")
-    outside = ~((floats >= 0) & (floats < 1))
-    if outside.any():
-        raise RequestError(
-            f"{item.name}: expected numbers of at least 0 and below 1 in float32, "
-            f"found {shown_number(float(array[outside][0]))}"
-        )
-    return floats
-
-
-def _noise(manifest: Manifest, given: Mapping[str, Any], settings: RequestSettings, numbers: _Numbers) -> _Noise | None:
+def _noise(manifest: Manifest, given: Mapping[str, Any], settings: RequestSettings, numbers: Numbers) -> Noise | None:
     """Where more_smooth's numbers come from, if it is asked for."""
     wanted = settings.get("more_smooth")
     if wanted is not None and not is_truth_value(wanted):
@@ -305,92 +338,4 @@ def _noise(manifest: Manifest, given: Mapping[str, Any], settings: RequestSettin
         raise RequestError("more_smooth: this bundle was built without it; build the bundle again")
     if item.name in given:
         raise RequestError("more_smooth is given twice: by itself and in inputs")
-    return _Noise(item, numbers)
-
-
-def _smooth_uniforms(item: RequestInput, value: Any, images: int) -> NDArray[np.float32]:
-    """The caller's, or none."""
-    if value is None:
-        return np.zeros((images, 0, item.row_shape[-1]), np.float32)
-    return _checked_uniforms(item, value, images)
-
-
-def _tokens(item: RequestInput, value: Any, images: int, model: ModelInfo) -> NDArray[np.int64]:
-    shape = (images, *item.row_shape)
-    if value is None:
-        return np.full(shape, -1, dtype=np.int64)
-    array = _array(item.name, value)
-    if array.shape != shape or array.dtype.kind not in "iu":
-        raise RequestError(f"{item.name}: expected integers {list(shape)}, found {_found(array)}")
-    if array.min() < -1 or array.max() >= model.vocab_size:
-        raise RequestError(
-            f"{item.name}: expected -1 (sample) to {model.vocab_size - 1}, found {array.min()} to {array.max()}"
-        )
-    return np.array(array, dtype=np.int64, order="C")
-
-
-def _scalar(item: RequestInput, value: Any) -> NDArray[Any]:
-    """One value, or one for each stage; a single one stands for all stages."""
-    values = list(item.default if value is None else value if _is_list(value) else [value])
-    if len(values) not in (1, item.row_values):
-        more = f", or {item.row_values}: one for each stage" if item.shape else ""
-        raise RequestError(f"{item.name}: expected one value{more}, found {len(values)}")
-    numbers = [_scalar_value(item, number) for number in values]
-    return np.full(item.row_shape, numbers if item.shape else numbers[0], dtype=item.dtype)
-
-
-def _is_list(value: Any) -> bool:
-    if isinstance(value, np.ndarray):
-        return value.ndim > 0
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview)
-
-
-def _scalar_value(item: RequestInput, value: Any) -> float:
-    number = require_integer(item.name, value) if item.dtype == "int64" else _float(item, value)
-    if not item.allows(number):
-        raise RequestError(f"{item.name} {shown_number(number)} is out of range: expected {item.limits}")
-    return number
-
-
-def _float(item: RequestInput, value: Any) -> float:
-    """A number of any type; text is none, though Python would read it."""
-    try:
-        if isinstance(value, str | bytes | bytearray) or is_truth_value(value) or np.ndim(value):
-            raise TypeError
-        return float(value)
-    except OverflowError:  # an integer beyond a double
-        return math.inf if value > 0 else -math.inf
-    except (TypeError, ValueError):
-        raise RequestError(f"{item.name} {shown_value(value)}: expected {item.limits}") from None
-
-
-def _tensor(item: RequestInput, value: Any, sizes: dict[str, int]) -> NDArray[Any]:
-    """A tensor of the caller's; sizes, by symbol, learns those that no input before it decided."""
-    expected = [sizes.get(size, size) if isinstance(size, str) else size for size in item.shape]
-    wanted = f"{item.dtype} [{', '.join(map(str, expected))}]"
-    if value is None:
-        raise RequestError(f"{item.name} is missing: expected {wanted}; give it in inputs")
-    array = _array(item.name, value)
-    if not hasattr(value, "dtype") and array.dtype.kind in "iuf" and np.can_cast(array.dtype, item.dtype, "same_kind"):
-        array = array.astype(item.dtype)  # Python's own numbers have no type to get wrong
-    fits = array.dtype == item.dtype and array.ndim == len(item.shape) and array.size > 0
-    for size, found in zip(item.shape, array.shape, strict=False):
-        fits = fits and found == (sizes.setdefault(size, found) if isinstance(size, str) else size)
-    if not fits:
-        raise RequestError(f"{item.name}: expected {wanted}, found {_found(array)}")
-    return np.array(array, order="C")
-
-
-def _array(name: str, value: Any) -> NDArray[Any]:
-    try:
-        return np.asarray(value)
-    except ValueError:
-        raise RequestError(f"{name}: expected an array, found rows of different lengths") from None
-    except Exception as error:  # whatever a foreign __array__ raises
-        raise RequestError(
-            f"{name}: expected an array, found {type(value).__name__}: {shown_text(str(error))}"
-        ) from None
-
-
-def _found(array: NDArray[Any]) -> str:
-    return f"{array.dtype} {list(array.shape)}"
+    return Noise(item, numbers)

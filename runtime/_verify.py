@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._machine import saturation_warning
-from nextscale.runtime._manifest import FUSED
+from nextscale.runtime._manifest import FUSED, Manifest
 from nextscale.runtime._next_scale_loop import Generation, Generator, StageResult
 from nextscale.runtime._probe_pictures import probe_pictures
+from nextscale.runtime._request import RequestSettings
 from nextscale.runtime._session import SessionOptions
+from nextscale.runtime._texts import probe_features
 from nextscale.runtime._variants import each_variant
 
 # Other CPUs and releases of ONNX Runtime round differently, and one token that changes changes all after it. So where
@@ -67,13 +69,30 @@ def verify(
     return VerifyReport(tuple(checks))
 
 
+def stored_settings(manifest: Manifest) -> RequestSettings:
+    """What the stored generation asked for: seed, inputs, and its texts."""
+    stored = manifest.verify
+    inputs = dict(stored.inputs)
+    features = manifest.input_of_kind("text_features")
+    if features is not None and stored.text_lengths is not None:
+        inputs[features.name] = probe_features(stored.text_lengths, int(features.shape[2]))
+    settings: RequestSettings = {"seed": stored.seed, "inputs": inputs}
+    if stored.prompts is not None:
+        settings["prompts"] = stored.prompts
+    return settings
+
+
+def stored_size(manifest: Manifest) -> Manifest:
+    """The manifest of the stored generation's size; see `Manifest.of_size`."""
+    size = manifest.input_of_kind("size")
+    return manifest if size is None else manifest.of_size(manifest.verify.inputs.get(size.name, 0))
+
+
 def non_finite_stage(generator: Generator) -> int | None:
     """The first stage whose logits are not all finite in the stored generation at the strongest guidance, or None."""
     manifest = generator.bundle.manifest
     strongest = {item.name: item.maximum for item in manifest.request if item.name == "cfg_scale" and item.maximum}
-    stages = generator.stream(
-        seed=manifest.verify.seed, inputs={**manifest.verify.inputs, **strongest}, outputs=["logits"]
-    )
+    stages = generator.stream(**_with_inputs(stored_settings(manifest), strongest), outputs=["logits"])
     return next((stage.stage for stage in stages if not np.isfinite(stage.outputs["logits"]).all()), None)
 
 
@@ -121,12 +140,15 @@ def _check_logits(generator: Generator) -> Check:
 
 
 def _generate_stored(generator: Generator) -> Generation:
-    stored = generator.bundle.manifest.verify
-    return generator.generate(seed=stored.seed, inputs=stored.inputs)
+    return generator.generate(**stored_settings(generator.bundle.manifest))
+
+
+def _with_inputs(settings: RequestSettings, inputs: Mapping[str, Any]) -> RequestSettings:
+    return {**settings, "inputs": {**(settings["inputs"] or {}), **inputs}}
 
 
 def _check_stored_tokens(generator: Generator, made: Generation) -> Check:
-    manifest = generator.bundle.manifest
+    manifest = stored_size(generator.bundle.manifest)
     stored = np.array(manifest.verify.token_maps, dtype=np.int64).reshape(-1, *manifest.forced_tokens.row_shape)
     if np.array_equal(made.token_maps, stored):
         return Check("tokens", True, f"all {stored.size} tokens are the stored ones")
@@ -152,8 +174,10 @@ def _check_stored_tokens(generator: Generator, made: Generation) -> Check:
 
 
 def _check_encoder(generator: Generator) -> Check:
-    stored = np.array(generator.bundle.manifest.verify.encoded, np.int64)
-    found = generator.encode(probe_pictures(generator.bundle.model.image_size, len(stored)))
+    manifest = stored_size(generator.bundle.manifest)
+    pictures = probe_pictures(manifest.model.image_size, len(manifest.verify.encoded or ()))
+    found = generator.encode(pictures)
+    stored = np.array(manifest.verify.encoded, np.int64).reshape(found.shape)
     agreement = float((found == stored).mean())
     detail = f"{agreement:.1%} of the probe pictures' tokens are the stored ones (expected {MINIMUM_ENCODED:.0%})"
     return Check("encoder", agreement >= MINIMUM_ENCODED, detail)
@@ -174,8 +198,8 @@ def _minimum_agreement(recipe: Mapping[str, Any], share: float) -> float:
 def _greedy_given(generator: Generator, stored: NDArray[np.int64]) -> NDArray[np.int64]:
     """The likeliest token of each place given the stored tokens before it, of the shape of stored."""
     manifest = generator.bundle.manifest
-    inputs = {**manifest.verify.inputs, manifest.forced_tokens.name: stored}
-    stages = generator.stream(seed=manifest.verify.seed, inputs=inputs, outputs=["logits"])
+    forced = {manifest.forced_tokens.name: stored}
+    stages = generator.stream(**_with_inputs(stored_settings(manifest), forced), outputs=["logits"])
     return np.concatenate([_likeliest(stage) for stage in stages], axis=1)
 
 
@@ -189,10 +213,10 @@ def _likeliest(stage: StageResult) -> NDArray[np.int64]:
 def _check_forms(generator: Generator) -> Check:
     """Sampled, not greedy: sampling shows differences in the logits that the maximum hides."""
     manifest = generator.bundle.manifest
-    sampled = {item.name for item in manifest.request if item.kind != "scalar"}
-    inputs = {name: value for name, value in manifest.verify.inputs.items() if name in sampled}
-    single = generator.generate(seed=manifest.verify.seed, inputs=inputs)
-    streamed = generator.generate(seed=manifest.verify.seed, inputs=inputs, on_stage=lambda stage: None)
+    scalars = {item.name: None for item in manifest.request if item.kind == "scalar"}
+    settings = _with_inputs(stored_settings(manifest), scalars)  # None: the default
+    single = generator.generate(**settings)
+    streamed = generator.generate(**settings, on_stage=lambda stage: None)
     for what, one, other in (
         ("tokens", single.token_maps, streamed.token_maps),
         ("pictures", single.images, streamed.images),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from fake_bundle import write_fake_bundle
+from fake_sizes_bundle import write_fake_sizes_bundle
 from fake_text_bundle import write_fake_text_bundle
 from hypothesis import settings
 from ops_library import ops_library  # noqa: F401  a fixture
@@ -46,6 +47,12 @@ def fake_v1_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fake_text_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of text, bits and oblong stages, to read."""
     return write_fake_text_bundle(tmp_path_factory.mktemp("bundles") / "fake-text")
+
+
+@pytest.fixture(scope="session")
+def fake_sizes_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of three sizes, of prompts and with an encoder, to read."""
+    return write_fake_sizes_bundle(tmp_path_factory.mktemp("bundles") / "fake-sizes")
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -359,14 +360,15 @@ def complete(folder: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest with the tokens that its verify request gives."""
     from nextscale.runtime import Generator
     from nextscale.runtime._probe_pictures import probe_pictures
+    from nextscale.runtime._verify import stored_settings
 
     write_manifest(folder, manifest)
     verify, generator = manifest["verify"], Generator(folder)
-    made = generator.generate(seed=verify["seed"], inputs=verify["inputs"])
+    made = generator.generate(**stored_settings(generator.bundle.manifest))
     verify["token_maps"] = made.token_maps.reshape(len(made.token_maps), -1).tolist()
     if "encoder" in manifest["graphs"]:
-        pictures = probe_pictures(generator.bundle.model.image_size, len(made.images))
-        verify["encoded"] = generator.encode(pictures).tolist()
+        encoded = generator.encode(probe_pictures(made.images.shape[1:3], len(made.images)))
+        verify["encoded"] = encoded.reshape(len(encoded), -1).tolist()
     write_manifest(folder, manifest)
 
 
@@ -378,7 +380,7 @@ def write_graph(path: Path, text: str, weights: dict[str, np.ndarray]) -> dict[s
         node.output[:] = [_DOTTED.get(item, item) for item in node.output]
     for value in (*model.graph.input, *model.graph.output):
         value.name = _DOTTED.get(value.name, value.name)
-    used = {item for node in model.graph.node for item in node.input}
+    used = set(_inputs(model.graph))
     offset = 0
     for key, array in weights.items():
         if key in used:
@@ -390,6 +392,14 @@ def write_graph(path: Path, text: str, weights: dict[str, np.ndarray]) -> dict[s
         "outputs": [_tensor(value) for value in model.graph.output],
         "variants": {"stock": {"file": path.name}},
     }
+
+
+def _inputs(graph: onnx.GraphProto) -> Iterator[str]:
+    """What the nodes of a graph take, and those of the graphs within."""
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            yield from _inputs(attribute.g)
 
 
 def _external(name: str, array: np.ndarray, offset: int) -> onnx.TensorProto:

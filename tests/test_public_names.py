@@ -9,8 +9,8 @@ import pkgutil
 import pytest
 
 ROOMS = (
-    *("calib_data", "compiler", "evaluate", "export", "export.var", "graph_passes", "measure", "models", "models.var"),
-    *("paper", "report", "simulation"),
+    *("calib_data", "compiler", "evaluate", "export", "export.var", "graph_passes", "measure", "models", "models.t5"),
+    *("models.var", "paper", "report", "simulation"),
 )
 
 

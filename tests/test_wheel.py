@@ -34,6 +34,7 @@ ROOMS = (
     "measure",
     "measure/peers",
     "models",
+    "models/t5",
     "models/var",
     "paper",
     "report",

@@ -1,6 +1,6 @@
 """Write a conformance suite: bundles, requests with the results that the Python runtime gives here, and damage.
 
-    PYTHONPATH=tests python -m conformance.make_suite OUT [--bundle DIR]...
+    PYTHONPATH=tests python -m conformance.make_suite OUT [--family text] [--bundle DIR]...
 
 README.md describes what is written and who reads it.
 """
@@ -28,6 +28,7 @@ from nextscale.runtime import Bundle, BundleError, Generation, Generator, Sessio
 from nextscale.runtime._machine import describe_machine
 from nextscale.runtime._manifest import Manifest
 from nextscale.runtime._manifest_reader import parse_manifest
+from nextscale.runtime._sizes import choose_size
 from nextscale.runtime._uniforms import uniforms
 
 CASES = Path(__file__).with_name("cases.json")
@@ -49,6 +50,8 @@ FAKES = {
     "fake-text": write_fake_text_bundle,
     "fake-fused": partial(write_fake_fused_bundle, encoder=True, smooth=True),
 }
+# Those of whose manifests damaged ones are made; the others are damaged in the family of text.
+DAMAGED_FAKES = ("fake", "fake-v1", "fake-fused")
 LOADED = ["generate", "stage", "decoder"]
 # Manifests of each of them.
 DAMAGED, DAMAGE_SEED = 2000, 0
@@ -88,16 +91,16 @@ def make_suite(
         "philox": cases["philox"],
         "uniforms": cases["uniforms"],
         "requests": [
-            *(request for name in names for request in _requests(out, name, cases["requests"], library)),
-            *(request for name in smooth for request in _requests(out, name, cases["smooth_requests"], library)),
-            *(request for name in altered for request in _requests(out, name, cases["requests"][:2])),
-            *_requests(out, "bundles/fake-text", cases["text_requests"]),
+            *(request for name in names for request in requests(out, name, cases["requests"], library)),
+            *(request for name in smooth for request in requests(out, name, cases["smooth_requests"], library)),
+            *(request for name in altered for request in requests(out, name, cases["requests"][:2])),
+            *requests(out, "bundles/fake-text", cases["text_requests"]),
         ],
         **{
             group: [{"bundle": "bundles/fake", **PARAMETERS, **case} for case in cases[group]]
             for group in ("request_errors", "cancellations")
         },
-        "encodes": [case for name in encoders for case in _encodes(out, name, cases["encodes"], library)],
+        "encodes": [case for name in encoders for case in encodes(out, name, cases["encodes"], library)],
         "encode_errors": [
             {
                 "bundle": "bundles/fake-fused",
@@ -111,10 +114,10 @@ def make_suite(
             for case in cases["encode_errors"]
         ],
         "edits": [
-            *(case for name in encoders for case in _edits(out, name, cases["edits"], library)),
-            *(case for name in smooth for case in _edits(out, name, cases["smooth_edits"], library)),
+            *(case for name in encoders for case in edits(out, name, cases["edits"], library)),
+            *(case for name in smooth for case in edits(out, name, cases["smooth_edits"], library)),
         ],
-        "edit_errors": [_edit_error(out, case) for case in cases["edit_errors"]],
+        "edit_errors": [edit_error(out, case) for case in cases["edit_errors"]],
         "boxes": [{"bundle": "bundles/fake-fused", **box_case(case, fake_model)} for case in cases["boxes"]],
         "kept_tokens": list(kept_tokens_cases()),
         "blends": list(blend_cases()),
@@ -122,11 +125,11 @@ def make_suite(
         "threads_errors": [{"bundle": "bundles/fake", **case} for case in cases["threads_errors"]],
         "default_threads": [_make_tree(out, number, case) for number, case in enumerate(cases["default_threads"])],
         "broken_bundles": [
-            _break_bundle(out, number, fakes[case.get("of", "fake")], case)
+            break_bundle(out, number, fakes[case.get("of", "fake")], case)
             for number, case in enumerate(cases["broken_bundles"])
         ],
         "variants": list(_variants(out, cases["variants"], library)),
-        "damaged_manifests": _damage_manifests(out, [read_manifest(fake) for fake in fakes.values()], damaged),
+        "damaged_manifests": damage_manifests(out, [fakes[name] for name in DAMAGED_FAKES], damaged),
     }
     path = out / "suite.json"
     path.write_text(json.dumps(suite, indent=1) + "\n")
@@ -148,6 +151,8 @@ def arguments(request: dict[str, Any]) -> dict[str, Any]:
         "more_smooth": request["more_smooth"],
         "inputs": {name: _value(value) for name, value in request["inputs"].items()},
         "batch_size": request["batch_size"],
+        # Which requests of the family of text alone have.
+        **{name: request.get(name) for name in ("prompts", "negative", "area", "ratio", "tau")},
     }
 
 
@@ -161,8 +166,12 @@ def _floats(rows: Any) -> Any:
 
 
 def _value(value: Any) -> Any:
-    """A tensor is an object, any other input a scalar."""
-    return np.array(value["values"], value["dtype"]) if isinstance(value, dict) else value
+    """A tensor is an object, texts of several lengths are one with a list of tensors, any other input is a scalar."""
+    if not isinstance(value, dict):
+        return value
+    if "texts" in value:
+        return [np.array(text, value["dtype"]) for text in value["texts"]]
+    return np.array(value["values"], value["dtype"])
 
 
 def results(generator: Generator, request: dict[str, Any], streaming: bool) -> dict[str, Any]:
@@ -196,12 +205,12 @@ def _build_tiny(out: Path) -> Iterator[str]:
         yield f"bundles/tiny-{precision}"
 
 
-def _requests(
+def requests(
     out: Path, name: str, cases: Sequence[dict[str, Any]], ops_library: Path | None = None
 ) -> Iterator[dict[str, Any]]:
     for generator, graphs in _generators(out, name, ops_library):
         for case in cases:
-            request = _request(case, generator.bundle)
+            request = request_of(case, generator.bundle)
             expected = results(generator, request, streaming=False)
             previews = results(generator, request, streaming=True)["previews_sha256"]
             yield {"bundle": name, **request, **graphs, "expected": {**expected, "previews_sha256": previews}}
@@ -216,11 +225,16 @@ def _generators(out: Path, name: str, ops_library: Path | None) -> Iterator[tupl
         yield generator, {"ops": ops, "ops_library": library and str(library)}
 
 
-def _request(case: dict[str, Any], bundle: Bundle) -> dict[str, Any]:
-    return _resolved({"class_labels": [], **PARAMETERS, **case}, bundle.manifest)
+def request_of(case: dict[str, Any], bundle: Bundle, index: int | None = None) -> dict[str, Any]:
+    """A case of cases.json as a request of a bundle; index: of its size, where the case does not tell it."""
+    manifest = bundle.manifest
+    index = case.get("inputs", {}).get("size", index)
+    if index is None:
+        index = choose_size(manifest.sizes, case.get("area"), case.get("ratio")) if manifest.sizes else 0
+    return _resolved({"class_labels": [], **PARAMETERS, **case}, manifest.of_size(index))
 
 
-def _encodes(
+def encodes(
     out: Path, name: str, cases: Sequence[dict[str, Any]], ops_library: Path | None
 ) -> Iterator[dict[str, Any]]:
     for generator, graphs in _generators(out, name, ops_library):
@@ -230,18 +244,18 @@ def _encodes(
             yield {"bundle": name, **case, **graphs, "size": list(size), "token_maps": found.tolist()}
 
 
-def _edits(out: Path, name: str, cases: Sequence[dict[str, Any]], ops_library: Path | None) -> Iterator[dict[str, Any]]:
+def edits(out: Path, name: str, cases: Sequence[dict[str, Any]], ops_library: Path | None) -> Iterator[dict[str, Any]]:
     for generator, graphs in _generators(out, name, ops_library):
         for case in cases:
-            edit = edit_case(_request(case, generator.bundle), generator.bundle.model)
+            edit = edit_case(request_of(case, generator.bundle), generator.bundle.model)
             expected = edit_results(generator, edit, arguments(edit), streaming=True)
             yield {"bundle": name, **edit, **graphs, "expected": expected}
 
 
-def _edit_error(out: Path, case: dict[str, Any]) -> dict[str, Any]:
+def edit_error(out: Path, case: dict[str, Any]) -> dict[str, Any]:
     name = case.get("bundle", "bundles/fake-fused")
     bundle = Bundle.open(out / name)
-    edit = edit_case(_request(case, bundle), bundle.model)
+    edit = edit_case(request_of(case, bundle), bundle.model)
     return {"bundle": name, "ops": "stock", "ops_library": None, "cancelled": False, **edit}
 
 
@@ -261,7 +275,8 @@ def _resolved(case: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
     request["class_labels"] = [model.num_classes if label == "null" else label for label in case["class_labels"]]
     if "text" in case:
         request["inputs"] = {**case["inputs"], **_text(case["text"])}
-    images, forced, numbers = len(case.get("text", case["class_labels"])), case["forced_tokens"], case["uniforms"]
+    subjects = case.get("text") or case.get("prompts") or case["class_labels"]
+    images, forced, numbers = len(subjects), case["forced_tokens"], case["uniforms"]
     row, values = manifest.forced_tokens.row_shape, manifest.forced_tokens.row_values
     if forced is not None:
         stages = model.num_stages if forced["stages"] == "all" else forced["stages"]
@@ -302,7 +317,7 @@ def _make_tree(out: Path, number: int, case: dict[str, Any]) -> dict[str, Any]:
     return {"name": case["name"], "root": str(root.relative_to(out)), **expected}
 
 
-def _break_bundle(out: Path, number: int, fake: Path, case: dict[str, Any]) -> dict[str, Any]:
+def break_bundle(out: Path, number: int, fake: Path, case: dict[str, Any]) -> dict[str, Any]:
     folder = out / "broken" / f"{number:02d}"
     shutil.copytree(fake, folder)
     for change in case["changes"]:
@@ -370,11 +385,11 @@ def _change_manifest(manifest: dict[str, Any], folder: Path, kind: str, value: A
         raise ValueError(f"unknown change {kind!r}")
 
 
-def _damage_manifests(out: Path, manifests: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+def damage_manifests(out: Path, bundles: Sequence[Path], count: int) -> list[dict[str, Any]]:
     """Write so many of each, and tell which are a manifest all the same, as damage to a comment would leave it."""
     (out / "damaged").mkdir()
     cases: list[dict[str, Any]] = []
-    for text in (text for manifest in manifests for text in damaged_manifests(manifest, count, DAMAGE_SEED)):
+    for text in (text for bundle in bundles for text in damaged_manifests(read_manifest(bundle), count, DAMAGE_SEED)):
         name = f"damaged/{len(cases):05d}.json"
         (out / name).write_bytes(text)
         try:
@@ -397,6 +412,9 @@ def _installed_ops_library() -> Path | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
+    parser.add_argument(
+        "--family", choices=("classes", "text"), default="classes", help="what to make pictures of; text: see README.md"
+    )
     parser.add_argument("--bundle", type=Path, action="append", default=[], metavar="DIR", help="one more bundle")
     parser.add_argument("--no-tiny", action="store_true", help="leave out the bundles whose building needs torch")
     parser.add_argument(
@@ -412,6 +430,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.out.exists():
         parser.error(f"{options.out} exists already; name a new folder")
+    if options.family == "text":
+        from conformance.text_suite import make_text_suite
+
+        print(make_text_suite(options.out, options.damaged))
+        return
     print(make_suite(options.out, options.bundle, not options.no_tiny, options.damaged, options.ops_library))
 
 

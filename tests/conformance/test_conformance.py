@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conformance.damaged_manifests import damaged_manifests
 from conformance.edit_cases import box, edit_arguments, edit_results, pictures, rows
-from conformance.make_suite import CASES, DAMAGED, FAKES, LOADED, arguments, make_suite, results
+from conformance.make_suite import CASES, DAMAGED, DAMAGED_FAKES, FAKES, LOADED, arguments, make_suite, results
 from fake_bundle import read_manifest
 
 from nextscale import runtime
@@ -297,7 +297,7 @@ def test_variants(suite_of_operators: Path, case: Case) -> None:
 
 def test_damaged_manifests(suite_folder: Path, suite: dict[str, Any]) -> None:
     cases = suite["damaged_manifests"]
-    assert len(cases) == DAMAGED * len(FAKES)
+    assert len(cases) == DAMAGED * len(DAMAGED_FAKES)
     for first in range(0, len(cases), DAMAGED):
         accepted = sum(case["error"] is None for case in cases[first : first + DAMAGED])
         assert 0 < accepted < DAMAGED // 2

@@ -189,7 +189,7 @@ BAD_SCHEMA_2 = {
     "unknown kind": (
         more_input(kind="sound"),
         "request[6].kind: expected one of label, uniform, smooth_uniform, forced_tokens, scalar, text_features, "
-        'text_mask, image, mask, found "sound"',
+        'text_mask, image, mask, negative_features, negative_mask, size, found "sound"',
     ),
     "noise of another size": (
         more_input(kind="smooth_uniform", shape=["B", 14, 15]),

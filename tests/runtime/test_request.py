@@ -50,6 +50,18 @@ def test_uniforms_of_a_seed_fill_any_shape(fake_text_bundle: Path) -> None:
     assert np.array_equal(found, uniforms(9, [4, 5], TEXT_L * D).reshape(2, TEXT_L, D))
 
 
+def test_without_a_mask_all_is_text(text: Generator) -> None:
+    alone = text.generate(inputs={"text_features": TEXTS}, seed=2)
+    ones = text.generate(inputs={"text_features": TEXTS, "text_mask": np.ones((2, 3), int)}, seed=2)
+    assert np.array_equal(alone.token_maps, ones.token_maps)
+
+
+def test_texts_of_different_lengths_are_padded(text: Generator) -> None:
+    texts = [TEXT["text_features"][i, :length] for i, length in enumerate((2, 3))]
+    ragged = text.generate(inputs={"text_features": texts}, seed=2)
+    assert np.array_equal(ragged.token_maps, text.generate(inputs=TEXT, seed=2).token_maps)
+
+
 def test_lists_are_taken_as_the_inputs_type(text: Generator) -> None:
     lists = text.generate(inputs={"text_features": TEXTS, "text_mask": MASKS}, seed=2)
     assert np.array_equal(lists.token_maps, text.generate(inputs=TEXT, seed=2).token_maps)
@@ -112,10 +124,17 @@ WIDE = np.zeros((2, 3, 9), np.float32)
 LONG_MASK = np.ones((2, 4), np.int64)
 BAD = {
     "missing": ({}, "text_features is missing: expected float32 [1, Lt, 8]; give it in inputs"),
-    "missing mask": (
-        {"inputs": {"text_features": TEXTS}},
-        "text_mask is missing: expected int64 [2, 3]; give it in inputs",
+    "a mask alone": (
+        {"inputs": {"text_mask": MASKS}},
+        "text_mask is given without text_features",
     ),
+    "a prompt": ({"prompts": ["a"]}, "prompts: this bundle has no text encoder; give text_features in inputs"),
+    "a negative prompt": (
+        {"negative": "a", "inputs": TEXT},
+        "negative: this bundle has no such input; it takes text_f",
+    ),
+    "an area": ({"area": "1M", "inputs": TEXT}, "area: this bundle has one size, 8 x 12; leave it out"),
+    "a ratio": ({"ratio": "1:1", "inputs": TEXT}, "ratio: this bundle has one size, 8 x 12; leave it out"),
     "another width": (
         {"inputs": {**TEXT, "text_features": WIDE}},
         "text_features: expected float32 [2, Lt, 8], found float32 [2, 3, 9]",
