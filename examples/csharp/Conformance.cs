@@ -4,6 +4,7 @@ using System.Globalization;
 using System.IO;
 using System.Linq;
 using System.Security.Cryptography;
+using System.Text;
 using System.Threading;
 using System.Threading.Tasks;
 
@@ -69,6 +70,11 @@ namespace NextScale
                     (NumberUse)item.Integer("use"));
                 return Same(found.Select(number => (double)number * (1 << 24)), values.Select(value => (double)value));
             }));
+            Each("tokenizers", RunTokenizer);
+            Each("probe_features", (name, item) => Check(name, () => Rows(item.Get("values"), Integers).Select(
+                (values, image) => Same(
+                    Uniforms.OfImage(0, (ulong)image, values.Length).Select(number => (2 * number - 1) * (1 << 23)),
+                    values.Select(value => (float)value))).FirstOrDefault(problem => problem != null)));
             Each("requests", RunRequest);
             Each("request_errors", (name, item) =>
             {
@@ -81,11 +87,11 @@ namespace NextScale
             {
                 foreach (int threads in ThreadCounts)
                     Check($"{name}, {threads} threads", () => Same(
-                        GeneratorFor(item, threads).Encode(Pictures(item)).SelectMany(row => row),
+                        GeneratorFor(item, threads).Encode(Size(item.Get("size")), Pictures(item)).SelectMany(row => row),
                         Integers(item.Get("token_maps"))));
             });
             Each("encode_errors", (name, item) => Refused(
-                name, item, () => GeneratorFor(item, 1).Encode(Pictures(item))));
+                name, item, () => GeneratorFor(item, 1).Encode(Size(item.Get("size")), Pictures(item))));
             Each("edits", RunRequest);
             Each("edit_errors", (name, item) => Refused(name, item, () =>
             {
@@ -127,6 +133,7 @@ namespace NextScale
                 else Refused(name, item, () => Manifest.Parse(content, name));
             });
             Each("variants", RunVariant);
+            RunTexts();
             RunTogether();
             RunChanges();
             RunDisposal();
@@ -163,7 +170,41 @@ namespace NextScale
                 Pictures(item.Text("picture"), 1, item)[0], MaskOf(item, "mask"), Request(item),
                 (int)item.Integer("keep_stages", int.MinValue),
                 item.Get("feather") == null ? (int?)null : (int)item.Integer("feather", int.MinValue),
-                progress, cancellation);
+                progress, cancellation, Size(item.Get("size")));
+        }
+
+        /// <summary>ByT5's ids, and those of an application's tokenizer, which here knows the pieces of one prompt.
+        /// </summary>
+        private void RunTokenizer(string name, Fields item)
+        {
+            var info = new TokenizerInfo { Kind = item.Text("kind"), MaxTokens = item.Integer("max_tokens") };
+            if (info.Kind != "bytes") info.File = item.Text("file");
+            bool refused = item.Value.ContainsKey("error");
+            var told = new Pieces { Ids = refused ? new long[0] : Integers(item.Get("ids")) };
+            told.Ids = told.Ids.Take(told.Ids.Count - 1).ToArray();
+            Func<long[]> ids = () => Tokens.Of(info, told, (string)item.Get("text"));
+            if (refused) Refused(name, item, () => ids());
+            else Check(name, () => Same(ids(), Integers(item.Get("ids"))));
+        }
+
+        /// <summary>What the suite's cases cannot say: text that is no Unicode, and tokenizers of the application.</summary>
+        private void RunTexts()
+        {
+            var bytes = new Fields(Json.Parse(Encoding.UTF8.GetBytes(
+                "{\"error\": \"RequestError\", \"contains\": [\"character 2 is half of one (a lone surrogate)\"]}")), "", "");
+            Refused("half a character", bytes, () => Tokens.OfBytes("\ud83d\ude00a\ude00", 512));
+            Refused("half a character at the end", bytes, () => Tokens.OfBytes("ab\ud83d", 512));
+        }
+
+        /// <summary>A tokenizer that always gives the same ids.</summary>
+        private sealed class Pieces : ITokenizer
+        {
+            public IReadOnlyList<long> Ids;
+
+            public IReadOnlyList<long> Encode(string prompt)
+            {
+                return Ids;
+            }
         }
 
         private void RunKeptTokens(string name, Fields item)
@@ -406,6 +447,7 @@ namespace NextScale
 
         private List<Fields> Cases(string group)
         {
+            if (!suite.Value.ContainsKey(group)) return new List<Fields>();  // another family's
             return suite.Items(group, (owner, key, value) => owner.Nested(key, value)).ToList();
         }
 
@@ -512,10 +554,27 @@ namespace NextScale
             Fields inputs = item.Object("inputs");
             foreach (string name in inputs.Value.Keys)
             {
-                if (inputs.Get(name) is Dictionary<string, object>) request.Inputs[name] = Tensor(inputs.Object(name));
-                else request.Scalars[name] = Scalar(inputs.Get(name));
+                if (!(inputs.Get(name) is Dictionary<string, object>)) request.Scalars[name] = Scalar(inputs.Get(name));
+                else if (!inputs.Object(name).Value.ContainsKey("texts"))
+                    request.Inputs[name] = Tensor(inputs.Object(name).Text("dtype"), inputs.Object(name).Get("values"));
+                else
+                    request.Texts[name] =
+                        List(inputs.Object(name).Get("texts")).Select(text => Tensor("float32", text)).ToArray();
             }
+            ReadTexts(request, item);
             return request;
+        }
+
+        /// <summary>What a request of the family of text says further.</summary>
+        private static void ReadTexts(GenerationRequest request, Fields item)
+        {
+            object prompts = item.Optional("prompts"), negative = item.Optional("negative");
+            request.Prompts = Rows(prompts, text => (string)text);
+            request.Negative = negative is string ? (Negative)(string)negative
+                : negative == null ? null : new Negative(Rows(negative, text => (string)text));
+            request.Area = (string)item.Optional("area");
+            request.Ratio = (string)item.Optional("ratio");
+            request.Tau = Scalar(item.Optional("tau"));
         }
 
         /// <summary>Null, a number or a list.</summary>
@@ -524,18 +583,18 @@ namespace NextScale
             return value == null ? null : new Scalar(Flat(value).Select(Number).ToArray());
         }
 
-        /// <summary>A tensor of the suite: `dtype`, and `values` as nested lists.</summary>
-        private static InputTensor Tensor(Fields item)
+        /// <summary>A tensor of the suite, whose values are nested lists.</summary>
+        private static InputTensor Tensor(string dtype, object numbers)
         {
             var shape = new List<long>();
-            object part = item.Get("values");
+            object part = numbers;
             while (part is List<object>)
             {
                 shape.Add(List(part).Count);
                 part = List(part).FirstOrDefault();
             }
-            double[] values = Flat(item.Get("values")).Select(Number).ToArray();
-            return item.Text("dtype") == "float32"
+            double[] values = Flat(numbers).Select(Number).ToArray();
+            return dtype == "float32"
                 ? new InputTensor(values.Select(value => (float)value).ToArray(), shape.ToArray())
                 : new InputTensor(values.Select(value => (long)value).ToArray(), shape.ToArray());
         }
