@@ -156,6 +156,17 @@ def tensor_array(item: RequestInput, value: Any, sizes: dict[str, int]) -> NDArr
     return np.array(array, order="C")
 
 
+def require_zeros_and_ones(item: RequestInput, mask: NDArray[np.int64]) -> None:
+    """Refuse a mask of text that has other numbers: graphs may multiply by it, or compare.
+
+    Raises:
+        RequestError: names one of them.
+    """
+    others = mask[(mask != 0) & (mask != 1)]
+    if others.size:
+        raise RequestError(f"{item.name}: expected 1 (text) or 0 (behind its end), found {others[0]}")
+
+
 def as_array(name: str, value: Any) -> NDArray[Any]:
     """Any value as an array, which need not be a copy."""
     try:

@@ -16,6 +16,7 @@ from nextscale.runtime._input_arrays import (
     Noise,
     Numbers,
     as_array,
+    require_zeros_and_ones,
     scalar_array,
     smooth_array,
     tensor_array,
@@ -164,6 +165,8 @@ class Request:
                 arrays[item.name] = np.zeros((count, 0, *item.row_shape), item.dtype)
             elif value is not None or (item.kind not in _MASKS and item.name in generating):
                 arrays[item.name] = tensor_array(item, value, sizes)
+                if item.kind in _MASKS:
+                    require_zeros_and_ones(item, arrays[item.name])
         arrays |= masks_of_ones(manifest, arrays)
         per_image = frozenset(item.name for item in manifest.request if item.per_image)
         return cls(count, arrays, per_image, noise, size, texts)

@@ -209,6 +209,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"inputs": {"text_features": [FEATURES[0], FEATURES[1, :0]]}},
         "text_features[1]: expected float32 [N, 8], found float32 [0, 8]",
     ),
+    "a mask of other numbers": (
+        {"inputs": {"text_features": FEATURES, "text_mask": [[1, 1, 0], [1, 2, -3]]}},
+        "text_mask: expected 1 (text) or 0 (behind its end), found 2",
+    ),
     "several lengths and a mask": (
         {"inputs": {"text_features": [FEATURES[0], FEATURES[1, :2]], "text_mask": np.ones((2, 3), int)}},
         "text_mask: texts of different lengths get a mask of their own; leave it out",
