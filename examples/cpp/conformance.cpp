@@ -322,19 +322,31 @@ class Conformance {
     }
   }
 
+  /// Whether this program can tokenize by a kind.
+  static bool knows_tokenizer([[maybe_unused]] const std::string& kind) {
+#ifdef NEXTSCALE_SENTENCEPIECE
+    return true;
+#else
+    return kind != "sentencepiece";
+#endif
+  }
+
+  bool knows_tokenizer(const Generator& generator) const {
+    const auto& tokenizer = generator.bundle().manifest().tokenizer;
+    return !tokenizer || knows_tokenizer(tokenizer->kind);
+  }
+
   void tokenizers() {
     for (const Json& item : cases("tokenizers")) {
       const std::int64_t most = get(item, "max_tokens").as_int64().value();
       const bool pieces = text(item, "kind") == "sentencepiece";
+      if (!knows_tokenizer(text(item, "kind"))) continue;
       const auto tokens = [&] {
         const std::string prompt = text(item, "text");
         if (!pieces) return nextscale::detail::byte_tokens(prompt, most);
         return nextscale::detail::SentencePieces(folder_ / fs::u8path(text(item, "file"))).tokens(prompt, most);
       };
       const std::string what = "tokenizers: " + text(item, "kind") + ": " + text(item, "name");
-#ifndef NEXTSCALE_SENTENCEPIECE
-      if (pieces) continue;
-#endif
       if (item.find("error") != nullptr) {
         check_refused(item, what, tokens);
         continue;
@@ -343,6 +355,21 @@ class Conformance {
         check(tokens() == integers(get(item, "ids")), what);
       } catch (const std::exception& error) {
         check(false, what + ": " + error.what());
+      }
+    }
+    // What JSON cannot say: texts that are no UTF-8, with their place.
+    static constexpr std::tuple<const char*, const char*, int> damaged[] = {
+        {"a\xC3(", "a\\xc3(", 1},
+        {"\xED\xA0\x80", "\\xed\\xa0\\x80", 0},
+        {"\n\xF0\x9F\xA6", "\\n\\xf0\\x9f\\xa6", 1}};
+    for (const auto& [prompt, shown, place] : damaged) {
+      try {
+        nextscale::detail::byte_tokens(prompt, 512);
+        check(false, std::string(shown) + ": nothing was refused");
+      } catch (const nextscale::RequestError& error) {
+        const std::string expected = std::string("prompt \"") + shown + "\": byte " + std::to_string(place) +
+                                     " is no UTF-8; expected valid Unicode";
+        check(error.what() == expected, error.what());
       }
     }
   }
@@ -391,6 +418,7 @@ class Conformance {
   void check_all(const char* group) {
     for (const int threads : {1, 2}) {
       for (const Json& item : cases(group)) {
+        if (!knows_tokenizer(generator(item, threads))) continue;
         for (const bool streaming : {false, true}) {
           check_request(generator(item, threads), item, streaming,
                         title(item) + ": " + std::to_string(threads) + " threads, " +

@@ -4,7 +4,6 @@ using System.Globalization;
 using System.IO;
 using System.Linq;
 using System.Security.Cryptography;
-using System.Text;
 using System.Threading;
 using System.Threading.Tasks;
 
@@ -26,6 +25,7 @@ namespace NextScale
         private readonly string folder;
         private readonly Fields suite;
         private readonly Dictionary<string, Generator> generators = new Dictionary<string, Generator>();
+        private readonly Pieces pieces = new Pieces();
         private int passed;
         private int failed;
 
@@ -36,6 +36,11 @@ namespace NextScale
             if (!File.Exists(path))
                 throw new NextScaleException($"{path}: no such file; tests/conformance/README.md tells how to make it");
             suite = new Fields(Json.Parse(File.ReadAllBytes(path)), path, "");
+            foreach (Fields item in Cases("tokenizers").Where(item => item.Text("kind") == "sentencepiece"))
+            {
+                long[] ids = Integers(item.Get("ids"));
+                pieces[(string)item.Get("text")] = ids.Take(ids.Length - 1).ToArray();
+            }
         }
 
         /// <returns>0 if every case holds, else 1.</returns>
@@ -87,11 +92,9 @@ namespace NextScale
             {
                 foreach (int threads in ThreadCounts)
                     Check($"{name}, {threads} threads", () => Same(
-                        GeneratorFor(item, threads).Encode(Size(item.Get("size")), Pictures(item)).SelectMany(row => row),
-                        Integers(item.Get("token_maps"))));
+                        Encoded(item, threads).SelectMany(row => row), Integers(item.Get("token_maps"))));
             });
-            Each("encode_errors", (name, item) => Refused(
-                name, item, () => GeneratorFor(item, 1).Encode(Size(item.Get("size")), Pictures(item))));
+            Each("encode_errors", (name, item) => Refused(name, item, () => Encoded(item, 1)));
             Each("edits", RunRequest);
             Each("edit_errors", (name, item) => Refused(name, item, () =>
             {
@@ -173,38 +176,68 @@ namespace NextScale
                 progress, cancellation, Size(item.Get("size")));
         }
 
-        /// <summary>ByT5's ids, and those of an application's tokenizer, which here knows the pieces of one prompt.
-        /// </summary>
+        /// <summary>ByT5's ids, and those of an application's tokenizer, of whose use this is a test.</summary>
         private void RunTokenizer(string name, Fields item)
         {
             var info = new TokenizerInfo { Kind = item.Text("kind"), MaxTokens = item.Integer("max_tokens") };
             if (info.Kind != "bytes") info.File = item.Text("file");
-            bool refused = item.Value.ContainsKey("error");
-            var told = new Pieces { Ids = refused ? new long[0] : Integers(item.Get("ids")) };
-            told.Ids = told.Ids.Take(told.Ids.Count - 1).ToArray();
-            Func<long[]> ids = () => Tokens.Of(info, told, (string)item.Get("text"));
-            if (refused) Refused(name, item, () => ids());
+            Func<long[]> ids = () => Tokens.Of(info, pieces, (string)item.Get("text"));
+            if (item.Value.ContainsKey("error")) Refused(name, item, () => ids());
             else Check(name, () => Same(ids(), Integers(item.Get("ids"))));
         }
 
-        /// <summary>What the suite's cases cannot say: text that is no Unicode, and tokenizers of the application.</summary>
+        /// <summary>What the suite's cases cannot say: text that is no Unicode, and tokenizers of the application.
+        /// </summary>
         private void RunTexts()
         {
-            var bytes = new Fields(Json.Parse(Encoding.UTF8.GetBytes(
-                "{\"error\": \"RequestError\", \"contains\": [\"character 2 is half of one (a lone surrogate)\"]}")), "", "");
-            Refused("half a character", bytes, () => Tokens.OfBytes("\ud83d\ude00a\ude00", 512));
-            Refused("half a character at the end", bytes, () => Tokens.OfBytes("ab\ud83d", 512));
+            const string Half = " is half of one (a lone surrogate); expected valid Unicode";
+            Refused("half a character", () => Tokens.OfBytes("\ud83d\ude00a\ude00", 9),
+                    "prompt \"\ud83d\ude00a\\ude00\": character 2" + Half);
+            Refused("half a character at the end", () => Tokens.OfBytes("\n\ud83d", 9),
+                    "prompt \"\\n\\ud83d\": character 1" + Half);
+            var info = new TokenizerInfo { Kind = "sentencepiece", File = "spiece.model", MaxTokens = 3 };
+            Refused("half a character for a tokenizer", () => Tokens.Of(info, pieces, "\ud83d"),
+                    "prompt \"\\ud83d\": character 0" + Half);
+            Refused("no tokenizer", () => Tokens.Of(info, null, "x"), "set GeneratorOptions.Tokenizer");
+            Refused("a tokenizer of too many ids", () => Tokens.Of(info, new Pieces { { "x", new long[3] } }, "x"),
+                    "prompt \"x\" has 4 tokens, its end among them; expected at most 3: shorten it");
+            Refused("a tokenizer of no ids", () => Tokens.Of(info, new Pieces { { " ", new long[0] } }, " "),
+                    "prompt \" \" is empty: expected a description in words");
+            info.File = null;
+            info.Kind = "words";
+            Refused("a tokenizer of another kind", () => Tokens.Of(info, pieces, "x"),
+                    "a tokenizer of kind \"words\", which this NextScale.cs does not know");
         }
 
-        /// <summary>A tokenizer that always gives the same ids.</summary>
-        private sealed class Pieces : ITokenizer
+        private void Refused(string name, Action run, string message)
         {
-            public IReadOnlyList<long> Ids;
+            Check(name, () =>
+            {
+                try
+                {
+                    run();
+                }
+                catch (RequestException error)
+                {
+                    return error.Message.Contains(message) ? null : error.Message;
+                }
+                return "not refused";
+            });
+        }
 
+        /// <summary>A tokenizer that knows the ids of some prompts.</summary>
+        private sealed class Pieces : Dictionary<string, long[]>, ITokenizer
+        {
             public IReadOnlyList<long> Encode(string prompt)
             {
-                return Ids;
+                return this[prompt];
             }
+        }
+
+        /// <summary>The token maps of a case's pictures.</summary>
+        private long[][] Encoded(Fields item, int threads)
+        {
+            return GeneratorFor(item, threads).Encode(Size(item.Get("size")), Pictures(item));
         }
 
         private void RunKeptTokens(string name, Fields item)
@@ -512,6 +545,7 @@ namespace NextScale
         {
             GeneratorOptions options = item.Value.ContainsKey("ops") ? GraphOptions(item) : new GeneratorOptions();
             options.Threads = threads;
+            options.Tokenizer = pieces;
             string key = $"{threads} {options.Ops} {Folder(item)}";
             if (!generators.ContainsKey(key)) generators[key] = new Generator(Folder(item), options);
             return generators[key];

@@ -1983,7 +1983,8 @@ inline void check_verify(const Fields& fields, const std::vector<RequestInput>& 
                   "[" + join(images, [](std::size_t count) { return std::to_string(count); }) + "]");
   }
   const std::int64_t values = of_kind(known, Kind::forced_tokens)->row_values();
-  const auto count = images.empty() ? std::nullopt : std::optional<std::size_t>(images[0]);
+  std::optional<std::size_t> count;
+  if (!images.empty()) count = images[0];
   const std::size_t rows =
       check_token_maps(fields, "token_maps", values, model, count, label != nullptr ? "labels" : "texts");
   // What the encoder makes of the pictures.
@@ -3204,9 +3205,25 @@ class Checker {
           return made(item, {static_cast<std::int64_t>(count_), 0, *item.shape[2].size}, std::vector<float>());
         }
         return tensor(item);
+      case Kind::text_mask:
+      case Kind::negative_mask:
+        return mask(item);
       default:
         return tensor(item);
     }
+  }
+
+  /// A mask of the caller's: graphs may multiply by it, or compare.
+  Input mask(const RequestInput& item) {
+    const Input found = tensor(item);
+    for (std::size_t at = 0; at < found.bytes.size(); at += sizeof(std::int64_t)) {
+      std::int64_t value = 0;
+      std::memcpy(&value, found.bytes.data() + at, sizeof value);
+      if (value != 0 && value != 1) {
+        throw RequestError(item.name + ": expected 1 (text) or 0 (behind its end), found " + std::to_string(value));
+      }
+    }
+    return found;
   }
 
   /// The mask that nobody gave, of features that are there.

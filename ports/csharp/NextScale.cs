@@ -152,9 +152,15 @@ namespace NextScale
 
         internal string[] Texts { get; }
 
-        public static implicit operator Negative(string text) { return new Negative { ForAll = text }; }
+        public static implicit operator Negative(string text)
+        {
+            return text == null ? null : new Negative { ForAll = text };
+        }
 
-        public static implicit operator Negative(string[] texts) { return new Negative(texts); }
+        public static implicit operator Negative(string[] texts)
+        {
+            return texts == null ? null : new Negative(texts);
+        }
     }
 
     /// <summary>A tensor of the caller's, row-major, such as text features.</summary>
@@ -2065,6 +2071,9 @@ namespace NextScale
                     if (tensors.ContainsKey(item.Name)) return MakeTensor(item);
                     long[] noText = { Count, 0, (long)item.Shape[2] };
                     return new ModelInput { Name = item.Name, Data = new float[0], Shape = noText, PerImage = true };
+                case "text_mask":
+                case "negative_mask":
+                    return CheckedMask(item, MakeTensor(item));
                 default:
                     return MakeTensor(item);
             }
@@ -2191,6 +2200,16 @@ namespace NextScale
                 Name = item.Name, Data = (Array)given.Data.Clone(), Shape = (long[])given.Shape.Clone(),
                 PerImage = item.PerImage,
             };
+        }
+
+        /// <summary>The mask itself: graphs may multiply by it, or compare.</summary>
+        private static ModelInput CheckedMask(RequestInput item, ModelInput mask)
+        {
+            foreach (long value in (long[])mask.Data)
+                if (value != 0 && value != 1)
+                    throw new RequestException(
+                        $"{item.Name}: expected 1 (text) or 0 (behind its end), found {value}");
+            return mask;
         }
 
         private static string Describe(InputTensor tensor)
