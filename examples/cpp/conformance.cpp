@@ -357,6 +357,18 @@ class Conformance {
         check(false, what + ": " + error.what());
       }
     }
+#ifdef NEXTSCALE_SENTENCEPIECE
+    for (const Json& item : cases("requests")) {
+      const auto& tokenizer = generator(item, 1).bundle().manifest().tokenizer;
+      if (!tokenizer || tokenizer->kind != "sentencepiece") continue;
+      try {
+        nextscale::detail::SentencePieces(bundle_path(item) / "weights.data");
+        check(false, "a tokenizer's file that is none: nothing was refused");
+      } catch (const nextscale::BundleError& error) {
+        check(std::string(error.what()).find(" is no sentencepiece model") != std::string::npos, error.what());
+      }
+    }
+#endif
     // What JSON cannot say: texts that are no UTF-8, with their place.
     static constexpr std::tuple<const char*, const char*, int> damaged[] = {
         {"a\xC3(", "a\\xc3(", 1},

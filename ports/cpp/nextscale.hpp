@@ -2284,12 +2284,12 @@ inline void require_text(std::string_view prompt) {
 /// The ids of a prompt and its end. Throws RequestError: none, or too many.
 inline std::vector<std::int64_t> ended(std::string_view prompt, std::vector<std::int64_t> ids,
                                        std::int64_t max_tokens) {
-  const std::string shown = "prompt \"" + shown_text(prompt, kShownPrompt) + "\"";
-  if (ids.empty()) throw RequestError(shown + " is empty: expected a description in words");
+  const std::string shown = shown_text(prompt, kShownPrompt);
+  if (ids.empty()) throw RequestError("prompt \"" + shown + "\" is empty: expected a description in words");
   ids.push_back(kEnd);
   if (static_cast<std::int64_t>(ids.size()) > max_tokens) {
-    throw RequestError(shown + " has " + std::to_string(ids.size()) + " tokens, its end among them; expected at most " +
-                       std::to_string(max_tokens) + ": shorten it");
+    throw RequestError("prompt \"" + shown + "\" has " + std::to_string(ids.size()) +
+                       " tokens, its end among them; expected at most " + std::to_string(max_tokens) + ": shorten it");
   }
   return ids;
 }
@@ -3151,11 +3151,11 @@ class Checker {
     const std::string setting = kinds.setting;
     const RequestInput *features = find(kinds.features), *mask = find(kinds.mask);
     if (features == nullptr) refuse_setting(setting);
-    for (const auto& [there, what] : {std::pair(manifest_.graphs.count(Graph::text_encoder) > 0, "text encoder"),
-                                      std::pair(manifest_.tokenizer.has_value(), "tokenizer")}) {
-      if (!there) {
-        throw RequestError(setting + ": this bundle has no " + what + "; give " + features->name + " in inputs");
-      }
+    if (manifest_.graphs.count(Graph::text_encoder) == 0) {
+      throw RequestError(setting + ": this bundle has no text encoder; give " + features->name + " in inputs");
+    }
+    if (!manifest_.tokenizer) {
+      throw RequestError(setting + ": this bundle has no tokenizer; give " + features->name + " in inputs");
     }
     if (given.empty() || given.size() != images.value_or(given.size())) {
       throw RequestError(setting + ": expected " +

@@ -1981,10 +1981,11 @@ namespace NextScale
             string setting = kinds[0];
             RequestInput features = Manifest.InputOfKind(kinds[1]);
             if (features == null) throw new RequestException($"{setting}: this bundle has no such input{Takes}");
-            string missing = !Manifest.Graphs.ContainsKey("text_encoder") ? "text encoder"
-                : Manifest.Tokenizer == null ? "tokenizer" : null;
-            if (missing != null)
-                throw new RequestException($"{setting}: this bundle has no {missing}; give {features.Name} in inputs");
+            if (!Manifest.Graphs.ContainsKey("text_encoder"))
+                throw new RequestException(
+                    $"{setting}: this bundle has no text encoder; give {features.Name} in inputs");
+            if (Manifest.Tokenizer == null)
+                throw new RequestException($"{setting}: this bundle has no tokenizer; give {features.Name} in inputs");
             int none = given.ToList().IndexOf(null);
             if (none >= 0) throw new RequestException($"{setting}[{none}]: expected a text, found null");
             if (given.Count == 0 || given.Count != (images ?? given.Count))
