@@ -570,8 +570,8 @@ class Generator {
                   const std::atomic<bool>* cancel = nullptr) const;
 
  private:
-  Generation generate(const std::shared_ptr<const detail::Inputs>& inputs, const OnStage& on_stage,
-                      const std::atomic<bool>* cancel) const;
+  Generation run(const std::shared_ptr<const detail::Inputs>& inputs, const OnStage& on_stage,
+                 const std::atomic<bool>* cancel) const;
 
   std::shared_ptr<detail::Engine> engine_;
 };
@@ -1205,18 +1205,20 @@ struct SizedModel {
   Symbols symbols;
 };
 
+inline SizedModel at_size(const ModelInfo& model, const SizeInfo& size) {
+  const ModelInfo at = model.of_size(size);
+  return {at,
+          {{"L", at.num_tokens()},
+           {"S", static_cast<std::int64_t>(at.num_stages())},
+           {"h", at.latent_size.height},
+           {"w", at.latent_size.width},
+           {"H", at.image_size.height},
+           {"W", at.image_size.width}}};
+}
+
 inline std::vector<SizedModel> at_sizes(const ModelInfo& model, const std::vector<SizeInfo>& sizes) {
   std::vector<SizedModel> found;
-  for (const SizeInfo& size : sizes) {
-    const ModelInfo at = model.of_size(size);
-    found.push_back({at,
-                     {{"L", at.num_tokens()},
-                      {"S", static_cast<std::int64_t>(at.num_stages())},
-                      {"h", at.latent_size.height},
-                      {"w", at.latent_size.width},
-                      {"H", at.image_size.height},
-                      {"W", at.image_size.width}}});
-  }
+  for (const SizeInfo& size : sizes) found.push_back(at_size(model, size));
   if (found.empty()) found.push_back({model, {}});
   return found;
 }
@@ -2249,8 +2251,10 @@ struct SizedContract {
   std::vector<RequestInput> request;
   std::vector<StateInfo> state;
 
+  /// `size` is the index of one; 0 where the bundle has one.
   SizedContract(const Manifest& manifest, std::size_t size) {
-    const SizedModel at = at_sizes(manifest.model, manifest.sizes)[size];
+    const SizedModel at =
+        manifest.sizes.empty() ? SizedModel{manifest.model, {}} : at_size(manifest.model, manifest.sizes[size]);
     model = at.model;
     for (const RequestInput& item : manifest.request) request.push_back(resolved(item, at.symbols));
     state = manifest.graphs.at(Graph::stage).state;
@@ -3109,18 +3113,18 @@ class Checker {
   /// The prompts and negative texts that are given; finds B.
   std::vector<Texts> texts() {
     const bool guided = request_.negative && !(*request_.negative == Negative(""));  // "" is as unset
+    std::optional<std::size_t> images;
+    if (const RequestInput* item = find(Kind::label)) {
+      if (request_.class_labels.empty()) throw RequestError(item->name + " is empty: expected at least one class");
+      require_labels(request_.class_labels, manifest_.model);
+      images = request_.class_labels.size();
+    }
     if (request_.prompts) require_no_tensors(kPrompts);
     if (guided) require_no_tensors(kNegative);
     const RequestInput* features = find(Kind::text_features);
     if (features != nullptr && request_.inputs.count(features->name) == 0 && !request_.prompts &&
         manifest_.graphs.count(Graph::text_encoder) > 0) {
       throw RequestError("prompts are missing: expected a text for each image");
-    }
-    std::optional<std::size_t> images;
-    if (const RequestInput* item = find(Kind::label)) {
-      if (request_.class_labels.empty()) throw RequestError(item->name + " is empty: expected at least one class");
-      require_labels(request_.class_labels, manifest_.model);
-      images = request_.class_labels.size();
     }
     std::vector<Texts> found;
     if (request_.prompts) {
@@ -3439,8 +3443,8 @@ inline std::string listed_sizes(const std::vector<ModelInfo>& models, const std:
 
 /// The index of a picture's size, which is put into the request, too; 0 where the bundle has one. Throws RequestError:
 /// the request says one, or the picture is of none.
-inline std::size_t choose_size_of(const Images& image, const Manifest& manifest, const std::vector<ModelInfo>& models,
-                                  Request& request) {
+inline std::size_t size_of_edit(const Images& image, const Manifest& manifest, const std::vector<ModelInfo>& models,
+                                Request& request) {
   const RequestInput* item = manifest.input_of_kind(Kind::size);
   if (item == nullptr) return 0;
   const std::string told = request.area                              ? "area"
@@ -3968,11 +3972,11 @@ inline Generation Generator::generate(const Request& request, const OnStage& on_
   const detail::ReturnMemory at_end(engine_->options());
   const auto inputs = engine_->check(request);
   engine_->encode_texts(*inputs);
-  return generate(std::shared_ptr<const detail::Inputs>(inputs), on_stage, cancel);
+  return run(inputs, on_stage, cancel);
 }
 
-inline Generation Generator::generate(const std::shared_ptr<const detail::Inputs>& inputs, const OnStage& on_stage,
-                                      const std::atomic<bool>* cancel) const {
+inline Generation Generator::run(const std::shared_ptr<const detail::Inputs>& inputs, const OnStage& on_stage,
+                                 const std::atomic<bool>* cancel) const {
   const ModelInfo& model = inputs->contract.model;
   const std::size_t total = inputs->count;
   const RequestInput& tokens_input = inputs->contract.forced_tokens();
@@ -4101,7 +4105,7 @@ inline Generation Generator::edit(const Edit& edit, const Request& request, cons
   }
   Request sized = request;
   const auto models = manifest.models();
-  const ModelInfo& model = models[detail::choose_size_of(edit.image, manifest, models, sized)];
+  const ModelInfo& model = models[detail::size_of_edit(edit.image, manifest, models, sized)];
   if (edit.mask) detail::require_mask(*edit.mask, model.image_size);
   const auto last = static_cast<std::int64_t>(model.num_stages()) - 1;
   if (edit.keep_stages < 0 || edit.keep_stages > last) {
@@ -4133,7 +4137,7 @@ inline Generation Generator::edit(const Edit& edit, const Request& request, cons
   }
   inputs->force(tokens);
   engine_->encode_texts(*inputs);
-  Generation result = generate(std::shared_ptr<const detail::Inputs>(inputs), on_stage, cancel);
+  Generation result = run(inputs, on_stage, cancel);
   if (edit.mask && seam >= 0) detail::blend(edit.image, result.images, *edit.mask, seam);
   return result;
 }

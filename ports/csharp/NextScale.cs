@@ -484,7 +484,7 @@ namespace NextScale
             int index = IndexOf(size);
             if (index < 0)
                 throw new RequestException(
-                    $"images: expected uint8 {Shapes("B, ")}, found pictures of {size.Height} x {size.Width}");
+                    $"images: expected uint8 {Shapes("B, ")}, found uint8 [{images.Length}, {size.Height}, {size.Width}, 3]");
             Manifest sized = Bundle.OfSize(index);
             foreach (byte[] image in images)
                 if (image == null || image.LongLength != sized.Model.ImageBytes)
@@ -537,7 +537,8 @@ namespace NextScale
             request = request ?? new GenerationRequest();
             if (request.ForcedTokens != null)
                 throw new RequestException("forced_tokens: an edit forces those that the picture and the mask say");
-            int index = IndexOfEdit(SizeOf(size), request);
+            HeightWidth own = SizeOf(size);
+            int index = IndexOfEdit(own, request);
             ModelInfo model = Bundle.OfSize(index).Model;
             if (mask != null) Mask.Require(mask, model.ImageSize);
             if (keepStages < 0 || keepStages >= model.NumStages)
@@ -554,9 +555,9 @@ namespace NextScale
             if (request.ClassLabels.Count == 0 && Bundle.InputOfKind("label") != null)
                 request = request.OfLabels(model.NumClasses);
             ModelInputs inputs = ModelInputs.Create(Bundle, request, options.Tokenizer, index);
-            long[] own = Encode(model.ImageSize, image)[0];
-            int values = own.Length / kept.Length;  // of one token
-            inputs.Force(own.Select((token, i) => kept[i / values] ? token : -1).ToArray());
+            long[] tokens = Encode(own, image)[0];
+            int values = tokens.Length / kept.Length;  // of one token
+            inputs.Force(tokens.Select((token, i) => kept[i / values] ? token : -1).ToArray());
             Generation made = Generate(inputs, progress, cancellation);
             if (mask != null && seam >= 0) Mask.Blend(image, made.Images, mask, (int)seam);
             return made;
@@ -1943,14 +1944,14 @@ namespace NextScale
         private void ReadTexts(Func<string, long[]> tokenize)
         {
             bool guided = request.Negative != null && request.Negative.ForAll != "";  // "" is as null
+            RequestInput features = Manifest.InputOfKind("text_features"), label = Manifest.InputOfKind("label");
+            if (label != null && request.ClassLabels.Count == 0)
+                throw new RequestException($"{label.Name} is empty: expected at least one class");
             if (request.Prompts != null) RequireNoTensors(PromptKinds);
             if (guided) RequireNoTensors(NegativeKinds);
-            RequestInput features = Manifest.InputOfKind("text_features"), label = Manifest.InputOfKind("label");
             if (features != null && !tensors.ContainsKey(features.Name) && request.Prompts == null
                 && Manifest.Graphs.ContainsKey("text_encoder"))
                 throw new RequestException("prompts are missing: expected a text for each image");
-            if (label != null && request.ClassLabels.Count == 0)
-                throw new RequestException($"{label.Name} is empty: expected at least one class");
             int? images = label == null ? (int?)null : request.ClassLabels.Count;
             if (request.Prompts != null)
             {
