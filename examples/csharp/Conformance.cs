@@ -173,7 +173,7 @@ namespace NextScale
                 Pictures(item.Text("picture"), 1, item)[0], MaskOf(item, "mask"), Request(item),
                 (int)item.Integer("keep_stages", int.MinValue),
                 item.Get("feather") == null ? (int?)null : (int)item.Integer("feather", int.MinValue),
-                progress, cancellation, Size(item.Get("size")));
+                progress, cancellation, ToldSize(generator, item));
         }
 
         /// <summary>ByT5's ids, and those of an application's tokenizer, of whose use this is a test.</summary>
@@ -205,6 +205,12 @@ namespace NextScale
                     "prompt \" \" is empty: expected a description in words");
             info.File = null;
             info.Kind = "words";
+            foreach (Fields item in Cases("encodes").Where(item => GeneratorFor(item, 1).Bundle.Sizes.Count > 0))
+            {
+                const string Untold = "size: this bundle is built for several; give height and width of the picture";
+                Refused("pictures of no size", () => GeneratorFor(item, 1).Encode(Pictures(item)), Untold);
+                Refused("an edit of no size", () => GeneratorFor(item, 1).Edit(Pictures(item)[0]), Untold);
+            }
             Refused("a tokenizer of another kind", () => Tokens.Of(info, pieces, "x"),
                     "a tokenizer of kind \"words\", which this NextScale.cs does not know");
         }
@@ -237,7 +243,15 @@ namespace NextScale
         /// <summary>The token maps of a case's pictures.</summary>
         private long[][] Encoded(Fields item, int threads)
         {
-            return GeneratorFor(item, threads).Encode(Size(item.Get("size")), Pictures(item));
+            Generator generator = GeneratorFor(item, threads);
+            HeightWidth? size = ToldSize(generator, item);
+            return size == null ? generator.Encode(Pictures(item)) : generator.Encode(size.Value, Pictures(item));
+        }
+
+        /// <summary>The size of a case's pictures, where a bundle of several has to be told.</summary>
+        private static HeightWidth? ToldSize(Generator generator, Fields item)
+        {
+            return generator.Bundle.Sizes.Count == 0 ? (HeightWidth?)null : Size(item.Get("size"));
         }
 
         private void RunKeptTokens(string name, Fields item)

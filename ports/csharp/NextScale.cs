@@ -1661,6 +1661,8 @@ namespace NextScale
         public PaddedTexts(IReadOnlyList<float[]> texts, int width)
         {
             int longest = texts.Max(text => text.Length) / width;
+            if ((long)texts.Count * longest * width > int.MaxValue)
+                throw new RequestException($"{texts.Count} texts of up to {longest} tokens at a time are too many");
             Shape = new long[] { texts.Count, longest, width };
             Features = new float[texts.Count * longest * width];
             Mask = new long[texts.Count * longest];
