@@ -20,6 +20,7 @@ SUITE_FLAGS ?=
 ONNXRUNTIME := build/third_party/onnxruntime
 KERNELS := $(shell find kernels -type f -not -path '*/__pycache__/*')
 SUITE := build/suite
+TEXT_SUITE := build/suite-text
 DEMO := demo/nextscale-demo
 
 MAKEFLAGS += --no-print-directory
@@ -63,18 +64,21 @@ ops-wheel: $(VENV)/.ready
 	$(BIN)/python kernels/build_wheel.py dist --headers $(ONNXRUNTIME)/include
 
 examples: $(VENV)/.ops
-	examples/install_packages.sh cmake=cmake libpng-dev
+	examples/install_packages.sh cmake=cmake libpng-dev libsentencepiece-dev
 	cmake -S examples/cpp -B build/cpp -DONNXRUNTIME_ROOT=$(abspath $(ONNXRUNTIME))
 	cmake --build build/cpp --parallel 2
 	cmake -S examples/cpp -B build/cpp-sanitize -DONNXRUNTIME_ROOT=$(abspath $(ONNXRUNTIME)) -DNEXTSCALE_SANITIZE=ON
 	cmake --build build/cpp-sanitize --parallel 2 --target conformance
 	PYTHON=$(abspath $(BIN))/python examples/csharp/mono/build.sh
-	rm -rf $(SUITE)
+	rm -rf $(SUITE) $(TEXT_SUITE)
 	PYTHONPATH=tests $(BIN)/python -m conformance.make_suite $(SUITE) $(SUITE_FLAGS)
-	build/cpp/conformance $(SUITE)
-	build/cpp-sanitize/conformance $(SUITE)
-	build/csharp/nextscale conformance $(SUITE)
-	PYTHONPATH=tests $(BIN)/python -m conformance.check_programs $(SUITE) --cpp build/cpp --csharp build/csharp
+	PYTHONPATH=tests $(BIN)/python -m conformance.make_suite $(TEXT_SUITE) --family text
+	for suite in $(SUITE) $(TEXT_SUITE); do \
+	    build/cpp/conformance $$suite && build/cpp-sanitize/conformance $$suite && \
+	    build/csharp/nextscale conformance $$suite || exit 1; \
+	done
+	PYTHONPATH=tests $(BIN)/python -m conformance.check_programs $(SUITE) $(TEXT_SUITE) \
+	    --cpp build/cpp --csharp build/csharp
 
 docs: $(VENV)/.ready
 	$(BIN)/python docs/draw_rooms.py --check

@@ -13,8 +13,8 @@ from nextscale.runtime._wording import shown_value
 Size = tuple[int, int]
 # What a size decides in shapes: tokens and stages, and height and width of the latent and of the pictures.
 SIZE_SYMBOLS = ("L", "S", "h", "w", "H", "W")
-AREA = re.compile(r"\d{1,6}(\.\d{1,6})?M")
-_RATIO = re.compile(r"(\d{1,9}):(\d{1,9})")
+AREA = re.compile(r"\d{1,6}(\.\d{1,6})?M", re.ASCII)
+_RATIO = re.compile(r"(\d{1,9}):(\d{1,9})", re.ASCII)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 from fake_bundle import DECODE, HEADER, complete, file_entry, weights_of_seed, write_files
 
-C, D, CVAE, MAX_TOKENS, VOCABULARY = 8, 2, 2, 40, 259
+C, D, CVAE, MAX_TOKENS = 8, 2, 2, 40
+VOCABULARY = 1000  # pieces of small.model; bytes take fewer
+SMALL_MODEL = Path(__file__).parent / "goldens" / "small.model"
+PIECES = "spiece.model"
 # The first and the last are one list of stages, cut at two lengths.
 SIZES = [
     {"area": "0.01M", "ratio": [1, 1], "image_size": [8, 8], "latent_size": [2, 2], "stage_sizes": [[1, 1], [2, 2]]},
@@ -217,11 +220,12 @@ STATE: dict[str, list[int | str]] = {
 }
 
 
-def write_fake_sizes_bundle(folder: Path, seed: int = 0, *, text_encoder: bool = True) -> Path:
+def write_fake_sizes_bundle(folder: Path, seed: int = 0, *, text_encoder: bool = True, pieces: bool = False) -> Path:
     """Write it; its verify tokens are what it generates.
 
     Args:
         text_encoder: without it there is no tokenizer either, and verify has features of a formula.
+        pieces: its tokenizer is SMALL_MODEL, and verify has features of a formula.
     """
     texts = {role: text + STAGE + DECODE for role, text in GRAPHS.items() if text_encoder or role != "text_encoder"}
     graphs = write_files(folder, texts, fake_sizes_weights(seed))
@@ -230,7 +234,12 @@ def write_fake_sizes_bundle(folder: Path, seed: int = 0, *, text_encoder: bool =
          "initial_shape": shape}
         for name, shape in STATE.items()
     ]  # fmt: skip
-    text: dict[str, Any] = {"prompts": ["a fox", "two"]} if text_encoder else {"text_lengths": [4, 2]}
+    tokenizer: dict[str, Any] = {"kind": "bytes", "max_tokens": MAX_TOKENS}
+    if pieces:
+        (folder / PIECES).write_bytes(SMALL_MODEL.read_bytes())
+        tokenizer = {"kind": "sentencepiece", "file": PIECES, "max_tokens": MAX_TOKENS}
+    prompts = text_encoder and not pieces
+    text: dict[str, Any] = {"prompts": ["a fox", "two"]} if prompts else {"text_lengths": [4, 2]}
     manifest: dict[str, Any] = {
         "schema": 2,
         "family": "fake-sizes",
@@ -244,7 +253,7 @@ def write_fake_sizes_bundle(folder: Path, seed: int = 0, *, text_encoder: bool =
         "class_names": None,
         "request": REQUEST_ENTRIES,
         "graphs": graphs,
-        **({"tokenizer": {"kind": "bytes", "max_tokens": MAX_TOKENS}} if text_encoder else {}),
+        **({"tokenizer": tokenizer} if text_encoder else {}),
         "files": {path.name: file_entry(path) for path in sorted(folder.iterdir())},
         "verify": {
             "seed": 3,

@@ -78,27 +78,48 @@ std::optional<nextscale::Scalar> scalar(const Json& value) {
   return nextscale::Scalar(flattened<double>(value, number));
 }
 
-/// A tensor of the suite: `dtype`, and `values` as nested lists.
-nextscale::Tensor tensor(const Json& value) {
+/// A tensor of the suite, whose values are nested lists.
+nextscale::Tensor tensor(const std::string& dtype, const Json& values) {
   std::vector<std::int64_t> shape;
-  for (const Json* part = &get(value, "values"); part->is(Json::Type::array); part = &part->items.front()) {
+  for (const Json* part = &values; part->is(Json::Type::array); part = &part->items.front()) {
     shape.push_back(static_cast<std::int64_t>(part->items.size()));
     if (part->items.empty()) break;
   }
-  const auto numbers = flattened<double>(get(value, "values"), number);
-  if (text(value, "dtype") == "float32") {
+  const auto numbers = flattened<double>(values, number);
+  if (dtype == "float32") {
     return nextscale::Tensor::of(shape, std::vector<float>(numbers.begin(), numbers.end()));
   }
   return nextscale::Tensor::of(shape, std::vector<std::int64_t>(numbers.begin(), numbers.end()));
 }
 
-/// A request of the suite: a tensor is an object, any other input a scalar.
+/// Null, or a text.
+std::optional<std::string> optional_text(const Json* value) {
+  return value == nullptr || is_null(*value) ? std::nullopt : std::optional<std::string>(value->text);
+}
+
+/// What a request of the family of text says further.
+void read_text_settings(Request& request, const Json& value) {
+  const Json *prompts = value.find("prompts"), *negative = value.find("negative"), *tau = value.find("tau");
+  if (prompts != nullptr && !is_null(*prompts)) request.prompts = texts(*prompts);
+  if (negative != nullptr && !is_null(*negative)) {
+    request.negative = negative->is(Json::Type::string) ? nextscale::Negative(negative->text) : texts(*negative);
+  }
+  request.area = optional_text(value.find("area"));
+  request.ratio = optional_text(value.find("ratio"));
+  if (tau != nullptr) request.tau = scalar(*tau);
+}
+
+/// A request of the suite: a tensor is an object, texts of several lengths are one with a list of tensors, any other
+/// input is a scalar.
 Request read_request(const Json& value) {
   Request request;
+  read_text_settings(request, value);
   const Json& inputs = get(value, "inputs");
   for (std::size_t i = 0; i < inputs.keys.size(); ++i) {
-    if (inputs.items[i].is(Json::Type::object)) {
-      request.inputs.emplace(inputs.keys[i], tensor(inputs.items[i]));
+    if (const Json* several = inputs.items[i].find("texts")) {
+      for (const Json& rows : several->items) request.texts[inputs.keys[i]].push_back(tensor("float32", rows));
+    } else if (inputs.items[i].is(Json::Type::object)) {
+      request.inputs.emplace(inputs.keys[i], tensor(text(inputs.items[i], "dtype"), get(inputs.items[i], "values")));
     } else {
       request.scalars.emplace(inputs.keys[i], scalar(inputs.items[i]).value());
     }
@@ -190,6 +211,8 @@ class Conformance {
   bool run() {
     defaults();
     random_numbers();
+    tokenizers();
+    probe_features();
     requests();
     request_errors();
     cancellations();
@@ -233,7 +256,12 @@ class Conformance {
     check(false, what + ": nothing was refused");
   }
 
-  const std::vector<Json>& cases(const char* group) const { return get(suite_, group).items; }
+  /// The cases of a group; none where the suite has another family's.
+  const std::vector<Json>& cases(const char* group) const {
+    static const std::vector<Json> none;
+    const Json* found = suite_.find(group);
+    return found == nullptr ? none : found->items;
+  }
   fs::path bundle_path(const Json& item) const { return folder_ / fs::u8path(text(item, "bundle")); }
 
   /// The choice of a case's graphs, and the library that it names.
@@ -266,7 +294,9 @@ class Conformance {
               found.top_k == expected.top_k && found.top_p == expected.top_p &&
               found.forced_tokens == expected.forced_tokens && found.uniforms == expected.uniforms &&
               found.more_smooth == expected.more_smooth && found.batch_size == expected.batch_size &&
-              expected.scalars.empty() && expected.inputs.empty(),
+              found.prompts == expected.prompts && found.negative == expected.negative &&
+              found.area == expected.area && found.ratio == expected.ratio && found.tau == expected.tau &&
+              expected.scalars.empty() && expected.inputs.empty() && expected.texts.empty(),
           "defaults of a request");
   }
 
@@ -289,6 +319,86 @@ class Conformance {
         holds = holds && static_cast<double>(found[i]) * 16777216.0 == static_cast<double>(expected[i]);
       }
       check(holds, "uniforms of seed " + text(item, "seed"));
+    }
+  }
+
+  /// Whether this program can tokenize by a kind.
+  static bool knows_tokenizer([[maybe_unused]] const std::string& kind) {
+#ifdef NEXTSCALE_SENTENCEPIECE
+    return true;
+#else
+    return kind != "sentencepiece";
+#endif
+  }
+
+  bool knows_tokenizer(const Generator& generator) const {
+    const auto& tokenizer = generator.bundle().manifest().tokenizer;
+    return !tokenizer || knows_tokenizer(tokenizer->kind);
+  }
+
+  void tokenizers() {
+    for (const Json& item : cases("tokenizers")) {
+      const std::int64_t most = get(item, "max_tokens").as_int64().value();
+      const bool pieces = text(item, "kind") == "sentencepiece";
+      if (!knows_tokenizer(text(item, "kind"))) continue;
+      const auto tokens = [&] {
+        const std::string prompt = text(item, "text");
+        if (!pieces) return nextscale::detail::byte_tokens(prompt, most);
+        return nextscale::detail::SentencePieces(folder_ / fs::u8path(text(item, "file"))).tokens(prompt, most);
+      };
+      const std::string what = "tokenizers: " + text(item, "kind") + ": " + text(item, "name");
+      if (item.find("error") != nullptr) {
+        check_refused(item, what, tokens);
+        continue;
+      }
+      try {
+        check(tokens() == integers(get(item, "ids")), what);
+      } catch (const std::exception& error) {
+        check(false, what + ": " + error.what());
+      }
+    }
+#ifdef NEXTSCALE_SENTENCEPIECE
+    for (const Json& item : cases("requests")) {
+      const auto& tokenizer = generator(item, 1).bundle().manifest().tokenizer;
+      if (!tokenizer || tokenizer->kind != "sentencepiece") continue;
+      try {
+        nextscale::detail::SentencePieces(bundle_path(item) / "weights.data");
+        check(false, "a tokenizer's file that is none: nothing was refused");
+      } catch (const nextscale::BundleError& error) {
+        check(std::string(error.what()).find(" is no sentencepiece model") != std::string::npos, error.what());
+      }
+    }
+#endif
+    // What JSON cannot say: texts that are no UTF-8, with their place.
+    static constexpr std::tuple<const char*, const char*, int> damaged[] = {
+        {"a\xC3(", "a\\xc3(", 1},
+        {"\xED\xA0\x80", "\\xed\\xa0\\x80", 0},
+        {"\n\xF0\x9F\xA6", "\\n\\xf0\\x9f\\xa6", 1}};
+    for (const auto& [prompt, shown, place] : damaged) {
+      try {
+        nextscale::detail::byte_tokens(prompt, 512);
+        check(false, std::string(shown) + ": nothing was refused");
+      } catch (const nextscale::RequestError& error) {
+        const std::string expected = std::string("prompt \"") + shown + "\": byte " + std::to_string(place) +
+                                     " is no UTF-8; expected valid Unicode";
+        check(error.what() == expected, error.what());
+      }
+    }
+  }
+
+  /// 2 u - 1 of the first numbers u of an image of seed 0.
+  void probe_features() {
+    for (const Json& item : cases("probe_features")) {
+      const std::vector<Json>& values = get(item, "values").items;
+      for (std::size_t i = 0; i < values.size(); ++i) {
+        const auto expected = integers(values[i]);
+        const auto found = nextscale::uniforms(0, i, expected.size());
+        bool holds = true;
+        for (std::size_t k = 0; k < expected.size(); ++k) {
+          holds = holds && (2 * found[k] - 1) * 8388608.0f == static_cast<float>(expected[k]);
+        }
+        check(holds, "probe_features: " + text(item, "name"));
+      }
     }
   }
 
@@ -320,6 +430,7 @@ class Conformance {
   void check_all(const char* group) {
     for (const int threads : {1, 2}) {
       for (const Json& item : cases(group)) {
+        if (!knows_tokenizer(generator(item, threads))) continue;
         for (const bool streaming : {false, true}) {
           check_request(generator(item, threads), item, streaming,
                         title(item) + ": " + std::to_string(threads) + " threads, " +
@@ -534,8 +645,7 @@ class Conformance {
       check_refused(item, what, [&] {
         const Generator made(bundle);
         for (const std::string& name : texts(get(item, "graphs"))) {
-          for (const nextscale::Graph graph : {nextscale::Graph::generate, nextscale::Graph::stage,
-                                               nextscale::Graph::decoder, nextscale::Graph::encoder}) {
+          for (const nextscale::Graph graph : nextscale::detail::kGraphs) {
             if (nextscale::detail::graph_name(graph) == name) made.load({graph});
           }
         }

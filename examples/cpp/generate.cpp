@@ -1,4 +1,4 @@
-// Pictures from a bundle: `generate BUNDLE --class 207 --seed 0 --out a.png`.
+// Pictures from a bundle: `generate BUNDLE --class 207 --seed 0 --out a.png`, or `--prompt "a red fox"`.
 
 #include <png.h>
 #ifdef _WIN32
@@ -20,8 +20,9 @@ namespace {
 
 constexpr char kUsage[] =
     "usage: generate BUNDLE --class ID|NAME|null [--class ...] [--count N] [--seed S|random] [--first-image I]\n"
-    "                [--cfg-scale T] [--top-k K] [--top-p P] [--batch N] [--threads N] [--out FILE.png]\n"
-    "                [--ops auto|stock|fused] [--ops-library FILE]\n";
+    "                [--cfg-scale T] [--top-k K] [--top-p P] [--tau T] [--batch N] [--threads N] [--out FILE.png]\n"
+    "                [--ops auto|stock|fused] [--ops-library FILE]\n"
+    "       generate BUNDLE --prompt TEXT [--prompt ...] [--negative TEXT] [--area 0.25M] [--ratio 3:4] [...]\n";
 
 std::atomic<bool> interrupted = false;
 
@@ -123,10 +124,32 @@ void write_png(const std::string& path, const nextscale::Images& images) {
   }
 }
 
+/// What each picture is of: classes or prompts, as the bundle takes them, `count` times each. Returns how many there
+/// are.
+std::size_t read_subjects(const Arguments& arguments, const nextscale::Bundle& bundle, std::size_t count,
+                          nextscale::Request& request) {
+  const auto classes = arguments.all("--class"), prompts = arguments.all("--prompt");
+  const bool takes_classes = bundle.manifest().input_of_kind(nextscale::Kind::label) != nullptr;
+  if (takes_classes && !prompts.empty()) {
+    throw UsageError("--prompt: this bundle makes pictures of classes: give --class");
+  }
+  if (!takes_classes && !classes.empty()) {
+    throw UsageError("--class: this bundle makes pictures of prompts: give --prompt");
+  }
+  if (classes.empty() && prompts.empty()) {
+    throw UsageError(std::string("expected at least one ") + (takes_classes ? "--class" : "--prompt"));
+  }
+  for (const std::string& name : classes) {
+    request.class_labels.insert(request.class_labels.end(), count, bundle.class_label(name));
+  }
+  if (takes_classes) return request.class_labels.size();
+  request.prompts.emplace();
+  for (const std::string& prompt : prompts) request.prompts->insert(request.prompts->end(), count, prompt);
+  return request.prompts->size();
+}
+
 void run(const Arguments& arguments) {
   if (arguments.plain.size() != 1) throw UsageError("expected one BUNDLE");
-  const auto classes = arguments.all("--class");
-  if (classes.empty()) throw UsageError("expected at least one --class");
   const auto count = arguments.number<std::int64_t>("--count").value_or(1);
   if (count < 1 || count > 100000) throw UsageError("--count: expected 1 to 100000");
 
@@ -136,14 +159,15 @@ void run(const Arguments& arguments) {
   const nextscale::Generator generator(arguments.plain[0], options);
 
   nextscale::Request request;
-  for (const std::string& name : classes) {
-    request.class_labels.insert(request.class_labels.end(), static_cast<std::size_t>(count),
-                                generator.bundle().class_label(name));
-  }
+  const std::size_t images = read_subjects(arguments, generator.bundle(), static_cast<std::size_t>(count), request);
+  if (const auto negative = arguments.text("--negative")) request.negative = *negative;
+  request.area = arguments.text("--area");
+  request.ratio = arguments.text("--ratio");
   request.first_image = arguments.number<std::uint64_t>("--first-image").value_or(request.first_image);
   request.cfg_scale = arguments.number<double>("--cfg-scale");
   request.top_k = arguments.number<std::int64_t>("--top-k");
   request.top_p = arguments.number<double>("--top-p");
+  request.tau = arguments.number<double>("--tau");
   request.batch_size = arguments.number<std::int64_t>("--batch").value_or(4);
 
   const std::string out = arguments.text("--out").value_or("sheet.png");
@@ -155,7 +179,7 @@ void run(const Arguments& arguments) {
   const auto show_progress = [&](const nextscale::StageResult& stage) {
     if (terminal) {
       std::cerr << "\rimages " << stage.first + 1 << " to " << stage.first + stage.count << " of "
-                << request.class_labels.size() << ", stage " << stage.stage + 1 << " of " << stage.num_stages
+                << images << ", stage " << stage.stage + 1 << " of " << stage.num_stages
                 << std::flush;
     }
     return true;
@@ -171,8 +195,9 @@ void run(const Arguments& arguments) {
 int main(int argc, char** argv) {
   try {
     run(Arguments(argc, argv,
-                  {"--class", "--count", "--seed", "--first-image", "--cfg-scale", "--top-k", "--top-p", "--batch",
-                   "--threads", "--out", "--ops", "--ops-library"},
+                  {"--class", "--prompt", "--negative", "--area", "--ratio", "--count", "--seed", "--first-image",
+                   "--cfg-scale", "--top-k", "--top-p", "--tau", "--batch", "--threads", "--out", "--ops",
+                   "--ops-library"},
                   {}));
     return EXIT_SUCCESS;
   } catch (const UsageError& error) {

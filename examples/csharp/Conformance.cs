@@ -25,6 +25,7 @@ namespace NextScale
         private readonly string folder;
         private readonly Fields suite;
         private readonly Dictionary<string, Generator> generators = new Dictionary<string, Generator>();
+        private readonly Pieces pieces = new Pieces();
         private int passed;
         private int failed;
 
@@ -35,6 +36,11 @@ namespace NextScale
             if (!File.Exists(path))
                 throw new NextScaleException($"{path}: no such file; tests/conformance/README.md tells how to make it");
             suite = new Fields(Json.Parse(File.ReadAllBytes(path)), path, "");
+            foreach (Fields item in Cases("tokenizers").Where(item => item.Text("kind") == "sentencepiece"))
+            {
+                long[] ids = Integers(item.Get("ids"));
+                pieces[(string)item.Get("text")] = ids.Take(ids.Length - 1).ToArray();
+            }
         }
 
         /// <returns>0 if every case holds, else 1.</returns>
@@ -69,6 +75,11 @@ namespace NextScale
                     (NumberUse)item.Integer("use"));
                 return Same(found.Select(number => (double)number * (1 << 24)), values.Select(value => (double)value));
             }));
+            Each("tokenizers", RunTokenizer);
+            Each("probe_features", (name, item) => Check(name, () => Rows(item.Get("values"), Integers).Select(
+                (values, image) => Same(
+                    Uniforms.OfImage(0, (ulong)image, values.Length).Select(number => (2 * number - 1) * (1 << 23)),
+                    values.Select(value => (float)value))).FirstOrDefault(problem => problem != null)));
             Each("requests", RunRequest);
             Each("request_errors", (name, item) =>
             {
@@ -81,11 +92,9 @@ namespace NextScale
             {
                 foreach (int threads in ThreadCounts)
                     Check($"{name}, {threads} threads", () => Same(
-                        GeneratorFor(item, threads).Encode(Pictures(item)).SelectMany(row => row),
-                        Integers(item.Get("token_maps"))));
+                        Encoded(item, threads).SelectMany(row => row), Integers(item.Get("token_maps"))));
             });
-            Each("encode_errors", (name, item) => Refused(
-                name, item, () => GeneratorFor(item, 1).Encode(Pictures(item))));
+            Each("encode_errors", (name, item) => Refused(name, item, () => Encoded(item, 1)));
             Each("edits", RunRequest);
             Each("edit_errors", (name, item) => Refused(name, item, () =>
             {
@@ -127,6 +136,7 @@ namespace NextScale
                 else Refused(name, item, () => Manifest.Parse(content, name));
             });
             Each("variants", RunVariant);
+            RunTexts();
             RunTogether();
             RunChanges();
             RunDisposal();
@@ -163,7 +173,85 @@ namespace NextScale
                 Pictures(item.Text("picture"), 1, item)[0], MaskOf(item, "mask"), Request(item),
                 (int)item.Integer("keep_stages", int.MinValue),
                 item.Get("feather") == null ? (int?)null : (int)item.Integer("feather", int.MinValue),
-                progress, cancellation);
+                progress, cancellation, ToldSize(generator, item));
+        }
+
+        /// <summary>ByT5's ids, and those of an application's tokenizer, of whose use this is a test.</summary>
+        private void RunTokenizer(string name, Fields item)
+        {
+            var info = new TokenizerInfo { Kind = item.Text("kind"), MaxTokens = item.Integer("max_tokens") };
+            if (info.Kind != "bytes") info.File = item.Text("file");
+            Func<long[]> ids = () => Tokens.Of(info, pieces, (string)item.Get("text"));
+            if (item.Value.ContainsKey("error")) Refused(name, item, () => ids());
+            else Check(name, () => Same(ids(), Integers(item.Get("ids"))));
+        }
+
+        /// <summary>What the suite's cases cannot say: text that is no Unicode, and tokenizers of the application.
+        /// </summary>
+        private void RunTexts()
+        {
+            const string Half = " is half of one (a lone surrogate); expected valid Unicode";
+            Refused("half a character", () => Tokens.OfBytes("\ud83d\ude00a\ude00", 9),
+                    "prompt \"\ud83d\ude00a\\ude00\": character 2" + Half);
+            Refused("half a character at the end", () => Tokens.OfBytes("\n\ud83d", 9),
+                    "prompt \"\\n\\ud83d\": character 1" + Half);
+            var info = new TokenizerInfo { Kind = "sentencepiece", File = "spiece.model", MaxTokens = 3 };
+            Refused("half a character for a tokenizer", () => Tokens.Of(info, pieces, "\ud83d"),
+                    "prompt \"\\ud83d\": character 0" + Half);
+            Refused("no tokenizer", () => Tokens.Of(info, null, "x"), "set GeneratorOptions.Tokenizer");
+            Refused("a tokenizer of too many ids", () => Tokens.Of(info, new Pieces { { "x", new long[3] } }, "x"),
+                    "prompt \"x\" has 4 tokens, its end among them; expected at most 3: shorten it");
+            Refused("a tokenizer of no ids", () => Tokens.Of(info, new Pieces { { " ", new long[0] } }, " "),
+                    "prompt \" \" is empty: expected a description in words");
+            info.File = null;
+            info.Kind = "words";
+            foreach (Fields item in Cases("encodes").Where(item => GeneratorFor(item, 1).Bundle.Sizes.Count > 0))
+            {
+                const string Untold = "size: this bundle is built for several; give height and width of the picture";
+                Refused("pictures of no size", () => GeneratorFor(item, 1).Encode(Pictures(item)), Untold);
+                Refused("an edit of no size", () => GeneratorFor(item, 1).Edit(Pictures(item)[0]), Untold);
+            }
+            Refused("a tokenizer of another kind", () => Tokens.Of(info, pieces, "x"),
+                    "a tokenizer of kind \"words\", which this NextScale.cs does not know");
+        }
+
+        private void Refused(string name, Action run, string message)
+        {
+            Check(name, () =>
+            {
+                try
+                {
+                    run();
+                }
+                catch (RequestException error)
+                {
+                    return error.Message.Contains(message) ? null : error.Message;
+                }
+                return "not refused";
+            });
+        }
+
+        /// <summary>A tokenizer that knows the ids of some prompts.</summary>
+        private sealed class Pieces : Dictionary<string, long[]>, ITokenizer
+        {
+            public IReadOnlyList<long> Encode(string prompt)
+            {
+                return this[prompt];
+            }
+        }
+
+        /// <summary>The token maps of a case's pictures.</summary>
+        private long[][] Encoded(Fields item, int threads)
+        {
+            Generator generator = GeneratorFor(item, threads);
+            HeightWidth? size = ToldSize(generator, item);
+            return size == null ? generator.Encode(Pictures(item)) : generator.Encode(size.Value, Pictures(item));
+        }
+
+        /// <summary>The size of a case's pictures, where a bundle of several has to be told.</summary>
+        private static HeightWidth? ToldSize(Generator generator, Fields item)
+        {
+            return generator.Bundle.Sizes.Count == 0 ? (HeightWidth?)null : Size(item.Get("size"));
         }
 
         private void RunKeptTokens(string name, Fields item)
@@ -406,6 +494,7 @@ namespace NextScale
 
         private List<Fields> Cases(string group)
         {
+            if (!suite.Value.ContainsKey(group)) return new List<Fields>();  // another family's
             return suite.Items(group, (owner, key, value) => owner.Nested(key, value)).ToList();
         }
 
@@ -470,6 +559,7 @@ namespace NextScale
         {
             GeneratorOptions options = item.Value.ContainsKey("ops") ? GraphOptions(item) : new GeneratorOptions();
             options.Threads = threads;
+            options.Tokenizer = pieces;
             string key = $"{threads} {options.Ops} {Folder(item)}";
             if (!generators.ContainsKey(key)) generators[key] = new Generator(Folder(item), options);
             return generators[key];
@@ -512,10 +602,27 @@ namespace NextScale
             Fields inputs = item.Object("inputs");
             foreach (string name in inputs.Value.Keys)
             {
-                if (inputs.Get(name) is Dictionary<string, object>) request.Inputs[name] = Tensor(inputs.Object(name));
-                else request.Scalars[name] = Scalar(inputs.Get(name));
+                if (!(inputs.Get(name) is Dictionary<string, object>)) request.Scalars[name] = Scalar(inputs.Get(name));
+                else if (!inputs.Object(name).Value.ContainsKey("texts"))
+                    request.Inputs[name] = Tensor(inputs.Object(name).Text("dtype"), inputs.Object(name).Get("values"));
+                else
+                    request.Texts[name] =
+                        List(inputs.Object(name).Get("texts")).Select(text => Tensor("float32", text)).ToArray();
             }
+            ReadTexts(request, item);
             return request;
+        }
+
+        /// <summary>What a request of the family of text says further.</summary>
+        private static void ReadTexts(GenerationRequest request, Fields item)
+        {
+            object prompts = item.Optional("prompts"), negative = item.Optional("negative");
+            request.Prompts = Rows(prompts, text => (string)text);
+            request.Negative = negative is string ? (Negative)(string)negative
+                : negative == null ? null : new Negative(Rows(negative, text => (string)text));
+            request.Area = (string)item.Optional("area");
+            request.Ratio = (string)item.Optional("ratio");
+            request.Tau = Scalar(item.Optional("tau"));
         }
 
         /// <summary>Null, a number or a list.</summary>
@@ -524,18 +631,18 @@ namespace NextScale
             return value == null ? null : new Scalar(Flat(value).Select(Number).ToArray());
         }
 
-        /// <summary>A tensor of the suite: `dtype`, and `values` as nested lists.</summary>
-        private static InputTensor Tensor(Fields item)
+        /// <summary>A tensor of the suite, whose values are nested lists.</summary>
+        private static InputTensor Tensor(string dtype, object numbers)
         {
             var shape = new List<long>();
-            object part = item.Get("values");
+            object part = numbers;
             while (part is List<object>)
             {
                 shape.Add(List(part).Count);
                 part = List(part).FirstOrDefault();
             }
-            double[] values = Flat(item.Get("values")).Select(Number).ToArray();
-            return item.Text("dtype") == "float32"
+            double[] values = Flat(numbers).Select(Number).ToArray();
+            return dtype == "float32"
                 ? new InputTensor(values.Select(value => (float)value).ToArray(), shape.ToArray())
                 : new InputTensor(values.Select(value => (long)value).ToArray(), shape.ToArray());
         }

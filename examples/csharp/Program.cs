@@ -14,8 +14,9 @@ namespace NextScale
     {
         private const string Usage =
 @"usage: nextscale generate BUNDLE --class ID|NAME|null... --out FILE.png [--seed S|random] [--first-image I]
-                          [--cfg-scale C] [--top-k K] [--top-p P] [--batch N] [--threads N] [--no-spinning]
-                          [--ops auto|stock|fused] [--ops-library FILE] [--progress]
+                          [--cfg-scale C] [--top-k K] [--top-p P] [--tau T] [--batch N] [--threads N]
+                          [--no-spinning] [--ops auto|stock|fused] [--ops-library FILE] [--progress]
+       nextscale generate BUNDLE --prompt TEXT... [--negative TEXT] [--area 0.25M] [--ratio 3:4] --out FILE.png [...]
        nextscale bench BUNDLE... [--form generate|streaming]... [--batch N] [--repetitions N] [--warmup N]
                           [--threads N] [--no-spinning] [--ops auto|stock|fused] [--ops-library FILE]
        nextscale bench-worker BUNDLE [--form generate|streaming] [--threads N] [--no-spinning]
@@ -69,24 +70,35 @@ namespace NextScale
         private static int Generate(Arguments arguments)
         {
             string folder = arguments.Operands("BUNDLE", 1, 1)[0];
-            string[] classes = arguments.Values("--class");
+            string[] classes = arguments.Values("--class"), prompts = arguments.Values("--prompt");
+            string negative = arguments.Value("--negative", null, text => text);
+            string area = arguments.Value("--area", null, text => text);
+            string ratio = arguments.Value("--ratio", null, text => text);
             string output = arguments.Value("--out", null, text => text);
             ulong? seed = arguments.Value("--seed", (ulong?)0UL, Arguments.Seed);
             ulong firstImage = arguments.Value("--first-image", 0UL, Arguments.UInt64);
             Scalar cfgScale = arguments.Value("--cfg-scale", null, text => (Scalar)Arguments.Number(text));
             Scalar topK = arguments.Value("--top-k", null, text => (Scalar)Arguments.Int64(text));
             Scalar topP = arguments.Value("--top-p", null, text => (Scalar)Arguments.Number(text));
+            Scalar tau = arguments.Value("--tau", null, text => (Scalar)Arguments.Number(text));
             int batch = arguments.Value("--batch", 4, Arguments.Int32);
             bool showProgress = arguments.Flag("--progress");
             GeneratorOptions options = arguments.Options();
             arguments.RequireAllUsed();
-            if (classes.Length == 0) throw new UsageException("generate: name at least one --class ID or NAME");
             if (output == null) throw new UsageException("generate: name the picture with --out FILE.png");
 
             using (var cancellation = new CancellationTokenSource())
             using (var generator = new Generator(folder, options))
             {
-                string[] paths = PngFile.Paths(output, classes.Length);
+                bool takesClasses = generator.Bundle.InputOfKind("label") != null;
+                if (takesClasses && prompts.Length > 0)
+                    throw new UsageException("--prompt: this bundle makes pictures of classes: give --class");
+                if (!takesClasses && classes.Length > 0)
+                    throw new UsageException("--class: this bundle makes pictures of prompts: give --prompt");
+                if (classes.Length + prompts.Length == 0)
+                    throw new UsageException(
+                        "generate: name at least one " + (takesClasses ? "--class ID or NAME" : "--prompt TEXT"));
+                string[] paths = PngFile.Paths(output, classes.Length + prompts.Length);
                 Console.CancelKeyPress += (sender, pressed) =>
                 {
                     pressed.Cancel = true;
@@ -99,6 +111,11 @@ namespace NextScale
                     CfgScale = cfgScale,
                     TopK = topK,
                     TopP = topP,
+                    Tau = tau,
+                    Prompts = takesClasses ? null : prompts,
+                    Negative = negative,
+                    Area = area,
+                    Ratio = ratio,
                     BatchSize = batch,
                 };
                 if (seed == null) Console.Error.WriteLine($"seed {request.Seed}");

@@ -10,14 +10,19 @@
 // The same bundle, request and seed give the same tokens and the same bytes as the Python package, on one machine and
 // release of ONNX Runtime, whatever the number of threads. docs/bundle.md describes a bundle.
 //
-// Needs ONNX Runtime's C++ header and library, 1.23 or later but not 1.29.0, and nothing else. Whoever includes this
-// header turns ONNX Runtime's telemetry off before main, unless ORT_DISABLE_TELEMETRY is set already. Symbols below:
-// B images, L tokens of an image, V entries of the codebook, H x W pixels. All but namespace `detail` is for you.
+// Needs ONNX Runtime's C++ header and library, 1.23 or later but not 1.29.0, and nothing else; where the macro
+// NEXTSCALE_SENTENCEPIECE is defined also the sentencepiece library, which some bundles' prompts need. Whoever includes
+// this header turns ONNX Runtime's telemetry off before main, unless ORT_DISABLE_TELEMETRY is set already. Symbols
+// below: B images, L tokens of an image, d values of a token where it is a vector such as bits, V entries of the
+// codebook, H x W pixels. All but namespace `detail` is for you.
 
 #ifndef NEXTSCALE_HPP
 #define NEXTSCALE_HPP
 
 #include <onnxruntime_cxx_api.h>
+#ifdef NEXTSCALE_SENTENCEPIECE
+#include <sentencepiece_processor.h>
+#endif
 
 #include <algorithm>
 #include <array>
@@ -37,6 +42,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <numeric>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -149,11 +155,26 @@ std::vector<float> uniforms(std::uint64_t seed, std::uint64_t image, std::size_t
 // -------------------------------------------------------------------------------------------------------- manifest
 
 /// The graphs of a bundle.
-enum class Graph { generate, stage, decoder, encoder };
+enum class Graph { generate, stage, decoder, encoder, text_encoder };
 
 struct Size {
   std::int64_t height = 0;
   std::int64_t width = 0;
+
+  bool operator==(const Size& other) const { return height == other.height && width == other.width; }
+  bool operator!=(const Size& other) const { return !(*this == other); }
+};
+
+/// One size that a bundle is built for.
+struct SizeInfo {
+  std::string area;               ///< About how many pixels, such as "0.25M".
+  Size ratio;                     ///< Of height to width, in lowest terms.
+  Size image_size;                ///< H and W.
+  Size latent_size;               ///< Of f_hat.
+  std::vector<Size> stage_sizes;  ///< Tokens of each stage's token map.
+
+  /// Width to height, as people say it: "3:4" is a portrait.
+  std::string ratio_in_words() const { return std::to_string(ratio.width) + ":" + std::to_string(ratio.height); }
 };
 
 /// The sizes of a model.
@@ -171,19 +192,37 @@ struct ModelInfo {
   std::size_t num_stages() const { return stage_sizes.size(); }
   /// L, the tokens of all stages.
   std::int64_t num_tokens() const;
+  /// The same model where it makes pictures of another size.
+  ModelInfo of_size(const SizeInfo& size) const;
 };
 
 /// One dimension of a tensor: a size, or a symbol such as "B", or neither where nothing is known.
 struct Dimension {
   std::optional<std::int64_t> size;
   std::string symbol;
+
+  bool operator==(const Dimension& other) const { return size == other.size && symbol == other.symbol; }
 };
 
-/// What an input of a request is. The library makes those up to `scalar` itself; the caller gives tensors of the
-/// others.
-enum class Kind { label, uniform, smooth_uniform, forced_tokens, scalar, text_features, text_mask, image, mask };
+/// What an input of a request is. Labels, texts and a size are the caller's, the library can make uniforms, forced
+/// tokens and scalars, and the caller gives tensors of the other kinds.
+enum class Kind {
+  label,
+  uniform,
+  smooth_uniform,
+  forced_tokens,
+  scalar,
+  text_features,
+  text_mask,
+  image,
+  mask,
+  negative_features,
+  negative_mask,
+  size
+};
 
-/// One input of a request. "B" comes first in its shape where each image has a row; all images share the others.
+/// One input of a request. "B" comes first in its shape where each image has a row; all images share the others. In a
+/// bundle of several sizes "L", "S", "h", "w", "H" and "W" are what the size of a request decides.
 struct RequestInput {
   std::string name;
   Kind kind = Kind::scalar;
@@ -205,7 +244,8 @@ struct TensorInfo {
   std::vector<Dimension> shape;
 };
 
-/// A tensor that is carried from one stage to the next; it starts as zeros, with "B" and "2B" replaced.
+/// A tensor that is carried from one stage to the next; it starts as zeros, with "B", "2B" and the symbols of the size
+/// replaced.
 struct StateInfo {
   std::string input;
   std::string output;
@@ -234,20 +274,31 @@ struct FileInfo {
   std::string sha256;
 };
 
+/// How prompts become the token ids of the text encoder.
+struct TokenizerInfo {
+  std::string kind;             ///< "bytes" or "sentencepiece", or one that this header does not know.
+  std::int64_t max_tokens = 0;  ///< Of a prompt, its end included; 0 where the kind is not known.
+  std::string file;             ///< Of a "sentencepiece" model.
+};
+
 /// manifest.json, schema 2 or 1: what a host needs of it. Keys, graphs and variants that are not known are ignored.
 struct Manifest {
   std::string name;
   std::string family;   ///< Of the model, such as "var"; for people.
   std::string recipe;   ///< The name of the quantization recipe.
   std::string licence;  ///< Of the weights.
-  ModelInfo model;
+  ModelInfo model;      ///< Where there are several sizes, that of the first.
+  std::vector<SizeInfo> sizes;           ///< Those that the bundle is built for; none where it has one, the model's.
   std::vector<std::string> class_names;  ///< One per class, or none at all.
   std::vector<RequestInput> request;
-  std::map<Graph, GraphInfo> graphs;  ///< `stage` and `decoder`; `generate` and `encoder` where the bundle has them.
+  std::map<Graph, GraphInfo> graphs;       ///< `stage` and `decoder`, and the others where the bundle has them.
+  std::optional<TokenizerInfo> tokenizer;  ///< Of prompts, if the bundle has one.
   std::map<std::string, FileInfo> files;
 
-  /// The input of that kind, which every request has; token maps are of its shape.
-  const RequestInput& forced_tokens() const;
+  /// The model at each size.
+  std::vector<ModelInfo> models() const;
+  /// The request's input of a kind; null where it has none. Of scalars, images and masks there may be several.
+  const RequestInput* input_of_kind(Kind kind) const;
 
   /// Parse and check a manifest; `where` is how errors name it.
   /// Throws BundleError: no JSON, a newer schema, or a key that is missing, of another type or at odds with another.
@@ -318,10 +369,30 @@ struct Tensor {
   static Tensor of(std::vector<std::int64_t> shape, const std::vector<T>& values);
 };
 
+/// What images are to be guided away from: one text for all of them, or a list of one for each.
+struct Negative {
+  std::vector<std::string> texts;
+  bool for_all = false;
+
+  Negative(const char* text) : texts{text}, for_all(true) {}
+  Negative(std::string text) : texts{std::move(text)}, for_all(true) {}
+  Negative(std::initializer_list<std::string> list) : texts(list) {}
+  Negative(std::vector<std::string> list) : texts(std::move(list)) {}
+  bool operator==(const Negative& other) const { return texts == other.texts && for_all == other.for_all; }
+};
+
 /// B images to generate. What is left unset has the bundle's default.
 struct Request {
   /// [B], each 0 to num_classes; empty where the bundle takes no classes.
   std::vector<std::int64_t> class_labels;
+  /// [B], UTF-8, where the bundle has a text encoder. Their features may be given instead, in `inputs` or `texts`.
+  std::optional<std::vector<std::string>> prompts;
+  /// "" is as unset: what the model learned for no text.
+  std::optional<Negative> negative;
+  /// Of the pictures, such as "0.25M", where the bundle is built for several sizes; unset: the first's.
+  std::optional<std::string> area;
+  /// Width to height, such as "3:4", in the same way.
+  std::optional<std::string> ratio;
   /// The same seed gives the same pictures.
   std::uint64_t seed = 0;
   /// Image i of the result is image first_image + i of the seed, whatever the batch.
@@ -332,13 +403,17 @@ struct Request {
   std::optional<Scalar> top_k;
   /// Keep the likeliest tokens of this probability mass, 0 (off) to 1.
   std::optional<Scalar> top_p;
-  /// Further scalars of the bundle, by name.
+  /// Temperature: logits are divided by it before sampling.
+  std::optional<Scalar> tau;
+  /// Further scalars of the bundle, by name, and the index of a size.
   std::map<std::string, Scalar> scalars;
   /// The bundle's inputs of other kinds, such as text features, by name.
   std::map<std::string, Tensor> inputs;
-  /// Empty, or [B, L]: entries of the codebook to take instead of sampling, -1 to sample.
+  /// Features of texts that may differ in length, by name: for each image [N, Ct], which are padded and masked.
+  std::map<std::string, std::vector<Tensor>> texts;
+  /// Empty, or [B, L], or [B, L, d]: values to take instead of sampling, -1 to sample.
   std::vector<std::int64_t> forced_tokens;
-  /// Empty, or [B, L] in [0, 1): instead of those of seed and first_image.
+  /// Empty, or [B, L], or [B, L, d], in [0, 1): instead of those of seed and first_image.
   std::vector<float> uniforms;
   /// Take mixtures of codebook entries instead of single ones: for looks, not for metrics. Tokens are still sampled,
   /// and forced ones keep their entry.
@@ -373,7 +448,7 @@ struct Mask {
 
 /// What of a picture is made anew.
 struct Edit {
-  Images image;              ///< One picture of the model's size.
+  Images image;              ///< One picture, of a size that the bundle is built for.
   std::optional<Mask> mask;  ///< Of the picture's size; unset: everywhere.
   /// Tokens of so many first stages are kept within the mask too: what remains of the picture's layout and colours.
   std::int64_t keep_stages = 0;
@@ -385,7 +460,7 @@ struct Edit {
 /// Generated images.
 struct Generation {
   Images images;
-  /// [B, L], stages in order, row-major; of the form of Request::forced_tokens.
+  /// [B, L], or [B, L, d], stages in order, row-major; of the form of Request::forced_tokens.
   std::vector<std::int64_t> token_maps;
 };
 
@@ -403,7 +478,7 @@ class StageResult {
   std::size_t num_stages = 0;        ///< Stages of an image.
   std::size_t first = 0;             ///< Position of the batch's first image in the request.
   std::size_t count = 0;             ///< Images of the batch.
-  std::vector<std::int64_t> tokens;  ///< [count, l], the tokens taken.
+  std::vector<std::int64_t> tokens;  ///< [count, l], or [count, l, d], the tokens taken.
 
   /// Decode the picture as it is after this stage, [count, H, W, 3]; after the last stage, the picture.
   Images preview() const;
@@ -412,6 +487,7 @@ class StageResult {
   friend class Stream;
   std::shared_ptr<detail::Engine> engine_;
   std::shared_ptr<Ort::Value> f_hat_;
+  Size image_size_;
 };
 
 /// Called after each stage; returning false cancels.
@@ -456,7 +532,8 @@ class Generator {
   /// Which graphs run, as options, bundle and library have decided.
   const Choice& ops() const;
 
-  /// Load graphs now instead of at the first use: `generate`, or `stage` and `decoder` for streaming, and `encoder`.
+  /// Load graphs now instead of at the first use: `generate`, or `stage` and `decoder` for streaming, with
+  /// `text_encoder` for prompts, and `encoder`.
   /// Throws BundleError: ONNX Runtime cannot load a graph, or its inputs and outputs are not the manifest's.
   void load(std::initializer_list<Graph> graphs) const;
 
@@ -479,13 +556,13 @@ class Generator {
   /// Throws ClassLabelError, RequestError: a parameter is out of range, and nothing was run.
   Stream stream(const Request& request) const;
 
-  /// The token maps of pictures of the model's size, [B, L], as Generation has them.
+  /// The token maps of pictures of a size that the bundle is built for, as Generation has them.
   /// Throws RequestError: pictures of another size, or none; BundleError: the bundle has no encoder.
   std::vector<std::int64_t> encode(const Images& images) const;
 
-  /// Make parts of a picture anew, B times: `request` says the rest, but for forced_tokens; no class label makes one
-  /// picture of no class. The picture is encoded; tokens outside the mask are kept at each stage, the others are
-  /// sampled. Of the result the pixels outside the mask are the picture's own, exactly.
+  /// Make parts of a picture anew, B times: `request` says the rest, but for forced_tokens and the size, which is the
+  /// picture's; no class label makes one picture of no class. The picture is encoded; tokens outside the mask are kept
+  /// at each stage, the others are sampled. Of the result the pixels outside the mask are the picture's own, exactly.
   ///
   /// Throws what `generate` throws; RequestError: an image or a mask of another size, an empty mask, keep_stages or
   /// feather out of range; BundleError: the bundle has no encoder.
@@ -493,6 +570,9 @@ class Generator {
                   const std::atomic<bool>* cancel = nullptr) const;
 
  private:
+  Generation run(const std::shared_ptr<const detail::Inputs>& inputs, const OnStage& on_stage,
+                 const std::atomic<bool>* cancel) const;
+
   std::shared_ptr<detail::Engine> engine_;
 };
 
@@ -589,6 +669,22 @@ inline std::uint32_t next_code_point(std::string_view text, std::size_t& positio
   return point;
 }
 
+/// Bytes of the character of UTF-8 at `position`; 0 where there is none: no overlong form, no surrogate, nothing beyond
+/// U+10FFFF.
+inline std::size_t utf8_length(std::string_view text, std::size_t position) {
+  const auto byte = [&](std::size_t offset) {
+    return position + offset < text.size() ? static_cast<unsigned char>(text[position + offset]) : 0u;
+  };
+  const unsigned first = byte(0), second = byte(1);
+  if (first < 0x80) return 1;
+  const std::size_t length = first < 0xE0 ? 2 : first < 0xF0 ? 3 : 4;
+  const unsigned low = first == 0xE0 ? 0xA0 : first == 0xF0 ? 0x90 : 0x80;
+  const unsigned high = first == 0xED ? 0x9F : first == 0xF4 ? 0x8F : 0xBF;
+  bool valid = first >= 0xC2 && first <= 0xF4 && second >= low && second <= high;
+  for (std::size_t i = 2; i < length; ++i) valid = valid && (byte(i) & 0xC0u) == 0x80;
+  return valid ? length : 0;
+}
+
 /// Whether valid UTF-8 holds neither controls, nor separators but the space, nor what changes a line's direction, nor
 /// code points without a character: what may be shown on one line of a terminal.
 inline bool is_printable(std::string_view text) {
@@ -604,6 +700,34 @@ inline bool is_printable(std::string_view text) {
     }
   }
   return true;
+}
+
+/// Text with escapes for what is no printable character, cut after `limit` of them.
+inline std::string shown_text(std::string_view text, int limit = 80) {
+  std::string out;
+  for (std::size_t position = 0; position < text.size(); --limit) {
+    if (limit == 0) return out + "\u2026";
+    const std::size_t length = utf8_length(text, position);
+    const std::string_view character = text.substr(position, (std::max)(length, std::size_t{1}));
+    std::size_t end = position;
+    const std::uint32_t point = length != 0 ? next_code_point(text, end) : static_cast<unsigned char>(character[0]);
+    position += character.size();
+    if (length != 0 && is_printable(character)) {
+      out += character;
+      continue;
+    }
+    static constexpr std::string_view whitespace = "\t\n\r", names = "tnr";
+    const std::size_t known = point < 0x80 ? whitespace.find(static_cast<char>(point)) : std::string_view::npos;
+    char escaped[12];
+    if (known != std::string_view::npos) {
+      std::snprintf(escaped, sizeof escaped, "\\%c", names[known]);
+    } else {
+      const char* const form = point < 0x100 ? "\\x%02x" : point < 0x10000 ? "\\u%04x" : "\\U%08x";
+      std::snprintf(escaped, sizeof escaped, form, point);
+    }
+    out += escaped;
+  }
+  return out;
 }
 
 // ---------------------------------------------------------------------------------------------------------- sha256
@@ -949,21 +1073,10 @@ class JsonReader {
     for (int i = further - 1; i >= 0; --i) out += static_cast<char>(0x80 | ((point >> (6 * i)) & 0x3F));
   }
 
-  /// Copy one character of UTF-8: no overlong form, no surrogate, nothing beyond U+10FFFF.
+  /// Copy one character of UTF-8.
   void copy_character(std::string& out) {
-    const auto byte = [this](std::size_t offset) {
-      return position_ + offset < text_.size() ? static_cast<unsigned char>(text_[position_ + offset]) : 0u;
-    };
-    const unsigned first = byte(0), second = byte(1);
-    std::size_t length = 1;
-    if (first >= 0x80) {
-      length = first < 0xE0 ? 2 : first < 0xF0 ? 3 : 4;
-      const unsigned low = first == 0xE0 ? 0xA0 : first == 0xF0 ? 0x90 : 0x80;
-      const unsigned high = first == 0xED ? 0x9F : first == 0xF4 ? 0x8F : 0xBF;
-      bool valid = first >= 0xC2 && first <= 0xF4 && second >= low && second <= high;
-      for (std::size_t i = 2; i < length; ++i) valid = valid && (byte(i) & 0xC0u) == 0x80;
-      if (!valid) fail("no UTF-8");
-    }
+    const std::size_t length = utf8_length(text_, position_);
+    if (length == 0) fail("no UTF-8");
     out.append(text_.substr(position_, length));
     position_ += length;
   }
@@ -1053,16 +1166,81 @@ constexpr double kMaxFloat = (std::numeric_limits<float>::max)();
 /// Of guidance, where a manifest gives no maximum: logits of a sound model times this stay finite in float32.
 constexpr double kMaxCfgScale = 1000.0;
 constexpr std::int64_t kMaxInt64 = (std::numeric_limits<std::int64_t>::max)();
+constexpr std::size_t kMaxSizes = 1000;
+constexpr std::int64_t kMaxRatio = 1000;
+constexpr std::int64_t kMaxTokens = std::int64_t{1} << 16;      // of a prompt
+constexpr std::int64_t kMaxTextLength = std::int64_t{1} << 20;  // of verify's texts
+constexpr std::size_t kMaxPrompt = 10000;                       // characters of one of verify's
 
 using Contract = std::vector<std::pair<std::string, std::string>>;  // names and dtypes, in the order errors list them
 
-constexpr std::array<const char*, 9> kKinds = {
-    "label", "uniform", "smooth_uniform", "forced_tokens", "scalar", "text_features", "text_mask", "image", "mask"};
+constexpr std::array<const char*, 12> kKinds = {
+    "label",     "uniform", "smooth_uniform", "forced_tokens",     "scalar",        "text_features",
+    "text_mask", "image",   "mask",           "negative_features", "negative_mask", "size"};
+constexpr std::array<Graph, 5> kGraphs = {Graph::generate, Graph::stage, Graph::decoder, Graph::encoder,
+                                          Graph::text_encoder};
+/// What a size decides in shapes: tokens and stages, and height and width of the latent and of the pictures.
+constexpr std::array<const char*, 6> kSizeSymbols = {"L", "S", "h", "w", "H", "W"};
 constexpr std::array<const char*, 6> kDtypes = {"float32", "float16", "int64", "int32", "int8", "uint8"};
 
 inline const char* graph_name(Graph graph) {
-  static constexpr const char* names[] = {"generate", "stage", "decoder", "encoder"};
+  static constexpr const char* names[] = {"generate", "stage", "decoder", "encoder", "text_encoder"};
   return names[static_cast<std::size_t>(graph)];
+}
+
+inline const char* kind_name(Kind kind) { return kKinds[static_cast<std::size_t>(kind)]; }
+
+/// Those of which a request may have several.
+inline bool is_plural(Kind kind) { return kind == Kind::scalar || kind == Kind::image || kind == Kind::mask; }
+
+/// Those of which the caller gives tensors.
+inline bool is_tensor(Kind kind) { return kind > Kind::scalar && kind != Kind::size; }
+
+/// The numbers of the symbols that a size decides.
+using Symbols = std::map<std::string, std::int64_t>;
+
+/// The model at a size, and its symbols: none where the bundle has one size.
+struct SizedModel {
+  ModelInfo model;
+  Symbols symbols;
+};
+
+inline SizedModel at_size(const ModelInfo& model, const SizeInfo& size) {
+  const ModelInfo at = model.of_size(size);
+  return {at,
+          {{"L", at.num_tokens()},
+           {"S", static_cast<std::int64_t>(at.num_stages())},
+           {"h", at.latent_size.height},
+           {"w", at.latent_size.width},
+           {"H", at.image_size.height},
+           {"W", at.image_size.width}}};
+}
+
+inline std::vector<SizedModel> at_sizes(const ModelInfo& model, const std::vector<SizeInfo>& sizes) {
+  std::vector<SizedModel> found;
+  for (const SizeInfo& size : sizes) found.push_back(at_size(model, size));
+  if (found.empty()) found.push_back({model, {}});
+  return found;
+}
+
+/// A shape with numbers for the symbols that are given.
+inline std::vector<Dimension> resolved(std::vector<Dimension> shape, const Symbols& symbols) {
+  for (Dimension& dimension : shape) {
+    const auto known = dimension.size ? symbols.end() : symbols.find(dimension.symbol);
+    if (known != symbols.end()) dimension = {known->second, ""};
+  }
+  return shape;
+}
+
+inline RequestInput resolved(RequestInput item, const Symbols& symbols) {
+  item.shape = resolved(item.shape, symbols);
+  return item;
+}
+
+inline std::string dimension_text(const Dimension& dimension) {
+  return dimension.size             ? std::to_string(*dimension.size)
+         : dimension.symbol.empty() ? std::string("?")
+                                    : dimension.symbol;
 }
 
 /// A JSON object whose reads are checked; errors name the key by its full path.
@@ -1119,6 +1297,12 @@ class Fields {
 
   std::string text(const std::string& key) const { return as_text(key, get(key)); }
 
+  /// The value of a key that may be missing or null; then it is null.
+  const Json* optional(const std::string& key) const {
+    const Json* found = value_.find(key);
+    return found == nullptr || found->is(Json::Type::null) ? nullptr : found;
+  }
+
   /// Read a list with `read(key of the item, item)`.
   template <typename Read>
   auto items(const std::string& key, Read read) const {
@@ -1151,7 +1335,10 @@ class Fields {
   std::string dtype() const { return one_of("dtype", kDtypes); }
 
  private:
-  std::string full(const std::string& key) const { return path_.empty() ? key : path_ + "." + key; }
+  /// The path of a key; of no key, that of the object itself.
+  std::string full(const std::string& key) const {
+    return path_.empty() ? key : key.empty() ? path_ : path_ + "." + key;
+  }
 
   const Json& value_;
   const std::string& where_;
@@ -1168,7 +1355,8 @@ inline bool is_plain_name(const std::string& name) {
 inline void check_elements(const Fields& fields, const std::string& key, const std::vector<Dimension>& shape) {
   std::int64_t elements = 1;  // sizes of 0 count as 1, so that no product of the others overflows
   for (const Dimension& dimension : shape) {
-    if (elements <= kMaxElements) elements *= (std::max)(dimension.size.value_or(1), std::int64_t{1});
+    const std::int64_t size = (std::max)(dimension.size.value_or(1), std::int64_t{1});
+    if (elements <= kMaxElements) elements *= (std::min)(size, kMaxElements + 1);
   }
   if (shape.size() > kMaxDimensions || elements > kMaxElements) {
     fields.refuse(key,
@@ -1201,15 +1389,16 @@ inline TensorInfo read_tensor(const Fields& fields) {
   return tensor;
 }
 
-inline StateInfo read_state(const Fields& fields) {
+inline StateInfo read_state(const Fields& fields, const std::vector<SizedModel>& sizes) {
   StateInfo state;
   state.initial_shape = fields.items("initial_shape", [&](const std::string& key, const Json& item) {
-    if (item.is(Json::Type::string) && (item.text == "B" || item.text == "2B")) {
-      return Dimension{std::nullopt, item.text};
-    }
+    const bool known = item.text == "B" || item.text == "2B" || sizes[0].symbols.count(item.text) > 0;
+    if (item.is(Json::Type::string) && known) return Dimension{std::nullopt, item.text};
     return Dimension{fields.as_integer(key, item, 0, kMaxDimension), ""};
   });
-  check_elements(fields, "initial_shape", state.initial_shape);
+  for (const SizedModel& size : sizes) {
+    check_elements(fields, "initial_shape", resolved(state.initial_shape, size.symbols));
+  }
   state.input = fields.text("input");
   state.output = fields.text("output");
   state.dtype = fields.dtype();
@@ -1235,10 +1424,28 @@ inline FusedInfo read_fused(const Fields& fields, const std::map<std::string, Fi
   return fused;
 }
 
+/// Refuse a text encoder whose features the request does not take.
+inline void check_text_encoder(const Fields& fields, const GraphInfo& graph, const std::vector<RequestInput>& request) {
+  const auto made = std::find_if(graph.outputs.begin(), graph.outputs.end(),
+                                 [](const TensorInfo& tensor) { return tensor.name == "text_features"; });
+  const auto taken = std::find_if(request.begin(), request.end(),
+                                  [](const RequestInput& item) { return item.kind == Kind::text_features; });
+  if (taken == request.end()) {
+    fields.refuse("outputs", "no text_encoder, since the request has no text_features", shown(fields.get("outputs")));
+  }
+  const std::int64_t width = *taken->shape.back().size;
+  if (made->shape.size() != taken->shape.size() || made->shape.back().size != width) {
+    fields.refuse("outputs", "text_features of width " + std::to_string(width) + ", as the request has",
+                  "[" + join(made->shape, dimension_text) + "]");
+  }
+}
+
 /// Read one graph; it must have the contract's inputs and outputs, or a host could not run it. More outputs do no
-/// harm: a bundle made for debugging has them. `variant` is where its file is named.
+/// harm: a bundle made for debugging has them. `variant` is where its file is named; its states must be of a size that
+/// can be at each of `sizes`.
 inline GraphInfo read_graph(const Fields& fields, const Fields& variant, Graph kind,
-                            const std::vector<RequestInput>& request, const std::map<std::string, FileInfo>& files) {
+                            const std::vector<RequestInput>& request, const std::map<std::string, FileInfo>& files,
+                            const std::vector<SizedModel>& sizes) {
   GraphInfo graph;
   graph.file = variant.text("file");
   if (files.count(graph.file) == 0) {
@@ -1247,7 +1454,7 @@ inline GraphInfo read_graph(const Fields& fields, const Fields& variant, Graph k
   const auto tensor = [&](const std::string& key, const Json& item) { return read_tensor(fields.fields(key, item)); };
   if (kind == Graph::stage) {
     graph.state = fields.items(
-        "state", [&](const std::string& key, const Json& item) { return read_state(fields.fields(key, item)); });
+        "state", [&](const std::string& key, const Json& item) { return read_state(fields.fields(key, item), sizes); });
   }
   graph.inputs = fields.items("inputs", tensor);
   graph.outputs = fields.items("outputs", tensor);
@@ -1258,7 +1465,13 @@ inline GraphInfo read_graph(const Fields& fields, const Fields& variant, Graph k
     outputs = {{"images", "uint8"}};
   } else if (kind == Graph::encoder) {
     inputs = {{"images", "uint8"}};
+    for (const RequestInput& item : request) {
+      if (item.kind == Kind::size) inputs.emplace_back(item.name, item.dtype);
+    }
     outputs = {{"token_maps", "int64"}};
+  } else if (kind == Graph::text_encoder) {
+    inputs = {{"token_ids", "int64"}};
+    outputs = {{"text_features", "float32"}};
   } else {
     for (const RequestInput& item : request) {
       // An input of these kinds may be for the encoder alone.
@@ -1306,6 +1519,7 @@ inline GraphInfo read_graph(const Fields& fields, const Fields& variant, Graph k
   if (kind == Graph::stage && std::none_of(graph.state.begin(), graph.state.end(), is_f_hat)) {
     fields.refuse("state", "an entry for \"f_hat\"", shown(fields.get("state")));
   }
+  if (kind == Graph::text_encoder) check_text_encoder(fields, graph, request);
   return graph;
 }
 
@@ -1327,15 +1541,20 @@ inline Size read_size(const Fields& fields, const std::string& key, const Json& 
           fields.as_integer(key + "[1]", value.items[1], 1, maximum)};
 }
 
-inline ModelInfo read_model(const Fields& fields) {
-  ModelInfo model;
-  model.stage_sizes = fields.items(
+inline std::vector<Size> read_stage_sizes(const Fields& fields) {
+  const auto sizes = fields.items(
       "stage_sizes", [&](const std::string& key, const Json& item) { return read_size(fields, key, item, 4096); });
   const auto fewer = [](const Size& a, const Size& b) { return a.height * a.width < b.height * b.width; };
-  if (model.stage_sizes.empty() || !std::is_sorted(model.stage_sizes.begin(), model.stage_sizes.end(), fewer)) {
+  if (sizes.empty() || !std::is_sorted(sizes.begin(), sizes.end(), fewer)) {
     fields.refuse("stage_sizes", "[height, width] of each stage, by ascending number of tokens",
                   shown(fields.get("stage_sizes")));
   }
+  return sizes;
+}
+
+inline ModelInfo read_model(const Fields& fields) {
+  ModelInfo model;
+  model.stage_sizes = read_stage_sizes(fields);
   model.num_classes = fields.integer("num_classes");
   model.image_size = read_size(fields, "image_size", fields.get("image_size"), kMaxDimension - 1);
   model.vocab_size = fields.integer("vocab_size", 1);
@@ -1347,6 +1566,70 @@ inline ModelInfo read_model(const Fields& fields) {
   return model;
 }
 
+/// Digits, perhaps a point and digits, and "M": the number before the "M".
+inline std::optional<double> megapixels(const std::string& area) {
+  const std::size_t point = area.find('.');
+  if (area.empty() || area.back() != 'M') return std::nullopt;
+  const std::string number = area.substr(0, area.size() - 1);
+  const auto is_digits = [](const std::string& text) {
+    return !text.empty() && text.size() <= 6 && text.find_first_not_of("0123456789") == std::string::npos;
+  };
+  const bool whole = is_digits(number.substr(0, point));
+  if (!whole || (point != std::string::npos && !is_digits(number.substr(point + 1)))) return std::nullopt;
+  Json value;
+  value.text = number;
+  return value.as_double();
+}
+
+inline SizeInfo read_size_info(const Fields& fields) {
+  SizeInfo size;
+  size.area = fields.text("area");
+  size.ratio = read_size(fields, "ratio", fields.get("ratio"), kMaxRatio);
+  if (!megapixels(size.area)) fields.refuse("area", "megapixels such as \"0.25M\"", shown(size.area));
+  if (std::gcd(size.ratio.height, size.ratio.width) != 1) {
+    fields.refuse("ratio", "[height, width] in lowest terms", shown(fields.get("ratio")));
+  }
+  size.image_size = read_size(fields, "image_size", fields.get("image_size"), kMaxDimension - 1);
+  size.latent_size = read_size(fields, "latent_size", fields.get("latent_size"), kMaxDimension - 1);
+  size.stage_sizes = read_stage_sizes(fields);
+  return size;
+}
+
+/// The sizes, each of its own for people and for pictures and latents that come without a name, the first of which is
+/// the model's; none where there is no list.
+inline std::vector<SizeInfo> read_sizes(const Fields& root, const ModelInfo& model) {
+  const Json* list = root.optional("sizes");
+  std::vector<SizeInfo> sizes;
+  if (list == nullptr) return sizes;
+  if (list->is(Json::Type::array) && (list->items.empty() || list->items.size() > kMaxSizes)) {
+    root.refuse("sizes", "1 to " + std::to_string(kMaxSizes) + " sizes", std::to_string(list->items.size()));
+  }
+  root.items("sizes", [&](const std::string& key, const Json& value) {
+    const Fields fields = root.fields(key, value);
+    const SizeInfo size = read_size_info(fields);
+    const auto refuse = [&](const char* part, const std::string& expected) {
+      fields.refuse(part, expected, shown(fields.get(part)));
+    };
+    for (const SizeInfo& other : sizes) {
+      const char* shared = megapixels(other.area) == megapixels(size.area) && other.ratio == size.ratio ? "ratio"
+                           : other.image_size == size.image_size                                        ? "image_size"
+                           : other.latent_size == size.latent_size                                      ? "latent_size"
+                                                                                                        : nullptr;
+      if (shared != nullptr) refuse(shared, "another than those of the sizes before");
+    }
+    if (sizes.empty()) {
+      const char* other = size.stage_sizes != model.stage_sizes   ? "stage_sizes"
+                          : size.image_size != model.image_size   ? "image_size"
+                          : size.latent_size != model.latent_size ? "latent_size"
+                                                                  : nullptr;
+      if (other != nullptr) refuse(other, std::string("model.") + other + ", which is the first size's");
+    }
+    sizes.push_back(size);
+    return true;
+  });
+  return sizes;
+}
+
 inline double read_scalar(const Fields& fields, const std::string& key, const Json& value, const std::string& dtype) {
   if (dtype == "int64") return static_cast<double>(fields.as_integer(key, value, -kExact, kExact));
   const double number = fields.as_number(key, value);
@@ -1354,13 +1637,14 @@ inline double read_scalar(const Fields& fields, const std::string& key, const Js
   return number;
 }
 
-/// One value, or one for each stage where the input's shape says so; all within the input's limits.
+/// One value, or one for each stage where the input's shape says so in numbers; all within the input's limits.
 inline std::vector<double> read_scalars(const Fields& fields, const std::string& key, const RequestInput& item) {
   const Json& value = fields.get(key);
   std::vector<double> values;
   if (item.shape.empty() || !value.is(Json::Type::array)) {
     values = {read_scalar(fields, key, value, item.dtype)};
   } else {
+    if (!item.shape[0].size) fields.refuse(key, "one number, since sizes differ in their stages", shown(value));
     values = fields.items(key, [&](const std::string& place, const Json& number) {
       return read_scalar(fields, place, number, item.dtype);
     });
@@ -1375,65 +1659,102 @@ inline std::vector<double> read_scalars(const Fields& fields, const std::string&
   return values;
 }
 
-inline std::vector<Dimension> read_shape(const Fields& fields, Kind kind, const ModelInfo& model) {
-  const auto shape = fields.items("shape", [&](const std::string& key, const Json& item) {
+/// A shape that is right at each of the sizes.
+inline std::vector<Dimension> read_shape(const Fields& fields, Kind kind, const std::vector<SizedModel>& sizes) {
+  const auto declared = fields.items("shape", [&](const std::string& key, const Json& item) {
     if (item.is(Json::Type::string)) return Dimension{std::nullopt, fields.as_text(key, item)};
     return Dimension{fields.as_integer(key, item, 1, kMaxDimension), ""};
   });
-  check_elements(fields, "shape", shape);
   const auto is_batch = [](const Dimension& size) { return !size.size && size.symbol == "B"; };
   const auto is_number = [](const Dimension& size) { return size.size.has_value(); };
-  const bool batch = !shape.empty() && is_batch(shape[0]);
-  const bool rows = batch && shape.size() > 1 && std::all_of(shape.begin() + 1, shape.end(), is_number);
-  const std::string tokens = std::to_string(model.num_tokens()), stages = std::to_string(model.num_stages());
-  std::string expected;
-  bool fits = true;
-  switch (kind) {
-    case Kind::label:
-      expected = "[\"B\"]";
-      fits = batch && shape.size() == 1;
-      break;
-    case Kind::uniform:
-      expected = "\"B\" and sizes";
-      fits = rows;
-      break;
-    case Kind::smooth_uniform:
-      expected = "\"B\", " + tokens + " and " + std::to_string(model.vocab_size);
-      fits = rows && shape.size() == 3 && *shape[1].size == model.num_tokens() && *shape[2].size == model.vocab_size;
-      break;
-    case Kind::forced_tokens:
-      expected = "\"B\", " + tokens + " and further sizes";
-      fits = rows && *shape[1].size == model.num_tokens();
-      break;
-    case Kind::scalar:
-      expected = "[] or [" + stages + "]";
-      fits = shape.empty() || (shape.size() == 1 && shape[0].size == static_cast<std::int64_t>(model.num_stages()));
-      break;
-    default:
-      expected = "\"B\" first or nowhere";
-      fits = shape.empty() || std::none_of(shape.begin() + 1, shape.end(), is_batch);
+  // A symbol that means something else than the length of a text.
+  const auto is_length = [](const Dimension& size) {
+    const bool reserved = std::find(kSizeSymbols.begin(), kSizeSymbols.end(), size.symbol) != kSizeSymbols.end();
+    return !size.size && size.symbol != "B" && size.symbol != "2B" && !reserved;
+  };
+  for (const auto& [model, symbols] : sizes) {
+    const auto shape = resolved(declared, symbols);
+    check_elements(fields, "shape", shape);
+    const bool batch = !shape.empty() && is_batch(shape[0]);
+    const bool rows = batch && shape.size() > 1 && std::all_of(shape.begin() + 1, shape.end(), is_number);
+    const bool text = batch && shape.size() > 1 && is_length(shape[1]);
+    const std::string tokens = symbols.empty() ? std::to_string(model.num_tokens()) : "\"L\"";
+    const std::string stages = symbols.empty() ? std::to_string(model.num_stages()) : "\"S\"";
+    std::string expected;
+    bool fits = true;
+    switch (kind) {
+      case Kind::label:
+        expected = "[\"B\"]";
+        fits = batch && shape.size() == 1;
+        break;
+      case Kind::uniform:
+        expected = "\"B\" and sizes";
+        fits = rows;
+        break;
+      case Kind::smooth_uniform:
+        expected = "\"B\", " + tokens + " and " + std::to_string(model.vocab_size);
+        fits = rows && shape.size() == 3 && *shape[1].size == model.num_tokens() && *shape[2].size == model.vocab_size;
+        break;
+      case Kind::forced_tokens:
+        expected = "\"B\", " + tokens + " and further sizes";
+        fits = rows && *shape[1].size == model.num_tokens();
+        break;
+      case Kind::scalar:
+        expected = "[] or [" + stages + "]";
+        fits = shape.empty() || (shape.size() == 1 && shape[0].size == static_cast<std::int64_t>(model.num_stages()));
+        break;
+      case Kind::text_features:
+      case Kind::negative_features:
+        expected = "\"B\", a symbol and a size";
+        fits = text && shape.size() == 3 && is_number(shape[2]);
+        break;
+      case Kind::text_mask:
+      case Kind::negative_mask:
+        expected = "\"B\" and a symbol";
+        fits = text && shape.size() == 2;
+        break;
+      case Kind::size:
+        expected = "[]";
+        fits = shape.empty();
+        break;
+      case Kind::image:
+      case Kind::mask:
+        expected = "\"B\" first or nowhere";
+        fits = shape.empty() || std::none_of(shape.begin() + 1, shape.end(), is_batch);
+    }
+    if (!fits) fields.refuse("shape", expected, shown(fields.get("shape")));
   }
-  if (!fits) fields.refuse("shape", expected, shown(fields.get("shape")));
-  return shape;
+  return declared;
 }
 
-inline RequestInput read_input(const Fields& fields, const ModelInfo& model) {
+inline std::string read_dtype(const Fields& fields, Kind kind) {
+  switch (kind) {
+    case Kind::uniform:
+    case Kind::smooth_uniform:
+    case Kind::text_features:
+    case Kind::negative_features:
+      return fields.one_of("dtype", std::array<const char*, 1>{"float32"});
+    case Kind::scalar:
+      return fields.one_of("dtype", std::array<const char*, 2>{"float32", "int64"});
+    case Kind::image:
+    case Kind::mask:
+      return fields.dtype();
+    default:
+      return fields.one_of("dtype", std::array<const char*, 1>{"int64"});
+  }
+}
+
+inline RequestInput read_input(const Fields& fields, const std::vector<SizedModel>& sizes) {
   RequestInput item;
   item.name = fields.text("name");
   const std::string kind = fields.one_of("kind", kKinds);
   item.kind = static_cast<Kind>(std::find(kKinds.begin(), kKinds.end(), kind) - kKinds.begin());
-  item.dtype = item.kind == Kind::label || item.kind == Kind::forced_tokens
-                   ? fields.one_of("dtype", std::array<const char*, 1>{"int64"})
-               : item.kind == Kind::uniform || item.kind == Kind::smooth_uniform
-                   ? fields.one_of("dtype", std::array<const char*, 1>{"float32"})
-               : item.kind == Kind::scalar ? fields.one_of("dtype", std::array<const char*, 2>{"float32", "int64"})
-                                           : fields.dtype();
-  item.shape = read_shape(fields, item.kind, model);
+  item.dtype = read_dtype(fields, item.kind);
+  item.shape = read_shape(fields, item.kind, sizes);
   if (item.kind != Kind::scalar) return item;
   const auto bound = [&](const char* key) -> std::optional<double> {
-    const Json* value = fields.value().find(key);
-    if (value == nullptr || value->is(Json::Type::null)) return std::nullopt;
-    return read_scalar(fields, key, *value, item.dtype);
+    const Json* value = fields.optional(key);
+    return value == nullptr ? std::nullopt : std::optional<double>(read_scalar(fields, key, *value, item.dtype));
   };
   item.minimum = bound("minimum");
   item.maximum = bound("maximum");
@@ -1443,46 +1764,101 @@ inline RequestInput read_input(const Fields& fields, const ModelInfo& model) {
   return item;
 }
 
-inline std::vector<RequestInput> read_request(const Fields& root, const ModelInfo& model) {
+/// Refuse masks without features, negative features without any, and shapes that differ between them; `places` are
+/// where the inputs are.
+inline void check_texts(const Fields& root, const std::vector<RequestInput>& request,
+                        const std::map<Kind, std::string>& places) {
+  const auto input = [&](Kind kind) {
+    return &*std::find_if(request.begin(), request.end(), [&](const auto& item) { return item.kind == kind; });
+  };
+  const auto refuse = [&](Kind kind, const char* key, const std::string& expected) {
+    const std::string place = places.at(kind);
+    const std::size_t number = static_cast<std::size_t>(input(kind) - request.data());
+    root.refuse(place + "." + key, expected, shown(*root.get("request").items[number].find(key)));
+  };
+  static constexpr std::pair<Kind, Kind> masks[] = {{Kind::text_mask, Kind::text_features},
+                                                    {Kind::negative_mask, Kind::negative_features}};
+  for (const auto& [mask, features] : masks) {
+    if (places.count(mask) == 0) continue;
+    if (places.count(features) == 0) {
+      refuse(mask, "kind", std::string("no ") + kind_name(mask) + " without " + kind_name(features));
+    }
+    const auto &shape = input(mask)->shape, &text = input(features)->shape;
+    if (!std::equal(shape.begin(), shape.end(), text.begin())) {
+      refuse(mask, "shape", "the first two dimensions of " + input(features)->name);
+    }
+  }
+  if (places.count(Kind::negative_features) == 0) return;
+  if (places.count(Kind::text_features) == 0) {
+    refuse(Kind::negative_features, "kind", "no negative_features without text_features");
+  }
+  const RequestInput* text = input(Kind::text_features);
+  const auto& negative = input(Kind::negative_features)->shape;
+  if (!(text->shape[2] == negative[2]) || text->shape[1] == negative[1]) {
+    refuse(Kind::negative_features, "shape", "\"B\", another symbol than " + text->name + " has, and its width");
+  }
+}
+
+inline std::vector<RequestInput> read_request(const Fields& root, const std::vector<SizedModel>& sizes) {
   std::vector<RequestInput> request;
+  std::map<Kind, std::string> places;
   root.items("request", [&](const std::string& key, const Json& value) {
     const Fields fields = root.fields(key, value);
-    const RequestInput item = read_input(fields, model);
-    const bool single = static_cast<int>(item.kind) < static_cast<int>(Kind::scalar);
+    const RequestInput item = read_input(fields, sizes);
     for (const RequestInput& other : request) {
       if (other.name == item.name) fields.refuse("name", "a name of its own", shown(item.name));
-      if (single && other.kind == item.kind) {
-        fields.refuse("kind", "no second input of its kind", shown(fields.get("kind")));
-      }
     }
-    if (item.kind == Kind::label && model.num_classes == 0) {
+    if (!is_plural(item.kind) && places.count(item.kind) > 0) {
+      fields.refuse("kind", "no second input of its kind", shown(fields.get("kind")));
+    }
+    if (item.kind == Kind::label && sizes[0].model.num_classes == 0) {
       fields.refuse("kind", "no label, since model.num_classes is 0", shown(fields.get("kind")));
     }
     request.push_back(item);
+    places[item.kind] = key;
     return true;
   });
-  const auto forces = [](const RequestInput& item) { return item.kind == Kind::forced_tokens; };
-  if (std::none_of(request.begin(), request.end(), forces)) {
+  if (places.count(Kind::forced_tokens) == 0) {
     root.refuse("request", "an input of kind forced_tokens", shown(root.get("request")));
   }
+  const bool several = !sizes[0].symbols.empty();
+  if (several != (places.count(Kind::size) > 0)) {
+    root.refuse("request",
+                several ? "an input of kind size" : "no input of kind size, since there is no list of sizes",
+                shown(root.get("request")));
+  }
+  check_texts(root, request, places);
   return request;
 }
 
 inline std::map<Graph, GraphInfo> read_graphs(const Fields& fields, const std::vector<RequestInput>& request,
+                                              const std::vector<SizedModel>& sizes,
                                               const std::map<std::string, FileInfo>& files) {
   std::map<Graph, GraphInfo> graphs;
-  for (const Graph graph : {Graph::generate, Graph::stage, Graph::decoder, Graph::encoder}) {
-    const bool optional = graph == Graph::generate || graph == Graph::encoder;
+  for (const Graph graph : kGraphs) {
+    const bool optional = graph != Graph::stage && graph != Graph::decoder;
     if (optional && fields.value().find(graph_name(graph)) == nullptr) continue;
     const Fields role = fields.fields(graph_name(graph));
     const Fields variants = role.fields("variants");
-    graphs[graph] = read_graph(role, variants.fields("stock"), graph, request, files);
-    const Json* fused = variants.value().find("fused");
-    if (fused != nullptr && !fused->is(Json::Type::null)) {
-      graphs[graph].fused = read_fused(variants.fields("fused"), files);
-    }
+    graphs[graph] = read_graph(role, variants.fields("stock"), graph, request, files, sizes);
+    if (variants.optional("fused") != nullptr) graphs[graph].fused = read_fused(variants.fields("fused"), files);
   }
   return graphs;
+}
+
+inline std::optional<TokenizerInfo> read_tokenizer(const Fields& root, const std::map<std::string, FileInfo>& files) {
+  if (root.optional("tokenizer") == nullptr) return std::nullopt;
+  const Fields fields = root.fields("tokenizer");
+  TokenizerInfo tokenizer;
+  tokenizer.kind = fields.text("kind");
+  if (tokenizer.kind != "bytes" && tokenizer.kind != "sentencepiece") return tokenizer;
+  tokenizer.max_tokens = fields.integer("max_tokens", 1, kMaxTokens);
+  if (tokenizer.kind == "bytes") return tokenizer;
+  tokenizer.file = fields.text("file");
+  if (files.count(tokenizer.file) == 0) {
+    fields.refuse("file", "a plain file name that \"files\" lists", shown(tokenizer.file));
+  }
+  return tokenizer;
 }
 
 /// The labels of the record of a generation made at build time: how many.
@@ -1494,9 +1870,11 @@ inline std::size_t check_labels(const Fields& fields, const std::string& key, co
   return labels.size();
 }
 
-/// Token maps of that record; `images` is how many there must be, if that is known. Returns how many there are.
+/// Token maps of that record; `images` is how many there must be, if that is known, and `of` what tells it. Returns
+/// how many there are.
 inline std::size_t check_token_maps(const Fields& fields, const std::string& name, std::int64_t values,
-                                    const ModelInfo& model, std::optional<std::size_t> images) {
+                                    const ModelInfo& model, std::optional<std::size_t> images,
+                                    const std::string& of = "labels") {
   const auto rows = fields.items(name, [&](const std::string& key, const Json& row) {
     if (!row.is(Json::Type::array) || static_cast<std::int64_t>(row.items.size()) != values) {
       fields.refuse(key, "a list of " + std::to_string(values) + " tokens", shown(row));
@@ -1507,7 +1885,7 @@ inline std::size_t check_token_maps(const Fields& fields, const std::string& nam
     return true;
   });
   if (images ? rows.size() != *images : rows.empty()) {
-    fields.refuse(name, images ? "one row for each of " + std::to_string(*images) + " labels" : "at least one row",
+    fields.refuse(name, images ? "one row for each of " + std::to_string(*images) + " " + of : "at least one row",
                   std::to_string(rows.size()));
   }
   return rows.size();
@@ -1520,32 +1898,99 @@ inline void check_seed(const Fields& fields) {
   }
 }
 
+/// The texts of that record, if inputs tell none: prompts, or lengths of texts whose features follow from a formula.
+/// Returns how many there are, if that is known.
+inline std::optional<std::size_t> check_verify_texts(const Fields& fields, const RequestInput* features,
+                                                     const Fields& inputs, bool has_text_encoder) {
+  std::vector<std::string> told;
+  for (const char* key : {"prompts", "text_lengths"}) {
+    if (fields.optional(key) != nullptr) told.push_back(key);
+  }
+  if (features == nullptr) {
+    if (!told.empty()) fields.refuse(told[0], "no text, since the request has none", shown(fields.get(told[0])));
+    return std::nullopt;
+  }
+  if (told.size() + (inputs.value().find(features->name) != nullptr) != 1) {
+    fields.refuse("", "one of inputs." + features->name + ", prompts and text_lengths",
+                  one_line(join(fields.value().keys, [](const std::string& key) { return key; })));
+  }
+  if (told.empty()) return std::nullopt;
+  const std::string& key = told[0];
+  const Json& value = fields.get(key);
+  if (key == "prompts" && !has_text_encoder) {
+    fields.refuse(key, "no prompts, since the bundle has no text encoder", shown(value));
+  }
+  const auto lengths = fields.items(key, [&](const std::string& place, const Json& item) {
+    if (key == "text_lengths") return fields.as_integer(place, item, 1, kMaxTextLength);
+    const std::string prompt = fields.as_text(place, item);
+    const auto begins_character = [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; };
+    const auto characters = std::count_if(prompt.begin(), prompt.end(), begins_character);
+    if (characters < 1 || characters > static_cast<std::ptrdiff_t>(kMaxPrompt)) {
+      fields.refuse(place, "1 to " + std::to_string(kMaxPrompt) + " characters", shown(item));
+    }
+    return static_cast<std::int64_t>(characters);
+  });
+  if (lengths.empty()) {
+    fields.refuse(key, key == "prompts" ? "at least one prompt" : "at least one length", shown(value));
+  }
+  if (key == "text_lengths") {
+    const std::int64_t longest = *std::max_element(lengths.begin(), lengths.end());
+    check_elements(fields, key,
+                   {{static_cast<std::int64_t>(lengths.size()), ""}, {longest, ""}, {*features->shape[2].size, ""}});
+  }
+  return lengths.size();
+}
+
 /// The record of a generation made at build time: checked as a part of the manifest, then let go.
-inline void check_verify(const Fields& fields, const std::vector<RequestInput>& request, const ModelInfo& model) {
+inline void check_verify(const Fields& fields, const std::vector<RequestInput>& request,
+                         const std::vector<SizedModel>& sizes, bool has_text_encoder) {
   const Fields inputs = fields.fields("inputs");
-  std::optional<std::size_t> images;
+  const auto of_kind = [](const std::vector<RequestInput>& items, Kind kind) {
+    const auto found = std::find_if(items.begin(), items.end(), [&](const auto& item) { return item.kind == kind; });
+    return found == items.end() ? nullptr : &*found;
+  };
+  const RequestInput* const size = of_kind(request, Kind::size);
+  const bool told = size != nullptr && inputs.optional(size->name) != nullptr;
+  const auto last = static_cast<std::int64_t>(sizes.size()) - 1;
+  const auto& [model, symbols] = sizes[told ? static_cast<std::size_t>(inputs.integer(size->name, 0, last)) : 0];
+  std::vector<RequestInput> known;
+  for (const RequestInput& item : request) known.push_back(resolved(item, symbols));
+
+  std::vector<std::size_t> images;  // that each of the inputs tells
   for (const std::string& name : inputs.value().keys) {
-    const auto known =
-        std::find_if(request.begin(), request.end(), [&](const auto& item) { return item.name == name; });
-    if (known == request.end()) {
-      inputs.refuse(one_line(name), "an input of the request as its key", shown(inputs.get(name)));
+    const auto item = std::find_if(known.begin(), known.end(), [&](const auto& other) { return other.name == name; });
+    if (item == known.end()) {
+      inputs.refuse(one_line(name),
+                    "an input of the request as its key: " + join(known, [](const auto& other) { return other.name; }),
+                    shown(inputs.get(name)));
     }
-    if (known->kind == Kind::scalar) {
-      read_scalars(inputs, name, *known);
-    } else if (known->kind == Kind::label) {
-      images = check_labels(inputs, name, model);
-    } else {
-      inputs.items(name, [](const std::string&, const Json&) { return true; });
+    if (item->kind == Kind::scalar) {
+      read_scalars(inputs, name, *item);
+    } else if (item->kind == Kind::label) {
+      images.push_back(check_labels(inputs, name, model));
+    } else if (item->kind != Kind::size) {
+      const std::size_t rows = inputs.items(name, [](const std::string&, const Json&) { return true; }).size();
+      const bool texts = is_tensor(item->kind) && !is_plural(item->kind);
+      if (texts) images.push_back(rows);
     }
   }
-  std::int64_t values = 0;
-  for (const RequestInput& item : request) {
-    if (item.kind == Kind::label) inputs.get(item.name);
-    if (item.kind == Kind::forced_tokens) values = item.row_values();
+  const RequestInput* const label = of_kind(known, Kind::label);
+  if (label != nullptr) inputs.get(label->name);
+  const auto texts = check_verify_texts(fields, of_kind(known, Kind::text_features), inputs, has_text_encoder);
+  if (texts) images.push_back(*texts);
+  std::sort(images.begin(), images.end());
+  if (!images.empty() && images.front() != images.back()) {
+    images.erase(std::unique(images.begin(), images.end()), images.end());
+    fields.refuse("", "as many labels and texts as images",
+                  "[" + join(images, [](std::size_t count) { return std::to_string(count); }) + "]");
   }
-  images = check_token_maps(fields, "token_maps", values, model, images);
-  const Json* encoded = fields.value().find("encoded");  // what the encoder makes of the pictures
-  if (encoded != nullptr && !encoded->is(Json::Type::null)) check_token_maps(fields, "encoded", values, model, images);
+  const std::int64_t values = of_kind(known, Kind::forced_tokens)->row_values();
+  std::optional<std::size_t> count;
+  if (!images.empty()) count = images[0];
+  const std::size_t rows =
+      check_token_maps(fields, "token_maps", values, model, count, label != nullptr ? "labels" : "texts");
+  // What the encoder makes of the pictures.
+  if (fields.optional("encoded") != nullptr) check_token_maps(fields, "encoded", values, model, rows);
   check_seed(fields);
 }
 
@@ -1593,7 +2038,7 @@ inline std::map<Graph, GraphInfo> read_graphs(const Fields& fields, const std::v
   std::map<Graph, GraphInfo> graphs;
   for (const Graph graph : {Graph::generate, Graph::stage, Graph::decoder}) {
     const Fields role = fields.fields(graph_name(graph));
-    graphs[graph] = read_graph(role, role, graph, request, files);
+    graphs[graph] = read_graph(role, role, graph, request, files, std::vector<SizedModel>(1));
   }
   return graphs;
 }
@@ -1747,6 +2192,160 @@ inline std::uint64_t logical_cpus(const std::filesystem::path& root = "/") {
   return (std::min)(cpus, cpu_quota(root).value_or(cpus));
 }
 
+// ----------------------------------------------------------------------------------------------------------- sizes
+
+/// Such as "0.06M 1:1 3:4; 0.25M 1:1".
+inline std::string sizes_in_words(const std::vector<SizeInfo>& sizes) {
+  std::vector<std::pair<std::string, std::string>> by_area;
+  for (const SizeInfo& size : sizes) {
+    const auto same = [&](const auto& item) { return item.first == size.area; };
+    auto place = std::find_if(by_area.begin(), by_area.end(), same);
+    if (place == by_area.end()) place = by_area.insert(by_area.end(), {size.area, ""});
+    place->second += " " + size.ratio_in_words();
+  }
+  std::string words;
+  for (const auto& [area, ratios] : by_area) words += (words.empty() ? "" : "; ") + area + ratios;
+  return words;
+}
+
+inline double read_area(const std::string& area) {
+  const auto number = megapixels(area);
+  if (!number) throw RequestError("area \"" + shown_text(area) + "\": expected megapixels such as \"0.25M\"");
+  return *number;
+}
+
+/// Width to height, such as "3:4", as [height, width] in lowest terms.
+inline Size read_ratio(const std::string& ratio) {
+  const std::size_t colon = (std::min)(ratio.find(':'), ratio.size());
+  const auto side = [](const std::string& text) {
+    const bool number = !text.empty() && text.size() <= 9 && text.find_first_not_of("0123456789") == std::string::npos;
+    return number ? static_cast<std::int64_t>(std::stol(text)) : 0;
+  };
+  const std::int64_t width = side(ratio.substr(0, colon));
+  const std::int64_t height = side(ratio.substr((std::min)(colon + 1, ratio.size())));
+  if (width == 0 || height == 0) {
+    throw RequestError("ratio \"" + shown_text(ratio) + "\": expected width to height such as \"3:4\"");
+  }
+  const std::int64_t common = std::gcd(height, width);
+  return {height / common, width / common};
+}
+
+/// The index of the size of that area and ratio; what is unset is that of the first size. Throws RequestError: another
+/// form, or a size that was not built.
+inline std::size_t choose_size(const std::vector<SizeInfo>& sizes, const std::optional<std::string>& area,
+                               const std::optional<std::string>& ratio) {
+  const double wanted = area ? read_area(*area) : *megapixels(sizes[0].area);
+  const Size sides = ratio ? read_ratio(*ratio) : sizes[0].ratio;
+  for (std::size_t index = 0; index < sizes.size(); ++index) {
+    if (*megapixels(sizes[index].area) == wanted && sizes[index].ratio == sides) return index;
+  }
+  std::ostringstream words;
+  words.imbue(std::locale::classic());
+  words << "area " << wanted << "M with ratio " << sides.width << ':' << sides.height;
+  throw RequestError(words.str() + " is not built; this bundle has " + sizes_in_words(sizes));
+}
+
+/// What the manifest says of one size, with numbers for the symbols that it decides.
+struct SizedContract {
+  ModelInfo model;
+  std::vector<RequestInput> request;
+  std::vector<StateInfo> state;
+
+  /// `size` is the index of one; 0 where the bundle has one.
+  SizedContract(const Manifest& manifest, std::size_t size) {
+    const SizedModel at =
+        manifest.sizes.empty() ? SizedModel{manifest.model, {}} : at_size(manifest.model, manifest.sizes[size]);
+    model = at.model;
+    for (const RequestInput& item : manifest.request) request.push_back(resolved(item, at.symbols));
+    state = manifest.graphs.at(Graph::stage).state;
+    for (StateInfo& item : state) item.initial_shape = resolved(item.initial_shape, at.symbols);
+  }
+
+  /// Token maps are of its shape.
+  const RequestInput& forced_tokens() const {
+    const auto forces = [](const RequestInput& item) { return item.kind == Kind::forced_tokens; };
+    return *std::find_if(request.begin(), request.end(), forces);
+  }
+};
+
+// ----------------------------------------------------------------------------------------------------------- texts
+
+constexpr std::int64_t kEnd = 1;        // of a prompt
+constexpr std::int64_t kFirstByte = 3;  // after the padding, the end and what is unknown
+constexpr int kShownPrompt = 40;        // characters
+
+/// Refuse a prompt that is no text.
+inline void require_text(std::string_view prompt) {
+  for (std::size_t position = 0, length = 0; position < prompt.size(); position += length) {
+    length = utf8_length(prompt, position);
+    if (length == 0) {
+      throw RequestError("prompt \"" + shown_text(prompt, kShownPrompt) + "\": byte " + std::to_string(position) +
+                         " is no UTF-8; expected valid Unicode");
+    }
+  }
+}
+
+/// The ids of a prompt and its end. Throws RequestError: none, or too many.
+inline std::vector<std::int64_t> ended(std::string_view prompt, std::vector<std::int64_t> ids,
+                                       std::int64_t max_tokens) {
+  const std::string shown = shown_text(prompt, kShownPrompt);
+  if (ids.empty()) throw RequestError("prompt \"" + shown + "\" is empty: expected a description in words");
+  ids.push_back(kEnd);
+  if (static_cast<std::int64_t>(ids.size()) > max_tokens) {
+    throw RequestError("prompt \"" + shown + "\" has " + std::to_string(ids.size()) +
+                       " tokens, its end among them; expected at most " + std::to_string(max_tokens) + ": shorten it");
+  }
+  return ids;
+}
+
+/// ByT5's token ids: each byte of UTF-8 plus 3, and the end.
+inline std::vector<std::int64_t> byte_tokens(std::string_view prompt, std::int64_t max_tokens) {
+  require_text(prompt);
+  std::vector<std::int64_t> ids;
+  for (const char byte : prompt) ids.push_back(static_cast<unsigned char>(byte) + kFirstByte);
+  return ended(prompt, std::move(ids), max_tokens);
+}
+
+/// Flan-T5's token ids: pieces of a sentencepiece model, and the end.
+class SentencePieces {
+ public:
+#ifdef NEXTSCALE_SENTENCEPIECE
+  /// Throws BundleError: the file is no sentencepiece model, or its end of text is not T5's.
+  explicit SentencePieces(const std::filesystem::path& file) {
+    std::ifstream in(file, std::ios::binary);
+    std::ostringstream content;
+    content << in.rdbuf();
+    const std::string where = utf8(file);
+    if (!in) throw BundleError(where + ": cannot be read");
+    if (!processor_.LoadFromSerializedProto(content.str()).ok() || processor_.GetPieceSize() == 0) {
+      throw BundleError(where + " is no sentencepiece model, or a damaged one; copy the bundle again");
+    }
+    if (processor_.eos_id() != kEnd) {
+      throw BundleError(where + ": expected the end of text to be piece " + std::to_string(kEnd) +
+                        ", as T5 has it, found " + std::to_string(processor_.eos_id()));
+    }
+  }
+
+  std::vector<std::int64_t> tokens(const std::string& prompt, std::int64_t max_tokens) const {
+    require_text(prompt);
+    std::vector<int> pieces;
+    if (!processor_.Encode(prompt, &pieces).ok()) throw Error("sentencepiece failed on a prompt");
+    return ended(prompt, std::vector<std::int64_t>(pieces.begin(), pieces.end()), max_tokens);
+  }
+
+ private:
+  sentencepiece::SentencePieceProcessor processor_;
+#else
+  explicit SentencePieces(const std::filesystem::path&) {
+    throw Error(
+        "this bundle's prompts need the sentencepiece library: compile with NEXTSCALE_SENTENCEPIECE and link it; or "
+        "give features of the texts in inputs");
+  }
+
+  std::vector<std::int64_t> tokens(const std::string&, std::int64_t) const { return {}; }
+#endif
+};
+
 // ---------------------------------------------------------------------------------------------------------- engine
 
 /// Gives freed memory back to the operating system when it ends, where that is asked for and the C library can.
@@ -1779,14 +2378,7 @@ inline ONNXTensorElementDataType element_type(const std::string& dtype) {
 }
 
 inline std::string line(const TensorInfo& tensor) {
-  return tensor.dtype + " [" +
-         join(tensor.shape,
-              [](const Dimension& dimension) {
-                return dimension.size             ? std::to_string(*dimension.size)
-                       : dimension.symbol.empty() ? std::string("?")
-                                                  : dimension.symbol;
-              }) +
-         "]";
+  return tensor.dtype + " [" + join(tensor.shape, dimension_text) + "]";
 }
 
 /// A loaded graph's input or output in the manifest's words.
@@ -1854,19 +2446,45 @@ struct Noise {
   std::vector<std::int64_t> row;  // [L, V]
 };
 
+/// One text of each image. Each is encoded once, however many images have it, alone and never padded; what the images
+/// of one batch have is padded with zeros to the longest of them, and masked.
+struct Texts {
+  std::string features;                              // the inputs that the texts become
+  std::string mask;                                  // empty where the bundle takes none
+  std::size_t width;                                 // Ct
+  std::vector<std::vector<std::int64_t>> token_ids;  // each text once
+  std::vector<std::vector<float>> encoded;           // their features [N, Ct], once the text encoder has run
+  std::vector<std::size_t> index;                    // which of them each image has
+};
+
 /// A checked request.
 struct Inputs {
+  SizedContract contract;  // of the request's size
+  std::size_t size;
   std::vector<Input> items;
   std::size_t count;
   std::size_t batch_size;
   std::optional<Noise> noise;  // unset where nothing is smoothed: its input then has no row
+  std::vector<Texts> texts;    // of prompts and negative ones
+
+  /// Let every image have these tokens, [L, ...], -1 to sample.
+  void force(const std::vector<std::int64_t>& tokens) {
+    const std::string& name = contract.forced_tokens().name;
+    const auto forced = std::find_if(items.begin(), items.end(), [&](const Input& item) { return item.name == name; });
+    const std::size_t row = tokens.size() * sizeof(std::int64_t);
+    for (std::size_t image = 0; image < count; ++image) {
+      std::memcpy(forced->bytes.data() + image * row, tokens.data(), row);
+    }
+  }
 };
 
 /// What a call of a graph takes; shares the memory of the inputs, which must outlive it.
 struct Feeds {
   std::vector<const char*> names;
   std::vector<Ort::Value> values;
-  std::vector<float> noise;  // of the images of the call
+  // What is made for the images of the call alone.
+  std::vector<std::vector<float>> floats;
+  std::vector<std::vector<std::int64_t>> integers;
 };
 
 /// [count, length], of images first to first + count - 1 of a seed.
@@ -1888,6 +2506,48 @@ inline Ort::Value shared_tensor(const void* data, std::size_t bytes, const std::
   return Ort::Value::CreateTensor(memory, const_cast<void*>(data), bytes, shape.data(), shape.size(), type);
 }
 
+inline Ort::Value tensor_of(const std::vector<float>& values, const std::vector<std::int64_t>& shape) {
+  return shared_tensor(values.data(), values.size() * sizeof(float), shape, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT);
+}
+
+inline Ort::Value tensor_of(const std::vector<std::int64_t>& values, const std::vector<std::int64_t>& shape) {
+  return shared_tensor(values.data(), values.size() * sizeof(std::int64_t), shape, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64);
+}
+
+/// Texts [N, Ct] in one row each of [B, Lt, Ct], zeros behind each, and their masks [B, Lt].
+struct Padded {
+  std::int64_t longest = 0;  // Lt
+  std::vector<float> features;
+  std::vector<std::int64_t> mask;
+
+  Padded(const std::vector<const std::vector<float>*>& texts, std::size_t width) {
+    for (const auto* text : texts) longest = (std::max)(longest, static_cast<std::int64_t>(text->size() / width));
+    const auto length = static_cast<std::size_t>(longest);
+    features.reserve(texts.size() * length * width);
+    for (const auto* text : texts) {
+      features.insert(features.end(), text->begin(), text->end());
+      mask.insert(mask.end(), text->size() / width, 1);
+      mask.resize(features.size() / width + length - text->size() / width);
+      features.resize(mask.size() * width);
+    }
+  }
+};
+
+/// The features and masks of the texts of images first to first + count - 1.
+inline void add_texts(Feeds& feeds, const Texts& texts, std::size_t first, std::size_t count) {
+  std::vector<const std::vector<float>*> rows;
+  for (std::size_t i = first; i < first + count; ++i) rows.push_back(&texts.encoded[texts.index[i]]);
+  Padded padded(rows, texts.width);
+  const auto images = static_cast<std::int64_t>(count), width = static_cast<std::int64_t>(texts.width);
+  feeds.floats.push_back(std::move(padded.features));
+  feeds.names.push_back(texts.features.c_str());
+  feeds.values.push_back(tensor_of(feeds.floats.back(), {images, padded.longest, width}));
+  if (texts.mask.empty()) return;
+  feeds.integers.push_back(std::move(padded.mask));
+  feeds.names.push_back(texts.mask.c_str());
+  feeds.values.push_back(tensor_of(feeds.integers.back(), {images, padded.longest}));
+}
+
 /// Those inputs of images first to first + count - 1 that a graph takes.
 inline Feeds make_feeds(const Inputs& inputs, const GraphInfo& graph, std::size_t first, std::size_t count) {
   Feeds feeds;
@@ -1901,14 +2561,15 @@ inline Feeds make_feeds(const Inputs& inputs, const GraphInfo& graph, std::size_
     if (inputs.noise && inputs.noise->name == item.name) {
       const Noise& noise = *inputs.noise;
       const auto length = static_cast<std::size_t>(noise.row[0] * noise.row[1]);
-      feeds.noise = uniforms_of_images(noise.seed, noise.first_image + first, count, length, Use::smoothing);
       shape = {shape[0], noise.row[0], noise.row[1]};
-      feeds.values.push_back(shared_tensor(feeds.noise.data(), feeds.noise.size() * sizeof(float), shape, item.type));
+      feeds.floats.push_back(uniforms_of_images(noise.seed, noise.first_image + first, count, length, Use::smoothing));
+      feeds.values.push_back(tensor_of(feeds.floats.back(), shape));
       continue;
     }
     feeds.values.push_back(shared_tensor(item.bytes.data() + row * first,
                                          item.per_image ? row * count : item.bytes.size(), shape, item.type));
   }
+  for (const Texts& texts : inputs.texts) add_texts(feeds, texts, first, count);
   return feeds;
 }
 
@@ -2066,7 +2727,36 @@ class Engine {
   }
 
   /// Throws RequestError, ClassLabelError.
-  std::shared_ptr<const Inputs> check(const Request& request) const;
+  std::shared_ptr<Inputs> check(const Request& request);
+
+  /// The ids of a prompt and its end. Throws RequestError: the bundle has no tokenizer that this header knows, or the
+  /// prompt is none of its; BundleError: the tokenizer's file is damaged.
+  std::vector<std::int64_t> token_ids(const std::string& prompt) {
+    const auto& info = bundle_.manifest().tokenizer;
+    if (!info) throw RequestError("this bundle has no tokenizer; give features of the texts in inputs");
+    if (info->kind == "bytes") return byte_tokens(prompt, info->max_tokens);
+    if (info->file.empty()) {
+      throw RequestError("this bundle has a tokenizer of kind \"" + info->kind +
+                         "\", which this nextscale.hpp does not know; give features of the texts in inputs");
+    }
+    const std::lock_guard<std::mutex> lock(loading_);
+    if (pieces_ == nullptr) pieces_ = std::make_unique<SentencePieces>(bundle_.path() / path_of_utf8(info->file));
+    return pieces_->tokens(prompt, info->max_tokens);
+  }
+
+  /// Run the text encoder on each text of a request.
+  void encode_texts(Inputs& inputs) {
+    for (Texts& texts : inputs.texts) {
+      for (const auto& token_ids : texts.token_ids) {
+        const auto length = static_cast<std::int64_t>(token_ids.size());
+        session(Graph::text_encoder);
+        const Ort::Value ids = tensor_of(token_ids, {1, length});
+        const auto outputs = run(Graph::text_encoder, {"token_ids"}, {ids}, {"text_features"});
+        texts.encoded.push_back(values<float>(Graph::text_encoder, "text_features", outputs[0],
+                                              {1, length, static_cast<std::int64_t>(texts.width)}));
+      }
+    }
+  }
 
   std::vector<Ort::Value> run(Graph graph, const std::vector<const char*>& input_names,
                               const std::vector<const OrtValue*>& inputs,
@@ -2110,10 +2800,10 @@ class Engine {
     }
   }
 
-  Images decode(const Ort::Value& f_hat, std::size_t count) {
+  /// Pictures of that size.
+  Images decode(const Ort::Value& f_hat, std::size_t count, const Size& size) {
     const ReturnMemory at_end(options_);
     const auto outputs = run(Graph::decoder, {"f_hat"}, {f_hat}, {"images"});
-    const Size size = bundle_.model().image_size;
     Images images{count, static_cast<std::size_t>(size.height), static_cast<std::size_t>(size.width), {}};
     images.pixels = values<std::uint8_t>(Graph::decoder, "images", outputs[0],
                                          {static_cast<std::int64_t>(count), size.height, size.width, 3});
@@ -2209,7 +2899,8 @@ class Engine {
   Ort::Env environment_;
   Choice choice_;
   std::mutex loading_;
-  std::array<std::unique_ptr<Ort::Session>, 4> sessions_;
+  std::array<std::unique_ptr<Ort::Session>, kGraphs.size()> sessions_;
+  std::unique_ptr<SentencePieces> pieces_;
 };
 
 inline std::string label_range(const ModelInfo& model) {
@@ -2243,33 +2934,44 @@ inline std::vector<std::int64_t> rows_of(const RequestInput& item, std::size_t c
   return shape;
 }
 
+/// The features and the mask of a setting that is texts.
+struct TextKinds {
+  const char* setting;
+  Kind features;
+  Kind mask;
+};
+constexpr TextKinds kPrompts = {"prompts", Kind::text_features, Kind::text_mask};
+constexpr TextKinds kNegative = {"negative", Kind::negative_features, Kind::negative_mask};
+
 /// A request on its way to become Inputs; every member throws RequestError or ClassLabelError.
 class Checker {
  public:
-  Checker(const Manifest& manifest, const Request& request) : manifest_(manifest), request_(request) {}
+  using Tokenize = std::function<std::vector<std::int64_t>(const std::string&)>;
 
-  std::shared_ptr<const Inputs> inputs() {
+  Checker(const Manifest& manifest, Request request, Tokenize tokenize)
+      : manifest_(manifest), request_(std::move(request)), tokenize_(std::move(tokenize)) {}
+
+  std::shared_ptr<Inputs> inputs() {
     check_names();
-    auto inputs = std::make_shared<Inputs>();
-    inputs->count = count();
-    symbols_["B"] = static_cast<std::int64_t>(inputs->count);
+    const std::size_t size = size_index();
+    auto inputs = std::make_shared<Inputs>(Inputs{SizedContract(manifest_, size), size, {}, 0, 0, {}, {}});
+    contract_ = &inputs->contract;
+    for (const TextKinds& kinds : {kPrompts, kNegative}) pad_texts(kinds);
+    inputs->texts = texts();
+    inputs->count = count_;
+    symbols_["B"] = static_cast<std::int64_t>(count_);
     const std::vector<TensorInfo>& generating = manifest_.graphs.at(Graph::stage).inputs;
-    for (const RequestInput& item : manifest_.request) {
+    for (const RequestInput& item : contract_->request) {
+      const bool given = request_.inputs.count(item.name) > 0;
       // Images and masks that the stage graph does not list are other roles' inputs.
       const auto same = [&](const TensorInfo& listed) { return listed.name == item.name; };
-      if (is_tensor(item.kind) && request_.inputs.count(item.name) == 0 &&
-          std::none_of(generating.begin(), generating.end(), same)) {
-        continue;
-      }
-      inputs->items.push_back(item.kind == Kind::label            ? labels(item)
-                              : item.kind == Kind::uniform        ? numbers(item, inputs->count)
-                              : item.kind == Kind::smooth_uniform ? nothing_smoothed(item, inputs->count)
-                              : item.kind == Kind::forced_tokens  ? tokens(item, inputs->count)
-                              : item.kind == Kind::scalar         ? scalar(item)
-                                                                  : tensor(item));
+      const bool wanted = given || std::any_of(generating.begin(), generating.end(), same);
+      if (is_tensor(item.kind) && (!wanted || (!given && is_made_later(item, *inputs)))) continue;
+      inputs->items.push_back(make(item, size));
     }
-    if (request_.more_smooth) inputs->noise = noise(inputs->count);
-    const auto batch = static_cast<std::int64_t>(inputs->count);
+    for (const TextKinds& kinds : {kPrompts, kNegative}) add_mask_of_ones(*inputs, kinds);
+    if (request_.more_smooth) inputs->noise = noise();
+    const auto batch = static_cast<std::int64_t>(count_);
     const std::int64_t batch_size = request_.batch_size.value_or(batch);
     if (batch_size < 1) {
       throw RequestError("batch_size " + std::to_string(batch_size) + " is out of range: expected at least 1");
@@ -2279,8 +2981,6 @@ class Checker {
   }
 
  private:
-  static bool is_tensor(Kind kind) { return static_cast<int>(kind) > static_cast<int>(Kind::scalar); }
-
   const RequestInput* find(const std::string& name) const {
     for (const RequestInput& item : manifest_.request) {
       if (item.name == name) return &item;
@@ -2288,12 +2988,7 @@ class Checker {
     return nullptr;
   }
 
-  const RequestInput* find(Kind kind) const {
-    for (const RequestInput& item : manifest_.request) {
-      if (item.kind == kind) return &item;
-    }
-    return nullptr;
-  }
+  const RequestInput* find(Kind kind) const { return manifest_.input_of_kind(kind); }
 
   std::string takes() const {
     return "; it takes " + join(manifest_.request, [](const RequestInput& item) { return item.name; });
@@ -2319,7 +3014,7 @@ class Checker {
     }
     for (const auto& entry : request_.scalars) {
       const RequestInput* item = find(entry.first);
-      if (item == nullptr || item->kind != Kind::scalar) {
+      if (item == nullptr || (item->kind != Kind::scalar && item->kind != Kind::size)) {
         throw RequestError("scalars: this bundle has no input \"" + one_line(entry.first) + "\"" + takes());
       }
     }
@@ -2327,6 +3022,15 @@ class Checker {
       const RequestInput* item = find(entry.first);
       if (item == nullptr || !is_tensor(item->kind)) {
         throw RequestError("inputs: this bundle has no input \"" + one_line(entry.first) + "\"" + takes());
+      }
+    }
+    for (const auto& entry : request_.texts) {
+      const RequestInput* item = find(entry.first);
+      if (item == nullptr || (item->kind != Kind::text_features && item->kind != Kind::negative_features)) {
+        throw RequestError("texts: this bundle has no features \"" + one_line(entry.first) + "\"" + takes());
+      }
+      if (request_.inputs.count(entry.first) > 0) {
+        throw RequestError(entry.first + " is given twice: in inputs and in texts");
       }
     }
   }
@@ -2337,16 +3041,214 @@ class Checker {
     if (request_.cfg_scale) found.emplace("cfg_scale", *request_.cfg_scale);
     if (request_.top_k) found.emplace("top_k", *request_.top_k);
     if (request_.top_p) found.emplace("top_p", *request_.top_p);
+    if (request_.tau) found.emplace("tau", *request_.tau);
     return found;
   }
 
-  /// B: that of the labels, or else of the first input that is given with a row for each image; or else 1.
-  std::size_t count() const {
+  /// The size that is asked for, by area and ratio or by its index.
+  std::size_t size_index() const {
+    const char* told = request_.area ? "area" : request_.ratio ? "ratio" : nullptr;
+    const RequestInput* item = find(Kind::size);
+    if (item == nullptr) {
+      if (told == nullptr) return 0;
+      const Size& size = manifest_.model.image_size;
+      throw RequestError(std::string(told) + ": this bundle has one size, " + std::to_string(size.height) + " x " +
+                         std::to_string(size.width) + "; leave it out");
+    }
+    const auto named = request_.scalars.find(item->name);
+    if (named == request_.scalars.end()) return choose_size(manifest_.sizes, request_.area, request_.ratio);
+    if (told != nullptr) {
+      throw RequestError(std::string(told) + ": the size is given twice: by " + told + " and in scalars");
+    }
+    const auto& values = named->second.values;
+    if (values.size() != 1 || values[0] != std::floor(values[0])) {
+      throw RequestError(item->name + ": expected an integer");
+    }
+    const double last = static_cast<double>(manifest_.sizes.size() - 1);
+    if (!(values[0] >= 0 && values[0] <= last)) {
+      throw RequestError(item->name + " " + general(values[0]) + " is out of range: expected 0 to " + general(last));
+    }
+    return static_cast<std::size_t>(values[0]);
+  }
+
+  /// Put texts of several lengths among the inputs, padded, with their mask.
+  void pad_texts(const TextKinds& kinds) {
+    const RequestInput *features = find(kinds.features), *mask = find(kinds.mask);
+    if (features == nullptr) return;
+    const auto given = request_.texts.find(features->name);
+    const bool masked = mask != nullptr && request_.inputs.count(mask->name) > 0;
+    if (given == request_.texts.end()) {
+      if (masked && request_.inputs.count(features->name) == 0) {
+        throw RequestError(mask->name + " is given without " + features->name);
+      }
+      return;
+    }
+    const std::int64_t width = *features->shape[2].size;
+    std::vector<std::vector<float>> texts;
+    for (const Tensor& text : given->second) {
+      const std::size_t row = static_cast<std::size_t>(width) * sizeof(float), rows = text.bytes.size() / row;
+      const std::vector<std::int64_t> expected = {static_cast<std::int64_t>(rows), width};
+      if (text.dtype != features->dtype || text.shape != expected || rows == 0 || text.bytes.size() != rows * row) {
+        throw RequestError(features->name + "[" + std::to_string(texts.size()) + "]: expected float32 [N, " +
+                           std::to_string(width) + "], found " + described(text));
+      }
+      texts.emplace_back(rows * static_cast<std::size_t>(width));
+      std::memcpy(texts.back().data(), text.bytes.data(), text.bytes.size());
+    }
+    if (texts.empty()) throw RequestError(features->name + ": expected a text for each image, found none");
+    std::vector<const std::vector<float>*> rows;
+    for (const auto& text : texts) rows.push_back(&text);
+    const Padded padded(rows, static_cast<std::size_t>(width));
+    const auto images = static_cast<std::int64_t>(rows.size());
+    request_.inputs.emplace(features->name, Tensor::of({images, padded.longest, width}, padded.features));
+    const auto other = [&](const auto& text) { return text.size() != texts[0].size(); };
+    if (std::none_of(texts.begin(), texts.end(), other)) return;
+    if (mask == nullptr) {
+      throw RequestError(features->name + ": texts differ in length, and this bundle takes no mask");
+    }
+    if (masked) throw RequestError(mask->name + ": texts of different lengths get a mask of their own; leave it out");
+    request_.inputs.emplace(mask->name, Tensor::of({images, padded.longest}, padded.mask));
+  }
+
+  /// The prompts and negative texts that are given; finds B.
+  std::vector<Texts> texts() {
+    const bool guided = request_.negative && !(*request_.negative == Negative(""));  // "" is as unset
+    std::optional<std::size_t> images;
     if (const RequestInput* item = find(Kind::label)) {
       if (request_.class_labels.empty()) throw RequestError(item->name + " is empty: expected at least one class");
-      return request_.class_labels.size();
+      require_labels(request_.class_labels, manifest_.model);
+      images = request_.class_labels.size();
     }
-    for (const RequestInput& item : manifest_.request) {
+    if (request_.prompts) require_no_tensors(kPrompts);
+    if (guided) require_no_tensors(kNegative);
+    const RequestInput* features = find(Kind::text_features);
+    if (features != nullptr && request_.inputs.count(features->name) == 0 && !request_.prompts &&
+        manifest_.graphs.count(Graph::text_encoder) > 0) {
+      throw RequestError("prompts are missing: expected a text for each image");
+    }
+    std::vector<Texts> found;
+    if (request_.prompts) {
+      found.push_back(texts_of(kPrompts, *request_.prompts, images));
+      images = found.back().index.size();
+    }
+    count_ = images ? *images : count();
+    if (guided) {
+      const Negative& negative = *request_.negative;
+      const std::vector<std::string> same(count_, negative.texts.empty() ? "" : negative.texts[0]);
+      found.push_back(texts_of(kNegative, negative.for_all ? same : negative.texts, count_));
+    }
+    return found;
+  }
+
+  void require_no_tensors(const TextKinds& kinds) const {
+    for (const Kind kind : {kinds.features, kinds.mask}) {
+      const RequestInput* item = find(kind);
+      if (item != nullptr && request_.inputs.count(item->name) > 0) {
+        throw RequestError(std::string(kinds.setting) + " and " + item->name + " are both given: leave one out");
+      }
+    }
+  }
+
+  /// Tokenize the texts of a setting; `images` is B, unset where the texts tell it.
+  Texts texts_of(const TextKinds& kinds, const std::vector<std::string>& given,
+                 std::optional<std::size_t> images) const {
+    const std::string setting = kinds.setting;
+    const RequestInput *features = find(kinds.features), *mask = find(kinds.mask);
+    if (features == nullptr) refuse_setting(setting);
+    if (manifest_.graphs.count(Graph::text_encoder) == 0) {
+      throw RequestError(setting + ": this bundle has no text encoder; give " + features->name + " in inputs");
+    }
+    if (!manifest_.tokenizer) {
+      throw RequestError(setting + ": this bundle has no tokenizer; give " + features->name + " in inputs");
+    }
+    if (given.empty() || given.size() != images.value_or(given.size())) {
+      throw RequestError(setting + ": expected " +
+                         (images ? "a text for each of " + std::to_string(*images) + " images" : "at least one text") +
+                         ", found " + std::to_string(given.size()));
+    }
+    Texts texts{features->name, mask == nullptr ? "" : mask->name, static_cast<std::size_t>(*features->shape[2].size),
+                {}, {}, {}};
+    std::map<std::string, std::size_t> distinct;
+    for (std::size_t number = 0; number < given.size(); ++number) {
+      const auto [place, is_new] = distinct.emplace(given[number], distinct.size());
+      texts.index.push_back(place->second);
+      if (!is_new) continue;
+      try {
+        texts.token_ids.push_back(tokenize_(given[number]));
+      } catch (const RequestError& error) {
+        throw RequestError(setting + "[" + std::to_string(number) + "]: " + error.what());
+      }
+    }
+    return texts;
+  }
+
+  /// Features and masks of prompts, which the text encoder makes, and masks of features that have none.
+  static bool is_made_later(const RequestInput& item, const Inputs& inputs) {
+    const auto makes = [&](const Texts& texts) { return texts.features == item.name || texts.mask == item.name; };
+    return item.kind == Kind::text_mask || item.kind == Kind::negative_mask ||
+           std::any_of(inputs.texts.begin(), inputs.texts.end(), makes);
+  }
+
+  Input make(const RequestInput& item, std::size_t size) {
+    switch (item.kind) {
+      case Kind::label:
+        return made(item, rows_of(item, count_), request_.class_labels);
+      case Kind::uniform:
+        return numbers(item);
+      case Kind::smooth_uniform:
+        return nothing_smoothed(item);
+      case Kind::forced_tokens:
+        return tokens(item);
+      case Kind::scalar:
+        return scalar(item);
+      case Kind::size:
+        return made(item, {}, std::vector<std::int64_t>{static_cast<std::int64_t>(size)});
+      case Kind::negative_features:
+        // No negative text.
+        if (request_.inputs.count(item.name) == 0) {
+          return made(item, {static_cast<std::int64_t>(count_), 0, *item.shape[2].size}, std::vector<float>());
+        }
+        return tensor(item);
+      case Kind::text_mask:
+      case Kind::negative_mask:
+        return mask(item);
+      default:
+        return tensor(item);
+    }
+  }
+
+  /// A mask of the caller's: graphs may multiply by it, or compare.
+  Input mask(const RequestInput& item) {
+    const Input found = tensor(item);
+    for (std::size_t at = 0; at < found.bytes.size(); at += sizeof(std::int64_t)) {
+      std::int64_t value = 0;
+      std::memcpy(&value, found.bytes.data() + at, sizeof value);
+      if (value != 0 && value != 1) {
+        throw RequestError(item.name + ": expected 1 (text) or 0 (behind its end), found " + std::to_string(value));
+      }
+    }
+    return found;
+  }
+
+  /// The mask that nobody gave, of features that are there.
+  void add_mask_of_ones(Inputs& inputs, const TextKinds& kinds) const {
+    const RequestInput *features = find(kinds.features), *mask = find(kinds.mask);
+    if (features == nullptr || mask == nullptr) return;
+    const auto named = [&](const std::string& name) {
+      const auto same = [&](const Input& item) { return item.name == name; };
+      return std::find_if(inputs.items.begin(), inputs.items.end(), same);
+    };
+    const auto given = named(features->name);
+    if (given == inputs.items.end() || named(mask->name) != inputs.items.end()) return;
+    const std::vector<std::int64_t> shape(given->shape.begin(), given->shape.begin() + 2);
+    inputs.items.push_back(
+        made(*mask, shape, std::vector<std::int64_t>(static_cast<std::size_t>(shape[0] * shape[1]), 1)));
+  }
+
+  /// B, where neither labels nor prompts tell it: that of the first input that is given with a row for each image; or
+  /// else 1.
+  std::size_t count() const {
+    for (const RequestInput& item : contract_->request) {
       const auto row = static_cast<std::size_t>(item.row_values());
       const auto given = request_.inputs.find(item.name);
       if (item.kind == Kind::uniform && !request_.uniforms.empty()) return rows(request_.uniforms.size(), row);
@@ -2368,20 +3270,15 @@ class Checker {
   /// How many rows so many values are; at least 1, so that a wrong number is refused with the input's own words.
   static std::size_t rows(std::size_t values, std::size_t row) { return (std::max)(values / row, std::size_t{1}); }
 
-  Input labels(const RequestInput& item) const {
-    require_labels(request_.class_labels, manifest_.model);
-    return made(item, rows_of(item, request_.class_labels.size()), request_.class_labels);
-  }
-
-  Input numbers(const RequestInput& item, std::size_t count) const {
-    const std::vector<std::int64_t> shape = rows_of(item, count);
+  Input numbers(const RequestInput& item) const {
+    const std::vector<std::int64_t> shape = rows_of(item, count_);
     const auto length = static_cast<std::size_t>(item.row_values());
     std::vector<float> values = request_.uniforms;
     if (values.empty()) {
-      check_first_image(count);
-      values = uniforms_of_images(request_.seed, request_.first_image, count, length, Use::sampling);
-    } else if (values.size() != count * length) {
-      throw RequestError(item.name + ": expected " + listed(shape) + " floats, found " + std::to_string(values.size()));
+      check_first_image();
+      values = uniforms_of_images(request_.seed, request_.first_image, count_, length, Use::sampling);
+    } else if (values.size() != count_ * length) {
+      throw RequestError(item.name + ": expected floats " + listed(shape) + ", found " + std::to_string(values.size()));
     }
     for (const float u : values) {
       if (!(u >= 0 && u < 1)) {
@@ -2391,32 +3288,33 @@ class Checker {
     return made(item, shape, values);
   }
 
-  void check_first_image(std::size_t count) const {
-    if (request_.first_image > (std::numeric_limits<std::uint64_t>::max)() - (count - 1)) {
+  void check_first_image() const {
+    if (request_.first_image > (std::numeric_limits<std::uint64_t>::max)() - (count_ - 1)) {
       throw RequestError("first_image " + std::to_string(request_.first_image) +
-                         " is out of range: expected 0 to 2^64 - " + std::to_string(count));
+                         " is out of range: expected 0 to 2^64 - " + std::to_string(count_));
     }
   }
 
-  /// [count, 0, V].
-  Input nothing_smoothed(const RequestInput& item, std::size_t count) const {
-    return made(item, {static_cast<std::int64_t>(count), 0, *item.shape[2].size}, std::vector<float>());
+  /// [B, 0, V].
+  Input nothing_smoothed(const RequestInput& item) const {
+    return made(item, {static_cast<std::int64_t>(count_), 0, *item.shape[2].size}, std::vector<float>());
   }
 
-  Noise noise(std::size_t count) const {
-    check_first_image(count);
-    const RequestInput& item = *find(Kind::smooth_uniform);
+  Noise noise() const {
+    check_first_image();
+    const auto smooths = [](const RequestInput& item) { return item.kind == Kind::smooth_uniform; };
+    const RequestInput& item = *std::find_if(contract_->request.begin(), contract_->request.end(), smooths);
     return {item.name, request_.seed, request_.first_image, {*item.shape[1].size, *item.shape[2].size}};
   }
 
-  Input tokens(const RequestInput& item, std::size_t count) const {
-    const std::vector<std::int64_t> shape = rows_of(item, count);
-    const std::size_t wanted = count * static_cast<std::size_t>(item.row_values());
+  Input tokens(const RequestInput& item) const {
+    const std::vector<std::int64_t> shape = rows_of(item, count_);
+    const std::size_t wanted = count_ * static_cast<std::size_t>(item.row_values());
     std::vector<std::int64_t> values = request_.forced_tokens;
     if (values.empty()) {
       values.assign(wanted, -1);
     } else if (values.size() != wanted) {
-      throw RequestError(item.name + ": expected " + listed(shape) + " integers, found " +
+      throw RequestError(item.name + ": expected integers " + listed(shape) + ", found " +
                          std::to_string(values.size()));
     }
     const auto [least, most] = std::minmax_element(values.begin(), values.end());
@@ -2484,10 +3382,13 @@ class Checker {
       if (fits) bytes *= static_cast<std::size_t>(found);
     }
     if (!fits || bytes != value.bytes.size()) {
-      throw RequestError(item.name + ": expected " + wanted + ", found " + one_line(value.dtype) + " " +
-                         listed(value.shape) + " of " + std::to_string(value.bytes.size()) + " bytes");
+      throw RequestError(item.name + ": expected " + wanted + ", found " + described(value));
     }
     return {item.name, element_type(item.dtype), value.shape, item.per_image(), value.bytes};
+  }
+
+  static std::string described(const Tensor& value) {
+    return one_line(value.dtype) + " " + listed(value.shape) + " of " + std::to_string(value.bytes.size()) + " bytes";
   }
 
   template <typename T>
@@ -2496,12 +3397,16 @@ class Checker {
   }
 
   const Manifest& manifest_;
-  const Request& request_;
-  std::map<std::string, std::int64_t> symbols_;
+  Request request_;
+  Tokenize tokenize_;
+  const SizedContract* contract_ = nullptr;
+  std::size_t count_ = 0;  // B
+  Symbols symbols_;
 };
 
-inline std::shared_ptr<const Inputs> Engine::check(const Request& request) const {
-  return Checker(bundle_.manifest(), request).inputs();
+inline std::shared_ptr<Inputs> Engine::check(const Request& request) {
+  const auto tokenize = [this](const std::string& prompt) { return token_ids(prompt); };
+  return Checker(bundle_.manifest(), request, tokenize).inputs();
 }
 
 inline std::vector<const OrtValue*> pointers(const std::vector<Ort::Value>& values) {
@@ -2517,6 +3422,44 @@ constexpr std::int64_t kFewTokens = 3;
 inline std::string listed_uint8(const Images& images) {
   return "uint8 [" + std::to_string(images.count) + ", " + std::to_string(images.height) + ", " +
          std::to_string(images.width) + ", 3]";
+}
+
+/// The model that makes pictures of that size; the end where there is none.
+inline std::vector<ModelInfo>::const_iterator find_size(const std::vector<ModelInfo>& models, const Images& images) {
+  const Size size = {static_cast<std::int64_t>(images.height), static_cast<std::int64_t>(images.width)};
+  return std::find_if(models.begin(), models.end(), [&](const ModelInfo& model) { return model.image_size == size; });
+}
+
+/// The shapes that pictures may have: one, or one of each size.
+inline std::string listed_sizes(const std::vector<ModelInfo>& models, const std::string& batch) {
+  constexpr std::size_t most = 8;
+  std::string text;
+  for (std::size_t i = 0; i < (std::min)(models.size(), most); ++i) {
+    const Size& size = models[i].image_size;
+    text += (i == 0 ? "[" : " or [") + batch + std::to_string(size.height) + ", " + std::to_string(size.width) + ", 3]";
+  }
+  return models.size() <= most ? text : text + " or " + std::to_string(models.size() - most) + " others";
+}
+
+/// The index of a picture's size, which is put into the request, too; 0 where the bundle has one. Throws RequestError:
+/// the request says one, or the picture is of none.
+inline std::size_t size_of_edit(const Images& image, const Manifest& manifest, const std::vector<ModelInfo>& models,
+                                Request& request) {
+  const RequestInput* item = manifest.input_of_kind(Kind::size);
+  if (item == nullptr) return 0;
+  const std::string told = request.area                              ? "area"
+                           : request.ratio                           ? "ratio"
+                           : request.scalars.count(item->name) > 0 ? item->name
+                                                                     : "";
+  if (!told.empty()) throw RequestError(told + ": an edit has the size of its picture; leave it out");
+  const auto place = find_size(models, image);
+  if (place == models.end()) {
+    throw RequestError("image: expected uint8 " + listed_sizes(models, "") + ", found uint8 [" +
+                       std::to_string(image.height) + ", " + std::to_string(image.width) + ", 3]");
+  }
+  const auto index = place - models.begin();
+  request.scalars.emplace(item->name, static_cast<double>(index));
+  return static_cast<std::size_t>(index);
 }
 
 /// The pixels of one position of the latent. Throws RequestError: the picture is no multiple of the latent.
@@ -2708,15 +3651,29 @@ inline std::int64_t ModelInfo::num_tokens() const {
   return total;
 }
 
+inline ModelInfo ModelInfo::of_size(const SizeInfo& size) const {
+  ModelInfo model = *this;
+  model.stage_sizes = size.stage_sizes;
+  model.image_size = size.image_size;
+  model.latent_size = size.latent_size;
+  return model;
+}
+
 inline std::int64_t RequestInput::row_values() const {
   std::int64_t product = 1;
   for (const Dimension& dimension : shape) product *= dimension.size.value_or(1);
   return product;
 }
 
-inline const RequestInput& Manifest::forced_tokens() const {
-  const auto forces = [](const RequestInput& item) { return item.kind == Kind::forced_tokens; };
-  return *std::find_if(request.begin(), request.end(), forces);
+inline std::vector<ModelInfo> Manifest::models() const {
+  std::vector<ModelInfo> found;
+  for (const SizeInfo& size : sizes) found.push_back(model.of_size(size));
+  return found.empty() ? std::vector<ModelInfo>{model} : found;
+}
+
+inline const RequestInput* Manifest::input_of_kind(Kind kind) const {
+  const auto place = std::find_if(request.begin(), request.end(), [&](const auto& item) { return item.kind == kind; });
+  return place == request.end() ? nullptr : &*place;
 }
 
 template <typename T>
@@ -2760,9 +3717,12 @@ inline Manifest Manifest::parse(std::string_view text, const std::string& where)
   } else {
     manifest.family = root.text("family");
     manifest.model = detail::read_model(model);
-    manifest.request = detail::read_request(root, manifest.model);
-    manifest.graphs = detail::read_graphs(graphs, manifest.request, manifest.files);
-    detail::check_verify(verify, manifest.request, manifest.model);
+    manifest.sizes = detail::read_sizes(root, manifest.model);
+    const auto each = detail::at_sizes(manifest.model, manifest.sizes);
+    manifest.request = detail::read_request(root, each);
+    manifest.graphs = detail::read_graphs(graphs, manifest.request, each, manifest.files);
+    manifest.tokenizer = detail::read_tokenizer(root, manifest.files);
+    detail::check_verify(verify, manifest.request, each, manifest.graphs.count(Graph::text_encoder) > 0);
   }
   const detail::Json* names = document.find("class_names");
   if (names != nullptr && !names->is(detail::Json::Type::null)) {
@@ -2850,8 +3810,9 @@ inline std::vector<std::string> Bundle::linked_data() const {
     const auto is_graph = [&name = name](const auto& graph) {
       return graph.second.file == name || (graph.second.fused && graph.second.fused->file == name);
     };
-    const bool data = name != detail::kCard && std::none_of(manifest_.graphs.begin(), manifest_.graphs.end(), is_graph);
-    if (data && is_link_out(name)) names.push_back(name);
+    const bool graph = std::any_of(manifest_.graphs.begin(), manifest_.graphs.end(), is_graph);
+    const bool tokenizer = manifest_.tokenizer && manifest_.tokenizer->file == name;
+    if (name != detail::kCard && !graph && !tokenizer && is_link_out(name)) names.push_back(name);
   }
   return names;
 }
@@ -2941,7 +3902,7 @@ inline std::string Bundle::class_name(std::int64_t label) const {
 
 // ------------------------------------------------------------------------------------------------------ generation
 
-inline Images StageResult::preview() const { return engine_->decode(*f_hat_, count); }
+inline Images StageResult::preview() const { return engine_->decode(*f_hat_, count, image_size_); }
 
 inline Stream::Stream(std::shared_ptr<detail::Engine> engine, std::shared_ptr<const detail::Inputs> inputs,
                       std::size_t first, std::size_t count)
@@ -2951,15 +3912,14 @@ inline Stream::Stream(std::shared_ptr<detail::Engine> engine, std::shared_ptr<co
       first_(first),
       count_(count),
       feeds_(std::make_unique<detail::Feeds>(detail::make_feeds(*inputs_, engine_->info(Graph::stage), first, count))) {
-  for (const StateInfo& item : engine_->info(Graph::stage).state) {
+  for (const StateInfo& item : inputs_->contract.state) {
     state_.push_back(detail::Engine::initial_state(item, count));
   }
 }
 
 inline std::optional<StageResult> Stream::next() {
-  const ModelInfo& model = engine_->bundle().model();
+  const auto& [model, request, state] = inputs_->contract;
   if (stage_ == model.num_stages()) return std::nullopt;
-  const auto& state = engine_->info(Graph::stage).state;
   const auto index = static_cast<std::int64_t>(stage_);
   const Ort::Value stage = detail::shared_tensor(&index, sizeof index, {}, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64);
 
@@ -2980,10 +3940,11 @@ inline std::optional<StageResult> Stream::next() {
   result.num_stages = model.num_stages();
   result.first = first_;
   result.count = count_;
-  auto shape = detail::rows_of(engine_->bundle().manifest().forced_tokens(), count_);
+  auto shape = detail::rows_of(inputs_->contract.forced_tokens(), count_);
   shape[1] = model.stage_sizes[stage_].height * model.stage_sizes[stage_].width;
   result.tokens = engine_->values<std::int64_t>(Graph::stage, "tokens", outputs[0], shape);
   result.engine_ = engine_;
+  result.image_size_ = model.image_size;
   for (std::size_t i = 0; i < state.size(); ++i) {
     state_[i] = std::make_shared<Ort::Value>(std::move(outputs[i + 1]));
     if (state[i].input == "f_hat") result.f_hat_ = state_[i];
@@ -3010,9 +3971,15 @@ inline Generation Generator::generate(const Request& request, const OnStage& on_
                                       const std::atomic<bool>* cancel) const {
   const detail::ReturnMemory at_end(engine_->options());
   const auto inputs = engine_->check(request);
-  const ModelInfo& model = bundle().model();
+  engine_->encode_texts(*inputs);
+  return run(inputs, on_stage, cancel);
+}
+
+inline Generation Generator::run(const std::shared_ptr<const detail::Inputs>& inputs, const OnStage& on_stage,
+                                 const std::atomic<bool>* cancel) const {
+  const ModelInfo& model = inputs->contract.model;
   const std::size_t total = inputs->count;
-  const RequestInput& tokens_input = bundle().manifest().forced_tokens();
+  const RequestInput& tokens_input = inputs->contract.forced_tokens();
   const auto length = static_cast<std::size_t>(tokens_input.row_values());
   const bool at_once = !on_stage && cancel == nullptr && engine_->has(Graph::generate);
 
@@ -3060,6 +4027,7 @@ inline Generation Generator::generate(const Request& request, const OnStage& on_
 
 inline Stream Generator::stream(const Request& request) const {
   const auto inputs = engine_->check(request);
+  engine_->encode_texts(*inputs);
   return Stream(engine_, inputs, 0, inputs->count);
 }
 
@@ -3099,31 +4067,45 @@ inline std::vector<std::int64_t> Generator::encode(const Images& images) const {
     throw BundleError(detail::utf8(bundle().path()) +
                       ": the bundle has no encoder; build it again, without --no-encoder");
   }
-  const Size size = bundle().model().image_size;
-  if (static_cast<std::int64_t>(images.height) != size.height ||
-      static_cast<std::int64_t>(images.width) != size.width ||
-      images.pixels.size() != images.count * images.bytes_per_image()) {
-    throw RequestError("images: expected uint8 [B, " + std::to_string(size.height) + ", " +
-                       std::to_string(size.width) + ", 3], found " + detail::listed_uint8(images) + " of " +
-                       std::to_string(images.pixels.size()) + " bytes");
+  const Manifest& manifest = bundle().manifest();
+  const auto models = manifest.models();
+  const auto place = detail::find_size(models, images);
+  if (place == models.end() || images.pixels.size() != images.count * images.bytes_per_image()) {
+    throw RequestError("images: expected uint8 " + detail::listed_sizes(models, "B, ") + ", found " +
+                       detail::listed_uint8(images) + " of " + std::to_string(images.pixels.size()) + " bytes");
   }
   if (images.count == 0) throw RequestError("images is empty: expected at least one picture");
+  const detail::SizedContract contract(manifest, static_cast<std::size_t>(place - models.begin()));
   engine_->session(Graph::encoder);
-  const Ort::Value input =
-      detail::shared_tensor(images.pixels.data(), images.pixels.size(),
-                            {static_cast<std::int64_t>(images.count), size.height, size.width, 3},
-                            ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8);
-  const auto outputs = engine_->run(Graph::encoder, {"images"}, {input}, {"token_maps"});
+  const Size& size = contract.model.image_size;
+  const std::int64_t index = place - models.begin();
+  std::vector<const char*> names = {"images"};
+  std::vector<Ort::Value> inputs;
+  inputs.push_back(detail::shared_tensor(images.pixels.data(), images.pixels.size(),
+                                         {static_cast<std::int64_t>(images.count), size.height, size.width, 3},
+                                         ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8));
+  if (const RequestInput* item = manifest.input_of_kind(Kind::size)) {
+    names.push_back(item->name.c_str());
+    inputs.push_back(detail::shared_tensor(&index, sizeof index, {}, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64));
+  }
+  const auto outputs = engine_->run(Graph::encoder, names, detail::pointers(inputs), {"token_maps"});
   return engine_->values<std::int64_t>(Graph::encoder, "token_maps", outputs[0],
-                                       detail::rows_of(bundle().manifest().forced_tokens(), images.count));
+                                       detail::rows_of(contract.forced_tokens(), images.count));
 }
 
 inline Generation Generator::edit(const Edit& edit, const Request& request, const OnStage& on_stage,
                                   const std::atomic<bool>* cancel) const {
-  const ModelInfo& model = bundle().model();
+  const detail::ReturnMemory at_end(engine_->options());
+  const Manifest& manifest = bundle().manifest();
   if (edit.image.count != 1) {
     throw RequestError("image: expected uint8 [H, W, 3], found " + detail::listed_uint8(edit.image));
   }
+  if (!request.forced_tokens.empty()) {
+    throw RequestError("forced_tokens: an edit forces those that the picture and the mask say");
+  }
+  Request sized = request;
+  const auto models = manifest.models();
+  const ModelInfo& model = models[detail::size_of_edit(edit.image, manifest, models, sized)];
   if (edit.mask) detail::require_mask(*edit.mask, model.image_size);
   const auto last = static_cast<std::int64_t>(model.num_stages()) - 1;
   if (edit.keep_stages < 0 || edit.keep_stages > last) {
@@ -3144,18 +4126,18 @@ inline Generation Generator::edit(const Edit& edit, const Request& request, cons
     begin += size.height * size.width;
   }
   std::fill_n(kept.begin(), begin, true);
-  if (!request.forced_tokens.empty()) {
-    throw RequestError("forced_tokens: an edit forces those that the picture and the mask say");
+  if (sized.class_labels.empty() && manifest.input_of_kind(Kind::label) != nullptr) {
+    sized.class_labels = {model.num_classes};
   }
-  Request forcing = request;
-  if (forcing.class_labels.empty()) forcing.class_labels = {model.num_classes};
-  detail::require_labels(forcing.class_labels, model);
-  const auto tokens = encode(edit.image);
+  const auto inputs = engine_->check(sized);  // refuses before anything runs
+  auto tokens = encode(edit.image);
   const std::size_t values = tokens.size() / kept.size();  // of one token
-  for (std::size_t image = 0; image < forcing.class_labels.size(); ++image) {
-    for (std::size_t i = 0; i < tokens.size(); ++i) forcing.forced_tokens.push_back(kept[i / values] ? tokens[i] : -1);
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    if (!kept[i / values]) tokens[i] = -1;
   }
-  Generation result = generate(forcing, on_stage, cancel);
+  inputs->force(tokens);
+  engine_->encode_texts(*inputs);
+  Generation result = run(inputs, on_stage, cancel);
   if (edit.mask && seam >= 0) detail::blend(edit.image, result.images, *edit.mask, seam);
   return result;
 }

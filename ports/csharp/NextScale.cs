@@ -107,6 +107,18 @@ namespace NextScale
         /// <summary>The file of the library of nextscale-ops, such as libnextscale_ops.so; it is never looked for.
         /// </summary>
         public string OpsLibrary { get; set; }
+
+        /// <summary>Of prompts, where the bundle's own is of another kind than "bytes"; null: prompts of such bundles
+        /// are refused.</summary>
+        public ITokenizer Tokenizer { get; set; }
+    }
+
+    /// <summary>What makes token ids of a prompt, as the model's text encoder was trained: for a bundle whose tokenizer
+    /// is of the kind "sentencepiece", the pieces of its file in the bundle's folder.</summary>
+    public interface ITokenizer
+    {
+        /// <summary>The ids of a prompt, without its end.</summary>
+        IReadOnlyList<long> Encode(string prompt);
     }
 
     /// <summary>A scalar of a request: one value, or one for each stage where the bundle takes that. A number or an
@@ -123,6 +135,32 @@ namespace NextScale
         public static implicit operator Scalar(double value) { return new Scalar(value); }
 
         public static implicit operator Scalar(double[] values) { return new Scalar(values); }
+    }
+
+    /// <summary>What images are to be guided away from: one text for all of them, or one for each. A text or an array
+    /// of texts becomes one by itself.</summary>
+    public sealed class Negative
+    {
+        /// <summary>One for each image.</summary>
+        public Negative(params string[] texts)
+        {
+            Texts = texts;
+        }
+
+        /// <summary>One for all images; null where each has its own.</summary>
+        internal string ForAll { get; private set; }
+
+        internal string[] Texts { get; }
+
+        public static implicit operator Negative(string text)
+        {
+            return text == null ? null : new Negative { ForAll = text };
+        }
+
+        public static implicit operator Negative(string[] texts)
+        {
+            return texts == null ? null : new Negative(texts);
+        }
     }
 
     /// <summary>A tensor of the caller's, row-major, such as text features.</summary>
@@ -168,6 +206,20 @@ namespace NextScale
         /// <summary>[B], each 0 to num_classes; empty where the bundle takes no classes.</summary>
         public IReadOnlyList<long> ClassLabels { get; private set; }
 
+        /// <summary>[B], where the bundle has a text encoder; null where their features are given, in Inputs or Texts.
+        /// </summary>
+        public IReadOnlyList<string> Prompts { get; set; }
+
+        /// <summary>"" is as null: what the model learned for no text.</summary>
+        public Negative Negative { get; set; }
+
+        /// <summary>Of the pictures, such as "0.25M", where the bundle is built for several sizes; null: the first's.
+        /// </summary>
+        public string Area { get; set; }
+
+        /// <summary>Width to height, such as "3:4", in the same way.</summary>
+        public string Ratio { get; set; }
+
         /// <summary>The same seed gives the same pictures.</summary>
         public ulong Seed { get; set; }
 
@@ -183,16 +235,25 @@ namespace NextScale
         /// <summary>Keep the likeliest tokens of this probability mass, 0 (off) to 1.</summary>
         public Scalar TopP { get; set; }
 
-        /// <summary>Further scalars of the bundle, by name.</summary>
+        /// <summary>Temperature: logits are divided by it before sampling.</summary>
+        public Scalar Tau { get; set; }
+
+        /// <summary>Further scalars of the bundle, by name, and the index of a size.</summary>
         public IDictionary<string, Scalar> Scalars { get; } = new Dictionary<string, Scalar>();
 
         /// <summary>The bundle's inputs of other kinds, such as text features, by name.</summary>
         public IDictionary<string, InputTensor> Inputs { get; } = new Dictionary<string, InputTensor>();
 
-        /// <summary>[B][L], codebook entries to take instead of sampling, -1 to sample; null samples all.</summary>
+        /// <summary>Features of texts that may differ in length, by name: float32 [N, Ct] for each image, which are
+        /// padded and masked.</summary>
+        public IDictionary<string, IReadOnlyList<InputTensor>> Texts { get; } =
+            new Dictionary<string, IReadOnlyList<InputTensor>>();
+
+        /// <summary>[B][L], or [B][L * d] where a token is a vector of d values such as bits: values to take instead of
+        /// sampling, -1 to sample; null samples all.</summary>
         public long[][] ForcedTokens { get; set; }
 
-        /// <summary>[B][L], numbers in [0, 1) instead of those of Seed and FirstImage.</summary>
+        /// <summary>[B][L], or [B][L * d], numbers in [0, 1) instead of those of Seed and FirstImage.</summary>
         public float[][] Uniforms { get; set; }
 
         /// <summary>Take mixtures of codebook entries instead of single ones: for looks, not for metrics. Tokens are
@@ -208,12 +269,11 @@ namespace NextScale
             return (GenerationRequest)MemberwiseClone();
         }
 
-        /// <summary>The same of other labels, with tokens forced.</summary>
-        internal GenerationRequest Forcing(long[] labels, long[][] tokens)
+        /// <summary>The same of other labels.</summary>
+        internal GenerationRequest OfLabels(params long[] labels)
         {
             GenerationRequest request = Copy();
             request.ClassLabels = labels;
-            request.ForcedTokens = tokens;
             return request;
         }
     }
@@ -225,20 +285,23 @@ namespace NextScale
         {
             Images = images;
             TokenMaps = tokenMaps;
-            Height = (int)model.ImageSize.Height;
-            Width = (int)model.ImageSize.Width;
+            Size = model.ImageSize;
         }
 
+        /// <summary>H and W, in pixels.</summary>
+        public HeightWidth Size { get; }
+
         /// <summary>H, in pixels.</summary>
-        public int Height { get; }
+        public int Height { get { return (int)Size.Height; } }
 
         /// <summary>W, in pixels.</summary>
-        public int Width { get; }
+        public int Width { get { return (int)Size.Width; } }
 
         /// <summary>[B], each H * W * 3 bytes: rows from the top, RGB.</summary>
         public byte[][] Images { get; }
 
-        /// <summary>[B][L], stages in order, row-major; a request's ForcedTokens are of the same form.</summary>
+        /// <summary>[B][L], or [B][L * d] where a token is a vector of d values such as bits; stages in order,
+        /// row-major. A request's ForcedTokens are of the same form.</summary>
         public long[][] TokenMaps { get; }
     }
 
@@ -246,11 +309,14 @@ namespace NextScale
     public sealed class StageProgress
     {
         private readonly Generator generator;
+        private readonly ModelInfo model;
         private readonly float[] latent;
 
-        internal StageProgress(Generator generator, int stage, int first, long[][] tokens, float[] latent)
+        internal StageProgress(
+            Generator generator, ModelInfo model, int stage, int first, long[][] tokens, float[] latent)
         {
             this.generator = generator;
+            this.model = model;
             this.latent = latent;
             Stage = stage;
             First = first;
@@ -261,25 +327,25 @@ namespace NextScale
         public int Stage { get; }
 
         /// <summary>Stages of an image.</summary>
-        public int NumStages { get { return generator.Bundle.Model.NumStages; } }
+        public int NumStages { get { return model.NumStages; } }
 
         /// <summary>Position of the batch's first image in the request.</summary>
         public int First { get; }
 
         /// <summary>H of a preview, in pixels.</summary>
-        public int Height { get { return (int)generator.Bundle.Model.ImageSize.Height; } }
+        public int Height { get { return (int)model.ImageSize.Height; } }
 
         /// <summary>W of a preview, in pixels.</summary>
-        public int Width { get { return (int)generator.Bundle.Model.ImageSize.Width; } }
+        public int Width { get { return (int)model.ImageSize.Width; } }
 
-        /// <summary>[B][l], the tokens taken at this stage.</summary>
+        /// <summary>[B][l], or [B][l * d], the tokens taken at this stage.</summary>
         public long[][] Tokens { get; }
 
         /// <summary>Decode the pictures as they are after this stage, as in Generation.Images. May be called at any
         /// time and on any thread until the generator is disposed; costs one run of the decoder.</summary>
         public byte[][] Preview()
         {
-            return generator.Decode(latent, Tokens.Length);
+            return generator.Decode(latent, Tokens.Length, model);
         }
     }
 
@@ -290,6 +356,8 @@ namespace NextScale
         private static readonly string[] GenerateOutputs = { "images", "token_maps" };
         private static readonly string[] DecoderOutputs = { "images" };
         private static readonly string[] EncoderOutputs = { "token_maps" };
+        private static readonly string[] TextEncoderOutputs = { "text_features" };
+        private const int Shown = 8;  // sizes in an error
 
         private readonly GeneratorOptions options;
         private readonly Dictionary<string, InferenceSession> sessions = new Dictionary<string, InferenceSession>();
@@ -320,7 +388,8 @@ namespace NextScale
         /// <summary>Which graphs run, as options, bundle and library have decided.</summary>
         public Choice Ops { get; }
 
-        /// <summary>Load "generate", or "stage" and "decoder", or "encoder", now instead of at the first use.</summary>
+        /// <summary>Load "generate", or "stage" and "decoder", with "text_encoder" for prompts, or "encoder", now
+        /// instead of at the first use.</summary>
         /// <exception cref="BundleException">The bundle has no such graph, ONNX Runtime cannot load it, or it is not
         /// the manifest's.</exception>
         /// <exception cref="NextScaleException">ONNX Runtime is missing or too old.</exception>
@@ -349,7 +418,7 @@ namespace NextScale
             IProgress<StageProgress> progress = null,
             CancellationToken cancellation = default(CancellationToken))
         {
-            return Generate(ModelInputs.Create(Bundle, request), progress, cancellation);
+            return Generate(ModelInputs.Create(Bundle, request, options.Tokenizer), progress, cancellation);
         }
 
         private Generation Generate(
@@ -358,6 +427,7 @@ namespace NextScale
             bool streaming = progress != null || cancellation.CanBeCanceled || !Bundle.Graphs.ContainsKey("generate");
             return Using(() =>
             {
+                all.EncodeTexts(EncodeText);
                 var images = new List<byte[]>();
                 var tokenMaps = new List<long[]>();
                 for (int first = 0; first < all.Count; first += all.BatchSize)
@@ -369,7 +439,7 @@ namespace NextScale
                     images.AddRange(made.Images);
                     tokenMaps.AddRange(made.TokenMaps);
                 }
-                return new Generation(images.ToArray(), tokenMaps.ToArray(), Bundle.Model);
+                return new Generation(images.ToArray(), tokenMaps.ToArray(), all.Manifest.Model);
             });
         }
 
@@ -383,7 +453,7 @@ namespace NextScale
             ModelInputs all;
             try
             {
-                all = ModelInputs.Create(Bundle, request);
+                all = ModelInputs.Create(Bundle, request, options.Tokenizer);
             }
             catch (NextScaleException error)
             {
@@ -392,46 +462,64 @@ namespace NextScale
             return Task.Run(() => Generate(all, progress, cancellation), cancellation);
         }
 
-        /// <summary>The token maps of pictures of the model's size, as in Generation.TokenMaps.</summary>
+        /// <summary>The token maps of pictures, as in Generation.TokenMaps, with a bundle of one size.</summary>
         /// <param name="images">[B], as in Generation.Images.</param>
-        /// <exception cref="RequestException">A picture of another size, or none at all.</exception>
+        /// <exception cref="RequestException">A picture of another size, or none at all; or the bundle is built for
+        /// several sizes.</exception>
         /// <exception cref="BundleException">The bundle has no encoder, or it cannot be loaded.</exception>
         public long[][] Encode(params byte[][] images)
+        {
+            return Encode(SizeOf(null), images);
+        }
+
+        /// <summary>The token maps of pictures of one of the sizes that the bundle is built for.</summary>
+        /// <param name="size">H and W of the pictures, as Generation.Size.</param>
+        /// <param name="images">As above.</param>
+        public long[][] Encode(HeightWidth size, params byte[][] images)
         {
             if (images == null) throw new ArgumentNullException(nameof(images));
             if (!Bundle.Graphs.ContainsKey("encoder"))
                 throw new BundleException(
                     $"{Bundle.Folder}: the bundle has no encoder; build it again, without --no-encoder");
-            HeightWidth size = Bundle.Model.ImageSize;
+            int index = IndexOf(size);
+            if (index < 0)
+                throw new RequestException(
+                    $"images: expected uint8 {Shapes("B, ")}, found uint8 [{images.Length}, {size.Height}, {size.Width}, 3]");
+            Manifest sized = Bundle.OfSize(index);
             foreach (byte[] image in images)
-                if (image == null || image.LongLength != Bundle.Model.ImageBytes)
+                if (image == null || image.LongLength != sized.Model.ImageBytes)
                     throw new RequestException(
-                        $"images: expected uint8 [B, {size.Height}, {size.Width}, 3], found a picture of "
-                        + $"{image?.LongLength ?? 0} bytes");
+                        $"images: expected uint8 {Shapes("B, ")}, found a picture of {image?.LongLength ?? 0} bytes");
             if (images.Length == 0) throw new RequestException("images is empty: expected at least one picture");
             byte[] pixels = images.SelectMany(image => image).ToArray();
             return Using(() =>
             {
                 Session("encoder");
-                long[] shape = { images.Length, size.Height, size.Width, 3 };
-                using (OrtValue value = OrtValue.CreateTensorValueFromMemory(pixels, shape))
-                    return Run("encoder", new Dictionary<string, OrtValue> { { "images", value } }, EncoderOutputs,
-                               outputs => Integers(outputs[0], images.Length, Bundle.ForcedTokens.RowValues));
+                using (var feeds = new Feeds(images.Length))
+                {
+                    feeds.Add("images", pixels, new[] { images.Length, size.Height, size.Width, 3 });
+                    RequestInput item = sized.InputOfKind("size");
+                    if (item != null) feeds.Add(item.Name, new long[] { index }, new long[0]);
+                    return Run("encoder", feeds.Values, EncoderOutputs, outputs => Integers(
+                        outputs[0], images.Length, sized.InputOfKind("forced_tokens").RowValues));
+                }
             });
         }
 
         /// <summary>Make parts of a picture anew. It is encoded; tokens outside the mask are kept at each stage, the
         /// others are sampled. Of the result the pixels outside the mask are the picture's own, exactly.</summary>
-        /// <param name="image">A picture of the model's size, as in Generation.Images.</param>
+        /// <param name="image">A picture of a size that the bundle is built for, as in Generation.Images.</param>
         /// <param name="mask">[H, W], true where pixels are made anew; null: everywhere.</param>
-        /// <param name="request">How, and a class label for each result; none makes one of no class. It has no
-        /// ForcedTokens.</param>
+        /// <param name="request">How, and a class label or a prompt for each result; no label makes one of no class. It
+        /// has no ForcedTokens, and no size.</param>
         /// <param name="keepStages">Tokens of so many first stages are kept within the mask too: what remains of the
         /// picture's layout and colours.</param>
         /// <param name="feather">Width in pixels of the seam within the mask, where the picture becomes the new one;
         /// null: a quarter of what one position of the latent covers; -1: no blending, the decoder's picture.</param>
         /// <param name="progress">As for Generate.</param>
         /// <param name="cancellation">As for Generate.</param>
+        /// <param name="size">H and W of the picture, as Generation.Size; needed where the bundle is built for several.
+        /// </param>
         /// <exception cref="RequestException">What Generate refuses, a picture or a mask of another size, an empty
         /// mask, keepStages or feather out of range.</exception>
         /// <exception cref="BundleException">The bundle has no encoder, or a graph cannot be loaded.</exception>
@@ -442,11 +530,16 @@ namespace NextScale
             int keepStages = 0,
             int? feather = null,
             IProgress<StageProgress> progress = null,
-            CancellationToken cancellation = default(CancellationToken))
+            CancellationToken cancellation = default(CancellationToken),
+            HeightWidth? size = null)
         {
             if (image == null) throw new ArgumentNullException(nameof(image));
             request = request ?? new GenerationRequest();
-            ModelInfo model = Bundle.Model;
+            if (request.ForcedTokens != null)
+                throw new RequestException("forced_tokens: an edit forces those that the picture and the mask say");
+            HeightWidth own = SizeOf(size);
+            int index = IndexOfEdit(own, request);
+            ModelInfo model = Bundle.OfSize(index).Model;
             if (mask != null) Mask.Require(mask, model.ImageSize);
             if (keepStages < 0 || keepStages >= model.NumStages)
                 throw new RequestException(
@@ -457,18 +550,57 @@ namespace NextScale
                 throw new RequestException($"feather {seam} is out of range: expected -1 to {widest}");
             bool[] kept = mask == null
                 ? new bool[model.NumTokens] : Mask.KeptTokens(Mask.Latent(mask, model.LatentSize), model.StageSizes);
-            long begin = model.StageSizes.Take(keepStages).Sum(size => size.Height * size.Width);
+            long begin = model.StageSizes.Take(keepStages).Sum(stage => stage.Height * stage.Width);
             for (long i = 0; i < begin; i++) kept[i] = true;
-            if (request.ForcedTokens != null)
-                throw new RequestException("forced_tokens: an edit forces those that the picture and the mask say");
-            long[] labels = request.ClassLabels.DefaultIfEmpty(model.NumClasses).Select(Bundle.ClassLabel).ToArray();
-            long[] own = Encode(image)[0];
-            int values = own.Length / kept.Length;  // of one token
-            long[] forced = own.Select((token, i) => kept[i / values] ? token : -1).ToArray();
-            Generation made = Generate(
-                request.Forcing(labels, labels.Select(label => forced).ToArray()), progress, cancellation);
+            if (request.ClassLabels.Count == 0 && Bundle.InputOfKind("label") != null)
+                request = request.OfLabels(model.NumClasses);
+            ModelInputs inputs = ModelInputs.Create(Bundle, request, options.Tokenizer, index);
+            long[] tokens = Encode(own, image)[0];
+            int values = tokens.Length / kept.Length;  // of one token
+            inputs.Force(tokens.Select((token, i) => kept[i / values] ? token : -1).ToArray());
+            Generation made = Generate(inputs, progress, cancellation);
             if (mask != null && seam >= 0) Mask.Blend(image, made.Images, mask, (int)seam);
             return made;
+        }
+
+        /// <summary>The size of pictures that come without one.</summary>
+        private HeightWidth SizeOf(HeightWidth? size)
+        {
+            if (size == null && Bundle.Sizes.Count > 0)
+                throw new RequestException(
+                    "size: this bundle is built for several; give height and width of the picture");
+            return size ?? Bundle.Model.ImageSize;
+        }
+
+        /// <summary>The index of the size of pictures; -1: the bundle is not built for it.</summary>
+        private int IndexOf(HeightWidth size)
+        {
+            return Bundle.Models.ToList().FindIndex(model => model.ImageSize.Equals(size));
+        }
+
+        /// <summary>The index of the size of a picture that is edited.</summary>
+        private int IndexOfEdit(HeightWidth size, GenerationRequest request)
+        {
+            RequestInput item = Bundle.InputOfKind("size");
+            int index = IndexOf(size);
+            if (item == null) return 0;
+            string told = request.Area != null ? "area" : request.Ratio != null ? "ratio"
+                : request.Scalars.ContainsKey(item.Name) ? item.Name : null;
+            if (told != null)
+                throw new RequestException($"{told}: an edit has the size of its picture; leave it out");
+            if (index < 0)
+                throw new RequestException(
+                    $"image: expected uint8 {Shapes("")}, found uint8 [{size.Height}, {size.Width}, 3]");
+            return index;
+        }
+
+        /// <summary>The shapes that pictures may have: one, or one of each size.</summary>
+        private string Shapes(string batch)
+        {
+            List<string> shapes = Bundle.Models.Select(
+                model => $"[{batch}{model.ImageSize.Height}, {model.ImageSize.Width}, 3]").ToList();
+            int others = shapes.Count - Shown;
+            return string.Join(" or ", others > 0 ? shapes.Take(Shown).Concat(new[] { $"{others} others" }) : shapes);
         }
 
         /// <summary>Free the graphs; calls that are running come to their end first.</summary>
@@ -483,32 +615,46 @@ namespace NextScale
         }
 
         /// <summary>Decode a latent, float32 [B, Cvae, h, w].</summary>
-        internal byte[][] Decode(float[] latent, int count)
+        /// <param name="model">Of the latent's size.</param>
+        internal byte[][] Decode(float[] latent, int count, ModelInfo model)
         {
             return Using(() =>
             {
                 Session("decoder");
-                HeightWidth size = Bundle.Model.LatentSize;
-                long[] shape = { count, Bundle.Model.LatentChannels, size.Height, size.Width };
+                HeightWidth size = model.LatentSize;
+                long[] shape = { count, model.LatentChannels, size.Height, size.Width };
                 using (OrtValue value = OrtValue.CreateTensorValueFromMemory(latent, shape))
-                    return Decode(value, count);
+                    return Decode(value, count, model);
             });
         }
 
-        private byte[][] Decode(OrtValue latent, int count)
+        private byte[][] Decode(OrtValue latent, int count, ModelInfo model)
         {
             return Run("decoder", new Dictionary<string, OrtValue> { { "f_hat", latent } }, DecoderOutputs,
-                       outputs => Bytes(outputs[0], count, Bundle.Model.ImageBytes));
+                       outputs => Bytes(outputs[0], count, model.ImageBytes));
+        }
+
+        /// <summary>The features of one text, [N] -> [N * Ct].</summary>
+        private float[] EncodeText(long[] tokenIds, long width)
+        {
+            Session("text_encoder");
+            using (var feeds = new Feeds(1))
+            {
+                feeds.Add("token_ids", tokenIds, new[] { 1L, tokenIds.Length });
+                return Run("text_encoder", feeds.Values, TextEncoderOutputs,
+                           outputs => Floats(outputs[0], tokenIds.Length * width));
+            }
         }
 
         private Generation GenerateAtOnce(ModelInputs inputs)
         {
             Session("generate");
+            ModelInfo model = inputs.Manifest.Model;
             using (var feeds = new Feeds(inputs, Bundle.Graph("generate")))
             {
                 return Run("generate", feeds.Values, GenerateOutputs, outputs => new Generation(
-                    Bytes(outputs[0], inputs.Count, Bundle.Model.ImageBytes),
-                    Integers(outputs[1], inputs.Count, Bundle.ForcedTokens.RowValues), Bundle.Model));
+                    Bytes(outputs[0], inputs.Count, model.ImageBytes),
+                    Integers(outputs[1], inputs.Count, inputs.Manifest.InputOfKind("forced_tokens").RowValues), model));
             }
         }
 
@@ -517,15 +663,16 @@ namespace NextScale
         private Generation GenerateStaged(
             ModelInputs inputs, int first, IProgress<StageProgress> progress, CancellationToken cancellation)
         {
-            ModelInfo model = Bundle.Model;
-            IReadOnlyList<StateInfo> state = Bundle.Graph("stage").State;
+            ModelInfo model = inputs.Manifest.Model;
+            IReadOnlyList<StateInfo> state = inputs.Manifest.Graphs["stage"].State;
             int latentAt = 1 + state.ToList().FindIndex(item => item.Input == "f_hat");
             string[] names = new[] { "tokens" }.Concat(state.Select(item => item.Output)).ToArray();
-            long values = Bundle.ForcedTokens.RowValues, valuesOfToken = values / model.NumTokens;
+            long values = inputs.Manifest.InputOfKind("forced_tokens").RowValues;
+            long valuesOfToken = values / model.NumTokens;
             long[][] tokenMaps = Enumerable.Range(0, inputs.Count).Select(_ => new long[values]).ToArray();
             var stageIndex = new long[1];
             IDisposableReadOnlyCollection<OrtValue> current = null;
-            ThrowIfCancelled(cancellation, 0);
+            ThrowIfCancelled(cancellation, 0, model.NumStages);
             Session("stage");
             using (var feeds = new Feeds(inputs, Bundle.Graph("stage")))
             {
@@ -549,11 +696,11 @@ namespace NextScale
                         if (progress != null)
                         {
                             float[] latent = Floats(current.ElementAt(latentAt), model.LatentLength(inputs.Count));
-                            progress.Report(new StageProgress(this, stage, first, tokens, latent));
+                            progress.Report(new StageProgress(this, model, stage, first, tokens, latent));
                         }
-                        ThrowIfCancelled(cancellation, stage + 1);
+                        ThrowIfCancelled(cancellation, stage + 1, model.NumStages);
                     }
-                    return new Generation(Decode(current.ElementAt(latentAt), inputs.Count), tokenMaps, model);
+                    return new Generation(Decode(current.ElementAt(latentAt), inputs.Count, model), tokenMaps, model);
                 }
                 finally
                 {
@@ -562,11 +709,11 @@ namespace NextScale
             }
         }
 
-        private void ThrowIfCancelled(CancellationToken cancellation, int done)
+        private static void ThrowIfCancelled(CancellationToken cancellation, int done, int numStages)
         {
             if (cancellation.IsCancellationRequested)
                 throw new OperationCanceledException(
-                    $"cancelled after {done} of {Bundle.Model.NumStages} stages", cancellation);
+                    $"cancelled after {done} of {numStages} stages", cancellation);
         }
 
         private T Run<T>(
@@ -699,19 +846,35 @@ namespace NextScale
 
         public string Licence { get { return manifest.Licence; } }
 
+        /// <summary>Where there are several sizes, that of the first.</summary>
         public ModelInfo Model { get { return manifest.Model; } }
+
+        /// <summary>Those that the bundle is built for; none where it has one, the model's.</summary>
+        public IReadOnlyList<SizeInfo> Sizes { get { return manifest.Sizes; } }
+
+        /// <summary>The model at each size.</summary>
+        public IReadOnlyList<ModelInfo> Models { get { return manifest.Models; } }
 
         /// <summary>A name for each class, or null.</summary>
         public IReadOnlyList<string> ClassNames { get { return manifest.ClassNames; } }
 
-        /// <summary>The inputs of a request.</summary>
-        internal IReadOnlyList<RequestInput> Request { get { return manifest.Request; } }
-
-        /// <summary>The input of that kind, which every request has; token maps are of its shape.</summary>
-        internal RequestInput ForcedTokens { get { return Request.First(item => item.Kind == "forced_tokens"); } }
-
-        /// <summary>By role: "stage" and "decoder"; "generate" and "encoder" where the bundle has them.</summary>
+        /// <summary>By role: "stage" and "decoder", and the others where the bundle has them.</summary>
         internal IReadOnlyDictionary<string, GraphInfo> Graphs { get { return manifest.Graphs; } }
+
+        /// <summary>How prompts become token ids; null where the bundle has no tokenizer.</summary>
+        internal TokenizerInfo Tokenizer { get { return manifest.Tokenizer; } }
+
+        /// <summary>What the manifest says of one size, with numbers for the symbols that it decides.</summary>
+        internal Manifest OfSize(int index)
+        {
+            return manifest.OfSize(index);
+        }
+
+        /// <summary>The request's input of a kind; null where it has none.</summary>
+        internal RequestInput InputOfKind(string kind)
+        {
+            return manifest.InputOfKind(kind);
+        }
 
         /// <exception cref="BundleException">The bundle has no such graph.</exception>
         internal GraphInfo Graph(string role)
@@ -792,7 +955,7 @@ namespace NextScale
             long label;
             if (!long.TryParse(digits, NumberStyles.None, CultureInfo.InvariantCulture, out label))
                 throw new ClassLabelException(
-                    $"class {digits.Substring(0, 18)}... is out of range: expected {LabelRange()}");
+                    $"class {digits.Substring(0, 18)}... is out of range: expected {Model.LabelRange}");
             return ClassLabel(label);
         }
 
@@ -800,9 +963,7 @@ namespace NextScale
         /// <exception cref="ClassLabelException">The id is out of range.</exception>
         public long ClassLabel(long label)
         {
-            if (label < 0 || label > Model.NumClasses)
-                throw new ClassLabelException($"class {label} is out of range: expected {LabelRange()}");
-            return label;
+            return Model.RequireLabel(label);
         }
 
         /// <summary>The ONNX file of a graph's variant: of the stock one where it has no other.</summary>
@@ -810,11 +971,6 @@ namespace NextScale
         {
             GraphInfo info = Graph(graph);
             return Path.Combine(Folder, fused && info.Fused != null ? info.Fused.File : info.File);
-        }
-
-        private string LabelRange()
-        {
-            return $"0 to {Model.NumClasses - 1} ({Model.NumClasses} is the null class)";
         }
 
         private long LabelOfName(string name)
@@ -981,7 +1137,7 @@ namespace NextScale
     /// <summary>A size: rows and columns.</summary>
     public struct HeightWidth
     {
-        internal HeightWidth(long height, long width)
+        public HeightWidth(long height, long width)
         {
             Height = height;
             Width = width;
@@ -990,6 +1146,102 @@ namespace NextScale
         public long Height { get; }
 
         public long Width { get; }
+    }
+
+    /// <summary>One size that a bundle is built for.</summary>
+    public sealed class SizeInfo
+    {
+        internal SizeInfo(
+            string area, HeightWidth ratio, HeightWidth imageSize, HeightWidth latentSize,
+            IReadOnlyList<HeightWidth> stageSizes)
+        {
+            Area = area;
+            Ratio = ratio;
+            ImageSize = imageSize;
+            LatentSize = latentSize;
+            StageSizes = stageSizes;
+        }
+
+        /// <summary>About how many pixels, such as "0.25M".</summary>
+        public string Area { get; }
+
+        /// <summary>Of height to width, in lowest terms.</summary>
+        public HeightWidth Ratio { get; }
+
+        /// <summary>H and W, in pixels.</summary>
+        public HeightWidth ImageSize { get; }
+
+        /// <summary>Tokens of each stage's token map.</summary>
+        public IReadOnlyList<HeightWidth> StageSizes { get; }
+
+        /// <summary>Width to height, as people say it: "3:4" is a portrait.</summary>
+        public string RatioInWords { get { return $"{Ratio.Width}:{Ratio.Height}"; } }
+
+        internal HeightWidth LatentSize { get; }
+
+        /// <summary>The area as a number: "0.6M" and "0.60M" are one.</summary>
+        internal double Megapixels { get { return MegapixelsOf(Area).Value; } }
+
+        /// <summary>Digits, perhaps a point and digits, and "M": the number before the "M"; null of anything else.
+        /// </summary>
+        internal static double? MegapixelsOf(string area)
+        {
+            if (!Regex.IsMatch(area, @"\A[0-9]{1,6}(\.[0-9]{1,6})?M\z")) return null;
+            return double.Parse(area.TrimEnd('M'), NumberStyles.Float, CultureInfo.InvariantCulture);
+        }
+
+        /// <summary>The index of the size of that area and ratio; what is null is that of the first size.</summary>
+        /// <exception cref="RequestException">Another form, or a size that was not built.</exception>
+        internal static int Choose(IReadOnlyList<SizeInfo> sizes, string area, string ratio)
+        {
+            double wanted = area == null ? sizes[0].Megapixels : ReadArea(area);
+            HeightWidth sides = ratio == null ? sizes[0].Ratio : ReadRatio(ratio);
+            for (int index = 0; index < sizes.Count; index++)
+                if (sizes[index].Megapixels.Equals(wanted) && sizes[index].Ratio.Equals(sides)) return index;
+            IEnumerable<string> built = sizes.GroupBy(size => size.Area).Select(
+                group => $"{group.Key} {string.Join(" ", group.Select(size => size.RatioInWords))}");
+            string number = wanted.ToString("g6", CultureInfo.InvariantCulture);
+            throw new RequestException(
+                $"area {number}M with ratio {sides.Width}:{sides.Height} is not built; this bundle has "
+                + string.Join("; ", built));
+        }
+
+        /// <summary>The greatest common divisor.</summary>
+        internal static long Common(long a, long b)
+        {
+            while (b != 0)
+            {
+                long rest = a % b;
+                a = b;
+                b = rest;
+            }
+            return a;
+        }
+
+        private static double ReadArea(string area)
+        {
+            double? number = MegapixelsOf(area);
+            if (number == null)
+                throw new RequestException(
+                    $"area \"{Wording.Shown(area)}\": expected megapixels such as \"0.25M\"");
+            return number.Value;
+        }
+
+        private static HeightWidth ReadRatio(string ratio)
+        {
+            Match match = Regex.Match(ratio, @"\A([0-9]{1,9}):([0-9]{1,9})\z");
+            long width = 0, height = 0;
+            if (match.Success)
+            {
+                width = long.Parse(match.Groups[1].Value, CultureInfo.InvariantCulture);
+                height = long.Parse(match.Groups[2].Value, CultureInfo.InvariantCulture);
+            }
+            if (width == 0 || height == 0)
+                throw new RequestException(
+                    $"ratio \"{Wording.Shown(ratio)}\": expected width to height such as \"3:4\"");
+            long common = Common(height, width);
+            return new HeightWidth(height / common, width / common);
+        }
     }
 
     /// <summary>The sizes of the model; symbols as in docs/bundle.md.</summary>
@@ -1010,14 +1262,37 @@ namespace NextScale
             LatentChannels = fields.Integer("latent_channels", 1);
         }
 
+        /// <summary>The same model where it makes pictures of another size.</summary>
+        internal ModelInfo OfSize(SizeInfo size)
+        {
+            var model = (ModelInfo)MemberwiseClone();
+            model.StageSizes = size.StageSizes;
+            model.ImageSize = size.ImageSize;
+            model.LatentSize = size.LatentSize;
+            return model;
+        }
+
+        /// <summary>What the size decides, by its symbol in shapes.</summary>
+        internal Dictionary<string, long> Symbols
+        {
+            get
+            {
+                return new Dictionary<string, long>
+                {
+                    { "L", NumTokens }, { "S", NumStages }, { "h", LatentSize.Height }, { "w", LatentSize.Width },
+                    { "H", ImageSize.Height }, { "W", ImageSize.Width },
+                };
+            }
+        }
+
         /// <summary>0 where the model has no classes.</summary>
         public long NumClasses { get; }
 
         /// <summary>Tokens of each stage's token map.</summary>
-        public IReadOnlyList<HeightWidth> StageSizes { get; }
+        public IReadOnlyList<HeightWidth> StageSizes { get; private set; }
 
         /// <summary>H and W, in pixels.</summary>
-        public HeightWidth ImageSize { get; }
+        public HeightWidth ImageSize { get; private set; }
 
         /// <summary>V, the values that an entry of a token map may have; 2 where tokens are bits.</summary>
         public long VocabSize { get; }
@@ -1029,7 +1304,17 @@ namespace NextScale
 
         internal long LatentChannels { get; }
 
-        internal HeightWidth LatentSize { get; }
+        internal HeightWidth LatentSize { get; private set; }
+
+        internal string LabelRange { get { return $"0 to {NumClasses - 1} ({NumClasses} is the null class)"; } }
+
+        /// <exception cref="ClassLabelException">The id is out of range.</exception>
+        internal long RequireLabel(long label)
+        {
+            if (label < 0 || label > NumClasses)
+                throw new ClassLabelException($"class {label} is out of range: expected {LabelRange}");
+            return label;
+        }
 
         /// <summary>-1 where that is beyond any array: sizes come from an untrusted file.</summary>
         internal long ImageBytes
@@ -1306,23 +1591,179 @@ namespace NextScale
         }
     }
 
+    /// <summary>Prompts to token ids, as T5's encoders read them.</summary>
+    internal static class Tokens
+    {
+        private const long End = 1;
+        private const long FirstByte = 3;  // after the padding, the end and what is unknown
+        private const int Shown = 40;      // characters of a prompt
+
+        /// <summary>ByT5's: each byte of UTF-8 plus 3, and the end.</summary>
+        /// <exception cref="RequestException">No text, half a character, no tokens, or too many.</exception>
+        public static long[] OfBytes(string prompt, long maxTokens)
+        {
+            RequireText(prompt);
+            return Ended(prompt, Encoding.UTF8.GetBytes(prompt).Select(number => number + FirstByte), maxTokens);
+        }
+
+        /// <summary>Those of a bundle's tokenizer, the end among them.</summary>
+        /// <param name="own">The application's, for kinds other than "bytes"; or null.</param>
+        /// <exception cref="RequestException">As above; or the bundle's kind needs one of the application's.</exception>
+        public static long[] Of(TokenizerInfo info, ITokenizer own, string prompt)
+        {
+            if (info.Kind == "bytes") return OfBytes(prompt, info.MaxTokens);
+            if (info.File == null)
+                throw new RequestException(
+                    $"this bundle has a tokenizer of kind \"{info.Kind}\", which this NextScale.cs does not know; give "
+                    + "features of the texts in Inputs");
+            if (own == null)
+                throw new RequestException(
+                    $"this bundle's prompts are pieces of {info.File}: set GeneratorOptions.Tokenizer to one that reads "
+                    + "it, or give features of the texts in Inputs");
+            RequireText(prompt);
+            return Ended(prompt, own.Encode(prompt), info.MaxTokens);
+        }
+
+        private static void RequireText(string prompt)
+        {
+            for (int at = 0, character = 0; at < prompt.Length; character++)
+            {
+                bool pair = char.IsSurrogatePair(prompt, at);
+                if (!pair && char.IsSurrogate(prompt[at]))
+                    throw new RequestException(
+                        $"prompt \"{Wording.Shown(prompt, Shown)}\": character {character} is half of one (a lone "
+                        + "surrogate); expected valid Unicode");
+                at += pair ? 2 : 1;
+            }
+        }
+
+        private static long[] Ended(string prompt, IEnumerable<long> ids, long maxTokens)
+        {
+            long[] ended = ids.Concat(new[] { End }).ToArray();
+            if (ended.Length == 1)
+                throw new RequestException(
+                    $"prompt \"{Wording.Shown(prompt, Shown)}\" is empty: expected a description in words");
+            if (ended.Length > maxTokens)
+                throw new RequestException(
+                    $"prompt \"{Wording.Shown(prompt, Shown)}\" has {ended.Length} tokens, its end among them; "
+                    + $"expected at most {maxTokens}: shorten it");
+            return ended;
+        }
+    }
+
+    /// <summary>Texts [N, Ct] in one tensor [B, Lt, Ct], zeros behind each, and its mask [B, Lt].</summary>
+    internal sealed class PaddedTexts
+    {
+        public readonly long[] Shape;
+        public readonly float[] Features;
+        public readonly long[] Mask;
+
+        public PaddedTexts(IReadOnlyList<float[]> texts, int width)
+        {
+            int longest = texts.Max(text => text.Length) / width;
+            if ((long)texts.Count * longest * width > int.MaxValue)
+                throw new RequestException($"{texts.Count} texts of up to {longest} tokens at a time are too many");
+            Shape = new long[] { texts.Count, longest, width };
+            Features = new float[texts.Count * longest * width];
+            Mask = new long[texts.Count * longest];
+            for (int row = 0; row < texts.Count; row++)
+            {
+                texts[row].CopyTo(Features, row * longest * width);
+                for (int i = 0; i < texts[row].Length / width; i++) Mask[row * longest + i] = 1;
+            }
+        }
+    }
+
+    /// <summary>One text of each image. Each is encoded once, however many images have it, alone and never padded; what
+    /// the images of one batch have is padded with zeros to the longest of them, and masked.</summary>
+    internal sealed class Texts
+    {
+        private readonly RequestInput features;
+        private readonly RequestInput mask;
+        private readonly List<long[]> tokenIds = new List<long[]>();  // each text once
+        private readonly List<int> index = new List<int>();           // which of them each image has
+        private float[][] encoded;
+
+        /// <param name="mask">Null where the bundle takes none.</param>
+        /// <param name="tokenize">The ids of text number i.</param>
+        public Texts(
+            RequestInput features, RequestInput mask, IReadOnlyList<string> texts, Func<int, long[]> tokenize)
+        {
+            this.features = features;
+            this.mask = mask;
+            var distinct = new Dictionary<string, int>();
+            for (int number = 0; number < texts.Count; number++)
+            {
+                if (!distinct.ContainsKey(texts[number]))
+                {
+                    tokenIds.Add(tokenize(number));
+                    distinct[texts[number]] = distinct.Count;
+                }
+                index.Add(distinct[texts[number]]);
+            }
+        }
+
+        public int Count { get { return index.Count; } }
+
+        private int Width { get { return (int)(long)features.Shape[2]; } }
+
+        /// <summary>Whether an input is made of these texts.</summary>
+        public bool Makes(RequestInput item)
+        {
+            return item.Name == features.Name || item.Name == mask?.Name;
+        }
+
+        /// <param name="encode">The features of token ids, of a width.</param>
+        public void Encode(Func<long[], long, float[]> encode)
+        {
+            encoded = tokenIds.Select(ids => encode(ids, Width)).ToArray();
+        }
+
+        /// <summary>The features and the mask of `count` images from `first`.</summary>
+        public IEnumerable<ModelInput> Images(int first, int count)
+        {
+            var padded = new PaddedTexts(index.Skip(first).Take(count).Select(text => encoded[text]).ToList(), Width);
+            yield return new ModelInput
+            {
+                Name = features.Name, Data = padded.Features, Shape = padded.Shape, PerImage = true,
+            };
+            if (mask == null) yield break;
+            yield return new ModelInput
+            {
+                Name = mask.Name, Data = padded.Mask, Shape = padded.Shape.Take(2).ToArray(), PerImage = true,
+            };
+        }
+    }
+
     /// <summary>A request after its checks: copies, which later changes of the caller's arrays do not reach.</summary>
     internal sealed class ModelInputs
     {
-        private readonly GenerationRequest request;
-        private readonly Bundle bundle;
-        private readonly Dictionary<string, Scalar> settings;
-        private readonly Dictionary<string, long> symbols = new Dictionary<string, long>();
+        // The settings that are texts, with the kinds of the inputs that they become: features, and their mask.
+        private static readonly string[] PromptKinds = { "prompts", "text_features", "text_mask" };
+        private static readonly string[] NegativeKinds = { "negative", "negative_features", "negative_mask" };
+        private static readonly string[][] TextSettings = { PromptKinds, NegativeKinds };
 
-        private ModelInputs(GenerationRequest request, Bundle bundle)
+        private readonly GenerationRequest request;
+        private readonly Dictionary<string, Scalar> settings;
+        private readonly Dictionary<string, InputTensor> tensors;
+        private readonly Dictionary<string, long> symbols = new Dictionary<string, long>();
+        private int sizeIndex;
+        private List<Texts> texts = new List<Texts>();
+
+        private ModelInputs(GenerationRequest request, Manifest manifest)
         {
             this.request = request;
-            this.bundle = bundle;
+            Manifest = manifest;
+            tensors = request.Inputs.ToDictionary(input => input.Key, input => input.Value);
             settings = new Dictionary<string, Scalar>
             {
                 { "cfg_scale", request.CfgScale }, { "top_k", request.TopK }, { "top_p", request.TopP },
+                { "tau", request.Tau },
             }.Where(setting => setting.Value != null).ToDictionary(setting => setting.Key, setting => setting.Value);
         }
+
+        /// <summary>What it says of the request's size.</summary>
+        public Manifest Manifest { get; private set; }
 
         public int Count { get; private set; }
 
@@ -1331,17 +1772,24 @@ namespace NextScale
 
         public IReadOnlyList<ModelInput> Items { get; private set; }
 
-        public static ModelInputs Create(Bundle bundle, GenerationRequest request)
+        /// <param name="tokenizer">The application's, or null.</param>
+        /// <param name="size">The index of a size where it is not the request that tells it.</param>
+        public static ModelInputs Create(
+            Bundle bundle, GenerationRequest request, ITokenizer tokenizer, int? size = null)
         {
             if (request == null) throw new ArgumentNullException(nameof(request));
-            var inputs = new ModelInputs(request.Copy(), bundle);
+            var inputs = new ModelInputs(request.Copy(), bundle.OfSize(0));
             inputs.CheckNames();
-            inputs.Count = inputs.CountImages();
+            inputs.sizeIndex = size ?? inputs.ChooseSize(bundle);
+            inputs.Manifest = bundle.OfSize(inputs.sizeIndex);
+            foreach (string[] kinds in TextSettings) inputs.PadTexts(kinds[1], kinds[2]);
+            inputs.ReadTexts(prompt => Tokens.Of(bundle.Tokenizer, tokenizer, prompt));
             inputs.symbols["B"] = inputs.Count;
-            if (bundle.Request.Any(
+            if (inputs.Manifest.Request.Any(
                 item => item.Kind != "smooth_uniform" && item.RowValues > int.MaxValue / inputs.Count))
                 throw new RequestException($"{inputs.Count} images are too many for one request");
-            inputs.Items = bundle.Request.Where(inputs.IsNeeded).Select(inputs.Make).ToList();
+            inputs.Items = inputs.Manifest.Request.Where(inputs.IsNeeded).Select(inputs.Make).ToList();
+            foreach (string[] kinds in TextSettings) inputs.AddMaskOfOnes(kinds[1], kinds[2]);
             if (request.BatchSize < 1)
                 throw new RequestException($"batch_size {request.BatchSize} is out of range: expected at least 1");
             inputs.BatchSize = request.BatchSize ?? inputs.Count;
@@ -1358,36 +1806,50 @@ namespace NextScale
         public ModelInputs Images(int first, int count)
         {
             RequestInput noise = Noise;
-            var part = new ModelInputs(request, bundle) { Count = count };
+            var part = new ModelInputs(request, Manifest) { Count = count };
             part.Items = Items.Select(
                 item => item.Name == noise?.Name
                     ? part.Rows(noise, part.SeedNumbers(noise, first, NumberUse.Smoothing))
-                    : item.Images(first, count)).ToList();
+                    : item.Images(first, count)).Concat(texts.SelectMany(text => text.Images(first, count))).ToList();
             return part;
+        }
+
+        /// <param name="encode">The features of token ids, of a width.</param>
+        public void EncodeTexts(Func<long[], long, float[]> encode)
+        {
+            foreach (Texts text in texts) text.Encode(encode);
+        }
+
+        /// <summary>Let every image have these tokens, [L], -1 to sample.</summary>
+        public void Force(long[] tokens)
+        {
+            string name = Manifest.InputOfKind("forced_tokens").Name;
+            Array data = Items.First(item => item.Name == name).Data;
+            for (int i = 0; i < Count; i++) tokens.CopyTo(data, i * tokens.Length);
         }
 
         /// <summary>The input whose numbers more_smooth takes; null where it is not asked for.</summary>
         private RequestInput Noise
         {
-            get { return request.MoreSmooth ? Find(item => item.Kind == "smooth_uniform") : null; }
+            get { return request.MoreSmooth ? Manifest.InputOfKind("smooth_uniform") : null; }
         }
 
         private string Takes
         {
-            get { return "; it takes " + string.Join(", ", bundle.Request.Select(item => item.Name)); }
+            get { return "; it takes " + string.Join(", ", Manifest.Request.Select(item => item.Name)); }
         }
 
         private RequestInput Find(Func<RequestInput, bool> wanted)
         {
-            return bundle.Request.FirstOrDefault(wanted);
+            return Manifest.Request.FirstOrDefault(wanted);
         }
 
         /// <summary>Everything that is given must be an input of the bundle, and be given once.</summary>
         private void CheckNames()
         {
-            if (request.ClassLabels.Count > 0 && Find(item => item.Kind == "label") == null)
+            if (request.ClassLabels.Count > 0 && Manifest.InputOfKind("label") == null)
                 throw new RequestException("class_labels: this bundle has no such input" + Takes);
-            if (request.Uniforms != null && Find(item => item.Kind == "uniform") == null)
+            if (request.Uniforms != null && Manifest.InputOfKind("uniform") == null)
                 throw new RequestException("uniforms: this bundle has no such input" + Takes);
             if (request.MoreSmooth && Noise == null)
                 throw new RequestException("more_smooth: this bundle was built without it; build the bundle again");
@@ -1399,30 +1861,182 @@ namespace NextScale
                     throw new RequestException($"{name} is given twice: by itself and in Scalars");
             }
             foreach (string name in request.Scalars.Keys)
-                if (Find(item => item.Name == name && item.Kind == "scalar") == null)
+                if (Find(item => item.Name == name && (item.Kind == "scalar" || item.Kind == "size")) == null)
                     throw new RequestException(
                         $"Scalars: this bundle has no input \"{Wording.Printable(name)}\"{Takes}");
             foreach (string name in request.Inputs.Keys)
                 if (Find(item => item.Name == name && item.IsTensor) == null)
                     throw new RequestException(
                         $"inputs: this bundle has no input \"{Wording.Printable(name)}\"{Takes}");
+            foreach (string name in request.Texts.Keys)
+            {
+                if (Find(item => item.Name == name && TextSettings.Any(kinds => kinds[1] == item.Kind)) == null)
+                    throw new RequestException(
+                        $"Texts: this bundle has no features \"{Wording.Printable(name)}\"{Takes}");
+                if (request.Inputs.ContainsKey(name))
+                    throw new RequestException($"{name} is given twice: in Inputs and in Texts");
+            }
         }
 
-        /// <summary>B: that of the labels, or else of the first input that is given with a row for each image; or else
-        /// 1.</summary>
-        private int CountImages()
+        /// <summary>The index of the size that is asked for, by area and ratio or by itself.</summary>
+        private int ChooseSize(Bundle bundle)
         {
-            RequestInput label = Find(item => item.Kind == "label");
+            string told = request.Area != null ? "area" : request.Ratio != null ? "ratio" : null;
+            RequestInput item = bundle.InputOfKind("size");
+            Scalar given;
+            if (item == null)
+            {
+                HeightWidth size = bundle.Model.ImageSize;
+                if (told != null)
+                    throw new RequestException(
+                        $"{told}: this bundle has one size, {size.Height} x {size.Width}; leave it out");
+                return 0;
+            }
+            if (!request.Scalars.TryGetValue(item.Name, out given))
+                return SizeInfo.Choose(bundle.Sizes, request.Area, request.Ratio);
+            if (told != null)
+                throw new RequestException($"{told}: the size is given twice: by {told} and in Scalars");
+            double index = given.Values.Length == 1 ? given.Values[0] : double.NaN;
+            if (index != Math.Floor(index)) throw new RequestException($"{item.Name}: expected an integer");
+            if (!(index >= 0 && index < bundle.Sizes.Count))
+                throw new RequestException(
+                    $"{item.Name} {RequestInput.Show(index)} is out of range: expected 0 to {bundle.Sizes.Count - 1}");
+            return (int)index;
+        }
+
+        /// <summary>Put texts of several lengths among the tensors, padded, with their mask.</summary>
+        private void PadTexts(string kind, string maskKind)
+        {
+            RequestInput features = Manifest.InputOfKind(kind), mask = Manifest.InputOfKind(maskKind);
+            IReadOnlyList<InputTensor> given;
+            if (features == null) return;
+            bool masked = mask != null && tensors.ContainsKey(mask.Name);
+            if (!request.Texts.TryGetValue(features.Name, out given))
+            {
+                if (masked && !tensors.ContainsKey(features.Name))
+                    throw new RequestException($"{mask.Name} is given without {features.Name}");
+                return;
+            }
+            var width = (long)features.Shape[2];
+            for (int i = 0; i < given.Count; i++)
+            {
+                InputTensor text = given[i];
+                if (text.Dtype != features.Dtype || text.Shape.Length != 2 || text.Shape[1] != width
+                    || text.Data.Length == 0 || text.Shape[0] != text.Data.Length / width
+                    || text.Data.Length % width != 0)
+                    throw new RequestException(
+                        $"{features.Name}[{i}]: expected {features.Dtype} [N, {width}], found {Describe(text)} of "
+                        + $"{text.Data.Length} numbers");
+            }
+            if (given.Count == 0)
+                throw new RequestException($"{features.Name}: expected a text for each image, found none");
+            var padded = new PaddedTexts(given.Select(text => (float[])text.Data).ToList(), (int)width);
+            tensors[features.Name] = new InputTensor(padded.Features, padded.Shape);
+            if (given.All(text => text.Data.Length == given[0].Data.Length)) return;
+            if (mask == null)
+                throw new RequestException(
+                    $"{features.Name}: texts differ in length, and this bundle takes no mask");
+            if (masked)
+                throw new RequestException(
+                    $"{mask.Name}: texts of different lengths get a mask of their own; leave it out");
+            tensors[mask.Name] = new InputTensor(padded.Mask, padded.Shape.Take(2).ToArray());
+        }
+
+        /// <summary>Read the prompts and negative texts that are given, and find B.</summary>
+        private void ReadTexts(Func<string, long[]> tokenize)
+        {
+            bool guided = request.Negative != null && request.Negative.ForAll != "";  // "" is as null
+            RequestInput features = Manifest.InputOfKind("text_features"), label = Manifest.InputOfKind("label");
             if (label != null && request.ClassLabels.Count == 0)
                 throw new RequestException($"{label.Name} is empty: expected at least one class");
-            if (label != null) return request.ClassLabels.Count;
-            foreach (RequestInput item in bundle.Request.Where(item => item.PerImage))
+            if (request.Prompts != null) RequireNoTensors(PromptKinds);
+            if (guided) RequireNoTensors(NegativeKinds);
+            if (features != null && !tensors.ContainsKey(features.Name) && request.Prompts == null
+                && Manifest.Graphs.ContainsKey("text_encoder"))
+                throw new RequestException("prompts are missing: expected a text for each image");
+            int? images = label == null ? (int?)null : request.ClassLabels.Count;
+            if (request.Prompts != null)
+            {
+                texts.Add(TextsOf(PromptKinds, request.Prompts, images, tokenize));
+                images = texts[0].Count;
+            }
+            Count = images ?? CountImages();
+            if (!guided) return;
+            IReadOnlyList<string> negative = request.Negative.ForAll == null
+                ? request.Negative.Texts : Enumerable.Repeat(request.Negative.ForAll, Count).ToArray();
+            texts.Add(TextsOf(NegativeKinds, negative, Count, tokenize));
+        }
+
+        private void RequireNoTensors(string[] kinds)
+        {
+            foreach (string kind in kinds.Skip(1))
+            {
+                RequestInput item = Manifest.InputOfKind(kind);
+                if (item != null && tensors.ContainsKey(item.Name))
+                    throw new RequestException($"{kinds[0]} and {item.Name} are both given: leave one out");
+            }
+        }
+
+        /// <param name="images">B; null where the texts tell it.</param>
+        private Texts TextsOf(
+            string[] kinds, IReadOnlyList<string> given, int? images, Func<string, long[]> tokenize)
+        {
+            string setting = kinds[0];
+            RequestInput features = Manifest.InputOfKind(kinds[1]);
+            if (features == null) throw new RequestException($"{setting}: this bundle has no such input{Takes}");
+            if (!Manifest.Graphs.ContainsKey("text_encoder"))
+                throw new RequestException(
+                    $"{setting}: this bundle has no text encoder; give {features.Name} in inputs");
+            if (Manifest.Tokenizer == null)
+                throw new RequestException($"{setting}: this bundle has no tokenizer; give {features.Name} in inputs");
+            int none = given.ToList().IndexOf(null);
+            if (none >= 0) throw new RequestException($"{setting}[{none}]: expected a text, found null");
+            if (given.Count == 0 || given.Count != (images ?? given.Count))
+            {
+                string expected = images == null ? "at least one text" : $"a text for each of {images} images";
+                throw new RequestException($"{setting}: expected {expected}, found {given.Count}");
+            }
+            return new Texts(features, Manifest.InputOfKind(kinds[2]), given, number =>
+            {
+                try
+                {
+                    return tokenize(given[number]);
+                }
+                catch (RequestException error)
+                {
+                    throw new RequestException($"{setting}[{number}]: {error.Message}");
+                }
+            });
+        }
+
+        /// <summary>Add the mask that nobody gave, of features that are there.</summary>
+        private void AddMaskOfOnes(string kind, string maskKind)
+        {
+            RequestInput mask = Manifest.InputOfKind(maskKind), features = Manifest.InputOfKind(kind);
+            ModelInput given = Items.FirstOrDefault(item => item.Name == features?.Name);
+            if (mask == null || given == null || tensors.ContainsKey(mask.Name)) return;
+            long[] shape = given.Shape.Take(2).ToArray();
+            Items = Items.Concat(new[]
+            {
+                new ModelInput
+                {
+                    Name = mask.Name, Data = Enumerable.Repeat(1L, (int)(shape[0] * shape[1])).ToArray(), Shape = shape,
+                    PerImage = true,
+                },
+            }).ToList();
+        }
+
+        /// <summary>B, where neither labels nor prompts tell it: that of the first input that is given with a row for
+        /// each image; or else 1.</summary>
+        private int CountImages()
+        {
+            foreach (RequestInput item in Manifest.Request.Where(item => item.PerImage))
             {
                 InputTensor given;
                 if (item.Kind == "uniform" && request.Uniforms != null) return Math.Max(request.Uniforms.Length, 1);
                 if (item.Kind == "forced_tokens" && request.ForcedTokens != null)
                     return Math.Max(request.ForcedTokens.Length, 1);
-                if (!request.Inputs.TryGetValue(item.Name, out given)) continue;
+                if (!tensors.TryGetValue(item.Name, out given)) continue;
                 if (given.Shape.Length == 0 || given.Shape[0] < 1 || given.Shape[0] > int.MaxValue)
                     throw new RequestException(
                         $"{item.Name}: expected a row for each image, found {Describe(given)}");
@@ -1431,11 +2045,13 @@ namespace NextScale
             return 1;
         }
 
-        /// <summary>Images and masks that the stage graph does not list are other roles' inputs.</summary>
+        /// <summary>Images and masks that the stage graph does not list are other roles' inputs; what prompts become,
+        /// and masks that nobody gave, are made elsewhere.</summary>
         private bool IsNeeded(RequestInput item)
         {
-            return !item.IsTensor || request.Inputs.ContainsKey(item.Name)
-                || bundle.Graph("stage").Inputs.Any(tensor => tensor.Name == item.Name);
+            if (!item.IsTensor || tensors.ContainsKey(item.Name)) return true;
+            if (texts.Any(text => text.Makes(item)) || TextSettings.Any(kinds => kinds[2] == item.Kind)) return false;
+            return Manifest.Graphs["stage"].Inputs.Any(tensor => tensor.Name == item.Name);
         }
 
         private ModelInput Make(RequestInput item)
@@ -1443,16 +2059,25 @@ namespace NextScale
             switch (item.Kind)
             {
                 case "label":
-                    return Rows(item, request.ClassLabels.Select(bundle.ClassLabel).ToArray());
+                    return Rows(item, request.ClassLabels.Select(Manifest.Model.RequireLabel).ToArray());
                 case "uniform":
                     return Rows(item, request.Uniforms == null ? SeedUniforms(item) : CheckedUniforms(item));
                 case "smooth_uniform":
-                    long[] none = { Count, 0, bundle.Model.VocabSize };
+                    long[] none = { Count, 0, Manifest.Model.VocabSize };
                     return new ModelInput { Name = item.Name, Data = new float[0], Shape = none, PerImage = true };
                 case "forced_tokens":
                     return Rows(item, CheckedTokens(item));
                 case "scalar":
                     return MakeScalar(item);
+                case "size":
+                    return new ModelInput { Name = item.Name, Data = new long[] { sizeIndex }, Shape = new long[0] };
+                case "negative_features":
+                    if (tensors.ContainsKey(item.Name)) return MakeTensor(item);
+                    long[] noText = { Count, 0, (long)item.Shape[2] };
+                    return new ModelInput { Name = item.Name, Data = new float[0], Shape = noText, PerImage = true };
+                case "text_mask":
+                case "negative_mask":
+                    return CheckedMask(item, MakeTensor(item));
                 default:
                     return MakeTensor(item);
             }
@@ -1502,7 +2127,7 @@ namespace NextScale
         {
             if (request.ForcedTokens == null) return Enumerable.Repeat(-1L, Count * (int)item.RowValues).ToArray();
             long[] tokens = Flat(item, "integers", request.ForcedTokens);
-            long largest = bundle.Model.VocabSize - 1;
+            long largest = Manifest.Model.VocabSize - 1;
             if (tokens.Min() < -1 || tokens.Max() > largest)
                 throw new RequestException(
                     $"{item.Name}: expected -1 (sample) to {largest}, found {tokens.Min()} to {tokens.Max()}");
@@ -1558,7 +2183,7 @@ namespace NextScale
                 size => size is string && symbols.ContainsKey((string)size) ? symbols[(string)size] : size).ToList();
             string wanted = $"{item.Dtype} [{string.Join(", ", sizes)}]";
             InputTensor given;
-            if (!request.Inputs.TryGetValue(item.Name, out given))
+            if (!tensors.TryGetValue(item.Name, out given))
                 throw new RequestException($"{item.Name} is missing: expected {wanted}; give it in inputs");
             bool fits = given.Dtype == item.Dtype && given.Shape.Length == item.Shape.Count;
             long elements = 1;
@@ -1581,6 +2206,16 @@ namespace NextScale
             };
         }
 
+        /// <summary>The mask itself: graphs may multiply by it, or compare.</summary>
+        private static ModelInput CheckedMask(RequestInput item, ModelInput mask)
+        {
+            foreach (long value in (long[])mask.Data)
+                if (value != 0 && value != 1)
+                    throw new RequestException(
+                        $"{item.Name}: expected 1 (text) or 0 (behind its end), found {value}");
+            return mask;
+        }
+
         private static string Describe(InputTensor tensor)
         {
             return $"{tensor.Dtype} [{string.Join(", ", tensor.Shape)}]";
@@ -1593,10 +2228,15 @@ namespace NextScale
         private readonly List<OrtValue> owned = new List<OrtValue>();
         private readonly int count;
 
-        /// <summary>Those of the request's inputs that the graph takes.</summary>
-        public Feeds(ModelInputs inputs, GraphInfo graph)
+        /// <param name="count">Images.</param>
+        public Feeds(int count)
         {
-            count = inputs.Count;
+            this.count = count;
+        }
+
+        /// <summary>Those of the request's inputs that the graph takes.</summary>
+        public Feeds(ModelInputs inputs, GraphInfo graph) : this(inputs.Count)
+        {
             foreach (ModelInput item in inputs.Items)
                 if (graph.Inputs.Any(tensor => tensor.Name == item.Name)) Add(item.Name, item.Data, item.Shape);
         }
@@ -2105,7 +2745,38 @@ namespace NextScale
         public string Input;
         public string Output;
         public string Dtype;
-        public IReadOnlyList<object> InitialShape;  // a long, "B" or "2B"
+        public IReadOnlyList<object> InitialShape;  // a long, "B", "2B", or a symbol of the size
+
+        /// <summary>The same state with numbers for symbols of its initial shape.</summary>
+        public StateInfo Resolved(Dictionary<string, long> symbols)
+        {
+            var state = (StateInfo)MemberwiseClone();
+            state.InitialShape = SizedModel.Resolved(InitialShape, symbols);
+            return state;
+        }
+    }
+
+    /// <summary>How prompts become the token ids of the text encoder.</summary>
+    internal sealed class TokenizerInfo
+    {
+        public string Kind;     // "bytes" or "sentencepiece", or one that this file does not know
+        public long MaxTokens;  // of a prompt, its end included; 0 where the kind is not known
+        public string File;     // of a "sentencepiece" model
+    }
+
+    /// <summary>The model at a size, and the numbers of the symbols that the size decides: none where the bundle has
+    /// one.</summary>
+    internal sealed class SizedModel
+    {
+        public ModelInfo Model;
+        public Dictionary<string, long> Symbols = new Dictionary<string, long>();
+
+        /// <summary>A shape with numbers for the symbols that are given.</summary>
+        public static IReadOnlyList<object> Resolved(IReadOnlyList<object> shape, Dictionary<string, long> symbols)
+        {
+            return shape.Select(size => size is string && symbols.ContainsKey((string)size)
+                ? symbols[(string)size] : size).ToList();
+        }
     }
 
     /// <summary>The fused variant of a graph: its ONNX file, and the version of each domain of operators that it needs.
@@ -2124,6 +2795,14 @@ namespace NextScale
         public IReadOnlyList<TensorInfo> Inputs;
         public IReadOnlyList<TensorInfo> Outputs;
         public IReadOnlyList<StateInfo> State;
+
+        /// <summary>The same graph with numbers for symbols of its states.</summary>
+        public GraphInfo Resolved(Dictionary<string, long> symbols)
+        {
+            var graph = (GraphInfo)MemberwiseClone();
+            graph.State = State.Select(state => state.Resolved(symbols)).ToList();
+            return graph;
+        }
     }
 
     internal sealed class FileEntry
@@ -2133,15 +2812,20 @@ namespace NextScale
     }
 
     /// <summary>One input of a request. "B" comes first in its shape where each image has a row; all images share the
-    /// others.</summary>
+    /// others. In a bundle of several sizes "L", "S", "h", "w", "H" and "W" are what the size of a request decides.
+    /// </summary>
     internal sealed class RequestInput
     {
-        /// <summary>Readers make those up to "scalar" themselves; the caller gives tensors of the others.</summary>
+        /// <summary>Labels, texts and a size are the caller's, readers can make uniforms, forced tokens and scalars,
+        /// and the caller gives tensors of the other kinds.</summary>
         public static readonly string[] Kinds =
         {
             "label", "uniform", "smooth_uniform", "forced_tokens", "scalar", "text_features", "text_mask", "image",
-            "mask",
+            "mask", "negative_features", "negative_mask", "size",
         };
+
+        /// <summary>Those of which a request may have several.</summary>
+        public static readonly string[] PluralKinds = { "scalar", "image", "mask" };
 
         public string Name;
         public string Kind;
@@ -2153,7 +2837,18 @@ namespace NextScale
 
         public bool PerImage { get { return Shape.Count > 0 && "B".Equals(Shape[0]); } }
 
-        public bool IsTensor { get { return Array.IndexOf(Kinds, Kind) > Array.IndexOf(Kinds, "scalar"); } }
+        public bool IsTensor
+        {
+            get { return Array.IndexOf(Kinds, Kind) > Array.IndexOf(Kinds, "scalar") && Kind != "size"; }
+        }
+
+        /// <summary>The same input with numbers for symbols of its shape.</summary>
+        public RequestInput Resolved(Dictionary<string, long> symbols)
+        {
+            var item = (RequestInput)MemberwiseClone();
+            item.Shape = SizedModel.Resolved(Shape, symbols);
+            return item;
+        }
 
         /// <summary>The product of the sizes in numbers: of uniforms [B, L], L.</summary>
         public long RowValues { get { return Shape.OfType<long>().Aggregate(1L, (product, size) => product * size); } }
@@ -2198,15 +2893,23 @@ namespace NextScale
         // Of what one image needs; a real f_hat has 32,768 elements in four dimensions.
         private const int MaxDimensions = 8;
         private const long MaxElements = 1 << 28;
+        private const int MaxSizes = 1000;
+        private const long MaxRatio = 1000;
+        private const long MaxTokens = 1 << 16;      // of a prompt
+        private const long MaxTextLength = 1 << 20;  // of verify's texts
+        private const int MaxPrompt = 10000;         // characters of one of verify's
 
-        public static readonly string[] Roles = { "generate", "stage", "decoder", "encoder" };
-        private static readonly string[] OptionalRoles = { "generate", "encoder" };
-        private static readonly string[] SingleKinds = { "label", "uniform", "smooth_uniform", "forced_tokens" };
+        public static readonly string[] Roles = { "generate", "stage", "decoder", "encoder", "text_encoder" };
+        private static readonly string[] OptionalRoles = { "generate", "encoder", "text_encoder" };
+        private static readonly string[] SizeSymbols = { "L", "S", "h", "w", "H", "W" };
         private static readonly Dictionary<string, string[]> KindDtypes = new Dictionary<string, string[]>
         {
             { "label", new[] { "int64" } }, { "uniform", new[] { "float32" } },
             { "smooth_uniform", new[] { "float32" } },
             { "forced_tokens", new[] { "int64" } }, { "scalar", new[] { "float32", "int64" } },
+            { "text_features", new[] { "float32" } }, { "text_mask", new[] { "int64" } },
+            { "negative_features", new[] { "float32" } }, { "negative_mask", new[] { "int64" } },
+            { "size", new[] { "int64" } },
         };
 
         public string Name { get; private set; }
@@ -2218,7 +2921,14 @@ namespace NextScale
         /// <summary>Of the model, such as "var"; for people.</summary>
         public string Family { get; private set; }
 
+        /// <summary>Where there are several sizes, that of the first.</summary>
         public ModelInfo Model { get; private set; }
+
+        /// <summary>Those that the bundle is built for; none where it has one, the model's.</summary>
+        public IReadOnlyList<SizeInfo> Sizes { get; private set; } = new SizeInfo[0];
+
+        /// <summary>Of prompts; null where the bundle has none.</summary>
+        public TokenizerInfo Tokenizer { get; private set; }
 
         public IReadOnlyList<RequestInput> Request { get; private set; }
 
@@ -2227,6 +2937,43 @@ namespace NextScale
         public IReadOnlyDictionary<string, GraphInfo> Graphs { get; private set; }
 
         public IReadOnlyDictionary<string, FileEntry> Files { get; private set; }
+
+        /// <summary>The model at each size.</summary>
+        public IReadOnlyList<ModelInfo> Models
+        {
+            get { return Sizes.Select(Model.OfSize).DefaultIfEmpty(Model).ToList(); }
+        }
+
+        /// <summary>What the manifest says of one size: its model, and in numbers what it decides of the request and
+        /// the states.</summary>
+        /// <param name="index">Of a size; 0 where the bundle has one.</param>
+        public Manifest OfSize(int index)
+        {
+            if (Sizes.Count == 0) return this;
+            var manifest = (Manifest)MemberwiseClone();
+            manifest.Model = Model.OfSize(Sizes[index]);
+            Dictionary<string, long> symbols = manifest.Model.Symbols;
+            manifest.Request = Request.Select(item => item.Resolved(symbols)).ToList();
+            manifest.Graphs = Graphs.ToDictionary(graph => graph.Key, graph => graph.Value.Resolved(symbols));
+            return manifest;
+        }
+
+        /// <summary>The request's input of a kind; null where it has none.</summary>
+        public RequestInput InputOfKind(string kind)
+        {
+            return Request.FirstOrDefault(item => item.Kind == kind);
+        }
+
+        /// <summary>The model at each size; at its own, without symbols, where there are no others.</summary>
+        private IReadOnlyList<SizedModel> AtSizes
+        {
+            get
+            {
+                return Models.Select(model => Sizes.Count == 0
+                    ? new SizedModel { Model = model }
+                    : new SizedModel { Model = model, Symbols = model.Symbols }).ToList();
+            }
+        }
 
         /// <summary>Parse and check a manifest; keys, graphs and variants that it does not know are ignored.</summary>
         /// <param name="where">How errors name the file.</param>
@@ -2277,20 +3024,22 @@ namespace NextScale
         {
             Family = root.Text("family");
             Model = ReadModel(root.Object("model"));
-            Request = ReadRequest(root, Model);
+            Sizes = ReadSizes(root, Model);
+            IReadOnlyList<SizedModel> each = AtSizes;
+            Request = ReadRequest(root, each);
             Fields graphs = root.Object("graphs");
             Graphs = Roles.Where(role => !OptionalRoles.Contains(role) || graphs.Value.ContainsKey(role)).ToDictionary(
                 role => role,
                 role =>
                 {
                     Fields variants = graphs.Object(role).Object("variants");
-                    GraphInfo graph = ReadGraph(graphs.Object(role), variants.Object("stock"), role);
-                    object fused;
-                    if (variants.Value.TryGetValue("fused", out fused) && fused != null)
-                        graph.Fused = ReadFused(variants.Nested("fused", fused));
+                    GraphInfo graph = ReadGraph(graphs.Object(role), variants.Object("stock"), role, each);
+                    object fused = variants.Optional("fused");
+                    if (fused != null) graph.Fused = ReadFused(variants.Nested("fused", fused));
                     return graph;
                 });
-            CheckVerify(root.Object("verify"));
+            Tokenizer = ReadTokenizer(root);
+            CheckVerify(root.Object("verify"), each);
         }
 
         /// <summary>Schema 1 knew VAR alone: square stages, six fixed inputs, one file for each graph.</summary>
@@ -2324,8 +3073,9 @@ namespace NextScale
                                    Defaults = new[] { 0.96 }, Minimum = 0, Maximum = 1 },
             };
             Graphs = Roles.Take(3).ToDictionary(
-                role => role, role => ReadGraph(graphs.Object(role), graphs.Object(role), role));
-            CheckTokenMaps(verify, "token_maps", CheckLabels(verify, "class_labels"));
+                role => role, role => ReadGraph(graphs.Object(role), graphs.Object(role), role, AtSizes));
+            int labels = CheckLabels(verify, "class_labels");
+            CheckTokenMaps(verify, "token_maps", InputOfKind("forced_tokens").RowValues, labels);
             CheckSeed(verify);
             object cfgScale = verify.Get("cfg_scale");
             var number = cfgScale as JsonNumber;
@@ -2335,15 +3085,83 @@ namespace NextScale
 
         private static ModelInfo ReadModel(Fields fields)
         {
+            IReadOnlyList<HeightWidth> stages = ReadStageSizes(fields);
+            return new ModelInfo(
+                fields, 0, stages, ReadSize(fields, "image_size", fields.Get("image_size"), MaxDimension - 1),
+                ReadSize(fields, "latent_size", fields.Get("latent_size"), MaxDimension - 1));
+        }
+
+        private static IReadOnlyList<HeightWidth> ReadStageSizes(Fields fields)
+        {
             IReadOnlyList<HeightWidth> stages =
                 fields.Items("stage_sizes", (owner, key, value) => ReadSize(owner, key, value, 4096));
             List<long> tokens = stages.Select(size => size.Height * size.Width).ToList();
             if (tokens.Count == 0 || !tokens.SequenceEqual(tokens.OrderBy(count => count)))
                 fields.Refuse("stage_sizes", "[height, width] of each stage, by ascending number of tokens",
                               fields.Get("stage_sizes"));
-            return new ModelInfo(
-                fields, 0, stages, ReadSize(fields, "image_size", fields.Get("image_size"), MaxDimension - 1),
-                ReadSize(fields, "latent_size", fields.Get("latent_size"), MaxDimension - 1));
+            return stages;
+        }
+
+        /// <summary>The sizes, each of its own for people and for pictures and latents that come without a name, the
+        /// first of which is the model's; none where there is no list.</summary>
+        private static IReadOnlyList<SizeInfo> ReadSizes(Fields root, ModelInfo model)
+        {
+            var sizes = new List<SizeInfo>();
+            object listed = root.Optional("sizes");
+            if (listed == null) return sizes;
+            var list = listed as List<object>;
+            if (list != null && (list.Count == 0 || list.Count > MaxSizes))
+                root.Refuse("sizes", $"1 to {MaxSizes} sizes", (long)list.Count);
+            root.Items("sizes", (owner, key, value) =>
+            {
+                Fields fields = owner.Nested(key, value);
+                SizeInfo size = ReadSizeInfo(fields);
+                foreach (SizeInfo other in sizes)
+                {
+                    string shared =
+                        other.Megapixels.Equals(size.Megapixels) && other.Ratio.Equals(size.Ratio) ? "ratio"
+                        : other.ImageSize.Equals(size.ImageSize) ? "image_size"
+                        : other.LatentSize.Equals(size.LatentSize) ? "latent_size" : null;
+                    if (shared != null)
+                        fields.Refuse(shared, "another than those of the sizes before", fields.Get(shared));
+                }
+                string differs = sizes.Count > 0 ? null
+                    : !size.StageSizes.SequenceEqual(model.StageSizes) ? "stage_sizes"
+                    : !size.ImageSize.Equals(model.ImageSize) ? "image_size"
+                    : !size.LatentSize.Equals(model.LatentSize) ? "latent_size" : null;
+                if (differs != null)
+                    fields.Refuse(differs, $"model.{differs}, which is the first size's", fields.Get(differs));
+                sizes.Add(size);
+                return true;
+            });
+            return sizes;
+        }
+
+        private static SizeInfo ReadSizeInfo(Fields fields)
+        {
+            string area = fields.Text("area");
+            HeightWidth ratio = ReadSize(fields, "ratio", fields.Get("ratio"), MaxRatio);
+            if (SizeInfo.MegapixelsOf(area) == null) fields.Refuse("area", "megapixels such as \"0.25M\"", area);
+            if (SizeInfo.Common(ratio.Height, ratio.Width) != 1)
+                fields.Refuse("ratio", "[height, width] in lowest terms", fields.Get("ratio"));
+            return new SizeInfo(
+                area, ratio, ReadSize(fields, "image_size", fields.Get("image_size"), MaxDimension - 1),
+                ReadSize(fields, "latent_size", fields.Get("latent_size"), MaxDimension - 1), ReadStageSizes(fields));
+        }
+
+        private TokenizerInfo ReadTokenizer(Fields root)
+        {
+            object value = root.Optional("tokenizer");
+            if (value == null) return null;
+            Fields fields = root.Nested("tokenizer", value);
+            var tokenizer = new TokenizerInfo { Kind = fields.Text("kind") };
+            if (tokenizer.Kind != "bytes" && tokenizer.Kind != "sentencepiece") return tokenizer;
+            tokenizer.MaxTokens = fields.Integer("max_tokens", 1, MaxTokens);
+            if (tokenizer.Kind == "bytes") return tokenizer;
+            tokenizer.File = fields.Text("file");
+            if (!Files.ContainsKey(tokenizer.File))
+                fields.Refuse("file", "a plain file name that \"files\" lists", tokenizer.File);
+            return tokenizer;
         }
 
         private static HeightWidth ReadSize(Fields owner, string key, object value, long maximum)
@@ -2354,33 +3172,66 @@ namespace NextScale
                                    owner.AsInteger(key + "[1]", list[1], 1, maximum));
         }
 
-        private static IReadOnlyList<RequestInput> ReadRequest(Fields root, ModelInfo model)
+        private static IReadOnlyList<RequestInput> ReadRequest(Fields root, IReadOnlyList<SizedModel> sizes)
         {
             var request = new List<RequestInput>();
+            var places = new Dictionary<string, Fields>();  // of the inputs, by kind
             root.Items("request", (owner, key, value) =>
             {
                 Fields fields = owner.Nested(key, value);
-                RequestInput item = ReadInput(fields, model);
+                RequestInput item = ReadInput(fields, sizes);
                 if (request.Any(other => other.Name == item.Name))
                     fields.Refuse("name", "a name of its own", item.Name);
-                if (SingleKinds.Contains(item.Kind) && request.Any(other => other.Kind == item.Kind))
+                if (!RequestInput.PluralKinds.Contains(item.Kind) && places.ContainsKey(item.Kind))
                     fields.Refuse("kind", "no second input of its kind", item.Kind);
-                if (item.Kind == "label" && model.NumClasses == 0)
+                if (item.Kind == "label" && sizes[0].Model.NumClasses == 0)
                     fields.Refuse("kind", "no label, since model.num_classes is 0", item.Kind);
                 request.Add(item);
+                places[item.Kind] = fields;
                 return true;
             });
-            if (request.All(item => item.Kind != "forced_tokens"))
+            if (!places.ContainsKey("forced_tokens"))
                 root.Refuse("request", "an input of kind forced_tokens", root.Get("request"));
+            bool several = sizes[0].Symbols.Count > 0;
+            if (several != places.ContainsKey("size"))
+                root.Refuse("request", several
+                    ? "an input of kind size" : "no input of kind size, since there is no list of sizes",
+                    root.Get("request"));
+            CheckTexts(places, request);
             return request;
         }
 
-        private static RequestInput ReadInput(Fields fields, ModelInfo model)
+        /// <summary>Refuse masks without features, negative features without any, and shapes that differ between them.
+        /// </summary>
+        private static void CheckTexts(Dictionary<string, Fields> places, List<RequestInput> request)
+        {
+            Func<string, RequestInput> input = kind => request.First(item => item.Kind == kind);
+            Action<string, string, string> refuse =
+                (kind, key, expected) => places[kind].Refuse(key, expected, places[kind].Get(key));
+            foreach (string features in new[] { "text_features", "negative_features" })
+            {
+                string mask = features.Replace("features", "mask");
+                if (!places.ContainsKey(mask)) continue;
+                if (!places.ContainsKey(features)) refuse(mask, "kind", $"no {mask} without {features}");
+                if (!input(mask).Shape.SequenceEqual(input(features).Shape.Take(2)))
+                    refuse(mask, "shape", $"the first two dimensions of {input(features).Name}");
+            }
+            if (!places.ContainsKey("negative_features")) return;
+            if (!places.ContainsKey("text_features"))
+                refuse("negative_features", "kind", "no negative_features without text_features");
+            RequestInput text = input("text_features"), negative = input("negative_features");
+            if (!text.Shape[2].Equals(negative.Shape[2]) || text.Shape[1].Equals(negative.Shape[1]))
+                refuse("negative_features", "shape", $"\"B\", another symbol than {text.Name} has, and its width");
+        }
+
+        private static RequestInput ReadInput(Fields fields, IReadOnlyList<SizedModel> sizes)
         {
             string[] dtypes;
             var item = new RequestInput { Name = fields.Text("name"), Kind = fields.OneOf("kind", RequestInput.Kinds) };
             item.Dtype = KindDtypes.TryGetValue(item.Kind, out dtypes) ? fields.OneOf("dtype", dtypes) : fields.Dtype();
-            item.Shape = ReadShape(fields, item.Kind, model);
+            item.Shape = fields.Items("shape", (owner, key, value) => value is string
+                ? owner.AsText(key, value) : (object)owner.AsInteger(key, value, 1, MaxDimension));
+            foreach (SizedModel size in sizes) CheckShape(fields, item.Resolved(size.Symbols), size);
             if (item.Kind != "scalar") return item;
             item.Minimum = ReadBound(fields, "minimum", item.Dtype);
             item.Maximum = ReadBound(fields, "maximum", item.Dtype);
@@ -2390,46 +3241,67 @@ namespace NextScale
             return item;
         }
 
-        private static IReadOnlyList<object> ReadShape(Fields fields, string kind, ModelInfo model)
+        /// <param name="item">With the size's numbers in its shape.</param>
+        private static void CheckShape(Fields fields, RequestInput item, SizedModel size)
         {
-            IReadOnlyList<object> shape = fields.Items("shape", (owner, key, value) => value is string
-                ? owner.AsText(key, value) : (object)owner.AsInteger(key, value, 1, MaxDimension));
+            IReadOnlyList<object> shape = item.Shape;
+            ModelInfo model = size.Model;
             CheckElements(fields, "shape", shape);
-            bool batch = shape.Count > 0 && "B".Equals(shape[0]);
-            bool rows = batch && shape.Count > 1 && shape.Skip(1).All(size => size is long);
-            switch (kind)
+            bool several = size.Symbols.Count > 0, rows = item.PerImage && shape.Skip(1).Any();
+            bool text = rows && shape[1] is string && !SizeSymbols.Contains(shape[1])
+                && !new[] { "B", "2B" }.Contains(shape[1]);
+            rows = rows && shape.Skip(1).All(dimension => dimension is long);
+            string tokens = several ? "\"L\"" : $"{model.NumTokens}", stages = several ? "\"S\"" : $"{model.NumStages}";
+            bool fits;
+            string expected;
+            switch (item.Kind)
             {
                 case "label":
-                    if (!batch || shape.Count != 1) fields.Refuse("shape", "[\"B\"]", fields.Get("shape"));
+                    expected = "[\"B\"]";
+                    fits = item.PerImage && shape.Count == 1;
                     break;
                 case "uniform":
-                    if (!rows) fields.Refuse("shape", "\"B\" and sizes", fields.Get("shape"));
+                    expected = "\"B\" and sizes";
+                    fits = rows;
                     break;
                 case "smooth_uniform":
-                    if (!rows || shape.Count != 3 || (long)shape[1] != model.NumTokens
-                        || (long)shape[2] != model.VocabSize)
-                        fields.Refuse("shape", $"\"B\", {model.NumTokens} and {model.VocabSize}", fields.Get("shape"));
+                    expected = $"\"B\", {tokens} and {model.VocabSize}";
+                    fits = rows && shape.Count == 3 && (long)shape[1] == model.NumTokens
+                        && (long)shape[2] == model.VocabSize;
                     break;
                 case "forced_tokens":
-                    if (!rows || (long)shape[1] != model.NumTokens)
-                        fields.Refuse("shape", $"\"B\", {model.NumTokens} and further sizes", fields.Get("shape"));
+                    expected = $"\"B\", {tokens} and further sizes";
+                    fits = rows && (long)shape[1] == model.NumTokens;
                     break;
                 case "scalar":
-                    if (shape.Count > 1 || shape.Any(size => !((long)model.NumStages).Equals(size)))
-                        fields.Refuse("shape", $"[] or [{model.NumStages}]", fields.Get("shape"));
+                    expected = $"[] or [{stages}]";
+                    fits = shape.Count <= 1 && shape.All(dimension => ((long)model.NumStages).Equals(dimension));
+                    break;
+                case "text_features":
+                case "negative_features":
+                    expected = "\"B\", a symbol and a size";
+                    fits = text && shape.Count == 3 && shape[2] is long;
+                    break;
+                case "text_mask":
+                case "negative_mask":
+                    expected = "\"B\" and a symbol";
+                    fits = text && shape.Count == 2;
+                    break;
+                case "size":
+                    expected = "[]";
+                    fits = shape.Count == 0;
                     break;
                 default:
-                    if (shape.Skip(1).Contains("B"))
-                        fields.Refuse("shape", "\"B\" first or nowhere", fields.Get("shape"));
+                    expected = "\"B\" first or nowhere";
+                    fits = !shape.Skip(1).Contains("B");
                     break;
             }
-            return shape;
+            if (!fits) fields.Refuse("shape", expected, fields.Get("shape"));
         }
 
         private static double? ReadBound(Fields fields, string key, string dtype)
         {
-            object value;
-            fields.Value.TryGetValue(key, out value);
+            object value = fields.Optional(key);
             return value == null ? (double?)null : ReadScalar(fields, key, value, dtype);
         }
 
@@ -2441,11 +3313,14 @@ namespace NextScale
             return number;
         }
 
-        /// <summary>One value, or one for each stage where the input's shape says so; all within its limits.</summary>
+        /// <summary>One value, or one for each stage where the input's shape says so in numbers; all within its limits.
+        /// </summary>
         private static double[] ReadScalars(Fields fields, string key, RequestInput item)
         {
             object value = fields.Get(key);
             bool listed = item.Shape.Count > 0 && value is List<object>;
+            if (listed && item.Shape[0] is string)
+                fields.Refuse(key, "one number, since sizes differ in their stages", value);
             double[] values = listed
                 ? fields.Items(key, (owner, place, number) => ReadScalar(owner, place, number, item.Dtype)).ToArray()
                 : new[] { ReadScalar(fields, key, value, item.Dtype) };
@@ -2460,7 +3335,7 @@ namespace NextScale
         {
             long elements = 1;
             foreach (long size in shape.OfType<long>().Where(size => size > 0))
-                elements = Math.Min(elements * size, MaxElements + 1);
+                elements = Math.Min(elements * Math.Min(size, MaxElements + 1), MaxElements + 1);
             if (shape.Count > MaxDimensions || elements > MaxElements)
                 fields.Refuse(key, $"at most {MaxDimensions} dimensions of {MaxElements} elements in all",
                               fields.Get(key));
@@ -2489,11 +3364,13 @@ namespace NextScale
         /// <summary>Read one graph; it must have the contract's inputs and outputs, or a host could not run it. More
         /// outputs do no harm: a bundle made for debugging has them.</summary>
         /// <param name="variant">Names its file.</param>
-        private GraphInfo ReadGraph(Fields fields, Fields variant, string name)
+        /// <param name="sizes">At each of which its states must be of a size that can be.</param>
+        private GraphInfo ReadGraph(Fields fields, Fields variant, string name, IReadOnlyList<SizedModel> sizes)
         {
             string file = variant.Text("file");
             if (!Files.ContainsKey(file)) variant.Refuse("file", "a plain file name that \"files\" lists", file);
-            IReadOnlyList<StateInfo> state = name == "stage" ? fields.Items("state", ReadState) : new StateInfo[0];
+            IReadOnlyList<StateInfo> state = name != "stage" ? new StateInfo[0]
+                : fields.Items("state", (owner, key, value) => ReadState(owner.Nested(key, value), sizes));
             var graph = new GraphInfo
             {
                 File = file,
@@ -2525,7 +3402,14 @@ namespace NextScale
             else if (name == "encoder")
             {
                 inputs = new Contract { { "images", "uint8" } };
+                RequestInput size = InputOfKind("size");
+                if (size != null) inputs[size.Name] = size.Dtype;
                 outputs = new Contract { { "token_maps", "int64" } };
+            }
+            else if (name == "text_encoder")
+            {
+                inputs = new Contract { { "token_ids", "int64" } };
+                outputs = new Contract { { "text_features", "float32" } };
             }
             else
             {
@@ -2539,7 +3423,21 @@ namespace NextScale
                 fields.Refuse("outputs", $"the contract's, {outputs}", foundOutputs.ToJson());
             if (name == "stage" && state.All(item => item.Input != "f_hat"))
                 fields.Refuse("state", "an entry for \"f_hat\"", state.Select(item => (object)item.Input).ToList());
+            if (name == "text_encoder") CheckTextEncoder(fields, graph);
             return graph;
+        }
+
+        /// <summary>Refuse a text encoder whose features the request does not take.</summary>
+        private void CheckTextEncoder(Fields fields, GraphInfo graph)
+        {
+            TensorInfo made = graph.Outputs.First(tensor => tensor.Name == "text_features");
+            RequestInput taken = InputOfKind("text_features");
+            if (taken == null)
+                fields.Refuse("outputs", "no text_encoder, since the request has no text_features",
+                              fields.Get("outputs"));
+            if (made.Shape.Count != taken.Shape.Count || !taken.Shape[2].Equals(made.Shape.Last()))
+                fields.Refuse("outputs", $"text_features of width {taken.Shape[2]}, as the request has",
+                              made.Shape.ToList());
         }
 
         private static TensorInfo ReadTensor(Fields owner, string key, object value)
@@ -2553,12 +3451,13 @@ namespace NextScale
             return value == null || value is string ? value : owner.AsInteger(key, value);
         }
 
-        private static StateInfo ReadState(Fields owner, string key, object value)
+        private static StateInfo ReadState(Fields fields, IReadOnlyList<SizedModel> sizes)
         {
-            Fields fields = owner.Nested(key, value);
+            string[] known = new[] { "B", "2B" }.Concat(sizes[0].Symbols.Keys).ToArray();
             IReadOnlyList<object> shape = fields.Items("initial_shape", (_, place, size) =>
-                "B".Equals(size) || "2B".Equals(size) ? size : fields.AsInteger(place, size, 0, MaxDimension));
-            CheckElements(fields, "initial_shape", shape);
+                known.Contains(size) ? size : fields.AsInteger(place, size, 0, MaxDimension));
+            foreach (SizedModel size in sizes)
+                CheckElements(fields, "initial_shape", SizedModel.Resolved(shape, size.Symbols));
             return new StateInfo
             {
                 Input = fields.Text("input"),
@@ -2570,24 +3469,79 @@ namespace NextScale
 
         /// <summary>The record of a generation made at build time: checked as a part of the manifest, then let go.
         /// </summary>
-        private void CheckVerify(Fields fields)
+        private void CheckVerify(Fields fields, IReadOnlyList<SizedModel> sizes)
         {
             Fields inputs = fields.Object("inputs");
-            int? labels = null;
+            RequestInput size = InputOfKind("size"), label = InputOfKind("label");
+            long index = size == null || inputs.Optional(size.Name) == null
+                ? 0 : inputs.Integer(size.Name, 0, sizes.Count - 1);
+            SizedModel at = sizes[(int)index];
+            List<RequestInput> known = Request.Select(item => item.Resolved(at.Symbols)).ToList();
+            var images = new SortedSet<long>();  // that the inputs and the texts tell
             foreach (string name in inputs.Value.Keys)
             {
-                RequestInput known = Request.FirstOrDefault(item => item.Name == name);
-                if (known == null) inputs.Refuse(name, "an input of the request as its key", inputs.Get(name));
-                if (known.Kind == "scalar") ReadScalars(inputs, name, known);
-                else if (known.Kind == "label") labels = CheckLabels(inputs, name);
-                else inputs.Items(name, (owner, key, value) => true);
+                RequestInput item = known.FirstOrDefault(other => other.Name == name);
+                if (item == null)
+                {
+                    string names = string.Join(", ", known.Select(other => other.Name));
+                    inputs.Refuse(name, $"an input of the request as its key: {names}", inputs.Get(name));
+                }
+                if (item.Kind == "scalar") ReadScalars(inputs, name, item);
+                else if (item.Kind == "label") images.Add(CheckLabels(inputs, name));
+                else if (item.Kind != "size")
+                {
+                    int rows = inputs.Items(name, (owner, key, value) => true).Count;
+                    if (item.IsTensor && !RequestInput.PluralKinds.Contains(item.Kind)) images.Add(rows);
+                }
             }
-            foreach (RequestInput item in Request.Where(item => item.Kind == "label")) inputs.Get(item.Name);
-            int images = CheckTokenMaps(fields, "token_maps", labels);
-            object encoded;  // what the encoder makes of the pictures
-            if (fields.Value.TryGetValue("encoded", out encoded) && encoded != null)
-                CheckTokenMaps(fields, "encoded", images);
+            if (label != null) inputs.Get(label.Name);
+            int? texts = CheckVerifyTexts(fields, inputs);
+            if (texts != null) images.Add(texts.Value);
+            if (images.Count > 1)
+                fields.Refuse("", "as many labels and texts as images",
+                              images.Select(count => (object)count).ToList());
+            long values = known.First(item => item.Kind == "forced_tokens").RowValues;
+            long? expected = images.Count == 0 ? (long?)null : images.Min;
+            long maps = CheckTokenMaps(fields, "token_maps", values, expected, label != null ? "labels" : "texts");
+            // What the encoder makes of the pictures.
+            if (fields.Optional("encoded") != null) CheckTokenMaps(fields, "encoded", values, maps);
             CheckSeed(fields);
+        }
+
+        /// <summary>The texts of that record, if inputs tell none: prompts, or lengths of texts whose features follow
+        /// from a formula.</summary>
+        /// <returns>How many there are; null where inputs tell it, or there are no texts.</returns>
+        private int? CheckVerifyTexts(Fields fields, Fields inputs)
+        {
+            RequestInput features = InputOfKind("text_features");
+            string[] told = new[] { "prompts", "text_lengths" }.Where(key => fields.Optional(key) != null).ToArray();
+            if (features == null && told.Length > 0)
+                fields.Refuse(told[0], "no text, since the request has none", fields.Get(told[0]));
+            if (features == null) return null;
+            if (told.Length + (inputs.Value.ContainsKey(features.Name) ? 1 : 0) != 1)
+                fields.Refuse("", $"one of inputs.{features.Name}, prompts and text_lengths",
+                              fields.Value.Keys.Select(key => (object)key).ToList());
+            if (told.Length == 0) return null;
+            if (told[0] == "prompts")
+            {
+                if (!Graphs.ContainsKey("text_encoder"))
+                    fields.Refuse("prompts", "no prompts, since the bundle has no text encoder", fields.Get("prompts"));
+                int prompts = fields.Items("prompts", (owner, key, value) =>
+                {
+                    string prompt = owner.AsText(key, value);
+                    int characters = prompt.Length - prompt.Count(char.IsLowSurrogate);
+                    if (characters < 1 || characters > MaxPrompt)
+                        owner.Refuse(key, $"1 to {MaxPrompt} characters", value);
+                    return true;
+                }).Count;
+                if (prompts == 0) fields.Refuse("prompts", "at least one prompt", fields.Get("prompts"));
+                return prompts;
+            }
+            IReadOnlyList<long> lengths = fields.Items(
+                "text_lengths", (owner, key, value) => owner.AsInteger(key, value, 1, MaxTextLength));
+            if (lengths.Count == 0) fields.Refuse("text_lengths", "at least one length", fields.Get("text_lengths"));
+            CheckElements(fields, "text_lengths", new[] { (long)lengths.Count, lengths.Max(), features.Shape[2] });
+            return lengths.Count;
         }
 
         /// <returns>How many labels there are.</returns>
@@ -2599,11 +3553,12 @@ namespace NextScale
             return labels;
         }
 
+        /// <param name="values">Of a token map.</param>
         /// <param name="images">How many token maps there must be; null for any number above 0.</param>
+        /// <param name="of">What tells that number.</param>
         /// <returns>How many there are.</returns>
-        private int CheckTokenMaps(Fields fields, string name, int? images)
+        private int CheckTokenMaps(Fields fields, string name, long values, long? images, string of = "labels")
         {
-            long values = Request.First(item => item.Kind == "forced_tokens").RowValues;
             int rows = fields.Items(name, (owner, key, value) =>
             {
                 var row = value as List<object>;
@@ -2612,7 +3567,7 @@ namespace NextScale
                 return true;
             }).Count;
             if (images == null ? rows == 0 : rows != images)
-                fields.Refuse(name, images == null ? "at least one row" : $"one row for each of {images} labels",
+                fields.Refuse(name, images == null ? "at least one row" : $"one row for each of {images} {of}",
                               (long)rows);
             return rows;
         }
@@ -2705,6 +3660,14 @@ namespace NextScale
             return value;
         }
 
+        /// <summary>The value of a key that may be missing or null; then it is null.</summary>
+        public object Optional(string key)
+        {
+            object value;
+            Value.TryGetValue(key, out value);
+            return value;
+        }
+
         public Fields Object(string key)
         {
             return Nested(key, Get(key));
@@ -2778,9 +3741,10 @@ namespace NextScale
             return list.Select((item, index) => read(this, $"{key}[{index}]", item)).ToList();
         }
 
+        /// <summary>The path of a key; of no key, that of the object itself.</summary>
         private string PathOf(string key)
         {
-            return Wording.Printable(path.Length > 0 ? $"{path}.{key}" : key);
+            return Wording.Printable(path.Length == 0 ? key : key.Length == 0 ? path : $"{path}.{key}");
         }
     }
 
@@ -3082,6 +4046,24 @@ namespace NextScale
         public static string Printable(string text)
         {
             return IsPrintable(text) ? text : new string(text.Select(c => c >= ' ' && c <= '~' ? c : '?').ToArray());
+        }
+
+        /// <summary>With escapes for what is no printable character, cut after `limit` of them.</summary>
+        public static string Shown(string text, int limit = 80)
+        {
+            var shown = new StringBuilder();
+            for (int at = 0, length; at < text.Length; at += length, limit--)
+            {
+                if (limit == 0) return shown.Append('\u2026').ToString();
+                length = char.IsSurrogatePair(text, at) ? 2 : 1;
+                string character = text.Substring(at, length);
+                int escape = "\t\n\r".IndexOf(text[at]);
+                if (IsPrintable(character)) shown.Append(character);
+                else if (escape >= 0) shown.Append('\\').Append("tnr"[escape]);
+                else if (length == 2) shown.Append($"\\U{char.ConvertToUtf32(text, at):x8}");
+                else shown.Append(text[at] < 256 ? $"\\x{(int)text[at]:x2}" : $"\\u{(int)text[at]:x4}");
+            }
+            return shown.ToString();
         }
 
         public static bool IsPrintable(string text)

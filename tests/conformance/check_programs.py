@@ -1,9 +1,9 @@
 """Hold the programs of examples/ to Python: the same pictures, a measurement's protocol, one-line errors, no telemetry.
 
-    PYTHONPATH=tests python -m conformance.check_programs SUITE --cpp build/cpp --csharp build/csharp
+    PYTHONPATH=tests python -m conformance.check_programs SUITE TEXT_SUITE --cpp build/cpp --csharp build/csharp
 
-SUITE is a folder that make_suite wrote. `conformance OUT` of each language checks the libraries; this checks what is
-built around them.
+These are folders that make_suite wrote, the second one with --family text. `conformance OUT` of each language checks
+the libraries; this checks what is built around them.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 CLASS, SEED = 3, 7  # the seed is that of the programs in examples/minimal
 FORMS = ("generate", "streaming")
 PICTURE = ("--class", CLASS, "--seed", SEED, "--out")
+PROMPT = ("--prompt", "a fox", "--negative", "dull", "--ratio", "2:3", "--tau", 0.5, "--seed", SEED, "--out")
+PROMPTED = {"prompts": ["a fox"], "negative": "dull", "ratio": "2:3", "tau": 0.5, "seed": SEED}
 REFUSED = 2  # the exit code of bad input
 STOCK = SessionOptions(threads=1, ops="stock")  # which programs run that are given no library
 MANY = 2000  # images at a time
@@ -54,11 +56,12 @@ class Programs:
     worker: tuple[str, ...] | None = None
 
 
-def check_programs(suite: Path, cpp: Path, csharp: Path) -> Iterator[tuple[str, str | None]]:
-    """Run every program on every good bundle of the suite and on a broken one.
+def check_programs(suite: Path, texts: Path, cpp: Path, csharp: Path) -> Iterator[tuple[str, str | None]]:
+    """Run every program on every good bundle of the suite and on a broken one, and those that take prompts on one.
 
     Args:
         suite: a folder that make_suite wrote.
+        texts: another, of the family of text.
         cpp, csharp: the folders of the built programs.
     Yields:
         what was checked, and what is wrong with it, or None.
@@ -111,6 +114,11 @@ def check_programs(suite: Path, cpp: Path, csharp: Path) -> Iterator[tuple[str, 
         for programs in languages:
             for what, wrong in _check_memory(programs, largest, folder):
                 yield f"{programs.language}, {what}, {largest}", wrong
+        prompted = texts / "bundles" / "fake-sizes"
+        for programs in languages:
+            if programs.generate:
+                for what, wrong in _check_prompts(programs.generate, prompted, bundles[0], folder):
+                    yield f"{programs.language}, {what}, {prompted}", wrong
         for programs in languages:
             for what, wrong in _check_errors(programs, broken, folder):
                 yield f"{programs.language}, {what}, {broken}", wrong
@@ -167,6 +175,26 @@ def _check_memory(programs: Programs, bundle: Path, folder: Path) -> Iterator[tu
         command = (*programs.generate, bundle, *images, "--batch", MANY, "--threads", 1, "--out", folder / "none.png")
         yield "out of memory", runs_out_of_memory(command)
         yield "nothing written", "a file was written" if (folder / "none.png").exists() else None
+
+
+def _check_prompts(
+    generate: tuple[str, ...], bundle: Path, of_classes: Path, folder: Path
+) -> Iterator[tuple[str, str | None]]:
+    [picture] = Generator(bundle, STOCK).generate(**PROMPTED).images
+    out = folder / "prompt.png"
+    yield "prompt", draws((*generate, bundle, *PROMPT), out, picture, lines=1)
+    for what, command, words in (
+        ("a class of prompts", (*generate, bundle, *PICTURE), "this bundle makes pictures of prompts: give --prompt"),
+        (
+            "a prompt of classes",
+            (*generate, of_classes, *PROMPT),
+            "this bundle makes pictures of classes: give --class",
+        ),
+        ("another ratio", (*generate, bundle, "--ratio", "9:1", *PROMPT[:2], "--out"), "with ratio 9:1 is not built"),
+    ):
+        done = _run((*command, folder / "none.png"))
+        refused = done.returncode == REFUSED and words in done.stderr and not done.stdout
+        yield what, None if refused else f"exit code {done.returncode}, stdout {done.stdout!r}, stderr {done.stderr!r}"
 
 
 def _check_errors(programs: Programs, broken: Path, folder: Path) -> Iterator[tuple[str, str | None]]:
@@ -285,11 +313,13 @@ def _run(command: Sequence[object]) -> subprocess.CompletedProcess[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("suite", type=Path, metavar="SUITE", help="a folder that make_suite wrote")
+    parser.add_argument("texts", type=Path, metavar="TEXT_SUITE", help="another, of --family text")
     parser.add_argument("--cpp", type=Path, required=True, metavar="DIR", help="where CMake built examples/cpp")
     parser.add_argument("--csharp", type=Path, required=True, metavar="DIR", help="where the C# programs are")
     options = parser.parse_args()
     passed = failed = 0
-    for what, wrong in check_programs(options.suite.resolve(), options.cpp.resolve(), options.csharp.resolve()):
+    folders = (options.suite, options.texts, options.cpp, options.csharp)
+    for what, wrong in check_programs(*(folder.resolve() for folder in folders)):
         passed += wrong is None
         failed += wrong is not None
         if wrong is not None:

@@ -209,11 +209,17 @@ def requests(
     out: Path, name: str, cases: Sequence[dict[str, Any]], ops_library: Path | None = None
 ) -> Iterator[dict[str, Any]]:
     for generator, graphs in _generators(out, name, ops_library):
-        for case in cases:
-            request = request_of(case, generator.bundle)
-            expected = results(generator, request, streaming=False)
-            previews = results(generator, request, streaming=True)["previews_sha256"]
-            yield {"bundle": name, **request, **graphs, "expected": {**expected, "previews_sha256": previews}}
+        for request in requests_of(generator, cases):
+            yield {"bundle": name, **graphs, **request}
+
+
+def requests_of(generator: Generator, cases: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Cases of cases.json as requests, with what a generator makes of them."""
+    for case in cases:
+        request = request_of(case, generator.bundle)
+        expected = results(generator, request, streaming=False)
+        previews = results(generator, request, streaming=True)["previews_sha256"]
+        yield {**request, "expected": {**expected, "previews_sha256": previews}}
 
 
 def _generators(out: Path, name: str, ops_library: Path | None) -> Iterator[tuple[Generator, dict[str, Any]]]:

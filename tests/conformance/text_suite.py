@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ from conformance.make_suite import (
     break_bundle,
     damage_manifests,
     request_of,
-    requests,
+    requests_of,
 )
-from fake_sizes_bundle import C, write_fake_sizes_bundle
+from fake_sizes_bundle import PIECES, SMALL_MODEL, C, write_fake_sizes_bundle
 from fake_text_bundle import write_fake_text_bundle
+from numpy.typing import NDArray
 
 from nextscale.measure.provenance import versions
 from nextscale.runtime import Bundle, Generator, SessionOptions
@@ -31,14 +33,31 @@ from nextscale.runtime._machine import describe_machine
 from nextscale.runtime._texts import probe_features
 
 CASES = Path(__file__).with_name("text_cases.json")
+# Prompts and their ids, as transformers makes them.
+GOLDENS = SMALL_MODEL.with_name("text_tokens.json")
 TEXT_PARAMETERS = {"prompts": None, "negative": None, "area": None, "ratio": None, "tau": None}
-# Of one size; of three sizes with a text encoder; the same without one.
+# Of one size; of three sizes with a text encoder; the same without one; the same with pieces for bytes.
 FAKES = {
     "fake-text": write_fake_text_bundle,
     "fake-sizes": write_fake_sizes_bundle,
     "fake-features": partial(write_fake_sizes_bundle, text_encoder=False),
+    "fake-pieces": partial(write_fake_sizes_bundle, pieces=True),
 }
 ONE_THREAD = SessionOptions(threads=1, ops="stock")
+
+
+@dataclass(frozen=True)
+class GoldenPieces:
+    """The tokenizer of sentencepiece for the prompts of GOLDENS: suites are also made where that is not installed."""
+
+    def encode(self, text: str) -> NDArray[np.int64]:
+        [ids] = [case["sentencepiece"] for case in goldens() if case["prompt"] == text]
+        return np.array(ids, np.int64)
+
+
+def goldens() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(GOLDENS.read_text(encoding="utf-8"))
+    return found
 
 
 def make_text_suite(out: Path, damaged: int) -> Path:
@@ -56,12 +75,12 @@ def make_text_suite(out: Path, damaged: int) -> Path:
     suite = {
         "made_with": {**versions(), "cpu": describe_machine().cpu},
         "defaults": {"class_labels": [], **PARAMETERS, **TEXT_PARAMETERS},
-        "tokenizers": cases["tokenizers"],
+        "tokenizers": [*cases["tokenizers"], *_tokenizers()],
         "probe_features": [{**case, "values": _probe(case)} for case in cases["probe_features"]],
         "requests": [
-            request
-            for name in FAKES
-            for request in requests(out, f"bundles/{name}", list(_of_bundle(cases["requests"], name)))
+            {"bundle": f"bundles/{name}", "ops": "stock", "ops_library": None, **request}
+            for name, folder in fakes.items()
+            for request in requests_of(golden_generator(folder), list(_of_bundle(cases["requests"], name)))
         ],
         "request_errors": [
             {"bundle": "bundles/fake-sizes", **PARAMETERS, **TEXT_PARAMETERS, "class_labels": [], **_inputs(case)}
@@ -83,6 +102,23 @@ def make_text_suite(out: Path, damaged: int) -> Path:
     path = out / "suite.json"
     path.write_text(json.dumps(suite, indent=1) + "\n")
     return path
+
+
+def golden_generator(folder: Path) -> Generator:
+    """Of a fake bundle, with GoldenPieces where its tokenizer is of sentencepiece."""
+    bundle = Bundle.open(folder)
+    if bundle.manifest.tokenizer is not None and bundle.manifest.tokenizer.kind == "sentencepiece":
+        vars(bundle)["tokenizer"] = GoldenPieces()
+    return Generator(bundle, ONE_THREAD)
+
+
+def _tokenizers() -> Iterator[dict[str, Any]]:
+    """Each of the goldens by both kinds."""
+    for case in goldens():
+        shared = {"name": ascii(case["prompt"]), "max_tokens": 512, "text": case["prompt"]}
+        yield {**shared, "kind": "bytes", "ids": case["bytes"]}
+        file = f"bundles/fake-pieces/{PIECES}"
+        yield {**shared, "kind": "sentencepiece", "file": file, "ids": case["sentencepiece"]}
 
 
 def _probe(case: dict[str, Any]) -> list[list[list[int]]]:
