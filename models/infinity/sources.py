@@ -134,8 +134,8 @@ def checkpoint_source(
     pixels = vae.config.downsample * infinity.config.patch
     if pixels != STRIDE:
         raise CheckpointError(
-            f"{vae_path} makes {pixels} x {pixels} pixels of a token, Infinity's have {STRIDE} x {STRIDE}; give the VAE "
-            "that the transformer learned from"
+            f"{vae_path} makes {pixels} x {pixels} pixels of a token, Infinity's have {STRIDE} x {STRIDE}; give the "
+            "VAE that the transformer learned from"
         )
     sizes = sizes_of(areas, ratios, infinity)
     files, text, config = [path.name, vae_path.name], None, infinity.config
