@@ -148,7 +148,9 @@ class InfinityOptions:
             what = self.preset
             refuse("--random-weights", "infinity", "vae", "weights", "vae_weights", *UNTOLD)
         elif self.infinity is None:
-            raise click.UsageError(f"{self.preset} is not published as one file: give --infinity, or --random-weights")
+            raise click.UsageError(
+                f"--preset {self.preset} needs --random-weights; a checkpoint tells its size: give --infinity alone"
+            )
         elif self.vae is None:
             raise click.UsageError("--infinity needs --vae")
         else:

@@ -60,9 +60,7 @@ def test_a_folder_with_pieces_reads_them(folder: Callable[[T5Config], Path]) -> 
 def test_another_width_is_refused_before_the_weights_are_read(folder: Callable[[T5Config], Path]) -> None:
     path = folder(TEXT)
     (path / "model.safetensors").unlink()
-    with pytest.raises(
-        CheckpointError, match=r"features of 16 channels, the transformer reads 2048; give the text"
-    ):
+    with pytest.raises(CheckpointError, match=r"features of 16 channels, the transformer reads 2048; give the text"):
         load_text_source(path, 2048, 512)
 
 
