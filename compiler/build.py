@@ -39,6 +39,8 @@ from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._verify import stored_settings, stored_size
 
 AGREEMENT_IMAGES = 8
+# Float weights of more bytes are not copied into sessions: the torch model and such a copy would be two of them.
+MOST_COPIED = 4_000_000_000
 
 
 def build_bundle(source: Source, out: Path, options: BuildOptions, progress: Progress) -> Bundle:
@@ -49,22 +51,22 @@ def build_bundle(source: Source, out: Path, options: BuildOptions, progress: Pro
         NextscaleError: the recipe asks for what the family does not have, or lacks what it needs; the model's logits or
             pictures overflow float32; an integer layer fell back to float in this release of ONNX Runtime.
     """
-    # What a build measures and stores is of the stock graphs, which run everywhere.
-    options = replace(options, session=replace(options.session, ops=STOCK))
     family = family_of(source)
     if options.recipe.precision != "fp32":
         family.require_recipe(options.recipe)
     with atomic_folder(out) as folder, torch.no_grad():
         progress("building graphs")
         stage, decoder = family.stage_graph(), family.decoder_graph()
+        options = replace(options, session=_session_of(stage, options.session))
         if options.recipe.precision == "fp32":
             recipe: dict[str, Any] = {"name": options.recipe.name}
             _build_float(family, folder, stage, decoder, options, progress)
         else:
             recipe = _build_integer(family, folder, stage, decoder, options, progress)
         progress("generating the stored tokens")
-        require_finite_logits(Bundle.open(folder), options.session)
-        token_maps, encoded = _stored_tokens(folder, options.session)
+        session = options.session if options.recipe.precision == "fp32" else _of_integers(options.session)
+        require_finite_logits(Bundle.open(folder), session)
+        token_maps, encoded = _stored_tokens(folder, session)
         require_finite_picture(family, token_maps[0])
         complete_manifest(folder, token_maps, encoded, recipe, bundle_info(family, recipe).card)
     return Bundle.open(out)
@@ -121,16 +123,17 @@ def _build_integer(
         write_bundle(family, folder, stock, recipe, fused if options.fused else {})
 
         progress("checking kernels")
-        certificates = {name: certify(folder / f"{name}.onnx", options.session) for name in planned}
+        session = _of_integers(options.session)
+        certificates = {name: certify(folder / f"{name}.onnx", session) for name in planned}
         for name, names in planned.items():
             certificates[name].require_integer(names)
         progress("emulating CPUs without VNNI")
         one = family.calibration_subjects(1, options.seed)
-        saturation = measure_saturation(Bundle.open(folder), stock, options.session, one)
+        saturation = measure_saturation(Bundle.open(folder), stock, session, one)
         progress("comparing with full precision", 0, AGREEMENT_IMAGES)
         found = teacher_forced(
             Generator(full_precision.bundle, options.session),
-            {"integer": Generator(folder, options.session)},
+            {"integer": Generator(folder, session)},
             images=AGREEMENT_IMAGES,
             batch_size=1,  # two models at once: more would need more memory than calibration
             subjects=family.agreement_subjects(AGREEMENT_IMAGES),
@@ -146,6 +149,18 @@ def _build_integer(
         "saturation": of_saturation,
         "kernels": {name: found.by_layer() for name, found in certificates.items() if name != "generate"},
     }
+
+
+def _session_of(stage: ir.Model, options: SessionOptions) -> SessionOptions:
+    """How the build runs the float graphs: the stock ones, as all that it measures and stores is of those."""
+    weights = [value.const_value for value in stage.graph.initializers.values()]
+    size = sum(weight.nbytes for weight in weights if weight is not None)
+    return replace(options, ops=STOCK, prepacking=options.prepacking and size <= MOST_COPIED)
+
+
+def _of_integers(options: SessionOptions) -> SessionOptions:
+    """The same for graphs of integers, whose weights are small, and whose kernels are slow without."""
+    return replace(options, prepacking=True)
 
 
 def _stored_tokens(folder: Path, options: SessionOptions) -> tuple[list[list[int]], list[list[int]] | None]:
