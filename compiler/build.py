@@ -15,7 +15,7 @@ from nextscale.compiler._calibration import default_cfg_scale
 from nextscale.compiler._families import family_of
 from nextscale.compiler._finite import require_finite_logits, require_finite_picture
 from nextscale.compiler._float_model import FloatModel
-from nextscale.compiler._plan import make_plan
+from nextscale.compiler._plan import Plan, make_plan
 from nextscale.compiler._rounders import require_reducible, require_rounding
 from nextscale.compiler._text_encoder import text_encoder_graphs
 from nextscale.compiler.family import Family
@@ -76,7 +76,7 @@ def _build_float(
     family: Family, folder: Path, stage: ir.Model, decoder: ir.Model, options: BuildOptions, progress: Progress
 ) -> None:
     progress("writing")
-    graphs = {"stage": stage, "decoder": decoder}
+    graphs = {"stage": family.as_run(stage), "decoder": decoder}
     if options.encoder:
         graphs["encoder"], _ = encoder_graphs(family, None)
     text_encoder = family.text_encoder() if options.text_encoder else None
@@ -101,9 +101,7 @@ def _build_integer(
         require_finite_logits(full_precision.bundle, options.session)
         plan = make_plan(full_precision, integer, options, progress)
         progress("quantizing")
-        float_stage = family.stage_graph(plan.equalization)
-        stock = {"stage": quantize_stage(float_stage, plan.stage), "decoder": decoder}
-        fused = {"stage": fuse_stage(float_stage, plan.stage, stock["stage"]), "decoder": decoder}
+        stock, fused = ({"stage": graph, "decoder": decoder} for graph in _stage_graphs(family, plan))
         planned: dict[str, list[str]] = {"stage": [*integer.layers], "decoder": []}
         if plan.decoder is not None:
             planned["decoder"] = [*plan.decoder.inputs]
@@ -149,6 +147,13 @@ def _build_integer(
         "saturation": of_saturation,
         "kernels": {name: found.by_layer() for name, found in certificates.items() if name != "generate"},
     }
+
+
+def _stage_graphs(family: Family, plan: Plan) -> tuple[ir.Model, ir.Model]:
+    """The stock and the fused integer stage graph. Once they are written, nothing else holds their weights."""
+    float_stage = family.stage_graph(plan.equalization)
+    stock = quantize_stage(float_stage, plan.stage)
+    return family.as_run(stock), family.as_run(fuse_stage(float_stage, plan.stage, stock))
 
 
 def _session_of(stage: ir.Model, options: SessionOptions) -> SessionOptions:
