@@ -18,6 +18,7 @@ from nextscale.export.generate_graph import state_names
 from nextscale.export.graph_builder import add_output, finish, new_builder
 from nextscale.export.infinity.stage_graph import build_stage_graph, resize
 from nextscale.graph_passes._attention_patterns import attention_patterns
+from nextscale.graph_passes.fuse_attention import fuse_attention, unfused_attentions
 from nextscale.graph_passes.linear_layers import linear_layer_shapes
 from nextscale.models.equalization import Equalization
 from nextscale.models.infinity.layers import linear_shapes, stage_facts
@@ -164,7 +165,7 @@ def test_the_shortest_and_the_longest_text(length: int) -> None:
 
 def test_a_text_longer_than_the_learned_one_is_an_error(stages: InfinityStages) -> None:
     features, _ = text_feeds(texts((CONFIG.max_text + 1,)))
-    with pytest.raises(Fail, match="Where node.*6 by 7"):
+    with pytest.raises(Fail, match=r"Where node.*6 by 7"):
         stages.run(stages.feeds(features))
 
 
@@ -257,6 +258,14 @@ def test_layers_and_attentions_are_those_of_the_facts(graph: ir.Model) -> None:
     names = [pattern.name for pattern in attention_patterns(graph.graph)]
     assert names == [f"blocks.{i}.{part}.mix" for i in range(CONFIG.depth) for part in ("sa", "ca")]
     assert set(stage_facts(linear_shapes(CONFIG), SIZES).attentions) < set(names)
+
+
+def test_an_operator_serves_self_attention_as_it_does_vars(graph: ir.Model) -> None:
+    """Since what turns stands before what it looks for."""
+    fused = [node.name for node in fuse_attention(graph).graph if node.op_type == "Attention"]
+    assert fused == [f"blocks.{i}.sa.mix/fused" for i in range(CONFIG.depth)]
+    cross = [str(refusal).partition(":")[0] for refusal in unfused_attentions(graph)]
+    assert cross == [f"blocks.{i}.ca.mix" for i in range(CONFIG.depth)]
 
 
 def test_weights_are_not_copied(model: Infinity, graph: ir.Model) -> None:

@@ -1,0 +1,66 @@
+"""A float32 bundle of a tiny Infinity, its VAE and a tiny ByT5, made by hand of the graphs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from tiny_model import ONE_THREAD
+
+from nextscale.export.bundle_writer import BundleInfo, complete_manifest, write_graphs, write_manifest
+from nextscale.export.generate_graph import build_generate_graph
+from nextscale.export.infinity.decoder_graph import build_decoder_graph
+from nextscale.export.infinity.stage_graph import build_stage_graph
+from nextscale.export.text_encoder_graph import build_text_encoder_graph
+from nextscale.models.infinity.bsq_vae import BSQVAE, BSQVAEConfig
+from nextscale.models.infinity.random_vae import random_bsq_vae
+from nextscale.models.infinity.schedules import first_stages
+from nextscale.models.t5.encoder import T5Config
+from nextscale.models.t5.random_weights import random_t5
+from nextscale.runtime import Generator, ModelInfo
+from nextscale.runtime._infinity_request import infinity_request
+from nextscale.runtime._manifest import TokenizerInfo
+from nextscale.runtime._sizes import SizeInfo
+from tests.tiny_infinity import CONFIG, tiny_infinity
+
+# 64 x 48, 32 x 32 and 64 x 64 pixels.
+SIZES = [first_stages(4, (4, 3)), first_stages(2, (1, 1)), first_stages(3, (1, 1))]
+VAE = BSQVAEConfig(latent_channels=CONFIG.latent_channels, ch=32, ch_mult=(1, 1, 1, 1, 1), num_res_blocks=1)
+TEXT = T5Config(384, CONFIG.text_channels, depth=1, num_heads=2, head_dim=8, hidden_dim=24)
+PROMPTS = ["fox", "a"]  # ByT5 has a token for each byte, and the end; the model's texts have six at most
+
+
+def tiny_vae() -> BSQVAE:
+    return random_bsq_vae(VAE)
+
+
+def write_infinity_bundle(folder: Path) -> Path:
+    """Write it; its verify tokens are what it generates."""
+    infinity, sizes = tiny_infinity(), tuple(SizeInfo(**asdict(size)) for size in SIZES)
+    request = infinity_request(CONFIG.token_bits, CONFIG.text_channels, patchify=CONFIG.patchify)
+    stage, decoder = build_stage_graph(infinity, SIZES), build_decoder_graph(tiny_vae())
+    models = {
+        "generate": build_generate_graph(stage, decoder, SIZES[0].num_stages, request, sizes),
+        "stage": stage,
+        "decoder": decoder,
+        "text_encoder": build_text_encoder_graph(random_t5(TEXT)),
+    }
+    info = ModelInfo(
+        0, sizes[0].stage_sizes, sizes[0].image_size, 2, CONFIG.depth, CONFIG.embed_dim, CONFIG.num_heads,
+        CONFIG.latent_channels, sizes[0].latent_size,
+    )  # fmt: skip
+    bundle = BundleInfo(
+        "tiny", "infinity", info, request, {"name": "fp32"}, None, "MIT", "# Card\n", sizes,
+        TokenizerInfo("bytes", CONFIG.max_text),
+    )  # fmt: skip
+    folder.mkdir()
+    write_graphs(folder, models)
+    settings = {"cfg_scale": 3.0, "top_p": 1e-6}
+    values = info.num_tokens * CONFIG.token_bits
+    verify = {"seed": 0, "inputs": settings, "prompts": PROMPTS, "token_maps": [[0] * values] * len(PROMPTS)}
+    write_manifest(folder, models, bundle, verify)
+    found = Generator(folder, ONE_THREAD).generate(prompts=PROMPTS, seed=0, inputs=settings)
+    token_maps = np.reshape(found.token_maps, (len(PROMPTS), values)).tolist()
+    complete_manifest(folder, token_maps, None, bundle.recipe, bundle.card)
+    return folder
