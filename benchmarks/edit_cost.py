@@ -25,7 +25,7 @@ from nextscale.graph_passes.recipe import load_recipe
 from nextscale.measure.interleaved import ORDER, interleave, timed
 from nextscale.measure.provenance import finite
 from nextscale.measure.statistics import Interval, mean_interval, ratio_interval
-from nextscale.models.sources import demo_source, random_source
+from nextscale.models.var.sources import demo_source, random_source
 from nextscale.paper.throughput_bundles import ModelOrigin, ThroughputBundles
 from nextscale.runtime._edit import blend, box_mask, default_feather, forced_tokens, latent_mask, pixel_mask
 from nextscale.runtime._manifest import ModelInfo, Size

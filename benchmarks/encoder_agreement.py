@@ -21,7 +21,7 @@ from nextscale.demo.photographs import Photographs
 from nextscale.evaluate.psnr import psnr
 from nextscale.measure.interleaved import ORDER, interleave, timed
 from nextscale.measure.statistics import ratio_interval
-from nextscale.models.sources import demo_source
+from nextscale.models.var.sources import demo_source
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime._session import SessionOptions
 

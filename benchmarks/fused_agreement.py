@@ -39,7 +39,7 @@ from nextscale.evaluate.teacher_forced import ByImage, teacher_forced_pairs
 from nextscale.graph_passes._graph_edit import is_operator
 from nextscale.graph_passes.recipe import load_recipe
 from nextscale.measure.statistics import Interval, mean_interval
-from nextscale.models.sources import demo_source
+from nextscale.models.var.sources import demo_source
 from nextscale.paper.throughput_bundles import changed_words, without_learning
 from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
 from nextscale.runtime._file_hash import file_sha256

@@ -19,7 +19,7 @@ import numpy as np
 from nextscale.evaluate.teacher_forced import kl_divergence
 from nextscale.measure.contender import Worker
 from nextscale.measure.peers import NAMES, peers
-from nextscale.models.sources import demo_source
+from nextscale.models.var.sources import demo_source
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._machine import describe_machine
 

@@ -19,7 +19,7 @@ from nextscale.compiler.options import BuildOptions
 from nextscale.evaluate.teacher_forced import as_json, teacher_forced
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.measure.provenance import versions
-from nextscale.models.sources import Source, demo_source
+from nextscale.models.var.sources import VARSource, demo_source
 from nextscale.paper.throughput_bundles import changed_words
 from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
 from nextscale.runtime._errors import NextscaleError
@@ -89,7 +89,7 @@ class RecipeBundles:
     matched_maps: Path | None = None
 
     @cached_property
-    def source(self) -> Source:
+    def source(self) -> VARSource:
         """The demo model."""
         return demo_source("demo")
 

@@ -23,7 +23,7 @@ from nextscale.calib_data.token_maps import ARRAYS
 from nextscale.cli.main import main as nextscale
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.recipe import Recipe, load_recipe
-from nextscale.models.sources import demo_source
+from nextscale.models.var.sources import demo_source
 from nextscale.models.var.transformer import VARConfig
 from nextscale.simulation.reconstruct import ReconstructionSettings, Step, reconstruct
 from nextscale.simulation.simulated_attention import all_places

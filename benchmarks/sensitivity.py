@@ -28,7 +28,7 @@ from nextscale.graph_passes.recipe import (
     WeightRecipe,
 )
 from nextscale.models.equalization import Equalization
-from nextscale.models.sources import demo_source
+from nextscale.models.var.sources import demo_source
 from nextscale.simulation.simulated_agreement import simulated_agreement
 from nextscale.simulation.simulated_ranges import equalize, observe
 from nextscale.simulation.simulated_var import SimulatedVAR

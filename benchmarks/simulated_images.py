@@ -35,8 +35,8 @@ from nextscale.evaluate.teacher_forced import evaluation_labels
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.models.equalization import Equalization
-from nextscale.models.sources import demo_source
 from nextscale.models.var.layers import facts_of
+from nextscale.models.var.sources import demo_source
 from nextscale.runtime._request import DEFAULT_CFG_SCALE, DEFAULT_TOP_P, resolve_top_k
 from nextscale.runtime._uniforms import uniforms
 from nextscale.runtime.image_io import Writer, write_files

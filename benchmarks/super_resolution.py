@@ -28,7 +28,7 @@ from nextscale.demo.photographs import SIDE, Photographs
 from nextscale.evaluate.lpips import Lpips
 from nextscale.evaluate.psnr import psnr
 from nextscale.measure.statistics import mean_interval
-from nextscale.models.sources import demo_source
+from nextscale.models.var.sources import demo_source
 from nextscale.runtime._edit import forced_tokens
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime._request import DEFAULT_TOP_K

@@ -11,5 +11,6 @@ __all__ = [
     "plot_matching",
     "plot_theta",
     "sample",
+    "subjects",
     "token_maps",
 ]

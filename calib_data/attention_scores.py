@@ -14,6 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from nextscale.calib_data.observed_stage import ObservedStage, OnImages, nobody
+from nextscale.calib_data.subjects import Subjects, TokenRows
 from nextscale.graph_passes._attention_patterns import attention_patterns, refusals
 from nextscale.graph_passes.observe_scores import observe_scores
 from nextscale.runtime._bundle import Bundle
@@ -77,8 +78,8 @@ def open_observed(bundle: Bundle, options: SessionOptions) -> ObservedStage:
 
 def collect_scores(
     observed: ObservedStage,
-    class_labels: NDArray[np.int64],
-    token_maps: NDArray[np.int64],
+    subjects: Subjects,
+    token_maps: TokenRows,
     *,
     seed: int = 0,
     batch_size: int = 2,
@@ -88,8 +89,8 @@ def collect_scores(
 
     Args:
         observed: its stage graph gives scores (`open_observed`).
-        class_labels: int64 [N].
-        token_maps: int64 [N, L]; -1 is sampled.
+        subjects: what the N images are of.
+        token_maps: int64 [L] of each; -1 is sampled.
         seed: of what is sampled.
         batch_size: images at a time.
         on_images: called with the number of images finished, after each batch.
@@ -97,11 +98,11 @@ def collect_scores(
     model = observed.bundle.model
     histogram = np.zeros((model.num_stages, THETA_STEPS), np.int64)
     attentive = np.zeros((model.num_stages, len(COUNTED), model.num_tokens + 1), np.int64)
-    for _, stage in observed.run(class_labels, token_maps, batch_size=batch_size, on_images=on_images, seed=seed):
+    for _, stage in observed.run(subjects, token_maps, batch_size=batch_size, on_images=on_images, seed=seed):
         for scores in stage.outputs.values():
             count_scores(scores, histogram[stage.stage], attentive[stage.stage])
-    samples = len(class_labels) * 2 * model.num_heads * len(observed.outputs)
-    return ScoreStatistics(histogram, attentive, len(class_labels), samples)
+    samples = len(subjects) * 2 * model.num_heads * len(observed.outputs)
+    return ScoreStatistics(histogram, attentive, len(subjects), samples)
 
 
 def count_scores(scores: NDArray[np.float32], histogram: NDArray[np.int64], attentive: NDArray[np.int64]) -> None:

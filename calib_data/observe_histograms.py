@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextscale.calib_data.observed_stage import ObservedStage, OnImages, nobody
+from nextscale.calib_data.subjects import Subjects, TokenRows
 from nextscale.graph_passes.observe_inputs import Input, Observer
 from nextscale.graph_passes.qparams import ActivationQParams, Range, RangeRule
-from nextscale.runtime._request import DEFAULT_CFG_SCALE
 
 BINS = 2048
 PERCENTILES = (0.0001, 0.9999)
@@ -21,25 +21,25 @@ MSE_FACTORS = tuple(percent / 100 for percent in range(100, 29, -2))
 def observe_histograms(
     stage: ObservedStage,
     ranges: Mapping[Input, Range],
-    class_labels: NDArray[np.int64],
-    token_maps: NDArray[np.int64],
+    subjects: Subjects,
+    token_maps: TokenRows,
     on_images: OnImages = nobody,
-    cfg_scale: float = DEFAULT_CFG_SCALE,
+    cfg_scale: float | None = None,
 ) -> dict[Input, NDArray[np.int64]]:
     """How often each input falls into each of BINS equal parts of its range: int64 [S, BINS] each.
 
     Args:
         stage: its graph gives the whole inputs (`exposed_inputs`).
         ranges: the range [S] of each input, or part of one; what lies outside counts at its ends.
-        class_labels: int64 [N].
-        token_maps: int64 [N, L], fed to the model one image at a time.
+        subjects: what the N images are of.
+        token_maps: int64 [L] of each, fed to the model one image at a time.
         on_images: called with the number of images finished.
-        cfg_scale: guidance.
+        cfg_scale: guidance; None is the bundle's default.
     """
-    num_stages = stage.bundle.model.num_stages
+    num_stages = max(model.num_stages for model in stage.bundle.manifest.models)
     counts = {key: np.zeros((num_stages, BINS), np.int64) for key in ranges}
     outputs = sorted({observer.output for observer in exposed_inputs(ranges)})
-    for _, result in stage.run(class_labels, token_maps, outputs=outputs, on_images=on_images, cfg_scale=cfg_scale):
+    for _, result in stage.run(subjects, token_maps, outputs=outputs, on_images=on_images, cfg_scale=cfg_scale):
         for key, found in ranges.items():
             values = _part(result.outputs[_whole(key).output], key.part).ravel()
             low, high = found.minimum[result.stage], found.maximum[result.stage]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from nextscale.calib_data.observed_stage import ObservedStage, OnImages, nobody
+from nextscale.calib_data.subjects import Subjects, TokenRows
 from nextscale.graph_passes.observe_inputs import Input, Observer
 from nextscale.graph_passes.qparams import Range
 
@@ -33,23 +35,23 @@ class StageObservation:
     """What `observe_stage_ranges` found.
 
     Attributes:
-        class_labels: int64 [N].
-        token_maps: int64 [N, L], those that were taken.
-        f_hat: the latents after the last stage, float32 [N, Cvae, h, w].
+        subjects: what the N images are of.
+        token_maps: int64 [L] of each, those that were taken.
+        f_hat: the latents after the last stage, float32 [Cvae, h, w] each.
         ranges: of the stage graph's inputs.
     """
 
-    class_labels: NDArray[np.int64]
-    token_maps: NDArray[np.int64]
-    f_hat: NDArray[np.float32]
+    subjects: Subjects
+    token_maps: TokenRows
+    f_hat: Sequence[NDArray[np.float32]]
     ranges: ObservedRanges
 
 
 def observe_stage_ranges(
     stage: ObservedStage,
     observers: Sequence[Observer],
-    class_labels: NDArray[np.int64],
-    token_maps: NDArray[np.int64],
+    subjects: Subjects,
+    token_maps: TokenRows,
     *,
     seed: int = 0,
     batch_size: int = 2,
@@ -60,31 +62,33 @@ def observe_stage_ranges(
     Args:
         stage: its graph gives what the observers name (`observe_inputs`).
         observers: of "range" and "channels".
-        class_labels: int64 [N].
-        token_maps: int64 [N, L]; -1 is sampled, with the bundle's defaults of guidance and filters.
+        subjects: what the N images are of.
+        token_maps: int64 [L] of each; -1 is sampled, with the bundle's defaults of guidance and filters.
         seed: of what is sampled.
         batch_size: images at a time.
         on_images: called with the number of images finished, after each batch.
     """
     names = {observer.output for observer in observers}
-    tokens = token_maps.copy()
+    tokens = deepcopy(token_maps)
     f_hat: list[NDArray[np.float32]] = []
-    extremes = _Extremes(stage.bundle.model.num_stages)
-    slices = stage.bundle.model.stage_slices
+    models = stage.bundle.manifest.models
+    extremes = _Extremes(max(model.num_stages for model in models))
     for images, found in stage.run(
-        class_labels,
+        subjects,
         token_maps,
         outputs=sorted(names),
         batch_size=batch_size,
         on_images=on_images,
         seed=seed,
     ):
-        tokens[images, slices[found.stage]] = found.tokens
+        slices = models[int(subjects.sizes[images.start])].stage_slices
+        for row, taken in zip(tokens[images], found.tokens, strict=True):
+            row[slices[found.stage]] = taken
         for name in names:
             extremes.widen(name, found.stage, found.outputs[name])
         if found.stage == len(slices) - 1:
-            f_hat.append(found.f_hat.numpy())
-    return StageObservation(class_labels, tokens, np.concatenate(f_hat), extremes.ranges(observers))
+            f_hat.extend(found.f_hat.numpy())
+    return StageObservation(subjects, tokens, f_hat, extremes.ranges(observers))
 
 
 def observe_autoencoder_ranges(

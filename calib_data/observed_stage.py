@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
+import onnxruntime
 
+from nextscale.calib_data.subjects import Subjects, TokenRows
 from nextscale.graph_passes._graph_session import open_model
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._request import Request
@@ -30,12 +31,12 @@ class ObservedStage:
 
     Attributes:
         bundle: whose model it is; requests are made for it.
-        runner: of the graph.
+        session: of the graph.
         outputs: the names of what it gives beyond the bundle's stage graph, in order.
     """
 
     bundle: Bundle
-    runner: StageRunner
+    session: onnxruntime.InferenceSession
     outputs: tuple[str, ...]
 
     @classmethod
@@ -54,12 +55,17 @@ class ObservedStage:
         known = {tensor.name for tensor in contract.outputs}
         further = [str(value.name) for value in model.graph.outputs if value.name not in known]
         session = open_model(model, weights or bundle.folder, options, None if weights else bundle.linked_data())
-        return cls(bundle, StageRunner(session, contract.state, bundle.model.num_stages), tuple(further))
+        return cls(bundle, session, tuple(further))
+
+    def runner(self, size: int = 0) -> StageRunner:
+        """Of the graph, for pictures of one of the bundle's sizes."""
+        manifest = self.bundle.manifest.of_size(size)
+        return StageRunner(self.session, manifest.graphs["stage"].state, manifest.model.num_stages)
 
     def run(
         self,
-        class_labels: NDArray[np.int64],
-        token_maps: NDArray[np.int64],
+        subjects: Subjects,
+        token_maps: TokenRows,
         *,
         outputs: Sequence[str] | None = None,
         batch_size: int = 1,
@@ -71,8 +77,8 @@ class ObservedStage:
         Image i is image i of the seed, whatever the batch.
 
         Args:
-            class_labels: int64 [N].
-            token_maps: int64 [N, L]; -1 is sampled.
+            subjects: what the N images are of.
+            token_maps: int64 [L] of each; -1 is sampled.
             outputs: what to bring back; None is all that `self.outputs` names.
             batch_size: images at a time.
             on_images: called with the number of images finished, after each batch.
@@ -81,12 +87,15 @@ class ObservedStage:
             which images of the N, and what a stage gave for them.
         """
         wanted = self.outputs if outputs is None else outputs
-        for first in range(0, len(class_labels), batch_size):
-            images = slice(first, min(first + batch_size, len(class_labels)))
-            forced = token_maps[images]
+        for images in subjects.batches(batch_size):
+            of, forced = subjects[images], np.stack(list(token_maps[images]))
             request = Request.create(
-                self.bundle, class_labels[images], first_image=first, forced_tokens=forced, **settings
+                self.bundle,
+                first_image=images.start,
+                forced_tokens=forced,
+                **of.settings(self.bundle.manifest),
+                **settings,
             )
-            for found in self.runner.run(request, wanted):
+            for found in self.runner(request.size).run(request, wanted):
                 yield images, found
             on_images(images.stop)

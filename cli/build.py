@@ -19,7 +19,7 @@ from nextscale.simulation.reconstruction_settings import ReconstructionSettings
 
 if TYPE_CHECKING:
     from nextscale.compiler.options import BuildOptions
-    from nextscale.models.sources import Source
+    from nextscale.models.var.sources import VARSource
     from nextscale.runtime._bundle import Bundle
     from nextscale.simulation._device import Device
 
@@ -172,7 +172,7 @@ def build(
 
 
 def _learned(
-    source: Source, out: Path, options: BuildOptions, settings: ReconstructionSettings, device: Device
+    source: VARSource, out: Path, options: BuildOptions, settings: ReconstructionSettings, device: Device
 ) -> Bundle:
     """A bundle of learned weights, and what learning them gained."""
     from nextscale.compiler.learn import learn_bundle, learning_folder

@@ -19,7 +19,7 @@ from nextscale.evaluate.comparison import Comparison, compare, paired_sheet
 from nextscale.evaluate.teacher_forced import KL_IN_WORDS, Agreement, as_json
 from nextscale.graph_passes.recipe import load_recipe
 from nextscale.measure.bench import Measurement
-from nextscale.models.sources import demo_source
+from nextscale.models.var.sources import demo_source
 from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._manifest import STOCK

@@ -21,7 +21,7 @@ from nextscale.runtime._sizes import Size, choose_size, nearest_ratio, sizes_of_
 from nextscale.runtime._wording import shown_value
 
 if TYPE_CHECKING:
-    from nextscale.models.sources import Source
+    from nextscale.models.var.sources import VARSource
 
 BUNDLE = click.Path(path_type=Path)
 CHECKPOINT = click.Path(path_type=Path)
@@ -252,13 +252,13 @@ class ModelOptions:
     random_weights: bool = False
     class_names: Path | None = None
 
-    def source(self, name: str, seed: int = 0) -> Source:
+    def source(self, name: str, seed: int = 0) -> VARSource:
         """Read the model, or fill it with random weights of the seed; a bundle of it is called `name`.
 
         Raises:
             NextscaleError: a file is damaged or missing, or does not tell what an option must.
         """
-        from nextscale.models.sources import checkpoint_source, demo_source, random_source
+        from nextscale.models.var.sources import checkpoint_source, demo_source, random_source
 
         if self.model == "demo":
             return demo_source(name)

@@ -18,7 +18,7 @@ from nextscale.evaluate.feature_network import FeatureNetwork
 from nextscale.evaluate.imagenet_classes import imagenet_ids
 from nextscale.evaluate.lpips import Lpips
 from nextscale.graph_passes.recipe import Recipe, load_recipe
-from nextscale.models.sources import demo_source
+from nextscale.models.var.sources import demo_source
 from nextscale.paper._editing import Editing, Measures
 from nextscale.paper._photographs import Photographs, read_photographs
 from nextscale.paper._table_3_page import difference_cells, markdown, notes, row_cells, titles

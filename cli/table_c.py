@@ -16,8 +16,9 @@ from nextscale.cli.results import results_console, table_writers
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.measure.contender import Contender
 from nextscale.measure.time_split import PARTS
-from nextscale.models.sources import Source, checkpoint_source, demo_source, random_source, require_plain_name
+from nextscale.models.sources import require_plain_name
 from nextscale.models.var.presets import get_preset
+from nextscale.models.var.sources import VARSource, checkpoint_source, demo_source, random_source
 from nextscale.paper._table_c_page import SPEED_HEADERS, batches, markdown, speed_cells, with_interval
 from nextscale.paper.table_c import ROWS, TableC, measure_table_c
 from nextscale.paper.throughput_bundles import ModelOrigin, ThroughputBundles
@@ -230,7 +231,7 @@ def _origin(
         given = {"weights": weights, "vae_weights": vae_weights}
         named = {option: choice for option, choice in given.items() if choice is not None}
 
-        def source() -> Source:
+        def source() -> VARSource:
             return checkpoint_source(called, var, vae, name, weights=weights, vae_weights=vae_weights)
 
         return ModelOrigin({"name": name, **files, **named}, source, random=False)

@@ -140,14 +140,14 @@ def _collect(bundle: Bundle, images: int, seed: int, options: SessionOptions) ->
     """Scores on images that the model itself samples."""
     from nextscale.calib_data._calibration_labels import calibration_labels
     from nextscale.calib_data.attention_scores import collect_scores, open_observed
+    from nextscale.calib_data.subjects import Subjects
 
-    model = bundle.model
-    labels = calibration_labels(model.num_classes, images, seed)
-    sampled = np.full((images, model.num_tokens), -1, np.int64)
+    subjects = Subjects.of_classes(calibration_labels(bundle.model.num_classes, images, seed))
+    sampled = subjects.sampled(bundle.manifest)
     observed = open_observed(bundle, options)
     with show_steps() as progress:
         return collect_scores(
-            observed, labels, sampled, seed=seed, on_images=lambda done: progress("observing attention", done, images)
+            observed, subjects, sampled, seed=seed, on_images=lambda done: progress("observing attention", done, images)
         )
 
 

@@ -6,18 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from nextscale.calib_data._calibration_labels import calibration_labels
 from nextscale.calib_data.observe_ranges import StageObservation, observe_stage_ranges
 from nextscale.calib_data.observed_stage import ObservedStage
 from nextscale.calib_data.sample import SamplingSettings, sample_token_maps
+from nextscale.calib_data.subjects import Subjects, TokenRows
 from nextscale.compiler._float_model import FloatModel
 from nextscale.compiler.options import BuildOptions, Progress
 from nextscale.graph_passes.observe_inputs import Observer, observe_inputs
+from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._next_scale_loop import Generator
-from nextscale.runtime._request import DEFAULT_CFG_SCALE
 
 
 @dataclass(frozen=True)
@@ -25,20 +22,24 @@ class CalibrationImages:
     """The images that are observed.
 
     Attributes:
-        class_labels: int64 [N].
-        token_maps: int64 [N, L], -1 where the model samples while it is observed.
+        subjects: what the N images are of.
+        token_maps: int64 [L] of each, -1 where the model samples while it is observed.
         report: what a manifest says of them.
     """
 
-    class_labels: NDArray[np.int64]
-    token_maps: NDArray[np.int64]
+    subjects: Subjects
+    token_maps: TokenRows
     report: Mapping[str, Any]
 
 
 def choose_images(model: FloatModel, options: BuildOptions, progress: Progress) -> CalibrationImages:
     """The token maps that are given, or those that the recipe's matching samples first, or places to sample."""
     calibration, token_maps = options.recipe.calibration, options.token_maps
-    report: dict[str, Any] = {"images": calibration.images, "seed": options.seed, "cfg_scale": DEFAULT_CFG_SCALE}
+    report: dict[str, Any] = {
+        "images": calibration.images,
+        "seed": options.seed,
+        "cfg_scale": default_cfg_scale(model.bundle),
+    }
     if token_maps is None and calibration.matching != "none":
         settings = SamplingSettings(
             calibration.images, options.seed, batch_size=options.batch_size, matching=calibration.matching
@@ -47,10 +48,14 @@ def choose_images(model: FloatModel, options: BuildOptions, progress: Progress) 
         token_maps, _ = sample_token_maps(generator, settings, model.work / "sampling", progress)
     if token_maps is not None:
         report |= {"images": len(token_maps), "token_maps": dict(token_maps.settings)}
-        return CalibrationImages(token_maps.class_labels, token_maps.token_maps, report)
-    info = model.bundle.model
-    labels = calibration_labels(info.num_classes, calibration.images, options.seed)
-    return CalibrationImages(labels, np.full((len(labels), info.num_tokens), -1, np.int64), report)
+        return CalibrationImages(Subjects.of_classes(token_maps.class_labels), token_maps.token_maps, report)
+    subjects = model.family.calibration_subjects(calibration.images, options.seed)
+    return CalibrationImages(subjects, subjects.sampled(model.bundle.manifest), report)
+
+
+def default_cfg_scale(bundle: Bundle) -> float:
+    """Guidance of a request that does not say it."""
+    return next(item.default[0] for item in bundle.manifest.request if item.name == "cfg_scale")
 
 
 def observe(
@@ -61,12 +66,12 @@ def observe(
     progress: Progress,
 ) -> StageObservation:
     """The ranges that the observers name in the stage graph."""
-    step, count = "calibrating", len(images.class_labels)
+    step, count = "calibrating", len(images.subjects)
     progress(step, 0, count)
     return observe_stage_ranges(
         ObservedStage.open(model.bundle, observe_inputs(model.stage, observers), options.session),
         observers,
-        images.class_labels,
+        images.subjects,
         images.token_maps,
         seed=options.seed,
         batch_size=options.batch_size,

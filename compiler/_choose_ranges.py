@@ -11,20 +11,19 @@ from nextscale.calib_data.observe_histograms import choose_range, exposed_inputs
 from nextscale.calib_data.observe_ranges import ObservedRanges, StageObservation
 from nextscale.calib_data.observed_stage import ObservedStage
 from nextscale.compiler._float_model import FloatModel
+from nextscale.compiler.family import Family
 from nextscale.compiler.options import BuildOptions, Progress
 from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.layer_facts import StageFacts
 from nextscale.graph_passes.observe_inputs import Input, observe_inputs
 from nextscale.graph_passes.qparams import Range
 from nextscale.models.equalization import Equalization
-from nextscale.models.var.equalization import choose_equalization
-from nextscale.models.var.transformer import VAR
 
 # Enough images for the shape of a distribution, of which each gives hundreds of tokens; the rest widen the range.
 HISTOGRAM_IMAGES = 16
 
 
-def equalize(var: VAR, facts: StageFacts, observed: ObservedRanges, options: BuildOptions) -> Equalization:
+def equalize(family: Family, facts: StageFacts, observed: ObservedRanges, options: BuildOptions) -> Equalization:
     """The equalization that the rounding was learned with, or the recipe's by the magnitudes of channels."""
     if options.rounding is not None:
         return Equalization({name: torch.from_numpy(found) for name, found in options.rounding.factors.items()})
@@ -35,7 +34,7 @@ def equalize(var: VAR, facts: StageFacts, observed: ObservedRanges, options: Bui
         layer: torch.from_numpy(observed.by_channel[Input(linears[0])].magnitude())
         for layer, linears in facts.equalizable().items()
     }
-    return choose_equalization(var, magnitudes, alpha)
+    return family.choose_equalization(facts, magnitudes, alpha)
 
 
 def equalized_ranges(facts: StageFacts, observed: ObservedRanges, equalization: Equalization) -> dict[Input, Range]:
@@ -75,12 +74,12 @@ def choose_static_ranges(
     if not static or rule == "max":
         return static
     stage, weights = model.equalized_stage(equalization)
-    images, step = min(HISTOGRAM_IMAGES, len(observation.class_labels)), "observing distributions"
+    images, step = min(HISTOGRAM_IMAGES, len(observation.subjects)), "observing distributions"
     progress(step, 0, images)
     counts = observe_histograms(
         ObservedStage.open(model.bundle, observe_inputs(stage, exposed_inputs(static)), options.session, weights),
         static,
-        observation.class_labels[:images],
+        observation.subjects[:images],
         observation.token_maps[:images],
         lambda done: progress(step, done, images),
     )

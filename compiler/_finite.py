@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
-from nextscale.models.var.vqvae import VQVAE
+from nextscale.compiler.family import Family
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._next_scale_loop import Generator
@@ -29,15 +27,11 @@ def require_finite_logits(bundle: Bundle, options: SessionOptions) -> None:
         )
 
 
-def require_finite_picture(vqvae: VQVAE, tokens: Sequence[int]) -> None:
-    """Decode the tokens of one image, L of them.
+def require_finite_picture(family: Family, tokens: Sequence[int]) -> None:
+    """Decode the tokens of one image of the stored generation, row-major.
 
     Raises:
         NextscaleError: a pixel is NaN.
     """
-    lengths = [pn * pn for pn in vqvae.config.patch_nums]
-    token_maps = torch.tensor([tokens]).split(lengths, dim=1)
-    if not vqvae.decode_tokens(token_maps).isfinite().all():
-        raise NextscaleError(
-            "pictures are NaN: what the VQVAE's decoder computes overflows float32; is its checkpoint sound?"
-        )
+    if not family.has_finite_picture(tokens):
+        raise NextscaleError("pictures are NaN: what the decoder computes overflows float32; is its checkpoint sound?")

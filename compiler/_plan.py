@@ -50,13 +50,13 @@ def make_plan(model: FloatModel, integer: IntegerModel, options: BuildOptions, p
         options: recipe and settings; its rounding is the recipe's (`require_rounding`).
         progress: told each step.
     """
-    recipe, var, facts = options.recipe, model.source.var, integer.facts
+    recipe, facts = options.recipe, integer.facts
     patterns = [found for found in attention_patterns(model.stage.graph) if found.name in facts.attentions]
     operands = _operands(patterns) if integer.static_attention else {}
     images = choose_images(model, options, progress)
     observers = _observers(integer, recipe.equalization.alpha > 0, operands)
     observation = observe(model, observers, images, options, progress)
-    equalization = equalize(var, facts, observation.ranges, options)
+    equalization = equalize(model.family, facts, observation.ranges, options)
     ranges = equalized_ranges(facts, observation.ranges, equalization)
     static = choose_static_ranges(model, integer, ranges, equalization, observation, options, progress)
     report: dict[str, Any] = {"calibration": dict(images.report)}
@@ -66,7 +66,7 @@ def make_plan(model: FloatModel, integer: IntegerModel, options: BuildOptions, p
             model.bundle,
             facts,
             recipe,
-            observation.class_labels,
+            observation.subjects,
             observation.token_maps,
             options.session,
             options.batch_size,

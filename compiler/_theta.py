@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
 from nextscale.calib_data.attention_scores import collect_scores, open_observed
 from nextscale.calib_data.choose_theta import ThetaChoice, choose_theta
+from nextscale.calib_data.subjects import Subjects, TokenRows
 from nextscale.compiler.options import Progress
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.layer_facts import StageFacts
@@ -28,8 +26,8 @@ def theta_within_budget(
     bundle: Bundle,
     facts: StageFacts,
     recipe: Recipe,
-    class_labels: NDArray[np.int64],
-    token_maps: NDArray[np.int64],
+    subjects: Subjects,
+    token_maps: TokenRows,
     options: SessionOptions,
     batch_size: int,
     progress: Progress,
@@ -40,18 +38,18 @@ def theta_within_budget(
         bundle: in full precision.
         facts: of its stage graph.
         recipe: with shift-and-sum.
-        class_labels, token_maps: int64 [N] and [N, L]; the first `SCORE_IMAGES` are fed to the model.
+        subjects, token_maps: N images, and int64 [L] of each; the first `SCORE_IMAGES` are fed to the model.
         options: threads and memory.
         batch_size: images at a time.
         progress: told each batch.
     Raises:
         NextscaleError: the budget is smaller than what Eq. 11 alone costs.
     """
-    images, step = min(SCORE_IMAGES, len(class_labels)), "observing attention"
+    images, step = min(SCORE_IMAGES, len(subjects)), "observing attention"
     progress(step, 0, images)
     statistics = collect_scores(
         open_observed(bundle, options),
-        class_labels[:images],
+        subjects[:images],
         token_maps[:images],
         batch_size=batch_size,
         on_images=lambda done: progress(step, done, images),

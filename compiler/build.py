@@ -3,49 +3,41 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import onnx_ir as ir
 import torch
 
 from nextscale.compiler._autoencoder import encoder_graphs
+from nextscale.compiler._calibration import default_cfg_scale
+from nextscale.compiler._families import family_of
 from nextscale.compiler._finite import require_finite_logits, require_finite_picture
 from nextscale.compiler._float_model import FloatModel
 from nextscale.compiler._plan import make_plan
 from nextscale.compiler._rounders import require_reducible, require_rounding
+from nextscale.compiler._text_encoder import text_encoder_graphs
+from nextscale.compiler.family import Family
 from nextscale.compiler.fusion_certificate import certify
 from nextscale.compiler.options import BuildOptions, Progress
+from nextscale.compiler.write_bundle import bundle_info, write_bundle
 from nextscale.evaluate.saturation import as_report, measure_saturation
 from nextscale.evaluate.teacher_forced import teacher_forced
-from nextscale.export._card import bundle_card
-from nextscale.export.bundle_writer import BundleInfo, complete_manifest, write_graphs, write_manifest
-from nextscale.export.generate_graph import build_generate_graph
-from nextscale.export.var.decoder_graph import build_decoder_graph
-from nextscale.export.var.encoder_graph import build_encoder_graph
-from nextscale.export.var.stage_graph import build_stage_graph
-from nextscale.graph_passes._fused_nodes import has_fused
+from nextscale.export.bundle_writer import complete_manifest
 from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.pipeline import fuse_stage, quantize_stage
 from nextscale.graph_passes.quantize_autoencoder import stock_and_fused_autoencoder
 from nextscale.models.sources import Source
-from nextscale.models.var.layers import facts_of
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._machine import saturation_warning
-from nextscale.runtime._manifest import FUSED, STOCK
+from nextscale.runtime._manifest import STOCK
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime._outputs import atomic_folder
 from nextscale.runtime._probe_pictures import probe_pictures
-from nextscale.runtime._request import DEFAULT_CFG_SCALE
 from nextscale.runtime._session import SessionOptions
-from nextscale.runtime._var_request import var_request
+from nextscale.runtime._verify import stored_settings, stored_size
 
-# Greedy, so that few tokens say much; the second label differs from the first in every model.
-VERIFY_LABELS = (0, -1)
-VERIFY_CFG_SCALE = 1.5
 AGREEMENT_IMAGES = 8
 
 
@@ -54,87 +46,98 @@ def build_bundle(source: Source, out: Path, options: BuildOptions, progress: Pro
 
     Raises:
         OutputError: out exists or cannot be written.
-        NextscaleError: the recipe lacks what it needs, the model's logits or pictures overflow float32, or an integer
-            layer fell back to float in this release of ONNX Runtime.
+        NextscaleError: the recipe asks for what the family does not have, or lacks what it needs; the model's logits or
+            pictures overflow float32; an integer layer fell back to float in this release of ONNX Runtime.
     """
     # What a build measures and stores is of the stock graphs, which run everywhere.
     options = replace(options, session=replace(options.session, ops=STOCK))
+    family = family_of(source)
+    if options.recipe.precision != "fp32":
+        family.require_recipe(options.recipe)
     with atomic_folder(out) as folder, torch.no_grad():
         progress("building graphs")
-        stage_model = build_stage_graph(source.var, source.vqvae.quantize)
-        decoder_model = build_decoder_graph(source.vqvae)
+        stage, decoder = family.stage_graph(), family.decoder_graph()
         if options.recipe.precision == "fp32":
-            progress("writing")
             recipe: dict[str, Any] = {"name": options.recipe.name}
-            encoder_model = build_encoder_graph(source.vqvae) if options.encoder else None
-            write_bundle(source, folder, stage_model, decoder_model, encoder_model, recipe)
+            _build_float(family, folder, stage, decoder, options, progress)
         else:
-            recipe = _build_integer(source, folder, stage_model, decoder_model, options, progress)
+            recipe = _build_integer(family, folder, stage, decoder, options, progress)
         progress("generating the stored tokens")
         require_finite_logits(Bundle.open(folder), options.session)
         token_maps, encoded = _stored_tokens(folder, options.session)
-        require_finite_picture(source.vqvae, token_maps[0])
-        complete_manifest(folder, token_maps, encoded, recipe, _card(source, recipe))
+        require_finite_picture(family, token_maps[0])
+        complete_manifest(folder, token_maps, encoded, recipe, bundle_info(family, recipe).card)
     return Bundle.open(out)
 
 
+def _build_float(
+    family: Family, folder: Path, stage: ir.Model, decoder: ir.Model, options: BuildOptions, progress: Progress
+) -> None:
+    progress("writing")
+    graphs = {"stage": stage, "decoder": decoder}
+    if options.encoder:
+        graphs["encoder"], _ = encoder_graphs(family, None)
+    text_encoder = family.text_encoder() if options.text_encoder else None
+    if text_encoder is not None:
+        graphs["text_encoder"] = text_encoder.graph
+    write_bundle(family, folder, graphs, {"name": options.recipe.name})
+
+
 def _build_integer(
-    source: Source,
-    folder: Path,
-    stage_model: ir.Model,
-    decoder_model: ir.Model,
-    options: BuildOptions,
-    progress: Progress,
+    family: Family, folder: Path, stage: ir.Model, decoder: ir.Model, options: BuildOptions, progress: Progress
 ) -> dict[str, Any]:
     """Calibrate, quantize, write and check; returns the recipe with what the checks found."""
     if options.reduce_range:
         require_reducible(options.recipe)
-    integer = IntegerModel.decide(options.recipe, facts_of(source.var), options.reduce_range)
+    integer = IntegerModel.decide(options.recipe, family.facts(), options.reduce_range)
     require_rounding(integer, options)
-
-    def write_float(folder: Path, stage_model: ir.Model, decoder_model: ir.Model) -> None:
-        write_bundle(source, folder, stage_model, decoder_model, None, {"name": "fp32"})
 
     # Beside the bundle, since the manifest lists what lies in it; full precision is needed again for the comparison.
     with tempfile.TemporaryDirectory(prefix="calibration-", dir=folder.parent) as work:
         progress("writing the full-precision model for calibration")
-        full_precision = FloatModel.write(source, stage_model, decoder_model, Path(work), write_float)
+        full_precision = FloatModel.write(family, stage, decoder, Path(work))
         require_finite_logits(full_precision.bundle, options.session)
         plan = make_plan(full_precision, integer, options, progress)
         progress("quantizing")
-        float_stage = build_stage_graph(source.var, source.vqvae.quantize, plan.equalization)
-        stage_model = quantize_stage(float_stage, plan.stage)
-        fused = {"stage": fuse_stage(float_stage, plan.stage, stage_model), "decoder": decoder_model}
+        float_stage = family.stage_graph(plan.equalization)
+        stock = {"stage": quantize_stage(float_stage, plan.stage), "decoder": decoder}
+        fused = {"stage": fuse_stage(float_stage, plan.stage, stock["stage"]), "decoder": decoder}
         planned: dict[str, list[str]] = {"stage": [*integer.layers], "decoder": []}
         if plan.decoder is not None:
             planned["decoder"] = [*plan.decoder.inputs]
-            decoder_model, fused["decoder"] = stock_and_fused_autoencoder(
-                decoder_model, plan.decoder, options.reduce_range
+            stock["decoder"], fused["decoder"] = stock_and_fused_autoencoder(
+                decoder, plan.decoder, options.reduce_range
             )
         planned["generate"] = planned["stage"] + planned["decoder"]
-        encoder_model = None
         if options.encoder:
             planned["encoder"] = [] if plan.encoder is None else [*plan.encoder.inputs]
-            encoder_model, fused["encoder"] = encoder_graphs(source.vqvae, plan.encoder)
+            stock["encoder"], fused["encoder"] = encoder_graphs(family, plan.encoder)
+        text_encoder = family.text_encoder() if options.text_encoder else None
+        if text_encoder is not None:
+            planned["text_encoder"] = text_encoder.layers()
+            stock["text_encoder"], fused["text_encoder"] = text_encoder_graphs(text_encoder, options.reduce_range)
         progress("writing")
         recipe = options.recipe.as_dict() | dict(plan.report) | {"reduce_range": options.reduce_range}
-        write_bundle(source, folder, stage_model, decoder_model, encoder_model, recipe, fused if options.fused else {})
+        write_bundle(family, folder, stock, recipe, fused if options.fused else {})
 
         progress("checking kernels")
         certificates = {name: certify(folder / f"{name}.onnx", options.session) for name in planned}
         for name, names in planned.items():
             certificates[name].require_integer(names)
         progress("emulating CPUs without VNNI")
-        saturation = measure_saturation(Bundle.open(folder), stage_model, decoder_model, encoder_model, options.session)
+        one = family.calibration_subjects(1, options.seed)
+        saturation = measure_saturation(Bundle.open(folder), stock, options.session, one)
         progress("comparing with full precision", 0, AGREEMENT_IMAGES)
         found = teacher_forced(
             Generator(full_precision.bundle, options.session),
             {"integer": Generator(folder, options.session)},
             images=AGREEMENT_IMAGES,
             batch_size=1,  # two models at once: more would need more memory than calibration
+            subjects=family.agreement_subjects(AGREEMENT_IMAGES),
             on_images=lambda done: progress("comparing with full precision", done, AGREEMENT_IMAGES),
         )["integer"]
-    agreement = {"images": found.images, "kl": found.kl, "top1": found.top1, "cfg_scale": DEFAULT_CFG_SCALE}
+    cfg_scale = default_cfg_scale(full_precision.bundle)
+    agreement = {"images": found.images, "kl": found.kl, "top1": found.top1, "cfg_scale": cfg_scale}
     of_saturation = as_report(saturation)
     if saturation_warning(recipe | {"saturation": of_saturation}) is not None:
         agreement["saturated"] = True
@@ -145,57 +148,14 @@ def _build_integer(
     }
 
 
-def write_bundle(
-    source: Source,
-    folder: Path,
-    stage_model: ir.Model,
-    decoder_model: ir.Model,
-    encoder_model: ir.Model | None,
-    recipe: Mapping[str, Any],
-    fused: Mapping[str, ir.Model] = MappingProxyType({}),
-) -> None:
-    """Compose the single file, write all graphs and a manifest whose stored tokens are still zeros.
-
-    Args:
-        encoder_model: None leaves it out.
-        fused: the other graphs with fused operators, to write beside them.
-    """
-    model = source.model_info()
-    request = var_request(model)
-    models = {
-        "generate": build_generate_graph(stage_model, decoder_model, model.num_stages, request),
-        "stage": stage_model,
-        "decoder": decoder_model,
-        **({} if encoder_model is None else {"encoder": encoder_model}),
-    }
-    if fused:
-        generate = build_generate_graph(fused["stage"], fused["decoder"], model.num_stages, request)
-        models |= {
-            f"{role}.{FUSED}": graph for role, graph in {"generate": generate, **fused}.items() if has_fused(graph)
-        }
-    write_graphs(folder, models)
-    labels = [label % model.num_classes for label in VERIFY_LABELS]
-    verify = {
-        "seed": 0,
-        "inputs": {"class_labels": labels, "cfg_scale": VERIFY_CFG_SCALE, "top_k": 1, "top_p": 0.0},
-        "token_maps": [[0] * model.num_tokens for _ in labels],
-    }
-    info = BundleInfo(
-        source.name, "var", model, request, recipe, source.class_names, source.licence, _card(source, recipe)
-    )
-    write_manifest(folder, models, info, verify)
-
-
-def _card(source: Source, recipe: Mapping[str, Any]) -> str:
-    return bundle_card(source.name, source.description, source.licence, source.model_info(), recipe)
-
-
 def _stored_tokens(folder: Path, options: SessionOptions) -> tuple[list[list[int]], list[list[int]] | None]:
     """The bundle's own greedy tokens, and those of probe pictures, for `nextscale verify` to compare with."""
     generator = Generator(folder, options)
-    record = generator.bundle.manifest.verify
-    greedy = generator.generate(seed=record.seed, inputs=record.inputs)
-    if "encoder" not in generator.bundle.manifest.graphs:
-        return greedy.token_maps.tolist(), None
-    probes = probe_pictures(generator.bundle.model.image_size, len(greedy.images))
-    return greedy.token_maps.tolist(), generator.encode(probes).tolist()
+    manifest = stored_size(generator.bundle.manifest)
+    greedy = generator.generate(**stored_settings(manifest))
+    count = len(greedy.images)
+    token_maps = greedy.token_maps.reshape(count, -1).tolist()
+    if "encoder" not in manifest.graphs:
+        return token_maps, None
+    probes = probe_pictures(manifest.model.image_size, count)
+    return token_maps, generator.encode(probes).reshape(count, -1).tolist()

@@ -23,14 +23,15 @@ from typing import Any
 from nextscale.calib_data._work_folder import open_work
 from nextscale.calib_data.choose_theta import ThetaChoice
 from nextscale.calib_data.sample import SamplingSettings, sample_token_maps
+from nextscale.calib_data.subjects import Subjects
 from nextscale.calib_data.token_maps import TokenMaps
 from nextscale.compiler._rounders import require_reducible
 from nextscale.compiler._theta import shift_and_sum, theta_within_budget
 from nextscale.compiler.build import build_bundle
 from nextscale.compiler.options import BuildOptions, Progress
 from nextscale.graph_passes.recipe import Recipe, load_recipe
-from nextscale.models.sources import Source
 from nextscale.models.var.layers import facts_of, linear_shapes
+from nextscale.models.var.sources import VARSource
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._next_scale_loop import Generator
@@ -47,7 +48,7 @@ def learning_folder(out: Path) -> Path:
 
 
 def learn_bundle(
-    source: Source,
+    source: VARSource,
     out: Path,
     options: BuildOptions,
     settings: ReconstructionSettings,
@@ -105,7 +106,7 @@ def require_learned(recipe: Recipe) -> None:
 class _Learning:
     """The steps before the bundle: each takes what an earlier run left in the folder, or makes it and leaves it."""
 
-    source: Source
+    source: VARSource
     options: BuildOptions
     settings: ReconstructionSettings
     device: Device
@@ -163,13 +164,13 @@ class _Learning:
     def theta(self, maps: TokenMaps) -> ThetaChoice:
         path = self.folder / "theta.json"
         if not path.exists():
-            labels, tokens = maps.class_labels, maps.token_maps
+            subjects = Subjects.of_classes(maps.class_labels)
             found = theta_within_budget(
                 self.full_precision,
                 facts_of(self.source.var),
                 self.options.recipe,
-                labels,
-                tokens,
+                subjects,
+                maps.token_maps,
                 self.options.session,
                 self.options.batch_size,
                 self.progress,
@@ -212,7 +213,7 @@ class _Learning:
         self.progress(f"learning {step.unit}", step.step, step.steps)
 
 
-def _model_settings(source: Source) -> dict[str, Any]:
+def _model_settings(source: VARSource) -> dict[str, Any]:
     """The model's shape, and what tells its weights from others'."""
     digest = hashlib.sha256()
     for module in (source.var, source.vqvae):

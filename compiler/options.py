@@ -35,6 +35,7 @@ class BuildOptions:
         reduce_range: keep every pair of integer products within 16 bits, for CPUs without VNNI.
         fused: also write graphs of nextscale-ops' operators, over the same weights.
         encoder: also write the graph that makes token maps of pictures.
+        text_encoder: also write the graph that makes features of prompts, where the source has one.
     """
 
     recipe: Recipe
@@ -48,3 +49,4 @@ class BuildOptions:
     reduce_range: bool = False
     fused: bool = True
     encoder: bool = True
+    text_encoder: bool = True

@@ -24,6 +24,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from nextscale.calib_data.observed_stage import ObservedStage
+from nextscale.calib_data.subjects import Subjects
 from nextscale.evaluate._dequantized_attention import AttentionQuantizer
 from nextscale.evaluate._noise_correlation import PAIRS, PairSums, noise_pairs
 from nextscale.evaluate.teacher_forced import evaluation_labels
@@ -164,7 +165,9 @@ def attention_errors(
         def on_batch(done: int, before: int = k * images) -> None:
             on_images(before + done)
 
-        batches = stage.run(labels, token_maps, batch_size=batch_size, on_images=on_batch, **settings)
+        batches = stage.run(
+            Subjects.of_classes(labels), token_maps, batch_size=batch_size, on_images=on_batch, **settings
+        )
         results.append(_measure(stage.bundle.model.num_stages, quantizers, batches, len(labels)))
         if results[-1].unexplained.sum() > CONSISTENT**2 * results[-1].exact.sum():
             raise NextscaleError(

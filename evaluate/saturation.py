@@ -20,6 +20,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from nextscale.calib_data.observed_stage import ObservedStage
+from nextscale.calib_data.subjects import Subjects
 from nextscale.evaluate.integer_products import (
     IntegerProduct,
     expose_operands,
@@ -40,7 +41,8 @@ ROWS = 8
 PIXELS = 256
 HEADS = 4
 CHUNK = 1 << 22  # pairs of products at a time
-DECODER_BITS = 8
+# Of codes that no recipe decides about, by the graph's role.
+BITS_OF = {"decoder": 8, "encoder": TWO_BYTE_BITS, "text_encoder": 8}
 
 
 @dataclass(frozen=True)
@@ -114,19 +116,18 @@ def can_saturate(product: IntegerProduct, bits: int, attention_weights: str) -> 
 
 def measure_saturation(
     bundle: Bundle,
-    stage: ir.Model,
-    decoder: ir.Model,
-    encoder: ir.Model | None,
+    graphs: Mapping[str, ir.Model],
     options: SessionOptions,
-    label: int = 0,
+    subjects: Subjects,
 ) -> dict[str, Saturation]:
     """Emulate every integer product of a bundle on a sample of the rows of one sampled image.
 
     Args:
         bundle: of an integer recipe.
-        stage, decoder, encoder: its graphs; the encoder reads the picture that the decoder makes.
+        graphs: its stage and decoder, and its encoder and text encoder if those are to be looked at; the encoder reads
+            the picture that the decoder makes, the text encoder the first prompt of the stored generation.
         options: threads and memory.
-        label: the image's class.
+        subjects: what one image is of.
     Returns:
         by layer, named as in the manifest's "kernels", or by attention's product.
     """
@@ -134,13 +135,11 @@ def measure_saturation(
     bits, weights = int(recipe["activations"]["bits"]), str(recipe["attention"]["weights"])
     of_attention = attention_bits(bits, bool(recipe.get("reduce_range")))
     found = dict[str, _Layer]()
-    for product in integer_products(stage):
-        its_bits = bits if product.kind == "linear" else of_attention
-        _layer(found, product).possible |= can_saturate(product, its_bits, weights)
-    for model, its_bits in ((decoder, DECODER_BITS), (encoder, TWO_BYTE_BITS)):
-        for product in [] if model is None else integer_products(model):
+    for role, model in graphs.items():
+        for product in integer_products(model):
+            its_bits = BITS_OF[role] if role != "stage" else bits if product.kind == "linear" else of_attention
             _layer(found, product).possible |= can_saturate(product, its_bits, weights)
-    for products, operands in _runs(bundle, stage, decoder, encoder, options, label):
+    for products, operands in _runs(bundle, graphs, options, subjects):
         for product in products:
             if product.is_observable:
                 found[product.name].observe(product, operands)
@@ -258,26 +257,27 @@ def _squares(x: NDArray[Any]) -> float:
 
 
 def _runs(
-    bundle: Bundle,
-    stage: ir.Model,
-    decoder: ir.Model,
-    encoder: ir.Model | None,
-    options: SessionOptions,
-    label: int,
+    bundle: Bundle, graphs: Mapping[str, ir.Model], options: SessionOptions, subjects: Subjects
 ) -> Iterator[tuple[list[IntegerProduct], Mapping[str, NDArray[Any]]]]:
-    """The products and their operands at each stage of one image, of the decoder, and of the encoder of its picture."""
+    """The products and their operands at each stage of one image, of the decoder, and of the others."""
+    stage = graphs["stage"]
     observed, products = ObservedStage.open(bundle, expose_operands(stage), options), integer_products(stage)
-    labels, sampled = np.array([label], np.int64), np.full((1, bundle.model.num_tokens), -1, np.int64)
-    for _, found in observed.run(labels, sampled):
+    for _, found in observed.run(subjects, subjects.sampled(bundle.manifest)):
         yield products, found.outputs
 
-    def operands(model: ir.Model, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        exposed = expose_operands(model)
+    def operands(role: str, inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+        exposed = expose_operands(graphs[role])
         names = [str(output.name) for output in exposed.graph.outputs]
         session = open_model(exposed, bundle.folder, options, bundle.linked_data())
         return dict(zip(names, session.run(names, inputs), strict=True))
 
-    decoded = operands(decoder, {"f_hat": found.f_hat.numpy()})
-    yield integer_products(decoder), decoded
-    if encoder is not None:
-        yield integer_products(encoder), operands(encoder, {"images": decoded["images"]})
+    decoded = operands("decoder", {"f_hat": found.f_hat.numpy()})
+    yield integer_products(graphs["decoder"]), decoded
+    if "encoder" in graphs:
+        size = bundle.manifest.input_of_kind("size")
+        further = {} if size is None else {size.name: np.array(subjects.sizes[0])}
+        yield integer_products(graphs["encoder"]), operands("encoder", {"images": decoded["images"], **further})
+    prompts = bundle.manifest.verify.prompts
+    if "text_encoder" in graphs and prompts is not None:
+        token_ids = bundle.tokenizer.encode(prompts[0])
+        yield integer_products(graphs["text_encoder"]), operands("text_encoder", {"token_ids": token_ids[None]})

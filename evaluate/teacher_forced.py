@@ -2,7 +2,7 @@
 
 Sampled pictures of two bundles soon differ in everything, since one token that changes changes all after it. So the
 reference samples token maps, every bundle is fed those (teacher forcing), and the distributions over the codebook are
-compared place by place.
+compared place by place. Where tokens are bits, a token's KL is the sum of its bits', and it agrees as far as they do.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nextscale.calib_data.subjects import Subjects
 from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._manifest import Manifest
 from nextscale.runtime._next_scale_loop import Generator, StageResult
-from nextscale.runtime._request import DEFAULT_CFG_SCALE
 
 Name = TypeVar("Name", bound=Hashable)
 _ROWS = 16  # distributions at a time: all bundles' logarithms of them stay in the cache
@@ -37,7 +38,7 @@ class Agreement:
     Attributes:
         kl: mean KL(reference || bundle) of the guided distributions, nats per token.
         kl_stderr: its standard error over images; NaN of one image.
-        top1: share of the tokens whose likeliest entry is the reference's.
+        top1: share of the tokens whose likeliest entry is the reference's; of bits, share of the bits.
         stage_kl, stage_top1: the same for each stage, float64 [S].
         images: number of images.
     """
@@ -56,8 +57,8 @@ class ByImage:
 
     Attributes:
         divergence: float64 [N, S], of the KL.
-        agreeing: float64 [N, S], of equal likeliest entries.
-        sizes: float64 [S], tokens of each stage.
+        agreeing: float64 [N, S], of equal likeliest entries, or of the share of equal bits.
+        sizes: float64 [S], tokens of each stage; [N, S] of a bundle of several sizes, zeros behind an image's last.
     """
 
     divergence: NDArray[np.float64]
@@ -67,13 +68,13 @@ class ByImage:
     @property
     def kl(self) -> NDArray[np.float64]:
         """Nats per token of each image: float64 [N]."""
-        kl: NDArray[np.float64] = self.divergence.sum(1) / self.sizes.sum()
+        kl: NDArray[np.float64] = self.divergence.sum(1) / self.sizes.sum(-1)
         return kl
 
     @property
     def top1(self) -> NDArray[np.float64]:
         """The share of each image's tokens whose likeliest entry is the reference's: float64 [N]."""
-        top1: NDArray[np.float64] = self.agreeing.sum(1) / self.sizes.sum()
+        top1: NDArray[np.float64] = self.agreeing.sum(1) / self.sizes.sum(-1)
         return top1
 
 
@@ -88,8 +89,9 @@ def teacher_forced(
     *,
     images: int = 256,
     seed: int = 1,
-    cfg_scale: float = DEFAULT_CFG_SCALE,
+    cfg_scale: float | None = None,
     batch_size: int = 4,
+    subjects: Subjects | None = None,
     on_images: Callable[[int], object] = lambda done: None,
 ) -> dict[str, Agreement]:
     """Compare bundles of one model with the reference on token maps that the reference samples.
@@ -99,8 +101,9 @@ def teacher_forced(
         candidates: bundles of the same model, by name.
         images: N, spread over the classes.
         seed: of the labels and of the sampled token maps; calibration uses 0 by default, so these images are new to it.
-        cfg_scale: guidance, for sampling and for the compared distributions.
+        cfg_scale: guidance, for sampling and for the compared distributions; None is the reference's default.
         batch_size: images at a time.
+        subjects: what the images are of, where the model takes no classes.
         on_images: called with the number of images finished.
     Raises:
         NextscaleError: a candidate is of another model.
@@ -113,6 +116,7 @@ def teacher_forced(
         seed=seed,
         cfg_scale=cfg_scale,
         batch_size=batch_size,
+        subjects=subjects,
         on_images=on_images,
     )
     return {name: summarize(by_image.divergence, by_image.agreeing, by_image.sizes) for name, by_image in found.items()}
@@ -125,8 +129,9 @@ def teacher_forced_pairs(
     *,
     images: int | range,
     seed: int = 1,
-    cfg_scale: float = DEFAULT_CFG_SCALE,
+    cfg_scale: float | None = None,
     batch_size: int = 4,
+    subjects: Subjects | None = None,
     on_images: Callable[[int], object] = lambda done: None,
 ) -> dict[str, ByImage]:
     """Compare any two of some bundles with each other, all of them on token maps that the reference samples.
@@ -136,55 +141,79 @@ def teacher_forced_pairs(
         candidates: bundles of the same model, by name.
         pairs: by a name for the result, p and q of KL(p || q): candidates, or None for the reference.
         images: N, or which of them: the same images have the same labels and token maps in any range.
-        seed, cfg_scale, batch_size, on_images: as for `teacher_forced`.
+        seed, cfg_scale, batch_size, subjects, on_images: as for `teacher_forced`.
     Returns:
         the figures of each pair before they are summarized; all are of the same images.
     Raises:
         NextscaleError: a candidate is of another model.
     """
-    model = reference.bundle.model
+    manifest = reference.bundle.manifest
     for name, candidate in candidates.items():
-        if candidate.bundle.model != model:
+        if candidate.bundle.manifest.models != manifest.models:
             raise NextscaleError(f"{name}: not the model of {reference.bundle.path}; compare bundles of one model")
     wanted = images if isinstance(images, range) else range(images)
-    labels = evaluation_labels(model.num_classes, wanted.stop, seed)
+    if subjects is None:
+        subjects = Subjects.of_classes(evaluation_labels(manifest.model.num_classes, wanted.stop, seed))
     # [pair][image][stage]
     divergence: dict[str, list[NDArray[np.float64]]] = {name: [] for name in pairs}
     agreeing: dict[str, list[NDArray[np.float64]]] = {name: [] for name in pairs}
-    for first in range(wanted.start, wanted.stop, batch_size):
-        stream = partial(_stream, labels[first : first + batch_size], first, seed, cfg_scale)
+    sizes = _tokens_of_stages(manifest, subjects)
+    for batch in subjects[wanted.start : wanted.stop].batches(batch_size):
+        first = wanted.start + batch.start
+        settings = subjects[first : wanted.start + batch.stop].settings(manifest)
+        stream = partial(_stream, settings | {"first_image": first, "seed": seed, "cfg_scale": cfg_scale})
         stages = list(stream(reference, None))
         tokens = np.concatenate([stage.tokens for stage in stages], axis=1)
         logits: dict[str | None, list[NDArray[np.float32]]] = {}
         logits[None] = [stage.outputs["logits"] for stage in stages]
         for name, candidate in candidates.items():
             logits[name] = [stage.outputs["logits"] for stage in stream(candidate, tokens)]
-        likeliest = {name: [stage.argmax(-1) for stage in found] for name, found in logits.items()}
+        likeliest = {name: [_likeliest(stage, tokens.ndim) for stage in found] for name, found in logits.items()}
         by_stage = [
-            _divergences({name: found[stage] for name, found in logits.items()}, list(pairs.values()))
-            for stage in range(model.num_stages)
+            _divergences({name: found[stage] for name, found in logits.items()}, list(pairs.values()), tokens.ndim)
+            for stage in range(len(stages))
         ]
+        further = ((0, 0), (0, sizes.shape[-1] - len(stages)))  # stages that images of this size do not have
         for place, (name, (expected, found)) in enumerate(pairs.items()):
-            divergence[name].append(np.stack([stage[place].sum(1) for stage in by_stage], 1))
+            divergence[name].append(np.pad(np.stack([stage[place].sum(1) for stage in by_stage], 1), further))
             both = zip(likeliest[expected], likeliest[found], strict=True)
-            agreeing[name].append(np.stack([(p == q).sum(1).astype(np.float64) for p, q in both], 1))
-        on_images(min(first + batch_size, wanted.stop) - wanted.start)
-    sizes = np.array([height * width for height, width in model.stage_sizes], np.float64)
-    return {name: ByImage(np.concatenate(divergence[name]), np.concatenate(agreeing[name]), sizes) for name in pairs}
+            agreeing[name].append(np.pad(np.stack([_equal(p, q) for p, q in both], 1), further))
+        on_images(batch.stop)
+    of_images = sizes if sizes.ndim == 1 else sizes[wanted.start : wanted.stop]
+    return {
+        name: ByImage(np.concatenate(divergence[name]), np.concatenate(agreeing[name]), of_images) for name in pairs
+    }
+
+
+def _tokens_of_stages(manifest: Manifest, subjects: Subjects) -> NDArray[np.float64]:
+    """`ByImage.sizes` of the images."""
+    tokens = [[float(height * width) for height, width in model.stage_sizes] for model in manifest.models]
+    if len(tokens) == 1:
+        return np.array(tokens[0])
+    used = [tokens[size] for size in subjects.sizes]
+    longest = max(map(len, used))
+    return np.array([row + [0.0] * (longest - len(row)) for row in used])
 
 
 def _stream(
-    labels: NDArray[np.int64],
-    first: int,
-    seed: int,
-    cfg_scale: float,
-    generator: Generator,
-    tokens: NDArray[np.int64] | None,
+    settings: Mapping[str, Any], generator: Generator, tokens: NDArray[np.int64] | None
 ) -> Iterator[StageResult]:
     """The stages of a batch with their logits, sampled, or forced where `tokens` [B, L] is given."""
-    return generator.stream(
-        labels, seed=seed, first_image=first, cfg_scale=cfg_scale, forced_tokens=tokens, outputs=["logits"]
-    )
+    forced = generator.bundle.manifest.forced_tokens.name
+    inputs = {**settings.get("inputs", {}), forced: tokens}
+    return generator.stream(**{**settings, "inputs": inputs}, outputs=["logits"])
+
+
+def _likeliest(logits: NDArray[np.float32], token_axes: int) -> NDArray[Any]:
+    """Of tokens [B, l] the likeliest entries; of tokens [B, l, d], which are bits, the likeliest values."""
+    return logits.argmax(-1) if token_axes == 2 else logits > 0
+
+
+def _equal(p: NDArray[Any], q: NDArray[Any]) -> NDArray[np.float64]:
+    """Sum over the tokens of a stage of those that are equal, or of the share of their bits: [B]."""
+    equal = (p == q).astype(np.float64)
+    summed: NDArray[np.float64] = (equal if equal.ndim == 2 else equal.mean(-1)).sum(1)
+    return summed
 
 
 def summarize(divergence: NDArray[np.float64], agreeing: NDArray[np.float64], sizes: NDArray[np.float64]) -> Agreement:
@@ -192,16 +221,17 @@ def summarize(divergence: NDArray[np.float64], agreeing: NDArray[np.float64], si
 
     Args:
         divergence, agreeing: float64 [N, S], sums over a stage's tokens of the KL and of equal likeliest entries.
-        sizes: float64 [S], tokens of each stage.
+        sizes: float64 [S] or [N, S], as `ByImage` has them.
     """
-    by_image = divergence.sum(1) / sizes.sum()
+    by_image = divergence.sum(1) / sizes.sum(-1)
     stderr = by_image.std(ddof=1) / np.sqrt(len(by_image)) if len(by_image) > 1 else np.nan
+    tokens = np.broadcast_to(sizes, divergence.shape).sum(0)
     return Agreement(
         kl=float(by_image.mean()),
         kl_stderr=float(stderr),
-        top1=float(agreeing.sum() / (len(agreeing) * sizes.sum())),
-        stage_kl=divergence.mean(0) / sizes,
-        stage_top1=agreeing.mean(0) / sizes,
+        top1=float(agreeing.sum() / tokens.sum()),
+        stage_kl=divergence.sum(0) / tokens,
+        stage_top1=agreeing.sum(0) / tokens,
         images=len(by_image),
     )
 
@@ -211,10 +241,25 @@ def kl_divergence(p_logits: NDArray[np.float32], q_logits: NDArray[np.float32]) 
     return _divergences({"p": p_logits, "q": q_logits}, [("p", "q")])[0]
 
 
+def bit_divergence(p_logits: NDArray[np.float32], q_logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """KL(p || q) of tokens of independent bits, in nats: log-odds of 1, [B, l, d] twice -> [B, l].
+
+    The sum over the bits of p1 (log p1 - log q1) + p0 (log p0 - log q0), with log p1 = -log(1 + exp(-log-odds)).
+    """
+    p, q = p_logits.astype(np.float64), q_logits.astype(np.float64)
+    found: NDArray[np.float64] = np.zeros(p.shape[:-1])
+    for sign in (-1.0, 1.0):
+        log_p, log_q = -np.logaddexp(0, sign * p), -np.logaddexp(0, sign * q)
+        found += (np.exp(log_p) * (log_p - log_q)).sum(-1)
+    return found
+
+
 def _divergences(
-    logits: Mapping[Name, NDArray[np.float32]], pairs: Sequence[tuple[Name, Name]]
+    logits: Mapping[Name, NDArray[np.float32]], pairs: Sequence[tuple[Name, Name]], token_axes: int = 2
 ) -> list[NDArray[np.float64]]:
-    """KL(p || q) of each pair of names: [B, l, V] each -> [B, l] each."""
+    """KL(p || q) of each pair of names: [B, l, V] each, or [B, l, d] of bits -> [B, l] each."""
+    if token_axes == 3:
+        return [bit_divergence(logits[p], logits[q]) for p, q in pairs]
     names = {name for pair in pairs for name in pair}
     shape = np.broadcast_shapes(*(logits[name].shape for name in names))
     rows = {name: np.broadcast_to(logits[name], shape).reshape(-1, shape[-1]) for name in names}

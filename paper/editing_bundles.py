@@ -16,7 +16,7 @@ from nextscale.calib_data.token_maps import TokenMaps
 from nextscale.compiler.build import build_bundle
 from nextscale.compiler.options import BuildOptions, Progress
 from nextscale.graph_passes.recipe import Recipe, load_recipe
-from nextscale.models.sources import Source
+from nextscale.models.var.sources import VARSource
 from nextscale.paper.throughput_bundles import changed_words
 from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
 from nextscale.runtime._errors import NextscaleError
@@ -58,12 +58,12 @@ class DemoBundles:
     """
 
     work: Path
-    load: Callable[[], Source]
+    load: Callable[[], VARSource]
     roundings: Path | None
     session: SessionOptions
 
     @cached_property
-    def _source(self) -> Source:
+    def _source(self) -> VARSource:
         return self.load()
 
     def built(self, recipe: Recipe) -> EditingBundle | None:

@@ -20,9 +20,9 @@ from nextscale.calib_data.choose_theta import choose_theta
 from nextscale.compiler.build import build_bundle
 from nextscale.compiler.options import BuildOptions, Progress
 from nextscale.graph_passes.recipe import Recipe
-from nextscale.models.sources import Source
 from nextscale.models.var.layers import facts_of
 from nextscale.models.var.operations import BitWidths
+from nextscale.models.var.sources import VARSource
 from nextscale.models.var.vqvae import VQVAE, VQVAEConfig
 from nextscale.paper._transfer_scores import demo_statistics
 from nextscale.paper.table_c import TableBundle
@@ -49,7 +49,7 @@ class ModelOrigin:
     """
 
     description: Mapping[str, Any]
-    load: Callable[[], Source]
+    load: Callable[[], VARSource]
     random: bool
 
 
@@ -90,7 +90,7 @@ class ThroughputBundles:
             self.work.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"cannot make {self.work}: {error.strerror}") from None
-        source: Source | None = None
+        source: VARSource | None = None
         operations = self._known_operations()
         if operations is None:
             for folder in (self.work / recipe.name for recipe in recipes):
@@ -158,7 +158,7 @@ class ThroughputBundles:
         return without_learning(recipe, self.calibration_images), None, notes
 
     def _build_one(
-        self, source: Source, folder: Path, recipe: Recipe, rounding: Rounding | None, progress: Progress
+        self, source: VARSource, folder: Path, recipe: Recipe, rounding: Rounding | None, progress: Progress
     ) -> Bundle:
         theta = None
         if self.origin.random and recipe.attention.shift_and_sum != "off":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tiny_model import ONE_THREAD
@@ -16,8 +17,10 @@ from nextscale.export.text_encoder_graph import build_text_encoder_graph
 from nextscale.models.infinity.bsq_vae import BSQVAE, BSQVAEConfig
 from nextscale.models.infinity.random_vae import random_bsq_vae
 from nextscale.models.infinity.schedules import first_stages
+from nextscale.models.infinity.sources import InfinitySource
 from nextscale.models.t5.encoder import T5Config
 from nextscale.models.t5.random_weights import random_t5
+from nextscale.models.t5.text_source import TextSource
 from nextscale.runtime import Generator, ModelInfo
 from nextscale.runtime._infinity_request import infinity_request
 from nextscale.runtime._manifest import TokenizerInfo
@@ -64,3 +67,11 @@ def write_infinity_bundle(folder: Path) -> Path:
     token_maps = np.reshape(found.token_maps, (len(PROMPTS), values)).tolist()
     complete_manifest(folder, token_maps, None, bundle.recipe, bundle.card)
     return folder
+
+
+def tiny_infinity_source(**options: Any) -> InfinitySource:
+    """The same models to build from, but for texts of up to 64 tokens; `options` are further fields."""
+    config = replace(CONFIG, max_text=64)
+    text = TextSource(random_t5(TEXT), TokenizerInfo("bytes", config.max_text))
+    given = {"text": text, "prompts": ("a red apple", "fog", "two dogs in a field"), "licence": "MIT"} | options
+    return InfinitySource(tiny_infinity(config), tiny_vae(), tuple(SIZES), "tiny", "For tests.", **given)

@@ -9,12 +9,12 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
-from nextscale.models.sources import Source
+from nextscale.models.var.sources import VARSource
 
 Array = NDArray[Any]
 
 
-def run_stages(model: ir.Model, source: Source, num_stages: int | None = None) -> list[dict[str, Array]]:
+def run_stages(model: ir.Model, source: VARSource, num_stages: int | None = None) -> list[dict[str, Array]]:
     """All outputs of two images, stage after stage, of all stages or the first ones."""
     session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
     info, rng = source.model_info(), np.random.default_rng(0)

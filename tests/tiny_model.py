@@ -15,10 +15,10 @@ from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.linear_layers import find_layers
 from nextscale.graph_passes.recipe import Recipe, load_recipe
-from nextscale.models.sources import Source
 from nextscale.models.var.layers import facts_of
 from nextscale.models.var.presets import Preset
 from nextscale.models.var.random_weights import random_models
+from nextscale.models.var.sources import VARSource
 from nextscale.models.var.transformer import VAR, VARConfig
 from nextscale.models.var.vqvae import VQVAE, VQVAEConfig
 from nextscale.runtime._session import SessionOptions
@@ -49,8 +49,8 @@ def tiny_models(seed: int = 0, **options: Any) -> tuple[VAR, VQVAE]:
     return random_models(tiny_preset(**options), seed)
 
 
-def tiny_source(seed: int = 0, **options: Any) -> Source:
-    return Source(*tiny_models(seed, **options), "tiny", "For tests.", "MIT", CLASS_NAMES)
+def tiny_source(seed: int = 0, **options: Any) -> VARSource:
+    return VARSource(*tiny_models(seed, **options), "tiny", "For tests.", "MIT", CLASS_NAMES)
 
 
 def no_progress(step: str, done: int = 0, total: int = 0) -> None:
@@ -67,7 +67,7 @@ def tiny_options(name: str, **options: Any) -> BuildOptions:
     return BuildOptions(tiny_recipe(name), session=ONE_THREAD, **options)
 
 
-def rounded_down(recipe: Recipe, source: Source | None = None) -> Rounding:
+def rounded_down(recipe: Recipe, source: VARSource | None = None) -> Rounding:
     """What reconstruction might find for the tiny model, or `source`, and a recipe that equalizes nothing."""
     source = source or tiny_source()
     layers = {}
@@ -79,7 +79,7 @@ def rounded_down(recipe: Recipe, source: Source | None = None) -> Rounding:
     return Rounding(layers, {}, recipe.as_dict())
 
 
-def build_tiny(out: Path, precision: str, source: Source | None = None) -> Path:
+def build_tiny(out: Path, precision: str, source: VARSource | None = None) -> Path:
     """Build the bundle `out` of the tiny model, or of `source`, in "fp32" or "int8"."""
     build_bundle(source or tiny_source(), out, tiny_options(RECIPES[precision]), no_progress)
     return out

@@ -142,14 +142,12 @@ class TextParts:
         The text's vector [R, C] -> [R, 6 depth + 2, C]. The ones are added here, once an image, not at every use.
         """
         c, depth, constants = self.config.embed_dim, self.config.depth, self.constants
-        activated = op.Mul(cond, op.Sigmoid(cond))
+        activated = op.Unsqueeze(op.Mul(cond, op.Sigmoid(cond)), [1])  # rows of one token, as all layers see rows
 
         def ada_lin(name: str) -> ir.Value:
             return linear(op, constants, name, activated, *self.folded.modulation(name))
 
-        blocks = op.Add(
-            op.Unsqueeze(ada_lin(SHARED_ADA_LIN), [1]), constants("ada_gss", self.folded.block_modulations())
-        )
+        blocks = op.Add(ada_lin(SHARED_ADA_LIN), constants("ada_gss", self.folded.block_modulations()))
         gains = self.folded.gains()
         if gains is not None:
             blocks = op.Mul(blocks, constants("ada_gains", gains))

@@ -13,6 +13,7 @@ from nextscale.export.graph_builder import Constants, add_output, finish, new_bu
 from nextscale.export.infinity._patches import to_tokens
 from nextscale.models.infinity.bsq_vae import BSQVAE, BSQVAEConfig
 
+NUMBER = "const_"  # how the builder names constants that are given as numbers
 Sizes = Sequence[Sequence[tuple[int, int]]]
 
 
@@ -47,6 +48,9 @@ def with_token_maps(features: ir.Model, config: BSQVAEConfig, sizes: Sizes) -> i
     """
     (h,) = features.graph.outputs
     features.graph.outputs.clear()
+    # An int8 graph has numbers of its own, with the names that the builder would give to others of the same value.
+    for name, value in list(features.graph.initializers.items()):
+        value.name = f"features.{name}" if name.startswith(NUMBER) else name
     builder = GraphBuilder(features.graph)
     size = builder.input("size", ir.DataType.INT64, [])
     builder.push_module("quantize")

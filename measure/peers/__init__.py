@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nextscale.measure.contender import Contender
-    from nextscale.models.sources import Source
+    from nextscale.models.var.sources import VARSource
 
 NAMES = (
     "pytorch-fp32",
@@ -30,7 +30,7 @@ NAMES = (
 )
 
 
-def peers(source: Source, work: Path, threads: int, names: Sequence[str] | None = None) -> list[Contender]:
+def peers(source: VARSource, work: Path, threads: int, names: Sequence[str] | None = None) -> list[Contender]:
     """The peers of a model, ready to be started; `python -m nextscale.measure.peers.setup` makes what they need.
 
     Args:

@@ -13,7 +13,7 @@ from typing import Any
 from nextscale.measure.contender import Contender
 from nextscale.measure.peers import NAMES
 from nextscale.measure.peers.stored_models import digest
-from nextscale.models.sources import Source
+from nextscale.models.var.sources import VARSource
 from nextscale.runtime._errors import NextscaleError
 
 ENVIRONMENTS = ("openvino", "onnxruntime-openvino")  # libraries that have one of their own
@@ -34,7 +34,7 @@ class PeerFolder:
     model: Path
 
     @classmethod
-    def of(cls, source: Source, work: Path) -> PeerFolder:
+    def of(cls, source: VARSource, work: Path) -> PeerFolder:
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", source.name).strip(".-") or "model"
         work = work.absolute()
         return cls(work, work / f"{name}-{digest(source.var, source.vqvae)}")

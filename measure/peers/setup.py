@@ -21,7 +21,7 @@ from nextscale.measure.contender import Worker
 from nextscale.measure.peers import NAMES
 from nextscale.measure.peers.contenders import ENVIRONMENTS, PeerFolder, checked_names, contender, module_code
 from nextscale.measure.peers.stored_models import save_models
-from nextscale.models.sources import Source, checkpoint_source, demo_source, random_source
+from nextscale.models.var.sources import VARSource, checkpoint_source, demo_source, random_source
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._machine import CPUINFO
 from nextscale.runtime._outputs import atomic_folder
@@ -39,7 +39,7 @@ _PIP_INSTALL = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check"
 
 
 def set_up(
-    source: Source, work: Path, threads: int, names: Sequence[str] | None = None, log: Log = lambda line: None
+    source: VARSource, work: Path, threads: int, names: Sequence[str] | None = None, log: Log = lambda line: None
 ) -> dict[str, str]:
     """Make what the peers need and is not there yet.
 
@@ -67,7 +67,7 @@ def set_up(
     return failures
 
 
-def _set_up(name: str, source: Source, place: PeerFolder, threads: int, log: Log) -> None:
+def _set_up(name: str, source: VARSource, place: PeerFolder, threads: int, log: Log) -> None:
     library = name.rpartition("-")[0]
     place.model.mkdir(parents=True, exist_ok=True)
     _export(source, place, log)
@@ -110,7 +110,7 @@ def environment_packages(library: str, cpuinfo: Path = CPUINFO) -> tuple[str, ..
     return PLUG_IN_PACKAGES if is_intel else BUILD_PACKAGES
 
 
-def _export(source: Source, place: PeerFolder, log: Log) -> None:
+def _export(source: VARSource, place: PeerFolder, log: Log) -> None:
     if place.exported.exists():
         return
     from nextscale.measure.peers.exported_graphs import export_graphs
@@ -168,7 +168,7 @@ def _run(command: Sequence[str]) -> None:
         raise NextscaleError(f"{Path(command[0]).name}: {(errors or said)[-1]}")
 
 
-def check(source: Source, work: Path, threads: int, names: Sequence[str], log: Log) -> Mapping[str, str]:
+def check(source: VARSource, work: Path, threads: int, names: Sequence[str], log: Log) -> Mapping[str, str]:
     """Start each peer and let it make two pictures; returns why some failed."""
     failures: dict[str, str] = {}
     for name in names:
@@ -216,7 +216,7 @@ def main(
     sys.exit(1 if failures else 0)
 
 
-def _source(preset: str | None, var_path: Path | None, vae_path: Path | None) -> Source:
+def _source(preset: str | None, var_path: Path | None, vae_path: Path | None) -> VARSource:
     if var_path is not None and vae_path is not None:
         return checkpoint_source(var_path.stem, var_path, vae_path)
     if var_path is not None or vae_path is not None:

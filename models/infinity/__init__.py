@@ -10,11 +10,13 @@ __all__ = [
     "multi_scale_bits",
     "pair",
     "presets",
+    "prompts",
     "random_vae",
     "random_weights",
     "reference",
     "rope",
     "schedules",
+    "sources",
     "transformer",
     "vae_checkpoint",
 ]

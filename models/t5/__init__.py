@@ -6,4 +6,5 @@ __all__ = [
     "layers",
     "presets",
     "random_weights",
+    "text_source",
 ]

@@ -13,6 +13,7 @@ __all__ = [
     "reference",
     "relatives",
     "resampling",
+    "sources",
     "transformer",
     "vqvae",
 ]

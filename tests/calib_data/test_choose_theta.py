@@ -31,6 +31,7 @@ from nextscale.calib_data.choose_theta import (
     overhead,
     theta_index,
 )
+from nextscale.calib_data.subjects import Subjects
 from nextscale.graph_passes.observe_scores import PREFIX
 from nextscale.models.var.operations import BitWidths, aggregate_cost, duplicate_cost, model_cost, score_cost
 from nextscale.runtime import Bundle
@@ -210,12 +211,12 @@ def test_scores_are_collected_from_forced_tokens(fp32_bundle: Path, token_maps: 
     before = sorted(fp32_bundle.parent.iterdir())
     seen: list[int] = []
     observed = open_observed(Bundle.open(fp32_bundle), ONE_THREAD)
-    collected = collect_scores(observed, LABELS, token_maps, on_images=seen.append)
-    one_by_one = collect_scores(observed, LABELS, token_maps, batch_size=1)
+    collected = collect_scores(observed, Subjects.of_classes(LABELS), token_maps, on_images=seen.append)
+    one_by_one = collect_scores(observed, Subjects.of_classes(LABELS), token_maps, batch_size=1)
     names = [f"{PREFIX}blocks.{i}.attn.mix" for i in range(2)]
     assert list(observed.outputs) == names
     request = Request.create(observed.bundle, LABELS, forced_tokens=token_maps)
-    stages = list(observed.runner.run(request, names))
+    stages = list(observed.runner().run(request, names))
     assert seen == [2, 3]
     assert (collected.images, collected.samples) == (3, 3 * 2 * 2 * 2)
     ends = np.cumsum([pn * pn for pn in PATCH_NUMS])
@@ -234,7 +235,10 @@ def test_scores_are_collected_from_forced_tokens(fp32_bundle: Path, token_maps: 
 
 def test_tokens_are_sampled_where_none_is_given(fp32_bundle: Path) -> None:
     observed = open_observed(Bundle.open(fp32_bundle), ONE_THREAD)
-    runs = [collect_scores(observed, LABELS, np.full((3, L), -1, np.int64), seed=seed) for seed in (0, 0, 1)]
+    runs = [
+        collect_scores(observed, Subjects.of_classes(LABELS), np.full((3, L), -1, np.int64), seed=seed)
+        for seed in (0, 0, 1)
+    ]
     np.testing.assert_array_equal(runs[0].histogram, runs[1].histogram)
     assert (runs[0].histogram != runs[2].histogram).any()
 

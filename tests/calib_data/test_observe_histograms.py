@@ -17,6 +17,7 @@ from nextscale.calib_data.observe_histograms import (
     observe_histograms,
 )
 from nextscale.calib_data.observed_stage import ObservedStage
+from nextscale.calib_data.subjects import Subjects
 from nextscale.graph_passes.observe_inputs import Input, Observer, observe_inputs
 from nextscale.graph_passes.qparams import ActivationQParams, Range, RangeRule
 from nextscale.runtime import Bundle
@@ -45,7 +46,7 @@ def values(exposed: ObservedStage) -> Values:
     for i in range(N):
         one = slice(i, i + 1)
         request = Request.create(exposed.bundle, LABELS[one], cfg_scale=4.0, forced_tokens=MAPS[one])
-        for result in exposed.runner.run(request, exposed.outputs):
+        for result in exposed.runner().run(request, exposed.outputs):
             for key in KEYS:
                 x = result.outputs[Observer(Input(key.node), "values").output]
                 if key.part is not None:
@@ -63,7 +64,7 @@ def ranges_of(values: Values) -> dict[Input, Range]:
 
 
 def observe(exposed: ObservedStage, ranges: Mapping[Input, Range]) -> dict[Input, NDArray[np.int64]]:
-    return observe_histograms(exposed, ranges, LABELS, MAPS)
+    return observe_histograms(exposed, ranges, Subjects.of_classes(LABELS), MAPS)
 
 
 def test_every_value_is_counted_where_it_is(exposed: ObservedStage, values: Values) -> None:
@@ -96,7 +97,7 @@ def test_what_lies_outside_counts_at_the_ends(exposed: ObservedStage, values: Va
 
 def test_images_are_told(exposed: ObservedStage, values: Values) -> None:
     seen: list[int] = []
-    observe_histograms(exposed, ranges_of(values), LABELS, MAPS, seen.append)
+    observe_histograms(exposed, ranges_of(values), Subjects.of_classes(LABELS), MAPS, seen.append)
     assert seen == [1, 2]
 
 

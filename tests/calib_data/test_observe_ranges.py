@@ -18,6 +18,7 @@ from nextscale.calib_data.observe_ranges import (
     observe_stage_ranges,
 )
 from nextscale.calib_data.observed_stage import ObservedStage, OnImages, nobody
+from nextscale.calib_data.subjects import Subjects
 from nextscale.graph_passes._graph_session import open_model
 from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.observe_inputs import Input, Observer, observe_inputs
@@ -59,8 +60,20 @@ class Observed:
         on_images: OnImages = nobody,
     ) -> StageObservation:
         return observe_stage_ranges(
-            self.stage, self.observers, labels, maps, seed=seed, batch_size=batch_size, on_images=on_images
+            self.stage,
+            self.observers,
+            Subjects.of_classes(labels),
+            maps,
+            seed=seed,
+            batch_size=batch_size,
+            on_images=on_images,
         )
+
+
+def labels_of(calibration: StageObservation) -> NDArray[np.int64]:
+    labels = calibration.subjects.class_labels
+    assert labels is not None
+    return labels
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +117,7 @@ def test_labels_go_round_the_classes() -> None:
 def test_token_maps_that_are_given_are_read_instead_of_sampled(
     observed: Observed, calibration: StageObservation
 ) -> None:
-    fed = observed.feed(calibration.class_labels, calibration.token_maps, seed=7)
+    fed = observed.feed(labels_of(calibration), calibration.token_maps, seed=7)
     np.testing.assert_array_equal(fed.token_maps, calibration.token_maps)
     np.testing.assert_array_equal(fed.f_hat, calibration.f_hat)
     for key, found in calibration.ranges.whole.items():
@@ -121,12 +134,12 @@ def test_progress_counts_images(observed: Observed) -> None:
 def test_token_maps_are_those_of_plain_sampling(calibration: StageObservation, fp32_bundle: Path) -> None:
     """Observers change no token; image i is image i of the seed."""
     plain = Generator(fp32_bundle, ONE_THREAD).generate(
-        calibration.class_labels,
+        labels_of(calibration),
         cfg_scale=CFG_SCALE,
         top_k=128,  # of 900
         top_p=TOP_P,
     )
-    assert calibration.token_maps.shape == (5, L)
+    assert np.shape(calibration.token_maps) == (5, L)
     np.testing.assert_array_equal(calibration.token_maps, plain.token_maps)
 
 
@@ -167,7 +180,7 @@ def test_ranges_are_those_of_the_torch_model(calibration: StageObservation, deco
     }
     for name, module in watched.items():
         module.register_forward_pre_hook(lambda _, x, name=name: inputs.setdefault(name, []).append(x[0]))
-    labels, tokens = (torch.from_numpy(array) for array in (calibration.class_labels, calibration.token_maps))
+    labels, tokens = (torch.from_numpy(array) for array in (labels_of(calibration), calibration.token_maps))
     generate(source.var, source.vqvae, labels, torch.zeros(tokens.shape), tokens, cfg_scale=CFG_SCALE)
     for name in ("blocks.1.ffn.fc2", "blocks.1.attn.q"):
         assert_range(calibration.ranges.whole[Input(name)], inputs[name])
@@ -202,7 +215,7 @@ def test_pairs_are_of_the_row_without_the_class_and_the_difference(calibration: 
         assert (uncond.maximum.max(axis=1) <= both.maximum).all()
     source, inputs = tiny_source(), list[torch.Tensor]()
     source.var.blocks[1].ffn.fc2.register_forward_pre_hook(lambda _, x: inputs.append(x[0]))
-    labels, tokens = (torch.from_numpy(array) for array in (calibration.class_labels, calibration.token_maps))
+    labels, tokens = (torch.from_numpy(array) for array in (labels_of(calibration), calibration.token_maps))
     generate(source.var, source.vqvae, labels, torch.zeros(tokens.shape), tokens, cfg_scale=CFG_SCALE)
     rows = [x.chunk(2) for x in inputs]
     seen = {"uncond": [u for _, u in rows], "difference": [c - u for c, u in rows]}

@@ -20,8 +20,8 @@ from torch import Tensor
 from nextscale.calib_data.token_maps import TokenMaps
 from nextscale.cli.main import main
 from nextscale.graph_passes.recipe import load_recipe
-from nextscale.models.sources import Source
 from nextscale.models.var import presets, random_weights
+from nextscale.models.var.sources import VARSource
 from nextscale.runtime import Bundle
 from nextscale.runtime._errors import NextscaleError
 
@@ -125,9 +125,9 @@ def test_what_a_checkpoint_never_tells_is_an_option(
     options: tuple[str, ...],
     quant_resi: float,
 ) -> None:
-    sources: list[Source] = []
+    sources: list[VARSource] = []
 
-    def no_build(source: Source, *further: object) -> None:
+    def no_build(source: VARSource, *further: object) -> None:
         sources.append(source)
         raise NextscaleError("built nothing")
 

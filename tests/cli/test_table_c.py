@@ -14,8 +14,8 @@ from nextscale.cli.main import main
 from nextscale.cli.table_c import find_peers
 from nextscale.measure.contender import Contender
 from nextscale.measure.kernel_rates import KernelRates
-from nextscale.models.sources import Source
 from nextscale.models.var import presets
+from nextscale.models.var.sources import VARSource
 from nextscale.paper import table_c as measuring
 from nextscale.runtime._cpus import physical_cpus
 
@@ -104,7 +104,7 @@ def test_peers_stand_below_the_rows(
 ) -> None:
     asked: list[object] = []
 
-    def peers(source: Source, work: Path, threads: int, names: list[str] | None) -> list[Contender]:
+    def peers(source: VARSource, work: Path, threads: int, names: list[str] | None) -> list[Contender]:
         asked.append((source.name, work, threads, names))
         return [fake("engine", seconds=[4.0]), fake("none", first='{"error": "gone"}')]
 
@@ -123,7 +123,7 @@ def test_peers_stand_below_the_rows(
 def test_peers_are_measured_in_groups(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def peers(source: Source, work: Path, threads: int, names: list[str] | None) -> list[Contender]:
+    def peers(source: VARSource, work: Path, threads: int, names: list[str] | None) -> list[Contender]:
         quick = [fake(name, seconds=[4.0]) for name in ("one", "two", "three")]
         return [*quick, fake("none", first='{"error": "gone"}')]
 

@@ -28,7 +28,7 @@ from nextscale.compiler.build import build_bundle
 from nextscale.compiler.fusion_certificate import CertifiedLayer, FusionCertificate
 from nextscale.export import bundle_writer
 from nextscale.graph_passes.recipe import DecoderRecipe
-from nextscale.models.sources import Source
+from nextscale.models.var.sources import VARSource
 from nextscale.runtime import Bundle, Generator
 from nextscale.runtime._errors import NextscaleError, OutputError
 from nextscale.runtime._verify import verify
@@ -201,5 +201,5 @@ def test_an_existing_folder_is_refused_before_any_work(fp32_bundle: Path) -> Non
 
 
 def test_a_source_describes_its_model() -> None:
-    source = Source(*tiny_models(), "tiny", "")
+    source = VARSource(*tiny_models(), "tiny", "")
     assert source.model_info() == tiny_source().model_info()

@@ -34,7 +34,7 @@ def test_logits_that_overflow_at_the_strongest_guidance_are_refused(tmp_path: Pa
 def test_pictures_that_overflow_are_refused(tmp_path: Path) -> None:
     source = tiny_source()
     torch.nn.init.constant_(source.vqvae.decoder.conv_in.weight, 3e38)
-    with pytest.raises(NextscaleError, match="pictures are NaN: what the VQVAE's decoder computes overflows float32"):
+    with pytest.raises(NextscaleError, match="pictures are NaN: what the decoder computes overflows float32"):
         build_bundle(source, tmp_path / "bundle", tiny_options("fp32"), no_progress)
     assert not list(tmp_path.iterdir())
 

@@ -17,7 +17,7 @@ from nextscale.calib_data.token_maps import TokenMaps
 from nextscale.compiler import BuildOptions, learn_bundle
 from nextscale.compiler.learn import learning_folder
 from nextscale.graph_passes.recipe import Recipe
-from nextscale.models.sources import Source
+from nextscale.models.var.sources import VARSource
 from nextscale.runtime import Bundle
 from nextscale.runtime._errors import NextscaleError, OutputError
 from nextscale.simulation.reconstruction_settings import ReconstructionSettings
@@ -39,7 +39,7 @@ def learn(
     recipe: str | Recipe = PLAIN,
     progress: Progress = no_progress,
     settings: ReconstructionSettings = FEW,
-    source: Source | None = None,
+    source: VARSource | None = None,
     device: Any = "cpu",
     **options: Any,
 ) -> tuple[Bundle, Rounding]:

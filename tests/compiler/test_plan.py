@@ -19,8 +19,8 @@ from nextscale.compiler import _plan
 from nextscale.compiler._float_model import FloatModel
 from nextscale.compiler._plan import Plan, make_plan
 from nextscale.compiler._rounders import require_rounding
-from nextscale.compiler.build import write_bundle
 from nextscale.compiler.options import BuildOptions
+from nextscale.compiler.var_family import VARFamily
 from nextscale.export.var.decoder_graph import build_decoder_graph
 from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes.integer_model import IntegerModel
@@ -39,8 +39,8 @@ from nextscale.graph_passes.recipe import (
     load_recipe,
     recipe_names,
 )
-from nextscale.models.sources import Source
 from nextscale.models.var.layers import facts_of
+from nextscale.models.var.sources import VARSource
 from nextscale.runtime._errors import NextscaleError
 from nextscale.simulation.rounding import LayerBits
 
@@ -56,23 +56,20 @@ ALL_FLOAT: dict[str, LayerChoice] = dict.fromkeys(
 
 
 @pytest.fixture(scope="module")
-def source() -> Source:
+def source() -> VARSource:
     return tiny_source()
 
 
-def plan_of(source: Source, folder: Path, recipe: Recipe, progress: object = no_progress, **options: object) -> Plan:
-    def write(folder: Path, stage: ir.Model, decoder: ir.Model) -> None:
-        write_bundle(source, folder, stage, decoder, None, {"name": "fp32"})
-
+def plan_of(source: VARSource, folder: Path, recipe: Recipe, progress: object = no_progress, **options: object) -> Plan:
     stage, decoder = build_stage_graph(source.var, source.vqvae.quantize), build_decoder_graph(source.vqvae)
     settings = BuildOptions(recipe, session=ONE_THREAD, **options)  # type: ignore[arg-type]
     integer = IntegerModel.decide(recipe, facts_of(source.var), settings.reduce_range)
     require_rounding(integer, settings)
-    model = FloatModel.write(source, stage, decoder, folder, write)
+    model = FloatModel.write(VARFamily(source), stage, decoder, folder)
     return make_plan(model, integer, settings, progress)  # type: ignore[arg-type]
 
 
-def quantized(source: Source, plan: Plan) -> ir.Model:
+def quantized(source: VARSource, plan: Plan) -> ir.Model:
     """The integer stage graph, checked."""
     model = quantize_stage(build_stage_graph(source.var, source.vqvae.quantize, plan.equalization), plan.stage)
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
@@ -87,7 +84,7 @@ def shapes(ranges: Mapping[str, Range]) -> set[tuple[int, ...]]:
     return {found.minimum.shape for found in ranges.values()} | {found.maximum.shape for found in ranges.values()}
 
 
-def test_a_range_a_stage(source: Source, tmp_path: Path) -> None:
+def test_a_range_a_stage(source: VARSource, tmp_path: Path) -> None:
     plan = plan_of(source, tmp_path, Recipe("stage", calibration=CALIBRATION))
     assert names(plan.stage.ranges) == sorted([*BLOCKS, *BY_CLASS, "head", "word_embed"])
     for name, found in plan.stage.ranges.items():
@@ -99,7 +96,7 @@ def test_a_range_a_stage(source: Source, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["full_precision"]
 
 
-def test_one_range_holds_those_of_all_stages(source: Source, tmp_path: Path) -> None:
+def test_one_range_holds_those_of_all_stages(source: VARSource, tmp_path: Path) -> None:
     plans = []
     for choice in ("stage", "tensor"):
         folder = tmp_path / choice
@@ -113,7 +110,7 @@ def test_one_range_holds_those_of_all_stages(source: Source, tmp_path: Path) -> 
 
 
 @pytest.fixture(scope="module")
-def widest(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Plan:
+def widest(source: VARSource, tmp_path_factory: pytest.TempPathFactory) -> Plan:
     """Pairs with all that was seen."""
     return plan_of(source, tmp_path_factory.mktemp("max"), pair_recipe("max"))
 
@@ -127,7 +124,7 @@ def pair_recipe(rule: RangeRule, bits: int = 8, alpha: float = 0.85) -> Recipe:
     )
 
 
-def test_pairs_are_those_of_layers_that_see_both_rows(source: Source, widest: Plan) -> None:
+def test_pairs_are_those_of_layers_that_see_both_rows(source: VARSource, widest: Plan) -> None:
     assert names(widest.stage.pair_ranges) == sorted(BLOCKS)
     assert names(widest.stage.ranges) == sorted([*BY_CLASS, "head", "word_embed"])
     parts = [part for pair in widest.stage.pair_ranges.values() for part in (pair.uncond, pair.difference)]
@@ -143,7 +140,7 @@ def test_layers_of_one_input_have_one_pair(widest: Plan) -> None:
         np.testing.assert_array_equal(other.difference.maximum, q.difference.maximum)
 
 
-def test_equalization_divides_the_ranges(source: Source, widest: Plan, tmp_path: Path) -> None:
+def test_equalization_divides_the_ranges(source: VARSource, widest: Plan, tmp_path: Path) -> None:
     """Of all guided layers but fc2, whose input is what GELU leaves."""
     assert widest.equalization.factors
     plain = plan_of(source, tmp_path, pair_recipe("max", alpha=0))
@@ -158,7 +155,7 @@ def test_equalization_divides_the_ranges(source: Source, widest: Plan, tmp_path:
 
 @pytest.mark.parametrize(("rule", "bits"), [("percentile", 8), ("mse", 8), ("mse", 4)])
 def test_other_rules_narrow_the_ranges_of_pairs(
-    source: Source, widest: Plan, tmp_path: Path, rule: RangeRule, bits: int
+    source: VARSource, widest: Plan, tmp_path: Path, rule: RangeRule, bits: int
 ) -> None:
     seen: list[str] = []
     plan = plan_of(source, tmp_path, pair_recipe(rule, bits), lambda step, *further: seen.append(step))
@@ -183,7 +180,7 @@ def test_other_rules_narrow_the_ranges_of_pairs(
     quantized(source, plan)
 
 
-def test_dynamic_ranges_are_not_observed(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dynamic_ranges_are_not_observed(source: VARSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe(
         "dynamic",
         activations=ActivationRecipe(granularity="token"),
@@ -206,7 +203,7 @@ def test_dynamic_ranges_are_not_observed(source: Source, tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("granularity", ["image", "tensor"])
-def test_shift_and_sum(source: Source, tmp_path: Path, granularity: str) -> None:
+def test_shift_and_sum(source: VARSource, tmp_path: Path, granularity: str) -> None:
     """theta and places within the budget; static magnitudes of q, k and v where they are static."""
     attention = AttentionRecipe("integer", granularity, "row", "residual", budget=0.2)  # type: ignore[arg-type]
     recipe = Recipe("shift", attention=attention, calibration=CALIBRATION)
@@ -227,7 +224,7 @@ def test_shift_and_sum(source: Source, tmp_path: Path, granularity: str) -> None
     quantized(source, plan)
 
 
-def test_packed_weights(source: Source, tmp_path: Path) -> None:
+def test_packed_weights(source: VARSource, tmp_path: Path) -> None:
     recipe = Recipe(
         "packed",
         weights=WeightRecipe(4, "mse", packed=True),
@@ -241,7 +238,7 @@ def test_packed_weights(source: Source, tmp_path: Path) -> None:
         assert tensor.dtype == ir.DataType.UINT4
 
 
-def test_a_recipe_whose_layers_are_all_float(source: Source, tmp_path: Path) -> None:
+def test_a_recipe_whose_layers_are_all_float(source: VARSource, tmp_path: Path) -> None:
     """Only the decoder is left to calibrate; the stage graph is full precision's, whatever the rule."""
     recipe = Recipe("float", activations=ActivationRecipe(range="mse"), calibration=CALIBRATION, layers=ALL_FLOAT)
     plan = plan_of(source, tmp_path, recipe)
@@ -253,7 +250,7 @@ def test_a_recipe_whose_layers_are_all_float(source: Source, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("matching", ["none", "published"])
-def test_token_maps_that_are_given_are_observed(source: Source, tmp_path: Path, matching: str) -> None:
+def test_token_maps_that_are_given_are_observed(source: VARSource, tmp_path: Path, matching: str) -> None:
     """And none are sampled, whatever the recipe's matching."""
     maps = np.random.default_rng(0).integers(0, V, (3, L))
     given = TokenMaps(np.arange(3) % NUM_CLASSES, maps, {"seed": 7})
@@ -268,7 +265,7 @@ def test_token_maps_that_are_given_are_observed(source: Source, tmp_path: Path, 
     assert plan.report["calibration"] == {"images": 3, "seed": 0, "cfg_scale": 4.0, "token_maps": {"seed": 7}}
 
 
-def test_matched_token_maps_are_sampled(source: Source, tmp_path: Path) -> None:
+def test_matched_token_maps_are_sampled(source: VARSource, tmp_path: Path) -> None:
     plan = plan_of(source, tmp_path, Recipe("matched", calibration=CalibrationRecipe(4, "published")))
     told = plan.report["calibration"]
     assert told["images"] == 4
@@ -280,7 +277,7 @@ def test_matched_token_maps_are_sampled(source: Source, tmp_path: Path) -> None:
 RECONSTRUCTED = Recipe("learned", weights=WeightRecipe(4, rounding="reconstructed"), calibration=CALIBRATION)
 
 
-def test_reconstructed_weights_are_taken(source: Source, tmp_path: Path) -> None:
+def test_reconstructed_weights_are_taken(source: VARSource, tmp_path: Path) -> None:
     """And those that no unit has are rounded to nearest."""
     plan = plan_of(source, tmp_path, RECONSTRUCTED, rounding=rounded_down(RECONSTRUCTED, source))
     stage = build_stage_graph(source.var, source.vqvae.quantize)
@@ -296,7 +293,7 @@ def test_reconstructed_weights_are_taken(source: Source, tmp_path: Path) -> None
     quantized(source, plan)
 
 
-def test_how_codes_are_stored_and_a_budget_need_not_be_the_same(source: Source, tmp_path: Path) -> None:
+def test_how_codes_are_stored_and_a_budget_need_not_be_the_same(source: VARSource, tmp_path: Path) -> None:
     """They are not what the rounding was learned for; nor are a name, a description and the token maps."""
     other = replace(
         RECONSTRUCTED,
@@ -309,13 +306,13 @@ def test_how_codes_are_stored_and_a_budget_need_not_be_the_same(source: Source, 
     quantized(source, plan_of(source, tmp_path, other, rounding=rounded_down(RECONSTRUCTED, source)))
 
 
-def test_reconstructed_weights_that_are_missing(source: Source, tmp_path: Path) -> None:
+def test_reconstructed_weights_that_are_missing(source: VARSource, tmp_path: Path) -> None:
     with pytest.raises(NextscaleError, match="recipe learned: its weights are reconstructed; run `nextscale reconstr"):
         plan_of(source, tmp_path, RECONSTRUCTED)
     assert not list(tmp_path.iterdir())
 
 
-def test_reconstructed_weights_that_nobody_asked_for(source: Source, tmp_path: Path) -> None:
+def test_reconstructed_weights_that_nobody_asked_for(source: VARSource, tmp_path: Path) -> None:
     with pytest.raises(NextscaleError, match="recipe nearest: rounds weights to nearest, so it takes no --rounding"):
         plan_of(source, tmp_path, Recipe("nearest"), rounding=rounded_down(RECONSTRUCTED, source))
     assert not list(tmp_path.iterdir())
@@ -336,7 +333,7 @@ OTHERS: dict[str, tuple[dict[str, object], str]] = {
 
 @pytest.mark.parametrize(("changed", "message"), OTHERS.values(), ids=OTHERS.keys())
 def test_reconstructed_weights_of_another_recipe(
-    source: Source, tmp_path: Path, changed: dict[str, object], message: str
+    source: VARSource, tmp_path: Path, changed: dict[str, object], message: str
 ) -> None:
     """Refused before anything is calibrated, by what differs."""
     other = replace(RECONSTRUCTED, name="other", **changed)  # type: ignore[arg-type]
@@ -347,14 +344,14 @@ def test_reconstructed_weights_of_another_recipe(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_rounding_of_a_recipe_that_has_no_such_settings(source: Source, tmp_path: Path) -> None:
+def test_the_rounding_of_a_recipe_that_has_no_such_settings(source: VARSource, tmp_path: Path) -> None:
     """A file may say anything."""
     rounding = replace(rounded_down(RECONSTRUCTED, source), recipe={"name": "odd", "weights": {"bits": 4}, "layers": 3})
     with pytest.raises(NextscaleError, match=r"that of odd, with weights\.range unset instead of max, .*; give one"):
         plan_of(source, tmp_path, RECONSTRUCTED, rounding=rounding)
 
 
-def test_reconstructed_weights_of_other_layers(source: Source, tmp_path: Path) -> None:
+def test_reconstructed_weights_of_other_layers(source: VARSource, tmp_path: Path) -> None:
     """Too few, too many, or of another shape: another model's, whatever the recipe."""
     whole, head = rounded_down(RECONSTRUCTED, source), {"head": LayerBits(np.zeros((V, 32), np.bool_), "")}
     for layers, message in (
@@ -378,7 +375,7 @@ def test_reconstructed_weights_of_other_layers(source: Source, tmp_path: Path) -
     ids=["of no equalization", "missing", "of another width"],
 )  # fmt: skip
 def test_factors_of_other_layers(
-    source: Source, tmp_path: Path, alpha: float, factors: dict[str, int], message: str
+    source: VARSource, tmp_path: Path, alpha: float, factors: dict[str, int], message: str
 ) -> None:
     recipe = replace(RECONSTRUCTED, equalization=EqualizationRecipe(alpha))
     found = {name: np.ones(width, np.float32) for name, width in factors.items()}
@@ -387,7 +384,7 @@ def test_factors_of_other_layers(
     assert not list(tmp_path.iterdir())
 
 
-def test_reconstructed_weights_of_another_model(source: Source, tmp_path: Path) -> None:
+def test_reconstructed_weights_of_another_model(source: VARSource, tmp_path: Path) -> None:
     """Found when the weights are rounded, by their sums."""
     plan = plan_of(source, tmp_path, RECONSTRUCTED, rounding=rounded_down(RECONSTRUCTED, tiny_source(seed=1)))
     with pytest.raises(NextscaleError, match="has other weights or another equalization"):
@@ -398,7 +395,7 @@ def test_reconstructed_weights_of_another_model(source: Source, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["ffn.fc3", "c2", "blocks.0", "blocks.2.ffn.fc2", ""])
-def test_a_layer_that_the_model_does_not_have(source: Source, name: str) -> None:
+def test_a_layer_that_the_model_does_not_have(source: VARSource, name: str) -> None:
     ends = "ada_lin.1, head_nm.ada_lin.1, word_embed, attn.q, attn.k, attn.v, attn.proj, ffn.fc1, ffn.fc2, head"
     expected = re.escape(f'recipe mine: layers."{name}" is not a linear layer of the model; expected one of {ends}, or')
     with pytest.raises(NextscaleError, match=expected):

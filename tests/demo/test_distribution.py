@@ -18,7 +18,7 @@ import nextscale_demo
 from nextscale.demo.train_tokenizer import DEMO_VQVAE
 from nextscale.demo.train_transformer import DEMO_VAR
 from nextscale.evaluate.reference_statistics import read_demo_reference
-from nextscale.models.sources import demo_source
+from nextscale.models.var.sources import demo_source
 from nextscale.runtime._errors import NextscaleError
 
 DISTRIBUTION = Path(__file__).parents[2] / "demo" / "nextscale-demo"

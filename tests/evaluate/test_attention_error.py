@@ -216,7 +216,7 @@ def test_figures_are_those_of_the_exposed_values(
     for i, label in enumerate(evaluation_labels(NUM_CLASSES, 3, seed=1)):
         maps = fp32_generator.generate([label], seed=1, first_image=i).token_maps
         request = Request.create(observed.bundle, [label], seed=1, first_image=i, forced_tokens=maps)
-        for stage in observed.runner.run(request, outputs):
+        for stage in observed.runner().run(request, outputs):
             for block, name in enumerate(quantizers):
                 a, v, product = (stage.outputs[output].astype(np.float64) for output in output_names(name))
                 sums[:, stage.stage, block] += np.square(product - a @ v).sum(), np.square(a @ v).sum()

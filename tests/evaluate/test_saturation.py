@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from tiny_model import ONE_THREAD, no_progress, tiny_options, tiny_source
 
+from nextscale.calib_data.subjects import Subjects
 from nextscale.compiler._rounders import require_reducible
 from nextscale.compiler.build import build_bundle
 from nextscale.evaluate.integer_products import integer_products, reduction_rows
@@ -107,8 +108,8 @@ def build(folder: Path, recipe: str, reduce_range: bool, encoder: bool = False) 
 
 
 def measure(bundle: Bundle) -> dict[str, Saturation]:
-    stage, decoder = (ir.load(bundle.graph_path(name)) for name in ("stage", "decoder"))
-    return measure_saturation(bundle, stage, decoder, None, ONE_THREAD)
+    graphs = {name: ir.load(bundle.graph_path(name)) for name in ("stage", "decoder")}
+    return measure_saturation(bundle, graphs, ONE_THREAD, Subjects.of_classes(np.array([0])))
 
 
 @pytest.mark.parametrize("recipe", ["default", "static-w8a8", "rtn-w8a8", "nearest-w4a4"])

@@ -11,7 +11,7 @@ from tiny_model import ONE_THREAD, no_progress
 from nextscale.compiler.build import build_bundle
 from nextscale.compiler.options import BuildOptions
 from nextscale.graph_passes.recipe import load_recipe
-from nextscale.models.sources import Source
+from nextscale.models.var.sources import VARSource
 from nextscale.runtime import Generator
 from nextscale.runtime._edit import box_mask, forced_tokens, latent_mask, pixel_mask
 from tests.goldens.parity import (
@@ -30,7 +30,7 @@ from tests.goldens.parity import (
 def test_tokens_are_the_official_ones(name: str, tmp_path: Path) -> None:
     var, vqvae = models_of(next(case for case in CASES if case.name == name))
     build_bundle(
-        Source(var, vqvae, name, "For tests."),
+        VARSource(var, vqvae, name, "For tests."),
         tmp_path / name,
         BuildOptions(load_recipe("fp32"), session=ONE_THREAD),
         no_progress,

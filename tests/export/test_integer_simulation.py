@@ -18,8 +18,8 @@ from tiny_model import ONE_THREAD, no_progress, tiny_source
 
 from nextscale.compiler._float_model import FloatModel
 from nextscale.compiler._plan import Plan, make_plan
-from nextscale.compiler.build import write_bundle
 from nextscale.compiler.options import BuildOptions
+from nextscale.compiler.var_family import VARFamily
 from nextscale.export.var.decoder_graph import build_decoder_graph
 from nextscale.export.var.stage_graph import build_stage_graph
 from nextscale.graph_passes import pipeline
@@ -36,8 +36,8 @@ from nextscale.graph_passes.recipe import (
     Recipe,
     WeightRecipe,
 )
-from nextscale.models.sources import Source, demo_source
 from nextscale.models.var.layers import facts_of
+from nextscale.models.var.sources import VARSource, demo_source
 
 CALIBRATION = CalibrationRecipe(images=2)
 # Of these an image is one row; of all others two, with its class and without.
@@ -103,13 +103,10 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return build(tiny_source(), RECIPES[request.param], tmp_path_factory.mktemp("plan"))
 
 
-def build(source: Source, recipe: Recipe, folder: Path, num_stages: int | None = None) -> Built:
+def build(source: VARSource, recipe: Recipe, folder: Path, num_stages: int | None = None) -> Built:
     stage, decoder = build_stage_graph(source.var, source.vqvae.quantize), build_decoder_graph(source.vqvae)
 
-    def write(folder: Path, stage: ir.Model, decoder: ir.Model) -> None:
-        write_bundle(source, folder, stage, decoder, None, {"name": "fp32"})
-
-    model = FloatModel.write(source, stage, decoder, folder, write)
+    model = FloatModel.write(VARFamily(source), stage, decoder, folder)
     integer = IntegerModel.decide(recipe, facts_of(source.var))
     plan = make_plan(model, integer, BuildOptions(recipe, session=ONE_THREAD), no_progress)
     plain = build_stage_graph(source.var, source.vqvae.quantize, plan.equalization)

@@ -15,7 +15,7 @@ from tiny_model import ONE_THREAD, L, V, build_tiny, tiny_models
 from nextscale.export.graph_builder import add_output, finish, new_builder
 from nextscale.export.sampling_graph import smooth_weights
 from nextscale.export.var.stage_graph import build_stage_graph
-from nextscale.models.sources import Source
+from nextscale.models.var.sources import VARSource
 from nextscale.runtime import Bundle, Generator, RequestError
 from nextscale.runtime._edit import box_mask, forced_tokens, latent_mask, pixel_mask
 from nextscale.runtime._request import Request
@@ -107,7 +107,7 @@ def test_any_uniform_gives_weights(u: float) -> None:
 @pytest.mark.parametrize("name", EDITED_CASES)
 def test_f_hat_is_the_official_one(name: str, tmp_path: Path) -> None:
     var, vqvae = models_of(next(case for case in CASES if case.name == name))
-    generator = Generator(build_tiny(tmp_path / name, "fp32", Source(var, vqvae, name, "")), ONE_THREAD)
+    generator = Generator(build_tiny(tmp_path / name, "fp32", VARSource(var, vqvae, name, "")), ONE_THREAD)
     model, images = generator.bundle.model, random_pictures(vqvae.config)
     box, inpainting = EDIT_BOXES[0]
     assert inpainting

@@ -21,7 +21,7 @@ from nextscale.graph_passes.quantize_autoencoder import (
     integer_convolutions,
     stock_and_fused_autoencoder,
 )
-from nextscale.models.sources import demo_source
+from nextscale.models.var.sources import demo_source
 
 SEED = 0
 BLOCK = "decoder.mid.block_1"

@@ -26,7 +26,7 @@ from nextscale.graph_passes.quantize_autoencoder import (
     stock_and_fused_autoencoder,
     two_byte_convolutions,
 )
-from nextscale.models.sources import demo_source
+from nextscale.models.var.sources import demo_source
 from tests.goldens.parity import random_pictures
 
 FLOAT = ("encoder.conv_in", "encoder.conv_out", "quant_conv")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nextscale.models.sources import checkpoint_source, random_source, require_plain_name
+from nextscale.models.sources import require_plain_name
+from nextscale.models.var.sources import checkpoint_source, random_source
 from nextscale.runtime._errors import NextscaleError
 
 

@@ -8,8 +8,8 @@ import pytest
 from tiny_model import ONE_THREAD, no_progress, rounded_down, tiny_preset, tiny_source
 
 from nextscale.graph_passes.recipe import AttentionRecipe, CalibrationRecipe, Recipe, WeightRecipe, load_recipe
-from nextscale.models.sources import Source
 from nextscale.models.var.presets import get_preset
+from nextscale.models.var.sources import VARSource
 from nextscale.paper.throughput_bundles import ModelOrigin, ThroughputBundles, convolution_operations
 from nextscale.simulation.rounding import Rounding
 
@@ -22,7 +22,7 @@ SHIFT = Recipe(
 
 
 def bundles(work: Path, random: bool, loads: list[int] | None = None) -> ThroughputBundles:
-    def load() -> Source:
+    def load() -> VARSource:
         if loads is not None:
             loads.append(1)
         return tiny_source()

@@ -13,9 +13,9 @@ from tiny_model import ONE_THREAD, build_tiny, tiny_models, tiny_source
 
 from nextscale.export.generate_graph import state_names
 from nextscale.export.var.stage_graph import build_stage_graph, folded_phi
-from nextscale.models.sources import Source
 from nextscale.models.var.multi_scale_quantizer import Phi
 from nextscale.models.var.reference import Generation, generate
+from nextscale.models.var.sources import VARSource
 from nextscale.models.var.transformer import VAR
 from nextscale.models.var.vqvae import VQVAE
 from nextscale.runtime import Generator
@@ -33,7 +33,7 @@ def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """The torch models of one case, and the float32 bundle built from them."""
     case: Case = request.param
     var, vqvae = models_of(case)
-    bundle = build_tiny(tmp_path_factory.mktemp("cases") / case.name, "fp32", Source(var, vqvae, case.name, ""))
+    bundle = build_tiny(tmp_path_factory.mktemp("cases") / case.name, "fp32", VARSource(var, vqvae, case.name, ""))
     return var, vqvae, Generator(bundle, ONE_THREAD)
 
 

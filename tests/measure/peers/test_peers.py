@@ -22,8 +22,8 @@ from nextscale.measure.peers.host_weights import host_weights
 from nextscale.measure.peers.setup import environment_packages, set_up
 from nextscale.measure.peers.stored_models import digest, load_models, save_models
 from nextscale.measure.peers.torch_engine import require_compiler
-from nextscale.models.sources import Source
 from nextscale.models.var import reference
+from nextscale.models.var.sources import VARSource
 from nextscale.runtime._errors import NextscaleError
 
 FLOAT = ("pytorch-fp32", "onnxruntime-fp32")
@@ -35,12 +35,12 @@ Drawn = dict[str, list[dict[str, np.ndarray]]]
 
 
 @pytest.fixture(scope="module")
-def source() -> Source:
+def source() -> VARSource:
     return tiny_source()
 
 
 @pytest.fixture(scope="module")
-def work(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def work(source: VARSource, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the quick peers are set up."""
     folder = tmp_path_factory.mktemp("peers")
     assert set_up(source, folder, 1, QUICK) == {}
@@ -56,7 +56,7 @@ def ask(contender: Contender, *requests: dict[str, Any]) -> list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def drawn(source: Source, work: Path) -> Drawn:
+def drawn(source: VARSource, work: Path) -> Drawn:
     """By peer, token_maps and images for each of SAMPLINGS."""
     found = {}
     for contender in peers(source, work, 1, QUICK):
@@ -71,7 +71,7 @@ def drawn(source: Source, work: Path) -> Drawn:
     return found
 
 
-def expected(source: Source, **sampling: Any) -> reference.Generation:
+def expected(source: VARSource, **sampling: Any) -> reference.Generation:
     labels, uniforms = random_inputs(host_weights(source.var, source.vqvae), BATCH, 3)
     return reference.generate(
         source.var, source.vqvae, torch.from_numpy(labels), torch.from_numpy(uniforms), cfg_scale=4.0, **sampling
@@ -80,7 +80,7 @@ def expected(source: Source, **sampling: Any) -> reference.Generation:
 
 @pytest.mark.parametrize("name", FLOAT)
 @pytest.mark.parametrize("case", range(len(SAMPLINGS)), ids=["greedy", "sampled"])
-def test_a_float_peer_draws_the_reference(name: str, case: int, source: Source, drawn: Drawn) -> None:
+def test_a_float_peer_draws_the_reference(name: str, case: int, source: VARSource, drawn: Drawn) -> None:
     found, wanted = drawn[name][case], expected(source, **SAMPLINGS[case])
     np.testing.assert_array_equal(found["token_maps"], wanted.token_maps)
     # Equal before rounding to about 1e-6, so that a pixel may round the other way.
@@ -91,14 +91,14 @@ def test_a_float_peer_draws_the_reference(name: str, case: int, source: Source, 
 
 @pytest.mark.exact_products
 @pytest.mark.parametrize("name", sorted(set(QUICK) - set(FLOAT)))
-def test_a_low_precision_peer_stays_near_it(name: str, source: Source, drawn: Drawn) -> None:
+def test_a_low_precision_peer_stays_near_it(name: str, source: VARSource, drawn: Drawn) -> None:
     found, wanted = drawn[name][0], expected(source, **SAMPLINGS[0])
     # Random logits are near-ties often, and each wrong token changes later ones; chance is 1 in 128.
     assert (found["token_maps"] == wanted.token_maps.numpy()).mean() > 0.3
     np.testing.assert_array_equal(found["token_maps"][:, 0], wanted.token_maps[:, 0])
 
 
-def test_a_peer_keeps_to_the_protocol(source: Source, work: Path) -> None:
+def test_a_peer_keeps_to_the_protocol(source: VARSource, work: Path) -> None:
     with Worker(peers(source, work, 1, ["onnxruntime-fp32"])[0]) as worker:
         assert worker.load_seconds > 0
         assert set(worker.versions) == {"onnxruntime", "numpy", "python"}
@@ -107,26 +107,26 @@ def test_a_peer_keeps_to_the_protocol(source: Source, work: Path) -> None:
     assert replies[1].peak_memory_bytes >= replies[0].peak_memory_bytes > 10_000_000
 
 
-def test_setting_up_again_changes_nothing(source: Source, work: Path) -> None:
+def test_setting_up_again_changes_nothing(source: VARSource, work: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in work.rglob("*")}
     assert set_up(source, work, 1, QUICK) == {}
     assert {path: path.stat().st_mtime_ns for path in work.rglob("*")} == before
 
 
-def test_a_failure_is_one_line(source: Source, work: Path) -> None:
+def test_a_failure_is_one_line(source: VARSource, work: Path) -> None:
     replies = ask(peers(source, work, 1, ["onnxruntime-fp32"])[0], {"batch": 1, "seed": -1})
     assert set(replies[-1]) == {"error"}
     assert "\n" not in replies[-1]["error"]
 
 
-def test_a_peer_that_is_not_set_up_says_so(source: Source, tmp_path: Path) -> None:
+def test_a_peer_that_is_not_set_up_says_so(source: VARSource, tmp_path: Path) -> None:
     found = peers(source, tmp_path, 1)
     assert [item.name for item in found] == list(NAMES)
     with pytest.raises(NextscaleError, match=r"not set up .*nextscale\.measure\.peers\.setup"), Worker(found[-1]):
         pass
 
 
-def test_an_unknown_peer_is_refused(source: Source, tmp_path: Path) -> None:
+def test_an_unknown_peer_is_refused(source: VARSource, tmp_path: Path) -> None:
     with pytest.raises(NextscaleError, match="no peer 'tensorflow'; the peers are pytorch-fp32"):
         peers(source, tmp_path, 1, ["tensorflow"])
 
@@ -154,7 +154,7 @@ def test_openvinos_provider_is_the_one_for_this_processor(cpuinfo: str, package:
     assert environment_packages("openvino", tmp_path / "cpuinfo") == environment_packages("openvino")
 
 
-def test_without_openvinos_provider_the_peer_says_so(source: Source, work: Path) -> None:
+def test_without_openvinos_provider_the_peer_says_so(source: VARSource, work: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     if "OpenVINOExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("it is here")
@@ -188,7 +188,7 @@ def test_a_plug_in_that_offers_nothing_is_named(tmp_path: Path) -> None:
     assert "it takes Intel's processors alone; onnxruntime-openvino takes others" in done.stderr
 
 
-def test_pytorchs_int8_where_torchao_is_installed(source: Source, tmp_path: Path) -> None:
+def test_pytorchs_int8_where_torchao_is_installed(source: VARSource, tmp_path: Path) -> None:
     pytest.importorskip("torchao")
     from nextscale.measure.peers.host_loop import generate
     from nextscale.measure.peers.torch_int8_engine import TorchInt8Engine
@@ -203,7 +203,7 @@ def test_pytorchs_int8_where_torchao_is_installed(source: Source, tmp_path: Path
     assert (found.token_maps == expected(source, top_k=1).token_maps.numpy()).mean() > 0.3
 
 
-def test_openvino_where_it_is_installed(source: Source, tmp_path: Path) -> None:
+def test_openvino_where_it_is_installed(source: VARSource, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     from nextscale.measure.peers.exported_graphs import export_graphs
     from nextscale.measure.peers.host_loop import generate
@@ -227,7 +227,7 @@ def test_sampling_is_the_references(seed: int) -> None:
         np.testing.assert_array_equal(found, wanted, err_msg=f"seed {seed}, top_k {top_k}, top_p {top_p}")
 
 
-def test_host_weights_survive_a_file(source: Source, tmp_path: Path) -> None:
+def test_host_weights_survive_a_file(source: VARSource, tmp_path: Path) -> None:
     weights = host_weights(source.var, source.vqvae)
     weights.save(tmp_path / "host.npz")
     loaded = HostWeights.load(tmp_path / "host.npz")
@@ -235,7 +235,7 @@ def test_host_weights_survive_a_file(source: Source, tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.phi_weight, weights.phi_weight)
 
 
-def test_models_survive_a_file(source: Source, tmp_path: Path) -> None:
+def test_models_survive_a_file(source: VARSource, tmp_path: Path) -> None:
     save_models(source.var, source.vqvae, tmp_path)
     var, vqvae = load_models(tmp_path)
     assert digest(var, vqvae) == digest(source.var, source.vqvae)

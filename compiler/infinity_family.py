@@ -1,0 +1,135 @@
+"""Infinity, as the driver builds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nextscale.calib_data.subjects import Subjects
+from nextscale.compiler.family import TextEncoder
+from nextscale.export.bundle_writer import BundleInfo
+from nextscale.export.infinity.decoder_graph import build_decoder_graph
+from nextscale.export.infinity.encoder_graph import build_features_graph, with_token_maps
+from nextscale.export.infinity.stage_graph import build_stage_graph
+from nextscale.export.text_encoder_graph import build_text_encoder_graph
+from nextscale.graph_passes.layer_facts import StageFacts
+from nextscale.graph_passes.recipe import Recipe
+from nextscale.models.equalization import NOT_EQUALIZED, Equalization
+from nextscale.models.infinity.equalization import choose_equalization
+from nextscale.models.infinity.layers import linear_shapes, stage_facts
+from nextscale.models.infinity.multi_scale_bits import accumulate
+from nextscale.models.infinity.schedules import Size
+from nextscale.models.infinity.sources import InfinitySource
+from nextscale.models.t5.layers import wide_layers
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._infinity_request import infinity_request
+
+VERIFY_PROMPTS = ("a red fox in the snow", "two boats")
+VERIFY_TEXT_TOKENS = (5, 3)  # of texts whose features are made up, where there is no text encoder
+VERIFY_CFG_SCALE = 1.5
+GREEDY_TOP_P = 0.5  # the likelier value of each bit
+AGREEMENT_STREAM = 1  # keeps what is drawn from what calibration draws with the same seed
+
+
+@dataclass(frozen=True)
+class InfinityFamily:
+    """See `Family`."""
+
+    source: InfinitySource
+
+    def require_recipe(self, recipe: Recipe) -> None:
+        """Raise NextscaleError for what needs a twin in torch, a codebook or one size."""
+        words = {
+            'weights.rounding = "reconstructed"': recipe.learned,
+            f'calibration.matching = "{recipe.calibration.matching}"': recipe.calibration.matching != "none",
+            f'attention.shift_and_sum = "{recipe.attention.shift_and_sum}"': recipe.attention.shift_and_sum != "off",
+        }
+        for word, is_asked in words.items():
+            if is_asked:
+                raise NextscaleError(
+                    f"recipe {recipe.name}: {word} is for VAR alone; choose a recipe without, such as default"
+                )
+
+    def facts(self) -> StageFacts:
+        return stage_facts(linear_shapes(self.source.infinity.config), self.source.sizes)
+
+    def stage_graph(self, equalization: Equalization = NOT_EQUALIZED) -> ir.Model:
+        return build_stage_graph(self.source.infinity, self.source.sizes, equalization)
+
+    def decoder_graph(self) -> ir.Model:
+        return build_decoder_graph(self.source.vae)
+
+    def features_graph(self) -> ir.Model:
+        return build_features_graph(self.source.vae)
+
+    def with_token_maps(self, features: ir.Model) -> ir.Model:
+        return with_token_maps(features, self.source.vae.config, [size.stage_sizes for size in self.source.sizes])
+
+    def text_encoder(self) -> TextEncoder | None:
+        text = self.source.text
+        if text is None:
+            return None
+        return TextEncoder(build_text_encoder_graph(text.encoder), wide_layers(text.encoder.config))
+
+    def bundle_info(self, recipe: Mapping[str, Any]) -> BundleInfo:
+        source, config, text = self.source, self.source.infinity.config, self.source.text
+        return BundleInfo(
+            source.name,
+            "infinity",
+            source.model_info(),
+            infinity_request(config.token_bits, config.text_channels, patchify=config.patchify),
+            recipe,
+            None,
+            source.licence,
+            "",
+            source.size_infos(),
+            None if text is None else text.tokenizer,
+            None if text is None else text.tokenizer_file,
+        )
+
+    def verify(self, has_text_encoder: bool) -> dict[str, Any]:
+        index, size = self._smallest
+        lengths = [min(length, self.source.max_tokens) for length in VERIFY_TEXT_TOKENS]
+        texts = {"prompts": list(VERIFY_PROMPTS)} if has_text_encoder else {"text_lengths": lengths}
+        row = [0] * (size.num_tokens * self.source.infinity.config.token_bits)
+        inputs = {"size": index, "cfg_scale": VERIFY_CFG_SCALE, "top_p": GREEDY_TOP_P}
+        return {"seed": 0, "inputs": inputs, **texts, "token_maps": [row for _ in VERIFY_PROMPTS]}
+
+    def choose_equalization(self, facts: StageFacts, magnitudes: Mapping[str, Tensor], alpha: float) -> Equalization:
+        return choose_equalization(self.source.infinity, facts, magnitudes, alpha)
+
+    def calibration_subjects(self, images: int, seed: int) -> Subjects:
+        return self._subjects(images, np.random.default_rng(seed))
+
+    def agreement_subjects(self, images: int) -> Subjects:
+        return self._subjects(images, np.random.default_rng([0, AGREEMENT_STREAM]))
+
+    def has_finite_picture(self, tokens: Sequence[int]) -> bool:
+        _, size = self._smallest
+        bits = torch.tensor(tokens).view(1, size.num_tokens, -1)
+        f_hat, _ = accumulate(bits.split(size.stage_tokens, dim=1), size)
+        return bool(self.source.vae.decode(f_hat).isfinite().all())
+
+    @cached_property
+    def _texts(self) -> tuple[NDArray[np.float32], ...]:
+        return self.source.calibration_texts()
+
+    @property
+    def _smallest(self) -> tuple[int, Size]:
+        """Index and size of the fewest tokens, of which the stored generation is."""
+        return min(enumerate(self.source.sizes), key=lambda item: item[1].num_tokens)
+
+    def _subjects(self, images: int, rng: np.random.Generator) -> Subjects:
+        """Texts in turn, in an order that is drawn; sizes in turn, those of most stages first, so that all are seen."""
+        order = np.resize(rng.permutation(len(self._texts)), images)
+        stages = np.array([size.num_stages for size in self.source.sizes])
+        sizes = np.resize(np.argsort(-stages, kind="stable"), images)
+        return Subjects(sizes, texts=tuple(self._texts[number] for number in order))
