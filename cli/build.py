@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nextscale.cli.options import CHECKPOINT, ModelOptions, model_options, refuse, threads
+from nextscale.cli.infinity_options import InfinityOptions
+from nextscale.cli.model_options import VAROptions, model_options
+from nextscale.cli.options import CHECKPOINT, refuse, threads
 from nextscale.cli.progress import show_resumable_steps, show_steps
 from nextscale.graph_passes.recipe import MAX_IMAGES, Recipe, load_recipe
 from nextscale.runtime._errors import NextscaleError
@@ -73,6 +75,11 @@ LEARNING = ReconstructionSettings()
     help="For CPUs without VNNI, where integer products saturate: slightly coarser weights with which they never do.",
 )
 @click.option("--no-encoder", is_flag=True, help="Leave out the graph that makes token maps of pictures.")
+@click.option(
+    "--no-text-encoder",
+    is_flag=True,
+    help="Leave out the text encoder, which --text then serves to calibrate alone; programs give features of texts.",
+)
 @click.option("--no-fused", is_flag=True, help="Leave out the graphs of fused operators, which add under 5%.")
 @click.option("--debug", is_flag=True, help="Let the graph count the attentive tokens that find no place.")
 @click.option(
@@ -84,7 +91,7 @@ LEARNING = ReconstructionSettings()
 )
 @threads
 def build(
-    model: ModelOptions,
+    model: VAROptions | InfinityOptions,
     name: str | None,
     out: Path,
     recipe: str | None,
@@ -98,6 +105,7 @@ def build(
     device: Device,
     reduce_range: bool,
     no_encoder: bool,
+    no_text_encoder: bool,
     no_fused: bool,
     debug: bool,
     seed: int,
@@ -112,6 +120,7 @@ def build(
     nextscale build demo --out demo-int8
     nextscale build --var var_d16.pth --vae vae_ch160v4096z32.pth --out d16-int8
     nextscale build --var var_d16.pth --vae vae_ch160v4096z32.pth --recipe ours-w4a6 --learn --out d16-ours-w4a6
+    nextscale build --infinity infinity_2b_reg.pth --vae infinity_vae_d32reg.pth --text flan-t5-xl --out infinity-int8
     nextscale build --preset var-d16 --random-weights --out d16-random
     """
     from nextscale.calib_data.token_maps import TokenMaps
@@ -120,6 +129,7 @@ def build(
     from nextscale.compiler.learn import require_learned
     from nextscale.compiler.options import BuildOptions
     from nextscale.models.sources import require_plain_name
+    from nextscale.models.var.sources import VARSource
     from nextscale.runtime.image_io import require_absent
     from nextscale.simulation.rounding import Rounding
 
@@ -131,7 +141,9 @@ def build(
     if calibration_images is not None:
         chosen = replace(chosen, calibration=replace(chosen.calibration, images=calibration_images))
     if chosen.precision == "fp32":
-        refuse(f"recipe {chosen.name}: full precision", "rounding", "calibration", "reduce_range", "learn", "no_fused")
+        idle = ("rounding", "calibration", "reduce_range", "learn", "no_fused", "prompts")
+        refuse(f"recipe {chosen.name}: full precision", *idle)
+    model.require_recipe(chosen)
     if reduce_range:
         require_reducible(chosen)
     if learn:
@@ -140,6 +152,7 @@ def build(
     else:
         refuse("a build without --learn", "iterations", "batch", "device")
     if chosen.learned and rounding is None:
+        assert isinstance(model, VAROptions)  # the others have no such recipes
         if model.random_weights:
             raise NextscaleError(
                 f"recipe {chosen.name}: its weights are reconstructed, which random ones cannot be; choose a recipe "
@@ -158,8 +171,10 @@ def build(
         reduce_range=reduce_range,
         fused=not no_fused,
         encoder=not no_encoder,
+        text_encoder=not no_text_encoder,
     )
     if learn:
+        assert isinstance(source, VARSource)
         settings = replace(LEARNING, iterations=iterations, batch_size=batch, seed=seed)
         bundle = _learned(source, out, options, settings, device)
     else:
@@ -198,7 +213,7 @@ def _tell_saturation(bundle: Bundle) -> None:
         )
 
 
-def _missing_rounding(recipe: Recipe, name: str, model: ModelOptions, calibration: Path | None) -> str:
+def _missing_rounding(recipe: Recipe, name: str, model: VAROptions, calibration: Path | None) -> str:
     """What to run for the weights that the recipe `name` wants, with what the command line says of the model."""
     command = ["nextscale", "reconstruct", *model.as_arguments(), "--recipe", name]
     notes = []

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -20,15 +19,8 @@ from nextscale.runtime._request import DEFAULT_CFG_SCALE, DEFAULT_TOP_K, DEFAULT
 from nextscale.runtime._sizes import Size, choose_size, nearest_ratio, sizes_of_area
 from nextscale.runtime._wording import shown_value
 
-if TYPE_CHECKING:
-    from nextscale.models.var.sources import VARSource
-
 BUNDLE = click.Path(path_type=Path)
 CHECKPOINT = click.Path(path_type=Path)
-# What the tensors of a checkpoint may not tell, and a preset does.
-UNTOLD = ("patch_nums", "num_heads", "quant_resi")
-# Which of several sets of weights in a checkpoint.
-CHOSEN = ("weights", "vae_weights")
 
 threads = click.option(
     "--threads",
@@ -215,153 +207,16 @@ def shown_choice(choice: Choice) -> str:
 
 def refuse(what: str, *options: str) -> None:
     """Refuse those of the options that the command line gives."""
-    source_of = click.get_current_context().get_parameter_source
-    given = [f"--{option.replace('_', '-')}" for option in options if _is_given(source_of(option))]
+    given = [option_name(option) for option in options if is_given(option)]
     if given:
         raise click.UsageError(f"{what} does not go with {', '.join(given)}")
 
 
-def _is_given(source: ParameterSource | None) -> bool:
-    """An option that the command does not have is not given either."""
-    return source is not None and source != ParameterSource.DEFAULT
+def option_name(parameter: str) -> str:
+    """Such as --vae-weights."""
+    return f"--{parameter.replace('_', '-')}"
 
 
-@dataclass(frozen=True)
-class ModelOptions:
-    """Which model the command line names; `model_options` makes it and refuses what does not go together.
-
-    Attributes:
-        model: "demo", or None.
-        var, vae: checkpoints.
-        preset: an official release that the checkpoints are of, or that is filled with random weights.
-        patch_nums, num_heads, quant_resi: what a checkpoint may not tell.
-        weights, vae_weights: which of several sets of weights in a checkpoint.
-        random_weights: fill the preset with them.
-        class_names: a file of names.
-    """
-
-    model: str | None
-    var: Path | None
-    vae: Path | None
-    preset: str | None
-    patch_nums: list[int] | None
-    num_heads: int | None
-    quant_resi: float
-    weights: str | None = None
-    vae_weights: str | None = None
-    random_weights: bool = False
-    class_names: Path | None = None
-
-    def source(self, name: str, seed: int = 0) -> VARSource:
-        """Read the model, or fill it with random weights of the seed; a bundle of it is called `name`.
-
-        Raises:
-            NextscaleError: a file is damaged or missing, or does not tell what an option must.
-        """
-        from nextscale.models.var.sources import checkpoint_source, demo_source, random_source
-
-        if self.model == "demo":
-            return demo_source(name)
-        if self.random_weights:
-            assert self.preset is not None
-            return random_source(name, self.preset, seed, self.class_names)
-        assert self.var is not None
-        assert self.vae is not None
-        return checkpoint_source(
-            name,
-            self.var,
-            self.vae,
-            self.preset,
-            self.patch_nums,
-            self.num_heads,
-            self.quant_resi,
-            class_names=self.class_names,
-            weights=self.weights,
-            vae_weights=self.vae_weights,
-        )
-
-    def as_arguments(self) -> list[str]:
-        """The same model for another command: what of it the command line gives."""
-        source_of = click.get_current_context().get_parameter_source
-        arguments = [self.model] if self.model else []
-        for name in ("var", "vae", *CHOSEN, "preset", *UNTOLD):
-            if _is_given(source_of(name)):
-                value = getattr(self, name)
-                text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-                arguments += [f"--{name.replace('_', '-')}", text]
-        return arguments
-
-    def _check(self) -> None:
-        """Raise click.UsageError unless the options name one model."""
-        if self.model == "demo":
-            refuse("demo", "var", "vae", *CHOSEN, *UNTOLD, "preset", "random_weights", "class_names")
-        elif self.random_weights:
-            if self.preset is None:
-                raise click.UsageError("--random-weights needs --preset")
-            refuse("--random-weights", "var", "vae", *CHOSEN, *UNTOLD)
-        elif self.var is not None and self.vae is not None:
-            if self.preset is not None:
-                refuse("--preset", *UNTOLD)
-        else:
-            context = click.get_current_context()
-            random = "random_weights" in context.params
-            raise click.UsageError(
-                f"which model? Give --var and --vae, {'or --preset with --random-weights, ' if random else ''}"
-                f"or `{context.command_path} demo`"
-            )
-
-
-_MODEL = (
-    click.argument("model", required=False, type=click.Choice(["demo"])),
-    click.option("--var", type=CHECKPOINT, help="The transformer's checkpoint (.pth, .safetensors, or an index)."),
-    click.option("--vae", type=CHECKPOINT, help="The VQVAE's checkpoint (the same)."),
-    click.option("--weights", metavar="NAME", help="Which of several sets of weights in --var, such as ema."),
-    click.option("--vae-weights", metavar="NAME", help="Which of several in --vae."),
-    click.option("--preset", metavar="NAME", help="An official release: var-d16, -d20, -d24, -d30 or -d36."),
-    click.option(
-        "--patch-nums",
-        type=IntegerList(),
-        metavar="1,2,…",
-        help="Side lengths of the stages, if the checkpoint does not tell.",
-    ),
-    click.option(
-        "--num-heads", type=click.IntRange(1), help="Number of heads, if the checkpoint does not tell (no l2 norm)."
-    ),
-    click.option(
-        "--quant-resi",
-        type=float,
-        default=0.5,
-        show_default=True,
-        help="The VQVAE's quant_resi, which checkpoints do not contain; the official releases have the default.",
-    ),
-)
-_MODEL_TO_BUILD = (
-    click.option("--random-weights", is_flag=True, help="Fill the preset with random weights, to measure speed."),
-    click.option(
-        "--class-names",
-        type=CHECKPOINT,
-        help="Class names: one per line, CSV, or a list or a dictionary by ids, in JSON or as Python writes it.",
-    ),
-)
-
-
-def model_options(*, to_build: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """The options that name a model; the command gets them as one `ModelOptions`, `model`.
-
-    Args:
-        to_build: also those of a model that is only to be built: random weights, and names of its classes.
-    """
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(command)
-        def collected(**values: object) -> None:
-            names = [field.name for field in fields(ModelOptions) if field.name in values]
-            model = ModelOptions(**{name: values.pop(name) for name in names})  # type: ignore[arg-type]
-            model._check()
-            command(model=model, **values)
-
-        for option in reversed((*_MODEL, *(_MODEL_TO_BUILD if to_build else ()))):
-            collected = option(collected)
-        return collected
-
-    return decorate
+def is_given(option: str) -> bool:
+    """Whether the command line gives an option; one that the command does not have is not given either."""
+    return click.get_current_context().get_parameter_source(option) not in (None, ParameterSource.DEFAULT)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nextscale.cli.options import CHECKPOINT, FiniteRange, IntegerList, ModelOptions, model_options
+from nextscale.cli.model_options import VAROptions, model_options
+from nextscale.cli.options import CHECKPOINT, FiniteRange, IntegerList
 from nextscale.cli.progress import show_resumable_steps
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.runtime._text import printable
@@ -48,7 +49,7 @@ SUFFIX = ".safetensors"
     "--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Seed of the order of the images."
 )
 def reconstruct(
-    model: ModelOptions,
+    model: VAROptions,
     recipe_name: str,
     calibration: Path | None,
     token_maps: Path | None,

@@ -11,7 +11,8 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from nextscale.cli.options import CHECKPOINT, CHOSEN, FiniteRange, IntegerList, operators, refuse, spinning, threads
+from nextscale.cli.model_options import CHOSEN
+from nextscale.cli.options import CHECKPOINT, FiniteRange, IntegerList, operators, refuse, spinning, threads
 from nextscale.cli.results import results_console, table_writers
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.measure.contender import Contender

@@ -39,6 +39,20 @@ GREEDY_TOP_P = 0.5  # the likelier value of each bit
 AGREEMENT_STREAM = 1  # keeps what is drawn from what calibration draws with the same seed
 
 
+def require_infinity_recipe(recipe: Recipe) -> None:
+    """Raise NextscaleError if the recipe asks for what needs a twin in torch, a codebook or one size."""
+    words = {
+        'weights.rounding = "reconstructed"': recipe.learned,
+        f'calibration.matching = "{recipe.calibration.matching}"': recipe.calibration.matching != "none",
+        f'attention.shift_and_sum = "{recipe.attention.shift_and_sum}"': recipe.attention.shift_and_sum != "off",
+    }
+    for word, is_asked in words.items():
+        if is_asked:
+            raise NextscaleError(
+                f"recipe {recipe.name}: {word} is for VAR alone; choose a recipe without, such as default"
+            )
+
+
 @dataclass(frozen=True)
 class InfinityFamily:
     """See `Family`."""
@@ -46,17 +60,7 @@ class InfinityFamily:
     source: InfinitySource
 
     def require_recipe(self, recipe: Recipe) -> None:
-        """Raise NextscaleError for what needs a twin in torch, a codebook or one size."""
-        words = {
-            'weights.rounding = "reconstructed"': recipe.learned,
-            f'calibration.matching = "{recipe.calibration.matching}"': recipe.calibration.matching != "none",
-            f'attention.shift_and_sum = "{recipe.attention.shift_and_sum}"': recipe.attention.shift_and_sum != "off",
-        }
-        for word, is_asked in words.items():
-            if is_asked:
-                raise NextscaleError(
-                    f"recipe {recipe.name}: {word} is for VAR alone; choose a recipe without, such as default"
-                )
+        require_infinity_recipe(recipe)
 
     def facts(self) -> StageFacts:
         return stage_facts(linear_shapes(self.source.infinity.config), self.source.sizes)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from nextscale.runtime._errors import NextscaleError
-from nextscale.runtime._manifest import is_plain_name
+from nextscale.runtime._manifest import ModelInfo, is_plain_name
 
 
 class Source(Protocol):
@@ -23,6 +23,9 @@ class Source(Protocol):
     @property
     def licence(self) -> str:
         """Of the weights."""
+
+    def model_info(self) -> ModelInfo:
+        """As the manifest has it."""
 
     @property
     def class_names(self) -> Sequence[str] | None:

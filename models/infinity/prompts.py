@@ -1,13 +1,4 @@
-"""What calibration's images are of: prompts of a file, one a line, or plain ones that come with nextscale."""
-
-from __future__ import annotations
-
-from pathlib import Path
-
-from nextscale.runtime._errors import NextscaleError
-from nextscale.runtime._regular_file import require_regular
-
-MAX_PROMPTS = 100_000
+"""What calibration's images are of where nobody says it: plain prompts, as people write them."""
 
 # Things, places, people, light, pictures that are no photographs, counts, colours and lettering; long and short.
 PROMPTS = (
@@ -76,22 +67,3 @@ PROMPTS = (
     "a poster with the words SUMMER FESTIVAL in bold letters",
     "a quiet street with cherry trees in blossom",
 )
-
-
-def read_prompts(path: Path) -> tuple[str, ...]:
-    """The lines of a UTF-8 file that are not blank, without the space around them.
-
-    Raises:
-        NextscaleError: it cannot be read, has no such line or too many, or is no text.
-    """
-    require_regular(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise NextscaleError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise NextscaleError(f"{path}: no text in UTF-8; expected one prompt a line") from None
-    prompts = tuple(line.strip() for line in text.splitlines() if line.strip())
-    if not 1 <= len(prompts) <= MAX_PROMPTS:
-        raise NextscaleError(f"{path}: expected 1 to {MAX_PROMPTS} prompts, one a line, found {len(prompts)}")
-    return prompts

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from nextscale.models.checkpoint_file import CheckpointError
 from nextscale.models.infinity.bsq_vae import BSQVAE
 from nextscale.models.infinity.pair import load_pair
 from nextscale.models.infinity.presets import get_preset
 from nextscale.models.infinity.prompts import PROMPTS
 from nextscale.models.infinity.random_weights import random_models
 from nextscale.models.infinity.rope import RopeMode
-from nextscale.models.infinity.schedules import AREAS, SCALES, Size, make_size
+from nextscale.models.infinity.schedules import AREAS, SCALES, STRIDE, Size, make_size
 from nextscale.models.infinity.transformer import Infinity
 from nextscale.models.t5.text_source import TextSource, load_text_source, random_text_source
 from nextscale.runtime._errors import NextscaleError
@@ -130,6 +131,12 @@ def checkpoint_source(
         weights=weights,
         vae_weights=vae_weights,
     )
+    pixels = vae.config.downsample * infinity.config.patch
+    if pixels != STRIDE:
+        raise CheckpointError(
+            f"{vae_path} makes {pixels} x {pixels} pixels of a token, Infinity's have {STRIDE} x {STRIDE}; give the "
+            "VAE that the transformer learned from"
+        )
     sizes = sizes_of(areas, ratios, infinity)
     files, text, config = [path.name, vae_path.name], None, infinity.config
     if text_folder is not None:

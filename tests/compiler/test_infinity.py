@@ -1,0 +1,214 @@
+"""Bundles of a tiny Infinity: what is in them, that both precisions make what they should, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from infinity_bundle import SIZES, TEXT, tiny_infinity_source
+from tiny_model import ONE_THREAD, no_progress, tiny_options
+
+from nextscale.calib_data.subjects import Subjects
+from nextscale.compiler import build
+from nextscale.compiler._families import family_of
+from nextscale.compiler.build import build_bundle
+from nextscale.compiler.infinity_family import VERIFY_PROMPTS, InfinityFamily
+from nextscale.compiler.options import BuildOptions
+from nextscale.graph_passes.recipe import AttentionRecipe, CalibrationRecipe, Recipe, WeightRecipe, load_recipe
+from nextscale.models.infinity.layers import linear_shapes
+from nextscale.models.infinity.reference import generate
+from nextscale.models.t5.layers import wide_layers
+from nextscale.models.t5.random_weights import random_t5
+from nextscale.runtime import Bundle, Generation, Generator
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._uniforms import uniforms
+from nextscale.runtime._verify import verify
+
+PROMPTS = ["a fox", "two small boats in the evening"]
+# Where guidance amplifies little, so that what is compared is quantization.
+GENTLE = {"cfg_scale": 1.5, "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("infinity") / "fp32"
+    build_bundle(tiny_infinity_source(), out, tiny_options("fp32"), no_progress)
+    return out
+
+
+@pytest.fixture(scope="module")
+def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("infinity") / "int8"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "AGREEMENT_IMAGES", 3)
+        build_bundle(tiny_infinity_source(), out, tiny_options("default"), no_progress)
+    return out
+
+
+def made(folder: Path, **settings: Any) -> Generation:
+    return Generator(folder, ONE_THREAD).generate(prompts=PROMPTS, **GENTLE, **settings)
+
+
+@pytest.mark.parametrize("name", ["fp32", "int8"])
+def test_a_bundle_passes_its_own_checks(name: str, request: pytest.FixtureRequest) -> None:
+    report = verify(Bundle.open(request.getfixturevalue(name), verify_hashes=True), ONE_THREAD)
+    assert report.passed, report
+    assert [check.name for check in report.checks] == ["files", "contract", "logits", "tokens", "encoder", "streaming"]
+
+
+@pytest.mark.parametrize("name", ["fp32", "int8"])
+def test_a_manifest_says_what_a_bundle_has(name: str, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(name)
+    manifest = Bundle.open(folder).manifest
+    assert (manifest.family, manifest.name, manifest.licence) == ("infinity", "tiny", "MIT")
+    assert list(manifest.graphs) == ["generate", "stage", "decoder", "encoder", "text_encoder"]
+    assert [size.image_size for size in manifest.sizes] == [size.image_size for size in SIZES]
+    assert (manifest.class_names, manifest.tokenizer) == (None, tiny_infinity_source().text.tokenizer)  # type: ignore[union-attr]
+    # The stored generation is of the smallest size, 32 x 32.
+    assert manifest.verify.inputs["size"] == 1
+    assert manifest.verify.prompts == VERIFY_PROMPTS
+    values = SIZES[1].num_tokens * 8
+    assert [len(row) for row in manifest.verify.token_maps] == [values] * 2
+    assert [len(row) for row in manifest.verify.encoded or ()] == [values] * 2
+    card = (folder / "card.md").read_text()
+    assert "| pictures | RGB of texts: 0.0117M 3:4; 0.000977M 1:1; 0.00391M 1:1 |" in card
+    assert "| stages | 2 to 4 (5 to 65 tokens) |" in card
+    assert "| tokens | 8 bits |" in card
+
+
+def test_full_precision_makes_the_references_bits(fp32: Path) -> None:
+    source = tiny_infinity_source()
+    encoder = random_t5(TEXT)
+    texts = [encoder(torch.tensor([[*(byte + 3 for byte in text.encode()), 1]]))[0] for text in PROMPTS]
+    longest = max(map(len, texts))
+    features = torch.stack([torch.cat((text, torch.zeros(longest - len(text), text.shape[1]))) for text in texts])
+    mask = torch.tensor([[int(i < len(text)) for i in range(longest)] for text in texts])
+    shape = (2, SIZES[0].num_tokens, 8)
+    noise = torch.from_numpy(uniforms(3, range(2), math.prod(shape[1:])).reshape(shape))
+    settings = {"cfg_scale": 1.5, "tau": 0.5, "top_p": 0.97}
+    expected = generate(source.infinity, SIZES[0], features, noise, text_mask=mask, **settings)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(made(fp32).token_maps, expected.bits.numpy())
+
+
+def test_all_that_the_recipe_says_is_integer(int8: Path) -> None:
+    recipe = Bundle.open(int8).manifest.recipe
+    linear = {name for name in linear_shapes(tiny_infinity_source().infinity.config) if "text_proj_for_sos" not in name}
+    assert recipe["kernels"].keys() == {"stage", "decoder", "encoder", "text_encoder"}
+    assert {name.removesuffix(".weight") for name in recipe["kernels"]["stage"]} == linear - {"word_embed"}
+    text = {name.removesuffix(".weight") for name in recipe["kernels"]["text_encoder"]}
+    assert {*wide_layers(TEXT), "encoder.block.0.layer.0.SelfAttention.q"} <= text
+    assert len(text) == 7
+    assert recipe["calibration"] == {"images": 5, "seed": 0, "cfg_scale": 3.0}
+    assert any(name in recipe["saturation"]["can_saturate"] for name in recipe["kernels"]["text_encoder"])
+
+
+def test_agreement_with_full_precision_is_recorded(int8: Path) -> None:
+    """Two blocks of width 32 are coarse: a bit's KL of a hundredth is much for a bit and little for quantization."""
+    agreement = Bundle.open(int8).manifest.recipe["agreement"]
+    assert (agreement["images"], agreement["cfg_scale"]) == (3, 3.0)
+    assert 0 < agreement["kl"] < 0.01 * 8
+    assert 0.95 < agreement["top1"] <= 1
+
+
+@pytest.mark.parametrize("index", range(len(SIZES)))
+def test_int8_is_near_full_precision_at_all_sizes(fp32: Path, int8: Path, index: int) -> None:
+    inputs = {"size": index}
+    expected = made(fp32, inputs=inputs)
+    found = made(int8, inputs={**inputs, "forced_bits": expected.token_maps})
+    np.testing.assert_array_equal(found.token_maps, expected.token_maps)
+    difference = found.images.astype(np.float64) - expected.images
+    assert np.square(difference).mean() < (0.05 * 255) ** 2  # of an untrained decoder whose pixels are noise
+    free = made(int8, inputs=inputs)
+    assert (free.token_maps == expected.token_maps).mean() > 0.8
+
+
+def test_a_picture_does_not_see_its_neighbours_text(int8: Path) -> None:
+    """Padding would widen ranges that were found at run time; those of `default` are static."""
+    generator = Generator(int8, ONE_THREAD)
+    alone, together = (generator.generate(prompts=prompts, **GENTLE) for prompts in (PROMPTS[:1], PROMPTS))
+    assert (alone.token_maps[0] == together.token_maps[0]).mean() > 0.99
+
+
+def test_fused_graphs_lie_beside_the_stock_ones(int8: Path) -> None:
+    manifest = Bundle.open(int8).manifest
+    assert all(graph.fused is not None for graph in manifest.graphs.values())
+    domains = {node.domain for node in ir.load(int8 / "stage.fused.onnx").graph}
+    assert "nextscale" in domains
+
+
+def test_without_a_text_encoder_features_are_stored_lengths(tmp_path: Path) -> None:
+    source = tiny_infinity_source()
+    options = tiny_options("fp32", text_encoder=False, encoder=False)
+    for name, of in (("left out", source), ("none", replace(source, text=None))):
+        bundle = build_bundle(of, tmp_path / name, options, no_progress)
+        assert list(bundle.manifest.graphs) == ["generate", "stage", "decoder"]
+        assert (bundle.manifest.tokenizer, bundle.manifest.verify.text_lengths) == (None, (5, 3))
+        assert verify(bundle, ONE_THREAD).passed
+    contents = [(tmp_path / name / "weights.data").read_bytes() for name in ("left out", "none")]
+    assert contents[0] == contents[1]
+
+
+# Calibration
+
+
+def test_images_are_of_texts_and_sizes_in_turn() -> None:
+    family = InfinityFamily(tiny_infinity_source())
+    found = family.calibration_subjects(7, seed=2)
+    assert found.class_labels is None
+    # 4, 3 and 2 stages: those with most come first, so that few images suffice to see all stages.
+    assert found.sizes.tolist() == [0, 2, 1, 0, 2, 1, 0]
+    lengths = [len(text) for text in found.texts or ()]
+    assert sorted(lengths[:3]) == [4, 12, 20]  # bytes of the source's prompts, and their ends
+    assert lengths[:3] == lengths[3:6]
+    orders = {tuple(len(text) for text in family.calibration_subjects(3, seed).texts or ()) for seed in range(9)}
+    assert len(orders) > 1
+
+
+def test_learned_weights_without_a_text_encoder_cannot_be_calibrated(tmp_path: Path) -> None:
+    with pytest.raises(NextscaleError, match="give the text encoder's folder with --text"):
+        build_bundle(tiny_infinity_source(text=None), tmp_path / "out", tiny_options("default"), no_progress)
+    assert not list(tmp_path.iterdir())
+
+
+REFUSED = {
+    "learned": (Recipe("r", weights=WeightRecipe(rounding="reconstructed")), 'weights.rounding = "reconstructed"'),
+    "matched": (Recipe("r", calibration=CalibrationRecipe(matching="published")), 'calibration.matching = "published"'),
+    "expanded": (
+        Recipe("r", attention=AttentionRecipe("integer", shift_and_sum="residual")),
+        'attention.shift_and_sum = "residual"',
+    ),
+}
+
+
+@pytest.mark.parametrize(("recipe", "word"), REFUSED.values(), ids=REFUSED.keys())
+def test_words_that_are_vars_alone_are_refused(tmp_path: Path, recipe: Recipe, word: str) -> None:
+    with pytest.raises(NextscaleError, match=f"recipe r: {word} is for VAR alone; choose a recipe without"):
+        build_bundle(tiny_infinity_source(), tmp_path / "out", BuildOptions(recipe), no_progress)
+    assert not list(tmp_path.iterdir())
+
+
+def test_values_that_overflow_are_refused(tmp_path: Path) -> None:
+    source = tiny_infinity_source()
+    torch.nn.init.constant_(source.vae.decoder.conv_in.weight, 3e38)
+    with pytest.raises(NextscaleError, match="pictures are NaN: what the decoder computes overflows float32"):
+        build_bundle(source, tmp_path / "out", tiny_options("fp32"), no_progress)
+    source = tiny_infinity_source()
+    source.infinity.head.weight.data.fill_(3e38)  # type: ignore[union-attr, operator]
+    with pytest.raises(NextscaleError, match="tiny in fp32: logits are NaN or infinite in stage 0"):
+        build_bundle(source, tmp_path / "out", tiny_options("fp32"), no_progress)
+
+
+def test_what_is_no_source_has_no_family() -> None:
+    with pytest.raises(TypeError, match="no family builds a Subjects"):
+        family_of(Subjects(np.zeros(1, np.int64)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["default", "rtn-w8a8", "static-w8a8", "nearest-w4a4"])
+def test_recipes_that_round_to_nearest_are_infinitys_too(name: str) -> None:
+    InfinityFamily(tiny_infinity_source()).require_recipe(load_recipe(name))
