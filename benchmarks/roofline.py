@@ -1,13 +1,14 @@
 """Where a fused generation's time goes, by operator and by stage, beside what the processor could do at most.
 
-    python benchmarks/roofline.py BUNDLE [--threads 2] [--ops-library FILE] [--name roofline]
+    python benchmarks/roofline.py BUNDLE [--threads 2] [--ops-library FILE] [--area 0.06M --ratio 1:1] [--name roofline]
 
-BUNDLE has fused graphs. Two limits stand beside each operator that multiplies codes: the rate of ONNX Runtime's own
-products at their best (the denominator of `nextscale table-c`), and the rate of this processor's fastest instruction
-with all operands in registers, which benchmarks/processor_limits.cc measures. It also measures how fast memory is read,
-which bounds stages of few tokens: each of them reads all weights. Attention in float multiplies no codes. Convolutions
-by Winograd's algorithm make fewer products than are counted, and may pass the limit. Needs GCC 12 or later. Times are
-those of profiled runs, medians of several.
+BUNDLE has fused graphs; where it has several sizes, one is chosen, and where it takes text, features are random. Two
+limits stand beside each operator that multiplies codes: the rate of ONNX Runtime's own products at their best (the
+denominator of `nextscale table-c`), and the rate of this processor's fastest instruction with all operands in
+registers, which benchmarks/processor_limits.cc measures. It also measures how fast memory is read, which bounds stages
+of few tokens: each of them reads all weights. Attention in float multiplies no codes. Convolutions by Winograd's
+algorithm make fewer products than are counted, and may pass the limit. Needs GCC 12 or later. Times are those of
+profiled runs, medians of several.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from provenance import provenance, publish
 
 from nextscale.measure.kernel_rates import kernel_rates
 from nextscale.measure.profile_events import GenerationProfile, OperatorTime, profile_generation
+from nextscale.measure.random_request import TEXT_TOKENS, Subject
 from nextscale.runtime import Bundle, SessionOptions
+from nextscale.runtime._sizes import choose_size
 
 RUNS = 5
 SOURCE = Path(__file__).with_name("processor_limits.cc")
@@ -74,12 +77,19 @@ def medians(profiles: Iterable[GenerationProfile]) -> dict[Key, float]:
 @click.argument("bundle", type=click.Path(path_type=Path, file_okay=False, exists=True))
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--ops-library", default="", help="nextscale-ops, where it is not the installed one.")
+@click.option("--area", help="Of the pictures, of several sizes.  [default: the first's]")
+@click.option("--ratio", help="Width to height, of several sizes.  [default: the first's]")
+@click.option("--text-tokens", type=click.IntRange(1), default=TEXT_TOKENS, show_default=True, help="Of a text.")
 @click.option("--name", default="roofline", show_default=True, help="Of the result file.")
-def main(bundle: Path, threads: int, ops_library: str, name: str) -> None:
+def main(
+    bundle: Path, threads: int, ops_library: str, area: str | None, ratio: str | None, text_tokens: int, name: str
+) -> None:
     opened = Bundle.open(bundle)
+    sizes = opened.manifest.sizes
+    subject = Subject(choose_size(sizes, area, ratio) if sizes else 0, text_tokens)
     options = SessionOptions(threads=threads, ops="fused", ops_library=ops_library)
     with tempfile.TemporaryDirectory() as folder:
-        profiles = [profile_generation(opened, options, Path(folder)) for _ in range(RUNS)]
+        profiles = [profile_generation(opened, options, Path(folder), subject=subject) for _ in range(RUNS)]
     seconds = medians(profiles)
     work: dict[Key, int] = defaultdict(int)
     read: dict[Key, int] = defaultdict(int)
@@ -97,8 +107,8 @@ def main(bundle: Path, threads: int, ops_library: str, name: str) -> None:
         "# The roofline of fused operators",
         "",
         *provenance(threads),
-        f"- {opened.manifest.name}, recipe {opened.manifest.recipe['name']}, batch 1; a profiled picture takes "
-        f"{1e3 * total:.0f} ms (medians of {RUNS})",
+        f"- {opened.manifest.name}, recipe {opened.manifest.recipe['name']}, batch 1{_shown(opened, subject)}; a "
+        f"profiled picture takes {1e3 * total:.0f} ms (medians of {RUNS})",
         f"- ONNX Runtime's own products of codes, at their best: {stock_rate / 1e12:.3f} T operations per second",
         *(
             f"- {key}, operands in registers: {rate / 1e12:.3f} T operations per second"
@@ -136,6 +146,13 @@ def main(bundle: Path, threads: int, ops_library: str, name: str) -> None:
         cells = [f"{1e3 * value:.2f}" for value in (everything, taken, computing, reading)]
         lines.append(f"| {stage + 1} | {' | '.join(cells)} | {max(computing, reading) / taken:.0%} |")
     publish(name, lines)
+
+
+def _shown(bundle: Bundle, subject: Subject) -> str:
+    """The size and the text, where there is a choice of them."""
+    manifest = bundle.manifest
+    size = f", {'x'.join(map(str, manifest.sizes[subject.size].image_size))} pixels" if manifest.sizes else ""
+    return size + (f", texts of {subject.text_tokens} tokens" if manifest.input_of_kind("text_features") else "")
 
 
 def _of(by_key: dict[Key, float] | dict[Key, int], kind: str) -> list[float]:

@@ -11,6 +11,7 @@ __all__ = [
     "peers",
     "profile_events",
     "provenance",
+    "random_request",
     "roofline",
     "speed",
     "statistics",

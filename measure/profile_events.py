@@ -10,6 +10,7 @@ from typing import Any
 
 from nextscale.measure.bundle_contender import bundle_contender
 from nextscale.measure.contender import Worker
+from nextscale.measure.random_request import Subject
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._scratch import scratch_folder
@@ -55,7 +56,9 @@ class GenerationProfile:
     operators: tuple[OperatorTime, ...]
 
 
-def profile_generation(bundle: Bundle, options: SessionOptions, folder: Path, batch: int = 1) -> GenerationProfile:
+def profile_generation(
+    bundle: Bundle, options: SessionOptions, folder: Path, batch: int = 1, subject: Subject | None = None
+) -> GenerationProfile:
     """Generate twice in a process of its own, and tell the second.
 
     Args:
@@ -63,10 +66,12 @@ def profile_generation(bundle: Bundle, options: SessionOptions, folder: Path, ba
         options: of its session.
         folder: for the profile, which is removed.
         batch: images at a time.
+        subject: what is drawn, where the bundle lets one choose.
     """
     with scratch_folder(folder) as work:
         profiled = replace(options, profile=str(work.absolute() / "profile"))
-        with Worker(bundle_contender(f"profile of {bundle.path}", bundle, "generate", profiled)) as worker:
+        contender = bundle_contender(f"profile of {bundle.path}", bundle, "generate", profiled, subject=subject)
+        with Worker(contender) as worker:
             for seed in range(2):
                 worker.request(batch, seed)
         files = list(work.iterdir())

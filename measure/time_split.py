@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nextscale.graph_passes.layer_facts import StageFacts
 from nextscale.measure.profile_events import GenerationProfile, profile_generation
-from nextscale.models.var.layers import facts_of_bundle
+from nextscale.models.operations import facts_of_bundle
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._session import SessionOptions
 
@@ -40,7 +40,8 @@ class TimeSplit:
 def part_patterns(facts: StageFacts) -> dict[str, re.Pattern[str]]:
     """What the names of each part's nodes begin with in generate.onnx; of several that fit, the first counts."""
     linear = "|".join(re.escape(layer.name) for layer in facts.layers)
-    modules = [name.rpartition(".")[0].rpartition(".") for name in facts.attentions]
+    # What has queries, attention to a text, too.
+    modules = [layer.name.removesuffix(".q").rpartition(".") for layer in facts.layers if layer.name.endswith(".q")]
     # blocks.0.attn.scores are as the model names them, blocks.0/attn/Softmax as the graph builder does.
     attention = "|".join(f"{re.escape(block)}[./]{re.escape(module)}[./]" for block, _, module in modules)
     return {

@@ -7,6 +7,7 @@ __all__ = [
     "checkpoint_weights",
     "equalization",
     "infinity",
+    "operations",
     "sources",
     "t5",
     "transformer_parts",

@@ -18,8 +18,7 @@ from nextscale.measure.roofline import CONVOLUTIONS, XEON_6226R, roofline_second
 from nextscale.measure.speed import Speed
 from nextscale.measure.statistics import Interval
 from nextscale.measure.time_split import TimeSplit, profile_bundle
-from nextscale.models.var.layers import facts_of_bundle
-from nextscale.models.var.operations import linear_operations
+from nextscale.models.operations import facts_of_bundle, linear_operations
 from nextscale.paper._demo_agreement import DemoAgreement, agreement_provenance, demo_agreement
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._cpus import physical_cpus

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from nextscale.calib_data.choose_theta import choose_theta
 from nextscale.compiler.build import build_bundle
 from nextscale.compiler.options import BuildOptions, Progress
 from nextscale.graph_passes.recipe import Recipe
+from nextscale.models.operations import convolution_operations
 from nextscale.models.var.layers import facts_of
 from nextscale.models.var.operations import BitWidths
 from nextscale.models.var.sources import VARSource
@@ -99,7 +99,7 @@ class ThroughputBundles:
                         f"{folder}: not made by table-c: no {MODEL_FILE} beside it; choose another --work"
                     )
             source = self.origin.load()
-            operations = convolution_operations(source.vqvae.config)
+            operations = decoder_operations(source.vqvae.config)
             text = json.dumps({"model": dict(self.origin.description), "convolution_operations": operations}) + "\n"
             write_files({self.work / MODEL_FILE: lambda file: file.write(text.encode())})
         rows = []
@@ -185,23 +185,12 @@ def briefly_calibrated(recipe: Recipe, images: int) -> Recipe:
     return replace(recipe, calibration=replace(recipe.calibration, images=images, matching="none"))
 
 
-def convolution_operations(config: VQVAEConfig) -> int:
+def decoder_operations(config: VQVAEConfig) -> int:
     """Operations of the convolutions that decode one image, a multiply-add being two."""
     with torch.device("meta"):
         vqvae = VQVAE(config)
-    counts = list[int]()
-
-    def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        weight = module.get_parameter("weight")
-        counts.append(2 * output.shape[-2] * output.shape[-1] * weight.numel())
-
-    for module in vqvae.modules():
-        if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(count)
-    with torch.no_grad():
-        side = config.patch_nums[-1]
-        vqvae.decode(torch.empty(1, config.z_channels, side, side, device="meta"))
-    return sum(counts)
+    side = config.patch_nums[-1]
+    return convolution_operations(vqvae.decode, (config.z_channels, side, side))
 
 
 def changed_words(bundle: Bundle, recipe: Recipe) -> list[str]:

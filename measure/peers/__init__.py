@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nextscale.measure.contender import Contender
-    from nextscale.models.var.sources import VARSource
+    from nextscale.models.sources import Source
 
 NAMES = (
     "pytorch-fp32",
@@ -28,20 +28,31 @@ NAMES = (
     "openvino-bf16",
     "openvino-int8",
 )
+INFINITY_NAMES = (
+    "pytorch-bf16",
+    "onnxruntime-fp32",
+    "onnxruntime-int8",
+    "openvino-fp32",
+    "openvino-bf16",
+    "openvino-int8",
+)
 
 
-def peers(source: VARSource, work: Path, threads: int, names: Sequence[str] | None = None) -> list[Contender]:
+def peers(source: Source, work: Path, threads: int, names: Sequence[str] | None = None) -> list[Contender]:
     """The peers of a model, ready to be started; `python -m nextscale.measure.peers.setup` makes what they need.
 
     Args:
         source: the model, as it was given to setup.
         work: setup's folder.
         threads: of each peer; 0 lets each library choose.
-        names: of NAMES; None is all. One that is not set up becomes a contender that says so and fails.
+        names: of NAMES, or of INFINITY_NAMES; None is all. One that is not set up becomes a contender that says so and
+            fails.
     Raises:
-        NextscaleError: a name is unknown.
+        NextscaleError: a name is unknown, or the model has no peers.
     """
     from nextscale.measure.peers.contenders import PeerFolder, checked_names, contender
+    from nextscale.measure.peers.peer_model import peer_model
 
-    place = PeerFolder.of(source, work)
-    return [contender(name, place, threads) for name in checked_names(names)]
+    model = peer_model(source)
+    place = PeerFolder.of(model, work)
+    return [contender(name, place, threads) for name in checked_names(names, model.names)]

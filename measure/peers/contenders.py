@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nextscale.measure.contender import Contender
-from nextscale.measure.peers import NAMES
-from nextscale.measure.peers.stored_models import digest
-from nextscale.models.var.sources import VARSource
+from nextscale.measure.peers.peer_model import PeerModel
 from nextscale.runtime._errors import NextscaleError
 
 ENVIRONMENTS = ("openvino", "onnxruntime-openvino")  # libraries that have one of their own
@@ -28,16 +26,18 @@ class PeerFolder:
     Attributes:
         work: the user's folder; environments in it serve all models.
         model: the folder in it of this model.
+        family: the model's.
     """
 
     work: Path
     model: Path
+    family: str
 
     @classmethod
-    def of(cls, source: VARSource, work: Path) -> PeerFolder:
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", source.name).strip(".-") or "model"
+    def of(cls, model: PeerModel, work: Path) -> PeerFolder:
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", model.name).strip(".-") or "model"
         work = work.absolute()
-        return cls(work, work / f"{name}-{digest(source.var, source.vqvae)}")
+        return cls(work, work / f"{name}-{model.digest()}", model.family)
 
     @property
     def models(self) -> Path:
@@ -102,16 +102,16 @@ class PeerFolder:
         return next((path for path in self.needs(name) if not path.exists()), None)
 
 
-def checked_names(names: Sequence[str] | None) -> tuple[str, ...]:
+def checked_names(names: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
     """The names asked for; None is all.
 
     Raises:
         NextscaleError: one is unknown.
     """
-    chosen = tuple(names or NAMES)
+    chosen = tuple(names or known)
     for name in chosen:
-        if name not in NAMES:
-            raise NextscaleError(f"no peer {name!r}; the peers are {', '.join(NAMES)}")
+        if name not in known:
+            raise NextscaleError(f"no peer {name!r}; the peers are {', '.join(known)}")
     return chosen
 
 
@@ -122,7 +122,11 @@ def contender(name: str, place: PeerFolder, threads: int) -> Contender:
     if missing:
         line = f"not set up ({missing} is missing): run python -m nextscale.measure.peers.setup --work {place.work}"
         return Contender(name, (sys.executable, "-c", _FAILURE, line))
-    arguments: dict[str, Any] = {"threads": threads, "host_weights": str(place.exported / "host.npz")}
+    arguments: dict[str, Any] = {
+        "family": place.family,
+        "threads": threads,
+        "host_weights": str(place.exported / "host.npz"),
+    }
     # NumPy's own threads would compete with the library's; idle OpenMP threads should not spin for long, since the
     # other contenders' turns come between.
     environment = {"OPENBLAS_NUM_THREADS": "1", "GOMP_SPINCOUNT": "10000"}
@@ -132,6 +136,10 @@ def contender(name: str, place: PeerFolder, threads: int) -> Contender:
         arguments |= {"engine": "torch-int8", "folder": str(place.torch_int8)}
         environment["TORCHINDUCTOR_CACHE_DIR"] = str(place.compiled)
         return Contender(name, worker_command(arguments, more=(place.torchao,)), environment)
+    if place.family == "infinity" and library == "pytorch":
+        return Contender(
+            name, worker_command(arguments | {"engine": "torch-infinity", "folder": str(place.models)}), environment
+        )
     if library in ("pytorch", "torch-compile"):
         arguments |= {"engine": "torch", "folder": str(place.models), "bfloat16": precision == "bf16"}
         arguments["compiled"] = library == "torch-compile"

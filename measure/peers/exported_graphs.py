@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from nextscale.models.autoencoder import AttnBlock
+from nextscale.models.infinity.bsq_vae import BSQVAE
 from nextscale.models.transformer_parts import NORM_EPS, KVCache
 from nextscale.models.var.transformer import VAR, Block
 from nextscale.models.var.vqvae import VQVAE
@@ -64,16 +65,16 @@ class Step(nn.Module):
 class Decode(nn.Module):
     """f_hat [B, Cvae, H, W] to pictures [B, 3, H, W] in [-1, 1]."""
 
-    def __init__(self, vqvae: VQVAE) -> None:
+    def __init__(self, vae: VQVAE | BSQVAE) -> None:
         super().__init__()
-        self.vqvae = copy.deepcopy(vqvae)
-        for module in list(self.vqvae.decoder.modules()):
+        self.vae = copy.deepcopy(vae)
+        for module in list(self.vae.decoder.modules()):
             for name, child in module.named_children():
                 if isinstance(child, AttnBlock):
                     setattr(module, name, PixelAttention(child))
 
     def forward(self, f_hat: Tensor) -> Tensor:
-        return self.vqvae.decode(f_hat)
+        return self.vae.decode(f_hat)
 
 
 class PixelAttention(nn.Module):
@@ -100,7 +101,7 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def cache_names(depth: int, kind: str) -> list[str]:
-    """Names of the K/V cache's tensors; kind is "past_key_values" or "present"."""
+    """Names of a K/V cache's tensors; kind is such as "past_key_values" or "present"."""
     return [f"{kind}.{i}.{part}" for i in range(depth) for part in ("key", "value")]
 
 
@@ -114,9 +115,11 @@ def export_graphs(var: VAR, vqvae: VQVAE, folder: Path, log: Callable[[str], obj
     embedding, x = torch.zeros(2, config.embed_dim), torch.zeros(2, 4, config.embed_dim)
     modulations = (torch.zeros(config.depth, 6, 2, 1, config.embed_dim), torch.zeros(2, 2, 1, config.embed_dim))
     log("exporting condition")
-    _export(Condition(var), (embedding,), ({0: rows},), ["embedding"], ["blocks", "head"], folder / "condition.onnx")
+    export_module(
+        Condition(var), (embedding,), ({0: rows},), ["embedding"], ["blocks", "head"], folder / "condition.onnx"
+    )
     log("exporting step")
-    _export(
+    export_module(
         Step(var),
         (x, *modulations, caches),
         ({0: rows, 1: tokens}, {2: rows}, {1: rows}, [{0: rows, 2: past_tokens}] * len(caches)),
@@ -126,10 +129,10 @@ def export_graphs(var: VAR, vqvae: VQVAE, folder: Path, log: Callable[[str], obj
     )
     log("exporting decoder")
     f_hat = torch.zeros(2, config.z_channels, side, side)
-    _export(Decode(vqvae), (f_hat,), ({0: images},), ["f_hat"], ["pictures"], folder / "decoder.onnx")
+    export_module(Decode(vqvae), (f_hat,), ({0: images},), ["f_hat"], ["pictures"], folder / "decoder.onnx")
 
 
-def _export(
+def export_module(
     module: nn.Module,
     inputs: tuple[object, ...],
     shapes: tuple[object, ...],
@@ -137,6 +140,7 @@ def _export(
     output_names: Sequence[str],
     path: Path,
 ) -> None:
+    """Export a module; shapes are those of its inputs, as torch.onnx.export takes dynamic ones."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -6,7 +6,7 @@ Symbols: B images, l tokens of a stage, L tokens of all stages, C width, V codeb
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+Inputs = Mapping[str, Floats]
 
 CFG_SCALE = 4.0
 TOP_K = 900
@@ -32,11 +33,19 @@ class Engine(Protocol):
     versions: dict[str, str]
     compiles: bool
 
-    def begin(self, embedding: Floats) -> None:
-        """Start a batch: class embeddings [2B, C], and no keys and values yet."""
+    def begin(self, inputs: Inputs) -> Inputs:
+        """Start a batch of 2B rows, without keys and values yet, and tell what its stages do not read.
 
-    def stage(self, x: Floats) -> Floats:
-        """The next stage: its tokens, embedded, [2B, l, C], to logits [2B, l, V]."""
+        Args:
+            inputs: of the class or the text: here the class "embedding" [2B, C].
+        """
+
+    def stage(self, inputs: Inputs) -> Floats:
+        """The next stage, to logits [2B, l, V].
+
+        Args:
+            inputs: its own: here "x", its tokens, embedded, [2B, l, C].
+        """
 
     def decode(self, f_hat: Floats) -> Floats:
         """f_hat [B, Cvae, H, W] to pictures [B, 3, H, W] in [-1, 1]."""
@@ -109,7 +118,7 @@ def generate(
     labels, uniforms = random_inputs(weights, batch, seed)
     null = np.full_like(labels, len(weights.class_embedding) - 1)
     embedding = weights.class_embedding[np.concatenate((labels, null))]
-    engine.begin(embedding)
+    engine.begin({"embedding": embedding})
     side, channels = int(weights.patch_nums[-1]), weights.codebook.shape[1]
     f_hat = np.zeros((batch, side, side, channels), np.float32)
     token_maps = []
@@ -122,7 +131,7 @@ def generate(
             rows = slice(stage.start - len(weights.first), stage.stop - len(weights.first))
             latent = weights.down[rows] @ f_hat.reshape(batch, side * side, channels)
             x = np.tile(latent @ weights.word_weight + weights.word_bias, (2, 1, 1))
-        logits = engine.stage(x + weights.position[stage])
+        logits = engine.stage({"x": x + weights.position[stage]})
         t = np.float32(cfg_scale * si / last)
         guided = (1 + t) * logits[:batch] - t * logits[batch:]
         on_logits(guided)

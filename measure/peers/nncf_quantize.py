@@ -8,7 +8,8 @@ from typing import Any
 
 import nncf
 
-from nextscale.measure.peers.host_loop import Engine, Floats, HostWeights, generate
+from nextscale.measure.peers.host_loop import Engine, Floats, Inputs
+from nextscale.measure.peers.worker import load_host
 
 Feeds = dict[str, Any]
 _SETTINGS: dict[str, Feeds] = {"step": {"model_type": nncf.ModelType.TRANSFORMER}, "decoder": {}}
@@ -19,32 +20,32 @@ class Recorder:
 
     Args:
         engine: which draws.
-        inputs: what the step is fed next, but for x: arrays by name.
+        feeds: what the step is fed next, but for the stage's own inputs: arrays by name.
     Attributes:
         step_feeds, decoder_feeds: of each call.
     """
 
-    def __init__(self, engine: Engine, inputs: Callable[[], Feeds]) -> None:
+    def __init__(self, engine: Engine, feeds: Callable[[], Feeds]) -> None:
         self.versions, self.compiles = engine.versions, engine.compiles
         self.step_feeds, self.decoder_feeds = list[Feeds](), list[Feeds]()
-        self._engine, self._inputs = engine, inputs
+        self._engine, self._feeds = engine, feeds
 
-    def begin(self, embedding: Floats) -> None:
-        self._engine.begin(embedding)
+    def begin(self, inputs: Inputs) -> Inputs:
+        return self._engine.begin(inputs)
 
-    def stage(self, x: Floats) -> Floats:
-        self.step_feeds.append(self._inputs() | {"x": x})
-        return self._engine.stage(x)
+    def stage(self, inputs: Inputs) -> Floats:
+        self.step_feeds.append(self._feeds() | dict(inputs))
+        return self._engine.stage(inputs)
 
     def decode(self, f_hat: Floats) -> Floats:
         self.decoder_feeds.append({"f_hat": f_hat})
         return self._engine.decode(f_hat)
 
-    def draw(self, host_weights: Path, images: int) -> None:
+    def draw(self, family: str, host_weights: Path, images: int) -> None:
         """Draw so many pictures, one after the other."""
-        weights = HostWeights.load(host_weights)
+        generate = load_host(family, host_weights)
         for seed in range(images):
-            generate(self, weights, 1, seed)
+            generate(self, 1, seed)
 
 
 def quantize(graph: str, model: Any, feeds: list[Feeds]) -> Any:

@@ -18,14 +18,14 @@ def main(arguments: dict[str, Any]) -> None:
     """Calibrate on generated pictures and write step.onnx and decoder.onnx, and condition.onnx as it was.
 
     Args:
-        arguments: "condition", "step", "decoder", "host_weights", files; "threads"; "images", how many to calibrate on;
-            "out", an existing folder.
+        arguments: "family"; "condition", "step", "decoder", "host_weights", files; "threads"; "images", how many to
+            calibrate on; "out", an existing folder.
     """
     graphs = [Path(arguments[name]) for name in ("condition", "step", "decoder")]
     out = Path(arguments["out"])
     engine = OnnxRuntimeEngine(graphs, arguments["threads"])
     recorder = Recorder(engine, lambda: {name: value.numpy() for name, value in engine.feeds.items()})
-    recorder.draw(Path(arguments["host_weights"]), arguments["images"])
+    recorder.draw(arguments["family"], Path(arguments["host_weights"]), arguments["images"])
     for name, feeds in (("step", recorder.step_feeds), ("decoder", recorder.decoder_feeds)):
         quantized = quantize(name, onnx.load(arguments[name]), feeds)
         onnx.save(quantized, out / f"{name}.onnx", save_as_external_data=True, location=f"{name}.onnx.data")

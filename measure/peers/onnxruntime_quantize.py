@@ -17,8 +17,9 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from nextscale.measure.peers.host_loop import Floats, HostWeights, generate
+from nextscale.measure.peers.host_loop import Floats
 from nextscale.measure.peers.onnxruntime_engine import OnnxRuntimeEngine
+from nextscale.measure.peers.worker import load_host
 
 CALIBRATION_IMAGES = 4
 
@@ -31,10 +32,11 @@ class _Latents(CalibrationDataReader):
         return next(self._feeds, None)
 
 
-def quantize_graphs(exported: Path, folder: Path, threads: int, log: Callable[[str], object]) -> None:
+def quantize_graphs(family: str, exported: Path, folder: Path, threads: int, log: Callable[[str], object]) -> None:
     """Write condition.onnx, step.onnx (dynamic) and decoder.onnx (static) into an existing folder.
 
     Args:
+        family: of the model.
         exported: the folder of the float32 graphs and host.npz.
         folder: where the quantized ones go.
         threads: for calibration.
@@ -53,8 +55,8 @@ def quantize_graphs(exported: Path, folder: Path, threads: int, log: Callable[[s
         )
     log(f"onnxruntime: quantize_static on decoder, calibrated on {CALIBRATION_IMAGES} pictures")
     graphs = [exported / f"{name}.onnx" for name in ("condition", "step", "decoder")]
-    engine, weights = OnnxRuntimeEngine(graphs, threads), HostWeights.load(exported / "host.npz")
-    latents = [generate(engine, weights, 1, seed).f_hat for seed in range(CALIBRATION_IMAGES)]
+    engine, generate = OnnxRuntimeEngine(graphs, threads), load_host(family, exported / "host.npz")
+    latents = [generate(engine, 1, seed).f_hat for seed in range(CALIBRATION_IMAGES)]
     del engine
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
         prepared = Path(work) / "decoder.onnx"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import openvino
 
-from nextscale.measure.peers.host_loop import Floats
+from nextscale.measure.peers.host_loop import Floats, Inputs
 
 # OpenVINO 2026.4 computes wrong logits from the fourth stage on when the stages' shapes reach its generated kernels in
 # ascending order; without those kernels it is right, and as fast.
@@ -24,7 +24,7 @@ class OpenVinoEngine:
         threads: 0 lets OpenVINO choose.
         precision: of what is not quantized: "f32", "bf16", or "auto" for bf16 where the CPU has it.
     Attributes:
-        feeds: what the step is fed next, but for x.
+        feeds: what the step is fed next, but for the stage's own inputs.
     """
 
     compiles = False
@@ -43,24 +43,26 @@ class OpenVinoEngine:
         condition, step, decoder = graphs
         self._condition, self._decoder = (core.compile_model(path, "CPU", settings) for path in (condition, decoder))
         step_model = core.compile_model(step, "CPU", settings | _STEP_SETTINGS)
-        self._past = {
-            port.any_name: port.partial_shape for port in step_model.inputs if port.any_name.startswith("past_")
-        }
+        shapes = {port.any_name: port.partial_shape for port in step_model.inputs}
+        self._past = {name: shape for name, shape in shapes.items() if name.startswith("past_")}
+        self._inputs = shapes.keys()
         self._present = [port.any_name for port in step_model.outputs if port.any_name.startswith("present")]
         # A request's outputs are its next inputs: two take turns, so that none writes what it reads.
         self._requests = [step_model.create_infer_request() for _ in range(2)]
 
-    def begin(self, embedding: Floats) -> None:
-        condition = self._condition({"embedding": embedding})
-        self.feeds: dict[str, Any] = {name: condition[name] for name in ("blocks", "head")}
+    def begin(self, inputs: Inputs) -> Inputs:
+        found = self._condition(dict(inputs))
+        made = {port.any_name: found[port] for port in self._condition.outputs}
+        self.feeds: dict[str, Any] = {name: made.pop(name) for name in self._inputs if name in made}
+        rows = len(next(iter(inputs.values())))
         for name, shape in self._past.items():
-            empty = (len(embedding), shape[1].get_length(), 0, shape[3].get_length())
-            self.feeds[name] = np.empty(empty, np.float32)
+            self.feeds[name] = np.empty((rows, shape[1].get_length(), 0, shape[3].get_length()), np.float32)
+        return made
 
-    def stage(self, x: Floats) -> Floats:
+    def stage(self, inputs: Inputs) -> Floats:
         request = self._requests[0]
         self._requests.reverse()
-        request.infer(self.feeds | {"x": x}, share_inputs=True)
+        request.infer(self.feeds | dict(inputs), share_inputs=True)
         present = (request.get_tensor(name) for name in self._present)
         self.feeds |= dict(zip(self._past, present, strict=True))
         logits: Floats = request.get_tensor("logits").data

@@ -16,8 +16,8 @@ def main(arguments: dict[str, Any]) -> None:
     """Calibrate on generated pictures and write step.xml and decoder.xml.
 
     Args:
-        arguments: "condition", "step", "decoder", "host_weights", files; "threads"; "images", how many to calibrate on;
-            "out", an existing folder.
+        arguments: "family"; "condition", "step", "decoder", "host_weights", files; "threads"; "images", how many to
+            calibrate on; "out", an existing folder.
     """
     graphs = [Path(arguments[name]) for name in ("condition", "step", "decoder")]
     engine = OpenVinoEngine(graphs, arguments["threads"], "f32")
@@ -26,7 +26,7 @@ def main(arguments: dict[str, Any]) -> None:
         return {name: np.array(getattr(value, "data", value)) for name, value in engine.feeds.items()}
 
     recorder = Recorder(engine, inputs)
-    recorder.draw(Path(arguments["host_weights"]), arguments["images"])
+    recorder.draw(arguments["family"], Path(arguments["host_weights"]), arguments["images"])
     # The largest stage first: NNCF runs the model with the kernels that `openvino_engine` turns off.
     step_feeds = sorted(recorder.step_feeds, key=lambda feeds: -feeds["x"].shape[1])
     for name, feeds in (("step", step_feeds), ("decoder", recorder.decoder_feeds)):

@@ -20,8 +20,9 @@ import click
 from nextscale.measure.contender import Worker
 from nextscale.measure.peers import NAMES
 from nextscale.measure.peers.contenders import ENVIRONMENTS, PeerFolder, checked_names, contender, module_code
-from nextscale.measure.peers.stored_models import save_models
-from nextscale.models.var.sources import VARSource, checkpoint_source, demo_source, random_source
+from nextscale.measure.peers.peer_model import PeerModel, peer_model
+from nextscale.models.sources import Source
+from nextscale.models.var.sources import checkpoint_source, demo_source, random_source
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._machine import CPUINFO
 from nextscale.runtime._outputs import atomic_folder
@@ -32,14 +33,15 @@ OPENVINO_PACKAGES = ("openvino==2026.4.1", NNCF)
 PLUG_IN_PACKAGES = ("onnxruntime==1.32.0", "onnxruntime-ep-openvino==1.8.1", NNCF, "onnx==1.23.2")
 BUILD_PACKAGES = ("onnxruntime-openvino==1.24.1", NNCF, "onnx==1.23.2")
 TORCHAO = "torchao==0.18.0"
-CALIBRATION_IMAGES = 4
+# By family. An Infinity's stages are fed all keys and values before them, 1 GB an image of 2B at 256 pixels.
+CALIBRATION_IMAGES = {"var": 4, "infinity": 1}
 
 Log = Callable[[str], object]
 _PIP_INSTALL = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:")
 
 
 def set_up(
-    source: VARSource, work: Path, threads: int, names: Sequence[str] | None = None, log: Log = lambda line: None
+    source: Source, work: Path, threads: int, names: Sequence[str] | None = None, log: Log = lambda line: None
 ) -> dict[str, str]:
     """Make what the peers need and is not there yet.
 
@@ -52,13 +54,15 @@ def set_up(
     Returns:
         by name, why a peer could not be set up; the others are.
     Raises:
-        NextscaleError: a name is unknown.
+        NextscaleError: a name is unknown, or the model has no peers.
     """
-    place = PeerFolder.of(source, work)
+    model = peer_model(source)
+    place = PeerFolder.of(model, work)
     failures: dict[str, str] = {}
-    for name in checked_names(names):
+    for name in checked_names(names, model.names):
         try:
-            _set_up(name, source, place, threads, log)
+            store(name, model, place, log)
+            finish(name, place, threads, log)
         except Exception as error:  # of pip, exporters and quantizers: the other peers are still wanted
             failures[name] = " ".join(str(error).split())[:500] or type(error).__name__
             log(f"{name}: failed: {failures[name]}")
@@ -67,18 +71,26 @@ def set_up(
     return failures
 
 
-def _set_up(name: str, source: VARSource, place: PeerFolder, threads: int, log: Log) -> None:
-    library = name.rpartition("-")[0]
+def store(name: str, model: PeerModel, place: PeerFolder, log: Log) -> None:
+    """Write what a peer is made of, if it is not there: the exported graphs, and the model where it runs in torch."""
     place.model.mkdir(parents=True, exist_ok=True)
-    _export(source, place, log)
-    if library in ("pytorch", "torch-compile") and not place.models.exists():
+    if not place.exported.exists():
+        with atomic_folder(place.exported) as folder:
+            model.export(folder, log)
+    if place.models in place.needs(name) and not place.models.exists():
         log("storing the model")
         with atomic_folder(place.models) as folder:
-            save_models(source.var, source.vqvae, folder)
+            model.save(folder)
+
+
+def finish(name: str, place: PeerFolder, threads: int, log: Log) -> None:
+    """Make what else the peer needs, of what was stored: the model itself need not be in memory."""
+    library = name.rpartition("-")[0]
+    images = CALIBRATION_IMAGES[place.family]
     if name == "torch-compile-int8":
         _install_torchao(place, log)
         if not place.torch_int8.exists():
-            log(f"torchao: quantizing, calibrated on {CALIBRATION_IMAGES} pictures")
+            log(f"torchao: quantizing, calibrated on {images} pictures")
             with atomic_folder(place.torch_int8) as folder:
                 arguments = _quantization(place, folder, threads) | {"models": str(place.models)}
                 _run((sys.executable, "-c", module_code("torch_quantize", arguments, True, (place.torchao,))))
@@ -92,12 +104,12 @@ def _set_up(name: str, source: VARSource, place: PeerFolder, threads: int, log: 
         from nextscale.measure.peers.onnxruntime_quantize import quantize_graphs
 
         with atomic_folder(place.onnxruntime_int8) as folder:
-            quantize_graphs(place.exported, folder, threads, log)
+            quantize_graphs(place.family, place.exported, folder, threads, log)
     if library in ENVIRONMENTS:
         _install(library, environment_packages(library), place, log)
     quantized = {"openvino-int8": place.openvino_int8, "onnxruntime-openvino-int8": place.onnxruntime_openvino_int8}
     if name in quantized and not quantized[name].exists():
-        log(f"{library}: quantizing with NNCF, calibrated on {CALIBRATION_IMAGES} pictures")
+        log(f"{library}: quantizing with NNCF, calibrated on {images} pictures")
         with atomic_folder(quantized[name]) as folder:
             _quantize_with_nncf(library, place, folder, threads)
 
@@ -108,17 +120,6 @@ def environment_packages(library: str, cpuinfo: Path = CPUINFO) -> tuple[str, ..
         return OPENVINO_PACKAGES
     is_intel = cpuinfo.is_file() and "GenuineIntel" in cpuinfo.read_text(encoding="utf-8")
     return PLUG_IN_PACKAGES if is_intel else BUILD_PACKAGES
-
-
-def _export(source: VARSource, place: PeerFolder, log: Log) -> None:
-    if place.exported.exists():
-        return
-    from nextscale.measure.peers.exported_graphs import export_graphs
-    from nextscale.measure.peers.host_weights import host_weights
-
-    with atomic_folder(place.exported) as folder:
-        export_graphs(source.var, source.vqvae, folder, log)
-        host_weights(source.var, source.vqvae).save(folder / "host.npz")
 
 
 def _install(library: str, wanted: Sequence[str], place: PeerFolder, log: Log) -> None:
@@ -153,9 +154,10 @@ def _quantize_with_nncf(library: str, place: PeerFolder, folder: Path, threads: 
 def _quantization(place: PeerFolder, folder: Path, threads: int) -> dict[str, Any]:
     """The arguments of every quantizer's main."""
     return {
+        "family": place.family,
         "host_weights": str(place.exported / "host.npz"),
         "threads": threads,
-        "images": CALIBRATION_IMAGES,
+        "images": CALIBRATION_IMAGES[place.family],
         "out": str(folder),
     }
 
@@ -168,12 +170,13 @@ def _run(command: Sequence[str]) -> None:
         raise NextscaleError(f"{Path(command[0]).name}: {(errors or said)[-1]}")
 
 
-def check(source: VARSource, work: Path, threads: int, names: Sequence[str], log: Log) -> Mapping[str, str]:
+def check(source: Source, work: Path, threads: int, names: Sequence[str], log: Log) -> Mapping[str, str]:
     """Start each peer and let it make two pictures; returns why some failed."""
     failures: dict[str, str] = {}
+    place = PeerFolder.of(peer_model(source), work)
     for name in names:
         try:
-            with Worker(contender(name, PeerFolder.of(source, work), threads)) as worker:
+            with Worker(contender(name, place, threads)) as worker:
                 worker.request(1, 0)
                 reply = worker.request(1, 1)
         except NextscaleError as error:
@@ -209,14 +212,14 @@ def main(
         source = _source(preset, var_path, vae_path)
         failures = set_up(source, work, threads, names or None, log)
         if checked:
-            ready = [name for name in checked_names(names or None) if name not in failures]
+            ready = [name for name in checked_names(names or None, NAMES) if name not in failures]
             failures |= check(source, work, threads, ready, log)
     except NextscaleError as error:
         raise click.ClickException(str(error)) from None
     sys.exit(1 if failures else 0)
 
 
-def _source(preset: str | None, var_path: Path | None, vae_path: Path | None) -> VARSource:
+def _source(preset: str | None, var_path: Path | None, vae_path: Path | None) -> Source:
     if var_path is not None and vae_path is not None:
         return checkpoint_source(var_path.stem, var_path, vae_path)
     if var_path is not None or vae_path is not None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from nextscale.models.infinity.bsq_vae import BSQVAE
+from nextscale.models.infinity.transformer import Infinity
 from nextscale.models.var.transformer import VAR, VARConfig
 from nextscale.models.var.vqvae import VQVAE, VQVAEConfig
 
@@ -36,10 +38,10 @@ def load_models(folder: Path) -> tuple[VAR, VQVAE]:
     return var, vqvae
 
 
-def digest(var: VAR, vqvae: VQVAE) -> str:
+def digest(*models: VAR | VQVAE | Infinity | BSQVAE) -> str:
     """Eight hexadecimal digits that change with the configurations and the weights (their first values)."""
-    found = hashlib.sha256(f"{var.config} {vqvae.config}".encode())
-    for model in (var, vqvae):
+    found = hashlib.sha256(" ".join(str(model.config) for model in models).encode())
+    for model in models:
         for tensor in model.state_dict().values():
             found.update(tensor.flatten()[:64].numpy().tobytes())
     return found.hexdigest()[:8]

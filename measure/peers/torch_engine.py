@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nextscale.measure.peers.host_loop import Floats
+from nextscale.measure.peers.host_loop import Floats, Inputs
 from nextscale.measure.peers.stored_models import load_models
 from nextscale.models.transformer_parts import KVCache
 
@@ -42,17 +42,18 @@ class TorchEngine:
         if compiled:
             self._compile()
 
-    def begin(self, embedding: Floats) -> None:
+    def begin(self, inputs: Inputs) -> Inputs:
         self._caches = [KVCache() for _ in self._blocks]
-        self._embedding = torch.from_numpy(embedding)
+        self._embedding = torch.from_numpy(inputs["embedding"])
         with self._context():
             self._cond = self._embedding
             if self._var.config.shared_aln:
                 self._cond = self._var.shared_ada_lin(self._embedding).unflatten(-1, (6, -1))
+        return {}
 
-    def stage(self, x: Floats) -> Floats:
+    def stage(self, inputs: Inputs) -> Floats:
         with torch.no_grad(), self._context():
-            hidden = torch.from_numpy(x)
+            hidden = torch.from_numpy(inputs["x"])
             for block, cache in zip(self._blocks, self._caches, strict=True):
                 hidden = block(hidden, self._cond, None, cache)
             logits: Floats = self._head(hidden, self._embedding).float().numpy()

@@ -10,7 +10,7 @@ import torch._inductor.config
 import torchao.quantization.pt2e.quantize_pt2e  # noqa: F401  registers the operators of the stored graphs
 from torch import Tensor
 
-from nextscale.measure.peers.host_loop import Floats
+from nextscale.measure.peers.host_loop import Floats, Inputs
 from nextscale.measure.peers.torch_engine import FORMS, require_compiler
 
 
@@ -46,14 +46,16 @@ class TorchInt8Engine:
         self._decode = torch.compile(decoder, dynamic=False)
 
     @torch.no_grad()
-    def begin(self, embedding: Floats) -> None:
+    def begin(self, inputs: Inputs) -> Inputs:
+        embedding = inputs["embedding"]
         self._modulations = self._condition(torch.from_numpy(embedding))
         self._cache = [torch.empty(len(embedding), heads, 0, width) for _, heads, _, width in self._past]
+        return {}
 
     @torch.no_grad()
-    def stage(self, x: Floats) -> Floats:
+    def stage(self, inputs: Inputs) -> Floats:
         logits: Tensor
-        logits, *self._cache = self._step(torch.from_numpy(x), *self._modulations, self._cache)
+        logits, *self._cache = self._step(torch.from_numpy(inputs["x"]), *self._modulations, self._cache)
         array: Floats = logits.numpy()
         return array
 

@@ -1,7 +1,8 @@
 """The process of one peer: speaks the protocol of `nextscale.measure.contender`.
 
-Each request may also hold "top_k" and "top_p", and "save", the path of an .npz for tokens, pictures and guided logits;
-"forced", the path of an .npy with tokens to go on with instead of those sampled.
+Each request may also hold what the family's loop takes, such as "top_p" and "text_tokens", and "save", the path of an
+.npz for tokens, pictures and guided logits; "forced", the path of an .npy with tokens to go on with instead of those
+sampled.
 """
 
 from __future__ import annotations
@@ -12,37 +13,46 @@ import platform
 import sys
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import numpy as np
 
 from nextscale.measure._peak_memory import peak_memory
-from nextscale.measure.peers.host_loop import Engine, Floats, HostWeights, generate
+from nextscale.measure.peers import host_loop, infinity_loop
+from nextscale.measure.peers.host_loop import Engine, Floats, Pictures
+
+
+class Loop(Protocol):
+    """What generates around an engine."""
+
+    def __call__(self, engine: Engine, batch: int, seed: int, **sampling: Any) -> Pictures:
+        """So many pictures."""
 
 
 def main(arguments: dict[str, Any]) -> None:
     """Load an engine and answer requests until standard input ends.
 
     Args:
-        arguments: "engine", a key of `load_engine`; "host_weights", a file; further ones are the engine's.
+        arguments: "engine", a key of `load_engine`; "family" and "host_weights", a file; further ones are the engine's.
     """
     replies = _take_standard_output()
     try:
         begin = time.perf_counter()
-        engine = load_engine(**{name: value for name, value in arguments.items() if name != "host_weights"})
-        weights = HostWeights.load(Path(arguments["host_weights"]))
+        of_host = ("family", "host_weights")
+        engine = load_engine(**{name: value for name, value in arguments.items() if name not in of_host})
+        generate = load_host(arguments["family"], Path(arguments["host_weights"]))
         warm = set()
         if engine.compiles:
-            generate(engine, weights, 1, 0)
+            generate(engine, 1, 0)
             warm.add(1)
         versions = {**engine.versions, "numpy": np.__version__, "python": platform.python_version()}
         _reply(replies, {"ready": True, "load_seconds": time.perf_counter() - begin, "versions": versions})
         for line in sys.stdin:
             request = json.loads(line)
             if engine.compiles and request["batch"] not in warm:
-                generate(engine, weights, request["batch"], 0)
+                generate(engine, request["batch"], 0)
                 warm.add(request["batch"])
-            _reply(replies, answer(engine, weights, **request))
+            _reply(replies, answer(engine, generate, **request))
     except Exception as error:  # whatever a library throws is a line of the table
         _reply(replies, {"error": one_line(error)})
         sys.exit(1)
@@ -50,7 +60,7 @@ def main(arguments: dict[str, Any]) -> None:
 
 def answer(
     engine: Engine,
-    weights: HostWeights,
+    generate: Loop,
     batch: int,
     seed: int,
     save: str | None = None,
@@ -64,18 +74,30 @@ def answer(
     if forced is not None:
         sampling["forced"] = np.load(forced)
     begin = time.perf_counter()
-    pictures = generate(engine, weights, batch, seed, **sampling)
+    pictures = generate(engine, batch, seed, **sampling)
     seconds = time.perf_counter() - begin
     if save is not None:
         np.savez(save, **pictures._asdict(), logits=np.concatenate(logits, axis=1))
     return {"seconds": seconds, "peak_memory_bytes": peak_memory()}
 
 
+def load_host(family: str, path: Path) -> Loop:
+    """The loop of a family around engines of one model, of whose small tensors path is the file."""
+    if family == "infinity":
+        of_infinity = infinity_loop.InfinityHostWeights.load(path)
+        return lambda engine, batch, seed, **sampling: infinity_loop.generate(
+            engine, of_infinity, batch, seed, **sampling
+        )
+    weights = host_loop.HostWeights.load(path)
+    return lambda engine, batch, seed, **sampling: host_loop.generate(engine, weights, batch, seed, **sampling)
+
+
 def load_engine(engine: str, threads: int, **options: Any) -> Engine:
     """The engine of a library, which is imported here alone.
 
     Args:
-        engine: "torch", "torch-int8", "onnxruntime", "onnxruntime-openvino" or "openvino".
+        engine: "torch", "torch-int8", "torch-infinity", "onnxruntime", "onnxruntime-openvino" or
+            "openvino".
         threads: 0 lets the library choose.
         options: of the engine; files as texts.
     """
@@ -87,6 +109,10 @@ def load_engine(engine: str, threads: int, **options: Any) -> Engine:
         from nextscale.measure.peers.torch_int8_engine import TorchInt8Engine
 
         return TorchInt8Engine(Path(options.pop("folder")), threads)
+    if engine == "torch-infinity":
+        from nextscale.measure.peers.infinity_torch_engine import InfinityTorchEngine
+
+        return InfinityTorchEngine(Path(options.pop("folder")), threads)
     graphs = [Path(options.pop(name)) for name in ("condition", "step", "decoder")]
     if engine == "onnxruntime":
         from nextscale.measure.peers.onnxruntime_engine import OnnxRuntimeEngine

@@ -2,13 +2,17 @@
 
 The layers are named as in the stage graph: of the text's pool scores, v and proj; text_proj_for_ca.0 and .2; adaLN's;
 word_embed; of each block sa.q, sa.k, sa.v, sa.proj, ca.q, ca.k, ca.v, ca.proj, ffn.fc1 and ffn.fc2; head. What the text
-alone decides is made once an image, and counts as of the first stage.
+alone decides is made once an image, and counts as of the first stage. Without torch, so that a bundle's layers can be
+counted by what its own graph says of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
 
 from nextscale.graph_passes.layer_facts import (
     ADA_LN,
@@ -23,8 +27,12 @@ from nextscale.graph_passes.layer_facts import (
     LayerFacts,
     StageFacts,
 )
+from nextscale.graph_passes.linear_layers import linear_layer_shapes
 from nextscale.models.infinity.schedules import Size
-from nextscale.models.infinity.transformer import InfinityConfig
+from nextscale.runtime._bundle import Bundle
+
+if TYPE_CHECKING:
+    from nextscale.models.infinity.transformer import InfinityConfig
 
 Shape = tuple[int, int]  # [out, in]
 SHARED_ADA_LIN, HEAD_ADA_LIN = "shared_ada_lin.1", "head_nm.ada_lin.1"
@@ -71,6 +79,12 @@ def stage_facts(
     attentions = tuple(name.removesuffix("q") + "mix" for name in shapes if name.endswith(".sa.q"))
     stages = tuple(size.num_stages for size in sizes)
     return StageFacts(layers, attentions, GUIDED_AXIS, STAGE_INPUT, SIZE_INPUT, stages)
+
+
+def facts_of_bundle(bundle: Bundle, size: int = 0, text_tokens: int = TYPICAL_TEXT_TOKENS) -> StageFacts:
+    """The facts of a bundle's layers for counting, at the size of that index, from the shapes in its stage graph."""
+    shapes = linear_layer_shapes(ir.load(bundle.graph_path("stage")).graph)
+    return stage_facts(shapes, [Size(**vars(bundle.manifest.sizes[size]))], text_tokens)
 
 
 def input_of(name: str) -> str:

@@ -154,7 +154,7 @@ class AttentivePool(nn.Module):
     def forward(self, text: Tensor, visible: Tensor) -> Tensor:
         """The normed text [R, Lt, Ct], visible [R, 1, 1, Lt] -> [R, C]."""
         key, value = _keys_and_values(text, self.mat_kv, self.v_bias, self.mat_q.shape[1])
-        q = self.mat_q[:, :, None].expand(len(text), -1, -1, -1)
+        q = self.mat_q[:, :, None].expand(text.shape[0], -1, -1, -1)
         return self.proj(F.scaled_dot_product_attention(q, key, value, attn_mask=visible).flatten(1))
 
 

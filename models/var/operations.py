@@ -121,11 +121,3 @@ def aggregate_cost(model: ModelInfo, bits: BitWidths, tokens: Means, copies: Mea
     """
     d = model.embed_dim // model.num_heads
     return Cost(0.0, float(((copies - tokens) * bits.activations**2 * d * queries(model)).sum()))
-
-
-def linear_operations(facts: StageFacts) -> dict[str, int]:
-    """Operations of an image's linear layers with guidance, a multiply-add being two, by the layer's name.
-
-    As the graphs run them: adaLN once an image, the head and word_embed on one row an image.
-    """
-    return {layer.name: 2 * layer.shape[0] * layer.shape[1] * layer.rows * sum(layer.tokens) for layer in facts.layers}

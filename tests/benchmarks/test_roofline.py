@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import pytest
+from infinity_bundle import write_infinity_bundle
 
 from nextscale.measure.profile_events import GenerationProfile, OperatorTime
+from nextscale.measure.random_request import Subject
+from nextscale.runtime import Bundle
 
 SHAPES = {
     # u and d of 3 tokens; one product of 2 rows of 3; 3x3; four kernels of 2x2 of an upsampling one.
@@ -44,3 +48,12 @@ def test_limits_of_this_processor(program: Callable[[str], ModuleType]) -> None:
     assert found["threads"] == 1
     assert found["memory"] > 1e8
     assert all(rate > 1e9 for name, rate in found.items() if name not in ("threads", "memory"))
+
+
+def test_the_size_and_the_text_are_told_where_there_is_a_choice(
+    program: Callable[[str], ModuleType], fake_bundle: Path, tmp_path: Path
+) -> None:
+    shown = program("roofline")._shown
+    assert shown(Bundle.open(fake_bundle), Subject()) == ""
+    infinity = Bundle.open(write_infinity_bundle(tmp_path / "it"))
+    assert shown(infinity, Subject(1, 5)) == ", 32x32 pixels, texts of 5 tokens"

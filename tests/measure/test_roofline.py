@@ -6,7 +6,7 @@ from model_infos import VAR_D16, facts_of
 from nextscale.graph_passes.recipe import load_recipe
 from nextscale.measure.kernel_rates import KernelRates, kernel_rates
 from nextscale.measure.roofline import CONVOLUTIONS, XEON_6226R, roofline_seconds
-from nextscale.models.var.operations import linear_operations
+from nextscale.models.operations import linear_operations
 from nextscale.runtime._session import SessionOptions
 
 RATES = KernelRates(float32=1e9, int8=4e9)

@@ -10,7 +10,7 @@ from tiny_model import ONE_THREAD, no_progress, rounded_down, tiny_preset, tiny_
 from nextscale.graph_passes.recipe import AttentionRecipe, CalibrationRecipe, Recipe, WeightRecipe, load_recipe
 from nextscale.models.var.presets import get_preset
 from nextscale.models.var.sources import VARSource
-from nextscale.paper.throughput_bundles import ModelOrigin, ThroughputBundles, convolution_operations
+from nextscale.paper.throughput_bundles import ModelOrigin, ThroughputBundles, decoder_operations
 from nextscale.simulation.rounding import Rounding
 
 SHIFT = Recipe(
@@ -32,7 +32,7 @@ def bundles(work: Path, random: bool, loads: list[int] | None = None) -> Through
 
 def test_convolutions_of_the_papers_decoder() -> None:
     """0.39 T, counted without weights."""
-    assert convolution_operations(get_preset("var-d16").vqvae) == pytest.approx(0.393e12, rel=1e-3)
+    assert decoder_operations(get_preset("var-d16").vqvae) == pytest.approx(0.393e12, rel=1e-3)
 
 
 def test_convolutions_of_a_decoder_counted_by_hand() -> None:
@@ -41,14 +41,14 @@ def test_convolutions_of_a_decoder_counted_by_hand() -> None:
     three = 2 * 9 * positions  # of a 3 x 3 convolution, a pair of channels
     # post_quant_conv and conv_in; three blocks around and after the middle and one more for the level; conv_out.
     expected = three * (32 * 32 + 32 * 32 + (2 + 2) * 2 * 32 * 32 + 32 * 3)
-    assert convolution_operations(preset) == expected
+    assert decoder_operations(preset) == expected
 
 
 @pytest.mark.parametrize("random", [True, False])
 def test_places_are_the_demo_models_where_weights_are_random(tmp_path: Path, random: bool) -> None:
     loads: list[int] = []
     ((row,), operations) = bundles(tmp_path, random, loads).build([SHIFT], no_progress)
-    assert operations == convolution_operations(tiny_preset().vqvae)
+    assert operations == decoder_operations(tiny_preset().vqvae)
     found = row.bundle.manifest.recipe
     assert found["weights"]["rounding"] == "nearest"
     assert found["calibration"]["images"] == 2

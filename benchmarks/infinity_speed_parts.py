@@ -1,0 +1,54 @@
+"""Make one thing that `infinity_speed.py` measures, in a process whose memory is given back.
+
+    python benchmarks/infinity_speed_parts.py PRESET AREA RATIO THREADS WORK NAME
+
+NAME is a recipe, whose bundle is built, or a peer, of which the model and its exported graphs are stored. Weights are
+random, and calibration is short: speed depends on neither.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from progress import log
+
+from nextscale.compiler.build import build_bundle
+from nextscale.compiler.options import BuildOptions
+from nextscale.graph_passes.recipe import load_recipe
+from nextscale.measure.peers import INFINITY_NAMES
+from nextscale.measure.peers.contenders import PeerFolder
+from nextscale.measure.peers.peer_model import peer_model
+from nextscale.measure.peers.setup import store
+from nextscale.models.infinity.sources import random_source
+from nextscale.paper.throughput_bundles import briefly_calibrated
+from nextscale.runtime._session import SessionOptions
+
+CALIBRATION_IMAGES = 2
+
+
+def bundle_folder(work: Path, recipe: str) -> Path:
+    return work / recipe
+
+
+def peer_folder(work: Path) -> PeerFolder:
+    """Libraries' environments serve all sizes, and lie beside them."""
+    work = work.absolute()
+    return PeerFolder(work.parent / "environments", work / "peers", "infinity")
+
+
+def main(preset: str, area: str, ratio: str, threads: str, work: Path, name: str) -> None:
+    source = random_source(preset, preset, [area], [ratio], seed=0)
+    if name in INFINITY_NAMES:
+        store(name, peer_model(source), peer_folder(work), log)
+        return
+    recipe = load_recipe(name)
+    if recipe.precision != "fp32":
+        recipe = briefly_calibrated(recipe, CALIBRATION_IMAGES)
+    session = SessionOptions(threads=int(threads))
+    options = BuildOptions(recipe, session=session, batch_size=1, encoder=False, text_encoder=False)
+    build_bundle(source, bundle_folder(work, name), options, log)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:5], Path(sys.argv[5]), sys.argv[6])
