@@ -165,11 +165,14 @@ def test_a_bundle_of_features_passes_verify(fake: Path, graphs: dict[str, ir.Mod
 
 def test_the_card_lists_the_sizes(fake: Path) -> None:
     manifest = Bundle.open(fake).manifest
-    lines = bundle_card("a", "Words.", "MIT", manifest.model, {"name": "fp32"}, manifest.sizes).splitlines()
+    info = BundleInfo(
+        *("a", manifest.family, manifest.model, manifest.request, {"name": "fp32"}, None, "MIT", ""),
+        sizes=manifest.sizes,
+    )
+    lines = bundle_card(info, "Words.").splitlines()
     for line in (
-        "| pictures | 8 x 8 RGB, of text |",
-        "| sizes, width to height | 0.01M 1:1 2:3; 0.02M 1:1 |",
-        "| stages | 2: 1, 2 (5 tokens) |",
-        "| codebook | bits |",
+        "| pictures | RGB of texts: 0.01M 1:1 2:3; 0.02M 1:1 |",
+        "| stages | 2 to 3 (5 to 21 tokens) |",
+        "| tokens | 2 bits |",
     ):
         assert line in lines
