@@ -9,9 +9,13 @@ __all__ = [
     "Progress",
     "build",
     "build_bundle",
+    "family",
     "fusion_certificate",
+    "infinity_family",
     "learn",
     "learn_bundle",
     "observe_autoencoder",
     "options",
+    "var_family",
+    "write_bundle",
 ]

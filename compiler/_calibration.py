@@ -69,7 +69,7 @@ def observe(
     step, count = "calibrating", len(images.subjects)
     progress(step, 0, count)
     return observe_stage_ranges(
-        ObservedStage.open(model.bundle, observe_inputs(model.stage, observers), options.session),
+        ObservedStage.open(model.bundle, model.family.as_run(observe_inputs(model.stage, observers)), options.session),
         observers,
         images.subjects,
         images.token_maps,

@@ -76,8 +76,9 @@ def choose_static_ranges(
     stage, weights = model.equalized_stage(equalization)
     images, step = min(HISTOGRAM_IMAGES, len(observation.subjects)), "observing distributions"
     progress(step, 0, images)
+    observed = model.family.as_run(observe_inputs(stage, exposed_inputs(static)))
     counts = observe_histograms(
-        ObservedStage.open(model.bundle, observe_inputs(stage, exposed_inputs(static)), options.session, weights),
+        ObservedStage.open(model.bundle, observed, options.session, weights),
         static,
         observation.subjects[:images],
         observation.token_maps[:images],

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from nextscale.compiler.family import Family
 from nextscale.compiler.write_bundle import write_bundle
 from nextscale.export.bundle_writer import write_graphs
+from nextscale.graph_passes._graph_edit import share_constants
 from nextscale.models.equalization import Equalization
 from nextscale.runtime._bundle import Bundle
 
@@ -37,7 +38,9 @@ class FloatModel:
         stage, decoder = stage.clone(), decoder.clone()
         folder = work / "full_precision"
         folder.mkdir()
-        write_bundle(family, folder, {"stage": stage, "decoder": decoder}, {"name": "fp32"})
+        run = family.as_run(stage)
+        write_bundle(family, folder, {"stage": run, "decoder": decoder}, {"name": "fp32"})
+        share_constants(stage.graph, run.graph)
         return cls(family, stage, decoder, Bundle.open(folder), work)
 
     def equalized_stage(self, equalization: Equalization) -> tuple[ir.Model, Path]:

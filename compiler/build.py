@@ -15,7 +15,7 @@ from nextscale.compiler._calibration import default_cfg_scale
 from nextscale.compiler._families import family_of
 from nextscale.compiler._finite import require_finite_logits, require_finite_picture
 from nextscale.compiler._float_model import FloatModel
-from nextscale.compiler._plan import make_plan
+from nextscale.compiler._plan import Plan, make_plan
 from nextscale.compiler._rounders import require_reducible, require_rounding
 from nextscale.compiler._text_encoder import text_encoder_graphs
 from nextscale.compiler.family import Family
@@ -39,6 +39,8 @@ from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._verify import stored_settings, stored_size
 
 AGREEMENT_IMAGES = 8
+# Float weights of more bytes are not copied into sessions: the torch model and such a copy would be two of them.
+MOST_COPIED = 4_000_000_000
 
 
 def build_bundle(source: Source, out: Path, options: BuildOptions, progress: Progress) -> Bundle:
@@ -49,22 +51,22 @@ def build_bundle(source: Source, out: Path, options: BuildOptions, progress: Pro
         NextscaleError: the recipe asks for what the family does not have, or lacks what it needs; the model's logits or
             pictures overflow float32; an integer layer fell back to float in this release of ONNX Runtime.
     """
-    # What a build measures and stores is of the stock graphs, which run everywhere.
-    options = replace(options, session=replace(options.session, ops=STOCK))
     family = family_of(source)
     if options.recipe.precision != "fp32":
         family.require_recipe(options.recipe)
     with atomic_folder(out) as folder, torch.no_grad():
         progress("building graphs")
         stage, decoder = family.stage_graph(), family.decoder_graph()
+        options = replace(options, session=_session_of(stage, options.session))
         if options.recipe.precision == "fp32":
             recipe: dict[str, Any] = {"name": options.recipe.name}
             _build_float(family, folder, stage, decoder, options, progress)
         else:
             recipe = _build_integer(family, folder, stage, decoder, options, progress)
         progress("generating the stored tokens")
-        require_finite_logits(Bundle.open(folder), options.session)
-        token_maps, encoded = _stored_tokens(folder, options.session)
+        session = options.session if options.recipe.precision == "fp32" else _of_integers(options.session)
+        require_finite_logits(Bundle.open(folder), session)
+        token_maps, encoded = _stored_tokens(folder, session)
         require_finite_picture(family, token_maps[0])
         complete_manifest(folder, token_maps, encoded, recipe, bundle_info(family, recipe).card)
     return Bundle.open(out)
@@ -74,7 +76,7 @@ def _build_float(
     family: Family, folder: Path, stage: ir.Model, decoder: ir.Model, options: BuildOptions, progress: Progress
 ) -> None:
     progress("writing")
-    graphs = {"stage": stage, "decoder": decoder}
+    graphs = {"stage": family.as_run(stage), "decoder": decoder}
     if options.encoder:
         graphs["encoder"], _ = encoder_graphs(family, None)
     text_encoder = family.text_encoder() if options.text_encoder else None
@@ -99,9 +101,7 @@ def _build_integer(
         require_finite_logits(full_precision.bundle, options.session)
         plan = make_plan(full_precision, integer, options, progress)
         progress("quantizing")
-        float_stage = family.stage_graph(plan.equalization)
-        stock = {"stage": quantize_stage(float_stage, plan.stage), "decoder": decoder}
-        fused = {"stage": fuse_stage(float_stage, plan.stage, stock["stage"]), "decoder": decoder}
+        stock, fused = ({"stage": graph, "decoder": decoder} for graph in _stage_graphs(family, plan))
         planned: dict[str, list[str]] = {"stage": [*integer.layers], "decoder": []}
         if plan.decoder is not None:
             planned["decoder"] = [*plan.decoder.inputs]
@@ -121,16 +121,17 @@ def _build_integer(
         write_bundle(family, folder, stock, recipe, fused if options.fused else {})
 
         progress("checking kernels")
-        certificates = {name: certify(folder / f"{name}.onnx", options.session) for name in planned}
+        session = _of_integers(options.session)
+        certificates = {name: certify(folder / f"{name}.onnx", session) for name in planned}
         for name, names in planned.items():
             certificates[name].require_integer(names)
         progress("emulating CPUs without VNNI")
         one = family.calibration_subjects(1, options.seed)
-        saturation = measure_saturation(Bundle.open(folder), stock, options.session, one)
+        saturation = measure_saturation(Bundle.open(folder), stock, session, one)
         progress("comparing with full precision", 0, AGREEMENT_IMAGES)
         found = teacher_forced(
             Generator(full_precision.bundle, options.session),
-            {"integer": Generator(folder, options.session)},
+            {"integer": Generator(folder, session)},
             images=AGREEMENT_IMAGES,
             batch_size=1,  # two models at once: more would need more memory than calibration
             subjects=family.agreement_subjects(AGREEMENT_IMAGES),
@@ -146,6 +147,25 @@ def _build_integer(
         "saturation": of_saturation,
         "kernels": {name: found.by_layer() for name, found in certificates.items() if name != "generate"},
     }
+
+
+def _stage_graphs(family: Family, plan: Plan) -> tuple[ir.Model, ir.Model]:
+    """The stock and the fused integer stage graph. Once they are written, nothing else holds their weights."""
+    float_stage = family.stage_graph(plan.equalization)
+    stock = quantize_stage(float_stage, plan.stage)
+    return family.as_run(stock), family.as_run(fuse_stage(float_stage, plan.stage, stock))
+
+
+def _session_of(stage: ir.Model, options: SessionOptions) -> SessionOptions:
+    """How the build runs the float graphs: the stock ones, as all that it measures and stores is of those."""
+    weights = [value.const_value for value in stage.graph.initializers.values()]
+    size = sum(weight.nbytes for weight in weights if weight is not None)
+    return replace(options, ops=STOCK, prepacking=options.prepacking and size <= MOST_COPIED)
+
+
+def _of_integers(options: SessionOptions) -> SessionOptions:
+    """The same for graphs of integers, whose weights are small, and whose kernels are slow without."""
+    return replace(options, prepacking=True)
 
 
 def _stored_tokens(folder: Path, options: SessionOptions) -> tuple[list[list[int]], list[list[int]] | None]:

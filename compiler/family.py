@@ -49,6 +49,9 @@ class Family(Protocol):
     def stage_graph(self, equalization: Equalization = NOT_EQUALIZED) -> ir.Model:
         """The float32 stage graph of the equalized model."""
 
+    def as_run(self, stage: ir.Model) -> ir.Model:
+        """A stage graph of either precision, observed or not, in the form that is run: what no other pass may miss."""
+
     def decoder_graph(self) -> ir.Model:
         """The float32 graph of the decoder."""
 

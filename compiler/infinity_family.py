@@ -22,6 +22,7 @@ from nextscale.export.infinity.stage_graph import build_stage_graph
 from nextscale.export.text_encoder_graph import build_text_encoder_graph
 from nextscale.graph_passes.layer_facts import StageFacts
 from nextscale.graph_passes.recipe import Recipe
+from nextscale.graph_passes.tile_attention import tile_attention
 from nextscale.models.equalization import NOT_EQUALIZED, Equalization
 from nextscale.models.infinity.equalization import choose_equalization
 from nextscale.models.infinity.layers import linear_shapes, stage_facts
@@ -36,6 +37,8 @@ VERIFY_PROMPTS = ("a red fox in the snow", "two boats")
 VERIFY_TEXT_TOKENS = (5, 3)  # of texts whose features are made up, where there is no text encoder
 VERIFY_CFG_SCALE = 1.5
 GREEDY_TOP_P = 0.5  # the likelier value of each bit
+# Of one part of the queries: 256 MiB of float32. A picture of 1M would have 5.5 GB at its last stage.
+MAX_SCORES = 1 << 26
 AGREEMENT_STREAM = 1  # keeps what is drawn from what calibration draws with the same seed
 
 
@@ -67,6 +70,9 @@ class InfinityFamily:
 
     def stage_graph(self, equalization: Equalization = NOT_EQUALIZED) -> ir.Model:
         return build_stage_graph(self.source.infinity, self.source.sizes, equalization)
+
+    def as_run(self, stage: ir.Model) -> ir.Model:
+        return tile_attention(stage, MAX_SCORES)
 
     def decoder_graph(self) -> ir.Model:
         return build_decoder_graph(self.source.vae)

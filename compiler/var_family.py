@@ -47,6 +47,9 @@ class VARFamily:
     def stage_graph(self, equalization: Equalization = NOT_EQUALIZED) -> ir.Model:
         return build_stage_graph(self.source.var, self.source.vqvae.quantize, equalization)
 
+    def as_run(self, stage: ir.Model) -> ir.Model:
+        return stage
+
     def decoder_graph(self) -> ir.Model:
         return build_decoder_graph(self.source.vqvae)
 

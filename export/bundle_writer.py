@@ -77,7 +77,7 @@ def write_graphs(folder: Path, models: Mapping[str, ir.Model]) -> None:
                     continue
                 if id(tensor) not in written:
                     content = _content(tensor)
-                    key = tensor.dtype, tuple(tensor.numpy().shape), hashlib.sha256(content).digest()
+                    key = tensor.dtype, tensor.shape.numpy(), hashlib.sha256(content).digest()
                     if key not in by_content:
                         by_content[key] = _append(file, tensor, content, folder)
                     written[id(tensor)] = tensor, by_content[key]
@@ -101,7 +101,7 @@ def _append(file: Any, tensor: ir.TensorProtocol, content: memoryview | bytes, f
         offset,
         tensor.nbytes,
         tensor.dtype,
-        shape=ir.Shape(tensor.numpy().shape),
+        shape=ir.Shape(tensor.shape.numpy()),
         name=str(tensor.name),
         base_dir=folder,
     )

@@ -30,4 +30,5 @@ __all__ = [
     "quantize_text_encoder",
     "recipe",
     "split_rows",
+    "tile_attention",
 ]

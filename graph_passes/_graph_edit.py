@@ -81,6 +81,13 @@ def add_initializer(graph: ir.Graph, name: str, tensor: np.ndarray | ir.TensorPr
     return value
 
 
+def share_constants(graph: ir.Graph, of: ir.Graph) -> None:
+    """Let initializers of the same name be the same tensors, so that a bundle stores them once."""
+    for name, value in graph.initializers.items():
+        if name in of.initializers:
+            value.const_value = of.initializers[name].const_value
+
+
 def integer_matmul(
     op: OpBuilder,
     a: ir.Value,

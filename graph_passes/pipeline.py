@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from nextscale.graph_passes._graph_edit import share_constants
 from nextscale.graph_passes.drop_last_caches import drop_last_caches
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.fuse_attention import fuse_attention
@@ -72,15 +73,8 @@ def fuse_stage(stage_model: ir.Model, plan: StagePlan, stock: ir.Model) -> ir.Mo
     facts = plan.integer.facts
     stages = facts.stages_by_size or (len(facts.layers[0].tokens),)
     model = drop_last_caches(model, facts.stage_input, stages, facts.size_input)
-    _share_constants(model.graph, stock.graph)
+    share_constants(model.graph, stock.graph)
     return model
-
-
-def _share_constants(graph: ir.Graph, of: ir.Graph) -> None:
-    """Let initializers of the same name be the same tensors, so that a bundle stores them once."""
-    for name, value in graph.initializers.items():
-        if name in of.initializers:
-            value.const_value = of.initializers[name].const_value
 
 
 def _quantized(stage_model: ir.Model, plan: StagePlan, rows_apart: bool) -> ir.Model:

@@ -53,6 +53,8 @@ class SessionOptions:
             differ between the two.
         ops_library: the path of the library; empty: that of the installed package nextscale-ops. It is never taken from
             a bundle.
+        prepacking: keep a second copy of the weights in the order that the kernels want, which is faster; without it
+            float weights stay in their file, and are read from there. Rounding may differ between the two.
         profile: when a session ends, write ONNX Runtime's profile of it to a file whose path begins with this text; no
             profile if it is empty.
     """
@@ -64,6 +66,7 @@ class SessionOptions:
     memory_pattern: bool = False
     ops: Ops = "auto"
     ops_library: str = ""
+    prepacking: bool = True
     profile: str = ""
 
     def __post_init__(self) -> None:
@@ -72,7 +75,7 @@ class SessionOptions:
             raise NextscaleError(
                 f"threads {shown_number(threads)} is out of range: expected 1 to 1024, or 0 for all cores"
             )
-        for name in ("spinning", "memory_arena", "return_memory", "memory_pattern"):
+        for name in ("spinning", "memory_arena", "return_memory", "memory_pattern", "prepacking"):
             if not is_truth_value(getattr(self, name)):
                 raise NextscaleError(f"{name} {shown_value(getattr(self, name))}: expected True or False")
         require_ops(self.ops, self.ops_library)
@@ -115,6 +118,7 @@ def session_settings(options: SessionOptions) -> onnxruntime.SessionOptions:
     settings.enable_cpu_mem_arena = bool(options.memory_arena and not options.return_memory)
     settings.enable_mem_pattern = bool(options.memory_pattern)
     settings.log_severity_level = 4  # none but fatal: what is wrong comes back as an exception
+    settings.add_session_config_entry("session.disable_prepacking", str(int(not options.prepacking)))
     spinning = options.spinning and settings.intra_op_num_threads <= logical_cpus()
     settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     # Threads of a run that has ended would spin for some 30 ms more, and take cores from the next session's.

@@ -14,6 +14,7 @@ from nextscale.export.generate_graph import build_generate_graph
 from nextscale.export.infinity.decoder_graph import build_decoder_graph
 from nextscale.export.infinity.stage_graph import build_stage_graph
 from nextscale.export.text_encoder_graph import build_text_encoder_graph
+from nextscale.graph_passes.tile_attention import tile_attention
 from nextscale.models.infinity.bsq_vae import BSQVAE, BSQVAEConfig
 from nextscale.models.infinity.random_vae import random_bsq_vae
 from nextscale.models.infinity.schedules import first_stages
@@ -31,6 +32,7 @@ from tests.tiny_infinity import CONFIG, tiny_infinity
 SIZES = [first_stages(4, (4, 3)), first_stages(2, (1, 1)), first_stages(3, (1, 1))]
 VAE = BSQVAEConfig(latent_channels=CONFIG.latent_channels, ch=32, ch_mult=(1, 1, 1, 1, 1), num_res_blocks=1)
 TEXT = T5Config(384, CONFIG.text_channels, depth=1, num_heads=2, head_dim=8, hidden_dim=24)
+MAX_SCORES = 500  # so few that there are several parts of queries
 PROMPTS = ["fox", "a"]  # ByT5 has a token for each byte, and the end; the model's texts have six at most
 
 
@@ -42,7 +44,7 @@ def write_infinity_bundle(folder: Path) -> Path:
     """Write it; its verify tokens are what it generates."""
     infinity, sizes = tiny_infinity(), tuple(SizeInfo(**asdict(size)) for size in SIZES)
     request = infinity_request(CONFIG.token_bits, CONFIG.text_channels, patchify=CONFIG.patchify)
-    stage, decoder = build_stage_graph(infinity, SIZES), build_decoder_graph(tiny_vae())
+    stage, decoder = tile_attention(build_stage_graph(infinity, SIZES), MAX_SCORES), build_decoder_graph(tiny_vae())
     models = {
         "generate": build_generate_graph(stage, decoder, SIZES[0].num_stages, request, sizes),
         "stage": stage,

@@ -85,7 +85,7 @@ class TextParts:
             blocks.append((key, carried(value, op.Transpose(v, perm=[0, 2, 1, 3]), [heads, -1, d])))
         modulation = carried(past.modulation, self.modulation(op, cond), [-1, c])
         state = TextState(modulation, carried(past.bias, bias, [1, 1, -1]), blocks)
-        start = op.Add(op.Unsqueeze(cond, [1]), self.constants("pos_start", self.folded.infinity.pos_start))
+        start = op.Add(cond, self.constants("pos_start", self.folded.infinity.pos_start))
         return state, _of_shape(op, start, guided_rows, [-1, c])
 
     def guided_text(self, op: OpBuilder, request: RequestText, is_first: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -128,18 +128,18 @@ class TextParts:
         return op.Mul(y, self.constants("text_norm.weight", self.folded.infinity.text_norm.weight))
 
     def pool(self, op: OpBuilder, normed: ir.Value, bias: ir.Value) -> ir.Value:
-        """The text as one vector: [R, N, Ct] and [R, 1, 1, N] -> cond [R, C]."""
+        """The text as one vector: [R, N, Ct] and [R, 1, 1, N] -> cond [R, 1, C]."""
         heads, c = self.config.pool_heads, self.config.embed_dim
         scores = op.Unsqueeze(op.Transpose(self.linear(op, f"{POOL}.scores", normed), perm=[0, 2, 1]), [2])
         weights = op.Softmax(op.Add(scores, bias), axis=-1)
         values = op.Reshape(self.linear(op, f"{POOL}.v", normed), [0, 0, heads, c // heads])
         pooled = op.MatMul(weights, op.Transpose(values, perm=[0, 2, 1, 3]), _name=f"{POOL}.mix")
-        return self.linear(op, f"{POOL}.proj", op.Reshape(pooled, [0, c]))
+        return self.linear(op, f"{POOL}.proj", op.Reshape(pooled, [0, 1, c]))
 
     def modulation(self, op: OpBuilder, cond: ir.Value) -> ir.Value:
         """gamma1, gamma2, 1 + scale1, 1 + scale2, shift1, shift2 of each block and 1 + scale, shift of the head.
 
-        The text's vector [R, C] -> [R, 6 depth + 2, C]. The ones are added here, once an image, not at every use.
+        The text's vector [R, 1, C] -> [R, 6 depth + 2, C]. The ones are added here, once an image, not at every use.
         """
         c, depth, constants = self.config.embed_dim, self.config.depth, self.constants
         activated = op.Unsqueeze(op.Mul(cond, op.Sigmoid(cond)), [1])  # rows of one token, as all layers see rows

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from tiny_model import NUM_CLASSES, ONE_THREAD, L, V, build_tiny, tiny_source
 
+from nextscale.calib_data.subjects import Subjects
 from nextscale.evaluate.teacher_forced import (
     as_json,
+    bit_divergence,
     evaluation_labels,
     kl_divergence,
     summarize,
@@ -185,3 +187,51 @@ def test_json_is_plain_and_strict(fp32_generator: Generator) -> None:
         "stage_top1": [1.0] * 4,
         "images": 1,
     }
+
+
+# Tokens of bits, images of several sizes
+
+
+def test_kl_of_bits_is_the_sum_of_theirs() -> None:
+    """Of each bit as of a distribution over two values, and 0 of equal log-odds."""
+    rng = np.random.default_rng(3)
+    p, q = (rng.normal(0, 3, (2, 3, 5)).astype(np.float32) for _ in range(2))
+    pairs = [np.stack([np.zeros_like(x), x], axis=-1).reshape(2, 15, 2) for x in (p, q)]
+    np.testing.assert_allclose(bit_divergence(p, q), kl_divergence(*pairs).reshape(2, 3, 5).sum(-1), rtol=1e-9)
+    assert (bit_divergence(p, p) == 0).all()
+    assert bit_divergence(np.float32([[[1000]]]), np.float32([[[-1000]]]))[0, 0] == pytest.approx(1000)
+
+
+def test_figures_of_several_sizes_are_means_over_their_own_tokens() -> None:
+    """An image of stages of 1 and 4 tokens, and one of 1 token."""
+    divergence, agreeing = np.array([[1.0, 4.0], [3.0, 0.0]]), np.array([[1.0, 2.0], [0.0, 0.0]])
+    found = summarize(divergence, agreeing, np.array([[1.0, 4.0], [1.0, 0.0]]))
+    assert found.kl == pytest.approx((1 + 3) / 2)
+    assert found.top1 == pytest.approx(3 / 6)
+    np.testing.assert_allclose(found.stage_kl, [2, 1])
+    np.testing.assert_allclose(found.stage_top1, [0.5, 0.5])
+
+
+def test_bundles_of_bits_and_sizes_are_compared(fake_sizes_bundle: Path) -> None:
+    """One with itself: nothing differs, and smaller sizes have fewer stages."""
+    generator = Generator(fake_sizes_bundle, ONE_THREAD)
+    texts = tuple(np.linspace(0, 1, 8 * length, dtype=np.float32).reshape(length, 8) for length in (2, 3, 1))
+    subjects = Subjects(np.array([1, 0, 0]), texts=texts)
+    done: list[int] = []
+    same = teacher_forced(
+        generator, {"same": generator}, images=3, subjects=subjects, batch_size=2, on_images=done.append
+    )["same"]
+    assert (same.kl, same.top1, same.images, done) == (0, 1, 3, [1, 3])
+    assert same.stage_kl.shape == (max(model.num_stages for model in generator.bundle.manifest.models[:2]),)
+
+
+def test_images_of_a_range_are_the_same_ones(fake_sizes_bundle: Path) -> None:
+    generator = Generator(fake_sizes_bundle, ONE_THREAD)
+    texts = tuple(np.full((2, 8), number, np.float32) for number in range(3))
+    subjects = Subjects(np.array([1, 0, 1]), texts=texts)
+    whole, part = (
+        teacher_forced_pairs(generator, {"same": generator}, {"same": (None, "same")}, images=images, subjects=subjects)
+        for images in (3, range(1, 3))
+    )
+    np.testing.assert_array_equal(whole["same"].sizes[1:], part["same"].sizes)
+    np.testing.assert_array_equal(whole["same"].agreeing[1:], part["same"].agreeing)
