@@ -72,7 +72,7 @@ class Contest:
         half_width: float | None = None,
         minutes: float | None = None,
     ) -> list[Speed]:
-        """Ask every contender once a round for a batch of random classes.
+        """Ask every contender once a round for a batch of random classes or texts.
 
         Args:
             batch: images at a time, of all or by name. Peaks of memory are of the largest batch so far: ask for
