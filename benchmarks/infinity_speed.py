@@ -1,7 +1,7 @@
 """How fast Infinity draws at one size, and with how much memory, beside PyTorch and OpenVINO.
 
     python benchmarks/infinity_speed.py --preset infinity-2b --rounds 8
-    python benchmarks/infinity_speed.py --preset infinity-125m --contender "int8 stock" --contender "int8 fused"
+    python benchmarks/infinity_speed.py --preset infinity-125m --contender int8-stock --contender int8-fused
 
 Weights are random, and so are the texts' features, of 64 tokens: a text encoder is no part of the time nor of the
 memory. A turn is a process of its own, which loads, draws one picture that does not count and one that does, and ends:
@@ -53,7 +53,7 @@ from nextscale.runtime._manifest import FUSED, STOCK
 from nextscale.runtime._operators import installed_library, load_library
 from nextscale.runtime._session import SessionOptions
 
-FULL_PRECISION, INT8_STOCK, INT8_FUSED = "fp32", "int8 stock", "int8 fused"
+FULL_PRECISION, INT8_STOCK, INT8_FUSED = "fp32", "int8-stock", "int8-fused"
 OURS = {FULL_PRECISION: ("fp32", STOCK), INT8_STOCK: ("default", STOCK), INT8_FUSED: ("default", FUSED)}
 CHOSEN = (*OURS, "pytorch-bf16", "openvino-int8")
 PARTS = Path(__file__).with_name("infinity_speed_parts.py")
@@ -187,6 +187,7 @@ def main(
         "peak of the process, the largest of all rounds",
         f"- roofline: {rates.int8 / 1e12:.3f} T operations per second of integers, {rates.float32 / 1e12:.3f} T in "
         "float32",
+        f"- peers: {peer_versions(turns)}",
         f"- ranges were observed on {CALIBRATION_IMAGES} pictures, NNCF's on one: speed does not depend on them",
         "",
         *table(turns, least),
@@ -262,7 +263,7 @@ def roofline(preset: str, place: Path, name: str, text_tokens: int, rates: Kerne
 def table(turns: Mapping[str, Sequence[Turn]], least: Mapping[str, float]) -> list[str]:
     """A line for each contender."""
     lines = [
-        "| | seconds | over full precision | int8 fused over it | of the roofline | memory, GB | load, s |",
+        "| | seconds | over full precision | int8-fused over it | of the roofline | memory, GB | load, s |",
         "|---" * 7 + "|",
     ]
     for name, of_one in turns.items():
@@ -274,6 +275,19 @@ def table(turns: Mapping[str, Sequence[Turn]], least: Mapping[str, float]) -> li
         load = mean_interval([turn.load_seconds for turn in of_one]).mean
         lines.append(f"| {name} | {shown(seconds)} | {faster} | {lead} | {share} | {memory:.2f} | {load:.1f} |")
     return lines
+
+
+def peer_versions(turns: Mapping[str, Sequence[Turn]]) -> str:
+    """Of the libraries that are no part of nextscale."""
+    found = {name: of_one[-1].versions for name, of_one in turns.items() if name not in OURS}
+    own = ("numpy", "python")
+    told = [
+        f"{name} with {library} {version}"
+        for name, versions in found.items()
+        for library, version in versions.items()
+        if library not in own
+    ]
+    return ", ".join(told) or "none"
 
 
 def over(turns: Mapping[str, Sequence[Turn]], name: str, other: str) -> Interval:

@@ -77,7 +77,7 @@ def write_graphs(folder: Path, models: Mapping[str, ir.Model]) -> None:
                     continue
                 if id(tensor) not in written:
                     content = _content(tensor)
-                    key = tensor.dtype, tensor.shape.numpy(), hashlib.sha256(content).digest()
+                    key = tensor.dtype, tuple(tensor.shape.numpy()), hashlib.sha256(content).digest()
                     if key not in by_content:
                         by_content[key] = _append(file, tensor, content, folder)
                     written[id(tensor)] = tensor, by_content[key]

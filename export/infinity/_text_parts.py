@@ -142,7 +142,7 @@ class TextParts:
         The text's vector [R, 1, C] -> [R, 6 depth + 2, C]. The ones are added here, once an image, not at every use.
         """
         c, depth, constants = self.config.embed_dim, self.config.depth, self.constants
-        activated = op.Unsqueeze(op.Mul(cond, op.Sigmoid(cond)), [1])  # rows of one token, as all layers see rows
+        activated = op.Mul(cond, op.Sigmoid(cond))
 
         def ada_lin(name: str) -> ir.Value:
             return linear(op, constants, name, activated, *self.folded.modulation(name))

@@ -26,7 +26,7 @@ def infinity_speed(program: Callable[[str], ModuleType]) -> ModuleType:
 @pytest.fixture
 def turn(infinity_speed: ModuleType) -> Callable[..., Any]:
     def make(name: str, number: int, seconds: float, peak_bytes: int = 10**9) -> Any:
-        return infinity_speed.Turn(name, number, seconds, peak_bytes, 2.0, {"numpy": "2"})
+        return infinity_speed.Turn(name, number, seconds, peak_bytes, 2.0, {"openvino": "2026", "numpy": "2"})
 
     return make
 
@@ -66,12 +66,13 @@ def test_turns_that_were_taken_are_not_taken_again(
 
 
 def test_ratios_are_of_the_same_round(infinity_speed: ModuleType, turn: Callable[..., Any]) -> None:
-    seconds = {"fp32": (4.0, 8.0), "int8 stock": (2.0, 4.0), "int8 fused": (1.0, 2.0), "openvino-int8": (1.5, 3.0)}
+    seconds = {"fp32": (4.0, 8.0), "int8-stock": (2.0, 4.0), "int8-fused": (1.0, 2.0), "openvino-int8": (1.5, 3.0)}
     turns = {name: [turn(name, i, took) for i, took in enumerate(of_one)] for name, of_one in seconds.items()}
-    turns["int8 fused"][1] = turn("int8 fused", 1, 2.0, 3 * 10**9)
-    least = {"fp32": 3.0, "int8 stock": 0.75, "int8 fused": 0.75}
+    turns["int8-fused"][1] = turn("int8-fused", 1, 2.0, 3 * 10**9)
+    least = {"fp32": 3.0, "int8-stock": 0.75, "int8-fused": 0.75}
+    assert infinity_speed.peer_versions(turns) == "openvino-int8 with openvino 2026"
     *_, fused, openvino = infinity_speed.table(turns, least)
-    assert fused == "| int8 fused | 1.5 [-4.85, 7.85] | 4 [4, 4] | 1 [1, 1] | 50% | 3.00 | 2.0 |"
+    assert fused == "| int8-fused | 1.5 [-4.85, 7.85] | 4 [4, 4] | 1 [1, 1] | 50% | 3.00 | 2.0 |"
     assert openvino == "| openvino-int8 | 2.25 [-7.28, 11.8] | 2.67 [2.67, 2.67] | 1.5 [1.5, 1.5] |  | 1.00 | 2.0 |"
 
 
@@ -92,6 +93,6 @@ def test_the_roofline_counts_layers_and_decoder(infinity_speed: ModuleType, monk
     monkeypatch.setattr(infinity_speed.Bundle, "open", lambda path: Opened)
     monkeypatch.setattr(infinity_speed, "facts_of_bundle", lambda bundle, size, text_tokens: facts)
     rates = KernelRates(float32=0.5e12, int8=2e12)
-    full, integer = (infinity_speed.roofline("infinity-2b", Path(), name, 64, rates) for name in ("fp32", "int8 fused"))
+    full, integer = (infinity_speed.roofline("infinity-2b", Path(), name, 64, rates) for name in ("fp32", "int8-fused"))
     assert full == pytest.approx((3.987 + 0.6155) / 0.5, rel=1e-3)
     assert integer == pytest.approx((3.987 + 0.6155) / 2, rel=1e-3)
