@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.layer_facts import GELU_MINIMUM
+from nextscale.graph_passes.recipe import load_recipe
 from nextscale.models.infinity.layers import POOL, linear_shapes, stage_facts
 from nextscale.models.infinity.presets import get_preset
 from nextscale.models.infinity.schedules import first_stages, make_size
@@ -77,3 +79,14 @@ def test_the_operations_of_2b_are_those_of_its_widths() -> None:
     text = 2 * 2 * 64 * (32 * 2 + 2) * c * c
     ends = 2 * 2 * 8 * c * c + 2 * 32 * c * (tokens + tokens - 1)
     assert found == blocks + text + ends
+
+
+def test_what_reads_the_text_alone_has_no_pairs() -> None:
+    """An image's two texts are not alike; its tokens' rows are."""
+    facts = stage_facts(linear_shapes(CONFIG), [SIZE])
+    layers = IntegerModel.decide(load_recipe("default"), facts).layers
+    stages = {name.rpartition(".")[2] for name, layer in layers.items() if layer.granularity == "stage"}
+    assert {name for name, layer in layers.items() if layer.granularity == "pair" and ".ca." in name} == {
+        f"blocks.{i}.ca.{part}" for i in range(CONFIG.depth) for part in ("q", "proj")
+    }
+    assert stages == {"0", "2", "1", "k", "v", "head"}
