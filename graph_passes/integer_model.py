@@ -26,7 +26,8 @@ class IntegerLayer:
 
     Attributes:
         facts: of the layer.
-        granularity: what shares a range; "tensor" where the range is known, and no "pair" where an image is one row.
+        granularity: what shares a range; "tensor" where the range is known, and no "pair" where an image is one row, or
+            two that are not alike.
         zero_point: of the codes, with a range for each token.
     """
 
@@ -152,7 +153,7 @@ def attention_bits(bits: int, reduce_range: bool) -> int:
 def _integer_layer(layer: LayerFacts, choice: Granularity, bits: int) -> IntegerLayer:
     if layer.known is not None:
         return IntegerLayer(layer, "tensor")
-    if choice == "pair" and layer.rows == 1:
+    if choice == "pair" and (layer.rows == 1 or not layer.alike):
         return IntegerLayer(layer, "stage")
     return IntegerLayer(layer, choice, token_zero_point(layer.minimum, bits) if choice == "token" else None)
 

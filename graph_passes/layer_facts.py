@@ -34,6 +34,8 @@ class LayerFacts:
         minimum: what its input is never below.
         equalizable: whether a division of its input's channels folds into what makes them.
         unit: what reconstruction learns its rounding together with; None: it is rounded to nearest.
+        alike: whether an image's rows differ by little, as those of one token do with and without the class: then a
+            range for their difference is worth having ("pair").
     """
 
     name: str
@@ -46,6 +48,7 @@ class LayerFacts:
     minimum: float = -math.inf
     equalizable: bool = False
     unit: str | None = None
+    alike: bool = True
 
 
 @dataclass(frozen=True)

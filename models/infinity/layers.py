@@ -107,15 +107,15 @@ def _layer_facts(name: str, shape: Shape, tokens: tuple[int, ...], text_tokens: 
         return LayerFacts(name, shape, (0, *tokens[1:]), WORD_EMBED, reads, rows=1)
     if name == "head":  # guidance is mixed before it
         return LayerFacts(name, shape, tokens, HEAD, reads, rows=1, equalizable=True, unit=name)
-    # The texts of an image's two rows have nothing in common, so that each row counts for itself.
+    # The texts of an image's two rows have nothing in common.
     if reads == "cond":
-        return LayerFacts(name, shape, (1, *none_later), ADA_LN, reads, rows=1)
+        return LayerFacts(name, shape, (1, *none_later), ADA_LN, reads, alike=False)
     if name == TEXT_IN:
-        return LayerFacts(name, shape, of_text, TEXT, reads, rows=1)
+        return LayerFacts(name, shape, of_text, TEXT, reads, alike=False)
     if name == TEXT_OUT:
-        return LayerFacts(name, shape, of_text, TEXT, reads, rows=1, minimum=GELU_MINIMUM)
+        return LayerFacts(name, shape, of_text, TEXT, reads, minimum=GELU_MINIMUM, alike=False)
     if reads == PROJECTED_TEXT:
-        return LayerFacts(name, shape, of_text, TEXT, reads, rows=1, equalizable=True, unit=unit)
+        return LayerFacts(name, shape, of_text, TEXT, reads, equalizable=True, unit=unit, alike=False)
     if part == "fc2":
         return LayerFacts(name, shape, tokens, BLOCKS, reads, minimum=GELU_MINIMUM, unit=unit)
     return LayerFacts(name, shape, tokens, BLOCKS, reads, equalizable=True, unit=unit)

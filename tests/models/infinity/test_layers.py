@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.layer_facts import GELU_MINIMUM
+from nextscale.graph_passes.recipe import load_recipe
 from nextscale.models.infinity.layers import (
     NORMED_TEXT,
     POOL,
@@ -75,3 +77,14 @@ def test_units_are_attentions_and_feed_forward_parts() -> None:
     units = {layer.unit for layer in FACTS.layers if layer.unit is not None}
     assert units == {*(f"blocks.{i}.{part}" for i in range(2) for part in ("sa", "ca", "ffn")), "head"}
     assert FACTS.layer("blocks.0.ca.k").unit == "blocks.0.ca"
+
+
+def test_what_reads_the_text_alone_has_no_pairs() -> None:
+    """An image's two texts are not alike; its tokens' rows are."""
+    facts = stage_facts(linear_shapes(CONFIG), [SIZE])
+    layers = IntegerModel.decide(load_recipe("default"), facts).layers
+    stages = {name.rpartition(".")[2] for name, layer in layers.items() if layer.granularity == "stage"}
+    assert {name for name, layer in layers.items() if layer.granularity == "pair" and ".ca." in name} == {
+        f"blocks.{i}.ca.{part}" for i in range(CONFIG.depth) for part in ("q", "proj")
+    }
+    assert stages == {"0", "2", "1", "k", "v", "head"}
