@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from nextscale.graph_passes.layer_facts import ADA_LN, GUIDED_ROWS, TEXT, StageFacts
+from nextscale.graph_passes.layer_facts import GUIDED_ROWS, StageFacts
 from nextscale.models.infinity import layers as infinity_layers
 from nextscale.models.var import layers as var_layers
 from nextscale.runtime._bundle import Bundle
@@ -43,16 +43,9 @@ def linear_operations(facts: StageFacts) -> dict[str, int]:
     """Operations of an image's linear layers with guidance, by the layer's name.
 
     As the graphs run them: the head and word_embed on one row an image, what the class or the text decides once an
-    image, of both rows.
+    image.
     """
-    return {
-        layer.name: 2
-        * layer.shape[0]
-        * layer.shape[1]
-        * (GUIDED_ROWS if layer.part in (ADA_LN, TEXT) else layer.rows)
-        * sum(layer.tokens)
-        for layer in facts.layers
-    }
+    return {layer.name: 2 * layer.shape[0] * layer.shape[1] * layer.rows * sum(layer.tokens) for layer in facts.layers}
 
 
 def attention_operations(model: ModelInfo, text_tokens: int = 0) -> int:
