@@ -126,8 +126,7 @@ def _build_integer(
         for name, names in planned.items():
             certificates[name].require_integer(names)
         progress("emulating CPUs without VNNI")
-        one = family.calibration_subjects(1, options.seed)
-        saturation = measure_saturation(Bundle.open(folder), stock, session, one)
+        saturation = measure_saturation(Bundle.open(folder), stock, session, family.saturation_subject())
         progress("comparing with full precision", 0, AGREEMENT_IMAGES)
         found = teacher_forced(
             Generator(full_precision.bundle, options.session),

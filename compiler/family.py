@@ -79,5 +79,8 @@ class Family(Protocol):
     def agreement_subjects(self, images: int) -> Subjects:
         """What so many others are of, which are compared with full precision."""
 
+    def saturation_subject(self) -> Subjects:
+        """What the one image is of with which saturation is emulated."""
+
     def has_finite_picture(self, tokens: Sequence[int]) -> bool:
         """Whether the decoder in torch makes no NaN of the tokens of one image of the stored generation, row-major."""

@@ -122,6 +122,9 @@ class InfinityFamily:
     def agreement_subjects(self, images: int) -> Subjects:
         return self._subjects(images, np.random.default_rng([0, AGREEMENT_STREAM]))
 
+    def saturation_subject(self) -> Subjects:
+        return self.calibration_subjects(1, seed=0)
+
     def has_finite_picture(self, tokens: Sequence[int]) -> bool:
         _, size = self._smallest
         bits = torch.tensor(tokens).view(1, size.num_tokens, -1)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
@@ -83,6 +84,9 @@ class VARFamily:
 
     def agreement_subjects(self, images: int) -> Subjects:
         return Subjects.of_classes(evaluation_labels(self.source.var.config.num_classes, images, AGREEMENT_SEED))
+
+    def saturation_subject(self) -> Subjects:
+        return Subjects.of_classes(np.zeros(1, np.int64))
 
     def has_finite_picture(self, tokens: Sequence[int]) -> bool:
         vqvae = self.source.vqvae
