@@ -34,10 +34,11 @@ INFINITY = (
     ),
     click.option(
         "--area",
+        "--pn",
         default="1M",
         show_default=True,
         metavar="0.25M,…",
-        help="Sizes of Infinity's pictures, the official code's pn: 0.06M, 0.25M, 0.60M, 1M.",
+        help="Sizes of Infinity's pictures, which the official code calls pn: 0.06M, 0.25M, 0.60M, 1M.",
     ),
     click.option(
         "--ratio",

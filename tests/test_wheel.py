@@ -29,6 +29,7 @@ ROOMS = (
     "demo",
     "evaluate",
     "export",
+    "export/infinity",
     "export/var",
     "graph_passes",
     "measure",

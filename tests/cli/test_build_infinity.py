@@ -60,7 +60,7 @@ def assert_refused(capsys: pytest.CaptureFixture[str], code: int, message: str) 
 def test_checkpoints_become_pictures(
     build: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
 ) -> None:
-    assert build("--text", text, "--area", "0.06M", "--ratio", "1:1,3:4", "--recipe", "fp32", "--name", "mine") == 0
+    assert build("--text", text, "--pn", "0.06M", "--ratio", "1:1,3:4", "--recipe", "fp32", "--name", "mine") == 0
     bundle, picture, edited = (tmp_path / name for name in ("bundle", "fox.png", "edited.png"))
     manifest = Bundle.open(bundle, verify_hashes=True).manifest
     captured = capsys.readouterr()
