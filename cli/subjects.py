@@ -12,7 +12,7 @@ import click
 
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
-from nextscale.runtime._regular_file import require_regular
+from nextscale.runtime._regular_file import read_regular
 
 _PROMPTS_LIMIT = 32 * 2**20  # bytes
 _OPTIONS = (
@@ -121,14 +121,7 @@ def read_prompts(path: Path) -> list[str]:
     """
     if not path.exists():
         raise NextscaleError(f"{path}: no such file; expected prompts, one a line")
-    require_regular(path, or_open=True)
-    try:
-        with open(path, "rb") as file:
-            content = file.read(_PROMPTS_LIMIT + 1)
-    except OSError as error:
-        raise NextscaleError(f"{path}: cannot be read: {error.strerror}") from None
-    if len(content) > _PROMPTS_LIMIT:
-        raise NextscaleError(f"{path}: larger than {_PROMPTS_LIMIT} bytes; give the prompts in several files")
+    content = read_regular(path, _PROMPTS_LIMIT, "; give the prompts in several files")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

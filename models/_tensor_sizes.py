@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -24,6 +25,18 @@ class Sizes:
         """The size along an axis of the tensor `name`."""
         tensor = self._state_dict.get(name)
         return tensor.shape[axis] if tensor is not None and tensor.ndim == ndim and tensor.numel() else None
+
+
+def width_of_transformer(widths: Iterable[int | None], source: str | Path) -> int:
+    """What most of the tensors say that tell it; None of those that do not.
+
+    Raises:
+        CheckpointError: none tells it.
+    """
+    known = [width for width in widths if width is not None]
+    if not known:
+        raise CheckpointError(f"{source}: none of its tensors tells the width of the model")
+    return Counter(known).most_common(1)[0][0]
 
 
 def autoencoder_shape(

@@ -21,7 +21,7 @@ from nextscale.measure.statistics import Interval
 from nextscale.runtime._checked_json import JsonNode
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._machine import Machine
-from nextscale.runtime._regular_file import require_regular
+from nextscale.runtime._regular_file import read_regular
 
 FREQUENCIES = "frequencies.npz"
 _LIMIT = 64 * 2**20  # bytes; a real file is below 1 MB
@@ -324,14 +324,7 @@ def _numbers(node: JsonNode) -> list[float]:
 
 
 def _read_json(path: Path) -> JsonNode:
-    require_regular(path, or_open=True)
-    try:
-        with open(path, "rb") as file:
-            content = file.read(_LIMIT + 1)
-    except OSError as error:
-        raise NextscaleError(f"{path}: cannot be read: {error.strerror}") from None
-    if len(content) > _LIMIT:
-        raise NextscaleError(f"{path}: larger than {_LIMIT} bytes, which no result is")
+    content = read_regular(path, _LIMIT, ", which no result is")
     try:
         return JsonNode.parse(content, str(path))
     except (ValueError, RecursionError) as error:

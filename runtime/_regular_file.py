@@ -19,3 +19,24 @@ def require_regular(path: Path, error: type[NextscaleError] = NextscaleError, *,
         return
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
         raise error(f"{path}: not a regular file; give the path of one")
+
+
+def read_regular(path: Path, limit: int, too_large: str) -> bytes:
+    """The whole of a file, or of what a process has open, of at most so many bytes.
+
+    Args:
+        path: of the file.
+        limit: in bytes.
+        too_large: how the message for more goes on.
+    Raises:
+        NextscaleError: it is no such file, cannot be read or is too large.
+    """
+    require_regular(path, or_open=True)
+    try:
+        with open(path, "rb") as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise NextscaleError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(content) > limit:
+        raise NextscaleError(f"{path}: larger than {limit} bytes{too_large}")
+    return content

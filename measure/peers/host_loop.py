@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Floats = NDArray[np.float32]
 Inputs = Mapping[str, Floats]
@@ -60,7 +63,21 @@ class Pictures(NamedTuple):
 
 
 @dataclass(frozen=True)
-class HostWeights:
+class HostArrays:
+    """A dataclass of arrays that is kept in an .npz file."""
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        with np.load(path) as arrays:
+            return cls(**{item.name: arrays[item.name] for item in fields(cls)})
+
+    def save(self, path: Path) -> None:
+        arrays: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
+        np.savez(path, **arrays)
+
+
+@dataclass(frozen=True)
+class HostWeights(HostArrays):
     """The small tensors that the loop around the engine needs.
 
     Attributes:
@@ -86,15 +103,6 @@ class HostWeights:
     down: Floats
     phi_weight: Floats
     phi_bias: Floats
-
-    @classmethod
-    def load(cls, path: Path) -> HostWeights:
-        with np.load(path) as arrays:
-            return cls(**{item.name: arrays[item.name] for item in fields(cls)})
-
-    def save(self, path: Path) -> None:
-        arrays: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
-        np.savez(path, **arrays)
 
 
 def generate(
@@ -145,9 +153,13 @@ def generate(
         token_maps.append(token_map)
         begin = stage.stop
     latent = np.ascontiguousarray(f_hat.transpose(0, 3, 1, 2))
+    return Pictures(np.concatenate(token_maps, axis=1), latent, decoded(engine, latent))
+
+
+def decoded(engine: Engine, latent: Floats) -> NDArray[np.uint8]:
+    """Images uint8 [B, H, W, 3] of a latent [B, Cvae, h, w]."""
     pictures = engine.decode(latent)
-    images = np.rint(np.clip((pictures + 1) * 127.5, 0, 255)).astype(np.uint8).transpose(0, 2, 3, 1)
-    return Pictures(np.concatenate(token_maps, axis=1), latent, images)
+    return np.rint(np.clip((pictures + 1) * 127.5, 0, 255)).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
 def random_inputs(weights: HostWeights, batch: int, seed: int) -> tuple[NDArray[np.int64], Floats]:

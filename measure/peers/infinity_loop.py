@@ -8,14 +8,12 @@ of text, Ct its channels, d width of a head.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nextscale.measure.peers.host_loop import Engine, Floats, Pictures
+from nextscale.measure.peers.host_loop import Engine, Floats, HostArrays, Pictures, decoded
 
 CFG_SCALE = 3.0
 TAU = 0.5
@@ -24,7 +22,7 @@ TEXT_TOKENS = 64
 
 
 @dataclass(frozen=True)
-class InfinityHostWeights:
+class InfinityHostWeights(HostArrays):
     """The small tensors that the loop around the engine needs, at one size.
 
     Attributes:
@@ -48,15 +46,6 @@ class InfinityHostWeights:
     sin: Floats
     up: Floats
     down: Floats
-
-    @classmethod
-    def load(cls, path: Path) -> InfinityHostWeights:
-        with np.load(path) as arrays:
-            return cls(**{item.name: arrays[item.name] for item in fields(cls)})
-
-    def save(self, path: Path) -> None:
-        arrays: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
-        np.savez(path, **arrays)
 
 
 def generate(
@@ -103,9 +92,7 @@ def generate(
         begin = stage.stop
     height, width = map(int, weights.latent_size)
     latent = np.ascontiguousarray(f_hat.transpose(0, 2, 1)).reshape(batch, channels, height, width)
-    pictures = engine.decode(latent)
-    images = np.rint(np.clip((pictures + 1) * 127.5, 0, 255)).astype(np.uint8).transpose(0, 2, 3, 1)
-    return Pictures(np.concatenate(taken, axis=1), latent, images)
+    return Pictures(np.concatenate(taken, axis=1), latent, decoded(engine, latent))
 
 
 def random_inputs(weights: InfinityHostWeights, batch: int, seed: int, text_tokens: int) -> tuple[Floats, Floats]:

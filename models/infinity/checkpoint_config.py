@@ -7,13 +7,12 @@ with what the file itself says.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
-from nextscale.models._tensor_sizes import MAX_BLOCKS, Sizes, count_indices, require_at_most
+from nextscale.models._tensor_sizes import MAX_BLOCKS, Sizes, count_indices, require_at_most, width_of_transformer
 from nextscale.models.checkpoint_file import CheckpointError
 from nextscale.models.infinity.rope import RopeMode
 from nextscale.models.infinity.transformer import InfinityConfig
@@ -73,10 +72,7 @@ def infer_config(
         *(sizes.of(name, 2, 1) for name in ("lvl_embed.weight", "head.weight", "text_proj_for_ca.2.weight")),
         *(sizes.of(f"blocks.0.{name}.weight", 2, 1) for name in ("sa.mat_qkv", "ca.mat_q", "ffn.fc1")),
     ]
-    known = [width for width in widths if width is not None]
-    if not known:
-        raise CheckpointError(f"{source}: none of its tensors tells the width of the model")
-    embed_dim = Counter(known).most_common(1)[0][0]
+    embed_dim = width_of_transformer(widths, source)
     indices = [int(match[1]) for name in state_dict if (match := re.match(r"blocks\.(\d+)\.", name))]
     if not indices:
         raise CheckpointError(f"{source} has no transformer blocks (block_chunks.0.module.0); give the whole Infinity")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-
+from nextscale.models._find_preset import find_preset
 from nextscale.models.t5.encoder import T5Config
-from nextscale.runtime._errors import NextscaleError
 
 BYT5_VOCAB_SIZE = 384
 
@@ -34,8 +32,4 @@ def get_preset(name: str) -> T5Config:
     Raises:
         NextscaleError: there is none; the message suggests the nearest.
     """
-    if name in PRESETS:
-        return PRESETS[name]
-    near = difflib.get_close_matches(name.lower().replace("_", "-"), PRESETS, n=1, cutoff=0.5)
-    suggestion = f"did you mean {near[0]}? " if near else ""
-    raise NextscaleError(f"no text encoder {name!r}: {suggestion}The presets are {', '.join(PRESETS)}")
+    return find_preset(PRESETS, name, "text encoder")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -16,7 +15,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nextscale.models._tensor_sizes import Sizes, autoencoder_shape, count_indices, require_at_most
+from nextscale.models._tensor_sizes import (
+    Sizes,
+    autoencoder_shape,
+    count_indices,
+    require_at_most,
+    width_of_transformer,
+)
 from nextscale.models.checkpoint_file import CheckpointError
 from nextscale.models.var.presets import KNOWN_PATCH_NUMS
 from nextscale.models.var.transformer import VARConfig
@@ -72,10 +77,7 @@ def infer_var_config(
         *(sizes.of(name, 3, 2) for name in ("pos_start", "pos_1LC")),
         *(sizes.of(f"blocks.0.{name}.weight", 2, 1) for name in ("attn.mat_qkv", "ffn.fc1")),
     ]
-    known = [width for width in widths if width is not None]
-    if not known:
-        raise CheckpointError(f"{source}: none of its tensors tells the width of the model")
-    embed_dim = Counter(known).most_common(1)[0][0]
+    embed_dim = width_of_transformer(widths, source)
     depth = count_indices(state_dict, r"blocks\.(\d+)\.", "transformer blocks", MAX_DEPTH, source)
     if not depth:
         raise CheckpointError(f"{source} has no transformer blocks (blocks.0 and further); give the whole VAR")
