@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from refusal import assert_refused
 from tiny_model import CLASS_NAMES, L, rounded_down, tiny_models, tiny_preset
 from torch import Tensor
 
@@ -71,16 +72,6 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(checkpoints: Path, out: Path, *further: object, var: str = "var.pth", vae: str = "vae.pth") -> list[str]:
     paths = ("--var", checkpoints / var, "--vae", checkpoints / vae, "--out", out)
     return ["build", *map(str, (*paths, *SHAPE, *FAST, *further))]
-
-
-def assert_refused(capsys: pytest.CaptureFixture[str], code: int, message: str) -> None:
-    """Exit code 2, and one line that says so."""
-    captured = capsys.readouterr()
-    assert code == 2
-    assert captured.out == ""
-    assert captured.err.startswith("error: ")
-    assert captured.err.count("\n") == 1
-    assert message in captured.err
 
 
 # What is built

@@ -14,6 +14,7 @@ import torch
 from infinity_bundle import TEXT, VAE
 from infinity_checkpoints import save_infinity_checkpoints, save_text_encoder
 from PIL import Image
+from refusal import assert_refused
 
 from nextscale.cli.main import main
 from nextscale.models.infinity import presets
@@ -44,16 +45,6 @@ def build(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         return main(["build", *files, "--out", str(tmp_path / "bundle"), "--threads", "1", *arguments])
 
     return run
-
-
-def assert_refused(capsys: pytest.CaptureFixture[str], code: int, message: str) -> None:
-    """Exit code 2, and one line that says so."""
-    captured = capsys.readouterr()
-    assert code == 2
-    assert captured.out == ""
-    assert captured.err.startswith("error: ")
-    assert captured.err.count("\n") == 1
-    assert message in captured.err
 
 
 @pytest.mark.parametrize("text", TEXTS)

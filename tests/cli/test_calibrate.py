@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from refusal import assert_refused
 from tiny_model import L, V
 
 from nextscale.calib_data.token_maps import TokenMaps
@@ -100,22 +101,13 @@ def test_without_matplotlib_only_the_plot_is_missing(
         assert arrays["token_maps"].shape == (12, L)
 
 
-def refused(capsys: pytest.CaptureFixture[str], code: int, message: str) -> None:
-    captured = capsys.readouterr()
-    assert code == 2
-    assert captured.out == ""
-    assert captured.err.startswith("error: ")
-    assert captured.err.count("\n") == 1
-    assert message in captured.err
-
-
 def test_a_quantized_bundle_is_refused(int8_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    refused(capsys, run(int8_bundle, "--out", tmp_path / "maps"), "give a bundle built with --precision fp32")
+    assert_refused(capsys, run(int8_bundle, "--out", tmp_path / "maps"), "give a bundle built with --precision fp32")
     assert not list(tmp_path.iterdir())
 
 
 def test_what_exists_is_refused(fp32_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    refused(capsys, run(fp32_bundle, "--out", tmp_path), f"{tmp_path}: exists already")
+    assert_refused(capsys, run(fp32_bundle, "--out", tmp_path), f"{tmp_path}: exists already")
 
 
 def test_partial_work_of_other_settings_is_refused(
@@ -124,7 +116,7 @@ def test_partial_work_of_other_settings_is_refused(
     (tmp_path / "maps.partial").mkdir()
     (tmp_path / "maps.partial" / "settings.json").write_text("{}")
     code = run(fp32_bundle, "--out", tmp_path / "maps")
-    refused(capsys, code, "maps.partial: was begun with bundle.name unset instead of tiny, ")
+    assert_refused(capsys, code, "maps.partial: was begun with bundle.name unset instead of tiny, ")
 
 
 BAD_USAGE = {
@@ -150,9 +142,9 @@ def test_bad_usage_is_one_line(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    refused(capsys, run(fp32_bundle, *usage), message)
+    assert_refused(capsys, run(fp32_bundle, *usage), message)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_bundle_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    refused(capsys, run(tmp_path / "none", "--out", tmp_path / "maps"), "none: no such folder")
+    assert_refused(capsys, run(tmp_path / "none", "--out", tmp_path / "maps"), "none: no such folder")

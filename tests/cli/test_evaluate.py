@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from refusal import assert_refused
 from tiny_model import build_tiny, tiny_source
 
 from nextscale.cli.main import main
@@ -60,27 +61,18 @@ def test_one_image_has_no_standard_error(fp32_bundle: Path, tmp_path: Path, caps
     assert json.loads(path.read_text())["bundles"][str(fp32_bundle)]["kl_stderr"] is None
 
 
-def refused(capsys: pytest.CaptureFixture[str], code: int, message: str) -> None:
-    captured = capsys.readouterr()
-    assert code == 2
-    assert captured.out == ""
-    assert captured.err.startswith("error: ")
-    assert captured.err.count("\n") == 1
-    assert message in captured.err
-
-
 def test_bundles_of_different_models_are_refused(
     fp32_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = build_tiny(tmp_path / "other", "fp32", tiny_source(depth=1))
-    refused(capsys, run(fp32_bundle, other), f"{other}: not the model of {fp32_bundle}")
+    assert_refused(capsys, run(fp32_bundle, other), f"{other}: not the model of {fp32_bundle}")
 
 
 def test_a_quantized_reference_is_refused(
     fp32_bundle: Path, int8_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     message = ", but bundles are compared with full precision: give one built with --precision fp32 first"
-    refused(capsys, run(int8_bundle, fp32_bundle), message)
+    assert_refused(capsys, run(int8_bundle, fp32_bundle), message)
 
 
 @pytest.mark.parametrize("position", [0, 1])
@@ -89,13 +81,13 @@ def test_a_missing_bundle_is_refused(
 ) -> None:
     bundles = [fp32_bundle, fp32_bundle]
     bundles[position] = tmp_path / "none"
-    refused(capsys, run(*bundles), "none: no such folder")
+    assert_refused(capsys, run(*bundles), "none: no such folder")
 
 
 def test_a_damaged_bundle_is_refused(fp32_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     damaged = shutil.copytree(fp32_bundle, tmp_path / "damaged")
     (damaged / "stage.onnx").write_bytes(b"")
-    refused(capsys, run(fp32_bundle, damaged), "stage.onnx: 0 bytes, but the manifest says")
+    assert_refused(capsys, run(fp32_bundle, damaged), "stage.onnx: 0 bytes, but the manifest says")
 
 
 BAD_USAGE = {
@@ -115,4 +107,4 @@ def test_bad_usage_is_one_line(
     fp32_bundle: Path, capsys: pytest.CaptureFixture[str], usage: list[str], message: str
 ) -> None:
     bundles = [str(fp32_bundle)] * (1 if not usage else 2)
-    refused(capsys, main(["evaluate", *bundles, *FAST, *usage]), message)
+    assert_refused(capsys, main(["evaluate", *bundles, *FAST, *usage]), message)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pixel_network import PixelNetwork
+from refusal import assert_refused
 from tiny_model import V, build_tiny, tiny_source
 
 from nextscale.cli.main import main
@@ -150,21 +151,12 @@ def test_an_interrupted_run_goes_on(
 # Refusals
 
 
-def refused(capsys: pytest.CaptureFixture[str], code: int, message: str) -> None:
-    captured = capsys.readouterr()
-    assert code == 2
-    assert captured.out == ""
-    assert captured.err.startswith("error: ")
-    assert captured.err.count("\n") == 1
-    assert message in captured.err
-
-
 def test_fewer_images_than_are_kept_are_refused(
     fp32_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tmp_path, fp32_bundle) == 0
     capsys.readouterr()
-    refused(capsys, run(tmp_path, fp32_bundle, images=4), "already holds 6 images; ask for at least as many")
+    assert_refused(capsys, run(tmp_path, fp32_bundle, images=4), "already holds 6 images; ask for at least as many")
 
 
 def test_a_damaged_file_is_refused(fp32_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,21 +164,21 @@ def test_a_damaged_file_is_refused(fp32_bundle: Path, tmp_path: Path, capsys: py
     capsys.readouterr()
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:100])
-    refused(capsys, run(tmp_path, fp32_bundle), f"{path}: damaged")
+    assert_refused(capsys, run(tmp_path, fp32_bundle), f"{path}: damaged")
 
 
 def test_bundles_of_different_models_are_refused(
     fp32_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = build_tiny(tmp_path / "other", "fp32", tiny_source(depth=1))
-    refused(capsys, run(tmp_path, fp32_bundle, other), f"{other}: not the model of {fp32_bundle}")
+    assert_refused(capsys, run(tmp_path, fp32_bundle, other), f"{other}: not the model of {fp32_bundle}")
 
 
 def test_the_demo_reference_of_another_network_is_refused(
     fp32_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     message = "these statistics are of pixels; give --reference FILE made the same way, or --reference none"
-    refused(capsys, run(tmp_path, fp32_bundle, "--reference", "demo"), message)
+    assert_refused(capsys, run(tmp_path, fp32_bundle, "--reference", "demo"), message)
 
 
 BAD_USAGE = {
@@ -216,7 +208,7 @@ def test_bad_usage_is_one_line(
     message: str,
 ) -> None:
     defaults = ["--work", str(tmp_path), "--reference", "none", "--images", "4", "--threads", "1"]
-    refused(capsys, main(["metrics", str(fp32_bundle), *defaults, *usage]), message)
+    assert_refused(capsys, main(["metrics", str(fp32_bundle), *defaults, *usage]), message)
     assert network.total == 0
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from refusal import assert_refused
 from saturating import without_warning
 
 from nextscale.cli.main import main
@@ -65,20 +66,11 @@ def test_torch_is_not_needed(int8_bundle: Path, tmp_path: Path) -> None:
     assert (done.returncode, without_warning(done.stderr)) == (0, "")
 
 
-def refused(capsys: pytest.CaptureFixture[str], code: int, message: str) -> None:
-    captured = capsys.readouterr()
-    assert code == 2
-    assert captured.out == ""
-    assert captured.err.startswith("error: ")
-    assert captured.err.count("\n") == 1
-    assert message in captured.err
-
-
 def test_a_report_needs_matplotlib(
     fake_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    refused(capsys, run(fake_bundle, "--out", tmp_path / "r.html"), 'pip install "nextscale[eval]"')
+    assert_refused(capsys, run(fake_bundle, "--out", tmp_path / "r.html"), 'pip install "nextscale[eval]"')
 
 
 BAD_USAGE = {
@@ -101,5 +93,5 @@ def test_bad_usage_is_one_line(
 ) -> None:
     arguments = [item.format(bundle=fake_bundle, tmp=tmp_path) for item in usage]
     out = [] if "--out" in usage else ["--out", tmp_path / "r.html"]
-    refused(capsys, run(*arguments, *out), message)
+    assert_refused(capsys, run(*arguments, *out), message)
     assert not list(tmp_path.iterdir())

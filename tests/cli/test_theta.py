@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from refusal import assert_refused
 
 from nextscale.cli.main import main
 
@@ -45,24 +46,15 @@ def test_a_larger_budget_affords_a_smaller_theta(fp32_bundle: Path, tmp_path: Pa
     assert np.diff(chosen) < 0
 
 
-def refused(capsys: pytest.CaptureFixture[str], code: int, message: str) -> None:
-    captured = capsys.readouterr()
-    assert code == 2
-    assert captured.out == ""
-    assert captured.err.startswith("error: ")
-    assert captured.err.count("\n") == 1
-    assert message in captured.err
-
-
 def test_an_integer_bundle_is_refused(int8_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    refused(capsys, run(int8_bundle), f"{int8_bundle}: recipe default, but theta is chosen from full precision")
+    assert_refused(capsys, run(int8_bundle), f"{int8_bundle}: recipe default, but theta is chosen from full precision")
 
 
 def test_a_plot_needs_matplotlib(
     fp32_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nextscale.cli.theta.importlib.util.find_spec", lambda name: None)
-    refused(capsys, run(fp32_bundle, "--plot", tmp_path / "plot.png"), 'pip install "nextscale[eval]"')
+    assert_refused(capsys, run(fp32_bundle, "--plot", tmp_path / "plot.png"), 'pip install "nextscale[eval]"')
 
 
 BAD_USAGE = {
@@ -85,8 +77,8 @@ BAD_USAGE = {
 def test_bad_usage_is_one_line(
     fp32_bundle: Path, capsys: pytest.CaptureFixture[str], usage: list[str], message: str
 ) -> None:
-    refused(capsys, main(["theta", str(fp32_bundle), *FAST, *usage]), message)
+    assert_refused(capsys, main(["theta", str(fp32_bundle), *FAST, *usage]), message)
 
 
 def test_a_missing_bundle_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    refused(capsys, run(tmp_path / "none"), "none: no such folder")
+    assert_refused(capsys, run(tmp_path / "none"), "none: no such folder")
