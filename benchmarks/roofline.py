@@ -45,9 +45,18 @@ def operations(operator: OperatorTime) -> tuple[int, int]:
         count = math.prod(shapes[0])  # 0: of the class, which the first stage alone computes
         return 2 * products * count * weight[1], math.prod(weight) if count else 0
     if operator.op_type == "Convolution":
-        weights = sum(math.prod(shape) for shape in shapes[1:] if len(shape) == 4)
+        channels = shapes[0][-1]
+        # Others have four axes too: what is added to the result.
+        weights = sum(math.prod(shape) for shape in shapes[1:] if is_kernel(shape, channels))
         return 2 * math.prod(shapes[0][:-1]) * weights, weights
     return 0, 0
+
+
+def is_kernel(shape: tuple[int, ...], channels: int) -> bool:
+    """Whether these are a convolution's weights: [out, C, size, size], or in columns [size size C, out]."""
+    if len(shape) == 2:
+        return shape[0] in (4 * channels, 9 * channels)
+    return len(shape) == 4 and shape[1] == channels and shape[2] == shape[3] in (2, 3)
 
 
 def limits(threads: int) -> dict[str, float]:
