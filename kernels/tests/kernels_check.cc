@@ -96,6 +96,23 @@ void attention(Case& c) {
   });
 }
 
+void codes_attention(Case& c) {
+  constexpr double kOfTiles = 1e-3;  // as above
+  AttentionArgs a = attention_args(c, 70, false);
+  a.past_key = a.past_value = nullptr;
+  a.present_key = a.present_value = nullptr;
+  const int64_t width = a.heads * a.size, fresh = a.rows * a.tokens * width, kept = a.rows * a.past * width;
+  const int64_t past_tokens = a.rows * a.heads * a.past, all_tokens = past_tokens + a.rows * a.heads * a.tokens;
+  a.coded.past_key = c.codes(kept), a.coded.past_value = c.codes(kept);
+  a.coded.past_key_scale = c.scales(past_tokens), a.coded.past_value_scale = c.scales(past_tokens);
+  a.coded.present_key = c.output<uint8_t>(fresh + kept), a.coded.present_value = c.output<uint8_t>(fresh + kept);
+  a.coded.present_key_scale = c.output<float>(all_tokens), a.coded.present_value_scale = c.output<float>(all_tokens);
+  a.y = c.output<float>(fresh, kOfTiles);
+  c.same_everywhere([&](const Kernels& kernels, const Parallel& parallel, const Workspace& workspace) {
+    kernels.attention(a, parallel, workspace);
+  });
+}
+
 void integer_attention(Case& c) {
   IntegerAttentionArgs a{};
   a.base = attention_args(c, 150, true);  // more than 64 tokens are several tasks
@@ -235,6 +252,7 @@ constexpr Check kChecks[] = {
     {"norm", norm},
     {"linear", linear},
     {"attention", attention},
+    {"codes_attention", codes_attention},
     {"integer_attention", integer_attention},
     {"convolution", convolution},
     {"group_norm", group_norm},
