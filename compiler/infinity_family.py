@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nextscale.calib_data.subjects import Subjects
+from nextscale.compiler._caches import MOST_CACHED, float_cache_bytes
 from nextscale.compiler.family import TextEncoder
 from nextscale.export.bundle_writer import BundleInfo
 from nextscale.export.infinity.decoder_graph import build_decoder_graph
@@ -64,6 +65,13 @@ class InfinityFamily:
 
     def require_recipe(self, recipe: Recipe) -> None:
         require_infinity_recipe(recipe)
+        if not self._observed_sizes:
+            (_, smallest), model = self._smallest, self.source.model_info()
+            needed = min(float_cache_bytes(model.of_size(size)) for size in self.source.size_infos()) / 1e9
+            raise NextscaleError(
+                f"{self.source.name}: pictures of {smallest.area} have {needed:.1f} GB of keys and values in full "
+                f"precision, too many to be calibrated with; build a smaller area, too, such as 0.25M"
+            )
 
     def facts(self) -> StageFacts:
         return stage_facts(linear_shapes(self.source.infinity.config), self.source.sizes)
@@ -135,6 +143,14 @@ class InfinityFamily:
     def _texts(self) -> tuple[NDArray[np.float32], ...]:
         return self.source.calibration_texts()
 
+    @cached_property
+    def _observed_sizes(self) -> list[int]:
+        """Indices of the sizes that a build runs in full precision, those of most stages first: all but those whose
+        keys and values are too large for that."""
+        model, sizes = self.source.model_info(), self.source.size_infos()
+        within = [i for i, size in enumerate(sizes) if float_cache_bytes(model.of_size(size)) <= MOST_CACHED]
+        return sorted(within, key=lambda i: -len(sizes[i].stage_sizes))
+
     @property
     def _smallest(self) -> tuple[int, Size]:
         """Index and size of the fewest tokens, of which the stored generation is."""
@@ -143,6 +159,5 @@ class InfinityFamily:
     def _subjects(self, images: int, rng: np.random.Generator) -> Subjects:
         """Texts in turn, in an order that is drawn; sizes in turn, those of most stages first, so that all are seen."""
         order = np.resize(rng.permutation(len(self._texts)), images)
-        stages = np.array([size.num_stages for size in self.source.sizes])
-        sizes = np.resize(np.argsort(-stages, kind="stable"), images)
+        sizes = np.resize(self._observed_sizes, images)
         return Subjects(sizes, texts=tuple(self._texts[number] for number in order))

@@ -69,6 +69,7 @@ class IntegerModel:
         layers: the integer linear layers by name, in the graph's order; all others are float.
         attention: None: both products are float.
         weights: of the linear layers.
+        coded_caches: whether stages carry keys and values as codes.
     """
 
     facts: StageFacts
@@ -76,13 +77,14 @@ class IntegerModel:
     layers: Mapping[str, IntegerLayer]
     attention: IntegerAttention | None
     weights: WeightRecipe
+    coded_caches: bool = False
 
     @classmethod
     def decide(cls, recipe: Recipe, facts: StageFacts, reduce_range: bool = False) -> IntegerModel:
         """What `recipe` makes of the layers.
 
         Args:
-            recipe: how to quantize.
+            recipe: how to quantize; a cache that is neither "float" nor "integer" is float.
             facts: of the stage graph.
             reduce_range: attention keeps every pair of products within 16 bits, for CPUs without VNNI.
         Raises:
@@ -105,7 +107,7 @@ class IntegerModel:
                 recipe.attention.weights,
                 recipe.attention.shift_and_sum,
             )
-        return cls(facts, bits, layers, attention, recipe.weights)
+        return cls(facts, bits, layers, attention, recipe.weights, recipe.attention.cache == "integer")
 
     @cached_property
     def known(self) -> dict[str, Range]:

@@ -53,13 +53,14 @@ class ActivationRecipe:
 
 @dataclass(frozen=True)
 class AttentionRecipe:
-    """The two products of attention, at the activations' bits."""
+    """The two products of attention, at the activations' bits, and the keys and values that stages carry on."""
 
     products: Literal["float", "integer"] = "float"
     granularity: Literal["tensor", "image"] = "image"
     weights: AttentionWeights = "row"
     shift_and_sum: Literal["off", "duplicate", "residual"] = "off"
     budget: float = 0.01
+    cache: Literal["auto", "float", "integer"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,11 @@ class Recipe:
         if self.attention.shift_and_sum != "off" and self.attention.products == "float":
             raise NextscaleError(
                 f'{where}: attention.shift_and_sum needs attention.products = "integer": it quantizes V'
+            )
+        if self.attention.cache == "integer" and self.attention.products == "integer":
+            raise NextscaleError(
+                f'{where}: attention.cache = "integer" needs attention.products = "float": integer products make codes '
+                "of all keys and values themselves"
             )
         if not 0 <= self.attention.budget <= 1:
             raise NextscaleError(f"{where}: attention.budget is {self.attention.budget}; expected 0 to 1")
