@@ -103,7 +103,7 @@ class InfinityFamily:
             source.name,
             "infinity",
             source.model_info(),
-            infinity_request(config.token_bits, config.text_channels, patchify=config.patchify),
+            infinity_request(config.token_bits, config.text_channels, config.max_text, patchify=config.patchify),
             recipe,
             None,
             source.licence,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from nextscale.graph_passes.layer_facts import LayerFacts, StageFacts
+from nextscale.graph_passes.layer_facts import TEXT, LayerFacts, StageFacts
 from nextscale.graph_passes.qparams import Range
 from nextscale.graph_passes.recipe import AttentionWeights, Granularity, Recipe, WeightRecipe
 
@@ -26,8 +26,8 @@ class IntegerLayer:
 
     Attributes:
         facts: of the layer.
-        granularity: what shares a range; "tensor" where the range is known, and no "pair" where an image is one row, or
-            two that are not alike.
+        granularity: what shares a range; "tensor" where the range is known; no "pair" where an image is one row, or two
+            that are not alike; and no "image" of a text.
         zero_point: of the codes, with a range for each token.
     """
 
@@ -157,6 +157,8 @@ def _integer_layer(layer: LayerFacts, choice: Granularity, bits: int) -> Integer
         return IntegerLayer(layer, "tensor")
     if choice == "pair" and (layer.rows == 1 or not layer.alike):
         return IntegerLayer(layer, "stage")
+    if choice == "image" and layer.part == TEXT:  # an image's range would see how far its batch is padded
+        choice = "token"
     return IntegerLayer(layer, choice, token_zero_point(layer.minimum, bits) if choice == "token" else None)
 
 
