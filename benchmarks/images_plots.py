@@ -14,7 +14,7 @@ from recipe_bundles import find_recipe
 
 from nextscale.graph_passes.layer_facts import StageFacts
 from nextscale.graph_passes.recipe import Recipe
-from nextscale.models.var.operations import BitWidths, multiply_adds
+from nextscale.models.bit_operations import BitWidths, multiply_adds
 from nextscale.runtime._manifest import ModelInfo
 
 FULL_PRECISION = BitWidths(16, 16)  # as the paper counts it

@@ -27,6 +27,7 @@ from nextscale.models.var.sources import demo_source
 from nextscale.models.var.transformer import VARConfig
 from nextscale.simulation.reconstruct import ReconstructionSettings, Step, reconstruct
 from nextscale.simulation.simulated_attention import all_places
+from nextscale.simulation.var_images import VARImages
 
 DEFAULTS = ReconstructionSettings(iterations=800)  # as the recorded ones
 FIGURES = ("kept", "kl_nearest", "kl_reconstructed", "kl_reconstructed_stderr", "top1_nearest", "top1_reconstructed")
@@ -80,11 +81,8 @@ def main(
         shift_and_sum = attentive_tokens(recipe, theta, places, var.config)
         began, partial = time.monotonic(), out / f"{recipe.name}.partial"
         rounding = reconstruct(
-            var,
-            quantizer,
+            VARImages(var, quantizer, labels, tokens),
             recipe,
-            labels,
-            tokens,
             settings,
             shift_and_sum=shift_and_sum,
             work=partial,
@@ -128,7 +126,9 @@ def attentive_tokens(recipe: Recipe, theta: float | None, places: str | None, co
         if known is None or known.theta is None or known.places is None:
             raise click.UsageError(f"recipe {recipe.name} has shift-and-sum: give --theta (see `nextscale theta`)")
         return ShiftAndSum(recipe.attention.shift_and_sum, known.theta, known.places)
-    allowed = all_places(config) if places is None else tuple(map(int, places.split(",")))
+    allowed = (
+        all_places([pn * pn for pn in config.patch_nums]) if places is None else tuple(map(int, places.split(",")))
+    )
     return ShiftAndSum(recipe.attention.shift_and_sum, theta, allowed)
 
 

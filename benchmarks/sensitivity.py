@@ -32,6 +32,7 @@ from nextscale.models.var.sources import demo_source
 from nextscale.simulation.simulated_agreement import simulated_agreement
 from nextscale.simulation.simulated_ranges import equalize, observe
 from nextscale.simulation.simulated_var import SimulatedVAR
+from nextscale.simulation.var_images import VARImages
 
 FLOAT_EMBED: dict[str, LayerChoice] = {"word_embed": "float"}
 ALL_LAYERS = ("attn.q", "attn.k", "attn.v", "attn.proj", "ffn.fc1", "ffn.fc2", "head")
@@ -77,9 +78,9 @@ class SimulatedDemo:
         self.var, self.quantizer = source.var.to(device), source.vqvae.quantize.to(device)
         with np.load(maps) as file:
             labels, tokens = (file[name].astype(np.int64) for name in ("class_labels", "token_maps"))
-        self.calibration = labels[:CALIBRATION_IMAGES], tokens[:CALIBRATION_IMAGES]
-        held_out = slice(FIRST_IMAGE, FIRST_IMAGE + images)
-        self.held_out = labels[held_out], tokens[held_out]
+        maps_of_all = VARImages(self.var, self.quantizer, labels, tokens)
+        self.calibration = maps_of_all[:CALIBRATION_IMAGES]
+        self.held_out = maps_of_all[FIRST_IMAGE : FIRST_IMAGE + images]
         self.batch = 2 if device == "cpu" else 16
         self.equalizations: dict[float, Equalization] = {}
         self.ranges: dict[tuple[float, str, int], dict[str, Range]] = {}
@@ -96,15 +97,13 @@ class SimulatedDemo:
         """Measure one recipe, print it and keep it."""
         alpha, activations = variant.equalization.alpha, variant.activations
         if alpha not in self.equalizations:
-            found = equalize(self.var, self.quantizer, *self.calibration, alpha, batch_size=self.batch)
+            found = equalize(self.calibration, alpha, batch_size=self.batch)
             self.equalizations[alpha] = found
         equalization = self.equalizations[alpha]
         key = alpha, activations.range, activations.bits
         if key not in self.ranges:
             self.ranges[key] = observe(
-                self.var,
-                self.quantizer,
-                *self.calibration,
+                self.calibration,
                 equalization=equalization,
                 rule=activations.range,
                 bits=activations.bits,
@@ -116,9 +115,8 @@ class SimulatedDemo:
         if change is not None:
             change(simulated)
         for cfg_scale in cfg_scales:
-            a = simulated_agreement(
-                self.var, self.quantizer, simulated, *self.held_out, cfg_scale=cfg_scale, batch_size=self.batch
-            )
+            guided = replace(self.held_out, cfg_scale=cfg_scale)
+            a = simulated_agreement(guided, simulated, batch_size=self.batch)
             result = {"name": name, "cfg": cfg_scale, "kl": a.kl, "se": a.kl_stderr, "top1": a.top1}
             self.results.append(result | {"stage": a.stage_kl.tolist()})
             click.echo(f"{name:45s} cfg {cfg_scale:g}: KL {a.kl:.4f} ± {a.kl_stderr:.4f}, top-1 {a.top1:.1%}")

@@ -43,8 +43,10 @@ from nextscale.runtime.image_io import Writer, write_files
 from nextscale.simulation.rounding import Rounding
 from nextscale.simulation.simulated_agreement import simulated_agreement
 from nextscale.simulation.simulated_generation import generate
-from nextscale.simulation.simulated_ranges import FULL_PRECISION, calibrated
+from nextscale.simulation.simulated_ranges import calibrated
 from nextscale.simulation.simulated_var import SimulatedVAR
+from nextscale.simulation.teacher_forced_images import FULL_PRECISION
+from nextscale.simulation.var_images import VARImages
 
 # As `evaluate.teacher_forced`: token maps that calibration, which has seed 0, did not see.
 AGREEMENT_SEED = 1
@@ -102,15 +104,11 @@ class Pictures:
             equalization = Equalization(
                 {name: torch.from_numpy(found).to(self.device) for name, found in rounding.factors.items()}
             )
+        images = VARImages(self.var, self.vqvae.quantize, *seen)
         simulated = calibrated(
-            self.var,
-            self.vqvae.quantize,
-            recipe,
-            *seen,
-            equalization=equalization,
-            shift_and_sum=shift_and_sum,
-            batch_size=min(self.batch, 16),
+            images, recipe, equalization=equalization, shift_and_sum=shift_and_sum, batch_size=min(self.batch, 16)
         )
+        assert isinstance(simulated, SimulatedVAR)
         if rounding is not None:
             for name in rounding.layers:
                 linear = simulated.linears[name]
@@ -182,9 +180,8 @@ def main(
         if not full.exists():
             raise click.UsageError(f"{full} is missing: measure fp32 first")
         metrics = image_metrics(statistics, pictures.reference, read_statistics(full)[0])
-        agreement = simulated_agreement(
-            pictures.var, pictures.vqvae.quantize, simulated, *held_out, batch_size=min(batch, 16)
-        )
+        images_held_out = VARImages(pictures.var, pictures.vqvae.quantize, *held_out)
+        agreement = simulated_agreement(images_held_out, simulated, batch_size=min(batch, 16))
         result = {
             "recipe": recipe.name,
             "seed": seed,

@@ -33,8 +33,8 @@ class ScoreStatistics:
 
     Attributes:
         histogram: int64 [S, 10000], scores in (EDGES[k], EDGES[k + 1]]; a score of 0 is in none.
-        attentive: int64 [S, K, L + 1], of heads of a row and block, how many have 0, 1, ... L tokens above
-            EDGES[COUNTED[k]].
+        attentive: int64 [S, K, T + 1], of heads of a row and block, how many have 0, 1, ... T tokens above
+            EDGES[COUNTED[k]], T being the most that a head sees.
         images: N.
         samples: heads seen at each stage: N * 2 * heads * blocks.
     """
@@ -89,15 +89,16 @@ def collect_scores(
 
     Args:
         observed: its stage graph gives scores (`open_observed`).
-        subjects: what the N images are of.
+        subjects: what the N images are of, at one size.
         token_maps: int64 [L] of each; -1 is sampled.
         seed: of what is sampled.
         batch_size: images at a time.
         on_images: called with the number of images finished, after each batch.
     """
-    model = observed.bundle.model
+    model = observed.bundle.manifest.models[int(subjects.sizes[0])]
+    longest = max(model.num_tokens, *(len(text) for text in subjects.texts or ((),)))
     histogram = np.zeros((model.num_stages, THETA_STEPS), np.int64)
-    attentive = np.zeros((model.num_stages, len(COUNTED), model.num_tokens + 1), np.int64)
+    attentive = np.zeros((model.num_stages, len(COUNTED), longest + 1), np.int64)
     for _, stage in observed.run(subjects, token_maps, batch_size=batch_size, on_images=on_images, seed=seed):
         for scores in stage.outputs.values():
             count_scores(scores, histogram[stage.stage], attentive[stage.stage])
@@ -106,7 +107,7 @@ def collect_scores(
 
 
 def count_scores(scores: NDArray[np.float32], histogram: NDArray[np.int64], attentive: NDArray[np.int64]) -> None:
-    """Add scores [rows, H, T] to a stage's histogram [10000] and its numbers of attentive tokens [K, L + 1]."""
+    """Add scores [rows, H, T] to a stage's histogram [10000] and its numbers of attentive tokens [K, T + 1]."""
     # A mean of rows that sum to 1 may round to a little more than 1.
     heads = np.minimum(scores, 1).reshape(-1, scores.shape[-1])
     edge = np.searchsorted(EDGES, heads)  # EDGES[edge - 1] < score <= EDGES[edge]

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from nextscale.calib_data.attention_scores import EDGES, THETA_STEPS, ScoreStatistics
 from nextscale.graph_passes.layer_facts import StageFacts
-from nextscale.models.var.operations import (
+from nextscale.models.bit_operations import (
     BitWidths,
     Cost,
     aggregate_cost,
@@ -131,18 +131,27 @@ def choose_theta(
     budget: float = 0.01,
     form: Form = "duplicate",
     overflow: float = OVERFLOW,
+    text_tokens: int = 0,
 ) -> ThetaChoice:
     """The smallest theta of 1e-4, 2e-4, ... 1 whose extra operations are within `budget` times the model's.
 
     Orders, and with them the operations, never grow with theta, so the grid is searched by bisection.
 
+    Args:
+        statistics: of images of one size.
+        model, facts: at that size.
+        bits: of the recipe.
+        budget: extra operations allowed, relative to the model's.
+        form: how attentive tokens are expanded.
+        overflow: share of heads that may have more attentive tokens than rows.
+        text_tokens: that integer attention to a text sees, whose scores are among the statistics; 0: none is.
     Raises:
         NextscaleError: Eq. 11 alone is over the budget.
     """
     above = statistics.above()
 
     def found(index: int) -> Overhead:
-        return _overhead(statistics, above, model, facts, bits, index, form)
+        return _overhead(statistics, above, model, facts, bits, index, form, text_tokens)
 
     least = found(THETA_STEPS)
     if least.share > budget:
@@ -178,6 +187,7 @@ def _overhead(
     bits: BitWidths,
     index: int,
     form: Form,
+    text_tokens: int = 0,
 ) -> Overhead:
     # Tokens above theta, 2 theta, 4 theta, ...: 2n is 2 above theta and doubles at each (Eq. 14).
     octaves = [above[:, index << m] for m in range((THETA_STEPS // index).bit_length())]
@@ -187,10 +197,10 @@ def _overhead(
     if form == "duplicate":
         copies = copies + sum(2**m * octave for m, octave in enumerate(octaves[1:], 1)) / rows
     costs = (
-        score_cost(model),
+        score_cost(model, text_tokens),
         duplicate_cost(model, tokens, copies),
         aggregate_cost(model, bits, tokens, copies),
     )
-    share = sum(cost.operations for cost in costs) / model_cost(model, facts, bits).operations
+    share = sum(cost.operations for cost in costs) / model_cost(model, facts, bits, text_tokens).operations
     max_order = max((2**m for m, octave in enumerate(octaves) if octave.any()), default=0)
     return Overhead(index / THETA_STEPS, form, *costs, share, max_order)

@@ -145,7 +145,7 @@ class _Sampling:
         )
         self._uniforms = request.arrays["uniforms"]
         self.identity = {
-            "bundle": {"name": bundle.manifest.name, "sha256": _digest(bundle)},
+            "bundle": bundle_identity(bundle),
             "settings": {**asdict(settings), "top_k": self._top_k},
         }
         open_work(work, self.identity)
@@ -247,7 +247,7 @@ def _tokens_of(slices: tuple[slice, ...], stages: range) -> slice:
     return slice(slices[stages[0]].start, slices[stages[-1]].stop)
 
 
-def _digest(bundle: Bundle) -> str:
-    """One sha256 of those of the bundle's files."""
+def bundle_identity(bundle: Bundle) -> dict[str, str]:
+    """Its name, and one sha256 of those of its files."""
     files = sorted((name, info.sha256) for name, info in bundle.manifest.files.items())
-    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+    return {"name": bundle.manifest.name, "sha256": hashlib.sha256(json.dumps(files).encode()).hexdigest()}

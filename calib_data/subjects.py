@@ -43,6 +43,15 @@ class Subjects:
             self.sizes[images], None if labels is None else labels[images], None if texts is None else texts[images]
         )
 
+    def pick(self, images: NDArray[np.int64]) -> Subjects:
+        """Some of the images, in the given order: their numbers, int64 [n]."""
+        labels, texts = self.class_labels, self.texts
+        return Subjects(
+            self.sizes[images],
+            None if labels is None else labels[images],
+            None if texts is None else tuple(texts[image] for image in images),
+        )
+
     def batches(self, batch_size: int) -> Iterator[slice]:
         """Images that can be made together, in order: neighbours of one size, at most so many."""
         ends = [*(np.flatnonzero(np.diff(self.sizes)) + 1).tolist(), len(self)]

@@ -78,7 +78,10 @@ class VAROptions:
         )
 
     def require_recipe(self, recipe: Recipe) -> None:
-        """Every recipe is for VAR."""
+        """Raise NextscaleError if the recipe asks for what VAR does not have."""
+        from nextscale.compiler.var_family import require_var_recipe
+
+        require_var_recipe(recipe)
 
     def as_arguments(self) -> list[str]:
         """The same model for another command: what of it the command line gives."""

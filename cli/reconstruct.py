@@ -76,6 +76,7 @@ def reconstruct(
     from nextscale.simulation._device import on_device, require_device
     from nextscale.simulation.reconstruct import Step
     from nextscale.simulation.reconstruct import reconstruct as learn
+    from nextscale.simulation.var_images import VARImages
 
     if out.suffix != SUFFIX:
         raise click.UsageError(f"--out {out}: rounding is written as safetensors; give a name that ends in {SUFFIX}")
@@ -101,17 +102,8 @@ def reconstruct(
             progress(step.unit, step.step, step.steps, f"error {step.error:.3f} of nearest's")
 
         progress("preparing")
-        rounding = learn(
-            source.var,
-            source.vqvae.quantize,
-            recipe,
-            maps.class_labels[:images],
-            maps.token_maps[:images],
-            settings,
-            shift_and_sum=shift_and_sum,
-            work=work,
-            on_step=show,
-        )
+        seen = VARImages(source.var, source.vqvae.quantize, maps.class_labels[:images], maps.token_maps[:images])
+        rounding = learn(seen, recipe, settings, shift_and_sum=shift_and_sum, work=work, on_step=show)
     rounding.save(out)
     shutil.rmtree(work)
     click.echo(f"{printable(str(out))}: {recipe.name}, {rounding.summary()}")
@@ -129,5 +121,5 @@ def _shift_and_sum(
         return None
     if theta is None:
         raise click.UsageError(f"recipe {recipe.name} has shift-and-sum: give --theta (see `nextscale theta`)")
-    found = all_places(config) if places is None else tuple(places)
+    found = all_places([pn * pn for pn in config.patch_nums]) if places is None else tuple(places)
     return ShiftAndSum(recipe.attention.shift_and_sum, theta, found)

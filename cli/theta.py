@@ -20,8 +20,8 @@ from rich.table import Table
 from nextscale.cli.options import BUNDLE, threads
 from nextscale.cli.progress import show_steps
 from nextscale.cli.results import results_console
+from nextscale.models.bit_operations import BitWidths, Cost, model_cost
 from nextscale.models.var.layers import facts_of_bundle
-from nextscale.models.var.operations import BitWidths, Cost, model_cost
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._session import SessionOptions

@@ -43,6 +43,13 @@ class FloatModel:
         share_constants(stage.graph, run.graph)
         return cls(family, stage, decoder, Bundle.open(folder), work)
 
+    @staticmethod
+    def stage_of(family: Family, bundle: Bundle) -> ir.Model:
+        """The float32 stage graph of a full-precision bundle before `Family.as_run`, whose weights are its files."""
+        stage = family.stage_graph()
+        share_constants(stage.graph, ir.load(bundle.graph_path("stage")).graph)
+        return stage
+
     def equalized_stage(self, equalization: Equalization) -> tuple[ir.Model, Path]:
         """The stage graph of the equalized model, and the folder where its weights lie."""
         folder = self.work / "equalized"

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import onnx_ir as ir
+
 from nextscale.compiler._autoencoder import observe_decoder, observe_encoder
 from nextscale.compiler._calibration import choose_images, observe
 from nextscale.compiler._choose_ranges import choose_static_ranges, equalize, equalized_ranges
@@ -13,7 +15,7 @@ from nextscale.compiler._float_model import FloatModel
 from nextscale.compiler._rounders import weight_rounder
 from nextscale.compiler._theta import shift_and_sum, theta_within_budget
 from nextscale.compiler.options import BuildOptions, Progress
-from nextscale.graph_passes._attention_patterns import AttentionPattern, attention_patterns
+from nextscale.graph_passes._attention_patterns import attention_patterns
 from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.observe_inputs import Input, Observer
 from nextscale.graph_passes.pipeline import StagePlan
@@ -51,8 +53,7 @@ def make_plan(model: FloatModel, integer: IntegerModel, options: BuildOptions, p
         progress: told each step.
     """
     recipe, facts = options.recipe, integer.facts
-    patterns = [found for found in attention_patterns(model.stage.graph) if found.name in facts.attentions]
-    operands = _operands(patterns) if integer.static_attention else {}
+    operands = _operands(model.stage, integer) if integer.static_attention else {}
     images = choose_images(model, options, progress)
     observers = _observers(integer, recipe.equalization.alpha > 0, operands)
     observation = observe(model, observers, images, options, progress)
@@ -61,16 +62,10 @@ def make_plan(model: FloatModel, integer: IntegerModel, options: BuildOptions, p
     static = choose_static_ranges(model, integer, ranges, equalization, observation, options, progress)
     report: dict[str, Any] = {"calibration": dict(images.report)}
     choice = options.theta
-    if recipe.attention.shift_and_sum != "off":
+    if integer.attention is not None and recipe.attention.shift_and_sum != "off":
+        images_and_tokens = observation.subjects, observation.token_maps
         choice = choice or theta_within_budget(
-            model.bundle,
-            facts,
-            recipe,
-            observation.subjects,
-            observation.token_maps,
-            options.session,
-            options.batch_size,
-            progress,
+            model.family, model.bundle, model.stage, integer.attention, *images_and_tokens, options, progress
         )
         report["shift_and_sum"] = asdict(choice)
     stage = StagePlan(
@@ -88,8 +83,10 @@ def make_plan(model: FloatModel, integer: IntegerModel, options: BuildOptions, p
     return Plan(stage, equalization, decoder, encoder, report)
 
 
-def _operands(patterns: list[AttentionPattern]) -> dict[str, tuple[Input, Input, Input]]:
-    """Query, key and value by attention."""
+def _operands(stage: ir.Model, integer: IntegerModel) -> dict[str, tuple[Input, Input, Input]]:
+    """Query, key and value of each attention that becomes integer."""
+    names = () if integer.attention is None else integer.attention.names
+    patterns = [pattern for pattern in attention_patterns(stage.graph) if pattern.name in names]
     named = [(pattern.name, str(pattern.scores.name), str(pattern.mix.name)) for pattern in patterns]
     return {name: (Input(scores), Input(scores, 1), Input(mix, 1)) for name, scores, mix in named}
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from nextscale.calib_data.attention_scores import collect_scores, open_observed
+import numpy as np
+import onnx_ir as ir
+
+from nextscale.calib_data.attention_scores import collect_scores
 from nextscale.calib_data.choose_theta import ThetaChoice, choose_theta
+from nextscale.calib_data.observed_stage import ObservedStage
 from nextscale.calib_data.subjects import Subjects, TokenRows
-from nextscale.compiler.options import Progress
+from nextscale.compiler.family import Family
+from nextscale.compiler.options import BuildOptions, Progress
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
-from nextscale.graph_passes.layer_facts import StageFacts
+from nextscale.graph_passes.integer_model import IntegerAttention
+from nextscale.graph_passes.observe_scores import observe_scores
 from nextscale.graph_passes.recipe import Recipe
-from nextscale.models.var.operations import BitWidths
+from nextscale.models.bit_operations import BitWidths
 from nextscale.runtime._bundle import Bundle
-from nextscale.runtime._session import SessionOptions
 
 SCORE_IMAGES = 32
 
@@ -23,37 +28,50 @@ def shift_and_sum(recipe: Recipe, choice: ThetaChoice | None, count_overflow: bo
 
 
 def theta_within_budget(
+    family: Family,
     bundle: Bundle,
-    facts: StageFacts,
-    recipe: Recipe,
+    stage: ir.Model,
+    attention: IntegerAttention,
     subjects: Subjects,
     token_maps: TokenRows,
-    options: SessionOptions,
-    batch_size: int,
+    options: BuildOptions,
     progress: Progress,
 ) -> ThetaChoice:
     """theta within the recipe's budget, and places that are rarely too few.
 
+    Of several sizes the one of most stages, and of these of most tokens, decides: budget and scores are of its images.
+    Other sizes have the same theta and places.
+
     Args:
+        family: the model.
         bundle: in full precision.
-        facts: of its stage graph.
-        recipe: with shift-and-sum.
-        subjects, token_maps: N images, and int64 [L] of each; the first `SCORE_IMAGES` are fed to the model.
-        options: threads and memory.
-        batch_size: images at a time.
+        stage: its stage graph, before `Family.as_run`, since all scores of a stage are needed together.
+        attention: what is to be integer, of a recipe with shift-and-sum.
+        subjects, token_maps: N images, and the tokens of each; the first `SCORE_IMAGES` of the size are fed to the
+            model.
+        options: recipe, threads and images at a time.
         progress: told each batch.
     Raises:
         NextscaleError: the budget is smaller than what Eq. 11 alone costs.
     """
-    images, step = min(SCORE_IMAGES, len(subjects)), "observing attention"
+    models = bundle.manifest.models
+    sizes = np.unique(subjects.sizes).tolist()
+    size = max(sizes, key=lambda index: (models[index].num_stages, models[index].num_tokens))
+    chosen = np.flatnonzero(subjects.sizes == size)[:SCORE_IMAGES]
+    images, step = len(chosen), "observing attention"
     progress(step, 0, images)
+    observed = ObservedStage.open(bundle, observe_scores(stage, attention.names), options.session)
     statistics = collect_scores(
-        open_observed(bundle, options),
-        subjects[:images],
-        token_maps[:images],
-        batch_size=batch_size,
+        observed,
+        subjects.pick(chosen),
+        [token_maps[image] for image in chosen],
+        batch_size=options.batch_size,
         on_images=lambda done: progress(step, done, images),
     )
+    facts, recipe = family.facts(size), options.recipe
     bits = BitWidths(recipe.weights.bits, recipe.activations.bits)
+    text_tokens = facts.text_tokens if set(attention.names) & set(facts.cross_attentions) else 0
     # The published form's costs, whichever form runs: both then expand the same tokens.
-    return choose_theta(statistics, bundle.model, facts, bits, recipe.attention.budget, "duplicate")
+    return choose_theta(
+        statistics, models[size], facts, bits, recipe.attention.budget, "duplicate", text_tokens=text_tokens
+    )

@@ -43,8 +43,8 @@ class Family(Protocol):
     def require_recipe(self, recipe: Recipe) -> None:
         """Raise NextscaleError if the recipe, one of an integer bundle, asks for what this family does not have."""
 
-    def facts(self) -> StageFacts:
-        """Of the stage graph."""
+    def facts(self, size: int | None = None) -> StageFacts:
+        """Of the stage graph; of the size of an index, what is counted at that size alone."""
 
     def stage_graph(self, equalization: Equalization = NOT_EQUALIZED) -> ir.Model:
         """The float32 stage graph of the equalized model."""

@@ -44,11 +44,10 @@ AGREEMENT_STREAM = 1  # keeps what is drawn from what calibration draws with the
 
 
 def require_infinity_recipe(recipe: Recipe) -> None:
-    """Raise NextscaleError if the recipe asks for what needs a twin in torch, a codebook or one size."""
+    """Raise NextscaleError if the recipe asks for what needs a twin in torch or a codebook."""
     words = {
         'weights.rounding = "reconstructed"': recipe.learned,
         f'calibration.matching = "{recipe.calibration.matching}"': recipe.calibration.matching != "none",
-        f'attention.shift_and_sum = "{recipe.attention.shift_and_sum}"': recipe.attention.shift_and_sum != "off",
     }
     for word, is_asked in words.items():
         if is_asked:
@@ -73,8 +72,9 @@ class InfinityFamily:
                 f"precision, too many to be calibrated with; build a smaller area, too, such as 0.25M"
             )
 
-    def facts(self) -> StageFacts:
-        return stage_facts(linear_shapes(self.source.infinity.config), self.source.sizes)
+    def facts(self, size: int | None = None) -> StageFacts:
+        sizes = self.source.sizes if size is None else self.source.sizes[size : size + 1]
+        return stage_facts(linear_shapes(self.source.infinity.config), sizes)
 
     def stage_graph(self, equalization: Equalization = NOT_EQUALIZED) -> ir.Model:
         return build_stage_graph(self.source.infinity, self.source.sizes, equalization)

@@ -25,12 +25,15 @@ from nextscale.calib_data.choose_theta import ThetaChoice
 from nextscale.calib_data.sample import SamplingSettings, sample_token_maps
 from nextscale.calib_data.subjects import Subjects
 from nextscale.calib_data.token_maps import TokenMaps
+from nextscale.compiler._families import family_of
+from nextscale.compiler._float_model import FloatModel
 from nextscale.compiler._rounders import require_reducible
 from nextscale.compiler._theta import shift_and_sum, theta_within_budget
 from nextscale.compiler.build import build_bundle
 from nextscale.compiler.options import BuildOptions, Progress
+from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.recipe import Recipe, load_recipe
-from nextscale.models.var.layers import facts_of, linear_shapes
+from nextscale.models.var.layers import linear_shapes
 from nextscale.models.var.sources import VARSource
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
@@ -40,6 +43,7 @@ from nextscale.simulation._device import Device, on_device, require_device
 from nextscale.simulation.reconstruct import Step, reconstruct
 from nextscale.simulation.reconstruction_settings import ReconstructionSettings
 from nextscale.simulation.rounding import Rounding, weight_sha256
+from nextscale.simulation.var_images import VARImages
 
 
 def learning_folder(out: Path) -> Path:
@@ -164,15 +168,17 @@ class _Learning:
     def theta(self, maps: TokenMaps) -> ThetaChoice:
         path = self.folder / "theta.json"
         if not path.exists():
-            subjects = Subjects.of_classes(maps.class_labels)
+            family = family_of(self.source)
+            attention = IntegerModel.decide(self.options.recipe, family.facts()).attention
+            assert attention is not None  # of a recipe with shift-and-sum
             found = theta_within_budget(
+                family,
                 self.full_precision,
-                facts_of(self.source.var),
-                self.options.recipe,
-                subjects,
+                FloatModel.stage_of(family, self.full_precision),
+                attention,
+                Subjects.of_classes(maps.class_labels),
                 maps.token_maps,
-                self.options.session,
-                self.options.batch_size,
+                self.options,
                 self.progress,
             )
             _write_json(path, asdict(found))
@@ -192,11 +198,8 @@ class _Learning:
             var, quantizer = self.source.var, self.source.vqvae.quantize
             with on_device(self.device, var, quantizer):
                 reconstruct(
-                    var,
-                    quantizer,
+                    VARImages(var, quantizer, maps.class_labels, maps.token_maps),
                     self.options.recipe,
-                    maps.class_labels,
-                    maps.token_maps,
                     self.settings,
                     shift_and_sum=shift_and_sum(self.options.recipe, theta),
                     work=self.reconstruction / "units",

@@ -25,12 +25,22 @@ from nextscale.models.equalization import NOT_EQUALIZED, Equalization
 from nextscale.models.var.equalization import choose_equalization
 from nextscale.models.var.layers import facts_of
 from nextscale.models.var.sources import VARSource
+from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._var_request import var_request
 
 # The second label differs from the first in every model.
 VERIFY_LABELS = (0, -1)
 VERIFY_CFG_SCALE = 1.5
 AGREEMENT_SEED = 1  # calibration has 0 by default
+
+
+def require_var_recipe(recipe: Recipe) -> None:
+    """Raise NextscaleError if the recipe asks for what only a model of texts has."""
+    if recipe.attention.cross == "integer":
+        raise NextscaleError(
+            f'recipe {recipe.name}: attention.cross = "integer" is of attention to a text, which VAR does not have; '
+            "leave it out"
+        )
 
 
 @dataclass(frozen=True)
@@ -40,9 +50,9 @@ class VARFamily:
     source: VARSource
 
     def require_recipe(self, recipe: Recipe) -> None:
-        """Every word of recipes is VAR's."""
+        require_var_recipe(recipe)
 
-    def facts(self) -> StageFacts:
+    def facts(self, size: int | None = None) -> StageFacts:
         return facts_of(self.source.var)
 
     def stage_graph(self, equalization: Equalization = NOT_EQUALIZED) -> ir.Model:

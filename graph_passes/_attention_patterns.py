@@ -59,6 +59,11 @@ class AttentionPattern:
     def value(self) -> ir.Value:
         return input_of(self.mix, 1)
 
+    @property
+    def is_masked(self) -> bool:
+        """Whether a mask is added to the scores, so that weights may be zero that stand for no token."""
+        return _is_masked(self.logits)
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -147,6 +152,14 @@ def _product(value: ir.Value) -> ir.Node | None:
         found = [product for product in map(_product, (input_of(node, 0), input_of(node, 1))) if product is not None]
         return found[0] if len(found) == 1 else None
     return None
+
+
+def _is_masked(logits: ir.Value) -> bool:
+    """Whether there is an Add between the scores and the softmax."""
+    node = logits.producer()
+    if node is None or node.op_type not in ("Identity", "Div", "Mul", "Add"):
+        return False
+    return node.op_type == "Add" or any(_is_masked(value) for value in node.inputs if value is not None)
 
 
 def _is_constant(value: ir.Value) -> bool:

@@ -100,8 +100,9 @@ class IntegerModel:
                 layers[layer.name] = _integer_layer(layer, choice, bits)
         attention = None
         if recipe.attention.products == "integer" and facts.attentions:
+            to_text = facts.cross_attentions if recipe.attention.cross == "integer" else ()
             attention = IntegerAttention(
-                facts.attentions,
+                (*facts.attentions, *to_text),
                 attention_bits(bits, reduce_range),
                 recipe.attention.granularity,
                 recipe.attention.weights,

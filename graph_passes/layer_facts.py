@@ -62,6 +62,8 @@ class StageFacts:
         stage_input: the graph input (int64 []) that tells the stage.
         size_input: the graph input (int64 []) that tells the size; None of a graph of one size.
         stages_by_size: how many stages each size has; () of a graph of one size.
+        cross_attentions: attentions to a text, which a recipe has a word of its own for; () where there is none.
+        text_tokens: how many tokens of a text are counted.
     """
 
     layers: tuple[LayerFacts, ...]
@@ -70,6 +72,8 @@ class StageFacts:
     stage_input: str
     size_input: str | None = None
     stages_by_size: tuple[int, ...] = ()
+    cross_attentions: tuple[str, ...] = ()
+    text_tokens: int = 0
 
     def layer(self, name: str) -> LayerFacts:
         """The layer of that name, which must be there."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx_ir as ir
 
 from nextscale.graph_passes._attention_patterns import AttentionPattern, attention_patterns
@@ -15,17 +17,22 @@ def scores_name(mix_name: str) -> str:
     return f"{PREFIX}{mix_name}"
 
 
-def observe_scores(model: ir.Model) -> ir.Model:
+def observe_scores(model: ir.Model, names: Collection[str] | None = None) -> ir.Model:
     """A copy of `model` with one more output for each attention: the mean of its weights over the queries (Eq. 11).
 
     Weights [rows, H, T', T] give float32 [rows, H, T]. Applied again it changes nothing, since weights that are
     observed are no longer the product's alone.
 
+    Args:
+        model: a graph with attention.
+        names: of the second MatMul of each attention that is observed; None: of all.
     Raises:
         ValueError: an attention is in a subgraph, whose values cannot be outputs of the model.
     """
     model = model.clone()
     for pattern in attention_patterns(model.graph):
+        if names is not None and pattern.name not in names:
+            continue
         if pattern.graph is not model.graph:
             raise ValueError(f"{pattern.name} is in a subgraph; scores are observed in the main graph only")
         model.graph.outputs.append(_append_observer(model.graph, pattern))

@@ -144,13 +144,14 @@ def _quantize_mix(
         v_scale = symmetric_scale(op, "value", v, bits, rows, None if known is None else known.value)
         v_unit = v_scale if known is not None else by_row(op, v_scale, 4)
         powers = weights.startswith("log2")
-        codes = _powers_of_two(op, logits, a, bits, rows, weights) if powers else _linear(op, a, bits, weights)
+        codes = _powers_of_two(op, logits, a, bits, rows, weights, masked) if powers else _linear(op, a, bits, weights)
         if shift_and_sum is None:
             values = signed_codes(op, v, v_scale, bits)
             return [_mix(op, codes, [Term(codes.codes, values, column_like(op, values, 1))], v_unit)]
         terms, overflow = expand(op, a, v, v_unit, codes.codes, bits, shift_and_sum, stage)
         return [_mix(op, codes, terms, v_unit), overflow]
 
+    masked = pattern.is_masked
     operands = [pattern.logits, pattern.weights, pattern.value]
     if stage is not None and shift_and_sum is not None:
         operands.append(stage)
@@ -190,12 +191,13 @@ class WeightCodes:
 
 
 def _powers_of_two(
-    op: OpBuilder, logits: ir.Value, a: ir.Value, bits: int, rows: int, weights: AttentionWeights
+    op: OpBuilder, logits: ir.Value, a: ir.Value, bits: int, rows: int, weights: AttentionWeights, masked: bool
 ) -> WeightCodes:
     """POWERS - (x - x_row), at least 0, with x = clip(round(-log2(A / s)), 0, M) (Eq. 4) and x_row the row's least.
 
     A row's logits are the logarithms of its weights up to a constant, so that no logarithm of A is taken: with p the
-    largest weight of the row and z its logit, ln(A / s) = logit - (z + ln(s / p)).
+    largest weight of the row and z its logit, ln(A / s) = logit - (z + ln(s / p)). What a mask leaves out is zero, also
+    where M is the least of all powers.
     """
     ln2, most = math.log(2), 2**bits - 1
     shift, least, unit = op.ReduceMax(logits, [-1], keepdims=1), None, None
@@ -212,6 +214,8 @@ def _powers_of_two(
         last = POWERS - most
         floor = _u8(op, last) if least is None else op.Cast(op.Add(least, float(last)), to=ir.DataType.UINT8)
         codes = op.Max(codes, floor)
+        if masked:
+            codes = op.Where(op.Greater(a, 0.0), codes, _u8(op, 0))
     return WeightCodes(codes, True, unit)
 
 

@@ -53,13 +53,14 @@ class ActivationRecipe:
 
 @dataclass(frozen=True)
 class AttentionRecipe:
-    """The two products of attention, at the activations' bits, and the keys and values that stages carry on."""
+    """The two products of attention, at the activations' bits, those to a text by a word of their own, and the caches."""
 
     products: Literal["float", "integer"] = "float"
     granularity: Literal["tensor", "image"] = "image"
     weights: AttentionWeights = "row"
     shift_and_sum: Literal["off", "duplicate", "residual"] = "off"
     budget: float = 0.01
+    cross: Literal["float", "integer"] = "float"
     cache: Literal["auto", "float", "integer"] = "auto"
 
 
@@ -138,6 +139,8 @@ class Recipe:
                 raise NextscaleError(f"{where}: {part}.bits is {bits}; expected {MIN_BITS} to {MAX_BITS}")
         if self.weights.packed and self.weights.bits > 4:
             raise NextscaleError(f"{where}: weights.packed stores 4 bits, but weights.bits is {self.weights.bits}")
+        if self.attention.cross == "integer" and self.attention.products == "float":
+            raise NextscaleError(f'{where}: attention.cross = "integer" needs attention.products = "integer", too')
         if self.attention.shift_and_sum != "off" and self.attention.products == "float":
             raise NextscaleError(
                 f'{where}: attention.shift_and_sum needs attention.products = "integer": it quantizes V'

@@ -2,6 +2,7 @@
 
 __all__ = [
     "autoencoder",
+    "bit_operations",
     "checkpoint_file",
     "checkpoint_model",
     "checkpoint_weights",

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextscale.calib_data.attention_scores import ScoreStatistics
-from nextscale.models.var.operations import keys
+from nextscale.models.bit_operations import keys
 from nextscale.runtime._manifest import ModelInfo
 from nextscale.runtime.image_io import Writer, npz_writer
 

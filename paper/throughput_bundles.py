@@ -19,9 +19,9 @@ from nextscale.calib_data.choose_theta import choose_theta
 from nextscale.compiler.build import build_bundle
 from nextscale.compiler.options import BuildOptions, Progress
 from nextscale.graph_passes.recipe import Recipe
+from nextscale.models.bit_operations import BitWidths
 from nextscale.models.operations import convolution_operations
 from nextscale.models.var.layers import facts_of
-from nextscale.models.var.operations import BitWidths
 from nextscale.models.var.sources import VARSource
 from nextscale.models.var.vqvae import VQVAE, VQVAEConfig
 from nextscale.paper._transfer_scores import demo_statistics

@@ -7,6 +7,9 @@ __all__ = [
     "simulated_agreement",
     "simulated_attention",
     "simulated_generation",
+    "simulated_model",
     "simulated_ranges",
     "simulated_var",
+    "teacher_forced_images",
+    "var_images",
 ]

@@ -162,21 +162,22 @@ class TokenInput:
         return fake_affine(x, scale, float(self.zero_point), self.bits, clips=False)
 
 
-def fake_attention(weights: Tensor, kind: AttentionWeights, bits: int) -> Tensor:
+def fake_attention(weights: Tensor, kind: AttentionWeights, bits: int, visible: Tensor | None = None) -> Tensor:
     """A as its codes count in the product with V, normalised where the recipe does.
 
     Args:
         weights: A, float32 [R, H, l, T], rows paired.
         kind: the quantizer's name.
         bits: of the codes.
+        visible: bool, broadcast against A; what is not has no weight, whatever the least code stands for.
     """
     with torch.no_grad():
-        quantized = _quantized_attention(weights.detach(), kind, bits)
+        quantized = _quantized_attention(weights.detach(), kind, bits, visible)
     found: Tensor = _StraightThrough.apply(weights, quantized)
     return found
 
 
-def _quantized_attention(weights: Tensor, kind: AttentionWeights, bits: int) -> Tensor:
+def _quantized_attention(weights: Tensor, kind: AttentionWeights, bits: int, visible: Tensor | None) -> Tensor:
     qmax = 2**bits - 1
     if kind == "uniform":
         return (weights * qmax).round_().div_(qmax)
@@ -189,6 +190,8 @@ def _quantized_attention(weights: Tensor, kind: AttentionWeights, bits: int) -> 
         scale = of_image(row_maximum.amax((1, 2, 3)), True)[:, None, None, None]
     exponents = (weights / scale).log2_().neg_().round_().clamp_(0, qmax)  # Eq. 4
     is_zero = exponents - exponents.amin(-1, keepdim=True) >= POWERS
+    if visible is not None:
+        is_zero = is_zero | ~visible
     powers = exponents.neg_().exp2_().masked_fill_(is_zero, 0)
     return powers.mul_(scale) if kind == "log2" else powers.div_(powers.sum(-1, keepdim=True))
 

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nextscale.simulation.simulated_var import SimulatedLinear
+from nextscale.simulation.simulated_model import SimulatedLinear
 
 ZETA, GAMMA = 1.1, -0.1
 

@@ -1,6 +1,6 @@
-"""Block reconstruction of weight rounding (BRECQ, Li et al., 2021) for a VAR and a recipe.
+"""Block reconstruction of weight rounding (BRECQ, Li et al., 2021) for a model of any family and a recipe.
 
-The units are the attention part and the feed-forward part of each block, and the head. Each learns the rounding of its
+The units are the attention parts and the feed-forward part of each block, and the head. Each learns the rounding of its
 layers (`soft_rounding`) so that, fed what the quantized units before it give, it comes close to what the
 full-precision model has there; its activations are quantized meanwhile. All else is rounded to nearest.
 """
@@ -12,10 +12,10 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -25,8 +25,6 @@ from torch import Tensor
 from nextscale.evaluate.teacher_forced import Agreement
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.recipe import Recipe
-from nextscale.models.var.multi_scale_quantizer import MultiScaleQuantizer
-from nextscale.models.var.transformer import VAR
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._scratch import scratch_folder
 from nextscale.simulation._soft_rounding import SoftRounding, undecided
@@ -34,9 +32,9 @@ from nextscale.simulation._unit_store import Learned, UnitStore
 from nextscale.simulation.reconstruction_settings import ReconstructionSettings
 from nextscale.simulation.rounding import LayerBits, Rounding, codes_of, nearest_up, weight_sha256
 from nextscale.simulation.simulated_agreement import simulated_agreement
-from nextscale.simulation.simulated_attention import Span
-from nextscale.simulation.simulated_ranges import FULL_PRECISION, calibrated, teacher_forced_inputs
-from nextscale.simulation.simulated_var import Condition, SimulatedVAR
+from nextscale.simulation.simulated_model import Run, SimulatedModel
+from nextscale.simulation.simulated_ranges import calibrated
+from nextscale.simulation.teacher_forced_images import FULL_PRECISION, Pick, TeacherForcedImages
 
 REPORT_EVERY = 50
 # Of the free memory of a GPU, for the two streams of activations.
@@ -66,10 +64,10 @@ class Unit:
 
     name: str
     layers: tuple[str, ...]
-    run: Callable[[SimulatedVAR, Tensor, Condition, Span], Tensor]
+    run: Run
 
 
-def units(simulated: SimulatedVAR, cfg_scale: float) -> list[Unit]:
+def units(simulated: SimulatedModel, cfg_scale: float) -> list[Unit]:
     """All units, in order; layers that the recipe leaves float are in none."""
     learned = simulated.integer.learned()
     return [
@@ -79,11 +77,8 @@ def units(simulated: SimulatedVAR, cfg_scale: float) -> list[Unit]:
 
 
 def reconstruct(
-    var: VAR,
-    quantizer: MultiScaleQuantizer,
+    images: TeacherForcedImages,
     recipe: Recipe,
-    labels: NDArray[np.int64],
-    token_maps: NDArray[np.int64],
     settings: ReconstructionSettings,
     *,
     shift_and_sum: ShiftAndSum | None = None,
@@ -93,9 +88,8 @@ def reconstruct(
     """Learn the rounding of `recipe`'s weights and keep it if it is better than rounding to nearest.
 
     Args:
-        var, quantizer: full precision, on the device to compute on.
+        images: with their model in full precision, on the device to compute on; the last of them are held out.
         recipe: with `rounding = "reconstructed"`.
-        labels, token_maps: int64 [N] and [N, L]; the last of them are held out.
         settings: how to learn.
         shift_and_sum: of recipes that have it.
         work: a folder that keeps each finished unit, so that the same call continues; made if it is missing.
@@ -107,24 +101,20 @@ def reconstruct(
         raise NextscaleError(
             f'recipe {recipe.name} rounds weights to nearest; weights.rounding = "reconstructed" asks for more'
         )
-    if len(labels) < 2 or len(labels) != len(token_maps):
-        raise NextscaleError(f"reconstruction needs at least 2 images, one of them held out; found {len(labels)}")
-    train = len(labels) - max(1, round(len(labels) * settings.held_out))
-    seen = labels[:train], token_maps[:train]
-    batch, cfg_scale = settings.batch_size, settings.cfg_scale
-    simulated = calibrated(
-        var, quantizer, recipe, *seen, shift_and_sum=shift_and_sum, cfg_scale=cfg_scale, batch_size=batch
-    )
+    if len(images) < 2:
+        raise NextscaleError(f"reconstruction needs at least 2 images, one of them held out; found {len(images)}")
+    train, batch = len(images) - max(1, round(len(images) * settings.held_out)), settings.batch_size
+    seen, rest = images[:train], images[train:]
+    simulated = calibrated(seen, recipe, shift_and_sum=shift_and_sum, batch_size=batch)
 
     def held_out() -> Agreement:
-        rest = labels[train:], token_maps[train:]
-        return simulated_agreement(var, quantizer, simulated, *rest, cfg_scale=cfg_scale, batch_size=batch)
+        return simulated_agreement(rest, simulated, batch_size=batch)
 
     nearest = held_out()
-    store = UnitStore(work, _fingerprint(simulated, labels, token_maps, settings, shift_and_sum))
+    store = UnitStore(work, _fingerprint(simulated, images, settings, shift_and_sum))
     began = time.monotonic()
     with scratch_folder(work or Path(tempfile.gettempdir())) as scratch:
-        learned = _Reconstruction(simulated, quantizer, *seen, settings, scratch).run(store, on_step)
+        learned = _Reconstruction(simulated, seen, settings, scratch).run(store, on_step)
     seconds = time.monotonic() - began
     reconstructed = held_out()
     kept = "reconstructed" if reconstructed.kl < nearest.kl else "nearest"
@@ -140,14 +130,14 @@ def reconstruct(
     report = {
         "kept": kept,
         "images": train,
-        "held_out_images": len(labels) - train,
+        "held_out_images": len(rest),
         "kl_nearest": nearest.kl,
         "kl_reconstructed": reconstructed.kl,
         "kl_reconstructed_stderr": None if math.isnan(reconstructed.kl_stderr) else reconstructed.kl_stderr,
         "top1_nearest": nearest.top1,
         "top1_reconstructed": reconstructed.top1,
         "seconds": seconds,
-        "settings": asdict(settings),
+        "settings": asdict(settings) | {"cfg_scale": images.cfg_scale},
         "shift_and_sum": _plain(shift_and_sum),
         "units": {name: dict(found.report) for name, found in learned.items()},
     }
@@ -155,39 +145,59 @@ def reconstruct(
     return Rounding(layers, factors, recipe.as_dict(), report)
 
 
+@dataclass(frozen=True)
+class _Streams:
+    """Inputs of the unit of the images of one size, as the quantized model and as full precision have them.
+
+    Attributes:
+        images: their numbers, int64 [n].
+        inputs, targets: float32 [2, n, L, C].
+    """
+
+    images: Pick
+    inputs: Tensor
+    targets: Tensor
+
+
 class _Reconstruction:
     """The two streams of activations, and the loop over the units."""
 
     def __init__(
         self,
-        simulated: SimulatedVAR,
-        quantizer: MultiScaleQuantizer,
-        labels: NDArray[np.int64],
-        token_maps: NDArray[np.int64],
+        simulated: SimulatedModel,
+        images: TeacherForcedImages,
         settings: ReconstructionSettings,
         scratch: Path,
     ) -> None:
-        self.simulated, self.quantizer, self.settings = simulated, quantizer, settings
-        self.full = SimulatedVAR(simulated.var, FULL_PRECISION)
-        self.span, self.device = simulated.span(), simulated.device
-        self.labels = torch.from_numpy(labels).to(self.device)
-        config = simulated.config
-        shape = (2, len(labels), config.num_tokens, config.embed_dim)
-        # Inputs of the unit as the quantized model and as full precision have them, float32 [2, N, L, C].
-        self.inputs, self.targets = _streams(shape, self.device, scratch)
-        for part in self._chunks():
-            inputs = teacher_forced_inputs(quantizer, torch.from_numpy(token_maps[part]).to(self.device))
-            for stream, model in ((self.inputs, simulated), (self.targets, self.full)):
-                self._put(stream, part, model.embed(model.condition(self.labels[part]), inputs, self.span))
+        self.simulated, self.images, self.settings = simulated, images, settings
+        self.full, self.device = images.twin(FULL_PRECISION), simulated.device
+        self.streams = list[_Streams]()
+        for size in np.unique(images.sizes):
+            self.streams.append(self._begin(np.flatnonzero(images.sizes == size), scratch))
+
+    @torch.no_grad()
+    def _begin(self, of_size: Pick, scratch: Path) -> _Streams:
+        """The transformer's inputs of all images of one size."""
+        streams = None
+        for part in self._chunks(of_size):
+            for stream, model in enumerate((self.simulated, self.full)):
+                condition, span = self.images.given(model, of_size[part])
+                x = self.images.embed(model, of_size[part], condition, span)
+                if streams is None:
+                    shape = (2, len(of_size), *x.shape[1:])
+                    streams = _streams(shape, self.device, scratch, f"{of_size[0]}")
+                self._put(streams[stream], part, x)
+        assert streams is not None
+        return _Streams(of_size, *streams)
 
     def run(self, store: UnitStore, on_step: OnStep) -> dict[str, Learned]:
         """Reconstruct all units, or take those that `store` has."""
         learned = {}
-        todo = units(self.simulated, self.settings.cfg_scale)
+        todo = units(self.simulated, self.images.cfg_scale)
         for index, unit in enumerate(todo):
             last = index == len(todo) - 1
             if not last:
-                self._advance(self.targets, self.full, unit)
+                self._advance("targets", self.full, unit)
             found = store.load(unit.name, {name: self._shape(name) for name in unit.layers})
             if found is None:
                 found = self._learn(unit, index, last, on_step)
@@ -195,7 +205,7 @@ class _Reconstruction:
             for name, up in found.up.items():
                 self._set_codes(name, up)
             if not last:
-                self._advance(self.inputs, self.simulated, unit)
+                self._advance("inputs", self.simulated, unit)
             learned[unit.name] = found
         return learned
 
@@ -204,21 +214,17 @@ class _Reconstruction:
         if not unit.layers:
             return Learned({})
         settings, began = self.settings, time.monotonic()
-        images, batch = len(self.labels), min(self.settings.batch_size, len(self.labels))
+        images, batch = len(self.images), min(self.settings.batch_size, len(self.images))
         order = np.random.default_rng([settings.seed, index])
-        picks = torch.from_numpy(order.integers(images, size=(settings.iterations, batch))).to(self.device)
+        picks = order.integers(images, size=(settings.iterations, batch))
         # Both are judged on the same images, spread over all.
-        judged = torch.linspace(0, images - 1, batch).long().to(self.device)
+        judged = torch.linspace(0, images - 1, batch).long().numpy()
         soft = {name: SoftRounding(self.simulated.linears[name]) for name in unit.layers}
 
-        def error(pick: Tensor) -> Tensor:
-            condition = self.simulated.condition(self.labels[pick])
-            with torch.no_grad():
-                target = self._take(self.targets, pick)
-                if last:
-                    target = unit.run(self.full, target, self.full.condition(self.labels[pick]), self.span)
-            found = unit.run(self.simulated, self._take(self.inputs, pick), condition, self.span)
-            return (found - target).square().mean()
+        def error(pick: Pick) -> Tensor:
+            parts = [self._error(unit, last, streams, pick) for streams in self.streams]
+            numbers = sum(count for _, count in parts)
+            return torch.stack([mean * (count / numbers) for mean, count in parts if count]).sum()
 
         with torch.no_grad():
             nearest = error(judged).clamp_min(torch.finfo(torch.float32).tiny)
@@ -252,24 +258,41 @@ class _Reconstruction:
         assert linear.qparams is not None
         linear.set_codes(codes_of(linear.exact.cpu().numpy(), linear.qparams, up))
 
-    def _chunks(self) -> Iterator[slice]:
+    def _error(self, unit: Unit, last: bool, streams: _Streams, pick: Pick) -> tuple[Tensor, int]:
+        """The mean squared error of those of the images that are of one size, and over how many numbers it is."""
+        chosen = pick[np.isin(pick, streams.images)]
+        if not len(chosen):
+            return torch.zeros((), device=self.device), 0
+        place = torch.from_numpy(np.searchsorted(streams.images, chosen))
+        condition, span = self.images.given(self.simulated, chosen)
+        with torch.no_grad():
+            target = self._take(streams.targets, place)
+            if last:
+                target = unit.run(self.full, target, *self.images.given(self.full, chosen))
+        found = unit.run(self.simulated, self._take(streams.inputs, place), condition, span)
+        return (found - target).square().mean(), found.numel()
+
+    def _chunks(self, images: Pick) -> Iterator[slice]:
         size = self.settings.batch_size
-        return (slice(first, first + size) for first in range(0, len(self.labels), size))
+        return (slice(first, first + size) for first in range(0, len(images), size))
 
     @torch.no_grad()
-    def _advance(self, stream: Tensor, model: SimulatedVAR, unit: Unit) -> None:
+    def _advance(self, which: Literal["inputs", "targets"], model: SimulatedModel, unit: Unit) -> None:
         """Replace a unit's inputs by its outputs."""
-        for part in self._chunks():
-            x = stream[:, part].flatten(0, 1).to(self.device)
-            self._put(stream, part, unit.run(model, x, model.condition(self.labels[part]), self.span))
+        for streams in self.streams:
+            stream: Tensor = getattr(streams, which)
+            for part in self._chunks(streams.images):
+                condition, span = self.images.given(model, streams.images[part])
+                x = stream[:, part].flatten(0, 1).to(self.device)
+                self._put(stream, part, unit.run(model, x, condition, span))
 
     @staticmethod
     def _put(stream: Tensor, part: slice, rows: Tensor) -> None:
         stream[:, part] = rows.detach().unflatten(0, (2, -1)).to(stream.device)
 
-    def _take(self, stream: Tensor, pick: Tensor) -> Tensor:
+    def _take(self, stream: Tensor, place: Tensor) -> Tensor:
         """Rows of some images: int64 [B] -> [2B, L, C] on the device."""
-        return stream[:, pick.to(stream.device)].flatten(0, 1).to(self.device)
+        return stream[:, place.to(stream.device)].flatten(0, 1).to(self.device)
 
 
 def _regularizer(shares: Mapping[str, Tensor], progress: float, settings: ReconstructionSettings) -> Tensor:
@@ -293,12 +316,12 @@ def _fast_products() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _streams(shape: tuple[int, ...], device: torch.device, scratch: Path) -> tuple[Tensor, Tensor]:
+def _streams(shape: tuple[int, ...], device: torch.device, scratch: Path, name: str) -> tuple[Tensor, Tensor]:
     """Two float32 tensors: in the GPU's memory if it has room, otherwise in files."""
     needed = 2 * 4 * math.prod(shape)
     if device.type == "cuda" and needed < STREAMS_SHARE * torch.cuda.mem_get_info(device)[0]:
         return torch.empty(shape, device=device), torch.empty(shape, device=device)
-    files = [np.memmap(scratch / name, np.float32, "w+", shape=shape) for name in ("inputs", "targets")]
+    files = [np.memmap(scratch / f"{name}.{end}", np.float32, "w+", shape=shape) for end in ("inputs", "targets")]
     return torch.from_numpy(files[0]), torch.from_numpy(files[1])
 
 
@@ -308,20 +331,18 @@ def _plain(shift_and_sum: ShiftAndSum | None) -> dict[str, Any] | None:
 
 
 def _fingerprint(
-    simulated: SimulatedVAR,
-    labels: NDArray[np.int64],
-    token_maps: NDArray[np.int64],
+    simulated: SimulatedModel,
+    images: TeacherForcedImages,
     settings: ReconstructionSettings,
     shift_and_sum: ShiftAndSum | None,
 ) -> dict[str, Any]:
     """What a work folder must agree in, as JSON reads it back."""
     weights = {name: weight_sha256(layer.exact.cpu().numpy()) for name, layer in simulated.linears.items()}
-    images = weight_sha256(np.concatenate((labels[:, None], token_maps), axis=1).astype(np.float32))
     document = {
         "recipe": simulated.recipe.as_dict(),
-        "settings": asdict(settings),
+        "settings": asdict(settings) | {"cfg_scale": images.cfg_scale},
         "shift_and_sum": _plain(shift_and_sum),
-        "images": images,
+        "images": images.digest(),
         "weights": weights,
     }
     found: dict[str, Any] = json.loads(json.dumps(document))

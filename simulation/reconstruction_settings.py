@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from nextscale.runtime._request import DEFAULT_CFG_SCALE
-
 
 @dataclass(frozen=True)
 class ReconstructionSettings:
@@ -17,7 +15,6 @@ class ReconstructionSettings:
         warm_up: share of the steps without it.
         beta: its exponent, annealed from the first to the second value.
         held_out: share of the token maps that only the comparison sees.
-        cfg_scale: guidance, which the head's input depends on.
         seed: of the order of the images.
     """
 
@@ -28,5 +25,4 @@ class ReconstructionSettings:
     warm_up: float = 0.2
     beta: tuple[float, float] = (20.0, 2.0)
     held_out: float = 1 / 8
-    cfg_scale: float = DEFAULT_CFG_SCALE
     seed: int = 0

@@ -32,6 +32,8 @@ BITS, FACTORS = "bits.", "equalization."
 # budget that a theta may come from, and how stages carry keys and values.
 TABLES = ("weights", "activations", "attention", "equalization", "layers")
 INDEPENDENT = frozenset({"weights.packed", "attention.budget", "attention.cache"})
+# Words that came after the first files, and what files without them mean.
+LATER = {"attention.cross": "float"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Rounding:
             NextscaleError: it was learned for another recipe, other layers, or another shape of them.
         """
         where = f"recipe {recipe.name}: the rounding is that of {self.recipe['name']}"
-        differing = differences(_settings(self.recipe), _settings(recipe.as_dict()))
+        differing = differences(LATER | _settings(self.recipe), _settings(recipe.as_dict()))
         if differing:
             raise NextscaleError(f"{where}, with {', '.join(differing)}; give one that was learned with this recipe")
         differing = differences({name: found.up.shape for name, found in self.layers.items()}, shapes)

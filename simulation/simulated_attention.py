@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,6 @@ from torch import Tensor
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.integer_model import IntegerAttention
 from nextscale.graph_passes.quantize_attention import Magnitudes
-from nextscale.models.var.transformer import VARConfig
 from nextscale.simulation._fake_quantizers import (
     fake_affine,
     fake_attention,
@@ -29,9 +29,9 @@ from nextscale.simulation._fake_quantizers import (
 OPERANDS = ("query", "key", "value")
 
 
-def all_places(config: VARConfig) -> tuple[int, ...]:
-    """Shift-and-sum's places for all tokens of each stage."""
-    return tuple(begin + pn * pn for begin, pn in zip(config.stage_begins, config.patch_nums, strict=True))
+def all_places(stage_tokens: Sequence[int]) -> tuple[int, ...]:
+    """Shift-and-sum's places for all tokens so far at each stage, of which there are so many."""
+    return tuple(accumulate(stage_tokens))
 
 
 def operand_name(attention: str, operand: str) -> str:
@@ -58,12 +58,12 @@ class Span:
     num_stages: int
 
     @classmethod
-    def of(cls, config: VARConfig, stages: Sequence[int], device: torch.device) -> Span:
-        """The given stages, which follow each other."""
-        sizes = tuple(config.patch_nums[si] ** 2 for si in stages)
-        past = config.stage_begins[stages[0]]
-        level = torch.cat([torch.full((pn * pn,), si) for si, pn in enumerate(config.patch_nums)])
-        return cls(stages[0], sizes, past, level[: past + sum(sizes)].to(device), config.num_stages)
+    def of(cls, stage_tokens: Sequence[int], device: torch.device, stages: Sequence[int] | None = None) -> Span:
+        """The given stages, which follow each other, of those with so many tokens; None: all."""
+        stages = range(len(stage_tokens)) if stages is None else stages
+        sizes, past = tuple(stage_tokens[si] for si in stages), sum(stage_tokens[: stages[0]])
+        level = torch.repeat_interleave(torch.tensor(stage_tokens))[: past + sum(sizes)]
+        return cls(stages[0], sizes, past, level.to(device), len(stage_tokens))
 
     @property
     def own_level(self) -> Tensor:
@@ -89,32 +89,44 @@ class SimulatedAttention:
         self.choice, self.shift_and_sum = choice, shift_and_sum
         self.magnitudes = {} if magnitudes is None else asdict(magnitudes)
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, span: Span) -> Tensor:
-        """query [R, H, l, d], key and value [R, H, T, d], all so far -> [R, H, l, d]."""
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, span: Span, visible: Tensor | None = None) -> Tensor:
+        """Mix values.
+
+        Args:
+            query: float32 [R, H, l, d].
+            key, value: [R, H, T, d], those of all tokens so far; or of a text, which is there from the first stage on.
+            span: of the queries.
+            visible: of a text, bool [R, 1, 1, T]: which tokens are its row's. None: there is no text.
+        Returns:
+            [R, H, l, d].
+        """
         scales, choice = {}, self.choice
+        key_level = span.level if visible is None else span.level.new_zeros(key.shape[2])
         if choice is not None:
             scale = symmetric_scale(self._magnitude("query", query, span.own_level, span), choice.bits)
             query = self._codes(query, scale[:, None, span.own_level, None], choice.bits)
             # Keys and values count from the first stage on.
             scales = {
-                part: symmetric_scale(self._magnitude(part, x, span.level, span).cummax(dim=1).values, choice.bits)
+                part: symmetric_scale(self._magnitude(part, x, key_level, span).cummax(dim=1).values, choice.bits)
                 for part, x in (("key", key), ("value", value))
             }
         mixed, end = [], span.past
         for si, queries in enumerate(query.split(span.sizes, dim=2), span.first):
             end += queries.shape[2]
-            keys, values = key[:, :, :end], value[:, :, :end]
+            keys, values = (key[:, :, :end], value[:, :, :end]) if visible is None else (key, value)
             if choice is None:
-                mixed.append(F.softmax(queries @ keys.mT, dim=-1) @ values)
+                mixed.append(_weights(queries, keys, visible) @ values)
                 continue
             key_scale, value_scale = (scales[part][:, si, None, None, None] for part in ("key", "value"))
-            weights = F.softmax(queries @ self._codes(keys, key_scale, choice.bits).mT, dim=-1)
-            mixed.append(self._mix(choice, weights, values, value_scale, si))
+            weights = _weights(queries, self._codes(keys, key_scale, choice.bits), visible)
+            mixed.append(self._mix(choice, weights, values, value_scale, si, visible))
         return torch.cat(mixed, dim=2)
 
-    def _mix(self, choice: IntegerAttention, weights: Tensor, values: Tensor, scale: Tensor, si: int) -> Tensor:
+    def _mix(
+        self, choice: IntegerAttention, weights: Tensor, values: Tensor, scale: Tensor, si: int, visible: Tensor | None
+    ) -> Tensor:
         """A V at the queries of stage `si`: [R, H, l, T], [R, H, T, d] -> [R, H, l, d]."""
-        quantized = fake_attention(weights, choice.weights, choice.bits)
+        quantized = fake_attention(weights, choice.weights, choice.bits, visible)
         if self.shift_and_sum is None:
             return quantized @ self._codes(values, scale, choice.bits)
         shifts = kernel_shifts(weights, self.shift_and_sum.theta, self.shift_and_sum.places[si])
@@ -128,3 +140,9 @@ class SimulatedAttention:
 
     def _codes(self, x: Tensor, scale: Tensor, bits: int) -> Tensor:
         return fake_affine(x, scale, 2.0 ** (bits - 1), bits, clips=bool(self.magnitudes))
+
+
+def _weights(query: Tensor, key: Tensor, visible: Tensor | None) -> Tensor:
+    """A: softmax(q k) over what is visible."""
+    scores = query @ key.mT
+    return F.softmax(scores if visible is None else scores.masked_fill(~visible, -torch.inf), dim=-1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -18,76 +18,55 @@ from nextscale.graph_passes.observe_inputs import PARTS
 from nextscale.graph_passes.qparams import Range, RangeRule
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.equalization import NOT_EQUALIZED, Equalization
-from nextscale.models.var.equalization import choose_equalization
-from nextscale.models.var.layers import facts_of
-from nextscale.models.var.multi_scale_quantizer import MultiScaleQuantizer
-from nextscale.models.var.transformer import VAR
-from nextscale.runtime._request import DEFAULT_CFG_SCALE
 from nextscale.simulation.simulated_attention import OPERANDS, operand_name
-from nextscale.simulation.simulated_var import SimulatedVAR, part_name, required_ranges
-
-# The model itself, as a recipe.
-FULL_PRECISION = Recipe("full precision", precision="fp32")
-
-
-def teacher_forced_inputs(quantizer: MultiScaleQuantizer, token_maps: Tensor) -> Tensor:
-    """The transformer's inputs for given token maps: int64 [B, L] -> float32 [B, L - patch_nums[0]**2, Cvae]."""
-    sizes = [pn * pn for pn in quantizer.patch_nums]
-    return quantizer.accumulate(token_maps.split(sizes, dim=1))[1]
-
-
-def batches(
-    labels: NDArray[np.int64], token_maps: NDArray[np.int64], batch_size: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Labels [B] and token maps [B, L] on the device, in order."""
-    for first in range(0, len(labels), batch_size):
-        part = slice(first, first + batch_size)
-        yield torch.from_numpy(labels[part]).to(device), torch.from_numpy(token_maps[part]).to(device)
+from nextscale.simulation.simulated_model import SimulatedModel, part_name, required_ranges
+from nextscale.simulation.teacher_forced_images import (
+    FULL_PRECISION,
+    TeacherForcedImages,
+    batches,
+    teacher_forced,
+)
 
 
 @torch.no_grad()
 def observe(
-    var: VAR,
-    quantizer: MultiScaleQuantizer,
-    labels: NDArray[np.int64],
-    token_maps: NDArray[np.int64],
+    images: TeacherForcedImages,
     *,
     equalization: Equalization = NOT_EQUALIZED,
     rule: RangeRule = "max",
     bits: int = 8,
-    cfg_scale: float = DEFAULT_CFG_SCALE,
     batch_size: int = 4,
 ) -> dict[str, Range]:
     """Ranges of every linear layer's input, its parts, and q, k and v of each block, over token maps.
 
     Args:
-        var, quantizer: full precision, on one device.
-        labels, token_maps: int64 [N] and [N, L].
+        images: with their full-precision model.
         equalization: of the model whose inputs are meant.
         rule: how much of what is seen a range holds (docs/quantization.md); q, k and v always have all.
         bits: of the codes, for `mse`.
-        cfg_scale: guidance, which the head's input depends on.
         batch_size: images at a time.
     Returns:
         [S] for each layer, for the parts of each whose input has both rows of an image (`part_name`), and for
         attention's operands (`operand_name`).
     """
-    simulated = SimulatedVAR(var, FULL_PRECISION, equalization=equalization)
+    twin = images.twin(FULL_PRECISION, equalization=equalization)
+    facts = twin.integer.facts
 
     def run() -> None:
-        for part_labels, maps in batches(labels, token_maps, batch_size, simulated.device):
-            simulated(part_labels, teacher_forced_inputs(quantizer, maps), cfg_scale)
+        for pick in batches(images, batch_size):
+            teacher_forced(images, twin, pick)
 
-    extremes = _Extremes(var.config.num_stages)
-    facts = simulated.integer.facts
-    simulated.watch = partial(_watch_parts, facts, extremes)
+    extremes = _Extremes(twin.num_stages)
+    twin.watch = partial(_watch_parts, facts, extremes)
     run()
     found = extremes.ranges()
     if rule == "max":
         return found
-    operands = {operand_name(name, operand) for name in facts.attentions for operand in OPERANDS}
-    histograms = _Histograms({n: r for n, r in found.items() if n not in operands}, simulated.device)
-    simulated.watch = partial(_watch_parts, facts, histograms)
+    operands = {
+        operand_name(name, operand) for name in (*facts.attentions, *facts.cross_attentions) for operand in OPERANDS
+    }
+    histograms = _Histograms({n: r for n, r in found.items() if n not in operands}, twin.device)
+    twin.watch = partial(_watch_parts, facts, histograms)
     run()
     return found | histograms.chosen(rule, bits)
 
@@ -104,50 +83,36 @@ def _watch_parts(
 
 
 @torch.no_grad()
-def equalize(
-    var: VAR,
-    quantizer: MultiScaleQuantizer,
-    labels: NDArray[np.int64],
-    token_maps: NDArray[np.int64],
-    alpha: float,
-    *,
-    cfg_scale: float = DEFAULT_CFG_SCALE,
-    batch_size: int = 4,
-) -> Equalization:
+def equalize(images: TeacherForcedImages, alpha: float, *, batch_size: int = 4) -> Equalization:
     """Equalization by the channels' magnitudes over token maps; none with alpha 0. Arguments as in `observe`."""
     if not alpha:
         return NOT_EQUALIZED
-    simulated = SimulatedVAR(var, FULL_PRECISION)
+    twin = images.twin(FULL_PRECISION)
     largest: dict[str, Tensor] = {}
 
     def watch(name: str, x: Tensor, level: Tensor) -> None:
         magnitude = x.abs().amax((0, 1))
         largest[name] = torch.maximum(largest[name], magnitude) if name in largest else magnitude
 
-    simulated.watch = watch
-    for part_labels, maps in batches(labels, token_maps, batch_size, simulated.device):
-        simulated(part_labels, teacher_forced_inputs(quantizer, maps), cfg_scale)
-    magnitudes = {layer: largest[linears[0]] for layer, linears in simulated.integer.facts.equalizable().items()}
-    return choose_equalization(var, magnitudes, alpha)
+    twin.watch = watch
+    for pick in batches(images, batch_size):
+        teacher_forced(images, twin, pick)
+    magnitudes = {layer: largest[linears[0]] for layer, linears in twin.integer.facts.equalizable().items()}
+    return images.choose_equalization(magnitudes, alpha)
 
 
 def calibrated(
-    var: VAR,
-    quantizer: MultiScaleQuantizer,
+    images: TeacherForcedImages,
     recipe: Recipe,
-    labels: NDArray[np.int64],
-    token_maps: NDArray[np.int64],
     *,
     equalization: Equalization | None = None,
     shift_and_sum: ShiftAndSum | None = None,
-    cfg_scale: float = DEFAULT_CFG_SCALE,
     batch_size: int = 4,
-) -> SimulatedVAR:
+) -> SimulatedModel:
     """The simulation of a recipe with the equalization and ranges that token maps show, weights rounded to nearest.
 
     Args:
-        var, quantizer, labels, token_maps, cfg_scale, batch_size: as in `observe`; no range is observed that the recipe
-            does not need.
+        images, batch_size: as in `observe`; no range is observed that the recipe does not need.
         recipe: what to simulate.
         equalization: known already; None finds it.
         shift_and_sum: of recipes that have it.
@@ -155,22 +120,12 @@ def calibrated(
         NextscaleError: shift_and_sum is missing, or does not fit.
     """
     if equalization is None:
-        alpha = recipe.equalization.alpha
-        equalization = equalize(var, quantizer, labels, token_maps, alpha, cfg_scale=cfg_scale, batch_size=batch_size)
+        equalization = equalize(images, recipe.equalization.alpha, batch_size=batch_size)
     ranges = {}
-    if required_ranges(IntegerModel.decide(recipe, facts_of(var))):
-        ranges = observe(
-            var,
-            quantizer,
-            labels,
-            token_maps,
-            equalization=equalization,
-            rule=recipe.activations.range,
-            bits=recipe.activations.bits,
-            cfg_scale=cfg_scale,
-            batch_size=batch_size,
-        )
-    return SimulatedVAR(var, recipe, ranges=ranges, equalization=equalization, shift_and_sum=shift_and_sum)
+    if required_ranges(IntegerModel.decide(recipe, images.facts)):
+        rule, bits = recipe.activations.range, recipe.activations.bits
+        ranges = observe(images, equalization=equalization, rule=rule, bits=bits, batch_size=batch_size)
+    return images.twin(recipe, ranges=ranges, equalization=equalization, shift_and_sum=shift_and_sum)
 
 
 class _Extremes:

@@ -69,10 +69,11 @@ def mix(
     theta: float | None = None,
     places: int = 0,
     magnitude: float | None = None,
+    visible: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float64]:
     """A V with A [R, H, l, T] and V [R, H, T, d] quantized; float64, exact but for the last multiplication.
 
-    `magnitude` is V's where it is static.
+    `magnitude` is V's where it is static; `visible` broadcasts against A where a mask leaves out tokens.
     """
     qmax, zero_point = 2**bits - 1, 2 ** (bits - 1)
     v_scale = scale_of(image_magnitude(v, rows) if magnitude is None else magnitude, bits)
@@ -92,6 +93,7 @@ def mix(
         with np.errstate(divide="ignore", over="ignore"):
             x = np.clip(np.round(np.log(s / a) / np.float32(np.log(2))), 0, qmax).astype(np.int64)
         value = np.where(x - x.min(axis=-1, keepdims=True) < POWERS, np.exp2(-x.astype(np.float64)), 0)
+        value = value if visible is None else np.where(visible, value, 0)
         unit: NDArray[np.float64] | float = s.astype(np.float64)
     elif weights == "row":
         value = np.round(a / (a.max(axis=-1, keepdims=True) * np.float32(1 / qmax))).astype(np.float64)

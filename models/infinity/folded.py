@@ -72,7 +72,8 @@ class FoldedInfinity:
         """
         layer, ones = self._linear(name), HEAD_ONES if name == HEAD_ADA_LIN else BLOCK_ONES
         weight = layer.weight.detach()
-        bias = layer.bias.detach() + torch.tensor(ones).repeat_interleave(self.infinity.config.embed_dim)
+        bias = layer.bias.detach()
+        bias = bias + torch.tensor(ones, device=bias.device).repeat_interleave(self.infinity.config.embed_dim)
         if name == SHARED_ADA_LIN or "head" not in self.equalization.factors:
             return weight, bias
         divide = self.equalization.divide_parts
@@ -86,7 +87,7 @@ class FoldedInfinity:
         """What equalization makes of ones, for the modulation of each block: [depth, 6 C]; None without."""
         if not self.equalization.factors:
             return None
-        ones = torch.ones(len(BLOCK_ONES) * self.infinity.config.embed_dim)
+        ones = torch.ones_like(self.block(0).ada_gss.detach()).flatten()
         feeds = [(None, None, *(f"blocks.{i}.sa.qkv", f"blocks.{i}.ffn.fc1") * 2) for i in self._indices()]
         return torch.stack([self.equalization.divide_parts(names, ones) for names in feeds])
 

@@ -63,7 +63,7 @@ def stage_facts(
 ) -> StageFacts:
     """The facts of a stage graph.
 
-    The pool is not listed, and stays float: its query is constant. Neither is cross-attention, whose values are few.
+    The pool is not listed, and stays float: its query is constant.
 
     Args:
         shapes: of its linear layers (`linear_shapes`).
@@ -77,8 +77,9 @@ def stage_facts(
         if not name.startswith(f"{POOL}.")
     )
     attentions = tuple(name.removesuffix("q") + "mix" for name in shapes if name.endswith(".sa.q"))
+    to_text = tuple(name.removesuffix("q") + "mix" for name in shapes if name.endswith(".ca.q"))
     stages = tuple(size.num_stages for size in sizes)
-    return StageFacts(layers, attentions, GUIDED_AXIS, STAGE_INPUT, SIZE_INPUT, stages)
+    return StageFacts(layers, attentions, GUIDED_AXIS, STAGE_INPUT, SIZE_INPUT, stages, to_text, text_tokens)
 
 
 def facts_of_bundle(bundle: Bundle, size: int = 0, text_tokens: int = TYPICAL_TEXT_TOKENS) -> StageFacts:

@@ -7,7 +7,6 @@ __all__ = [
     "folded",
     "layers",
     "multi_scale_quantizer",
-    "operations",
     "presets",
     "random_weights",
     "reference",

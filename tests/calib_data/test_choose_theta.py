@@ -33,7 +33,7 @@ from nextscale.calib_data.choose_theta import (
 )
 from nextscale.calib_data.subjects import Subjects
 from nextscale.graph_passes.observe_scores import PREFIX
-from nextscale.models.var.operations import BitWidths, aggregate_cost, duplicate_cost, model_cost, score_cost
+from nextscale.models.bit_operations import BitWidths, aggregate_cost, duplicate_cost, model_cost, score_cost
 from nextscale.runtime import Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._request import Request

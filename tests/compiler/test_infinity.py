@@ -12,15 +12,27 @@ import onnx_ir as ir
 import pytest
 import torch
 from infinity_bundle import SIZES, TEXT, tiny_infinity_source
-from tiny_model import ONE_THREAD, no_progress, tiny_options
+from tiny_model import ONE_THREAD, no_progress, tiny_options, tiny_source
 
+from nextscale.calib_data.attention_scores import EDGES, collect_scores
+from nextscale.calib_data.observed_stage import ObservedStage
 from nextscale.calib_data.subjects import Subjects
 from nextscale.compiler import build
 from nextscale.compiler._families import family_of
+from nextscale.compiler._float_model import FloatModel
 from nextscale.compiler.build import build_bundle
 from nextscale.compiler.infinity_family import VERIFY_PROMPTS, InfinityFamily
 from nextscale.compiler.options import BuildOptions
-from nextscale.graph_passes.recipe import AttentionRecipe, CalibrationRecipe, Recipe, WeightRecipe, load_recipe
+from nextscale.graph_passes.observe_scores import observe_scores
+from nextscale.graph_passes.recipe import (
+    ActivationRecipe,
+    AttentionRecipe,
+    CalibrationRecipe,
+    Recipe,
+    WeightRecipe,
+    load_recipe,
+)
+from nextscale.models.bit_operations import BitWidths, model_cost, score_cost
 from nextscale.models.infinity.layers import linear_shapes
 from nextscale.models.infinity.reference import generate
 from nextscale.models.t5.layers import wide_layers
@@ -163,6 +175,80 @@ def test_no_text_is_longer_than_what_the_model_learned_for_none(fp32: Path) -> N
             generator.generate(inputs={"text_features": longest, name: longer})
 
 
+# Shift-and-sum
+
+
+@pytest.fixture(scope="module")
+def expanded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Integer attention, also to the text, with shift-and-sum under a budget that a tiny model can keep."""
+    attention = AttentionRecipe("integer", weights="log2", shift_and_sum="residual", budget=0.2, cross="integer")
+    calibration = CalibrationRecipe(images=6)
+    recipe = Recipe("expanded", activations=ActivationRecipe(8, "image"), attention=attention, calibration=calibration)
+    out = tmp_path_factory.mktemp("expanded") / "bundle"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "AGREEMENT_IMAGES", 3)
+        options = BuildOptions(recipe, session=ONE_THREAD, count_overflow=True, encoder=False)
+        build_bundle(tiny_infinity_source(), out, options, no_progress)
+    return out
+
+
+def test_theta_and_places_are_those_of_the_size_of_most_stages(expanded: Path) -> None:
+    bundle = Bundle.open(expanded)
+    chosen = bundle.manifest.recipe["shift_and_sum"]
+    assert chosen["images"] == 2  # of the six, of three sizes
+    assert 0 < chosen["theta"] < 1
+    assert chosen["extra_share"] <= 0.2
+    assert len(chosen["rows"]) == SIZES[0].num_stages
+    assert chosen["rows"][0] >= 1  # one token of the picture, which has all attention
+    assert verify(bundle, ONE_THREAD).passed
+
+
+def test_a_debug_bundle_counts_what_finds_no_place(expanded: Path) -> None:
+    model = ir.load(expanded / "stage.onnx")
+    names = {str(value.name) for value in model.graph.outputs if str(value.name).startswith("overflow.")}
+    assert names == {f"overflow.blocks.{i}.{part}.mix" for i in (0, 1) for part in ("sa", "ca")}
+
+
+def test_scores_are_counted_of_one_size(fp32: Path) -> None:
+    """Of self-attention each row of weights sums to 1: so do the scores of all tokens of a head."""
+    family, bundle = InfinityFamily(tiny_infinity_source()), Bundle.open(fp32)
+    stage = FloatModel.stage_of(family, bundle)
+    observed = ObservedStage.open(bundle, observe_scores(stage, family.facts().attentions), ONE_THREAD)
+    subjects = family.calibration_subjects(6, seed=0).pick(np.array([1, 4]))
+    sampled = subjects.sampled(bundle.manifest)
+    found = collect_scores(observed, subjects, sampled)
+    assert (found.images, found.samples) == (2, 2 * 2 * 2 * 2)
+    assert len(found.histogram) == SIZES[2].num_stages
+    middles = (EDGES[1:] + EDGES[:-1]) / 2
+    np.testing.assert_allclose((found.histogram * middles).sum(1) / found.samples, 1, atol=21 * 0.5e-4)
+    assert found.attentive.shape[2] == 1 + max(21, *(len(text) for text in subjects.texts or ()))
+
+
+def test_a_cross_attention_costs_its_scores_and_products() -> None:
+    facts = InfinityFamily(tiny_infinity_source()).facts(0)
+    model = tiny_infinity_source().model_info()
+    tokens = np.array(SIZES[0].stage_tokens)
+    bits = BitWidths(4, 6)
+    further = score_cost(model, 10).operations - score_cost(model).operations
+    assert further == 16 * 10 * tokens.sum() * model.num_heads * model.depth
+    products = model_cost(model, facts, bits, 10).operations - model_cost(model, facts, bits).operations
+    assert products == 36 * 2 * 10 * tokens.sum() * model.embed_dim * model.depth
+    linear = sum(layer.shape[0] * layer.shape[1] * sum(layer.tokens) for layer in facts.layers)
+    head = next(layer for layer in facts.layers if layer.name == "head_nm.ada_lin.1")
+    linear += head.shape[0] * head.shape[1] * (len(tokens) - 1)  # at every stage, as the official code has it
+    attention = 2 * model.embed_dim * model.depth * (tokens * tokens.cumsum()).sum()
+    assert model_cost(model, facts, bits).operations == 24 * linear + 36 * attention
+
+
+def test_attention_to_a_text_is_no_word_for_var(tmp_path: Path) -> None:
+    recipe = Recipe("r", attention=AttentionRecipe("integer", cross="integer"))
+    with pytest.raises(
+        NextscaleError, match=r'recipe r: attention\.cross = "integer" is of attention to a text, which VAR'
+    ):
+        build_bundle(tiny_source(), tmp_path / "out", BuildOptions(recipe), no_progress)
+    assert not list(tmp_path.iterdir())
+
+
 # Calibration
 
 
@@ -188,10 +274,6 @@ def test_learned_weights_without_a_text_encoder_cannot_be_calibrated(tmp_path: P
 REFUSED = {
     "learned": (Recipe("r", weights=WeightRecipe(rounding="reconstructed")), 'weights.rounding = "reconstructed"'),
     "matched": (Recipe("r", calibration=CalibrationRecipe(matching="published")), 'calibration.matching = "published"'),
-    "expanded": (
-        Recipe("r", attention=AttentionRecipe("integer", shift_and_sum="residual")),
-        'attention.shift_and_sum = "residual"',
-    ),
 }
 
 

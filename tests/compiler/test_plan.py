@@ -344,6 +344,15 @@ def test_reconstructed_weights_of_another_recipe(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_rounding_from_before_a_word_was_known(source: VARSource) -> None:
+    """It is one of the word's default."""
+    known = RECONSTRUCTED.as_dict()
+    attention = {key: value for key, value in known["attention"].items() if key != "cross"}
+    rounding = replace(rounded_down(RECONSTRUCTED, source), recipe={**known, "attention": attention})
+    integer = IntegerModel.decide(RECONSTRUCTED, facts_of(source.var))
+    require_rounding(integer, BuildOptions(RECONSTRUCTED, rounding=rounding))
+
+
 def test_the_rounding_of_a_recipe_that_has_no_such_settings(source: VARSource, tmp_path: Path) -> None:
     """A file may say anything."""
     rounding = replace(rounded_down(RECONSTRUCTED, source), recipe={"name": "odd", "weights": {"bits": 4}, "layers": 3})

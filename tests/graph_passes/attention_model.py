@@ -149,10 +149,11 @@ def assert_like_oracle(
     shift_and_sum: ShiftAndSum | None = None,
     stage: int = STAGE,
     magnitude: float | None = None,
+    visible: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float64]:
     """The outputs are those of the oracle, given the graph's attention weights; returns the oracle's."""
     theta, places = (None, 0) if shift_and_sum is None else (shift_and_sum.theta, shift_and_sum.places[stage])
-    expected = oracle.mix(outcome.weights, operands.v, weights, bits, ROWS, theta, places, magnitude)
+    expected = oracle.mix(outcome.weights, operands.v, weights, bits, ROWS, theta, places, magnitude, visible)
     sure = np.ones(expected.shape[:3], bool)
     if weights.startswith("log2"):
         sure = exponents_are_sure(outcome.weights, weights)

@@ -137,6 +137,7 @@ REFUSED = {
     "nine bits": ("[activations]\nbits = 9", r"activations\.bits is 9; expected 2 to 8"),
     "packed bytes": ("[weights]\nbits = 5\npacked = true", r"weights\.packed stores 4 bits, but weights\.bits is 5"),
     "shift-and-sum of floats": ('[attention]\nshift_and_sum = "residual"', r'needs attention\.products = "integer"'),
+    "floats, but integers of a text": ('[attention]\ncross = "integer"', r'needs attention\.products = "integer", too'),
     "negative budget": ("[attention]\nbudget = -0.1", r"attention\.budget is -0\.1; expected 0 to 1"),
     "no budget": ("[attention]\nbudget = nan", r"attention\.budget is nan; expected 0 to 1"),
     "large alpha": ("[equalization]\nalpha = 1.5", r"equalization\.alpha is 1\.5; expected 0 to 1"),

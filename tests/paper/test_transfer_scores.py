@@ -10,7 +10,7 @@ from model_infos import VAR_D16, facts_of
 
 from nextscale.calib_data.attention_scores import COUNTED, THETA_STEPS, ScoreStatistics, count_scores
 from nextscale.calib_data.choose_theta import attentive_shares, choose_theta
-from nextscale.models.var.operations import BitWidths, keys
+from nextscale.models.bit_operations import BitWidths, keys
 from nextscale.paper._transfer_scores import demo_statistics, statistics_writer
 from nextscale.runtime.image_io import write_files
 

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from tiny_model import NUM_CLASSES, L, V, tiny_models
+from tiny_model import NUM_CLASSES, PATCH_NUMS, L, V, tiny_models
 
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.qparams import RangeRule, WeightQParams
@@ -31,6 +31,7 @@ from nextscale.simulation.rounding import LayerBits, Rounding, codes_of, nearest
 from nextscale.simulation.simulated_agreement import simulated_agreement
 from nextscale.simulation.simulated_attention import all_places
 from nextscale.simulation.simulated_var import SimulatedVAR
+from nextscale.simulation.var_images import VARImages
 
 N = 8
 RNG = np.random.default_rng(0)
@@ -43,8 +44,10 @@ FEW = ReconstructionSettings(iterations=3, batch_size=4)
 def learn(recipe: Recipe, settings: ReconstructionSettings = FEW, images: int = N, **options: Any) -> Rounding:
     var, vqvae = tiny_models()
     if recipe.attention.shift_and_sum != "off":
-        options["shift_and_sum"] = ShiftAndSum(recipe.attention.shift_and_sum, 0.1, all_places(var.config))
-    return reconstruct(var, vqvae.quantize, recipe, LABELS[:images], MAPS[:images], settings, **options)
+        places = all_places([pn * pn for pn in PATCH_NUMS])
+        options["shift_and_sum"] = ShiftAndSum(recipe.attention.shift_and_sum, 0.1, places)
+    seen = VARImages(var, vqvae.quantize, LABELS[:images], MAPS[:images])
+    return reconstruct(seen, recipe, settings, **options)
 
 
 def floats(layer: str, factors: dict[str, torch.Tensor] | None = None) -> np.ndarray:
@@ -70,7 +73,7 @@ def test_the_codes_give_the_reported_agreement(learned: Rounding) -> None:
     var, vqvae = tiny_models()
     codes = {layer: learned.codes(layer, floats(layer)) for layer in learned.layers}
     simulated = SimulatedVAR(var, load_recipe("brecq-w4a8"), codes=codes)
-    found = simulated_agreement(var, vqvae.quantize, simulated, LABELS[-8:], MAPS[-8:])
+    found = simulated_agreement(VARImages(var, vqvae.quantize, LABELS[-8:], MAPS[-8:]), simulated)
     assert found.kl == pytest.approx(learned.report["kl_reconstructed"], rel=1e-3)
 
 
@@ -246,7 +249,7 @@ def test_what_cannot_be_reconstructed_is_refused() -> None:
             learn(load_recipe(name))
     var, vqvae = tiny_models()
     with pytest.raises(NextscaleError, match="at least 2 images"):
-        reconstruct(var, vqvae.quantize, load_recipe("brecq-w4a6"), LABELS[:1], MAPS[:1], FEW)
+        reconstruct(VARImages(var, vqvae.quantize, LABELS[:1], MAPS[:1]), load_recipe("brecq-w4a6"), FEW)
 
 
 def test_a_layer_that_is_not_there(learned: Rounding) -> None:

@@ -29,10 +29,13 @@ from nextscale.models.var.vqvae import VQVAE
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._uniforms import uniforms
 from nextscale.simulation._fake_quantizers import PairInput, StaticInput
-from nextscale.simulation.simulated_agreement import guided_logits, simulated_agreement
+from nextscale.simulation.simulated_agreement import simulated_agreement
 from nextscale.simulation.simulated_generation import generate
-from nextscale.simulation.simulated_ranges import FULL_PRECISION, equalize, observe, teacher_forced_inputs
-from nextscale.simulation.simulated_var import SimulatedVAR, required_ranges
+from nextscale.simulation.simulated_model import required_ranges
+from nextscale.simulation.simulated_ranges import equalize, observe
+from nextscale.simulation.simulated_var import SimulatedVAR
+from nextscale.simulation.teacher_forced_images import FULL_PRECISION
+from nextscale.simulation.var_images import VARImages, guided_logits, teacher_forced_inputs
 
 N, CFG_SCALE = 3, 4.0
 RNG = np.random.default_rng(0)
@@ -68,9 +71,13 @@ RECIPES = {
 }
 
 
+def images_of(var: VAR, vqvae: VQVAE) -> VARImages:
+    return VARImages(var, vqvae.quantize, LABELS, MAPS, CFG_SCALE)
+
+
 def simulate(var: VAR, vqvae: VQVAE, recipe: Recipe, equalization: Equalization | None = None) -> SimulatedVAR:
     equalization = equalization or Equalization()
-    ranges = observe(var, vqvae.quantize, LABELS, MAPS, equalization=equalization)
+    ranges = observe(images_of(var, vqvae), equalization=equalization)
     shift_and_sum = None if recipe.attention.shift_and_sum == "off" else SHIFT_AND_SUM
     return SimulatedVAR(var, recipe, ranges=ranges, equalization=equalization, shift_and_sum=shift_and_sum)
 
@@ -139,7 +146,7 @@ def test_an_image_does_not_depend_on_its_batch(recipe: Recipe) -> None:
 def test_eight_bits_are_close_and_fewer_are_not() -> None:
     var, vqvae = tiny_models()
     found = [
-        simulated_agreement(var, vqvae.quantize, simulate(var, vqvae, quantized), LABELS, MAPS, batch_size=2)
+        simulated_agreement(images_of(var, vqvae), simulate(var, vqvae, quantized), batch_size=2)
         for quantized in (FULL_PRECISION, recipe(), recipe("image", 4), load_recipe("rtn-w4a4"))
     ]
     kl = [agreement.kl for agreement in found]
@@ -187,8 +194,8 @@ def test_every_layer_of_the_model_is_simulated() -> None:
 @pytest.mark.parametrize("rule", ["percentile", "mse"])
 def test_other_ranges_lie_within_min_max(rule: RangeRule) -> None:
     var, vqvae = tiny_models()
-    widest = observe(var, vqvae.quantize, LABELS, MAPS)
-    found = observe(var, vqvae.quantize, LABELS, MAPS, rule=rule, bits=4)
+    widest = observe(images_of(var, vqvae))
+    found = observe(images_of(var, vqvae), rule=rule, bits=4)
     integer = IntegerModel.decide(recipe("stage", products="integer", granularity="tensor"), facts_of(var))
     assert found.keys() == widest.keys() >= required_ranges(integer)
     narrower = 0
@@ -204,7 +211,7 @@ def test_other_ranges_lie_within_min_max(rule: RangeRule) -> None:
 
 def test_observed_ranges_are_those_of_the_inputs() -> None:
     var, vqvae = tiny_models()
-    found = observe(var, vqvae.quantize, LABELS, MAPS, batch_size=2)
+    found = observe(images_of(var, vqvae), batch_size=2)
     inputs = teacher_forced_inputs(vqvae.quantize, torch.from_numpy(MAPS))
     stages = inputs.split([pn * pn for pn in PATCH_NUMS[1:]], dim=1)
     np.testing.assert_array_equal(found["word_embed"].minimum, [0, *(stage.min() for stage in stages)])
@@ -213,7 +220,7 @@ def test_observed_ranges_are_those_of_the_inputs() -> None:
 
 def test_equalized_channels_have_equal_magnitudes() -> None:
     var, vqvae = tiny_models()
-    equalization = equalize(var, vqvae.quantize, LABELS, MAPS, alpha=1.0)
+    equalization = equalize(images_of(var, vqvae), alpha=1.0)
     simulated = SimulatedVAR(var, FULL_PRECISION, equalization=equalization)
     largest: dict[str, torch.Tensor] = {}
 
@@ -224,7 +231,7 @@ def test_equalized_channels_have_equal_magnitudes() -> None:
     logits(simulated, vqvae)
     for name in ("blocks.0.attn.q", "blocks.1.attn.proj", "blocks.1.ffn.fc1", "head"):
         torch.testing.assert_close(largest[name], largest[name][:1].expand(64), rtol=1e-4, atol=0)
-    assert equalize(var, vqvae.quantize, LABELS, MAPS, alpha=0).factors == {}
+    assert equalize(images_of(var, vqvae), alpha=0).factors == {}
 
 
 def test_what_is_missing_is_named() -> None:
@@ -247,7 +254,7 @@ def test_what_is_missing_is_named() -> None:
 def test_observed_parts_are_those_of_the_inputs() -> None:
     """Of every layer of a block: it sees both rows of an image."""
     var, vqvae = tiny_models()
-    found = observe(var, vqvae.quantize, LABELS, MAPS, batch_size=2)
+    found = observe(images_of(var, vqvae), batch_size=2)
     sizes = [pn * pn for pn in PATCH_NUMS]
     for name in linear_shapes(var.config):
         guided = name.startswith("blocks.") and "ada_lin" not in name
@@ -268,7 +275,7 @@ def test_a_pair_is_closer_under_guidance_than_a_range_for_both_rows() -> None:
     """By a quarter at least, in the divergence; with random weights the class makes much of each row."""
     var, vqvae = tiny_models()
     stage, pair = (
-        simulated_agreement(var, vqvae.quantize, simulate(var, vqvae, recipe(choice, 6)), LABELS, MAPS).kl
+        simulated_agreement(images_of(var, vqvae), simulate(var, vqvae, recipe(choice, 6))).kl
         for choice in ("stage", "pair")
     )
     assert pair < 0.75 * stage
@@ -296,7 +303,7 @@ def test_a_pair_passes_gradients_of_the_parts_that_it_does_not_clip() -> None:
 
 def test_a_range_alone_is_shared_by_all_stages() -> None:
     var, vqvae = tiny_models()
-    ranges = observe(var, vqvae.quantize, LABELS, MAPS)
+    ranges = observe(images_of(var, vqvae))
     merged = {
         name: Range(found.minimum.min(keepdims=True), found.maximum.max(keepdims=True))
         for name, found in ranges.items()

@@ -1,8 +1,9 @@
-"""Count the operations of a VAR transformer, and what shift-and-sum adds to them (the paper's App. D, Table B).
+"""Count the operations of a transformer, and what shift-and-sum adds to them (the paper's App. D, Table B).
 
 A product of an a-bit by a b-bit matrix costs a * b bit operations (BOPs) per multiply-add. The convention is the
 paper's: one row (no guidance), without the tokenizer's decoder, and adaLN's linear layers at every stage as the
-official code runs them (our graphs run them once per image); a shared one it runs once, too.
+official code runs them (our graphs run them once per image); a shared one it runs once, too. Attention to a text counts
+where it is integer, with as many tokens of text as are told; products of floats have no bits.
 
 Checked against Table B, VAR-d16 at 4/6 bits: 24 * (136.9 G blocks + 2.85 G head + 1.03 G adaLN + 0.02 G word_embed)
 + 36 * 9.39 G attention = 3.717 T, the paper's 3.72 T; Eq. 11 is 1.173 G, the paper's 1.17 G. What does not agree:
@@ -21,13 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextscale.graph_passes.layer_facts import ADA_LN, BLOCKS, HEAD, WORD_EMBED, StageFacts
-from nextscale.models.var.layers import SHARED_ADA_LIN
 from nextscale.runtime._manifest import ModelInfo
 
 Counts = NDArray[np.int64]
 Means = NDArray[np.float64]
 ATTENTION = "attention"
 SCORE_BITS = 16  # scores, shifts and copies are made in 16 bits (App. D)
+SHARED_ADA_LIN = "shared_ada_lin.1"  # in every family that has one
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Cost:
 
 def queries(model: ModelInfo) -> Counts:
     """T' of each stage, the tokens it makes: int64 [S]."""
-    return np.array(model.patch_nums, np.int64) ** 2
+    return np.array([height * width for height, width in model.stage_sizes], np.int64)
 
 
 def keys(model: ModelInfo) -> Counts:
@@ -62,16 +63,18 @@ def keys(model: ModelInfo) -> Counts:
     return np.cumsum(queries(model))
 
 
-def multiply_adds(model: ModelInfo, facts: StageFacts) -> dict[str, Counts]:
+def multiply_adds(model: ModelInfo, facts: StageFacts, text_tokens: int = 0) -> dict[str, Counts]:
     """Multiply-adds of each part at each stage, int64 [S].
 
     Args:
-        model: the model.
-        facts: of its linear layers (`models.var.layers`).
+        model: the model, at one size.
+        facts: of its linear layers at that size (`models.var.layers`, `models.infinity.layers`).
+        text_tokens: that integer attention to a text sees; 0 where there is none.
     """
     tokens = queries(model)
-    counts = {part: np.zeros_like(tokens) for part in (BLOCKS, ATTENTION, HEAD, ADA_LN, WORD_EMBED)}
-    counts[ATTENTION] += 2 * model.embed_dim * model.depth * tokens * keys(model)
+    parts = (BLOCKS, ATTENTION, HEAD, ADA_LN, WORD_EMBED, *(layer.part for layer in facts.layers))
+    counts = {part: np.zeros_like(tokens) for part in parts}
+    counts[ATTENTION] += 2 * model.embed_dim * model.depth * tokens * (keys(model) + text_tokens)
     for layer in facts.layers:
         at_every_stage = layer.part == ADA_LN and layer.name != SHARED_ADA_LIN
         seen = np.ones_like(tokens) if at_every_stage else np.array(layer.tokens)
@@ -79,25 +82,25 @@ def multiply_adds(model: ModelInfo, facts: StageFacts) -> dict[str, Counts]:
     return counts
 
 
-def bit_operations(model: ModelInfo, facts: StageFacts, bits: BitWidths) -> dict[str, Counts]:
+def bit_operations(model: ModelInfo, facts: StageFacts, bits: BitWidths, text_tokens: int = 0) -> dict[str, Counts]:
     """BOPs of each part at each stage, int64 [S]: attention multiplies two activations, the others a weight and one."""
     linear, attention = bits.weights * bits.activations, bits.activations**2
-    found = multiply_adds(model, facts)
+    found = multiply_adds(model, facts, text_tokens)
     return {part: count * (attention if part == ATTENTION else linear) for part, count in found.items()}
 
 
-def model_cost(model: ModelInfo, facts: StageFacts, bits: BitWidths) -> Cost:
+def model_cost(model: ModelInfo, facts: StageFacts, bits: BitWidths, text_tokens: int = 0) -> Cost:
     """The baseline of Table B: all operations; the weights that multiply, and K and V of all tokens."""
     weights = sum(layer.shape[0] * layer.shape[1] for layer in facts.layers)
     cache = 2 * model.embed_dim * model.depth * model.num_tokens
-    operations = sum(int(count.sum()) for count in bit_operations(model, facts, bits).values())
+    operations = sum(int(count.sum()) for count in bit_operations(model, facts, bits, text_tokens).values())
     return Cost(bits.weights * weights + bits.activations * cache, operations)
 
 
-def score_cost(model: ModelInfo) -> Cost:
+def score_cost(model: ModelInfo, text_tokens: int = 0) -> Cost:
     """Eq. 11, the mean attention to each token: 16 T bits and 16 T' T BOPs a head and stage."""
     heads = model.num_heads * model.depth
-    t = keys(model)
+    t = keys(model) + text_tokens
     return Cost(SCORE_BITS * heads * int(t.sum()), SCORE_BITS * heads * int((queries(model) * t).sum()))
 
 

@@ -10,9 +10,7 @@ from model_infos import VAR_D16, facts_of
 from tiny_model import no_progress, tiny_options, tiny_source
 
 from nextscale.compiler.build import build_bundle
-from nextscale.models.transformer_parts import KVCache
-from nextscale.models.var import layers
-from nextscale.models.var.operations import (
+from nextscale.models.bit_operations import (
     BitWidths,
     Cost,
     aggregate_cost,
@@ -24,6 +22,8 @@ from nextscale.models.var.operations import (
     queries,
     score_cost,
 )
+from nextscale.models.transformer_parts import KVCache
+from nextscale.models.var import layers
 
 W4A6 = BitWidths(4, 6)
 D16 = facts_of(VAR_D16)
