@@ -38,7 +38,7 @@ PLACES = {
     "in the lower left corner": (-1, 1),
     "in the lower right corner": (1, 1),
 }
-TEXT_LENGTH = 96  # token ids of a caption in training: its bytes, its end, then padding
+TEXT_LENGTH = 96  # the most token ids of a caption: its bytes and its end
 LONGEST_IN_PAIR = 22  # bytes of a name that can stand beside another
 RARE = 12  # a tag that so many concepts share, or fewer, can stand for one
 

@@ -1,6 +1,6 @@
 """The emoji model's shapes, and a very small one with which to try the programs.
 
-At fp16 the three parts take 39.4 MB together, of the 40 MB that a demo may have: the transformer has what the other two
+At fp16 the three parts take 39.5 MB together, of the 40 MB that a demo may have: the transformer has what the other two
 leave. A first attempt on one GPU (22 minutes) decided the sizes. Its tokenizer (5.2 M parameters) reached 29.8 dB, more
 than the transformer could use, so that here the two coarse levels are narrower; its text encoder, as large as this one,
 named a caption's parts without error; its transformer (17.8 M) was still learning when it stopped, and is larger than
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from nextscale.demo.emoji.captions import TEXT_LENGTH
 from nextscale.models.infinity.bsq_vae import BSQVAEConfig
 from nextscale.models.infinity.presets import Preset
 from nextscale.models.infinity.schedules import Size, first_stages
@@ -44,7 +45,7 @@ EMOJI = EmojiConfig(
             hidden_dim=1152,
             token_bits=24,
             text_channels=256,
-            max_text=128,
+            max_text=TEXT_LENGTH,
             pool_heads=4,
             num_levels=7,
         ),
@@ -62,7 +63,7 @@ TINY = EmojiConfig(
             hidden_dim=64,
             token_bits=4,
             text_channels=32,
-            max_text=128,
+            max_text=TEXT_LENGTH,
             pool_heads=2,
             num_levels=7,
         ),

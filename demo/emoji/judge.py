@@ -34,7 +34,7 @@ class JudgeConfig:
     ch: int = 64
     ch_mult: tuple[int, ...] = (1, 2, 3, 4)
     num_res_blocks: int = 2
-    features: int = 512
+    features: int = 256
 
 
 TINY_JUDGE = JudgeConfig(ch=32, ch_mult=(1, 1), num_res_blocks=1, features=32)

@@ -46,7 +46,7 @@ class RunOptions:
         batch: pictures a step and GPU.
         lr: its peak.
         validate_every: steps between two validations, which also save.
-        minutes: after which this call ends, saved, wherever it is.
+        minutes: after which this call ends, compiling included, saved, wherever it is.
         init: a folder with the weights to go on from where `out` has no checkpoint.
         loaders: processes that draw scenes; 0: the program itself does.
     """
@@ -173,7 +173,7 @@ def train(
         num_workers=options.loaders,
         pin_memory=device.type == "cuda",
     )
-    noise, sums = torch.Generator(device), Sums()
+    noise, sums, logged = torch.Generator(device), Sums(), started
     for since, batch in enumerate(loader):
         if since % 10 == 0 and workers.agree(time.monotonic() - started) > 60 * options.minutes:
             break
@@ -192,8 +192,10 @@ def train(
         sums.add({"loss": loss, "grad_norm": norm} | dict(figures))
         step += 1
         if workers.first and step % LOG_EVERY == 0:
-            seconds = time.monotonic() - started
-            lines.write(step=step, seconds=seconds, lr=options.lr * factor, **sums.means())
+            means, now = sums.means(), time.monotonic()  # the means wait for the GPU
+            rate = LOG_EVERY * options.batch * workers.count / (now - logged)
+            lines.write(step=step, seconds=now - started, pictures_per_s=rate, lr=options.lr * factor, **means)
+            logged = now
         if workers.first and step % options.validate_every == 0:
             save()
     if workers.first and step != saved:
