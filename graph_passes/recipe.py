@@ -53,7 +53,7 @@ class ActivationRecipe:
 
 @dataclass(frozen=True)
 class AttentionRecipe:
-    """The two products of attention, at the activations' bits, those to a text by a word of their own, and the caches."""
+    """The two products of attention, those to a text by a word of their own, and the keys and values carried on."""
 
     products: Literal["float", "integer"] = "float"
     granularity: Literal["tensor", "image"] = "image"
