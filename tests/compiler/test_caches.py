@@ -28,13 +28,14 @@ from nextscale.runtime._verify import verify
 # Between the caches of the two smaller sizes and that of the largest: 2 x 2 x depth 2 x width 32 x 4 bytes a token.
 SOME = 30_000
 TOKENS = [size.num_tokens for size in SIZES]
+ALONE = {"encoder": False, "text_encoder": False}
 
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same model, calibrated and compared alike, with both kinds of caches."""
     folder = tmp_path_factory.mktemp("caches")
-    options = tiny_options("default")
+    options = tiny_options("default", **ALONE)
     for cache in ("float", "integer"):
         recipe = replace(options.recipe, attention=AttentionRecipe(cache=cache))  # type: ignore[arg-type]
         with pytest.MonkeyPatch.context() as patch:
@@ -116,7 +117,7 @@ def test_sizes_with_large_caches_are_not_run_in_full_precision(
     assert 0 < len(small) < len(SIZES)
     for subjects in (family.calibration_subjects(9, 0), family.agreement_subjects(9), family.saturation_subject()):
         assert set(subjects.sizes.tolist()) <= small
-    build_bundle(tiny_infinity_source(), tmp_path / "out", tiny_options("default"), no_progress)
+    build_bundle(tiny_infinity_source(), tmp_path / "out", tiny_options("default", **ALONE), no_progress)
     bundle = Bundle.open(tmp_path / "out")
     assert bundle.manifest.recipe["attention"]["cache"] == "integer"
     largest = Subjects(np.full(4, TOKENS.index(max(TOKENS))), texts=family.agreement_subjects(4).texts)
