@@ -11,7 +11,6 @@ import onnx_ir as ir
 import torch
 
 from nextscale.compiler._autoencoder import encoder_graphs
-from nextscale.compiler._calibration import default_cfg_scale
 from nextscale.compiler._families import family_of
 from nextscale.compiler._finite import require_finite_logits, require_finite_picture
 from nextscale.compiler._float_model import FloatModel
@@ -136,7 +135,7 @@ def _build_integer(
             subjects=family.agreement_subjects(AGREEMENT_IMAGES),
             on_images=lambda done: progress("comparing with full precision", done, AGREEMENT_IMAGES),
         )["integer"]
-    cfg_scale = default_cfg_scale(full_precision.bundle)
+    cfg_scale = full_precision.bundle.manifest.default_cfg_scale
     agreement = {"images": found.images, "kl": found.kl, "top1": found.top1, "cfg_scale": cfg_scale}
     of_saturation = as_report(saturation)
     if saturation_warning(recipe | {"saturation": of_saturation}) is not None:
