@@ -12,5 +12,6 @@ __all__ = [
     "plot_theta",
     "sample",
     "subjects",
+    "text_subjects",
     "token_maps",
 ]

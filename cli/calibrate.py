@@ -68,6 +68,7 @@ def calibrate(
 
     require_absent(out)
     generator = Generator(bundle, SessionOptions(threads=threads))
+    generator.bundle.require_classes("`nextscale build --prompts` samples what it calibrates with by itself")
     settings = SamplingSettings(images, seed, cfg_scale, top_k, top_p, batch, matching)
     work = out.with_name(f"{out.name}.partial")
     log_probability = None

@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -11,8 +11,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from nextscale.cli.options import BUNDLE, cfg_scale, operators, threads
+from nextscale.calib_data.text_subjects import takes_text, text_subjects
+from nextscale.cli import options
 from nextscale.cli.results import results_console
+from nextscale.cli.subjects import prompts_file, read_prompts
 from nextscale.evaluate.teacher_forced import KL_IN_WORDS, Agreement, as_json, teacher_forced
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
@@ -29,23 +31,28 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("reference", type=BUNDLE)
-@click.argument("bundles", type=BUNDLE, nargs=-1, required=True)
+@click.argument("reference", type=options.BUNDLE)
+@click.argument("bundles", type=options.BUNDLE, nargs=-1, required=True)
 @click.option("--images", type=click.IntRange(1), default=256, show_default=True)
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=1, show_default=True)
-@cfg_scale
+@options.bundle_cfg_scale
+@prompts_file()
+@options.size
 @click.option("--batch", type=click.IntRange(1), default=4, show_default=True, help="Images at a time.")
 @click.option("--attention-error", "attention_images", type=click.IntRange(1), metavar="N",
               help="Also measure the error of attention's product with the values, on N of the images.")  # fmt: skip
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the figures to this file.")
-@threads
-@operators
+@options.threads
+@options.operators
 def evaluate(
     reference: Path,
     bundles: tuple[Path, ...],
     images: int,
     seed: int,
-    cfg_scale: float,
+    cfg_scale: float | None,
+    prompts: Path | None,
+    area: str | None,
+    ratio: str | None,
     batch: int,
     attention_images: int | None,
     json_path: Path | None,
@@ -59,28 +66,46 @@ def evaluate(
     in nats per token, and the share of tokens whose likeliest entry is the same. KL 0 is full precision; pictures at
     0.006 could not be told from those of another seed, and at 1.8 they were much worse (demo model, by FID-E).
 
+    Bundles of text are compared on prompts, --prompts or those that builds calibrate with, at one size, their first
+    unless --area or --ratio says another. REFERENCE's text encoder makes the features for all; where it has none they
+    are made up. KL is then in nats per bit, and the share is of bits.
+
     --attention-error adds how far the integer product of attention is from the float one, and which share of that error
-    comes from the values (needs the export extra).
+    comes from the values (needs the export extra; of bundles of classes).
     """
     if attention_images is not None:
         # It edits graphs, for which an install for running alone lacks onnx: better known before a long comparison.
         from nextscale.evaluate import attention_error
-    options = SessionOptions(threads=threads, ops=ops, ops_library=ops_library)
+    session = SessionOptions(threads=threads, ops=ops, ops_library=ops_library, keep_text_encoder=False)
     candidates = {}
     for bundle in map(Bundle.open, bundles):
-        for choice in each_variant(bundle, options):
+        for choice in each_variant(bundle, session):
             suffix = " (fused)" if choice.ops == FUSED else ""
             candidates[f"{bundle.path}{suffix}"] = Generator(bundle, choice)
-    reference_generator = Generator(reference, options)
+    reference_generator = Generator(reference, session)
     recipe = reference_generator.bundle.manifest.recipe["name"]
     if recipe != "fp32":
         raise NextscaleError(
             f"{reference}: recipe {recipe}, but bundles are compared with full precision: give one built with "
             "--precision fp32 first"
         )
+    manifest = reference_generator.bundle.manifest
+    of_text = takes_text(manifest)
+    if prompts is not None and not of_text:
+        raise click.UsageError("--prompts: these bundles make pictures of classes")
+    if attention_images is not None:
+        reference_generator.bundle.require_classes("leave out --attention-error")
+    size = options.chosen_size(manifest, area, ratio)
+    cfg_scale = manifest.default_cfg_scale if cfg_scale is None else cfg_scale
+    texts = None if prompts is None else read_prompts(prompts)
     if json_path is not None:
         generators = [reference_generator, *candidates.values()]
-        require_writable([json_path], [path for generator in generators for path in generator.bundle.paths()])
+        read = [path for generator in generators for path in generator.bundle.paths()]
+        require_writable([json_path], [*read, *([] if prompts is None else [prompts])])
+    subjects, of_images = None, None
+    if of_text:
+        index = manifest.models.index(size.model)
+        subjects, of_images = text_subjects(reference_generator, texts, images, seed, index)
     with Progress(console=Console(stderr=True, quiet=not sys.stderr.isatty())) as progress:
         task = progress.add_task("comparing", total=images)
         agreements = teacher_forced(
@@ -90,6 +115,7 @@ def evaluate(
             seed=seed,
             cfg_scale=cfg_scale,
             batch_size=batch,
+            subjects=subjects,
             on_images=lambda done: progress.update(task, completed=done),
         )
         errors: dict[str, AttentionError] = {}
@@ -99,7 +125,7 @@ def evaluate(
             found = attention_error.attention_errors(
                 reference_generator.bundle,
                 opened,
-                options,
+                session,
                 images=attention_images,
                 seed=seed,
                 cfg_scale=cfg_scale,
@@ -107,12 +133,17 @@ def evaluate(
             )
             errors = dict(zip(candidates, found, strict=True))
     console = results_console(json_path)
-    console.print(_table(agreements))
-    console.print(KL_IN_WORDS, soft_wrap=True)
+    *_, bits = manifest.forced_tokens.row_shape
+    console.print(_table(agreements, bits if of_text else None))
+    if not of_text:
+        console.print(KL_IN_WORDS, soft_wrap=True)
     if errors:
         console.print(_attention_table(errors))
     if json_path is not None:
-        settings = {"reference": str(reference), "seed": seed, "cfg_scale": cfg_scale}
+        settings: dict[str, Any] = {"reference": str(reference), "seed": seed, "cfg_scale": cfg_scale}
+        if of_text:
+            told = None if of_images is None else list(dict.fromkeys(of_images))
+            settings |= {**size.settings, "prompts": told, "token_bits": bits}
         figures = as_json(agreements)
         attention = {name: {"attention_error": attention_error.as_json(error)} for name, error in errors.items()}
         document = {**settings, "bundles": {name: {**figures[name], **attention.get(name, {})} for name in figures}}
@@ -120,12 +151,16 @@ def evaluate(
         write_files({json_path: lambda file: file.write(text.encode())})
 
 
-def _table(agreements: dict[str, Agreement]) -> Table:
-    table = Table("bundle", "KL, nats per token", "top-1 agreement", "KL by stage")
+def _table(agreements: dict[str, Agreement], bits: int | None) -> Table:
+    """KL a token, or a bit where tokens are `bits` of them."""
+    what, share = ("token", "top-1 agreement") if bits is None else ("bit", "bits equal")
+    table = Table("bundle", f"KL, nats per {what}", share, "KL by stage")
+    digits = 3 if bits is None else 5
     for name, agreement in agreements.items():
-        stages = " ".join(f"{kl:.3f}" for kl in agreement.stage_kl)
-        spread = f" ± {agreement.kl_stderr:.4f}" if agreement.images > 1 else ""
-        table.add_row(printable(name), f"{agreement.kl:.4f}{spread}", f"{agreement.top1:.1%}", stages)
+        kl, stderr, *by_stage = np.array([agreement.kl, agreement.kl_stderr, *agreement.stage_kl]) / (bits or 1)
+        stages = " ".join(f"{stage:.{digits}f}" for stage in by_stage)
+        spread = f" ± {stderr:.{digits + 1}f}" if agreement.images > 1 else ""
+        table.add_row(printable(name), f"{kl:.{digits + 1}f}{spread}", f"{agreement.top1:.{digits - 2}%}", stages)
     return table
 
 

@@ -85,6 +85,8 @@ def metrics(
         raise click.UsageError("--seed: the same seed twice")
     opened = [Bundle.open(path) for path in bundles]
     original = Bundle.open(full_precision) if full_precision else None
+    for bundle in (*opened, *([original] if original else [])):
+        bundle.require_classes("compare it by `nextscale evaluate` and `nextscale report`")
     for bundle in opened:
         resolve_top_k(top_k, bundle.model)
     real = _reference(reference)

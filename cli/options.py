@@ -58,6 +58,7 @@ def operators(command: Callable[..., object]) -> Callable[..., object]:
 cfg_scale = click.option(
     "--cfg-scale", type=float, default=DEFAULT_CFG_SCALE, show_default=True, help="Guidance; 0: none."
 )
+bundle_cfg_scale = click.option("--cfg-scale", type=float, help="Guidance; 0: none.  [default: the bundle's]")
 top_k = click.option(
     "--top-k",
     type=int,

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from nextscale.cli import options
 from nextscale.cli.results import print_path
+from nextscale.cli.subjects import prompts_file, read_prompts
 from nextscale.report._rows import by_model, read_inputs
 from nextscale.report._sheets import Sheet, SheetSettings, make_sheets, sheet_images
 from nextscale.report.report import report_page
@@ -29,7 +30,9 @@ from nextscale.runtime.image_io import require_writable, write_files
 @click.option(
     "--class", "classes", multiple=True, metavar="ID|NAME", help="Repeat for several.  [default: all classes]"
 )
-@options.cfg_scale
+@prompts_file()
+@options.size
+@options.bundle_cfg_scale
 @click.option("--batch", type=click.IntRange(1), default=4, show_default=True, metavar="N", help="Images at a time.")
 @options.threads
 def report(
@@ -39,15 +42,18 @@ def report(
     images: int,
     seed: int,
     classes: tuple[str, ...],
-    cfg_scale: float,
+    prompts: Path | None,
+    area: str | None,
+    ratio: str | None,
+    cfg_scale: float | None,
     batch: int,
     threads: int,
 ) -> None:
     """Put bundles and results into one HTML page that needs no other file.
 
     Give any number of bundles, of files that evaluate, metrics, bench and theta wrote with --json, and of folders that
-    calibrate made. Figures are matched to bundles by the ends of their paths. Every bundle draws the same classes and
-    seeds; if one is in full precision, the others also draw from its tokens of the first two stages.
+    calibrate made. Figures are matched to bundles by the ends of their paths. Every bundle draws the same classes, or
+    prompts, and seeds; if one is in full precision, the others also draw from its tokens of the first two stages.
 
     \b
     nextscale evaluate demo-fp32 demo-int8 --json evaluate.json
@@ -60,8 +66,19 @@ def report(
         raise NextscaleError('a report needs matplotlib, which is not installed: pip install "nextscale[eval]"')
     inputs = read_inputs(paths)
     read = [path for bundle in inputs.bundles for path in bundle.paths()]
+    read += [] if prompts is None else [prompts]
     require_writable([out], [*read, *(path for path in paths if not (path / MANIFEST_NAME).exists())])
-    settings = SheetSettings(images, seed, classes, cfg_scale, batch, SessionOptions(threads=threads))
+    settings = SheetSettings(
+        images,
+        seed,
+        classes,
+        None if prompts is None else tuple(read_prompts(prompts)),
+        area,
+        ratio,
+        cfg_scale,
+        batch,
+        SessionOptions(threads=threads, keep_text_encoder=False),
+    )
     page = report_page(inputs, _sheets(inputs.bundles, settings), title)
     write_files({out: lambda file: file.write(page.encode(errors="replace"))})
     print_path(out)
@@ -71,7 +88,7 @@ def _sheets(bundles: tuple[Bundle, ...], settings: SheetSettings) -> list[Sheet]
     """The pictures of every model, with progress on a terminal."""
     groups = by_model(bundles) if settings.images else []
     for group, _ in groups:
-        settings.labels(group[0])  # refuses an unknown class before anything is drawn
+        settings.require(group[0])
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True, quiet=not sys.stderr.isatty())) as progress:
         total = sum(sheet_images(group, original, settings) for group, original in groups)

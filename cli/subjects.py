@@ -14,6 +14,14 @@ from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._regular_file import read_regular
 
+
+def prompts_file(name: str = "prompts") -> Callable[[Callable[..., object]], Callable[..., object]]:
+    """The option --prompts, which the command gets by that name."""
+    return click.option(
+        "--prompts", name, type=click.Path(path_type=Path), metavar="FILE", help="Prompts, one a line, in UTF-8."
+    )
+
+
 _PROMPTS_LIMIT = 32 * 2**20  # bytes
 _OPTIONS = (
     click.option(
@@ -24,9 +32,7 @@ _OPTIONS = (
         help='Repeat for several classes; "null" is the null class.',
     ),
     click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="In place of a class; may be repeated."),
-    click.option(
-        "--prompts", "file", type=click.Path(path_type=Path), metavar="FILE", help="Prompts, one a line, in UTF-8."
-    ),
+    prompts_file("file"),
     click.option("--negative", metavar="TEXT", help="What to guide away from.  [default: what the model learned]"),
 )
 

@@ -104,6 +104,7 @@ def theta(
     if plot_path is not None and importlib.util.find_spec("matplotlib") is None:
         raise NextscaleError('--plot needs matplotlib, which is not installed: pip install "nextscale[eval]"')
     bundle = Bundle.open(bundle_dir)
+    bundle.require_classes("theta is chosen for VAR alone")
     require_writable([path for path in (json_path, plot_path) if path is not None], bundle.paths())
     recipe = bundle.manifest.recipe["name"]
     if recipe != "fp32":

@@ -13,7 +13,6 @@ from nextscale.calib_data.subjects import Subjects, TokenRows
 from nextscale.compiler._float_model import FloatModel
 from nextscale.compiler.options import BuildOptions, Progress
 from nextscale.graph_passes.observe_inputs import Observer, observe_inputs
-from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._next_scale_loop import Generator
 
 
@@ -38,7 +37,7 @@ def choose_images(model: FloatModel, options: BuildOptions, progress: Progress) 
     report: dict[str, Any] = {
         "images": calibration.images,
         "seed": options.seed,
-        "cfg_scale": default_cfg_scale(model.bundle),
+        "cfg_scale": model.bundle.manifest.default_cfg_scale,
     }
     if token_maps is None and calibration.matching != "none":
         settings = SamplingSettings(
@@ -51,11 +50,6 @@ def choose_images(model: FloatModel, options: BuildOptions, progress: Progress) 
         return CalibrationImages(Subjects.of_classes(token_maps.class_labels), token_maps.token_maps, report)
     subjects = model.family.calibration_subjects(calibration.images, options.seed)
     return CalibrationImages(subjects, subjects.sampled(model.bundle.manifest), report)
-
-
-def default_cfg_scale(bundle: Bundle) -> float:
-    """Guidance of a request that does not say it."""
-    return next(item.default[0] for item in bundle.manifest.request if item.name == "cfg_scale")
 
 
 def observe(

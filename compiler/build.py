@@ -12,7 +12,6 @@ import torch
 
 from nextscale.compiler._autoencoder import encoder_graphs
 from nextscale.compiler._caches import with_decided_cache
-from nextscale.compiler._calibration import default_cfg_scale
 from nextscale.compiler._families import family_of
 from nextscale.compiler._finite import require_finite_logits, require_finite_picture
 from nextscale.compiler._float_model import FloatModel
@@ -132,7 +131,7 @@ def _build_integer(
         progress("emulating CPUs without VNNI")
         saturation = measure_saturation(Bundle.open(folder), stock, session, family.saturation_subject())
         found = _agreement(family, full_precision.bundle, options.session, Generator(folder, session), progress)
-    cfg_scale = default_cfg_scale(full_precision.bundle)
+    cfg_scale = full_precision.bundle.manifest.default_cfg_scale
     agrees = {"images": found.images, "kl": found.kl, "top1": found.top1, "cfg_scale": cfg_scale}
     of_saturation = as_report(saturation)
     if saturation_warning(recipe | {"saturation": of_saturation}) is not None:

@@ -43,6 +43,7 @@ def given_bundle(text: str) -> EditingBundle | None:
     if not (path / MANIFEST_NAME).exists():
         return None
     bundle = Bundle.open(path)
+    bundle.require_classes("Table 3 is of VAR")
     return EditingBundle(bundle.manifest.recipe["name"], bundle)
 
 

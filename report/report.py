@@ -109,7 +109,7 @@ def _facts(inputs: Inputs, sheets: Sequence[Sheet]) -> dict[str, list[str]]:
     if sheets:
         machines.setdefault(_machine(describe_machine()), []).append("pictures")
         installed.append(versions())
-        settings = f"seed {sheets[0].settings.seed}, cfg_scale {sheets[0].settings.cfg_scale:g}"
+        settings = f"seed {sheets[0].settings.seed}, cfg_scale {sheets[0].cfg_scale:g}"
         found["Pictures"] = [f"{sheets[0].settings.images} of each bundle, {settings}"]
     for measured in inputs.of(MetricsResult):
         cpu = json_line(measured.settings.get("cpu", "unknown"))
@@ -132,11 +132,17 @@ def _facts(inputs: Inputs, sheets: Sequence[Sheet]) -> dict[str, list[str]]:
 
 def _model(model: ModelInfo) -> str:
     height, width = model.image_size
+    subjects = f"{model.num_classes} classes" if model.num_classes else "texts"
+    codes = "tokens of bits" if _is_of_bits(model) else f"{model.vocab_size} codes"
     return (
         f"{model.depth} blocks of width {model.embed_dim}, {height} x {width} pixels of "
-        f"{model.num_classes} classes, {model.num_stages} stages of {model.stages_in_words} "
-        f"({model.num_tokens} tokens), {model.vocab_size} codes"
+        f"{subjects}, {model.num_stages} stages of {model.stages_in_words} "
+        f"({model.num_tokens} tokens), {codes}"
     )
+
+
+def _is_of_bits(model: ModelInfo) -> bool:
+    return model.vocab_size == 2
 
 
 def _machine(machine: Machine) -> str:
@@ -189,7 +195,10 @@ def _legend(inputs: Inputs, rows: Sequence[Row], names: tuple[str, str]) -> Iter
             "KL: how far the probabilities of the tokens are from full precision's, on the same token maps, ± its "
             "standard error; top-1: share of the tokens whose likeliest entry is full precision's."
         )
-        yield KL_IN_WORDS
+        if any(row.bundle and _is_of_bits(row.bundle.model) for row in rows):
+            yield "Where tokens are bits, KL is that of all bits of a token, and top-1 the share of equal bits."
+        if not all(row.bundle and _is_of_bits(row.bundle.model) for row in rows):
+            yield KL_IN_WORDS
     if any(row.kl and not row.kl.evaluated for row in rows):
         yield "Figures marked “at build” are of the few images that the build compares."
     if timed := next(iter(inputs.of(BenchResult)), None):
@@ -316,11 +325,11 @@ def _sheet(sheet: Sheet, rows: Sequence[Row]) -> Iterator[Html]:
     else:
         yield heading(2, "Pictures")
         yield paragraph(
-            "Each column is one class and seed. A token that changes changes all after it, so even a faithful bundle "
-            "may draw another picture of the same quality."
+            f"Each column is one {'class' if sheet.subjects.texts is None else 'prompt'} and seed. A token that "
+            "changes changes all after it, so even a faithful bundle may draw another picture of the same quality."
         )
     strips = [sheet.strips(row) for row in sheet.rows]
-    for number, names in enumerate(sheet.class_names()):
+    for number, names in enumerate(sheet.captions()):
         content = []
         for row, encoded in zip(sheet.rows, strips, strict=True):
             shown = labels[id(row.bundle)]

@@ -119,6 +119,11 @@ class Bundle:
         if "encoder" not in self.manifest.graphs:
             raise BundleError(f"{self.path}: the bundle has no encoder; build it again, without --no-encoder")
 
+    def require_classes(self, instead: str) -> None:
+        """Raise BundleError unless the bundle makes pictures of classes; tells what else to do."""
+        if self.manifest.input_of_kind("label") is None:
+            raise BundleError(f"{self.path}: makes pictures of text, expected a bundle of classes: {instead}")
+
     def graph_path(self, role: str, variant: str = STOCK) -> Path:
         """The ONNX file of a graph's variant, "stock" or, where the graph has it, "fused"; see `graph`."""
         graph = self.graph(role)

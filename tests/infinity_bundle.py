@@ -19,6 +19,7 @@ from nextscale.models.infinity.bsq_vae import BSQVAE, BSQVAEConfig
 from nextscale.models.infinity.random_vae import random_bsq_vae
 from nextscale.models.infinity.schedules import first_stages
 from nextscale.models.infinity.sources import InfinitySource
+from nextscale.models.infinity.transformer import Infinity
 from nextscale.models.t5.encoder import T5Config
 from nextscale.models.t5.random_weights import random_t5
 from nextscale.models.t5.text_source import TextSource
@@ -26,6 +27,7 @@ from nextscale.runtime import Generator, ModelInfo
 from nextscale.runtime._infinity_request import infinity_request
 from nextscale.runtime._manifest import TokenizerInfo
 from nextscale.runtime._sizes import SizeInfo
+from nextscale.runtime._texts import probe_features
 from tests.tiny_infinity import CONFIG, tiny_infinity
 
 # 64 x 48, 32 x 32 and 64 x 64 pixels.
@@ -40,16 +42,23 @@ def tiny_vae() -> BSQVAE:
     return random_bsq_vae(VAE)
 
 
-def write_infinity_bundle(folder: Path) -> Path:
-    """Write it; its verify tokens are what it generates."""
-    infinity, sizes = tiny_infinity(), tuple(SizeInfo(**asdict(size)) for size in SIZES)
-    request = infinity_request(CONFIG.token_bits, CONFIG.text_channels, CONFIG.max_text, patchify=CONFIG.patchify)
+def write_infinity_bundle(folder: Path, infinity: Infinity | None = None, *, text_encoder: bool = True) -> Path:
+    """Write it; its verify tokens are what it generates.
+
+    Args:
+        folder: must not exist.
+        infinity: the model; None: the tiny one.
+        text_encoder: without it there is no tokenizer either, and verify has features of a formula.
+    """
+    infinity = infinity or tiny_infinity()
+    sizes, max_text = tuple(SizeInfo(**asdict(size)) for size in SIZES), infinity.config.max_text
+    request = infinity_request(CONFIG.token_bits, CONFIG.text_channels, max_text, patchify=CONFIG.patchify)
     stage, decoder = tile_attention(build_stage_graph(infinity, SIZES), MAX_SCORES), build_decoder_graph(tiny_vae())
     models = {
         "generate": build_generate_graph(stage, decoder, SIZES[0].num_stages, request, sizes),
         "stage": stage,
         "decoder": decoder,
-        "text_encoder": build_text_encoder_graph(random_t5(TEXT)),
+        **({"text_encoder": build_text_encoder_graph(random_t5(TEXT))} if text_encoder else {}),
     }
     info = ModelInfo(
         0, sizes[0].stage_sizes, sizes[0].image_size, 2, CONFIG.depth, CONFIG.embed_dim, CONFIG.num_heads,
@@ -57,15 +66,20 @@ def write_infinity_bundle(folder: Path) -> Path:
     )  # fmt: skip
     bundle = BundleInfo(
         "tiny", "infinity", info, request, {"name": "fp32"}, None, "MIT", "# Card\n", sizes,
-        TokenizerInfo("bytes", CONFIG.max_text),
+        TokenizerInfo("bytes", max_text) if text_encoder else None,
     )  # fmt: skip
     folder.mkdir()
     write_graphs(folder, models)
     settings = {"cfg_scale": 3.0, "top_p": 1e-6}
     values = info.num_tokens * CONFIG.token_bits
-    verify = {"seed": 0, "inputs": settings, "prompts": PROMPTS, "token_maps": [[0] * values] * len(PROMPTS)}
+    lengths = [len(prompt) + 1 for prompt in PROMPTS]
+    texts = {"prompts": PROMPTS} if text_encoder else {"text_lengths": lengths}
+    verify = {"seed": 0, "inputs": settings, **texts, "token_maps": [[0] * values] * len(PROMPTS)}
     write_manifest(folder, models, bundle, verify)
-    found = Generator(folder, ONE_THREAD).generate(prompts=PROMPTS, seed=0, inputs=settings)
+    request = {"prompts": PROMPTS, "inputs": settings}
+    if not text_encoder:
+        request = {"inputs": {**settings, "text_features": probe_features(lengths, CONFIG.text_channels)}}
+    found = Generator(folder, ONE_THREAD).generate(seed=0, **request)  # type: ignore[arg-type]
     token_maps = np.reshape(found.token_maps, (len(PROMPTS), values)).tolist()
     complete_manifest(folder, token_maps, None, bundle.recipe, bundle.card)
     return folder

@@ -415,16 +415,16 @@ def test_sheets_are_the_bundles_pictures(model_bundles: list[Bundle]) -> None:
     free, forced = make_sheets(model_bundles, fp32, SETTINGS, lambda bundle, images: drawn.append(images))
     assert sum(drawn) == sheet_images(model_bundles, fp32, SETTINGS) == 30
     assert [row.bundle for row in free.rows] == [row.bundle for row in forced.rows] == [fp32, int8]
-    assert sorted(free.labels) == list(range(10))
-    original = Generator(fp32).generate(free.labels, seed=3)
-    other = Generator(int8).generate(free.labels, seed=3)
+    assert sorted(free.subjects.class_labels) == list(range(10))
+    original = Generator(fp32).generate(free.subjects.class_labels, seed=3)
+    other = Generator(int8).generate(free.subjects.class_labels, seed=3)
     np.testing.assert_array_equal(free.rows[0].images, original.images)
     np.testing.assert_array_equal(free.rows[1].images, other.images)
     assert free.rows[0].same is None
     assert free.rows[1].same == np.mean(original.token_maps == other.token_maps)
     tokens = np.full_like(original.token_maps, -1)
     tokens[:, :5] = original.token_maps[:, :5]  # stages of 1 and 4 tokens
-    common = Generator(int8).generate(free.labels, seed=3, forced_tokens=tokens)
+    common = Generator(int8).generate(free.subjects.class_labels, seed=3, forced_tokens=tokens)
     assert (free.forced_stages, forced.forced_stages) == (0, 2)
     np.testing.assert_array_equal(forced.rows[0].images, original.images)
     np.testing.assert_array_equal(forced.rows[1].images, common.images)
@@ -435,7 +435,7 @@ def test_strips_hold_eight_pictures_and_their_parameters(model_bundles: list[Bun
     (sheet,) = make_sheets(model_bundles[:1], None, SETTINGS)
     assert sheet.rows[0].same is None
     strips = sheet.strips(sheet.rows[0])
-    assert [len(names) for names in sheet.class_names()] == [8, 2]
+    assert [len(names) for names in sheet.captions()] == [8, 2]
     for number, (data, mime) in enumerate(strips):
         image = Image.open(io.BytesIO(data))
         assert (mime, image.size) == ("image/png", (8 * 9, 8))  # pictures of 8 pixels and one between
