@@ -28,6 +28,8 @@ def observe_histograms(
 ) -> dict[Input, NDArray[np.int64]]:
     """How often each input falls into each of BINS equal parts of its range: int64 [S, BINS] each.
 
+    Stages behind the last that any image has are taken for like that one, as their ranges are.
+
     Args:
         stage: its graph gives the whole inputs (`exposed_inputs`).
         ranges: the range [S] of each input, or part of one; what lies outside counts at its ends.
@@ -37,7 +39,7 @@ def observe_histograms(
         cfg_scale: guidance; None is the bundle's default.
     """
     num_stages = max(model.num_stages for model in stage.bundle.manifest.models)
-    counts = {key: np.zeros((num_stages, BINS), np.int64) for key in ranges}
+    counts, last = {key: np.zeros((num_stages, BINS), np.int64) for key in ranges}, 0
     outputs = sorted({observer.output for observer in exposed_inputs(ranges)})
     for _, result in stage.run(subjects, token_maps, outputs=outputs, on_images=on_images, cfg_scale=cfg_scale):
         for key, found in ranges.items():
@@ -47,7 +49,9 @@ def observe_histograms(
             with np.errstate(over="ignore"):  # infinity is clipped like all that is too large
                 bins = ((values - low) / np.float32(step)).clip(0, BINS - 1).astype(np.int64)
             counts[key][result.stage] += np.bincount(bins, minlength=BINS)
-    return counts
+        last = max(last, result.stage)
+    like = np.minimum(np.arange(num_stages), last)
+    return {key: found[like] for key, found in counts.items()}
 
 
 def exposed_inputs(keys: Iterable[Input]) -> list[Observer]:

@@ -111,14 +111,18 @@ def observe_autoencoder_ranges(
 
 
 class _Extremes:
-    """The smallest and largest value so far, by output: [S] or [S, C] each; zero at a stage that had no values."""
+    """The smallest and largest value so far, by output: [S] or [S, C] each; zero at a stage that had no values.
+
+    Stages behind the last that any image had are taken for like that one.
+    """
 
     def __init__(self, num_stages: int) -> None:
-        self._num_stages = num_stages
+        self._num_stages, self._last = num_stages, 0
         self._ends: dict[str, NDArray[np.float32]] = {}
 
     def widen(self, name: str, stage: int, ends: NDArray[np.float32]) -> None:
         """Take in one batch's min and max, [2] or [2, C]."""
+        self._last = max(self._last, stage)
         if name not in self._ends:
             self._ends[name] = np.full((2, self._num_stages, *ends.shape[1:]), np.inf, np.float32)
             self._ends[name][1] = -np.inf
@@ -127,8 +131,9 @@ class _Extremes:
 
     def ranges(self, observers: Iterable[Observer]) -> ObservedRanges:
         whole, by_channel = dict[Input, Range](), dict[Input, Range]()
+        like = np.minimum(np.arange(self._num_stages), self._last)
         for observer in observers:
-            minimum, maximum = self._ends[observer.output]
+            minimum, maximum = self._ends[observer.output][:, like]
             seen = minimum <= maximum
             found = Range(np.where(seen, minimum, 0), np.where(seen, maximum, 0))
             (whole if observer.gives == "range" else by_channel)[observer.input] = found

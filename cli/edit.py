@@ -184,7 +184,10 @@ def edit(
     image, seen_mask = canvas.seen(window, model)
 
     settings = {"seed": told_seed(seed), **sampling.settings(bundle.manifest)}
-    generator = Generator(bundle, SessionOptions(threads=threads, spinning=spinning, ops=ops, ops_library=ops_library))
+    session = SessionOptions(
+        threads=threads, spinning=spinning, ops=ops, ops_library=ops_library, keep_text_encoder=False
+    )
+    generator = Generator(bundle, session)
     console = Console(stderr=True, quiet=quiet)
     with StageProgress(console, len(of), batch, model.num_stages, previews) as progress:
         made = generator.edit(

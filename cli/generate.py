@@ -121,7 +121,10 @@ def generate(
         **size.settings,
         **sampling.settings(bundle.manifest),
     }
-    generator = Generator(bundle, SessionOptions(threads=threads, spinning=spinning, ops=ops, ops_library=ops_library))
+    session = SessionOptions(
+        threads=threads, spinning=spinning, ops=ops, ops_library=ops_library, keep_text_encoder=False
+    )
+    generator = Generator(bundle, session)
     console = Console(stderr=True, quiet=quiet)
     with StageProgress(console, len(of), batch, model.num_stages, previews) as progress:
         result = generator.generate(batch_size=batch, on_stage=progress.advance, **of.settings, **settings)

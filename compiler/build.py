@@ -11,6 +11,7 @@ import onnx_ir as ir
 import torch
 
 from nextscale.compiler._autoencoder import encoder_graphs
+from nextscale.compiler._caches import with_decided_cache
 from nextscale.compiler._calibration import default_cfg_scale
 from nextscale.compiler._families import family_of
 from nextscale.compiler._finite import require_finite_logits, require_finite_picture
@@ -23,7 +24,7 @@ from nextscale.compiler.fusion_certificate import certify
 from nextscale.compiler.options import BuildOptions, Progress
 from nextscale.compiler.write_bundle import bundle_info, write_bundle
 from nextscale.evaluate.saturation import as_report, measure_saturation
-from nextscale.evaluate.teacher_forced import teacher_forced
+from nextscale.evaluate.teacher_forced import Agreement, Sampled, agreement, sample
 from nextscale.export.bundle_writer import complete_manifest
 from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.pipeline import fuse_stage, quantize_stage
@@ -38,8 +39,10 @@ from nextscale.runtime._probe_pictures import probe_pictures
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._verify import stored_settings, stored_size
 
-AGREEMENT_IMAGES = 8
-# Float weights of more bytes are not copied into sessions: the torch model and such a copy would be two of them.
+# Images that are compared with full precision; few of large models, whose images have the more numbers to compare.
+AGREEMENT_IMAGES, AGREEMENT_IMAGES_OF_LARGE = 8, 2
+# A large model has float weights of more bytes. They are not copied into sessions: the torch model and such a copy
+# would be two of them.
 MOST_COPIED = 4_000_000_000
 
 
@@ -52,6 +55,7 @@ def build_bundle(source: Source, out: Path, options: BuildOptions, progress: Pro
             pictures overflow float32; an integer layer fell back to float in this release of ONNX Runtime.
     """
     family = family_of(source)
+    options = replace(options, recipe=with_decided_cache(options.recipe, family.bundle_info({})))
     if options.recipe.precision != "fp32":
         family.require_recipe(options.recipe)
     with atomic_folder(out) as folder, torch.no_grad():
@@ -127,25 +131,31 @@ def _build_integer(
             certificates[name].require_integer(names)
         progress("emulating CPUs without VNNI")
         saturation = measure_saturation(Bundle.open(folder), stock, session, family.saturation_subject())
-        progress("comparing with full precision", 0, AGREEMENT_IMAGES)
-        found = teacher_forced(
-            Generator(full_precision.bundle, options.session),
-            {"integer": Generator(folder, session)},
-            images=AGREEMENT_IMAGES,
-            batch_size=1,  # two models at once: more would need more memory than calibration
-            subjects=family.agreement_subjects(AGREEMENT_IMAGES),
-            on_images=lambda done: progress("comparing with full precision", done, AGREEMENT_IMAGES),
-        )["integer"]
+        found = _agreement(family, full_precision.bundle, options.session, Generator(folder, session), progress)
     cfg_scale = default_cfg_scale(full_precision.bundle)
-    agreement = {"images": found.images, "kl": found.kl, "top1": found.top1, "cfg_scale": cfg_scale}
+    agrees = {"images": found.images, "kl": found.kl, "top1": found.top1, "cfg_scale": cfg_scale}
     of_saturation = as_report(saturation)
     if saturation_warning(recipe | {"saturation": of_saturation}) is not None:
-        agreement["saturated"] = True
+        agrees["saturated"] = True
     return recipe | {
-        "agreement": agreement,
+        "agreement": agrees,
         "saturation": of_saturation,
         "kernels": {name: found.by_layer() for name, found in certificates.items() if name != "generate"},
     }
+
+
+def _agreement(
+    family: Family, bundle: Bundle, options: SessionOptions, candidate: Generator, progress: Progress
+) -> Agreement:
+    """Of the candidate with the full-precision bundle. Of the two one at a time is in memory."""
+    images = AGREEMENT_IMAGES if options.prepacking else AGREEMENT_IMAGES_OF_LARGE
+    subjects, sampled = family.agreement_subjects(images), list[Sampled]()
+    progress("sampling in full precision", 0, images)
+    for batch in sample(Generator(bundle, options), subjects, range(images), batch_size=1):
+        sampled.append(batch)
+        progress("sampling in full precision", batch.images.stop, images)
+    progress("comparing with full precision", 0, images)
+    return agreement(sampled, candidate, subjects, lambda done: progress("comparing with full precision", done, images))
 
 
 def _stage_graphs(family: Family, plan: Plan) -> tuple[ir.Model, ir.Model]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -83,7 +83,8 @@ def certify(path: Path, options: SessionOptions | None = None) -> FusionCertific
     ]
     intended = [name for name in stored if name.endswith(CODES_SUFFIX)]
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        settings = session_settings(options or SessionOptions())
+        # Nothing is multiplied: a copy of the weights in the kernels' order would be made for nothing.
+        settings = session_settings(replace(options or SessionOptions(), prepacking=False))
         settings.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
         # Beside the graph, or models over 2 GB could not be written.
         settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")

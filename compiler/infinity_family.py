@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from nextscale.calib_data.bit_maps import BitMaps
 from nextscale.calib_data.sample_bits import BitSamplingSettings, sample_bit_maps
 from nextscale.calib_data.subjects import SampledImages, Subjects
+from nextscale.compiler._caches import MOST_CACHED, float_cache_bytes
 from nextscale.compiler.family import SAMPLING, TextEncoder, weights_digest
 from nextscale.compiler.options import BuildOptions, Progress
 from nextscale.export.bundle_writer import BundleInfo
@@ -36,6 +37,7 @@ from nextscale.models.infinity.schedules import Size
 from nextscale.models.infinity.sources import InfinitySource
 from nextscale.models.t5.layers import wide_layers
 from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._infinity_request import infinity_request
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.simulation.infinity_images import InfinityImages
@@ -56,7 +58,13 @@ class InfinityFamily:
     source: InfinitySource
 
     def require_recipe(self, recipe: Recipe) -> None:
-        """Every word of recipes is Infinity's."""
+        if not self._observed_sizes:
+            (_, smallest), model = self._smallest, self.source.model_info()
+            needed = min(float_cache_bytes(model.of_size(size)) for size in self.source.size_infos()) / 1e9
+            raise NextscaleError(
+                f"{self.source.name}: pictures of {smallest.area} have {needed:.1f} GB of keys and values in full "
+                f"precision, too many to be calibrated with; build a smaller area, too, such as 0.25M"
+            )
 
     def facts(self, size: int | None = None) -> StageFacts:
         sizes = self.source.sizes if size is None else self.source.sizes[size : size + 1]
@@ -89,7 +97,7 @@ class InfinityFamily:
             source.name,
             "infinity",
             source.model_info(),
-            infinity_request(config.token_bits, config.text_channels, patchify=config.patchify),
+            infinity_request(config.token_bits, config.text_channels, config.max_text, patchify=config.patchify),
             recipe,
             None,
             source.licence,
@@ -153,6 +161,14 @@ class InfinityFamily:
     def _texts(self) -> tuple[NDArray[np.float32], ...]:
         return self.source.calibration_texts()
 
+    @cached_property
+    def _observed_sizes(self) -> list[int]:
+        """Indices of the sizes that a build runs in full precision, those of most stages first: all but those whose
+        keys and values are too large for that."""
+        model, sizes = self.source.model_info(), self.source.size_infos()
+        within = [i for i, size in enumerate(sizes) if float_cache_bytes(model.of_size(size)) <= MOST_CACHED]
+        return sorted(within, key=lambda i: -len(sizes[i].stage_sizes))
+
     @property
     def _smallest(self) -> tuple[int, Size]:
         """Index and size of the fewest tokens, of which the stored generation is."""
@@ -161,6 +177,5 @@ class InfinityFamily:
     def _subjects(self, images: int, rng: np.random.Generator) -> Subjects:
         """Texts in turn, in an order that is drawn; sizes in turn, those of most stages first, so that all are seen."""
         order = np.resize(rng.permutation(len(self._texts)), images)
-        stages = np.array([size.num_stages for size in self.source.sizes])
-        sizes = np.resize(np.argsort(-stages, kind="stable"), images)
+        sizes = np.resize(self._observed_sizes, images)
         return Subjects(sizes, texts=tuple(self._texts[number] for number in order))

@@ -161,14 +161,14 @@ class _Layer:
     """What was observed of the products with one weight, or of one product of attention.
 
     Attributes:
-        weight: s8 [K, N]; None in attention.
+        weight: s8, as the graph has it, and read when it is multiplied; None in attention.
         scale: float32 [N], of the weight's columns.
         rows: of the codes that the weight is multiplied by.
         pairs, saturating: of products, how many there were and how many saturate.
         lost, total: squares of what saturation takes from the results, and of the results.
     """
 
-    weight: NDArray[np.int8] | None
+    weight: ir.TensorProtocol | None
     scale: NDArray[np.float32]
     possible: bool = False
     rows: list[Rows] = field(default_factory=list)
@@ -203,7 +203,7 @@ class _Layer:
         """Multiply the rows that were kept, all at once."""
         if self.rows and self.weight is not None:
             codes, zero_points = (np.concatenate(parts) for parts in zip(*self.rows, strict=True))
-            self._multiply((codes, zero_points), self.weight)
+            self._multiply((codes, zero_points), np.ascontiguousarray(reduction_rows(self.weight.numpy()).T))
         if not self.pairs:
             return Saturation(self.possible, None, None)
         error = float(np.sqrt(self.lost / self.total)) if self.total else 0.0
@@ -226,7 +226,7 @@ def _layer(layers: dict[str, _Layer], product: IntegerProduct) -> _Layer:
         weight = product.weight.const_value
         scale = None if product.weight_scale is None else product.weight_scale.const_value
         layers[product.name] = _Layer(
-            None if weight is None else np.ascontiguousarray(reduction_rows(weight.numpy()).T),
+            weight,
             np.ones(1, np.float32) if scale is None else scale.numpy(),
         )
     return layers[product.name]

@@ -8,9 +8,8 @@ compared place by place. Where tokens are bits, a token's KL is the sum of its b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -76,6 +75,23 @@ class ByImage:
         """The share of each image's tokens whose likeliest entry is the reference's: float64 [N]."""
         top1: NDArray[np.float64] = self.agreeing.sum(1) / self.sizes.sum(-1)
         return top1
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Images that the reference sampled, at a time.
+
+    Attributes:
+        images: which of all.
+        settings: of their request.
+        tokens: int64 [B, L], or [B, L, d] where tokens are bits.
+        logits: of each stage, float32 [B, l, V] or [B, l, d].
+    """
+
+    images: slice
+    settings: Mapping[str, Any]
+    tokens: NDArray[np.int64]
+    logits: Sequence[NDArray[np.float32]]
 
 
 def evaluation_labels(num_classes: int, images: int, seed: int) -> NDArray[np.int64]:
@@ -154,31 +170,71 @@ def teacher_forced_pairs(
     wanted = images if isinstance(images, range) else range(images)
     if subjects is None:
         subjects = Subjects.of_classes(evaluation_labels(manifest.model.num_classes, wanted.stop, seed))
+    sampled = sample(reference, subjects, wanted, seed=seed, cfg_scale=cfg_scale, batch_size=batch_size)
+    sizes = _tokens_of_stages(manifest, subjects)
+    return _compare(sampled, candidates, pairs, sizes, wanted, on_images)
+
+
+def sample(
+    reference: Generator,
+    subjects: Subjects,
+    images: range,
+    *,
+    seed: int = 1,
+    cfg_scale: float | None = None,
+    batch_size: int = 4,
+) -> Iterator[Sampled]:
+    """What the reference samples, batch after batch; arguments are as for `teacher_forced_pairs`."""
+    manifest = reference.bundle.manifest
+    for batch in subjects[images.start : images.stop].batches(batch_size):
+        first, end = images.start + batch.start, images.start + batch.stop
+        settings = subjects[first:end].settings(manifest)
+        settings |= {"first_image": first, "seed": seed, "cfg_scale": cfg_scale}
+        stages = list(_stream(settings, reference, None))
+        tokens = np.concatenate([stage.tokens for stage in stages], axis=1)
+        yield Sampled(slice(first, end), settings, tokens, [stage.outputs["logits"] for stage in stages])
+
+
+def agreement(
+    sampled: Iterable[Sampled],
+    candidate: Generator,
+    subjects: Subjects,
+    on_images: Callable[[int], object] = lambda done: None,
+) -> Agreement:
+    """Compare one bundle with what was sampled of all subjects, which needs no session of the reference any more."""
+    sizes, wanted = _tokens_of_stages(candidate.bundle.manifest, subjects), range(len(subjects))
+    found = _compare(sampled, {"": candidate}, {"": (None, "")}, sizes, wanted, on_images)[""]
+    return summarize(found.divergence, found.agreeing, found.sizes)
+
+
+def _compare(
+    sampled: Iterable[Sampled],
+    candidates: Mapping[str, Generator],
+    pairs: Mapping[str, tuple[str | None, str]],
+    sizes: NDArray[np.float64],
+    wanted: range,
+    on_images: Callable[[int], object],
+) -> dict[str, ByImage]:
+    """`teacher_forced_pairs` of what was sampled; sizes are those of all subjects."""
     # [pair][image][stage]
     divergence: dict[str, list[NDArray[np.float64]]] = {name: [] for name in pairs}
     agreeing: dict[str, list[NDArray[np.float64]]] = {name: [] for name in pairs}
-    sizes = _tokens_of_stages(manifest, subjects)
-    for batch in subjects[wanted.start : wanted.stop].batches(batch_size):
-        first = wanted.start + batch.start
-        settings = subjects[first : wanted.start + batch.stop].settings(manifest)
-        stream = partial(_stream, settings | {"first_image": first, "seed": seed, "cfg_scale": cfg_scale})
-        stages = list(stream(reference, None))
-        tokens = np.concatenate([stage.tokens for stage in stages], axis=1)
-        logits: dict[str | None, list[NDArray[np.float32]]] = {}
-        logits[None] = [stage.outputs["logits"] for stage in stages]
+    for batch in sampled:
+        tokens, num_stages = batch.tokens, len(batch.logits)
+        logits: dict[str | None, Sequence[NDArray[np.float32]]] = {None: batch.logits}
         for name, candidate in candidates.items():
-            logits[name] = [stage.outputs["logits"] for stage in stream(candidate, tokens)]
+            logits[name] = [stage.outputs["logits"] for stage in _stream(batch.settings, candidate, tokens)]
         likeliest = {name: [_likeliest(stage, tokens.ndim) for stage in found] for name, found in logits.items()}
         by_stage = [
             _divergences({name: found[stage] for name, found in logits.items()}, list(pairs.values()), tokens.ndim)
-            for stage in range(len(stages))
+            for stage in range(num_stages)
         ]
-        further = ((0, 0), (0, sizes.shape[-1] - len(stages)))  # stages that images of this size do not have
+        further = ((0, 0), (0, sizes.shape[-1] - num_stages))  # stages that images of this size do not have
         for place, (name, (expected, found)) in enumerate(pairs.items()):
             divergence[name].append(np.pad(np.stack([stage[place].sum(1) for stage in by_stage], 1), further))
             both = zip(likeliest[expected], likeliest[found], strict=True)
             agreeing[name].append(np.pad(np.stack([_equal(p, q) for p, q in both], 1), further))
-        on_images(batch.stop)
+        on_images(batch.images.stop - wanted.start)
     of_images = sizes if sizes.ndim == 1 else sizes[wanted.start : wanted.stop]
     return {
         name: ByImage(np.concatenate(divergence[name]), np.concatenate(agreeing[name]), of_images) for name in pairs

@@ -182,6 +182,8 @@ def _request_input(item: RequestInput) -> dict[str, Any]:
     if item.kind == "scalar":
         default = list(item.default) if len(item.default) > 1 else item.default[0]
         entry |= {"default": default, "minimum": item.minimum, "maximum": item.maximum}
+    if item.max_tokens is not None:
+        entry["max_tokens"] = item.max_tokens
     return entry
 
 

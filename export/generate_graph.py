@@ -73,7 +73,9 @@ def build_generate_graph(
     initial = []
     for name, _ in state:
         shape = [_dimension(op, images, decided, dim) for dim in initial_shape(by_name[name])]
-        zero = ir.tensor([0.0], dtype=by_name[name].dtype)
+        dtype = by_name[name].dtype
+        assert dtype is not None
+        zero = ir.tensor(np.zeros(1, dtype.numpy()))
         initial.append(op.ConstantOfShape(op.Concat(*shape, axis=0), value=zero, _outputs=[f"initial.{name}"]))
     no_tokens = op.ConstantOfShape(
         op.Concat(images, constants("zero_1d", np.array([0])), *_further(constants, forced), axis=0),

@@ -23,6 +23,7 @@ __all__ = [
     "qparams",
     "quantize_attention",
     "quantize_autoencoder",
+    "quantize_caches",
     "quantize_linear",
     "quantize_linear_dynamic",
     "quantize_linear_pairs",

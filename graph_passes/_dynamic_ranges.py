@@ -67,14 +67,15 @@ def quantize_rows(op: OpBuilder, x: ir.Value, scale: ir.Value, zero_point: ir.Va
     return _capped(op, op.Reshape(codes, op.Shape(x), allowzero=1), qmin, qmax)
 
 
-def quantize_tokens(op: OpBuilder, x: ir.Value, zero_point: int, bits: int) -> tuple[ir.Value, ir.Value]:
-    """Codes of x [R, l, K] with a range for each token, u8 of its shape, and their scale float32 [R, l, 1]."""
+def quantize_tokens(op: OpBuilder, x: ir.Value, zero_point: int, bits: int, rank: int = 3) -> tuple[ir.Value, ir.Value]:
+    """Codes of x [R, l, K], or of another rank, with a range for each token: u8 of its shape, and their scale float32
+    [R, l, 1]."""
     qmax = 2**bits - 1
     high = op.ReduceMax(x, [-1], keepdims=1)
     low = op.ReduceMin(x, [-1], keepdims=1)
     scale = positive(op, op.Max(op.Div(high, float(qmax - zero_point)), op.Div(op.Neg(low), float(zero_point))))
     # A stage may have no tokens of a kind: ONNX Runtime leaves the last axis of nothing as it is.
-    scale = op.Reshape(scale, [0, 0, 1])
+    scale = op.Reshape(scale, [*[0] * (rank - 1), 1])
     at = constant(op, "zero_point", np.array(zero_point, np.uint8))
     return quantize_rows(op, x, scale, at, 0, qmax), scale
 

@@ -1,8 +1,8 @@
 """No caches of keys and values from the last stage, after which nothing reads them.
 
-    Attention, IntegerAttention   become   the same with the input `last`
+    Attention, CodesAttention, IntegerAttention   become   the same with the input `last`
 
-A Loop would copy them once more to hand them out. `present.*.key` and `present.*.value` then have no tokens.
+A Loop would copy them once more to hand them out. What continues keys, values and their scales then has no tokens.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from nextscale.graph_passes._fused_nodes import fused_nodes
 from nextscale.graph_passes._graph_edit import constant, splice
 
 # Where the operators have the caches among their outputs, and `last` among their inputs.
-_CACHES = {"Attention": (3, 4), "IntegerAttention": (1, 2)}
-_LAST = {"Attention": 10, "IntegerAttention": 7}
+_CACHES = {"Attention": (3, 4), "CodesAttention": (3, 4, 5, 6), "IntegerAttention": (1, 2)}
+_LAST = {"Attention": 10, "CodesAttention": 12, "IntegerAttention": 7}
 
 
 def drop_last_caches(

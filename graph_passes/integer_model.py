@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from nextscale.graph_passes.layer_facts import LayerFacts, StageFacts
+from nextscale.graph_passes.layer_facts import TEXT, LayerFacts, StageFacts
 from nextscale.graph_passes.qparams import Range
 from nextscale.graph_passes.recipe import AttentionWeights, Granularity, Recipe, WeightRecipe
 
@@ -26,8 +26,8 @@ class IntegerLayer:
 
     Attributes:
         facts: of the layer.
-        granularity: what shares a range; "tensor" where the range is known, and no "pair" where an image is one row, or
-            two that are not alike.
+        granularity: what shares a range; "tensor" where the range is known; no "pair" where an image is one row, or two
+            that are not alike; and no "image" of a text.
         zero_point: of the codes, with a range for each token.
     """
 
@@ -69,6 +69,7 @@ class IntegerModel:
         layers: the integer linear layers by name, in the graph's order; all others are float.
         attention: None: both products are float.
         weights: of the linear layers.
+        coded_caches: whether stages carry keys and values as codes.
     """
 
     facts: StageFacts
@@ -76,13 +77,14 @@ class IntegerModel:
     layers: Mapping[str, IntegerLayer]
     attention: IntegerAttention | None
     weights: WeightRecipe
+    coded_caches: bool = False
 
     @classmethod
     def decide(cls, recipe: Recipe, facts: StageFacts, reduce_range: bool = False) -> IntegerModel:
         """What `recipe` makes of the layers.
 
         Args:
-            recipe: how to quantize.
+            recipe: how to quantize; a cache that is neither "float" nor "integer" is float.
             facts: of the stage graph.
             reduce_range: attention keeps every pair of products within 16 bits, for CPUs without VNNI.
         Raises:
@@ -106,7 +108,7 @@ class IntegerModel:
                 recipe.attention.weights,
                 recipe.attention.shift_and_sum,
             )
-        return cls(facts, bits, layers, attention, recipe.weights)
+        return cls(facts, bits, layers, attention, recipe.weights, recipe.attention.cache == "integer")
 
     @cached_property
     def known(self) -> dict[str, Range]:
@@ -156,6 +158,8 @@ def _integer_layer(layer: LayerFacts, choice: Granularity, bits: int) -> Integer
         return IntegerLayer(layer, "tensor")
     if choice == "pair" and (layer.rows == 1 or not layer.alike):
         return IntegerLayer(layer, "stage")
+    if choice == "image" and layer.part == TEXT:  # an image's range would see how far its batch is padded
+        choice = "token"
     return IntegerLayer(layer, choice, token_zero_point(layer.minimum, bits) if choice == "token" else None)
 
 

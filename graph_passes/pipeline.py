@@ -21,6 +21,7 @@ from nextscale.graph_passes.layer_facts import GUIDED_ROWS
 from nextscale.graph_passes.linear_layers import WeightRounder
 from nextscale.graph_passes.qparams import Range
 from nextscale.graph_passes.quantize_attention import Magnitudes, quantize_attention
+from nextscale.graph_passes.quantize_caches import quantize_caches
 from nextscale.graph_passes.quantize_linear import quantize_linear
 from nextscale.graph_passes.quantize_linear_dynamic import quantize_linear_by_image, quantize_linear_by_token
 from nextscale.graph_passes.quantize_linear_pairs import PairRanges, quantize_linear_pairs
@@ -50,7 +51,8 @@ class StagePlan:
 
 def quantize_stage(stage_model: ir.Model, plan: StagePlan) -> ir.Model:
     """The integer stage graph of stock operators."""
-    return _quantized(stage_model, plan, rows_apart=True)
+    model = _quantized(stage_model, plan, rows_apart=True)
+    return quantize_caches(model) if plan.integer.coded_caches else model
 
 
 def fuse_stage(stage_model: ir.Model, plan: StagePlan, stock: ir.Model) -> ir.Model:
@@ -69,6 +71,8 @@ def fuse_stage(stage_model: ir.Model, plan: StagePlan, stock: ir.Model) -> ir.Mo
     model = fuse_norm(model)
     model = fuse_epilogues(model)
     model = fuse_attention(model)
+    # Attention is found by caches that are float.
+    model = quantize_caches(model) if plan.integer.coded_caches else model
     model = fuse_sampling(model)
     facts = plan.integer.facts
     stages = facts.stages_by_size or (len(facts.layers[0].tokens),)

@@ -53,7 +53,7 @@ class ActivationRecipe:
 
 @dataclass(frozen=True)
 class AttentionRecipe:
-    """The two products of attention, at the activations' bits; those of attention to a text by a word of their own."""
+    """The two products of attention, those to a text by a word of their own, and the keys and values carried on."""
 
     products: Literal["float", "integer"] = "float"
     granularity: Literal["tensor", "image"] = "image"
@@ -61,6 +61,7 @@ class AttentionRecipe:
     shift_and_sum: Literal["off", "duplicate", "residual"] = "off"
     budget: float = 0.01
     cross: Literal["float", "integer"] = "float"
+    cache: Literal["auto", "float", "integer"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,11 @@ class Recipe:
         if self.attention.shift_and_sum != "off" and self.attention.products == "float":
             raise NextscaleError(
                 f'{where}: attention.shift_and_sum needs attention.products = "integer": it quantizes V'
+            )
+        if self.attention.cache == "integer" and self.attention.products == "integer":
+            raise NextscaleError(
+                f'{where}: attention.cache = "integer" needs attention.products = "float": integer products make codes '
+                "of all keys and values themselves"
             )
         if not 0 <= self.attention.budget <= 1:
             raise NextscaleError(f"{where}: attention.budget is {self.attention.budget}; expected 0 to 1")

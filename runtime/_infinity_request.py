@@ -11,21 +11,24 @@ DEFAULT_TOP_P = 0.97
 MIN_TAU, MAX_TAU = 1e-4, 100.0
 
 
-def infinity_request(token_bits: int, text_channels: int, *, patchify: bool) -> tuple[RequestInput, ...]:
+def infinity_request(token_bits: int, text_channels: int, max_text: int, *, patchify: bool) -> tuple[RequestInput, ...]:
     """The ten inputs of a request to an Infinity.
 
     Args:
         token_bits: D, of a token.
         text_channels: of the text's features.
+        max_text: tokens of what the model learned for no text, which takes the length of a text.
         patchify: whether a token is a patch of latents, as in the 8B release, which has another temperature.
     """
     bits = (BATCH, "L", token_bits)
     tau = DEFAULT_TAU_OF_PATCHES if patchify else DEFAULT_TAU
     return (
         RequestInput("size", "size", "int64", ()),
-        RequestInput("text_features", "text_features", "float32", (BATCH, "Lt", text_channels)),
+        RequestInput("text_features", "text_features", "float32", (BATCH, "Lt", text_channels), max_tokens=max_text),
         RequestInput("text_mask", "text_mask", "int64", (BATCH, "Lt")),
-        RequestInput("negative_features", "negative_features", "float32", (BATCH, "Ln", text_channels)),
+        RequestInput(
+            "negative_features", "negative_features", "float32", (BATCH, "Ln", text_channels), max_tokens=max_text
+        ),
         RequestInput("negative_mask", "negative_mask", "int64", (BATCH, "Ln")),
         RequestInput("uniforms", "uniform", "float32", bits),
         RequestInput("forced_bits", "forced_tokens", "int64", bits),

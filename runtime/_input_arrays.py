@@ -156,6 +156,22 @@ def tensor_array(item: RequestInput, value: Any, sizes: dict[str, int]) -> NDArr
     return np.array(array, order="C")
 
 
+def require_texts(item: RequestInput, features: NDArray[np.float32]) -> None:
+    """Refuse features [B, Lt, Ct] of more tokens than the model takes, or with numbers that no mask could hide.
+
+    Raises:
+        RequestError: tells how many tokens there are, or one of the numbers.
+    """
+    tokens = features.shape[1]
+    if item.max_tokens is not None and tokens > item.max_tokens:
+        raise RequestError(
+            f"{item.name}: expected texts of at most {item.max_tokens} tokens, found {tokens}: shorten them"
+        )
+    finite = np.isfinite(features)
+    if not finite.all():
+        raise RequestError(f"{item.name}: expected finite numbers, found {shown_number(float(features[~finite][0]))}")
+
+
 def require_zeros_and_ones(item: RequestInput, mask: NDArray[np.int64]) -> None:
     """Refuse a mask of text that has other numbers: graphs may multiply by it, or compare.
 

@@ -30,6 +30,7 @@ FUSED: Final = "fused"
 OPERATORS = "nextscale"
 MAX_CLASS_NAMES = 100_000
 MAX_CLASS_NAME = 1000  # bytes of UTF-8; the longest of ImageNet's 21,841 has some 130
+MAX_TOKENS = 2**16  # of a text
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 Dimension = int | str | None
@@ -130,6 +131,7 @@ class RequestInput:
             tensors decide.
         default: of a scalar: one value, or one for each stage where its shape is [S].
         minimum, maximum: of a scalar; None where any finite number will do.
+        max_tokens: of a text, its padding included, where the input is features; None where any number will do.
     """
 
     name: str
@@ -139,6 +141,7 @@ class RequestInput:
     default: tuple[float, ...] = ()
     minimum: float | None = None
     maximum: float | None = None
+    max_tokens: int | None = None
 
     def resolved(self, symbols: Mapping[str, int]) -> RequestInput:
         """The same input with numbers for symbols of its shape."""
@@ -330,6 +333,11 @@ class Manifest:
     def input_of_kind(self, kind: str) -> RequestInput | None:
         """The request's input of a kind, if it has one: none of PLURAL_KINDS."""
         return next((item for item in self.request if item.kind == kind), None)
+
+    @property
+    def default_cfg_scale(self) -> float:
+        """Guidance of a request that does not say it: at the first stage, where stages differ."""
+        return next(item.default[0] for item in self.request if item.name == "cfg_scale")
 
     @property
     def forced_tokens(self) -> RequestInput:

@@ -14,6 +14,7 @@ from nextscale.runtime._manifest import (
     FUSED,
     MAX_CLASS_NAME,
     MAX_CLASS_NAMES,
+    MAX_TOKENS,
     STOCK,
     FileInfo,
     FusedGraph,
@@ -34,7 +35,6 @@ SCHEMA = 2
 ROLES = ("generate", "stage", "decoder", "encoder", "text_encoder")
 OPTIONAL_ROLES = ("generate", "encoder", "text_encoder")
 TOKENIZERS = ("bytes", "sentencepiece")
-MAX_TOKENS = 2**16  # of a prompt
 
 
 def parse_manifest(text: str | bytes, where: str = "manifest.json") -> Manifest:
@@ -67,7 +67,7 @@ def parse_manifest(text: str | bytes, where: str = "manifest.json") -> Manifest:
         each = at_sizes(model, sizes)
         request = read_request(root["request"], model, each)
         graphs = _read_graphs(root["graphs"], request, each, files)
-        tokenizer = _read_tokenizer(root.get("tokenizer"), files)
+        tokenizer = _read_tokenizer(root.get("tokenizer"), request, files)
         verify = read_verify(root["verify"], request, each, has_text_encoder="text_encoder" in graphs)
     return Manifest(
         schema=schema,
@@ -142,13 +142,18 @@ def _read_fused(node: JsonNode, files: Mapping[str, FileInfo]) -> FusedGraph:
     return FusedGraph(node["file"].text(), operators)
 
 
-def _read_tokenizer(node: JsonNode | None, files: Mapping[str, FileInfo]) -> TokenizerInfo | None:
+def _read_tokenizer(
+    node: JsonNode | None, request: tuple[RequestInput, ...], files: Mapping[str, FileInfo]
+) -> TokenizerInfo | None:
     if node is None:
         return None
     kind = node["kind"].text()
     if kind not in TOKENIZERS:
         return TokenizerInfo(kind, 0)
     max_tokens = node["max_tokens"].integer(1, MAX_TOKENS)
+    for item in request:
+        if item.max_tokens is not None and item.max_tokens < max_tokens:
+            node["max_tokens"].refuse(f"at most {item.max_tokens}, as {item.name} has")
     if kind == "bytes":
         return TokenizerInfo(kind, max_tokens)
     file = node["file"].text()

@@ -11,6 +11,7 @@ from nextscale.runtime._manifest import (
     DTYPES,
     FLOAT32_MAX,
     KINDS,
+    MAX_TOKENS,
     PLURAL_KINDS,
     ModelInfo,
     RequestInput,
@@ -38,6 +39,7 @@ _KIND_DTYPES = {
 }
 # Symbols that mean something else than the length of a text.
 _NO_TEXT = (BATCH, "2B", *SIZE_SYMBOLS)
+# By the kind of a mask, that of its features.
 _MASKS = {"text_mask": "text_features", "negative_mask": "negative_features"}
 
 
@@ -84,6 +86,9 @@ def _read_input(node: JsonNode, sizes: Sequence[AtSize]) -> RequestInput:
     name, kind = node["name"].text(), node["kind"].one_of(KINDS)
     dtype = node["dtype"].one_of(_KIND_DTYPES.get(kind, DTYPES))
     shape = _read_shape(node["shape"], kind, sizes)
+    if kind in _MASKS.values():
+        most = node.get("max_tokens")
+        return RequestInput(name, kind, dtype, shape, max_tokens=None if most is None else most.integer(1, MAX_TOKENS))
     if kind != "scalar":
         return RequestInput(name, kind, dtype, shape)
     bounds = [node.get("minimum"), node.get("maximum")]

@@ -169,7 +169,7 @@ class Generator:
         if on_stage is not None and not callable(on_stage):
             raise RequestError(f"on_stage {shown_value(on_stage)}: expected a function of one stage's result")
         require_cancel_flag(cancel)
-        request = request.encoded(self._encode_text)
+        request = self._encoded(request)
         streaming = on_stage is not None or cancel is not None or "generate" not in self.bundle.manifest.graphs
         parts = [
             self._generate_streaming(request.images(first, first + step), first, on_stage, cancel)
@@ -217,7 +217,7 @@ class Generator:
                 raise RequestError(f'outputs {shown_value(name)}: expected names of outputs, such as "logits"')
             if name not in known:
                 raise RequestError(f'outputs: stage.onnx has no output "{shown_text(name)}"')
-        return self._stages(request.encoded(self._encode_text).images(0, len(request)), 0, outputs, cancel)
+        return self._stages(self._encoded(request).images(0, len(request)), 0, outputs, cancel)
 
     def decode(self, f_hat: NDArray[np.float32]) -> Images:
         """Decode a latent, float32 [B, Cvae, h, w] of a size that the bundle is built for, to uint8 [B, H, W, 3].
@@ -371,6 +371,17 @@ class Generator:
                     _preview=_Preview(self, found.f_hat),
                 )
 
+    def _encoded(self, request: Request) -> Request:
+        """The request with the features of its prompts."""
+        if not request.texts:
+            return request
+        try:
+            return request.encoded(self._encode_text)
+        finally:
+            if not self.options.keep_text_encoder:
+                with self._memory_returned():
+                    self._pool.close("text_encoder")
+
     def _encode_text(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """The features of one text, int64 [N] -> float32 [N, Ct]."""
         manifest = self.bundle.manifest
@@ -397,6 +408,16 @@ class Generator:
         finally:
             if self.options.return_memory:
                 return_freed_memory()
+
+
+def features_of_prompts(generator: Generator, prompts: Sequence[str]) -> list[NDArray[np.float32]]:
+    """The features of each prompt by the bundle's text encoder, float32 [N, Ct], for what draws them repeatedly.
+
+    Raises:
+        RequestError: the bundle has no text encoder, or a prompt is empty, too long or no text.
+    """
+    [texts] = generator._encoded(Request.create(generator.bundle, prompts=prompts)).texts
+    return [texts.distinct[number] for number in texts.index]
 
 
 def _shapes(rows: Sequence[tuple[int, ...]], batch: str = "B, ") -> str:

@@ -16,6 +16,7 @@ from nextscale.runtime._input_arrays import (
     Noise,
     Numbers,
     as_array,
+    require_texts,
     require_zeros_and_ones,
     scalar_array,
     smooth_array,
@@ -49,6 +50,7 @@ _SCALARS = ("cfg_scale", "top_k", "top_p", "tau")
 # The settings that are an input's value, by its kind.
 _KINDS = {"uniforms": "uniform", "forced_tokens": "forced_tokens"}
 
+_FEATURES = tuple(features for features, _ in TEXT_SETTINGS.values())
 # Where they are not given, all is text.
 _MASKS = tuple(mask for _, mask in TEXT_SETTINGS.values())
 # Iterables whose elements are no values in an order.
@@ -165,6 +167,8 @@ class Request:
                 arrays[item.name] = np.zeros((count, 0, *item.row_shape), item.dtype)
             elif value is not None or (item.kind not in _MASKS and item.name in generating):
                 arrays[item.name] = tensor_array(item, value, sizes)
+                if item.kind in _FEATURES:
+                    require_texts(item, arrays[item.name])
                 if item.kind in _MASKS:
                     require_zeros_and_ones(item, arrays[item.name])
         arrays |= masks_of_ones(manifest, arrays)

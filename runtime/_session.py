@@ -25,6 +25,7 @@ CRASHING_ONNXRUNTIME = "1.29.0"  # in containers without a shell, when telemetry
 # What ONNX Runtime says, wherever memory or threads are short: of the system's allocator, of its arena, of its pool.
 _NO_MEMORY = ("std::bad_alloc", "Failed to allocate memory")
 _NO_THREAD = "pthread_create failed"  # of its pool
+_SWITCHES = ("spinning", "memory_arena", "return_memory", "memory_pattern", "prepacking", "keep_text_encoder")
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -55,6 +56,9 @@ class SessionOptions:
             a bundle.
         prepacking: keep a second copy of the weights in the order that the kernels want, which is faster; without it
             float weights stay in their file, and are read from there. Rounding may differ between the two.
+        keep_text_encoder: keep the text encoder loaded for the next prompts; without it, it is closed once the texts of
+            a request are encoded, and its memory is free while the pictures are made. Loading it again takes as long
+            as the first time.
         profile: when a session ends, write ONNX Runtime's profile of it to a file whose path begins with this text; no
             profile if it is empty.
     """
@@ -67,6 +71,7 @@ class SessionOptions:
     ops: Ops = "auto"
     ops_library: str = ""
     prepacking: bool = True
+    keep_text_encoder: bool = True
     profile: str = ""
 
     def __post_init__(self) -> None:
@@ -75,7 +80,7 @@ class SessionOptions:
             raise NextscaleError(
                 f"threads {shown_number(threads)} is out of range: expected 1 to 1024, or 0 for all cores"
             )
-        for name in ("spinning", "memory_arena", "return_memory", "memory_pattern", "prepacking"):
+        for name in _SWITCHES:
             if not is_truth_value(getattr(self, name)):
                 raise NextscaleError(f"{name} {shown_value(getattr(self, name))}: expected True or False")
         require_ops(self.ops, self.ops_library)

@@ -60,6 +60,11 @@ class SessionPool:
                 self._sessions[graph] = open_session(path, info, self._options, self._bundle.linked_data(), library)
             return self._sessions[graph]
 
+    def close(self, graph: str) -> None:
+        """Forget a graph's session, which is destroyed when the calls end that run it; the next use opens another."""
+        with _opening:
+            self._sessions.pop(graph, None)
+
     def abandon(self) -> None:
         """Forget all sessions without destroying them, not even when the interpreter ends."""
         for session in self._sessions.values():

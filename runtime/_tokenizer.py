@@ -71,6 +71,11 @@ class SentencePieceTokenizer:
     def __reduce__(self) -> tuple[type[SentencePieceTokenizer], tuple[Path, int]]:
         return SentencePieceTokenizer, (self.path, self.max_tokens)
 
+    @property
+    def pieces(self) -> int:
+        """How many the model has; ids are below that."""
+        return int(self._processor.get_piece_size())
+
     def encode(self, text: str) -> NDArray[np.int64]:
         """As `Tokenizer.encode`; white space alone has no tokens."""
         _utf8(text)

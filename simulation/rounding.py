@@ -28,10 +28,10 @@ from nextscale.runtime._regular_file import require_regular
 
 SCHEMA = "nextscale.rounding/1"
 BITS, FACTORS = "bits.", "equalization."
-# What of a recipe the rounding was learned for, and what of that it does not depend on: how codes are stored, and the
-# budget that a theta may come from.
+# What of a recipe the rounding was learned for, and what of that it does not depend on: how codes are stored, the
+# budget that a theta may come from, and how stages carry keys and values.
 TABLES = ("weights", "activations", "attention", "equalization", "layers")
-INDEPENDENT = frozenset({"weights.packed", "attention.budget"})
+INDEPENDENT = frozenset({"weights.packed", "attention.budget", "attention.cache"})
 # Words that came after the first files, and what files without them mean.
 LATER = {"attention.cross": "float"}
 

@@ -212,6 +212,7 @@ _DOTTED = {
     "past_key_values_0_key": "past_key_values.0.key",
     "past_key_values_0_value": "past_key_values.0.value",
     "present_f_hat": "present.f_hat",
+    "present_seen": "present.seen",
     "present_modulation": "present.modulation",
     "present_0_key": "present.0.key",
     "present_0_value": "present.0.value",

@@ -202,9 +202,11 @@ SHAPES = {
 }  # fmt: skip
 _SCALAR = {"kind": "scalar", "dtype": "float32", "shape": ["S"]}
 REQUEST_ENTRIES = [
-    {"name": "text_features", "kind": "text_features", "dtype": "float32", "shape": ["B", "Lt", C]},
+    {"name": "text_features", "kind": "text_features", "dtype": "float32", "shape": ["B", "Lt", C],
+     "max_tokens": MAX_TOKENS},
     {"name": "text_mask", "kind": "text_mask", "dtype": "int64", "shape": ["B", "Lt"]},
-    {"name": "negative_features", "kind": "negative_features", "dtype": "float32", "shape": ["B", "Ln", C]},
+    {"name": "negative_features", "kind": "negative_features", "dtype": "float32", "shape": ["B", "Ln", C],
+     "max_tokens": MAX_TOKENS},
     {"name": "negative_mask", "kind": "negative_mask", "dtype": "int64", "shape": ["B", "Ln"]},
     {"name": "uniforms", "kind": "uniform", "dtype": "float32", "shape": ["B", "L", D]},
     {"name": "forced_tokens", "kind": "forced_tokens", "dtype": "int64", "shape": ["B", "L", D]},

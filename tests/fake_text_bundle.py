@@ -1,7 +1,7 @@
 """A bundle of what VAR does not have: no classes but text, tokens of bits, oblong stages, values for each stage.
 
-It means nothing, like the other fake bundle, and honours the contract. It has no generate.onnx, a role that no reader
-knows, and a variant whose operators nobody has.
+It means nothing, like the other fake bundle, and honours the contract. Its stages carry bytes, as caches of 8 bits are,
+besides the latent. It has no generate.onnx, a role that no reader knows, and a variant whose operators nobody has.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ MASKS = [[1, 1, 0], [1, 1, 1]]
 
 GRAPHS = {
     "stage": f"""{HEADER} stage (float[B,Lt,8] text_features, int64[B,Lt] text_mask, float[B,9,2] uniforms,
-    int64[B,9,2] forced_tokens, float[3] cfg_scale, float[3] tau, int64 stage, float[B,2,2,3] f_hat) =>
-    (int64[B,l,2] tokens, float[B,l,2] logits, float[B,2,2,3] present_f_hat) {{
+    int64[B,9,2] forced_tokens, float[3] cfg_scale, float[3] tau, int64 stage, float[B,2,2,3] f_hat,
+    uint8[B,T,2] seen) =>
+    (int64[B,l,2] tokens, float[B,l,2] logits, float[B,2,2,3] present_f_hat, uint8[B,U,2] present_seen) {{
     zero = Constant<value = int64 {{0}}>()
     one = Constant<value_ints = [1]>()
     zero1 = Constant<value_ints = [0]>()
@@ -72,7 +73,13 @@ GRAPHS = {
     shape = Shape(f_hat)
     upsampled = Resize<mode = "nearest", coordinate_transformation_mode = "asymmetric", nearest_mode = "floor">
         (map, , , shape)
-    present_f_hat = Add(f_hat, upsampled)
+    token_bytes = Cast<to = 2>(tokens)
+    present_seen = Concat<axis = 1>(seen, token_bytes)
+    seen_f = Cast<to = 1>(present_seen)
+    share = ReduceMean<keepdims = 0>(seen_f, one)
+    shares = Unsqueeze(share, spatial)
+    accumulated = Add(f_hat, upsampled)
+    present_f_hat = Add(accumulated, shares)
 }}""",
     "decoder": f"""{HEADER} decoder (float[B,2,2,3] f_hat) => (uint8[B,8,12,3] images) {{
     images = fake.Decode(f_hat, to_rgb)
@@ -85,7 +92,8 @@ def write_fake_text_bundle(folder: Path, seed: int = 0) -> Path:
     shapes = {"position_table": (L, C), "latent_in": (2, C), "head": (C, D), "to_rgb": (2, 3)}
     graphs = write_files(folder, {role: text + DECODE for role, text in GRAPHS.items()}, weights_of_seed(shapes, seed))
     graphs["stage"]["state"] = [
-        {"input": "f_hat", "output": "present.f_hat", "dtype": "float32", "initial_shape": ["B", 2, 2, 3]}
+        {"input": "f_hat", "output": "present.f_hat", "dtype": "float32", "initial_shape": ["B", 2, 2, 3]},
+        {"input": "seen", "output": "present.seen", "dtype": "uint8", "initial_shape": ["B", 0, 2]},
     ]
     (folder / "stage.fused.onnx").write_text("for readers that have its operators")
     graphs["stage"]["variants"]["fused"] = {"file": "stage.fused.onnx", "operators": {"nextscale": 99}}

@@ -43,7 +43,7 @@ def tiny_vae() -> BSQVAE:
 def write_infinity_bundle(folder: Path) -> Path:
     """Write it; its verify tokens are what it generates."""
     infinity, sizes = tiny_infinity(), tuple(SizeInfo(**asdict(size)) for size in SIZES)
-    request = infinity_request(CONFIG.token_bits, CONFIG.text_channels, patchify=CONFIG.patchify)
+    request = infinity_request(CONFIG.token_bits, CONFIG.text_channels, CONFIG.max_text, patchify=CONFIG.patchify)
     stage, decoder = tile_attention(build_stage_graph(infinity, SIZES), MAX_SCORES), build_decoder_graph(tiny_vae())
     models = {
         "generate": build_generate_graph(stage, decoder, SIZES[0].num_stages, request, sizes),

@@ -58,8 +58,9 @@ class InfinityStages:
         batch, (height, width) = len(feeds["text_features"]), self.sizes[int(feeds["size"])].latent_size
         known = {"B": batch, "2B": 2 * batch, "h": height, "w": width}
         state = [value for value in self.session.get_inputs() if value.name not in (*feeds, "stage")]
+        dtypes = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
         shapes = {value.name: [known.get(d, 0) if isinstance(d, str) else d for d in value.shape] for value in state}
-        return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+        return {value.name: np.zeros(shapes[value.name], dtypes[value.type]) for value in state}
 
     def step(self, feeds: Outputs, state: Outputs, si: int) -> Outputs:
         """All outputs of one stage."""

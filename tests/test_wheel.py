@@ -27,6 +27,7 @@ ROOMS = (
     "cli",
     "compiler",
     "demo",
+    "demo/emoji",
     "evaluate",
     "export",
     "export/infinity",

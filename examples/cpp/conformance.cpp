@@ -465,6 +465,30 @@ class Conformance {
     options.return_memory = true;
     const Generator returning(bundle_path(item), options);
     for (const bool streaming : {false, true}) check_request(returning, item, streaming, "memory returned");
+    check_text_encoder_closed();
+  }
+
+  /// Prompts of one bundle from several threads, each of which may close the text encoder that another one runs.
+  void check_text_encoder_closed() {
+    std::vector<const Json*> of_prompts;
+    for (const Json& item : cases("requests")) {
+      const Json* prompts = item.find("prompts");
+      if (prompts == nullptr || is_null(*prompts)) continue;
+      if (of_prompts.empty() || text(*of_prompts[0], "bundle") == text(item, "bundle")) of_prompts.push_back(&item);
+    }
+    if (of_prompts.empty()) return;
+    nextscale::SessionOptions options;
+    options.keep_text_encoder = false;
+    const Generator shared(bundle_path(*of_prompts[0]), options);
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 4; ++i) {
+      threads.emplace_back([&, i] {
+        for (const Json* item : of_prompts) {
+          check_request(shared, *item, i % 2 == 0, "text encoder closed: " + text(*item, "name"));
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
   }
 
   /// The pull form gives the tokens of the other two, and its results outlive it.

@@ -387,6 +387,23 @@ namespace NextScale
                     task.made.Result.TokenMaps.SelectMany(row => row), task.expected.SelectMany(row => row)))
                     .FirstOrDefault(difference => difference != null);
             });
+            Check("prompts from several threads, the text encoder being closed", () =>
+            {
+                List<Fields> prompts = Cases("requests").Where(item => item.Optional("prompts") != null).ToList();
+                if (prompts.Count == 0) return null;
+                prompts = prompts.Where(item => item.Text("bundle") == prompts[0].Text("bundle")).ToList();
+                using (var shared = new Generator(Folder(prompts[0]), new GeneratorOptions { KeepTextEncoder = false }))
+                {
+                    var tasks = Enumerable.Range(0, 4 * prompts.Count).Select(i => new
+                    {
+                        expected = Rows(prompts[i % prompts.Count].Object("expected").Get("token_maps"), Integers),
+                        made = shared.GenerateAsync(Request(prompts[i % prompts.Count])),
+                    }).ToList();
+                    return tasks.Select(task => Same(
+                        task.made.Result.TokenMaps.SelectMany(row => row), task.expected.SelectMany(row => row)))
+                        .FirstOrDefault(difference => difference != null);
+                }
+            });
             Check("memory returned", () =>
             {
                 using (var returning = new Generator(Folder(items[0]), new GeneratorOptions { ReturnMemory = true }))

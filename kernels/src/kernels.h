@@ -123,6 +123,14 @@ struct LinearArgs {
   Coding coding;
 };
 
+// Keys and values in codes of 8 bits around 128, with a scale for each token of a head.
+struct CodedCaches {
+  const uint8_t *past_key, *past_value;            // [rows, heads, size, past], [rows, heads, past, size]
+  const float *past_key_scale, *past_value_scale;  // [rows, heads, past]
+  uint8_t *present_key, *present_value;            // the same with past + tokens; null where keys and values are float
+  float *present_key_scale, *present_value_scale;
+};
+
 // softmax(query key) value of each row and head, with query and key divided by their length and the query multiplied by
 // its head's scale; the caches grow by the new keys and values.
 struct AttentionArgs {
@@ -131,6 +139,7 @@ struct AttentionArgs {
   const float *past_key, *past_value;               // [rows, heads, size, past], [rows, heads, past, size]
   const float* query_scale;                         // [heads]
   float *present_key, *present_value;               // the same with past + tokens
+  CodedCaches coded;                                // in place of the four above
   float* y;                                         // [rows, tokens, heads * size], without coding
   Coding coding;                                    // kNone or kPair
 };

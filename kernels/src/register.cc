@@ -105,6 +105,7 @@ OrtCustomOpDomain* domain_of(const OrtApi* api) {
            &linear_operator(),
            &pair_linear_operator(),
            &attention_operator(),
+           &codes_attention_operator(),
            &integer_attention_operator(),
            &convolution_operator(),
            &group_norm_operator(),

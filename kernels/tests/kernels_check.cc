@@ -70,17 +70,23 @@ void linear(Case& c) {
   });
 }
 
-// All but what becomes of the result.
-AttentionArgs attention_args(Case& c, int64_t most_tokens, bool outliers) {
+// All but the caches and what becomes of the result.
+AttentionArgs attention_without_caches(Case& c, int64_t most_tokens, bool outliers) {
   AttentionArgs a{};
   a.rows = c.count("rows", 4), a.heads = c.size("heads", 4), a.size = 8 * c.size("eighths", 16);
   a.tokens = c.count("tokens", most_tokens), a.past = c.count("past", 200);
-  const int64_t width = a.heads * a.size, fresh = a.rows * a.tokens * width, kept = a.rows * a.past * width;
-  const auto floats = [&](int64_t n, float spread = 1) { return c.floats(n, spread, outliers); };
-  a.query = floats(fresh), a.key = floats(fresh), a.value = floats(fresh);
-  a.past_key = floats(kept, 0.1f), a.past_value = floats(kept);
+  const int64_t fresh = a.rows * a.tokens * a.heads * a.size;
+  const auto floats = [&] { return c.floats(fresh, 1, outliers); };
+  a.query = floats(), a.key = floats(), a.value = floats();
   a.query_scale = c.scales(a.heads);
-  a.present_key = c.output<float>(fresh + kept), a.present_value = c.output<float>(fresh + kept);
+  return a;
+}
+
+AttentionArgs attention_args(Case& c, int64_t most_tokens, bool outliers) {
+  AttentionArgs a = attention_without_caches(c, most_tokens, outliers);
+  const int64_t width = a.heads * a.size, kept = a.rows * a.past * width, all = kept + a.rows * a.tokens * width;
+  a.past_key = c.floats(kept, 0.1f, outliers), a.past_value = c.floats(kept, 1, outliers);
+  a.present_key = c.output<float>(all), a.present_value = c.output<float>(all);
   return a;
 }
 
@@ -91,6 +97,22 @@ void attention(Case& c) {
   const int64_t width = a.heads * a.size, fresh = a.rows * a.tokens * width;
   a.coding = c.coding(ranges, a.rows, a.tokens, width, 1);
   if (ranges == Ranges::kNone) a.y = c.output<float>(fresh, kOfTiles);
+  c.same_everywhere([&](const Kernels& kernels, const Parallel& parallel, const Workspace& workspace) {
+    kernels.attention(a, parallel, workspace);
+  });
+}
+
+void codes_attention(Case& c) {
+  constexpr double kOfTiles = 1e-3;  // as above
+  AttentionArgs a = attention_without_caches(c, 70, false);
+  const int64_t width = a.heads * a.size, fresh = a.rows * a.tokens * width, kept = a.rows * a.past * width;
+  const int64_t past_tokens = a.rows * a.heads * a.past, all_tokens = past_tokens + a.rows * a.heads * a.tokens;
+  a.coded.past_key = c.codes(kept), a.coded.past_value = c.codes(kept);
+  const auto small = [&] { return c.floats(past_tokens, 1e-3f, false); };  // of keys and values up to 1
+  a.coded.past_key_scale = small(), a.coded.past_value_scale = small();
+  a.coded.present_key = c.output<uint8_t>(fresh + kept), a.coded.present_value = c.output<uint8_t>(fresh + kept);
+  a.coded.present_key_scale = c.output<float>(all_tokens), a.coded.present_value_scale = c.output<float>(all_tokens);
+  a.y = c.output<float>(fresh, kOfTiles);
   c.same_everywhere([&](const Kernels& kernels, const Parallel& parallel, const Workspace& workspace) {
     kernels.attention(a, parallel, workspace);
   });
@@ -235,6 +257,7 @@ constexpr Check kChecks[] = {
     {"norm", norm},
     {"linear", linear},
     {"attention", attention},
+    {"codes_attention", codes_attention},
     {"integer_attention", integer_attention},
     {"convolution", convolution},
     {"group_norm", group_norm},

@@ -115,9 +115,9 @@ class SelfAttention(nn.Module):
             self.relative_attention_bias = Table(config.num_buckets, config.num_heads)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """x [B, N, Ct], bias [H, N, N] -> [B, N, Ct]."""
+        """x [B, N, Ct], bias [1 or B, H, N, N] -> [B, N, Ct]."""
         q, k, v = (layer(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], scale=1.0)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
         return self.o(out.transpose(1, 2).flatten(2))
 
 
@@ -208,13 +208,17 @@ class T5Encoder(nn.Module):
         table = self.block(0).attention.SelfAttention.relative_attention_bias
         return table(position_buckets(distance, self.config)).movedim(-1, 0)
 
-    def forward(self, token_ids: Tensor) -> Tensor:
-        """Features of texts of one length, which sees no padding.
+    def forward(self, token_ids: Tensor, text_mask: Tensor | None = None) -> Tensor:
+        """Features of texts, which see no padding.
 
         Args:
             token_ids: int64 [B, N], in [0, vocab_size), the end of the text among them.
+            text_mask: int64 or bool [B, N], 1 of a token, 0 behind a text's end; None: all are tokens.
         Returns:
-            float32 [B, N, Ct].
+            float32 [B, N, Ct]; behind a text's end it means nothing.
         """
-        position = torch.arange(token_ids.shape[1])
-        return self.encoder(self.shared(token_ids), self.bias(position[None, :] - position[:, None]))
+        position = torch.arange(token_ids.shape[1], device=token_ids.device)
+        bias = self.bias(position[None, :] - position[:, None])[None]
+        if text_mask is not None:
+            bias = bias.masked_fill(~text_mask.bool()[:, None, None], -torch.inf)
+        return self.encoder(self.shared(token_ids), bias)

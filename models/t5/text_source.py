@@ -76,6 +76,12 @@ def load_text_source(folder: Path, channels: int, max_tokens: int) -> TextSource
         )
     file = folder / PIECES
     if file.exists():
+        pieces = SentencePieceTokenizer(file, max_tokens).pieces
+        if pieces > config.vocab_size:
+            raise CheckpointError(
+                f"{file} has {pieces} pieces, the encoder {config.vocab_size} embeddings; copy it there from where the "
+                "encoder was published"
+            )
         return TextSource(load_t5(folder), TokenizerInfo("sentencepiece", max_tokens, PIECES), file)
     if config.vocab_size != BYT5_VOCAB_SIZE:
         raise CheckpointError(f"{folder} has no {PIECES}; copy it there from where the encoder was published")

@@ -132,6 +132,9 @@ struct SessionOptions {
   bool return_memory = false;
   /// Plan one block of memory for each set of shapes; costs memory, gains no time for these graphs.
   bool memory_pattern = false;
+  /// Keep the text encoder loaded for the next prompts; without it, it is closed once the texts of a request are
+  /// encoded, and its memory is free while the pictures are made.
+  bool keep_text_encoder = true;
   Ops ops = Ops::automatic;
   /// The file of the library of nextscale-ops, such as libnextscale_ops.so; it is never looked for.
   std::filesystem::path ops_library;
@@ -231,6 +234,7 @@ struct RequestInput {
   std::vector<double> defaults;   ///< Of a scalar: one value, or one for each stage where its shape is [S].
   std::optional<double> minimum;  ///< Of a scalar; unset where any finite number will do.
   std::optional<double> maximum;
+  std::optional<std::int64_t> max_tokens = std::nullopt;  ///< Of a text, of features; unset: any number.
 
   bool per_image() const { return !shape.empty() && !shape[0].size && shape[0].symbol == "B"; }
   /// The product of the sizes in numbers: of uniforms [B, L], L.
@@ -1168,7 +1172,7 @@ constexpr double kMaxCfgScale = 1000.0;
 constexpr std::int64_t kMaxInt64 = (std::numeric_limits<std::int64_t>::max)();
 constexpr std::size_t kMaxSizes = 1000;
 constexpr std::int64_t kMaxRatio = 1000;
-constexpr std::int64_t kMaxTokens = std::int64_t{1} << 16;      // of a prompt
+constexpr std::int64_t kMaxTokens = std::int64_t{1} << 16;      // of a text
 constexpr std::int64_t kMaxTextLength = std::int64_t{1} << 20;  // of verify's texts
 constexpr std::size_t kMaxPrompt = 10000;                       // characters of one of verify's
 
@@ -1751,6 +1755,10 @@ inline RequestInput read_input(const Fields& fields, const std::vector<SizedMode
   item.kind = static_cast<Kind>(std::find(kKinds.begin(), kKinds.end(), kind) - kKinds.begin());
   item.dtype = read_dtype(fields, item.kind);
   item.shape = read_shape(fields, item.kind, sizes);
+  const bool of_text = item.kind == Kind::text_features || item.kind == Kind::negative_features;
+  if (of_text && fields.optional("max_tokens") != nullptr) {
+    item.max_tokens = fields.integer("max_tokens", 1, kMaxTokens);
+  }
   if (item.kind != Kind::scalar) return item;
   const auto bound = [&](const char* key) -> std::optional<double> {
     const Json* value = fields.optional(key);
@@ -1846,13 +1854,20 @@ inline std::map<Graph, GraphInfo> read_graphs(const Fields& fields, const std::v
   return graphs;
 }
 
-inline std::optional<TokenizerInfo> read_tokenizer(const Fields& root, const std::map<std::string, FileInfo>& files) {
+inline std::optional<TokenizerInfo> read_tokenizer(const Fields& root, const std::vector<RequestInput>& request,
+                                                   const std::map<std::string, FileInfo>& files) {
   if (root.optional("tokenizer") == nullptr) return std::nullopt;
   const Fields fields = root.fields("tokenizer");
   TokenizerInfo tokenizer;
   tokenizer.kind = fields.text("kind");
   if (tokenizer.kind != "bytes" && tokenizer.kind != "sentencepiece") return tokenizer;
   tokenizer.max_tokens = fields.integer("max_tokens", 1, kMaxTokens);
+  for (const RequestInput& item : request) {
+    if (item.max_tokens && *item.max_tokens < tokenizer.max_tokens) {
+      fields.refuse("max_tokens", "at most " + std::to_string(*item.max_tokens) + ", as " + item.name + " has",
+                    shown(fields.get("max_tokens")));
+    }
+  }
   if (tokenizer.kind == "bytes") return tokenizer;
   tokenizer.file = fields.text("file");
   if (files.count(tokenizer.file) == 0) {
@@ -2719,11 +2734,17 @@ class Engine {
     return join(graphs, [](Graph graph) { return std::string(graph_name(graph)); });
   }
 
-  Ort::Session& session(Graph graph) {
+  std::shared_ptr<Ort::Session> session(Graph graph) {
     const std::lock_guard<std::mutex> lock(loading_);
     auto& session = sessions_[static_cast<std::size_t>(graph)];
     if (session == nullptr) session = open_session(graph);
-    return *session;
+    return session;
+  }
+
+  /// Forget a graph's session, which is destroyed when the calls end that run it; the next use opens another.
+  void close(Graph graph) {
+    const std::lock_guard<std::mutex> lock(loading_);
+    sessions_[static_cast<std::size_t>(graph)].reset();
   }
 
   /// Throws RequestError, ClassLabelError.
@@ -2746,6 +2767,7 @@ class Engine {
 
   /// Run the text encoder on each text of a request.
   void encode_texts(Inputs& inputs) {
+    const TextEncoderClosed at_end(inputs.texts.empty() || options_.keep_text_encoder ? nullptr : this);
     for (Texts& texts : inputs.texts) {
       for (const auto& token_ids : texts.token_ids) {
         const auto length = static_cast<std::int64_t>(token_ids.size());
@@ -2761,12 +2783,12 @@ class Engine {
   std::vector<Ort::Value> run(Graph graph, const std::vector<const char*>& input_names,
                               const std::vector<const OrtValue*>& inputs,
                               const std::vector<const char*>& output_names) {
-    Ort::Session& loaded = session(graph);
+    const std::shared_ptr<Ort::Session> loaded = session(graph);
     std::vector<Ort::Value> outputs;
     outputs.reserve(output_names.size());
     std::vector<OrtValue*> raw(output_names.size(), nullptr);
     try {
-      Ort::ThrowOnError(Ort::GetApi().Run(loaded, nullptr, input_names.data(), inputs.data(), inputs.size(),
+      Ort::ThrowOnError(Ort::GetApi().Run(*loaded, nullptr, input_names.data(), inputs.data(), inputs.size(),
                                           output_names.data(), output_names.size(), raw.data()));
     } catch (const std::exception& error) {
       throw Error(utf8(path_of(graph)) + ": onnxruntime failed: " + reason(error));
@@ -2825,6 +2847,20 @@ class Engine {
   }
 
  private:
+  /// Closes the text encoder at the end of a block, even one that throws; null: nothing.
+  class TextEncoderClosed {
+   public:
+    explicit TextEncoderClosed(Engine* engine) : engine_(engine) {}
+    TextEncoderClosed(const TextEncoderClosed&) = delete;
+    TextEncoderClosed& operator=(const TextEncoderClosed&) = delete;
+    ~TextEncoderClosed() {
+      if (engine_ != nullptr) engine_->close(Graph::text_encoder);
+    }
+
+   private:
+    Engine* engine_;
+  };
+
   static std::string version() { return OrtGetApiBase()->GetVersionString(); }
 
   std::filesystem::path path_of(Graph graph) const { return bundle_.graph_path(graph, choice_.variant); }
@@ -2899,7 +2935,7 @@ class Engine {
   Ort::Env environment_;
   Choice choice_;
   std::mutex loading_;
-  std::array<std::unique_ptr<Ort::Session>, kGraphs.size()> sessions_;
+  std::array<std::shared_ptr<Ort::Session>, kGraphs.size()> sessions_;
   std::unique_ptr<SentencePieces> pieces_;
 };
 
@@ -3208,13 +3244,32 @@ class Checker {
         if (request_.inputs.count(item.name) == 0) {
           return made(item, {static_cast<std::int64_t>(count_), 0, *item.shape[2].size}, std::vector<float>());
         }
-        return tensor(item);
+        return features(item);
+      case Kind::text_features:
+        return features(item);
       case Kind::text_mask:
       case Kind::negative_mask:
         return mask(item);
       default:
         return tensor(item);
     }
+  }
+
+  /// Features of the caller's: of no more tokens than the model takes, and numbers that a mask can hide.
+  Input features(const RequestInput& item) {
+    const Input found = tensor(item);
+    if (found.shape[1] > item.max_tokens.value_or(found.shape[1])) {
+      throw RequestError(item.name + ": expected texts of at most " + std::to_string(*item.max_tokens) +
+                         " tokens, found " + std::to_string(found.shape[1]) + ": shorten them");
+    }
+    for (std::size_t at = 0; at < found.bytes.size(); at += sizeof(float)) {
+      float value = 0;
+      std::memcpy(&value, found.bytes.data() + at, sizeof value);
+      if (!std::isfinite(value)) {
+        throw RequestError(item.name + ": expected finite numbers, found " + general(value));
+      }
+    }
+    return found;
   }
 
   /// A mask of the caller's: graphs may multiply by it, or compare.
@@ -3721,7 +3776,7 @@ inline Manifest Manifest::parse(std::string_view text, const std::string& where)
     const auto each = detail::at_sizes(manifest.model, manifest.sizes);
     manifest.request = detail::read_request(root, each);
     manifest.graphs = detail::read_graphs(graphs, manifest.request, each, manifest.files);
-    manifest.tokenizer = detail::read_tokenizer(root, manifest.files);
+    manifest.tokenizer = detail::read_tokenizer(root, manifest.request, manifest.files);
     detail::check_verify(verify, manifest.request, each, manifest.graphs.count(Graph::text_encoder) > 0);
   }
   const detail::Json* names = document.find("class_names");

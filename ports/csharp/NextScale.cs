@@ -102,6 +102,10 @@ namespace NextScale
         /// <summary>Plan one block of memory for each set of shapes; costs memory, gains no time here.</summary>
         public bool MemoryPattern { get; set; }
 
+        /// <summary>Keep the text encoder loaded for the next prompts; without it, it is closed once the texts of a
+        /// request are encoded, and its memory is free while the pictures are made.</summary>
+        public bool KeepTextEncoder { get; set; } = true;
+
         public Ops Ops { get; set; } = Ops.Auto;
 
         /// <summary>The file of the library of nextscale-ops, such as libnextscale_ops.so; it is never looked for.
@@ -361,6 +365,7 @@ namespace NextScale
 
         private readonly GeneratorOptions options;
         private readonly Dictionary<string, InferenceSession> sessions = new Dictionary<string, InferenceSession>();
+        private int encoding;  // calls that run the text encoder
         private readonly object loading = new object();
         private readonly object counting = new object();
         private int running;
@@ -427,7 +432,7 @@ namespace NextScale
             bool streaming = progress != null || cancellation.CanBeCanceled || !Bundle.Graphs.ContainsKey("generate");
             return Using(() =>
             {
-                all.EncodeTexts(EncodeText);
+                EncodeTexts(all);
                 var images = new List<byte[]>();
                 var tokenMaps = new List<long[]>();
                 for (int first = 0; first < all.Count; first += all.BatchSize)
@@ -632,6 +637,30 @@ namespace NextScale
         {
             return Run("decoder", new Dictionary<string, OrtValue> { { "f_hat", latent } }, DecoderOutputs,
                        outputs => Bytes(outputs[0], count, model.ImageBytes));
+        }
+
+        /// <summary>Run the text encoder on each text of a request. The last of the calls that do closes it, if it is
+        /// not kept.</summary>
+        private void EncodeTexts(ModelInputs all)
+        {
+            lock (loading) encoding++;
+            try
+            {
+                all.EncodeTexts(EncodeText);
+            }
+            finally
+            {
+                lock (loading)
+                {
+                    InferenceSession session;
+                    if (--encoding == 0 && !options.KeepTextEncoder
+                        && sessions.TryGetValue("text_encoder", out session))
+                    {
+                        sessions.Remove("text_encoder");
+                        session.Dispose();
+                    }
+                }
+            }
         }
 
         /// <summary>The features of one text, [N] -> [N * Ct].</summary>
@@ -2072,9 +2101,11 @@ namespace NextScale
                 case "size":
                     return new ModelInput { Name = item.Name, Data = new long[] { sizeIndex }, Shape = new long[0] };
                 case "negative_features":
-                    if (tensors.ContainsKey(item.Name)) return MakeTensor(item);
+                    if (tensors.ContainsKey(item.Name)) return CheckedFeatures(item, MakeTensor(item));
                     long[] noText = { Count, 0, (long)item.Shape[2] };
                     return new ModelInput { Name = item.Name, Data = new float[0], Shape = noText, PerImage = true };
+                case "text_features":
+                    return CheckedFeatures(item, MakeTensor(item));
                 case "text_mask":
                 case "negative_mask":
                     return CheckedMask(item, MakeTensor(item));
@@ -2204,6 +2235,21 @@ namespace NextScale
                 Name = item.Name, Data = (Array)given.Data.Clone(), Shape = (long[])given.Shape.Clone(),
                 PerImage = item.PerImage,
             };
+        }
+
+        /// <summary>The features themselves: of no more tokens than the model takes, and numbers that a mask can hide.
+        /// </summary>
+        private static ModelInput CheckedFeatures(RequestInput item, ModelInput features)
+        {
+            if (features.Shape[1] > item.MaxTokens)
+                throw new RequestException(
+                    $"{item.Name}: expected texts of at most {item.MaxTokens} tokens, found {features.Shape[1]}: "
+                    + "shorten them");
+            foreach (float value in (float[])features.Data)
+                if (float.IsNaN(value) || float.IsInfinity(value))
+                    throw new RequestException(
+                        $"{item.Name}: expected finite numbers, found {RequestInput.Show(value)}");
+            return features;
         }
 
         /// <summary>The mask itself: graphs may multiply by it, or compare.</summary>
@@ -2834,6 +2880,7 @@ namespace NextScale
         public double[] Defaults = new double[0];      // of a scalar: one value, or one for each stage
         public double? Minimum;                        // of a scalar; null where any finite number will do
         public double? Maximum;
+        public long? MaxTokens;                        // of a text, where the input is features; null: any number
 
         public bool PerImage { get { return Shape.Count > 0 && "B".Equals(Shape[0]); } }
 
@@ -2895,7 +2942,8 @@ namespace NextScale
         private const long MaxElements = 1 << 28;
         private const int MaxSizes = 1000;
         private const long MaxRatio = 1000;
-        private const long MaxTokens = 1 << 16;      // of a prompt
+        private static readonly string[] FeatureKinds = { "text_features", "negative_features" };
+        private const long MaxTokens = 1 << 16;      // of a text
         private const long MaxTextLength = 1 << 20;  // of verify's texts
         private const int MaxPrompt = 10000;         // characters of one of verify's
 
@@ -3157,6 +3205,9 @@ namespace NextScale
             var tokenizer = new TokenizerInfo { Kind = fields.Text("kind") };
             if (tokenizer.Kind != "bytes" && tokenizer.Kind != "sentencepiece") return tokenizer;
             tokenizer.MaxTokens = fields.Integer("max_tokens", 1, MaxTokens);
+            RequestInput less = Request.FirstOrDefault(item => item.MaxTokens < tokenizer.MaxTokens);
+            if (less != null)
+                fields.Refuse("max_tokens", $"at most {less.MaxTokens}, as {less.Name} has", tokenizer.MaxTokens);
             if (tokenizer.Kind == "bytes") return tokenizer;
             tokenizer.File = fields.Text("file");
             if (!Files.ContainsKey(tokenizer.File))
@@ -3208,7 +3259,7 @@ namespace NextScale
             Func<string, RequestInput> input = kind => request.First(item => item.Kind == kind);
             Action<string, string, string> refuse =
                 (kind, key, expected) => places[kind].Refuse(key, expected, places[kind].Get(key));
-            foreach (string features in new[] { "text_features", "negative_features" })
+            foreach (string features in FeatureKinds)
             {
                 string mask = features.Replace("features", "mask");
                 if (!places.ContainsKey(mask)) continue;
@@ -3232,6 +3283,8 @@ namespace NextScale
             item.Shape = fields.Items("shape", (owner, key, value) => value is string
                 ? owner.AsText(key, value) : (object)owner.AsInteger(key, value, 1, MaxDimension));
             foreach (SizedModel size in sizes) CheckShape(fields, item.Resolved(size.Symbols), size);
+            if (FeatureKinds.Contains(item.Kind) && fields.Optional("max_tokens") != null)
+                item.MaxTokens = fields.Integer("max_tokens", 1, MaxTokens);
             if (item.Kind != "scalar") return item;
             item.Minimum = ReadBound(fields, "minimum", item.Dtype);
             item.Maximum = ReadBound(fields, "maximum", item.Dtype);

@@ -17,6 +17,7 @@ from PIL import Image
 
 from nextscale.cli.main import main
 from nextscale.runtime import Generator
+from nextscale.runtime._session_pool import SessionPool
 from nextscale.runtime.image_io import read_picture_parameters
 
 
@@ -54,6 +55,15 @@ def test_prompts_make_a_sheet(bundle: Path, capsys: pytest.CaptureFixture[str]) 
         "tau": 0.3,
     }  # fmt: skip
     assert not found.keys() & {"classes", "top_k", "top_p", "more_smooth"}
+
+
+def test_the_commands_close_the_text_encoder(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = []
+    monkeypatch.setattr(SessionPool, "close", lambda pool, graph: kept.append(graph))
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save("photo.png")
+    assert run("generate", bundle, "--prompt", "a") == 0
+    assert run("edit", bundle, "photo.png", "--box", "0,0,0.5,1", "--prompt", "a") == 0
+    assert kept == ["text_encoder"] * 2
 
 
 def test_a_file_of_prompts_makes_a_picture_of_each(bundle: Path) -> None:

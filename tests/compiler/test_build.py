@@ -48,6 +48,7 @@ STEPS = {
         "writing",
         "checking kernels",
         "emulating CPUs without VNNI",
+        "sampling in full precision",
         "comparing with full precision",
         "generating the stored tokens",
     ],

@@ -35,7 +35,7 @@ from nextscale.models.infinity.layers import linear_shapes
 from nextscale.models.infinity.reference import generate
 from nextscale.models.t5.layers import wide_layers
 from nextscale.models.t5.random_weights import random_t5
-from nextscale.runtime import Bundle, Generation, Generator
+from nextscale.runtime import Bundle, Generation, Generator, RequestError
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._uniforms import uniforms
 from nextscale.runtime._verify import verify
@@ -162,6 +162,15 @@ def test_without_a_text_encoder_features_are_stored_lengths(tmp_path: Path) -> N
         assert verify(bundle, ONE_THREAD).passed
     contents = [(tmp_path / name / "weights.data").read_bytes() for name in ("left out", "none")]
     assert contents[0] == contents[1]
+
+
+def test_no_text_is_longer_than_what_the_model_learned_for_none(fp32: Path) -> None:
+    generator = Generator(fp32, ONE_THREAD)
+    longest, longer = np.zeros((1, 64, 16), np.float32), np.zeros((1, 65, 16), np.float32)
+    generator.generate(inputs={"text_features": longest, "negative_features": longest})
+    for name in ("text_features", "negative_features"):
+        with pytest.raises(RequestError, match=f"^{name}: expected texts of at most 64 tokens, found 65: shorten"):
+            generator.generate(inputs={"text_features": longest, name: longer})
 
 
 # Shift-and-sum

@@ -10,10 +10,12 @@ from tiny_model import NUM_CLASSES, ONE_THREAD, L, V, build_tiny, tiny_source
 
 from nextscale.calib_data.subjects import Subjects
 from nextscale.evaluate.teacher_forced import (
+    agreement,
     as_json,
     bit_divergence,
     evaluation_labels,
     kl_divergence,
+    sample,
     summarize,
     teacher_forced,
     teacher_forced_pairs,
@@ -210,6 +212,18 @@ def test_figures_of_several_sizes_are_means_over_their_own_tokens() -> None:
     assert found.top1 == pytest.approx(3 / 6)
     np.testing.assert_allclose(found.stage_kl, [2, 1])
     np.testing.assert_allclose(found.stage_top1, [0.5, 0.5])
+
+
+def test_a_reference_may_be_gone_before_a_candidate_comes(fp32_generator: Generator, int8_generator: Generator) -> None:
+    """What was sampled of all images first is compared as batch after batch is."""
+    subjects = Subjects.of_classes(evaluation_labels(fp32_generator.bundle.model.num_classes, 5, 1))
+    sampled, seen = list(sample(fp32_generator, subjects, range(5), batch_size=2)), list[int]()
+    assert [(batch.images.start, batch.images.stop) for batch in sampled] == [(0, 2), (2, 4), (4, 5)]
+    found = agreement(sampled, int8_generator, subjects, seen.append)
+    expected = teacher_forced(fp32_generator, {"int8": int8_generator}, images=5, batch_size=2)["int8"]
+    assert seen == [2, 4, 5]
+    assert (found.kl, found.kl_stderr, found.top1) == (expected.kl, expected.kl_stderr, expected.top1)
+    np.testing.assert_array_equal(found.stage_kl, expected.stage_kl)
 
 
 def test_bundles_of_bits_and_sizes_are_compared(fake_sizes_bundle: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nextscale.graph_passes.integer_model import IntegerModel, attention_bits, token_zero_point
-from nextscale.graph_passes.layer_facts import LayerFacts, StageFacts
+from nextscale.graph_passes.layer_facts import GELU_MINIMUM, TEXT, LayerFacts, StageFacts
 from nextscale.graph_passes.qparams import Range
 from nextscale.graph_passes.recipe import ActivationRecipe, AttentionRecipe, Granularity, LayerChoice, Recipe
 from nextscale.runtime._errors import NextscaleError
@@ -54,6 +54,16 @@ def test_a_known_range_is_static_and_one_row_is_no_pair(granularity: Granularity
     assert integer.known == {"time.linear": KNOWN}
     observed = [integer.static, integer.pairs, integer.by_image, list(integer.by_token)]
     assert sorted(name for names in observed for name in names) == sorted({*integer.layers} - {"time.linear"})
+
+
+@pytest.mark.parametrize(("granularity", "expected"), [("image", "token"), ("token", "token"), ("stage", "stage")])
+def test_a_text_has_no_range_an_image(granularity: Granularity, expected: str) -> None:
+    """It would hold the padding of the batch, which depends on the other images."""
+    of_text = LayerFacts("text.linear", (8, 8), (4, 0), TEXT, "text", minimum=GELU_MINIMUM)
+    facts = StageFacts((of_text,), (), "2B", "scale")
+    layers: dict[str, LayerChoice] = {"text.linear": granularity}
+    found = IntegerModel.decide(Recipe("r", layers=layers), facts).layers["text.linear"]
+    assert (found.granularity, found.zero_point) == (expected, {"token": 32}.get(expected))
 
 
 def test_layers_that_a_recipe_leaves_float() -> None:

@@ -80,6 +80,7 @@ def test_another_bundles_graph_is_refused(damaged: Path) -> None:
         SessionOptions(spinning=False),
         SessionOptions(memory_arena=False),
         SessionOptions(return_memory=True),
+        SessionOptions(keep_text_encoder=False),
     ],
     ids=str,
 )

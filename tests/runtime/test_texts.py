@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from fake_bundle import read_manifest, write_manifest
 from fake_sizes_bundle import MAX_TOKENS, C, fake_sizes_weights, write_fake_sizes_bundle
 from numpy.typing import NDArray
 
-from nextscale.runtime import Bundle, BundleError, Generator, RequestError
+from nextscale.runtime import Bundle, BundleError, Generator, RequestError, SessionOptions
 from nextscale.runtime._request import Request
 from nextscale.runtime._texts import padded, probe_features
 from nextscale.runtime._uniforms import uniforms
@@ -71,6 +72,41 @@ def test_each_text_is_encoded_once_and_alone(sizes: Generator, encoded: list[lis
     """Never padded: padding would cost as much as text."""
     sizes.generate(prompts=PROMPTS * 3, negative=["a", "b"] * 6, batch_size=5)
     assert encoded == [[1, 6], [1, 4], [1, 6], [1, 2], [1, 2]]
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_text_encoder_is_kept_or_closed_before_the_pictures_are_made(sizes: Generator, keep: bool) -> None:
+    generator = Generator(sizes.bundle, SessionOptions(keep_text_encoder=keep))
+    loaded: list[bool] = []
+
+    def look(stage: object) -> None:
+        loaded.append("text_encoder" in generator._pool._sessions)
+
+    expected = sizes.generate(prompts=PROMPTS, negative="dull")
+    for _ in range(2):  # it is loaded again
+        found = generator.generate(prompts=PROMPTS, negative="dull", on_stage=look)
+        np.testing.assert_array_equal(found.token_maps, expected.token_maps)
+    for stage in generator.stream(prompts=PROMPTS):
+        look(stage)
+    assert len(loaded) > 4
+    assert set(loaded) == {keep}
+
+
+def test_threads_may_close_the_text_encoder_that_others_run(sizes: Generator) -> None:
+    generator = Generator(sizes.bundle, SessionOptions(threads=1, keep_text_encoder=False))
+    expected = sizes.generate(prompts=PROMPTS, seed=5).token_maps
+    with ThreadPoolExecutor(4) as threads:
+        made = [threads.submit(generator.generate, prompts=PROMPTS, seed=5) for _ in range(16)]
+        for one in made:
+            np.testing.assert_array_equal(one.result().token_maps, expected)
+
+
+def test_a_text_encoder_that_fails_is_closed_too(sizes: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = Generator(sizes.bundle, SessionOptions(keep_text_encoder=False))
+    monkeypatch.setattr("nextscale.runtime._next_scale_loop.run_session", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        generator.generate(prompts=PROMPTS)
+    assert generator._pool._sessions == {}
 
 
 def test_prompts_draw_what_their_features_draw(sizes: Generator) -> None:

@@ -4,7 +4,8 @@
 
 #include "quantize.h"  // first: others use it
 
-#include "caches.h"  // before the attentions, which use it
+#include "caches.h"  // before the attentions, which use these two
+#include "coded_caches.h"
 #include "attention_vectors.h"
 #ifdef NEXTSCALE_HAS_TILES
 #include "attention_tiles.h"

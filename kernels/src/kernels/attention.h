@@ -6,10 +6,14 @@ namespace nextscale {
 namespace NEXTSCALE_ISA {
 namespace {
 
+inline void grow(const AttentionArgs& a, int64_t r, int64_t h) {
+  a.coded.present_key ? grow_coded_caches(a, r, h) : grow_caches(a, r, h);
+}
+
 // y [n, d], rows `y_pitch` apart, of n queries of one row and head from token `first` on. Each form has its own bits, so
 // that the choice depends on nothing that a batch or threads change.
 inline void attend(const AttentionArgs& a, int64_t r, int64_t h, int64_t first, int64_t n, float* y, int64_t y_pitch) {
-  if (n == a.tokens) grow_caches(a, r, h);  // none other reads them: they are near
+  if (n == a.tokens) grow(a, r, h);  // none other reads them: they are near
 #ifdef NEXTSCALE_HAS_TILES
   if (a.tokens > kFewQueries) return attend_on_tiles(a, r, h, first, n, y, y_pitch);
 #endif
@@ -52,7 +56,7 @@ inline void attention(const AttentionArgs& a, const Parallel& parallel, const Wo
   const bool pairs = a.coding.ranges == Ranges::kPair;
   const int64_t heads = (pairs ? a.rows / 2 : a.rows) * a.heads;
   const int64_t most = queries_of_task(a.tokens, heads, parallel.threads()), parts = ceil_div(a.tokens, most);
-  if (parts != 1) parallel(a.rows * a.heads, [&](int64_t task) { grow_caches(a, task / a.heads, task % a.heads); });
+  if (parts != 1) parallel(a.rows * a.heads, [&](int64_t task) { grow(a, task / a.heads, task % a.heads); });
   parallel(heads * parts, [&](int64_t task) {
     const int64_t of_head = task / parts, first = task % parts * most;
     const Queries q{of_head / a.heads, of_head % a.heads, first, least_of(most, a.tokens - first)};

@@ -209,7 +209,6 @@ inline void attend_on_tiles(const AttentionArgs& a, int64_t r, int64_t h, int64_
   const Tiles in_use;
   (void)in_use;
   const int64_t d = a.size, total = a.past + a.tokens, width = a.heads * d, of_head = r * a.heads + h;
-  const float *keys = a.present_key + of_head * d * total, *values = a.present_value + of_head * d * total;
   const TileTask task(n, d);
   std::memset(task.mixed, 0, static_cast<size_t>(n * task.depth) * sizeof(float));
   std::memset(task.unit, 0, static_cast<size_t>(task.depth) * sizeof(float));
@@ -226,8 +225,9 @@ inline void attend_on_tiles(const AttentionArgs& a, int64_t r, int64_t h, int64_
   };
   const auto lay_out = [&](int64_t block) {
     const int64_t key = block * kKeysOfBlock, here = least_of(kKeysOfBlock, total - key);
-    pack_halves(d, here, [&](int64_t k, int64_t column) { return keys + k * total + key + column; }, task.keys);
-    pack_halves(here, d, [&](int64_t k, int64_t column) { return values + (key + k) * d + column; },
+    const KeysAndValues of = keys_and_values(a, of_head, key, here);
+    pack_halves(d, here, [&](int64_t k, int64_t column) { return of.keys + k * of.pitch + column; }, task.keys);
+    pack_halves(here, d, [&](int64_t k, int64_t column) { return of.values + k * d + column; },
                 task.values + block % 3 * task.panels_bytes);
   };
   PassOfBlock scored{}, softened{}, mixed{};  // of no queries where there is none

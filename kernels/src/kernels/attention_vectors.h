@@ -10,7 +10,6 @@ namespace nextscale {
 namespace NEXTSCALE_ISA {
 namespace {
 
-constexpr int64_t kKeysOfBlock = 128;
 constexpr int64_t kColumns = kFloatVectors * kLanes;  // keys or channels whose sums a product holds
 constexpr int64_t kLogitRows = 32 / kFloatRows * kFloatRows;  // queries whose logits of a block stay in the first cache
 
@@ -25,12 +24,12 @@ inline void in_groups(int64_t first, int64_t n, Each each) {
   if constexpr (M > 1) in_groups<(M > 2 ? M - 2 : 1)>(first, n, each);
 }
 
-// Keys [d, total] as panels [keys / kColumns][d][kColumns], `pitch` apart; what is missing is zero.
-inline void lay_out_keys(const float* keys, int64_t d, int64_t total, int64_t count, float* panels, int64_t pitch) {
+// Keys [d, .], rows `of_row` apart, as panels [keys / kColumns][d][kColumns], `pitch` apart; what is missing is zero.
+inline void lay_out_keys(const float* keys, int64_t d, int64_t of_row, int64_t count, float* panels, int64_t pitch) {
   for (int64_t k = 0; k < d; ++k)
     for (int64_t j = 0; j < count; j += kColumns)
       for (int64_t v = 0; v < kColumns; v += kLanes)
-        store(panels + j / kColumns * pitch + k * kColumns + v, load(keys + k * total + j + v, count - j - v));
+        store(panels + j / kColumns * pitch + k * kColumns + v, load(keys + k * of_row + j + v, count - j - v));
 }
 
 // Logits of M queries [M, d] and a panel of keys; in the order of d.
@@ -172,7 +171,6 @@ inline void attend_to_block(const VectorTask& task, int64_t first, int64_t n, in
 inline void attend_on_vectors(const AttentionArgs& a, int64_t r, int64_t h, int64_t first, int64_t n, float* y,
                               int64_t y_pitch) {
   const int64_t d = a.size, total = a.past + a.tokens, width = a.heads * d, of_head = r * a.heads + h;
-  const float *keys = a.present_key + of_head * d * total, *values = a.present_value + of_head * d * total;
   const VectorTask task(n, d);
   for (int64_t i = 0; i < n; ++i) {
     normalize(a.query + (r * a.tokens + first + i) * width + h * d, d, a.query_scale[h], task.queries + i * d);
@@ -181,9 +179,10 @@ inline void attend_on_vectors(const AttentionArgs& a, int64_t r, int64_t h, int6
   std::memset(task.mixed, 0, static_cast<size_t>(n * task.channels) * sizeof(float));
   for (int64_t j = 0; j < total; j += kKeysOfBlock) {
     const int64_t here = least_of(kKeysOfBlock, total - j);
-    lay_out_keys(keys + j, d, total, here, task.panels, task.panel_pitch);
+    const KeysAndValues block = keys_and_values(a, of_head, j, here);
+    lay_out_keys(block.keys, d, block.pitch, here, task.panels, task.panel_pitch);
     for (int64_t i = 0; i < n; i += kLogitRows)
-      attend_to_block(task, i, least_of(kLogitRows, n - i), d, values + j * d, here);
+      attend_to_block(task, i, least_of(kLogitRows, n - i), d, block.values, here);
   }
   for (int64_t i = 0; i < n; ++i) finish_query(task.mixed + i * task.channels, task.seen[i], d, y + i * y_pitch);
 }

@@ -5,9 +5,10 @@
 namespace nextscale {
 namespace {
 
-constexpr size_t kScale = 6, kLast = 10;  // after what both attentions take; the scale is of the result
 enum Output { kY, kCodes, kPresentKey = 3 };
 
+// With caches of float32, or of codes with the scales of their tokens.
+template <bool kCoded>
 class Attention final : public Kernel {
  public:
   Attention(const Info& info, const Kernels& kernels)
@@ -22,11 +23,12 @@ class Attention final : public Kernel {
     const Shape result{a.rows, a.tokens, heads_ * a.size};
     if (coding_.ranges() == Ranges::kNone) a.y = context.output<float>(kY, result);
     a.coding = coding_.with(context, kScale, kCodes, result);
-    add_caches(context, kLast, kPresentKey, a);
+    kCoded ? add_coded_caches(context, kLast, kPresentKey, a) : add_caches(context, kLast, kPresentKey, a);
     kernels_.attention(a, context.parallel(), context.workspace());
   }
 
  private:
+  static constexpr size_t kScale = kCoded ? 8 : 6, kLast = kScale + 4;  // the scale is of the result
   const Kernels& kernels_;
   CodingAttributes coding_;
   int64_t heads_;
@@ -52,7 +54,33 @@ const Operator& attention_operator() {
                              {"difference", kUint8, true},
                              {"present_key", kFloat},
                              {"present_value", kFloat}}},
-                           make_kernel<Attention>};
+                           make_kernel<Attention<false>>};
+  return op;
+}
+
+const Operator& codes_attention_operator() {
+  static const Operator op{{"CodesAttention",
+                            {{"query", kFloat},
+                             {"key", kFloat},
+                             {"value", kFloat},
+                             {"past_key", kUint8},
+                             {"past_value", kUint8},
+                             {"query_scale", kFloat},
+                             {"past_key_scale", kFloat},
+                             {"past_value_scale", kFloat},
+                             {"u_scale", kFloat, true},
+                             {"u_zero_point", kUint8, true},
+                             {"d_scale", kFloat, true},
+                             {"d_zero_point", kUint8, true},
+                             {"last", kBool, true}},
+                            {{"y", kFloat, true},
+                             {"codes", kUint8, true},
+                             {"difference", kUint8, true},
+                             {"present_key", kUint8},
+                             {"present_value", kUint8},
+                             {"present_key_scale", kFloat},
+                             {"present_value_scale", kFloat}}},
+                           make_kernel<Attention<true>>};
   return op;
 }
 

@@ -11,6 +11,7 @@ const Operator& norm_quantize_operator();
 const Operator& linear_operator();
 const Operator& pair_linear_operator();
 const Operator& attention_operator();
+const Operator& codes_attention_operator();
 const Operator& integer_attention_operator();
 const Operator& convolution_operator();
 const Operator& group_norm_operator();

@@ -285,7 +285,7 @@ def test_weights_are_not_copied(model: Infinity, graph: ir.Model) -> None:
 
 def test_the_contract(graph: ir.Model) -> None:
     onnx.checker.check_model(ir.to_proto(graph), full_check=True)
-    request = infinity_request(CONFIG.token_bits, CONFIG.text_channels, patchify=False)
+    request = infinity_request(CONFIG.token_bits, CONFIG.text_channels, CONFIG.max_text, patchify=False)
     inputs = {str(value.name): value for value in graph.graph.inputs}
     for item in request:
         value = inputs[item.name]

@@ -51,3 +51,13 @@ def test_stored_half_precision_is_computed_in_float32(dtype: torch.dtype) -> Non
     found = half(ids)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, rounded.requires_grad_(False)(ids), rtol=0, atol=0)
+
+
+def test_texts_of_unequal_lengths_do_not_see_their_padding() -> None:
+    model, ids = small_encoder(), torch.from_numpy(token_ids(9))
+    mask = torch.ones_like(ids)
+    ids[1, 6:], mask[1, 6:] = 0, 0
+    found = model(ids, mask)
+    torch.testing.assert_close(found[0], model(ids[:1])[0], rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(found[1, :6], model(ids[1:, :6])[0], rtol=0, atol=TOLERANCE)
+    assert found.isfinite().all()

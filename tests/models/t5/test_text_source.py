@@ -69,6 +69,17 @@ def test_a_folder_without_a_tokenizer_is_refused(folder: Callable[[T5Config], Pa
         load_text_source(folder(replace(TEXT, vocab_size=1008)), CHANNELS, 512)
 
 
+def test_more_pieces_than_embeddings_are_refused_before_the_weights_are_read(
+    folder: Callable[[T5Config], Path],
+) -> None:
+    pytest.importorskip("sentencepiece")
+    path = folder(replace(TEXT, vocab_size=999))
+    (path / "spiece.model").write_bytes(PIECES.read_bytes())
+    (path / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"spiece\.model has 1000 pieces, the encoder 999 embeddings; copy it"):
+        load_text_source(path, CHANNELS, 512)
+
+
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json does not exist"):
         load_text_source(tmp_path / "none", CHANNELS, 512)

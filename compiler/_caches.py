@@ -1,0 +1,29 @@
+"""Keys and values that do not fit beside a model in full precision: which sizes have such, and what becomes of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from nextscale.export.bundle_writer import BundleInfo
+from nextscale.graph_passes.layer_facts import GUIDED_ROWS
+from nextscale.graph_passes.recipe import Recipe
+from nextscale.runtime._manifest import ModelInfo
+
+# Of one picture in float32. Larger ones are carried in 8 bits, and a build does not run such pictures in full
+# precision: of Infinity-2B those of 0.60M and 1M, which take 6.7 and 11.0 GB beside 9 GB of weights.
+MOST_CACHED = 4_000_000_000
+
+
+def float_cache_bytes(model: ModelInfo) -> int:
+    """Keys and values of one picture in float32, of both rows with guidance (docs/bundle.md, "Sizes")."""
+    return 2 * GUIDED_ROWS * model.depth * model.num_tokens * model.embed_dim * 4
+
+
+def with_decided_cache(recipe: Recipe, info: BundleInfo) -> Recipe:
+    """The recipe with "float" or "integer" in place of attention.cache = "auto"."""
+    if recipe.attention.cache != "auto":
+        return recipe
+    models = [info.model.of_size(size) for size in info.sizes] or [info.model]
+    is_large = max(map(float_cache_bytes, models)) > MOST_CACHED
+    in_codes = is_large and recipe.precision != "fp32" and recipe.attention.products == "float"
+    return replace(recipe, attention=replace(recipe.attention, cache="integer" if in_codes else "float"))

@@ -1,0 +1,125 @@
+"""The sprites: every emoji in every style as 128 x 128 RGBA pixels, with its words, in one compressed file."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from nextscale.demo.emoji.icons import SIDE, Emoji
+from nextscale.runtime._errors import NextscaleError
+
+QUALITY = 88  # of colours; the outline is exact
+SEPARATOR = "\n"
+
+
+@dataclass(frozen=True)
+class Sprites:
+    """N sprites of C concepts.
+
+    Attributes:
+        webp: N WebP files.
+        style: int64 [N], indices of `styles.STYLES`.
+        concept: int64 [N], indices of `emoji`.
+        emoji: the C concepts.
+        looks: int64 [C]: concepts that a style draws alike have one number, those of all are 0, 1, 2, ...
+    """
+
+    webp: tuple[bytes, ...]
+    style: NDArray[np.int64]
+    concept: NDArray[np.int64]
+    emoji: tuple[Emoji, ...]
+    looks: NDArray[np.int64]
+
+    @classmethod
+    def load(cls, path: Path) -> Sprites:
+        """What `save` wrote.
+
+        Raises:
+            NextscaleError: there is no such file, or it has no sprites.
+        """
+        try:
+            with np.load(path) as file:
+                content = {name: file[name] for name in file.files}
+            data, ends = content["webp"].tobytes(), content["ends"].tolist()
+            words = (content[key].tolist() for key in ("code", "name", "tags", "group"))
+            emoji = tuple(
+                Emoji(code, name, tuple(tags.split(SEPARATOR)) if tags else (), group)
+                for code, name, tags, group in zip(*words, strict=True)
+            )
+        except (OSError, EOFError, KeyError, ValueError) as error:
+            raise NextscaleError(f"{path}: no sprites ({error}); make them with demo.emoji.make_data") from None
+        webp = tuple(data[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True))
+        return cls(webp, content["style"].astype(int), content["concept"].astype(int), emoji, content["looks"])
+
+    def save(self, path: Path) -> None:
+        """Write all of it as arrays, atomically."""
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            np.savez_compressed(
+                file,
+                webp=np.frombuffer(b"".join(self.webp), np.uint8),
+                ends=np.cumsum([len(one) for one in self.webp]),
+                style=self.style.astype(np.uint8),
+                concept=self.concept.astype(np.int16),
+                looks=self.looks,
+                code=[e.code for e in self.emoji],
+                name=[e.name for e in self.emoji],
+                tags=[SEPARATOR.join(e.tags) for e in self.emoji],
+                group=np.array([e.group for e in self.emoji]),
+            )
+        os.replace(partial, path)
+
+    def pixels(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
+        """RGBA with colours multiplied by alpha, as resampling and compositing need it: uint8 [len, 4, 128, 128]."""
+        out = np.empty((len(indices), 4, SIDE, SIDE), np.uint8)
+
+        def decode(row: int) -> None:
+            rgba = np.asarray(Image.open(io.BytesIO(self.webp[indices[row]])).convert("RGBA"))
+            alpha = rgba[..., 3:].astype(np.uint16)
+            colours = (rgba[..., :3] * alpha + 127) // 255
+            out[row] = np.concatenate((colours, alpha), axis=2).transpose(2, 0, 1)
+
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(decode, range(len(indices))))
+        return out
+
+
+def packed(image: Image.Image) -> bytes:
+    """An RGBA picture as WebP, without loss where that is the smaller file."""
+    found = []
+    for lossless in (False, True):
+        file = io.BytesIO()
+        image.save(file, "WEBP", quality=QUALITY, alpha_quality=100, method=4, lossless=lossless)
+        found.append(file.getvalue())
+    return min(found, key=len)
+
+
+def alike(
+    pixels: Sequence[bytes], style: NDArray[np.int64], concept: NDArray[np.int64], count: int
+) -> NDArray[np.int64]:
+    """Numbers of the C = `count` concepts, equal for those whose drawings in some style are equal, pixel for pixel.
+
+    Args:
+        pixels: of the N sprites.
+        style, concept: int64 [N].
+    """
+    leader = list(range(count))
+
+    def lead(c: int) -> int:
+        while leader[c] != c:
+            c = leader[c]
+        return c
+
+    first: dict[tuple[int, bytes], int] = {}
+    for s, c, drawing in zip(style.tolist(), concept.tolist(), pixels, strict=True):
+        a, b = sorted((lead(first.setdefault((s, drawing), c)), lead(c)))
+        leader[b] = a
+    return np.unique([lead(c) for c in range(count)], return_inverse=True)[1].astype(np.int64)

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nextscale.demo.emoji.icons import SIDE
+from nextscale.demo.emoji.sprites import Sprites, alike, packed
+from nextscale.runtime._errors import NextscaleError
+
+
+def test_what_is_written_is_what_is_loaded(sprites: Sprites, data: Path) -> None:
+    loaded = Sprites.load(data)
+    assert (loaded.webp, loaded.emoji) == (sprites.webp, sprites.emoji)
+    for name in ("style", "concept", "looks"):
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(sprites, name))
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive"])
+def test_what_has_no_sprites_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "sprites.npz"
+    path.write_bytes(content)
+    with pytest.raises(NextscaleError, match=r"no sprites .*; make them with demo.emoji.make_data"):
+        Sprites.load(path)
+
+
+def test_flat_colours_are_exact_and_outlines_always(sprites: Sprites) -> None:
+    """Colours are multiplied by alpha, rounded: half of 200 at alpha 128 of 255 is 100.4."""
+    flat = Image.new("RGBA", (SIDE, SIDE), (200, 0, 50, 128))
+    one = Sprites((packed(flat),), sprites.style[:1], sprites.concept[:1], sprites.emoji, sprites.looks)
+    assert (one.pixels([0])[0] == np.array((100, 0, 25, 128))[:, None, None]).all()
+    noise = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 4), dtype=np.uint8)
+    one = Sprites(
+        (packed(Image.fromarray(noise)),), sprites.style[:1], sprites.concept[:1], sprites.emoji, sprites.looks
+    )
+    np.testing.assert_array_equal(one.pixels([0])[0, 3], noise[..., 3])
+
+
+def test_concepts_that_a_style_draws_alike_are_one() -> None:
+    style, concept = np.array([0, 0, 0, 1, 1, 1, 1]), np.array([0, 1, 2, 0, 1, 2, 3])
+    drawings = [b"a", b"b", b"a", b"c", b"d", b"e", b"d"]
+    assert alike(drawings, style, concept, 5).tolist() == [0, 1, 0, 1, 2]
+
+
+def test_equal_drawings_in_two_styles_are_not_alike() -> None:
+    assert alike([b"a", b"a"], np.array([0, 1]), np.array([0, 1]), 2).tolist() == [0, 1]
