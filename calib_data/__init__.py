@@ -2,7 +2,9 @@
 
 __all__ = [
     "attention_scores",
+    "bit_maps",
     "choose_theta",
+    "match_bits",
     "match_probabilities",
     "observe_histograms",
     "observe_moments",
@@ -11,6 +13,7 @@ __all__ = [
     "plot_matching",
     "plot_theta",
     "sample",
+    "sample_bits",
     "subjects",
     "text_subjects",
     "token_maps",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,3 +75,25 @@ class Subjects:
         if len(set(rows)) == 1:
             return np.full((len(rows), *rows[0]), -1, np.int64)
         return [np.full(row, -1, np.int64) for row in rows]
+
+
+class SampledImages(Protocol):
+    """N images with their tokens: `TokenMaps` of a codebook, `BitMaps` of bits."""
+
+    @property
+    def subjects(self) -> Subjects:
+        """What they are of."""
+
+    @property
+    def token_maps(self) -> TokenRows:
+        """Their tokens."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """How they were made, for the manifest: plain JSON values."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def save(self, folder: Path) -> None:
+        """Make `folder`, complete or not at all."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nextscale.calib_data.subjects import Subjects
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._manifest import ModelInfo
 from nextscale.runtime._outputs import Writer, atomic_folder, write_files
@@ -42,6 +43,11 @@ class TokenMaps:
     def __len__(self) -> int:
         """N, the number of images."""
         return len(self.class_labels)
+
+    @property
+    def subjects(self) -> Subjects:
+        """What the images are of."""
+        return Subjects.of_classes(self.class_labels)
 
     def save(self, folder: Path, further: Mapping[str, Writer] = NO_FILES) -> None:
         """Make `folder`, complete or not at all.

@@ -21,7 +21,7 @@ from nextscale.simulation.reconstruction_settings import ReconstructionSettings
 
 if TYPE_CHECKING:
     from nextscale.compiler.options import BuildOptions
-    from nextscale.models.var.sources import VARSource
+    from nextscale.models.sources import Source
     from nextscale.runtime._bundle import Bundle
     from nextscale.simulation._device import Device
 
@@ -129,7 +129,6 @@ def build(
     from nextscale.compiler.learn import require_learned
     from nextscale.compiler.options import BuildOptions
     from nextscale.models.sources import require_plain_name
-    from nextscale.models.var.sources import VARSource
     from nextscale.runtime.image_io import require_absent
     from nextscale.simulation.rounding import Rounding
 
@@ -152,7 +151,6 @@ def build(
     else:
         refuse("a build without --learn", "iterations", "batch", "device")
     if chosen.learned and rounding is None:
-        assert isinstance(model, VAROptions)  # the others have no such recipes
         if model.random_weights:
             raise NextscaleError(
                 f"recipe {chosen.name}: its weights are reconstructed, which random ones cannot be; choose a recipe "
@@ -174,7 +172,6 @@ def build(
         text_encoder=not no_text_encoder,
     )
     if learn:
-        assert isinstance(source, VARSource)
         settings = replace(LEARNING, iterations=iterations, batch_size=batch, seed=seed)
         bundle = _learned(source, out, options, settings, device)
     else:
@@ -187,7 +184,7 @@ def build(
 
 
 def _learned(
-    source: VARSource, out: Path, options: BuildOptions, settings: ReconstructionSettings, device: Device
+    source: Source, out: Path, options: BuildOptions, settings: ReconstructionSettings, device: Device
 ) -> Bundle:
     """A bundle of learned weights, and what learning them gained."""
     from nextscale.compiler.learn import learn_bundle, learning_folder
@@ -213,8 +210,10 @@ def _tell_saturation(bundle: Bundle) -> None:
         )
 
 
-def _missing_rounding(recipe: Recipe, name: str, model: VAROptions, calibration: Path | None) -> str:
+def _missing_rounding(recipe: Recipe, name: str, model: VAROptions | InfinityOptions, calibration: Path | None) -> str:
     """What to run for the weights that the recipe `name` wants, with what the command line says of the model."""
+    if isinstance(model, InfinityOptions):
+        return f"recipe {recipe.name}: its weights are reconstructed; add --learn"
     command = ["nextscale", "reconstruct", *model.as_arguments(), "--recipe", name]
     notes = []
     command += ["--calibration", str(calibration or "MAPS")]

@@ -20,9 +20,9 @@ ROPE_MODES: dict[str, Literal[0, 1, 2]] = {"0": 0, "1": 1, "2": 2}
 UNTOLD = ("patchify", "rope_mode", "level_each_chunk")
 # Options of `nextscale build` that no other family has.
 INFINITY_ALONE = ("infinity", "text", "area", "ratio", "prompts", "no_text_encoder", *UNTOLD)
-# Options of `nextscale build` that are VAR's: of its checkpoints, of what is sampled and learned before a build.
+# Options of `nextscale build` that are VAR's: of its checkpoints, of what other commands sample and learn for it.
 VAR_ALONE = (
-    "var", "patch_nums", "num_heads", "quant_resi", "class_names", "calibration", "rounding", "learn", "debug",
+    "var", "patch_nums", "num_heads", "quant_resi", "class_names", "calibration", "rounding",
 )  # fmt: skip
 
 INFINITY = (
@@ -137,10 +137,7 @@ class InfinityOptions:
         return source
 
     def require_recipe(self, recipe: Recipe) -> None:
-        """Raise NextscaleError if the recipe asks for what Infinity does not have."""
-        from nextscale.compiler.infinity_family import require_infinity_recipe
-
-        require_infinity_recipe(recipe)
+        """Every recipe is for Infinity."""
 
     def check(self) -> None:
         """Raise click.UsageError unless the options name one model."""

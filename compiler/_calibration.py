@@ -8,7 +8,6 @@ from typing import Any
 
 from nextscale.calib_data.observe_ranges import StageObservation, observe_stage_ranges
 from nextscale.calib_data.observed_stage import ObservedStage
-from nextscale.calib_data.sample import SamplingSettings, sample_token_maps
 from nextscale.calib_data.subjects import Subjects, TokenRows
 from nextscale.compiler._float_model import FloatModel
 from nextscale.compiler.options import BuildOptions, Progress
@@ -40,14 +39,10 @@ def choose_images(model: FloatModel, options: BuildOptions, progress: Progress) 
         "cfg_scale": model.bundle.manifest.default_cfg_scale,
     }
     if token_maps is None and calibration.matching != "none":
-        settings = SamplingSettings(
-            calibration.images, options.seed, batch_size=options.batch_size, matching=calibration.matching
-        )
-        generator = Generator(model.bundle, options.session)
-        token_maps, _ = sample_token_maps(generator, settings, model.work / "sampling", progress)
+        token_maps = model.family.sample(Generator(model.bundle, options.session), options, model.work, progress)
     if token_maps is not None:
         report |= {"images": len(token_maps), "token_maps": dict(token_maps.settings)}
-        return CalibrationImages(Subjects.of_classes(token_maps.class_labels), token_maps.token_maps, report)
+        return CalibrationImages(token_maps.subjects, token_maps.token_maps, report)
     subjects = model.family.calibration_subjects(calibration.images, options.seed)
     return CalibrationImages(subjects, subjects.sampled(model.bundle.manifest), report)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 
@@ -39,8 +41,8 @@ def theta_within_budget(
 ) -> ThetaChoice:
     """theta within the recipe's budget, and places that are rarely too few.
 
-    Of several sizes the one of most stages, and of these of most tokens, decides: budget and scores are of its images.
-    Other sizes have the same theta and places.
+    Of the sizes of the images, the one of most stages, and of these of most tokens, decides: budget and scores are of
+    its images. Other sizes have the same theta and places, and stages behind its last have that one's.
 
     Args:
         family: the model.
@@ -72,6 +74,8 @@ def theta_within_budget(
     bits = BitWidths(recipe.weights.bits, recipe.activations.bits)
     text_tokens = facts.text_tokens if set(attention.names) & set(facts.cross_attentions) else 0
     # The published form's costs, whichever form runs: both then expand the same tokens.
-    return choose_theta(
+    choice = choose_theta(
         statistics, models[size], facts, bits, recipe.attention.budget, "duplicate", text_tokens=text_tokens
     )
+    further = max(model.num_stages for model in models) - len(choice.rows)
+    return replace(choice, rows=choice.rows + choice.rows[-1:] * further)

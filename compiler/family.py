@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import onnx_ir as ir
-from torch import Tensor
+from torch import Tensor, nn
 
-from nextscale.calib_data.subjects import Subjects
+from nextscale.calib_data.subjects import SampledImages, Subjects
+from nextscale.compiler.options import BuildOptions, Progress
 from nextscale.export.bundle_writer import BundleInfo
 from nextscale.graph_passes.layer_facts import StageFacts
 from nextscale.graph_passes.linear_layers import linear_layers
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.equalization import NOT_EQUALIZED, Equalization
 from nextscale.models.sources import Source
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._next_scale_loop import Generator
+from nextscale.simulation.rounding import weight_sha256
+from nextscale.simulation.teacher_forced_images import TeacherForcedImages
+
+SAMPLING = "sampling"
+
+
+def weights_digest(*modules: nn.Module) -> str:
+    """What tells the weights of some modules from others'."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in module.state_dict().items():
+            digest.update(f"{name} {weight_sha256(tensor.float().numpy())}".encode())
+    return digest.hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -72,6 +90,28 @@ class Family(Protocol):
 
     def choose_equalization(self, facts: StageFacts, magnitudes: Mapping[str, Tensor], alpha: float) -> Equalization:
         """Factors of the inputs that `StageFacts.equalizable` names, by the largest |input| of their channels [C]."""
+
+    def sample(self, generator: Generator, options: BuildOptions, work: Path, progress: Progress) -> SampledImages:
+        """Images of calibration with the recipe's number and matching, by full precision.
+
+        Args:
+            generator: of the full-precision bundle.
+            options: recipe, seed and images at a time.
+            work: where finished batches are kept, in the folder `SAMPLING`.
+            progress: told each batch.
+        """
+
+    def load_sampled(self, folder: Path, bundle: Bundle) -> SampledImages:
+        """What was saved of `sample`, of the same model's bundle."""
+
+    def identity(self) -> dict[str, Any]:
+        """The model's shape, and what tells its weights and texts from others': plain values."""
+
+    def modules(self) -> tuple[nn.Module, ...]:
+        """What reconstruction computes with, to be moved to its device."""
+
+    def teacher_forced_images(self, sampled: SampledImages) -> TeacherForcedImages:
+        """The images as the model's twin is fed them; `modules` decide the device."""
 
     def calibration_subjects(self, images: int, seed: int) -> Subjects:
         """What so many images are of that calibration observes."""

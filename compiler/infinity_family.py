@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from nextscale.calib_data.subjects import Subjects
+from nextscale.calib_data.bit_maps import BitMaps
+from nextscale.calib_data.sample_bits import BitSamplingSettings, sample_bit_maps
+from nextscale.calib_data.subjects import SampledImages, Subjects
 from nextscale.compiler._caches import MOST_CACHED, float_cache_bytes
-from nextscale.compiler.family import TextEncoder
+from nextscale.compiler.family import SAMPLING, TextEncoder, weights_digest
+from nextscale.compiler.options import BuildOptions, Progress
 from nextscale.export.bundle_writer import BundleInfo
 from nextscale.export.infinity.decoder_graph import build_decoder_graph
 from nextscale.export.infinity.encoder_graph import build_features_graph, with_token_maps
@@ -31,8 +36,11 @@ from nextscale.models.infinity.multi_scale_bits import accumulate
 from nextscale.models.infinity.schedules import Size
 from nextscale.models.infinity.sources import InfinitySource
 from nextscale.models.t5.layers import wide_layers
+from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._infinity_request import infinity_request
+from nextscale.runtime._next_scale_loop import Generator
+from nextscale.simulation.infinity_images import InfinityImages
 
 VERIFY_PROMPTS = ("a red fox in the snow", "two boats")
 VERIFY_TEXT_TOKENS = (5, 3)  # of texts whose features are made up, where there is no text encoder
@@ -43,19 +51,6 @@ MAX_SCORES = 1 << 26
 AGREEMENT_STREAM = 1  # keeps what is drawn from what calibration draws with the same seed
 
 
-def require_infinity_recipe(recipe: Recipe) -> None:
-    """Raise NextscaleError if the recipe asks for what needs a twin in torch or a codebook."""
-    words = {
-        'weights.rounding = "reconstructed"': recipe.learned,
-        f'calibration.matching = "{recipe.calibration.matching}"': recipe.calibration.matching != "none",
-    }
-    for word, is_asked in words.items():
-        if is_asked:
-            raise NextscaleError(
-                f"recipe {recipe.name}: {word} is for VAR alone; choose a recipe without, such as default"
-            )
-
-
 @dataclass(frozen=True)
 class InfinityFamily:
     """See `Family`."""
@@ -63,7 +58,6 @@ class InfinityFamily:
     source: InfinitySource
 
     def require_recipe(self, recipe: Recipe) -> None:
-        require_infinity_recipe(recipe)
         if not self._observed_sizes:
             (_, smallest), model = self._smallest, self.source.model_info()
             needed = min(float_cache_bytes(model.of_size(size)) for size in self.source.size_infos()) / 1e9
@@ -123,6 +117,30 @@ class InfinityFamily:
 
     def choose_equalization(self, facts: StageFacts, magnitudes: Mapping[str, Tensor], alpha: float) -> Equalization:
         return choose_equalization(self.source.infinity, facts, magnitudes, alpha)
+
+    def sample(self, generator: Generator, options: BuildOptions, work: Path, progress: Progress) -> BitMaps:
+        calibration = options.recipe.calibration
+        subjects = self.calibration_subjects(calibration.images, options.seed)
+        settings = BitSamplingSettings(options.seed, options.batch_size, calibration.matching)
+        return sample_bit_maps(generator, subjects, settings, work / SAMPLING, progress)[0]
+
+    def load_sampled(self, folder: Path, bundle: Bundle) -> BitMaps:
+        return BitMaps.load(folder, bundle.manifest)
+
+    def identity(self) -> dict[str, Any]:
+        source, encoders = self.source, [] if self.source.text is None else [self.source.text.encoder]
+        return asdict(source.infinity.config) | {
+            "vae": asdict(source.vae.config),
+            "sizes": [list(size.stage_sizes[-1]) for size in source.sizes],
+            "prompts": hashlib.sha256("\n".join(source.prompts).encode()).hexdigest()[:12],
+            "weights": weights_digest(source.infinity, source.vae, *encoders),
+        }
+
+    def modules(self) -> tuple[nn.Module, ...]:
+        return (self.source.infinity,)
+
+    def teacher_forced_images(self, sampled: SampledImages) -> InfinityImages:
+        return InfinityImages(self.source.infinity, self.source.sizes, sampled.subjects, sampled.token_maps)
 
     def calibration_subjects(self, images: int, seed: int) -> Subjects:
         return self._subjects(images, np.random.default_rng(seed))

@@ -4,7 +4,7 @@ The folder lies beside the bundle, OUT.learning:
 
     settings.json                what the steps were begun with
     full_precision/              the model's float32 bundle
-    sampling/, token_maps/       finished batches of sampling, then the token maps
+    sampling/, token_maps/       finished batches of sampling, then the token maps or bits
     theta.json                   of recipes with shift-and-sum
     reconstruction/              settings.json, finished units, then the rounding
 """
@@ -22,19 +22,17 @@ from typing import Any
 
 from nextscale.calib_data._work_folder import open_work
 from nextscale.calib_data.choose_theta import ThetaChoice
-from nextscale.calib_data.sample import SamplingSettings, sample_token_maps
-from nextscale.calib_data.subjects import Subjects
-from nextscale.calib_data.token_maps import TokenMaps
+from nextscale.calib_data.subjects import SampledImages
 from nextscale.compiler._families import family_of
 from nextscale.compiler._float_model import FloatModel
 from nextscale.compiler._rounders import require_reducible
 from nextscale.compiler._theta import shift_and_sum, theta_within_budget
 from nextscale.compiler.build import build_bundle
+from nextscale.compiler.family import SAMPLING, Family
 from nextscale.compiler.options import BuildOptions, Progress
 from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.recipe import Recipe, load_recipe
-from nextscale.models.var.layers import linear_shapes
-from nextscale.models.var.sources import VARSource
+from nextscale.models.sources import Source
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._next_scale_loop import Generator
@@ -42,8 +40,7 @@ from nextscale.runtime.image_io import require_absent, write_files
 from nextscale.simulation._device import Device, on_device, require_device
 from nextscale.simulation.reconstruct import Step, reconstruct
 from nextscale.simulation.reconstruction_settings import ReconstructionSettings
-from nextscale.simulation.rounding import Rounding, weight_sha256
-from nextscale.simulation.var_images import VARImages
+from nextscale.simulation.rounding import Rounding
 
 
 def learning_folder(out: Path) -> Path:
@@ -52,7 +49,7 @@ def learning_folder(out: Path) -> Path:
 
 
 def learn_bundle(
-    source: VARSource,
+    source: Source,
     out: Path,
     options: BuildOptions,
     settings: ReconstructionSettings,
@@ -75,17 +72,20 @@ def learn_bundle(
     Returns:
         The bundle, and its rounding, whose `report` has the losses and the KL before and after.
     Raises:
-        NextscaleError: the recipe rounds to nearest, the device is missing, or the work folder was begun with other
-            settings.
+        NextscaleError: the recipe rounds to nearest or is not for the family, there is nothing to calibrate with, the
+            device is missing, or the work folder was begun with other settings.
         OutputError: out exists, or it or the work folder cannot be written.
     """
     require_absent(out)
     require_learned(options.recipe)
     if options.reduce_range:
         require_reducible(options.recipe)
-    options.recipe.require_layers(list(linear_shapes(source.var.config)))
+    family = family_of(source)
+    family.require_recipe(options.recipe)
+    options.recipe.require_layers([layer.name for layer in family.facts().layers])
     require_device(device)
-    learning = _Learning(source, options, settings, device, learning_folder(out), progress)
+    family.calibration_subjects(1, options.seed)  # refuses what cannot be calibrated before anything is computed
+    learning = _Learning(family, options, settings, device, learning_folder(out), progress)
     learning.begin()
     token_maps = learning.token_maps()
     theta = None if options.recipe.attention.shift_and_sum == "off" else learning.theta(token_maps)
@@ -110,7 +110,7 @@ def require_learned(recipe: Recipe) -> None:
 class _Learning:
     """The steps before the bundle: each takes what an earlier run left in the folder, or makes it and leaves it."""
 
-    source: VARSource
+    family: Family
     options: BuildOptions
     settings: ReconstructionSettings
     device: Device
@@ -129,7 +129,7 @@ class _Learning:
         resumed = open_work(
             self.folder,
             {
-                "model": _model_settings(self.source),
+                "model": self.family.identity(),
                 "recipe": recipe,
                 "calibration": {
                     "seed": self.options.seed,
@@ -149,34 +149,29 @@ class _Learning:
             return Bundle.open(folder)
         self.progress("writing the full-precision model")
         options = BuildOptions(load_recipe("fp32"), session=self.options.session, encoder=False)
-        return build_bundle(self.source, folder, options, lambda step, done=0, total=0: None)
+        return build_bundle(self.family.source, folder, options, lambda step, done=0, total=0: None)
 
-    def token_maps(self) -> TokenMaps:
+    def token_maps(self) -> SampledImages:
         if self.options.token_maps is not None:
             return self.options.token_maps
-        folder, work = self.folder / "token_maps", self.folder / "sampling"
+        folder = self.folder / "token_maps"
         if not folder.exists():
-            recipe = self.options.recipe.calibration
-            settings = SamplingSettings(
-                recipe.images, self.options.seed, batch_size=self.options.batch_size, matching=recipe.matching
-            )
             generator = Generator(self.full_precision, self.options.session)
-            sample_token_maps(generator, settings, work, self.progress)[0].save(folder)
-        shutil.rmtree(work, ignore_errors=True)
-        return TokenMaps.load(folder, self.source.model_info())
+            self.family.sample(generator, self.options, self.folder, self.progress).save(folder)
+        shutil.rmtree(self.folder / SAMPLING, ignore_errors=True)
+        return self.family.load_sampled(folder, self.full_precision)
 
-    def theta(self, maps: TokenMaps) -> ThetaChoice:
+    def theta(self, maps: SampledImages) -> ThetaChoice:
         path = self.folder / "theta.json"
         if not path.exists():
-            family = family_of(self.source)
-            attention = IntegerModel.decide(self.options.recipe, family.facts()).attention
+            attention = IntegerModel.decide(self.options.recipe, self.family.facts()).attention
             assert attention is not None  # of a recipe with shift-and-sum
             found = theta_within_budget(
-                family,
+                self.family,
                 self.full_precision,
-                FloatModel.stage_of(family, self.full_precision),
+                FloatModel.stage_of(self.family, self.full_precision),
                 attention,
-                Subjects.of_classes(maps.class_labels),
+                maps.subjects,
                 maps.token_maps,
                 self.options,
                 self.progress,
@@ -191,14 +186,13 @@ class _Learning:
         except (ValueError, TypeError, KeyError, RecursionError):
             raise NextscaleError(f"{path}: damaged; remove it") from None
 
-    def rounding(self, maps: TokenMaps, theta: ThetaChoice | None) -> Rounding:
+    def rounding(self, maps: SampledImages, theta: ThetaChoice | None) -> Rounding:
         path = self.reconstruction / "rounding.safetensors"
         if not path.exists():
             self.progress("observing what is to be learned from")
-            var, quantizer = self.source.var, self.source.vqvae.quantize
-            with on_device(self.device, var, quantizer):
+            with on_device(self.device, *self.family.modules()):
                 reconstruct(
-                    VARImages(var, quantizer, maps.class_labels, maps.token_maps),
+                    self.family.teacher_forced_images(maps),
                     self.options.recipe,
                     self.settings,
                     shift_and_sum=shift_and_sum(self.options.recipe, theta),
@@ -216,19 +210,12 @@ class _Learning:
         self.progress(f"learning {step.unit}", step.step, step.steps)
 
 
-def _model_settings(source: VARSource) -> dict[str, Any]:
-    """The model's shape, and what tells its weights from others'."""
-    digest = hashlib.sha256()
-    for module in (source.var, source.vqvae):
-        for name, tensor in module.state_dict().items():
-            digest.update(f"{name} {weight_sha256(tensor.numpy())}".encode())
-    return asdict(source.var.config) | {"vqvae": asdict(source.vqvae.config), "weights": digest.hexdigest()[:12]}
-
-
-def _digest(maps: TokenMaps | None) -> str:
+def _digest(maps: SampledImages | None) -> str:
     if maps is None:
         return "sampled"
-    return hashlib.sha256(maps.class_labels.tobytes() + maps.token_maps.tobytes()).hexdigest()[:12]
+    labels = maps.subjects.class_labels
+    rows = [*([] if labels is None else [labels]), *maps.token_maps]
+    return hashlib.sha256(b"".join(row.tobytes() for row in rows)).hexdigest()[:12]
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

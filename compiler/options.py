@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from nextscale.calib_data.choose_theta import ThetaChoice
-from nextscale.calib_data.token_maps import TokenMaps
+from nextscale.calib_data.subjects import SampledImages
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.runtime._session import SessionOptions
 from nextscale.simulation.rounding import Rounding
@@ -42,7 +42,7 @@ class BuildOptions:
     seed: int = 0
     batch_size: int = 2
     session: SessionOptions = field(default_factory=SessionOptions)
-    token_maps: TokenMaps | None = None
+    token_maps: SampledImages | None = None
     rounding: Rounding | None = None
     theta: ThetaChoice | None = None
     count_overflow: bool = False

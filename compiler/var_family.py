@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nextscale.calib_data._calibration_labels import calibration_labels
-from nextscale.calib_data.subjects import Subjects
-from nextscale.compiler.family import TextEncoder
+from nextscale.calib_data.sample import SamplingSettings, sample_token_maps
+from nextscale.calib_data.subjects import SampledImages, Subjects
+from nextscale.calib_data.token_maps import TokenMaps
+from nextscale.compiler.family import SAMPLING, TextEncoder, weights_digest
+from nextscale.compiler.options import BuildOptions, Progress
 from nextscale.evaluate.teacher_forced import evaluation_labels
 from nextscale.export.bundle_writer import BundleInfo
 from nextscale.export.var.decoder_graph import build_decoder_graph
@@ -25,8 +29,11 @@ from nextscale.models.equalization import NOT_EQUALIZED, Equalization
 from nextscale.models.var.equalization import choose_equalization
 from nextscale.models.var.layers import facts_of
 from nextscale.models.var.sources import VARSource
+from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime._var_request import var_request
+from nextscale.simulation.var_images import VARImages
 
 # The second label differs from the first in every model.
 VERIFY_LABELS = (0, -1)
@@ -88,6 +95,27 @@ class VARFamily:
 
     def choose_equalization(self, facts: StageFacts, magnitudes: Mapping[str, Tensor], alpha: float) -> Equalization:
         return choose_equalization(self.source.var, magnitudes, alpha)
+
+    def sample(self, generator: Generator, options: BuildOptions, work: Path, progress: Progress) -> TokenMaps:
+        calibration = options.recipe.calibration
+        settings = SamplingSettings(
+            calibration.images, options.seed, batch_size=options.batch_size, matching=calibration.matching
+        )
+        return sample_token_maps(generator, settings, work / SAMPLING, progress)[0]
+
+    def load_sampled(self, folder: Path, bundle: Bundle) -> TokenMaps:
+        return TokenMaps.load(folder, bundle.model)
+
+    def identity(self) -> dict[str, Any]:
+        var, vqvae = self.source.var, self.source.vqvae
+        return asdict(var.config) | {"vqvae": asdict(vqvae.config), "weights": weights_digest(var, vqvae)}
+
+    def modules(self) -> tuple[nn.Module, ...]:
+        return self.source.var, self.source.vqvae.quantize
+
+    def teacher_forced_images(self, sampled: SampledImages) -> VARImages:
+        assert isinstance(sampled, TokenMaps)
+        return VARImages(self.source.var, self.source.vqvae.quantize, sampled.class_labels, sampled.token_maps)
 
     def calibration_subjects(self, images: int, seed: int) -> Subjects:
         return Subjects.of_classes(calibration_labels(self.source.var.config.num_classes, images, seed))

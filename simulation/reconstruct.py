@@ -146,8 +146,8 @@ def reconstruct(
 
 
 @dataclass(frozen=True)
-class _Streams:
-    """Inputs of the unit of the images of one size, as the quantized model and as full precision have them.
+class _OfSize:
+    """The unit's inputs of images of one size, as the quantized model and as full precision have them.
 
     Attributes:
         images: their numbers, int64 [n].
@@ -171,12 +171,12 @@ class _Reconstruction:
     ) -> None:
         self.simulated, self.images, self.settings = simulated, images, settings
         self.full, self.device = images.twin(FULL_PRECISION), simulated.device
-        self.streams = list[_Streams]()
+        self.streams = list[_OfSize]()
         for size in np.unique(images.sizes):
             self.streams.append(self._begin(np.flatnonzero(images.sizes == size), scratch))
 
     @torch.no_grad()
-    def _begin(self, of_size: Pick, scratch: Path) -> _Streams:
+    def _begin(self, of_size: Pick, scratch: Path) -> _OfSize:
         """The transformer's inputs of all images of one size."""
         streams = None
         for part in self._chunks(of_size):
@@ -188,7 +188,7 @@ class _Reconstruction:
                     streams = _streams(shape, self.device, scratch, f"{of_size[0]}")
                 self._put(streams[stream], part, x)
         assert streams is not None
-        return _Streams(of_size, *streams)
+        return _OfSize(of_size, *streams)
 
     def run(self, store: UnitStore, on_step: OnStep) -> dict[str, Learned]:
         """Reconstruct all units, or take those that `store` has."""
@@ -258,7 +258,7 @@ class _Reconstruction:
         assert linear.qparams is not None
         linear.set_codes(codes_of(linear.exact.cpu().numpy(), linear.qparams, up))
 
-    def _error(self, unit: Unit, last: bool, streams: _Streams, pick: Pick) -> tuple[Tensor, int]:
+    def _error(self, unit: Unit, last: bool, streams: _OfSize, pick: Pick) -> tuple[Tensor, int]:
         """The mean squared error of those of the images that are of one size, and over how many numbers it is."""
         chosen = pick[np.isin(pick, streams.images)]
         if not len(chosen):

@@ -28,8 +28,8 @@ def simulated_agreement(
         batch_size: images at a time.
         on_images: called with the number of images finished.
     """
-    count, done = len(images), 0
-    divergence, agreeing, sizes = (np.zeros((count, simulated.num_stages)) for _ in range(3))
+    done, num_stages = 0, max(len(images.stage_tokens(image)) for image in range(len(images)))
+    divergence, agreeing, sizes = (np.zeros((len(images), num_stages)) for _ in range(3))
     for pick in batches(images, batch_size):
         kl, same = images.compare(images.reference(pick), teacher_forced(images, simulated, pick))
         tokens = images.stage_tokens(int(pick[0]))

@@ -17,10 +17,12 @@ from PIL import Image
 from refusal import assert_refused
 
 from nextscale.cli.main import main
+from nextscale.compiler.options import BuildOptions
 from nextscale.models.infinity import presets
 from nextscale.models.infinity.random_vae import random_bsq_vae
 from nextscale.runtime import Bundle
 from nextscale.runtime._errors import NextscaleError
+from nextscale.simulation.reconstruction_settings import ReconstructionSettings
 from tests.tiny_infinity import CONFIG
 
 TEXTS = ["byt5"]
@@ -107,7 +109,9 @@ FILES = {
     "a prompt that is too long": (
         ["--area", "0.06M", "--text", "byt5", "--prompts", "long.txt"], "prompt 2 of calibration: prompt"
     ),
-    "a recipe of VAR's": (["--recipe", "ours-w4a6"], 'recipe ours-w4a6: weights.rounding = "reconstructed" is for VAR'),
+    "weights to be learned": (["--recipe", "ours-w4a6"], "ours-w4a6: its weights are reconstructed; add --learn"),
+    "nothing to learn": (["--learn"], "recipe default: rounds weights to nearest, so there is nothing to learn"),
+    "no text to learn with": (["--area", "0.06M", "--recipe", "brecq-w4a6", "--learn"], "give the text encoder's fold"),
 }  # fmt: skip
 
 
@@ -143,6 +147,26 @@ def test_a_missing_shard_is_one_line(
     assert_refused(capsys, code, "pytorch_model-00001-of-00002.bin")
 
 
+def test_weights_are_learned_with_what_the_options_say(
+    build: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command calls `learn_bundle`, which tests/compiler/test_learn_infinity.py has."""
+    calls = []
+
+    def learn_bundle(source: object, out: Path, options: BuildOptions, settings: object, *further: object) -> None:
+        calls.append((type(source).__name__, out, options.recipe.name, settings))
+        raise NextscaleError("far enough")
+
+    monkeypatch.setattr("nextscale.compiler.learn.learn_bundle", learn_bundle)
+    code = build(
+        *("--text", "byt5", "--area", "0.06M", "--recipe", "brecq-w4a6", "--learn"),
+        *("--iterations", "7", "--batch", "3", "--seed", "5"),
+    )
+    assert_refused(capsys, code, "far enough")
+    settings = ReconstructionSettings(iterations=7, batch_size=3, seed=5)
+    assert calls == [("InfinitySource", tmp_path / "bundle", "brecq-w4a6", settings)]
+
+
 INFINITY = ["--infinity", "a.pth", "--vae", "b.pth"]
 RANDOM = ["--preset", "infinity-2b", "--random-weights"]
 BAD_USAGE = {
@@ -156,7 +180,10 @@ BAD_USAGE = {
     "VAR's shapes": ([*INFINITY, "--patch-nums", "1,2"], "--infinity does not go with --patch-nums"),
     "classes": ([*RANDOM, "--class-names", "a.txt"], "infinity-2b does not go with --class-names"),
     "token maps": ([*INFINITY, "--calibration", "maps"], "--infinity does not go with --calibration"),
-    "learning": ([*INFINITY, "--learn"], "--infinity does not go with --learn"),
+    "rounding": ([*INFINITY, "--rounding", "r"], "--infinity does not go with --rounding"),
+    "random weights to learn": (
+        [*RANDOM, "--recipe", "ours-w4a6", "--learn"], "weights are reconstructed, which random ones cannot be"
+    ),
     "prompts without text": ([*INFINITY, "--prompts", "a.txt"], "a build without --text does not go with --prompts"),
     "no text left out": ([*INFINITY, "--no-text-encoder"], "a build without --text does not go with --no-text-encoder"),
     "prompts of full precision": (

@@ -29,8 +29,6 @@ from nextscale.graph_passes.recipe import (
     AttentionRecipe,
     CalibrationRecipe,
     Recipe,
-    WeightRecipe,
-    load_recipe,
 )
 from nextscale.models.bit_operations import BitWidths, model_cost, score_cost
 from nextscale.models.infinity.layers import linear_shapes
@@ -180,9 +178,9 @@ def test_no_text_is_longer_than_what_the_model_learned_for_none(fp32: Path) -> N
 
 @pytest.fixture(scope="module")
 def expanded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Integer attention, also to the text, with shift-and-sum under a budget that a tiny model can keep."""
+    """Of matched bits: integer attention, also to the text, and shift-and-sum under a budget for a tiny model."""
     attention = AttentionRecipe("integer", weights="log2", shift_and_sum="residual", budget=0.2, cross="integer")
-    calibration = CalibrationRecipe(images=6)
+    calibration = CalibrationRecipe(images=6, matching="stagewise")
     recipe = Recipe("expanded", activations=ActivationRecipe(8, "image"), attention=attention, calibration=calibration)
     out = tmp_path_factory.mktemp("expanded") / "bundle"
     with pytest.MonkeyPatch.context() as patch:
@@ -201,6 +199,14 @@ def test_theta_and_places_are_those_of_the_size_of_most_stages(expanded: Path) -
     assert len(chosen["rows"]) == SIZES[0].num_stages
     assert chosen["rows"][0] >= 1  # one token of the picture, which has all attention
     assert verify(bundle, ONE_THREAD).passed
+
+
+def test_matched_bits_are_observed(expanded: Path) -> None:
+    calibration = Bundle.open(expanded).manifest.recipe["calibration"]
+    assert calibration["images"] == 6
+    assert calibration["token_maps"]["settings"] == {"images": 6, "seed": 0, "batch_size": 2, "matching": "stagewise"}
+    variation = calibration["token_maps"]["report"]["total_variation"]
+    assert variation["after"]["all"] < variation["before"]["all"]
 
 
 def test_a_debug_bundle_counts_what_finds_no_place(expanded: Path) -> None:
@@ -271,19 +277,6 @@ def test_learned_weights_without_a_text_encoder_cannot_be_calibrated(tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
-REFUSED = {
-    "learned": (Recipe("r", weights=WeightRecipe(rounding="reconstructed")), 'weights.rounding = "reconstructed"'),
-    "matched": (Recipe("r", calibration=CalibrationRecipe(matching="published")), 'calibration.matching = "published"'),
-}
-
-
-@pytest.mark.parametrize(("recipe", "word"), REFUSED.values(), ids=REFUSED.keys())
-def test_words_that_are_vars_alone_are_refused(tmp_path: Path, recipe: Recipe, word: str) -> None:
-    with pytest.raises(NextscaleError, match=f"recipe r: {word} is for VAR alone; choose a recipe without"):
-        build_bundle(tiny_infinity_source(), tmp_path / "out", BuildOptions(recipe), no_progress)
-    assert not list(tmp_path.iterdir())
-
-
 def test_values_that_overflow_are_refused(tmp_path: Path) -> None:
     source = tiny_infinity_source()
     torch.nn.init.constant_(source.vae.decoder.conv_in.weight, 3e38)
@@ -298,8 +291,3 @@ def test_values_that_overflow_are_refused(tmp_path: Path) -> None:
 def test_what_is_no_source_has_no_family() -> None:
     with pytest.raises(TypeError, match="no family builds a Subjects"):
         family_of(Subjects(np.zeros(1, np.int64)))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("name", ["default", "rtn-w8a8", "static-w8a8", "nearest-w4a4"])
-def test_recipes_that_round_to_nearest_are_infinitys_too(name: str) -> None:
-    InfinityFamily(tiny_infinity_source()).require_recipe(load_recipe(name))

@@ -1,0 +1,97 @@
+"""Images of texts as bits: what calibration samples of a model whose tokens are bits, and keeps in a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nextscale.calib_data.subjects import Subjects
+from nextscale.calib_data.token_maps import read_npz
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._manifest import Manifest
+from nextscale.runtime._outputs import Writer, atomic_folder, write_files
+from nextscale.runtime.image_io import npz_writer
+
+ARRAYS, SETTINGS = "bit_maps.npz", "settings.json"
+
+
+@dataclass(frozen=True)
+class BitMaps:
+    """Images as bits.
+
+    Attributes:
+        subjects: what the N images are of: texts and sizes.
+        token_maps: int64 [L, D] of each, stages in order, row-major.
+        settings: how they were made, for the manifest: plain JSON values.
+    """
+
+    subjects: Subjects
+    token_maps: tuple[NDArray[np.int64], ...]
+    settings: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        """N, the number of images."""
+        return len(self.subjects)
+
+    def save(self, folder: Path) -> None:
+        """Make `folder`, complete or not at all.
+
+        Raises:
+            OutputError: the folder exists or cannot be written.
+        """
+        texts = self.subjects.texts
+        assert texts is not None
+        arrays = {
+            "sizes": self.subjects.sizes,
+            "text_lengths": np.array([len(text) for text in texts]),
+            "texts": np.concatenate(texts),
+            "bits": np.packbits(np.concatenate([bits.ravel() for bits in self.token_maps]).astype(np.uint8)),
+        }
+        text = json.dumps(self.settings, indent=1) + "\n"
+        files: dict[str, Writer] = {ARRAYS: npz_writer(arrays), SETTINGS: lambda file: file.write(text.encode())}
+        with atomic_folder(folder) as partial:
+            write_files({partial / name: writer for name, writer in files.items()})
+
+    @classmethod
+    def load(cls, folder: Path, manifest: Manifest) -> BitMaps:
+        """Read what `save` wrote of a model.
+
+        Raises:
+            NextscaleError: it cannot be read, is damaged, or is of another model.
+        """
+        path = folder / ARRAYS
+        arrays = read_npz(path, ("sizes", "text_lengths", "texts", "bits"))
+        try:
+            settings = json.loads((folder / SETTINGS).read_bytes())
+            subjects, rows = _subjects(arrays, manifest), []
+            begin, bits = 0, np.unpackbits(arrays["bits"]).astype(np.int64)
+            for size in subjects.sizes:
+                length, width = manifest.of_size(int(size)).forced_tokens.row_shape
+                rows.append(bits[begin : begin + length * width].reshape(length, width))
+                begin += length * width
+            if not isinstance(settings, dict) or len(bits) - begin not in range(8):
+                raise ValueError(f"{len(bits)} bits, expected {begin}")
+        except (OSError, ValueError, IndexError, TypeError, RecursionError) as error:
+            raise NextscaleError(f"{path}: damaged, or of another model ({error}); remove {folder}") from None
+        return cls(subjects, tuple(rows), settings)
+
+
+def _subjects(arrays: Mapping[str, NDArray[Any]], manifest: Manifest) -> Subjects:
+    """What the images are of.
+
+    Raises:
+        ValueError: texts are not of the model.
+    """
+    sizes, lengths, texts = (arrays[name] for name in ("sizes", "text_lengths", "texts"))
+    features = manifest.input_of_kind("text_features")
+    if features is None or texts.dtype != np.float32 or texts.shape != (lengths.sum(), features.row_shape[-1]):
+        raise ValueError(f"texts are {texts.dtype} {list(texts.shape)}")
+    if sizes.shape != lengths.shape or not np.isin(sizes, np.arange(len(manifest.models))).all():
+        raise ValueError(f"{len(lengths)} texts, sizes {sizes.min()} to {sizes.max()}")
+    return Subjects(sizes, texts=tuple(np.split(texts, np.cumsum(lengths)[:-1])))
