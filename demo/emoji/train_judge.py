@@ -116,7 +116,7 @@ class JudgeTask:
 
 
 @click.command(context_settings={"show_default": True})
-@run_options(steps=12_000, batch=512, lr=1e-3, validate_every=2000)
+@run_options(steps=6000, batch=512, lr=1e-3, validate_every=1000)
 def main(**given: Any) -> None:
     options = RunOptions(**given)
     workers = set_up(options.seed)
