@@ -46,6 +46,7 @@ ROOMS = (
 )
 PACKAGES = {"nextscale": "nextscale", **{f"nextscale/{room}": room for room in ROOMS}}
 DATA = ("py.typed", ".json")
+WITH_DATA = ("nextscale", "nextscale/demo/emoji", "nextscale/paper")
 MAX_BYTES = 1e6
 # A stand-in for an install without the extra `export`: its packages cannot be imported.
 RUN = """
@@ -103,7 +104,7 @@ def test_every_module_is_in_it_and_no_weights(wheel: Path) -> None:
         f"{package}/{path.name}"
         for package, folder in PACKAGES.items()
         for path in (ROOT / folder).iterdir()
-        if path.suffix == ".py" or (package in ("nextscale", "nextscale/paper") and path.name.endswith(DATA))
+        if path.suffix == ".py" or (package in WITH_DATA and path.name.endswith(DATA))
     }
     expected.add("nextscale/evaluate/imagenet_classes.txt")
     for folder in ("graph_passes/recipes", "paper/statistics"):

@@ -123,18 +123,22 @@ def score(
     """Shares of pictures, by kind of prompt.
 
     Returns:
-        for each kind: "count"; "objects", the share of pictures of which everything asked is recognised in its place;
-        "style", of the first thing; "colour", as asked behind it; "error", half of "objects"' 95% interval.
+        for each kind: "count"; "objects", the share of pictures of which everything asked is recognised in its place,
+        and "error", half of its 95% interval; "kin", the same where gender does not count; "style", of the first thing;
+        "colour", as asked behind it.
     """
+    kin = torch.from_numpy(sprites.kin_of_looks)
     looks_of = {e.name: int(look) for e, look in zip(sprites.emoji, sprites.looks, strict=True)}
     colours, kinds = behind(pixels), {}
     for kind in dict.fromkeys(p.kind for p in prompts):
         rows = [i for i, p in enumerate(prompts) if p.kind == kind]
-        right, style = torch.ones(len(rows), dtype=torch.bool), torch.zeros(len(rows), dtype=torch.bool)
+        right, akin, style = (torch.ones(len(rows), dtype=torch.bool) for _ in range(3))
         for i in range(len(prompts[rows[0]].objects)):
             names, windows = zip(*(prompts[row].objects[i] for row in rows), strict=True)
             looks, styles = recognised(judge, pixels[rows], windows)
-            right &= looks == torch.tensor([looks_of[name] for name in names])
+            wanted = torch.tensor([looks_of[name] for name in names])
+            right &= looks == wanted
+            akin &= kin[looks] == kin[wanted]
             if i == 0:
                 style = styles == torch.tensor([WORDS.index(prompts[row].style) for row in rows])
         share = right.float().mean().item()
@@ -142,6 +146,7 @@ def score(
             "count": len(rows),
             "objects": share,
             "error": 1.96 * math.sqrt(share * (1 - share) / len(rows)),
+            "kin": akin.float().mean().item(),
             "style": style.float().mean().item(),
             "colour": sum(colours[row] == prompts[row].colour for row in rows) / len(rows),
         }

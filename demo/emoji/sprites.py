@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,8 @@ from nextscale.runtime._errors import NextscaleError
 
 QUALITY = 88  # of colours; the outline is exact
 SEPARATOR = "\n"
+# Man, woman, adult; boy, girl, child: the last of each is of no gender.
+NEUTRAL = {"1f468": "1f9d1", "1f469": "1f9d1", "1f466": "1f9d2", "1f467": "1f9d2"}
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,18 @@ class Sprites:
             )
         os.replace(partial, path)
 
+    @property
+    def kin(self) -> NDArray[np.int64]:
+        """Numbers of the concepts, equal for those that look alike or differ in gender alone: int64 [C]."""
+        looks = [(("looks", look), c) for c, look in enumerate(self.looks.tolist())]
+        codes = [(("code", neutral_code(e.code)), c) for c, e in enumerate(self.emoji)]
+        return _joined([*looks, *codes], len(self.emoji))
+
+    @property
+    def kin_of_looks(self) -> NDArray[np.int64]:
+        """The number in `kin` of each number in `looks`."""
+        return self.kin[np.unique(self.looks, return_index=True)[1]]
+
     def pixels(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
         """RGBA with colours multiplied by alpha, as resampling and compositing need it: uint8 [len, 4, 128, 128]."""
         out = np.empty((len(indices), 4, SIDE, SIDE), np.uint8)
@@ -111,15 +125,25 @@ def alike(
         pixels: of the N sprites.
         style, concept: int64 [N].
     """
-    leader = list(range(count))
+    return _joined(zip(zip(style.tolist(), pixels, strict=True), concept.tolist(), strict=True), count)
+
+
+def neutral_code(code: str) -> str:
+    """An emoji's code without the gender of who is in it: "1f468-200d-1f680" is the code of any astronaut."""
+    parts = [NEUTRAL.get(part, part) for part in code.split("-")]
+    return "-".join(parts).replace("-200d-2640", "").replace("-200d-2642", "")
+
+
+def _joined(concept_of_key: Iterable[tuple[Hashable, int]], count: int) -> NDArray[np.int64]:
+    """Numbers of `count` concepts, equal for those that have a key in common, directly or through others."""
+    leader, first = list(range(count)), dict[Hashable, int]()
 
     def lead(c: int) -> int:
         while leader[c] != c:
             c = leader[c]
         return c
 
-    first: dict[tuple[int, bytes], int] = {}
-    for s, c, drawing in zip(style.tolist(), concept.tolist(), pixels, strict=True):
-        a, b = sorted((lead(first.setdefault((s, drawing), c)), lead(c)))
+    for key, c in concept_of_key:
+        a, b = sorted((lead(first.setdefault(key, c)), lead(c)))
         leader[b] = a
     return np.unique([lead(c) for c in range(count)], return_inverse=True)[1].astype(np.int64)

@@ -75,6 +75,7 @@ class JudgeTask:
         sprites = scenes.sprites
         self.looks = torch.from_numpy(sprites.looks[sprites.concept]).to(device)  # of each sprite
         self.style = torch.from_numpy(sprites.style).to(device)
+        self.kin = torch.from_numpy(sprites.kin_of_looks).to(device)  # of each look
         self.validation = {
             kind: validation_batches(scenes, indices, options.validated)
             for kind, indices in (("held", scenes.held), ("seen", scenes.train))
@@ -94,17 +95,20 @@ class JudgeTask:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float | list[float]]:
-        """The share of sprites on white whose looks, and whose style, it recognises."""
+        """The shares of sprites on white whose looks, looks but for gender (`kin`), and style it recognises."""
         found: dict[str, float | list[float]] = {}
         for kind, batches in self.validation.items():
-            looks_right, style_right, count = 0, 0, 0
+            right, count = torch.zeros(3, device=self.device), 0
             for batch in (one.to(self.device) for one in batches):
                 whole = batch.places.new_tensor(WINDOWS["whole"]).expand(len(batch.sprites), 3)
-                looks, style = self.model(cut(self.draw(batch), whole))
-                looks_right += int((looks.argmax(1) == self.looks[batch.sprites[:, 0]]).sum())
-                style_right += int((style.argmax(1) == self.style[batch.sprites[:, 0]]).sum())
-                count += len(batch.sprites)
-            found |= {f"looks_{kind}": looks_right / max(count, 1), f"style_{kind}": style_right / max(count, 1)}
+                looks, style = (logits.argmax(1) for logits in self.model(cut(self.draw(batch), whole)))
+                sprite = batch.sprites[:, 0]
+                wanted = self.looks[sprite]
+                hits = (looks == wanted, self.kin[looks] == self.kin[wanted], style == self.style[sprite])
+                right += torch.stack(hits).sum(1)
+                count += len(sprite)
+            shares = (right / max(count, 1)).tolist()
+            found |= {f"{what}_{kind}": share for what, share in zip(("looks", "kin", "style"), shares, strict=True)}
         return found
 
     def save(self, folder: Path, step: int) -> None:
@@ -112,7 +116,7 @@ class JudgeTask:
 
 
 @click.command(context_settings={"show_default": True})
-@run_options(steps=12_000, batch=512, lr=1e-3, validate_every=2000)
+@run_options(steps=6000, batch=512, lr=1e-3, validate_every=1000)
 def main(**given: Any) -> None:
     options = RunOptions(**given)
     workers = set_up(options.seed)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,7 @@ def test_scores_are_shares_of_pictures_with_all_that_was_asked(sprites: Sprites,
     assert found["seen"] == {
         "count": 2,
         "objects": 0.5,
+        "kin": 0.5,
         "error": pytest.approx(1.96 * math.sqrt(0.25 / 2)),
         "style": 0.5,
         "colour": 1.0,
@@ -71,7 +73,7 @@ def test_scores_are_shares_of_pictures_with_all_that_was_asked(sprites: Sprites,
 
 
 def test_concepts_that_look_alike_are_one(sprites: Sprites, prompts: list[Prompt]) -> None:
-    alike = Sprites(sprites.webp, sprites.style, sprites.concept, sprites.emoji, np.array([0, 0, 0, 1]))
+    alike = replace(sprites, looks=np.array([0, 0, 0, 1]))
     pixels = real(sprites, prompts, CPU, None, TINY)
     found = score(Sees(0, 3), alike, prompts, pixels)  # type: ignore[arg-type]
     assert [found[kind]["objects"] for kind in ("seen", "two")] == [1, 1]
@@ -93,3 +95,11 @@ def test_pictures_by_weights_do_not_depend_on_the_batch(
     assert np.abs(together.astype(int) - alone).max() <= 1
     assert not np.array_equal(together[0], together[1])
     assert not np.array_equal(draw(tmp_path, TINY, prompts, Settings(seed=1), CPU), together)
+
+
+def test_gender_does_not_count_among_kin(sprites: Sprites, prompts: list[Prompt]) -> None:
+    codes = ("1f680", "1f469-200d-1f680", "1f468-200d-1f680", "1f408")
+    emoji = tuple(replace(e, code=code) for e, code in zip(sprites.emoji, codes, strict=True))
+    pixels = real(sprites, prompts, CPU, None, TINY)
+    found = score(Sees(1, 3), replace(sprites, emoji=emoji), prompts, pixels)  # type: ignore[arg-type]
+    assert (found["seen"]["objects"], found["seen"]["kin"], found["two"]["kin"]) == (0.5, 1, 0)

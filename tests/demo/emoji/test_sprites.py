@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nextscale.demo.emoji.icons import SIDE
-from nextscale.demo.emoji.sprites import Sprites, alike, packed
+from nextscale.demo.emoji.icons import SIDE, Emoji
+from nextscale.demo.emoji.sprites import Sprites, alike, neutral_code, packed
 from nextscale.runtime._errors import NextscaleError
 
 
@@ -46,3 +46,24 @@ def test_concepts_that_a_style_draws_alike_are_one() -> None:
 
 def test_equal_drawings_in_two_styles_are_not_alike() -> None:
     assert alike([b"a", b"a"], np.array([0, 1]), np.array([0, 1]), 2).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("code", "neutral"),
+    [
+        ("1f469-200d-1f680", "1f9d1-200d-1f680"),  # woman astronaut
+        ("1f647-200d-2642", "1f647"),  # man bowing
+        ("1f468-200d-1f467-200d-1f466", "1f9d1-200d-1f9d2-200d-1f9d2"),  # family: man, girl, boy
+        ("1f408-200d-2b1b", "1f408-200d-2b1b"),  # black cat
+    ],
+)
+def test_codes_without_gender(code: str, neutral: str) -> None:
+    assert neutral_code(code) == neutral
+
+
+def test_kin_look_alike_or_differ_in_gender_alone(sprites: Sprites) -> None:
+    codes = ("1f647", "1f647-200d-2640", "1f408", "1f647-200d-2642", "1f415")
+    emoji = tuple(Emoji(code, code, (), 1) for code in codes)
+    found = Sprites((), sprites.style[:0], sprites.concept[:0], emoji, np.array([0, 1, 0, 2, 3]))
+    assert found.kin.tolist() == [0, 0, 0, 0, 1]
+    assert found.kin_of_looks.tolist() == [0, 0, 0, 1]

@@ -60,3 +60,11 @@ def test_pictures_have_128_pixels_a_side() -> None:
     for config in (EMOJI, TINY):
         assert config.size.image_size == (128, 128)
         assert config.size.latent_size == config.size.stage_sizes[-1] == (16, 16)
+
+
+def test_an_untrained_model_expects_nothing(inputs: Tensor) -> None:
+    """Log-odds far below 1 cost ln 2 nats a bit, whatever the bits are."""
+    found = TextToBits(EMOJI, seed=0).requires_grad_(False)(
+        token_ids(["flat cat"]), torch.tensor([False]), inputs[:1].repeat(1, 1, 6)
+    )
+    assert 0 < found.abs().max() < 0.2
