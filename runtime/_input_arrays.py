@@ -172,15 +172,18 @@ def require_texts(item: RequestInput, features: NDArray[np.float32]) -> None:
         raise RequestError(f"{item.name}: expected finite numbers, found {shown_number(float(features[~finite][0]))}")
 
 
-def require_zeros_and_ones(item: RequestInput, mask: NDArray[np.int64]) -> None:
-    """Refuse a mask of text that has other numbers: graphs may multiply by it, or compare.
+def require_mask(item: RequestInput, mask: NDArray[np.int64]) -> None:
+    """Refuse a mask [B, Lt] of other numbers, since graphs may multiply by it, or compare; and an image of no text.
 
     Raises:
-        RequestError: names one of them.
+        RequestError: names one of the numbers, or the image.
     """
     others = mask[(mask != 0) & (mask != 1)]
     if others.size:
         raise RequestError(f"{item.name}: expected 1 (text) or 0 (behind its end), found {others[0]}")
+    has_text = mask.any(axis=1)
+    if item.kind == "text_mask" and not has_text.all():
+        raise RequestError(f"{item.name}[{has_text.argmin()}]: expected at least one 1 (text), found none")
 
 
 def as_array(name: str, value: Any) -> NDArray[Any]:

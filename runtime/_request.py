@@ -16,8 +16,8 @@ from nextscale.runtime._input_arrays import (
     Noise,
     Numbers,
     as_array,
+    require_mask,
     require_texts,
-    require_zeros_and_ones,
     scalar_array,
     smooth_array,
     tensor_array,
@@ -170,7 +170,7 @@ class Request:
                 if item.kind in _FEATURES:
                     require_texts(item, arrays[item.name])
                 if item.kind in _MASKS:
-                    require_zeros_and_ones(item, arrays[item.name])
+                    require_mask(item, arrays[item.name])
         arrays |= masks_of_ones(manifest, arrays)
         per_image = frozenset(item.name for item in manifest.request if item.per_image)
         return cls(count, arrays, per_image, noise, size, texts)

@@ -3272,7 +3272,7 @@ class Checker {
     return found;
   }
 
-  /// A mask of the caller's: graphs may multiply by it, or compare.
+  /// A mask of the caller's: graphs may multiply by it, or compare. Each image has a text.
   Input mask(const RequestInput& item) {
     const Input found = tensor(item);
     for (std::size_t at = 0; at < found.bytes.size(); at += sizeof(std::int64_t)) {
@@ -3280,6 +3280,14 @@ class Checker {
       std::memcpy(&value, found.bytes.data() + at, sizeof value);
       if (value != 0 && value != 1) {
         throw RequestError(item.name + ": expected 1 (text) or 0 (behind its end), found " + std::to_string(value));
+      }
+    }
+    if (item.kind != Kind::text_mask) return found;
+    const std::size_t row = found.bytes.size() / count_;
+    for (std::size_t image = 0; image < count_; ++image) {
+      const auto begin = found.bytes.begin() + static_cast<std::ptrdiff_t>(image * row);
+      if (std::all_of(begin, begin + static_cast<std::ptrdiff_t>(row), [](std::uint8_t byte) { return byte == 0; })) {
+        throw RequestError(item.name + "[" + std::to_string(image) + "]: expected at least one 1 (text), found none");
       }
     }
     return found;

@@ -2252,13 +2252,18 @@ namespace NextScale
             return features;
         }
 
-        /// <summary>The mask itself: graphs may multiply by it, or compare.</summary>
+        /// <summary>The mask itself: graphs may multiply by it, or compare. Each image has a text.</summary>
         private static ModelInput CheckedMask(RequestInput item, ModelInput mask)
         {
             foreach (long value in (long[])mask.Data)
                 if (value != 0 && value != 1)
                     throw new RequestException(
                         $"{item.Name}: expected 1 (text) or 0 (behind its end), found {value}");
+            var length = (int)mask.Shape[1];
+            for (int image = 0; item.Kind == "text_mask" && image < mask.Shape[0]; image++)
+                if (!((long[])mask.Data).Skip(image * length).Take(length).Contains(1))
+                    throw new RequestException(
+                        $"{item.Name}[{image}]: expected at least one 1 (text), found none");
             return mask;
         }
 
