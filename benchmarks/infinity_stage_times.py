@@ -73,7 +73,7 @@ def main(
             *provenance(threads),
             f"- load average of the last minute: {os.getloadavg()[0]:.1f}, of which times depend, and memory does not",
             f"- {ops} graphs, one picture of both guided rows, random features of {text_tokens} tokens; caches "
-            f"{manifest.recipe['attention']['cache']}, {cache_bytes(manifest) / 1e9:.2f} GB of all {past} tokens",
+            f"{manifest.recipe.get('cache', 'float')}, {cache_bytes(manifest) / 1e9:.2f} GB of all {past} tokens",
             f"- loading {loaded:.1f} s, {at_load / 1e9:.2f} GB; {of_decoder}all stages {whole:.1f} s, "
             f"{of_processor:.1f} processor seconds",
             "",

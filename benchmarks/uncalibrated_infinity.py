@@ -59,7 +59,7 @@ def main(out: Path, preset: str, area: str, cache: str) -> None:
         log("writing")
         out.mkdir(parents=True)
         graphs = ({"stage": family.as_run(stock), "decoder": decoder}, {"stage": fused, "decoder": decoder})
-        write_bundle(family, out, graphs[0], recipe.as_dict(), graphs[1])
+        write_bundle(family, out, graphs[0], recipe.as_dict() | {"cache": recipe.attention.cache}, graphs[1])
 
 
 if __name__ == "__main__":

@@ -54,7 +54,6 @@ def build_bundle(source: Source, out: Path, options: BuildOptions, progress: Pro
             pictures overflow float32; an integer layer fell back to float in this release of ONNX Runtime.
     """
     family = family_of(source)
-    options = replace(options, recipe=with_decided_cache(options.recipe, family.bundle_info({})))
     if options.recipe.precision != "fp32":
         family.require_recipe(options.recipe)
     with atomic_folder(out) as folder, torch.no_grad():
@@ -94,7 +93,8 @@ def _build_integer(
     """Calibrate, quantize, write and check; returns the recipe with what the checks found."""
     if options.reduce_range:
         require_reducible(options.recipe)
-    integer = IntegerModel.decide(options.recipe, family.facts(), options.reduce_range)
+    decided = with_decided_cache(options.recipe, family.bundle_info({}))
+    integer = IntegerModel.decide(decided, family.facts(), options.reduce_range)
     require_rounding(integer, options)
 
     # Beside the bundle, since the manifest lists what lies in it; full precision is needed again for the comparison.
@@ -120,7 +120,8 @@ def _build_integer(
             planned["text_encoder"] = text_encoder.layers()
             stock["text_encoder"], fused["text_encoder"] = text_encoder_graphs(text_encoder, options.reduce_range)
         progress("writing")
-        recipe = options.recipe.as_dict() | dict(plan.report) | {"reduce_range": options.reduce_range}
+        chosen = {"cache": decided.attention.cache, "reduce_range": options.reduce_range}
+        recipe = options.recipe.as_dict() | dict(plan.report) | chosen
         write_bundle(family, folder, stock, recipe, fused if options.fused else {})
 
         progress("checking kernels")

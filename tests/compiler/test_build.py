@@ -79,6 +79,7 @@ def test_the_recipe_tells_how_int8_was_made(int8_bundle: Path, fp32_bundle: Path
     for part in ("name", "weights", "activations", "attention", "equalization", "layers"):
         assert recipe[part] == expected[part]
     assert recipe["layers"]["word_embed"] == "float"
+    assert recipe["cache"] == "float"
     assert Bundle.open(fp32_bundle).manifest.recipe == {"name": "fp32"}
 
 

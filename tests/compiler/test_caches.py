@@ -54,7 +54,7 @@ def test_a_bundle_with_codes_passes_its_own_checks(bundles: dict[str, Path]) -> 
 def test_a_manifest_says_so(bundles: dict[str, Path]) -> None:
     manifests = {name: Bundle.open(folder).manifest for name, folder in bundles.items()}
     for name, manifest in manifests.items():
-        assert manifest.recipe["attention"]["cache"] == name
+        assert manifest.recipe["cache"] == name
     states = {state.input: state.dtype for state in manifests["integer"].graphs["stage"].state}
     assert states["past_key_values.1.value"] == "uint8"
     assert states["past_key_values.1.value_scale"] == "float32"
@@ -119,7 +119,7 @@ def test_sizes_with_large_caches_are_not_run_in_full_precision(
         assert set(subjects.sizes.tolist()) <= small
     build_bundle(tiny_infinity_source(), tmp_path / "out", tiny_options("default", **ALONE), no_progress)
     bundle = Bundle.open(tmp_path / "out")
-    assert bundle.manifest.recipe["attention"]["cache"] == "integer"
+    assert (bundle.manifest.recipe["attention"]["cache"], bundle.manifest.recipe["cache"]) == ("auto", "integer")
     largest = Subjects(np.full(4, TOKENS.index(max(TOKENS))), texts=family.agreement_subjects(4).texts)
     reference, candidates = Generator(bundles["float"], ONE_THREAD), {"it": Generator(bundle, ONE_THREAD)}
     found = teacher_forced(reference, candidates, images=4, batch_size=1, subjects=largest)["it"]
