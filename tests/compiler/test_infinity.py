@@ -20,9 +20,11 @@ from nextscale.calib_data.subjects import Subjects
 from nextscale.compiler import build
 from nextscale.compiler._families import family_of
 from nextscale.compiler._float_model import FloatModel
+from nextscale.compiler._theta import theta_within_budget
 from nextscale.compiler.build import build_bundle
 from nextscale.compiler.infinity_family import VERIFY_PROMPTS, InfinityFamily
 from nextscale.compiler.options import BuildOptions
+from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.observe_scores import observe_scores
 from nextscale.graph_passes.recipe import (
     ActivationRecipe,
@@ -228,6 +230,20 @@ def test_scores_are_counted_of_one_size(fp32: Path) -> None:
     middles = (EDGES[1:] + EDGES[:-1]) / 2
     np.testing.assert_allclose((found.histogram * middles).sum(1) / found.samples, 1, atol=21 * 0.5e-4)
     assert found.attentive.shape[2] == 1 + max(21, *(len(text) for text in subjects.texts or ()))
+
+
+def test_stages_that_no_image_has_get_the_places_of_the_last_that_one_has(fp32: Path) -> None:
+    """Of sizes that are too large for full precision."""
+    family, bundle = InfinityFamily(tiny_infinity_source()), Bundle.open(fp32)
+    recipe = Recipe("r", attention=AttentionRecipe("integer", shift_and_sum="residual", budget=0.2))
+    attention = IntegerModel.decide(recipe, family.facts()).attention
+    assert attention is not None
+    subjects = family.calibration_subjects(6, seed=0).pick(np.array([1, 4]))
+    images = subjects, subjects.sampled(bundle.manifest)
+    options, stage = BuildOptions(recipe, session=ONE_THREAD), FloatModel.stage_of(family, bundle)
+    found = theta_within_budget(family, bundle, stage, attention, *images, options, no_progress)
+    assert len(found.rows) == SIZES[0].num_stages == SIZES[2].num_stages + 1
+    assert found.rows[3] == found.rows[2] > 0
 
 
 def test_a_cross_attention_costs_its_scores_and_products() -> None:
