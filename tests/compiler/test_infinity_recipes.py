@@ -1,4 +1,4 @@
-"""Infinity by every recipe that comes along: refused before anything begins, or pictures that see no other."""
+"""Infinity by recipes of each kind of range: pictures see no other of their batch."""
 
 from __future__ import annotations
 
@@ -13,32 +13,11 @@ from tiny_model import ONE_THREAD, no_progress, tiny_options
 
 from nextscale.compiler import build
 from nextscale.compiler.build import build_bundle
-from nextscale.compiler.infinity_family import InfinityFamily
-from nextscale.graph_passes.recipe import load_recipe, recipe_names
 from nextscale.runtime import Generator
-from nextscale.runtime._errors import NextscaleError
 
-BITS = ("w4a4", "w4a6", "w4a8", "w6a6", "w8a8")
-LEARNED = {f"{name}-{bits}" for name in ("brecq", "default", "litevar", "ours", "ours-litevar") for bits in BITS}
 # Of each kind of range, at 4 bits, where a wider range shows most; the others differ from one of them in bits alone.
 BUILT = ["fp32", "rtn-w4a4", "nearest-w4a4", "static-w8a8"]
 LENGTHS = (3, 40, 9)
-
-
-def no_work(step: str, done: int = 0, total: int = 0) -> None:
-    raise AssertionError(f"{step} began")
-
-
-@pytest.mark.parametrize("name", recipe_names())
-def test_a_recipe_is_refused_before_anything_begins_or_goes_with_infinity(name: str, tmp_path: Path) -> None:
-    source = tiny_infinity_source()
-    if name not in LEARNED:
-        InfinityFamily(source).require_recipe(load_recipe(name))
-        return
-    message = f'^recipe {name}: weights.rounding = "reconstructed" is for VAR alone; choose a recipe without, such as'
-    with pytest.raises(NextscaleError, match=message):
-        build_bundle(source, tmp_path / "out", tiny_options(name), no_work)
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", BUILT)
