@@ -64,7 +64,7 @@ def written(fake: Path, graphs: dict[str, ir.Model], tmp_path_factory: pytest.Te
     info = BundleInfo(
         *(manifest.name, manifest.family, manifest.model, manifest.request, manifest.recipe, None, "MIT", "# Card\n"),
         sizes=manifest.sizes,
-        tokenizer=TokenizerInfo("sentencepiece", 512, "spiece.model"),
+        tokenizer=TokenizerInfo("sentencepiece", 40, "spiece.model"),
         tokenizer_file=model_file,
     )
     write_manifest(folder, models, info, read_manifest(fake)["verify"])
@@ -131,7 +131,7 @@ def test_the_written_manifest_is_the_hand_made_one(fake: Path, written: Path) ->
     for name in ("model", "sizes", "request", "verify", "family"):
         assert getattr(found, name) == getattr(expected, name)
     assert found.graphs["stage"].state == expected.graphs["stage"].state
-    assert found.tokenizer == TokenizerInfo("sentencepiece", 512, "spiece.model")
+    assert found.tokenizer == TokenizerInfo("sentencepiece", 40, "spiece.model")
     assert (written / "spiece.model").read_bytes() == b"pieces"
     document = json.loads((written / "manifest.json").read_text())
     assert document["sizes"] == SIZES
