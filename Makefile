@@ -30,7 +30,10 @@ MAKEFLAGS += --no-print-directory
 demo: $(VENV)/.ready ops-if-possible
 	$(BIN)/nextscale demo $(DEMO_FLAGS)
 
-# The tests build the operators themselves where they find a compiler and the headers; CI runs `make ops` first.
+# The tests build the operators themselves where they find a compiler and the headers; CI runs `make ops` first. Their
+# processes fill the cores: more threads of numpy's and torch's own would wait for each other.
+test: export OPENBLAS_NUM_THREADS := 1
+test: export OMP_NUM_THREADS := 1
 test: lint
 	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
