@@ -8,12 +8,13 @@ of the entries 0 and 1, at each stage (docs/quantization.md).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from nextscale.calib_data._matching_report import MatchingFields
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def match_bits(bits: NDArray[np.uint8], probabilities: NDArray[np.float32], rng:
 
 
 @dataclass(frozen=True)
-class BitMatchingReport:
+class BitMatchingReport(MatchingFields):
     """Frequencies of ones at S stages, before and after matching.
 
     Attributes:
@@ -87,25 +88,6 @@ class BitMatchingReport:
     moved: int = 0
     log_before: float = 0.0
     log_after: float = 0.0
-
-    @classmethod
-    def join(cls, parts: Sequence[BitMatchingReport]) -> BitMatchingReport:
-        """One report of several stages."""
-        fields: dict[str, Any] = {}
-        for name in FIELDS:
-            values = [getattr(part, name) for part in parts]
-            fields[name] = np.concatenate(values) if isinstance(values[0], np.ndarray) else sum(values)
-        return cls(**fields)
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """The fields as arrays, for an .npz."""
-        return {name: np.asarray(value) for name, value in vars(self).items()}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> BitMatchingReport:
-        """What `arrays` gave."""
-        fields: dict[str, Any] = {name: arrays[name] if arrays[name].ndim else arrays[name].item() for name in FIELDS}
-        return cls(**fields)
 
     def as_json(self) -> dict[str, Any]:
         """The figures: total variations, counts, mean log-probabilities of the flipped bits; None without any."""
@@ -132,6 +114,3 @@ class BitMatchingReport:
         """Total variation of each bit's two values, |s_1 - t_1| as a share of the tokens: float64 [S, D]."""
         distances: NDArray[np.float64] = np.abs(ones - self.target) / self.tokens[:, None]
         return distances
-
-
-FIELDS = tuple(BitMatchingReport.__dataclass_fields__)

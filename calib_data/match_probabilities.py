@@ -6,12 +6,14 @@ few tokens for thousands of entries: their frequencies are far from their probab
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from nextscale.calib_data._matching_report import MatchingFields
 
 Kept = Callable[[int], tuple[NDArray[np.int64], NDArray[np.float64]]]
 
@@ -84,7 +86,7 @@ def match_probabilities(
 
 
 @dataclass(frozen=True)
-class MatchingReport:
+class MatchingReport(MatchingFields):
     """Frequencies of the entries at S stages, before and after matching.
 
     Attributes:
@@ -102,25 +104,6 @@ class MatchingReport:
     immovable: int = 0
     log_before: float = 0.0
     log_after: float = 0.0
-
-    @classmethod
-    def join(cls, parts: Sequence[MatchingReport]) -> MatchingReport:
-        """One report of several groups of stages."""
-        fields: dict[str, Any] = {}
-        for name in FIELDS:
-            values = [getattr(part, name) for part in parts]
-            fields[name] = np.concatenate(values) if isinstance(values[0], np.ndarray) else sum(values)
-        return cls(**fields)
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """The fields as arrays, for an .npz."""
-        return {name: np.asarray(value) for name, value in vars(self).items()}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> MatchingReport:
-        """What `arrays` gave."""
-        fields: dict[str, Any] = {name: arrays[name] if arrays[name].ndim else arrays[name].item() for name in FIELDS}
-        return cls(**fields)
 
     def as_json(self) -> dict[str, Any]:
         """The figures: total variations, counts, mean log-probabilities of the moved tokens; None without any."""
@@ -140,9 +123,6 @@ class MatchingReport:
                 "after": self.log_after / self.moved if self.moved else None,
             },
         }
-
-
-FIELDS = tuple(MatchingReport.__dataclass_fields__)
 
 
 def total_variation(target: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from nextscale.calib_data._calibration_labels import calibration_labels
 from nextscale.calib_data._kept_entries import Spool, kept_probabilities
 from nextscale.calib_data._work_folder import open_work
-from nextscale.calib_data.match_probabilities import FIELDS, MatchingReport, match_probabilities
+from nextscale.calib_data.match_probabilities import MatchingReport, match_probabilities
 from nextscale.calib_data.token_maps import TokenMaps, read_npz
 from nextscale.graph_passes.recipe import Matching
 from nextscale.runtime._bundle import Bundle
@@ -31,7 +31,7 @@ from nextscale.runtime.image_io import npz_writer, write_files
 MATCHINGS: tuple[Matching, ...] = get_args(Matching)
 # What is done, and how many of how many tokens are through the model.
 Progress = Callable[[str, int, int], object]
-_MATCHING_STREAM = 2  # of the seed's random numbers; labels take the seed alone
+MATCHING_STREAM = 2  # of the seed's random numbers; labels take the seed alone
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class _Sampling:
             tokens, report = self._match(spool, stage_of_token, stages)
             write_files({path: npz_writer({"tokens": tokens, **report.arrays()})})
         shutil.rmtree(folder, ignore_errors=True)
-        arrays = read_npz(path, ("tokens", *FIELDS))
+        arrays = read_npz(path, ("tokens", *MatchingReport.__dataclass_fields__))
         return arrays["tokens"], MatchingReport.from_arrays(arrays)
 
     def _sample(self, stages: range, before: NDArray[np.int64], spool: Spool) -> None:
@@ -210,7 +210,7 @@ class _Sampling:
         before = _frequencies(sampled, stage_of_token, target)
         if self._settings.matching == "none":
             return sampled, MatchingReport(target, before, before)
-        rng = np.random.default_rng([self._settings.seed, _MATCHING_STREAM, stages.start])
+        rng = np.random.default_rng([self._settings.seed, MATCHING_STREAM, stages.start])
         p_hat = target.sum(0) / sampled.size  # Eq. 17
         matched = match_probabilities(sampled.ravel(), spool.kept, p_hat, rng)
         tokens = matched.tokens.reshape(sampled.shape)

@@ -6,7 +6,6 @@ token, S stages of the size that has most.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,16 +16,14 @@ from numpy.typing import NDArray
 
 from nextscale.calib_data._work_folder import open_work
 from nextscale.calib_data.bit_maps import BitMaps
-from nextscale.calib_data.match_bits import FIELDS, BitMatchingReport, match_bits
-from nextscale.calib_data.sample import Progress, bundle_identity, require_full_precision
+from nextscale.calib_data.match_bits import BitMatchingReport, match_bits
+from nextscale.calib_data.sample import MATCHING_STREAM, Progress, bundle_identity, require_full_precision
 from nextscale.calib_data.subjects import Subjects
 from nextscale.calib_data.token_maps import read_npz
 from nextscale.graph_passes.recipe import Matching
 from nextscale.runtime._manifest import Manifest
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime.image_io import npz_writer, write_files
-
-_MATCHING_STREAM = 2  # of the seed's random numbers
 
 
 @dataclass(frozen=True)
@@ -115,7 +112,7 @@ class _Sampling:
         self.identity = {
             "bundle": bundle_identity(bundle),
             "settings": {"images": len(subjects), **asdict(settings)},
-            "subjects": _digest(subjects),
+            "subjects": subjects.digest(),
         }
         open_work(work, self.identity)
 
@@ -141,7 +138,7 @@ class _Sampling:
             bits, report = self._match(stages, folder)
             write_files({path: npz_writer({"bits": bits, **report.arrays()})})
         shutil.rmtree(folder, ignore_errors=True)
-        arrays = read_npz(path, ("bits", *FIELDS))
+        arrays = read_npz(path, ("bits", *BitMatchingReport.__dataclass_fields__))
         return np.split(arrays["bits"], self._begins(stages)[1:-1]), BitMatchingReport.from_arrays(arrays)
 
     def _begins(self, stages: range) -> NDArray[np.int64]:
@@ -200,7 +197,7 @@ class _Sampling:
             if self._settings.matching == "none":
                 reports.append(BitMatchingReport(*counts, counts[-1]))
                 continue
-            found = match_bits(sampled, p, np.random.default_rng([self._settings.seed, _MATCHING_STREAM, si]))
+            found = match_bits(sampled, p, np.random.default_rng([self._settings.seed, MATCHING_STREAM, si]))
             bits[of_stage] = found.bits
             reports.append(
                 BitMatchingReport(
@@ -224,11 +221,3 @@ def _default(manifest: Manifest, name: str, stage: int) -> float:
     """Of a scalar input of requests, at a stage."""
     values = next(item.default for item in manifest.request if item.name == name)
     return values[stage if len(values) > 1 else 0]
-
-
-def _digest(subjects: Subjects) -> str:
-    """Of sizes and texts."""
-    digest = hashlib.sha256(subjects.sizes.tobytes())
-    for text in subjects.texts or ():
-        digest.update(repr(text.shape).encode() + text.tobytes())
-    return digest.hexdigest()

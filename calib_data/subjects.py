@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,13 @@ class Subjects:
             None if labels is None else labels[images],
             None if texts is None else tuple(texts[image] for image in images),
         )
+
+    def digest(self) -> str:
+        """What tells the sizes and texts from others'."""
+        digest = hashlib.sha256(self.sizes.tobytes())
+        for text in self.texts or ():
+            digest.update(repr(text.shape).encode() + text.tobytes())
+        return digest.hexdigest()
 
     def batches(self, batch_size: int) -> Iterator[slice]:
         """Images that can be made together, in order: neighbours of one size, at most so many."""

@@ -65,9 +65,9 @@ class InfinityImages:
         return replace(self, subjects=self.subjects[images], token_maps=self.token_maps[images])
 
     def digest(self) -> str:
-        digest = hashlib.sha256(self.subjects.sizes.tobytes())
-        for text, bits in zip(self._texts, self.token_maps, strict=True):
-            digest.update(text.tobytes() + bits.tobytes())
+        digest = hashlib.sha256(self.subjects.digest().encode())
+        for bits in self.token_maps:
+            digest.update(bits.tobytes())
         return digest.hexdigest()
 
     def twin(
