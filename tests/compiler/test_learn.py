@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from learning_steps import BUILDING, FIRST, PREPARING, SAMPLING, THETA, Interrupter
 from tiny_model import ONE_THREAD, L, V, build_tiny, no_progress, tiny_recipe, tiny_source
 
 from nextscale.calib_data.token_maps import TokenMaps
@@ -25,8 +26,6 @@ from nextscale.simulation.rounding import Rounding
 
 FEW = ReconstructionSettings(iterations=3, batch_size=2)
 PLAIN, SHIFT_AND_SUM = "default-w4a4", "ours-w4a6"
-FIRST, SAMPLING, THETA = "writing the full-precision model", "sampling", "observing attention"
-PREPARING, BUILDING = "observing what is to be learned from", "building graphs"
 ATTN_0, FFN_0, ATTN_1, FFN_1, HEAD = (
     f"learning {unit}" for unit in ("blocks.0.attn", "blocks.0.ffn", "blocks.1.attn", "blocks.1.ffn", "head")
 )
@@ -78,21 +77,6 @@ def test_reconstruction_and_bundle_share_theta_and_places(learned: tuple[Bundle,
         expected = {"theta": chosen["theta"], "places": chosen["rows"]}
     assert rounding.report["shift_and_sum"] == expected
     assert rounding.report["settings"]["iterations"] == FEW.iterations
-
-
-class Interrupter:
-    """Ctrl-C once a step has begun, or is at its second report; and which steps there were."""
-
-    def __init__(self, step: str | None = None, at: int = 1) -> None:
-        self.step, self.at, self.seen, self.reports = step, at, list[str](), 0
-
-    def __call__(self, step: str, done: int = 0, total: int = 0) -> None:
-        if step not in self.seen:
-            self.seen.append(step)
-        if step == self.step:
-            self.reports += 1
-            if self.reports == self.at:
-                raise KeyboardInterrupt
 
 
 # Where each run is stopped, and what it does until then; the last one ends.

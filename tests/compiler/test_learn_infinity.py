@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from infinity_bundle import SIZES, tiny_infinity_source
+from learning_steps import BUILDING, FIRST, PREPARING, SAMPLING, THETA, Interrupter
 from tiny_model import ONE_THREAD, no_progress, tiny_recipe
 
 from nextscale.compiler import BuildOptions, build, learn_bundle
@@ -29,8 +30,6 @@ from nextscale.simulation.reconstruction_settings import ReconstructionSettings
 from nextscale.simulation.rounding import LayerBits, Rounding, weight_sha256
 
 FEW = ReconstructionSettings(iterations=2, batch_size=2)
-FIRST, SAMPLING, THETA = "writing the full-precision model", "sampling", "observing attention"
-PREPARING, BUILDING = "observing what is to be learned from", "building graphs"
 LEARNING = [f"learning blocks.{i}.{part}" for i in (0, 1) for part in ("sa", "ca", "ffn")] + ["learning head"]
 
 
@@ -38,21 +37,6 @@ def affordable(name: str) -> Recipe:
     """With few images, and the budget that shift-and-sum of a model with so little to compute needs."""
     recipe = tiny_recipe(name)
     return replace(recipe, attention=replace(recipe.attention, budget=0.2))
-
-
-class Interrupter:
-    """Ctrl-C once a step has begun, or is at its second report; and which steps there were."""
-
-    def __init__(self, step: str | None = None, at: int = 1) -> None:
-        self.step, self.at, self.seen, self.reports = step, at, list[str](), 0
-
-    def __call__(self, step: str, done: int = 0, total: int = 0) -> None:
-        if step not in self.seen:
-            self.seen.append(step)
-        if step == self.step:
-            self.reports += 1
-            if self.reports == self.at:
-                raise KeyboardInterrupt
 
 
 def learn(out: Path, progress: Interrupter, settings: ReconstructionSettings = FEW) -> tuple[Bundle, Rounding]:
