@@ -44,10 +44,10 @@ def edges(x: Tensor) -> tuple[Tensor, Tensor]:
     return x[:, :, 1:] - x[:, :, :-1], x[:, :, :, 1:] - x[:, :, :, :-1]
 
 
-def reconstruction_loss(output: Tensor, images: Tensor) -> Tensor:
+def reconstruction_loss(output: Tensor, images: Tensor, edge_weight: float = 0.25) -> Tensor:
     """L1 + 4 L2 on pixels (both weigh about the same at 25 dB), and a light L1 on edges for sharpness."""
     edge = sum(F.l1_loss(a, b) for a, b in zip(edges(output), edges(images), strict=True))
-    return F.l1_loss(output, images) + 4 * F.mse_loss(output, images) + 0.25 * edge
+    return F.l1_loss(output, images) + 4 * F.mse_loss(output, images) + edge_weight * edge
 
 
 class Codebook:
@@ -88,10 +88,14 @@ def psnr(vqvae: VQVAE, images: Tensor, batch: int = 250) -> Tensor:
     with full_precision():
         for chunk in images.split(batch):
             output = vqvae.decode_tokens(vqvae.encode(to_float(chunk)))
-            output = ((output + 1) * 127.5).round()
-            mse = (output - chunk.float()).square().flatten(1).mean(1)
-            values.append(10 * torch.log10(255**2 / mse.clamp_min(1e-3)))
+            values.append(psnr_of(output, chunk.float()))
     return torch.cat(values)
+
+
+def psnr_of(output: Tensor, pixels: Tensor) -> Tensor:
+    """PSNR of each picture in [-1, 1], in whole steps of 1/255, to pixels in [0, 255]: [N], dB."""
+    mse = (((output + 1) * 127.5).round() - pixels).square().flatten(1).mean(1)
+    return 10 * torch.log10(255**2 / mse.clamp_min(1e-3))
 
 
 @click.command(context_settings={"show_default": True})

@@ -32,6 +32,7 @@ from nextscale.demo.training import (
     save_checkpoint,
     set_up,
 )
+from nextscale.demo.transformer_training import attend_by_stage, draw_small_weights
 from nextscale.demo.weights import save_weights
 from nextscale.models.transformer_parts import KVCache
 from nextscale.models.var.checkpoint import load_var, load_vqvae
@@ -54,23 +55,14 @@ class StagewiseAttention(SelfAttention):
     def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         assert mask is not None
         assert cache is None
-        b, length, c = x.shape
+        b, length, _ = x.shape
         bias = torch.cat((self.q_bias, self.zero_k_bias, self.v_bias))
         q, k, v = F.linear(x, self.mat_qkv.weight, bias).view(b, length, 3, self.num_heads, -1).unbind(2)
         if self.attn_l2_norm:
             q = F.normalize(q.float(), dim=-1) * self.query_scale().squeeze(0)[None, None, :, :, 0]
             k = F.normalize(k.float(), dim=-1)
         q, k, v = (t.to(v.dtype).transpose(1, 2) for t in (q, k, v))
-        parts = []
-        for i, end in enumerate(self.bounds[1:]):
-            begin = self.bounds[i]
-            part_mask = mask[:, :, :end, :end].to(q.dtype) if i == 0 else None
-            parts.append(
-                F.scaled_dot_product_attention(
-                    q[:, :, begin:end], k[:, :, :end], v[:, :, :end], attn_mask=part_mask, scale=self.scale
-                )
-            )
-        return self.proj(torch.cat(parts, dim=2).transpose(1, 2).reshape(b, length, c))
+        return self.proj(attend_by_stage(q, k, v, self.bounds, mask, self.scale))
 
 
 VAL_BATCH = 250  # divides 7,500, so that compiled code sees one shape
@@ -80,11 +72,7 @@ def init_weights(var: VAR) -> None:
     """The official release's initialisation (`VAR.init_weights`): small, with near-zero gates."""
     c, depth = var.config.embed_dim, var.config.depth
     std = math.sqrt(1 / c / 3)
-    for module in var.modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.trunc_normal_(module.weight, std=std)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+    draw_small_weights(var, std)
     nn.init.trunc_normal_(var.pos_start, std=std)
     nn.init.trunc_normal_(var.pos_1LC, std=std)
     parameters = dict(var.named_parameters())

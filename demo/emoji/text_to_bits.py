@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextscale.demo.emoji.configuration import EmojiConfig
+from nextscale.demo.transformer_training import attend_by_stage, draw_small_weights
 from nextscale.models.infinity.rope import rope_tables, rotate
 from nextscale.models.infinity.schedules import Size
 from nextscale.models.infinity.transformer import Infinity, InfinityConfig, SelfAttention
@@ -35,13 +36,7 @@ class StagewiseAttention(SelfAttention):
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         q = rotate(F.normalize(q.float(), dim=-1) * self.query_scale(), *rope).to(v.dtype)
         k = rotate(F.normalize(k.float(), dim=-1), *rope).to(v.dtype)
-        parts = []
-        for i, end in enumerate(self.bounds[1:]):
-            begin = self.bounds[i]
-            visible = mask.to(v.dtype) if i == 0 else None
-            seen = (q[:, :, begin:end], k[:, :, :end], v[:, :, :end])
-            parts.append(F.scaled_dot_product_attention(*seen, attn_mask=visible, scale=1.0))
-        return self.proj(torch.cat(parts, dim=2).transpose(1, 2).flatten(2))
+        return self.proj(attend_by_stage(q, k, v, self.bounds, mask, 1.0))
 
 
 class TrainedInfinity(Infinity):
@@ -107,11 +102,7 @@ def init_weights(infinity: Infinity) -> None:
     """
     c, depth = infinity.config.embed_dim, infinity.config.depth
     std = math.sqrt(1 / c / 3)
-    for module in infinity.modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.trunc_normal_(module.weight, std=std)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+    draw_small_weights(infinity, std)
     nn.init.trunc_normal_(infinity.pos_start, std=0.02)
     nn.init.trunc_normal_(infinity.lvl_embed.weight, std=0.02)
     nn.init.trunc_normal_(infinity.word_embed.weight, std=infinity.config.token_bits**-0.5)

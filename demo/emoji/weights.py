@@ -6,15 +6,13 @@ Each also says of which step it is, in its metadata, so that a run can go on fro
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from nextscale.demo.weights import save_tensors
 from nextscale.models.infinity.checkpoint import HEAD
 from nextscale.models.infinity.transformer import Infinity
 from nextscale.models.t5.checkpoint import CONFIG_FILE, SIZES
@@ -22,11 +20,12 @@ from nextscale.models.t5.encoder import T5Encoder
 
 INFINITY, VAE, TEXT, JUDGE = "infinity.safetensors", "vae.safetensors", "text", "judge.safetensors"
 TEXT_WEIGHTS = "model.safetensors"
+STEP = "step"  # in the files' metadata
 
 
 def save_module(model: nn.Module, path: Path, step: int) -> None:
     """A module's parameters as fp16, under their own names."""
-    _save(dict(model.named_parameters()), path, step)
+    save_tensors(dict(model.named_parameters()), path, {STEP: str(step)})
 
 
 def save_infinity(infinity: Infinity, path: Path, step: int) -> None:
@@ -35,7 +34,7 @@ def save_infinity(infinity: Infinity, path: Path, step: int) -> None:
     for name in HEAD:
         ones = tensors[name].detach()
         tensors[name] = torch.stack((torch.zeros_like(ones), ones), dim=1).flatten(0, 1)
-    _save(tensors, path, step)
+    save_tensors(tensors, path, {STEP: str(step)})
 
 
 def save_text(text: T5Encoder, folder: Path, step: int) -> None:
@@ -50,11 +49,4 @@ def save_text(text: T5Encoder, folder: Path, step: int) -> None:
 def saved_step(path: Path) -> int:
     """The training step of a file."""
     with safe_open(path, framework="pt") as file:
-        return int(file.metadata()["step"])
-
-
-def _save(tensors: Mapping[str, Tensor], path: Path, step: int) -> None:
-    halves = {name: t.detach().to("cpu", torch.float16).contiguous().clone() for name, t in tensors.items()}
-    partial = path.with_suffix(".partial")
-    save_file(halves, partial, metadata={"step": str(step)})
-    os.replace(partial, path)
+        return int(file.metadata()[STEP])
