@@ -16,15 +16,13 @@ import time
 from pathlib import Path
 
 import click
-import numpy as np
 from progress import log
 from provenance import provenance, publish
 
 from nextscale.measure._peak_memory import peak_memory
 from nextscale.measure.random_request import TEXT_TOKENS, Subject, random_request
 from nextscale.runtime import Bundle, Generator, SessionOptions
-from nextscale.runtime._manifest import Manifest, resolved
-from nextscale.runtime._memory import PAST, cache_bytes
+from nextscale.runtime._memory import cache_bytes
 
 
 @click.command(help=__doc__)
@@ -54,7 +52,7 @@ def main(
         seconds, of_processor = (b - a for a, b in zip(last, now, strict=True))
         sides = manifest.model.stage_sizes[stage.stage]
         past = sum(math.prod(pair) for pair in manifest.model.stage_sizes[: stage.stage + 1])
-        carried = carried_bytes(manifest, past) / 1e9
+        carried = cache_bytes(manifest, past) / 1e9
         figures = f"{seconds:.2f} | {of_processor:.2f} | {carried:.2f} | {peak_memory() / 1e9:.2f}"
         rows.append(f"| {sides[0]} x {sides[1]} | {past} | {figures} |")
         log(rows[-1])
@@ -81,17 +79,6 @@ def main(
             "|---|---|---|---|---|---|",
             *rows,
         ],
-    )
-
-
-def carried_bytes(manifest: Manifest, tokens: int) -> int:
-    """Of the states whose length is that of the tokens so far."""
-    symbols = {"B": 1, "2B": 2, PAST: tokens}
-    return sum(
-        math.prod(size for size in resolved(tuple(s or 1 for s in tensor.shape), symbols) if isinstance(size, int))
-        * np.dtype(tensor.dtype).itemsize
-        for tensor in manifest.graphs["stage"].inputs
-        if PAST in tensor.shape
     )
 
 

@@ -104,8 +104,7 @@ def evaluate(
         require_writable([json_path], [*read, *([] if prompts is None else [prompts])])
     subjects, of_images = None, None
     if of_text:
-        index = manifest.models.index(size.model)
-        subjects, of_images = text_subjects(reference_generator, texts, images, seed, index)
+        subjects, of_images = text_subjects(reference_generator, texts, images, seed, size.index)
     with Progress(console=Console(stderr=True, quiet=not sys.stderr.isatty())) as progress:
         task = progress.add_task("comparing", total=images)
         agreements = teacher_forced(

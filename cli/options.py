@@ -93,10 +93,12 @@ class ChosenSize:
     """The size of the pictures that a command makes.
 
     Attributes:
+        index: among the bundle's sizes.
         model: at that size.
         settings: of a request, and what a picture holds of them; nothing where the bundle has one size.
     """
 
+    index: int
     model: ModelInfo
     settings: dict[str, str]
 
@@ -117,12 +119,12 @@ def chosen_size(manifest: Manifest, area: str | None, ratio: str | None, photogr
         if given:
             height, width = manifest.model.image_size
             raise click.UsageError(f"{given[0]}: this bundle has one size, {height} x {width}")
-        return ChosenSize(manifest.model, {})
+        return ChosenSize(0, manifest.model, {})
     if ratio is None and photograph is not None:
         ratio = nearest_ratio(sizes_of_area(manifest.sizes, area), photograph)
     index = choose_size(manifest.sizes, area, ratio)
     found = manifest.sizes[index]
-    return ChosenSize(manifest.models[index], {"area": found.area, "ratio": found.ratio_in_words})
+    return ChosenSize(index, manifest.models[index], {"area": found.area, "ratio": found.ratio_in_words})
 
 
 previews = click.option(

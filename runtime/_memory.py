@@ -12,14 +12,14 @@ from nextscale.runtime._manifest import Manifest, resolved
 PAST = "T"
 
 
-def cache_bytes(manifest: Manifest) -> int:
-    """Bytes of the keys and values of one image of the model's size after its last stage, when all L tokens are cached.
+def cache_bytes(manifest: Manifest, tokens: int | None = None) -> int:
+    """Bytes of the keys and values of one image of the model's size with so many tokens cached; None: all L of them.
 
-    For each block 2 (keys, values) x 2 (rows with guidance) x L x width x bytes of a number: the shapes and types that
-    the manifest gives the states whose length is PAST.
+    For each block 2 (keys, values) x 2 (rows with guidance) x tokens x width x bytes of a number: the shapes and types
+    that the manifest gives the states whose length is PAST.
     """
     stage = manifest.graphs["stage"]
-    symbols = {"B": 1, "2B": 2, PAST: manifest.model.num_tokens}
+    symbols = {"B": 1, "2B": 2, PAST: manifest.model.num_tokens if tokens is None else tokens}
     states = {state.input for state in stage.state}
     total = 0
     for tensor in stage.inputs:

@@ -9,8 +9,8 @@ namespace nextscale {
 // The inputs but for the caches' content, checked against each other.
 AttentionArgs attention_inputs(const Context& context, int64_t heads);
 
-// The caches and the grown ones: outputs `first` and the next, or memory of the call where the input `last` says that nothing reads
-// them any more; then the outputs have no tokens.
+// The caches and the grown ones: outputs `first` and the next, or memory of the call where the input `last` says that
+// nothing reads them any more; then the outputs have no tokens.
 void add_caches(const Context& context, size_t last, size_t first, AttentionArgs& a);
 
 // The same of codes, whose scales are inputs 6 and 7, and outputs behind the codes.
