@@ -88,6 +88,7 @@ docs: $(VENV)/.ready
 	$(BIN)/pdoc nextscale.runtime --output-directory build/docs
 
 soak: demo examples
+	examples/install_packages.sh clang++=clang aarch64-linux-gnu-g++=g++-aarch64-linux-gnu qemu-x86_64=qemu-user
 	$(BIN)/python benchmarks/soak.py out/demo/fp32 out/demo/int8
 
 # The strict mode lays a tree of links that type checkers can follow. A folder is newer when a file in it is new.

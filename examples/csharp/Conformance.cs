@@ -20,8 +20,6 @@ namespace NextScale
             { "Cancelled", typeof(OperationCanceledException) },
         };
 
-        private static readonly int[] ThreadCounts = { 1, 2 };
-
         private readonly string folder;
         private readonly Fields suite;
         private readonly Dictionary<string, Generator> generators = new Dictionary<string, Generator>();
@@ -90,7 +88,7 @@ namespace NextScale
             Each("cancellations", RunCancellation);
             Each("encodes", (name, item) =>
             {
-                foreach (int threads in ThreadCounts)
+                foreach (int threads in Integers(item.Get("threads")))
                     Check($"{name}, {threads} threads", () => Same(
                         Encoded(item, threads).SelectMany(row => row), Integers(item.Get("token_maps"))));
             });
@@ -147,7 +145,7 @@ namespace NextScale
             Fields expected = item.Object("expected");
             long[][] tokenMaps = Rows(expected.Get("token_maps"), Integers);
             string[] images = Texts(expected, "images_sha256"), previews = Texts(expected, "previews_sha256");
-            foreach (int threads in ThreadCounts)
+            foreach (int threads in Integers(item.Get("threads")))
             {
                 Check($"{name}, {threads} threads, generate", () =>
                 {

@@ -55,6 +55,8 @@ DAMAGED_FAKES = ("fake", "fake-v1", "fake-fused")
 LOADED = ["generate", "stage", "decoder"]
 # Manifests of each of them.
 DAMAGED, DAMAGE_SEED = 2000, 0
+# With which each request, edit and encoding is made.
+THREADS = (1, 2)
 
 
 def make_suite(
@@ -208,27 +210,47 @@ def _build_tiny(out: Path) -> Iterator[str]:
 def requests(
     out: Path, name: str, cases: Sequence[dict[str, Any]], ops_library: Path | None = None
 ) -> Iterator[dict[str, Any]]:
-    for generator, graphs in _generators(out, name, ops_library):
-        for request in requests_of(generator, cases):
+    for generators, graphs in _generators(out, name, ops_library):
+        for request in requests_of(generators, cases):
             yield {"bundle": name, **graphs, **request}
 
 
-def requests_of(generator: Generator, cases: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Cases of cases.json as requests, with what a generator makes of them."""
+def requests_of(generators: Sequence[Generator], cases: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Cases of cases.json as requests, with what generators (see `by_threads`) make of them."""
     for case in cases:
-        request = request_of(case, generator.bundle)
-        expected = results(generator, request, streaming=False)
-        previews = results(generator, request, streaming=True)["previews_sha256"]
-        yield {**request, "expected": {**expected, "previews_sha256": previews}}
+        request = request_of(case, generators[0].bundle)
+        found = [results(generator, request, streaming=False) for generator in generators]
+        previews = [results(generator, request, streaming=True)["previews_sha256"] for generator in generators]
+        yield from by_threads(
+            request, "expected", [{**one, "previews_sha256": those} for one, those in zip(found, previews, strict=True)]
+        )
 
 
-def _generators(out: Path, name: str, ops_library: Path | None) -> Iterator[tuple[Generator, dict[str, Any]]]:
-    """With the stock graphs and, given the library, with the fused ones where the bundle has them."""
+def by_threads(case: dict[str, Any], key: str, found: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    """A case with what was found by one thread, for any number of them, or by each of THREADS.
+
+    More threads add large sums in another order: the last bits of a sum then show in `more_smooth`, which mixes tokens.
+    """
+    if all(one == found[0] for one in found):
+        yield {**case, "threads": list(THREADS), key: found[0]}
+    else:
+        for threads, one in zip(THREADS, found, strict=True):
+            yield {**case, "threads": [threads], key: one}
+
+
+def _generators(out: Path, name: str, ops_library: Path | None) -> Iterator[tuple[list[Generator], dict[str, Any]]]:
+    """With the stock graphs and, given the library, with the fused ones where the bundle has them.
+
+    Of the suite's own small models one generator, since any number of threads must give the same.
+    """
     bundle = Bundle.open(out / name)
     fused = ops_library is not None and any(graph.fused for graph in bundle.manifest.graphs.values())
     for ops, library in (("stock", None), ("fused", ops_library))[: 2 if fused else 1]:
-        generator = Generator(bundle, SessionOptions(threads=1, ops=ops, ops_library=str(library or "")))
-        yield generator, {"ops": ops, "ops_library": library and str(library)}
+        generators = [
+            Generator(bundle, SessionOptions(threads=threads, ops=ops, ops_library=str(library or "")))
+            for threads in (THREADS if Path(name).is_absolute() else THREADS[:1])
+        ]
+        yield generators, {"ops": ops, "ops_library": library and str(library)}
 
 
 def request_of(case: dict[str, Any], bundle: Bundle, index: int | None = None) -> dict[str, Any]:
@@ -243,19 +265,21 @@ def request_of(case: dict[str, Any], bundle: Bundle, index: int | None = None) -
 def encodes(
     out: Path, name: str, cases: Sequence[dict[str, Any]], ops_library: Path | None
 ) -> Iterator[dict[str, Any]]:
-    for generator, graphs in _generators(out, name, ops_library):
-        size = generator.bundle.model.image_size
+    for generators, graphs in _generators(out, name, ops_library):
+        size = generators[0].bundle.model.image_size
         for case in cases:
-            found = generator.encode(pictures(int(case["seed"]), case["count"], size))
-            yield {"bundle": name, **case, **graphs, "size": list(size), "token_maps": found.tolist()}
+            images = pictures(int(case["seed"]), case["count"], size)
+            found = [generator.encode(images).tolist() for generator in generators]
+            yield from by_threads({"bundle": name, **case, **graphs, "size": list(size)}, "token_maps", found)
 
 
 def edits(out: Path, name: str, cases: Sequence[dict[str, Any]], ops_library: Path | None) -> Iterator[dict[str, Any]]:
-    for generator, graphs in _generators(out, name, ops_library):
+    for generators, graphs in _generators(out, name, ops_library):
+        bundle = generators[0].bundle
         for case in cases:
-            edit = edit_case(request_of(case, generator.bundle), generator.bundle.model)
-            expected = edit_results(generator, edit, arguments(edit), streaming=True)
-            yield {"bundle": name, **edit, **graphs, "expected": expected}
+            edit = edit_case(request_of(case, bundle), bundle.model)
+            found = [edit_results(generator, edit, arguments(edit), streaming=True) for generator in generators]
+            yield from by_threads({"bundle": name, **edit, **graphs}, "expected", found)
 
 
 def edit_error(out: Path, case: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,17 @@ import numpy as np
 import pytest
 from conformance.damaged_manifests import damaged_manifests
 from conformance.edit_cases import box, edit_arguments, edit_results, pictures, rows
-from conformance.make_suite import CASES, DAMAGED, DAMAGED_FAKES, FAKES, LOADED, arguments, make_suite, results
+from conformance.make_suite import (
+    CASES,
+    DAMAGED,
+    DAMAGED_FAKES,
+    FAKES,
+    LOADED,
+    arguments,
+    by_threads,
+    make_suite,
+    results,
+)
 from fake_bundle import read_manifest
 
 from nextscale import runtime
@@ -102,6 +112,7 @@ def test_requests(suite_folder: Path, suite: dict[str, Any], bundle: str, thread
         len(CASE_GROUPS["smooth_requests"]) if bundle in SMOOTH else 0
     )
     for request in requests:
+        assert request["threads"] == [1, 2]
         expected = request["expected"]
         kept = expected if streaming else {key: expected[key] for key in ("token_maps", "images_sha256")}
         assert results(generator, request, streaming) == kept, request["name"]
@@ -308,6 +319,14 @@ def test_damaged_manifests(suite_folder: Path, suite: dict[str, Any]) -> None:
         else:
             with refuses({**case, "contains": []}):
                 parse_manifest(text)
+
+
+def test_a_case_stands_twice_where_threads_show() -> None:
+    assert list(by_threads({"name": "a"}, "expected", ["x"])) == [{"name": "a", "threads": [1, 2], "expected": "x"}]
+    assert list(by_threads({"name": "a"}, "expected", ["x", "y"])) == [
+        {"name": "a", "threads": [1], "expected": "x"},
+        {"name": "a", "threads": [2], "expected": "y"},
+    ]
 
 
 def test_damage_comes_from_the_seed(fake: Path) -> None:

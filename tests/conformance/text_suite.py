@@ -19,6 +19,7 @@ from conformance.make_suite import (
     PARAMETERS,
     arguments,
     break_bundle,
+    by_threads,
     damage_manifests,
     request_of,
     requests_of,
@@ -80,7 +81,7 @@ def make_text_suite(out: Path, damaged: int) -> Path:
         "requests": [
             {"bundle": f"bundles/{name}", "ops": "stock", "ops_library": None, **request}
             for name, folder in fakes.items()
-            for request in requests_of(golden_generator(folder), list(_of_bundle(cases["requests"], name)))
+            for request in requests_of([golden_generator(folder)], list(_of_bundle(cases["requests"], name)))
         ],
         "request_errors": [
             {"bundle": "bundles/fake-sizes", **PARAMETERS, **TEXT_PARAMETERS, "class_labels": [], **_inputs(case)}
@@ -161,14 +162,14 @@ def _encodes(folder: Path, cases: list[dict[str, Any]]) -> Iterator[dict[str, An
     for case in cases:
         found = generator.encode(pictures(int(case["seed"]), case["count"], case["size"]))
         graphs = {"bundle": "bundles/fake-sizes", "ops": "stock", "ops_library": None}
-        yield {**graphs, **case, "token_maps": found.tolist()}
+        yield from by_threads({**graphs, **case}, "token_maps", [found.tolist()])
 
 
 def _edits(folder: Path, cases: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     generator = Generator(folder, ONE_THREAD)
     for case in cases:
         edit = _edit(generator.bundle, case)
-        yield {**edit, "expected": edit_results(generator, edit, arguments(edit), streaming=True)}
+        yield from by_threads(edit, "expected", [edit_results(generator, edit, arguments(edit), streaming=True)])
 
 
 def _edit(bundle: Bundle, case: dict[str, Any]) -> dict[str, Any]:
