@@ -29,7 +29,6 @@ from nextscale.measure.kernel_rates import kernel_rates
 from nextscale.measure.profile_events import GenerationProfile, OperatorTime, profile_generation
 from nextscale.measure.random_request import TEXT_TOKENS, Subject
 from nextscale.runtime import Bundle, SessionOptions
-from nextscale.runtime._sizes import choose_size
 
 RUNS = 5
 SOURCE = Path(__file__).with_name("processor_limits.cc")
@@ -94,8 +93,7 @@ def main(
     bundle: Path, threads: int, ops_library: str, area: str | None, ratio: str | None, text_tokens: int, name: str
 ) -> None:
     opened = Bundle.open(bundle)
-    sizes = opened.manifest.sizes
-    subject = Subject(choose_size(sizes, area, ratio) if sizes else 0, text_tokens)
+    subject = Subject(opened.manifest.choose_size(area, ratio), text_tokens)
     options = SessionOptions(threads=threads, ops="fused", ops_library=ops_library)
     with tempfile.TemporaryDirectory() as folder:
         profiles = [profile_generation(opened, options, Path(folder), subject=subject) for _ in range(RUNS)]

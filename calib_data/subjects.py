@@ -55,8 +55,10 @@ class Subjects:
         )
 
     def digest(self) -> str:
-        """What tells the sizes and texts from others'."""
+        """What tells the sizes, classes and texts from others'."""
         digest = hashlib.sha256(self.sizes.tobytes())
+        if self.class_labels is not None:
+            digest.update(self.class_labels.tobytes())
         for text in self.texts or ():
             digest.update(repr(text.shape).encode() + text.tobytes())
         return digest.hexdigest()

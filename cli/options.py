@@ -16,7 +16,7 @@ from nextscale.runtime._cpus import default_threads
 from nextscale.runtime._manifest import Manifest, ModelInfo
 from nextscale.runtime._operators import OPS, Choice
 from nextscale.runtime._request import DEFAULT_CFG_SCALE, DEFAULT_TOP_K, DEFAULT_TOP_P
-from nextscale.runtime._sizes import Size, choose_size, nearest_ratio, sizes_of_area
+from nextscale.runtime._sizes import Size, nearest_ratio, sizes_of_area
 from nextscale.runtime._wording import shown_value
 
 BUNDLE = click.Path(path_type=Path)
@@ -112,17 +112,12 @@ def chosen_size(manifest: Manifest, area: str | None, ratio: str | None, photogr
         photograph: whose ratio is taken, as nearly as it is built, where none is given.
     Raises:
         RequestError: it is not built.
-        click.UsageError: the bundle has one size.
     """
-    if not manifest.sizes:
-        given = [f"--{name}" for name, value in (("area", area), ("ratio", ratio)) if value is not None]
-        if given:
-            height, width = manifest.model.image_size
-            raise click.UsageError(f"{given[0]}: this bundle has one size, {height} x {width}")
-        return ChosenSize(0, manifest.model, {})
-    if ratio is None and photograph is not None:
+    if ratio is None and photograph is not None and manifest.sizes:
         ratio = nearest_ratio(sizes_of_area(manifest.sizes, area), photograph)
-    index = choose_size(manifest.sizes, area, ratio)
+    index = manifest.choose_size(area, ratio)
+    if not manifest.sizes:
+        return ChosenSize(index, manifest.model, {})
     found = manifest.sizes[index]
     return ChosenSize(index, manifest.models[index], {"area": found.area, "ratio": found.ratio_in_words})
 

@@ -213,9 +213,8 @@ class _Learning:
 def _digest(maps: SampledImages | None) -> str:
     if maps is None:
         return "sampled"
-    labels = maps.subjects.class_labels
-    rows = [*([] if labels is None else [labels]), *maps.token_maps]
-    return hashlib.sha256(b"".join(row.tobytes() for row in rows)).hexdigest()[:12]
+    rows = (row.tobytes() for row in maps.token_maps)
+    return hashlib.sha256(b"".join([maps.subjects.digest().encode(), *rows])).hexdigest()[:12]
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

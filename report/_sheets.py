@@ -21,7 +21,6 @@ from nextscale.runtime._manifest import Manifest
 from nextscale.runtime._next_scale_loop import Generation, Generator
 from nextscale.runtime._request import Request
 from nextscale.runtime._session import SessionOptions
-from nextscale.runtime._sizes import choose_size
 from nextscale.runtime.image_io import make_grid, png_writer
 
 FORCED_STAGES = 2
@@ -63,11 +62,7 @@ class SheetSettings:
 
     def size(self, manifest: Manifest) -> int:
         """The index of the size; raises RequestError for one that is not built."""
-        if not manifest.sizes:
-            if self.area is not None or self.ratio is not None:
-                raise RequestError(f"area and ratio: {manifest.name} has one size; leave them out")
-            return 0
-        return choose_size(manifest.sizes, self.area, self.ratio)
+        return manifest.choose_size(self.area, self.ratio)
 
     def require(self, bundle: Bundle) -> None:
         """Refuse what the bundle cannot draw, before anything is loaded.

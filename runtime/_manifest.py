@@ -11,8 +11,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from nextscale.runtime._errors import BundleError
-from nextscale.runtime._sizes import Size, SizeInfo
+from nextscale.runtime._errors import BundleError, RequestError
+from nextscale.runtime._sizes import Size, SizeInfo, choose_size
 
 DTYPES = ("float32", "float16", "int64", "int32", "int8", "uint8")
 # What a request's inputs may be: labels, texts and a size are the caller's, readers can make uniforms, forced tokens
@@ -308,6 +308,20 @@ class Manifest:
     def models(self) -> tuple[ModelInfo, ...]:
         """The model at each size."""
         return tuple(self.model.of_size(size) for size in self.sizes) or (self.model,)
+
+    def choose_size(self, area: object, ratio: object) -> int:
+        """The index of the size of that area and ratio, None being the first size's; 0 where the bundle has one.
+
+        Raises:
+            RequestError: a size that was not built, or any where the bundle has one.
+        """
+        if self.sizes:
+            return choose_size(self.sizes, area, ratio)
+        for name, value in (("area", area), ("ratio", ratio)):
+            if value is not None:
+                height, width = self.model.image_size
+                raise RequestError(f"{name}: this bundle has one size, {height} x {width}; leave it out")
+        return 0
 
     def of_size(self, index: int) -> Manifest:
         """What the manifest says of one size: its model, and in numbers what it decides of the request and the states.

@@ -26,7 +26,6 @@ from nextscale.runtime._input_arrays import (
     uniform_array,
 )
 from nextscale.runtime._manifest import BATCH, Manifest, ModelInfo
-from nextscale.runtime._sizes import choose_size
 from nextscale.runtime._texts import TEXT_SETTINGS, Encode, Texts, masks_of_ones, pad_texts, texts_of_prompts
 from nextscale.runtime._var_request import DEFAULT_CFG_SCALE, DEFAULT_TOP_K, DEFAULT_TOP_P
 from nextscale.runtime._wording import shown_number, shown_text, shown_value
@@ -250,17 +249,12 @@ def _given(manifest: Manifest, class_labels: Labels | None, settings: RequestSet
 def _size(manifest: Manifest, given: Mapping[str, Any], settings: RequestSettings) -> int:
     """The index of the size that is asked for, by area and ratio or by itself."""
     area, ratio = settings.get("area"), settings.get("ratio")
-    told = next((name for name, value in (("area", area), ("ratio", ratio)) if value is not None), None)
     item = manifest.input_of_kind("size")
-    if item is None:
-        if told is not None:
-            height, width = manifest.model.image_size
-            raise RequestError(f"{told}: this bundle has one size, {height} x {width}; leave it out")
-        return 0
-    if item.name not in given:
-        return choose_size(manifest.sizes, area, ratio)
-    if told is not None:
-        raise RequestError(f"{told}: the size is given twice: by {told} and in inputs")
+    if item is None or item.name not in given:
+        return manifest.choose_size(area, ratio)
+    for name, value in (("area", area), ("ratio", ratio)):
+        if value is not None:
+            raise RequestError(f"{name}: the size is given twice: by {name} and in inputs")
     index = require_integer(item.name, given[item.name])
     if not 0 <= index < len(manifest.sizes):
         last = len(manifest.sizes) - 1

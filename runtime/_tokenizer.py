@@ -111,9 +111,15 @@ def _utf8(text: str) -> bytes:
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        # As Python decodes bytes of a command line.
+        what = (
+            f"is byte 0x{code - 0xDC00:02X} of no UTF-8"
+            if 0xDC80 <= code < 0xDD00
+            else "is half of one (a lone surrogate)"
+        )
         raise RequestError(
-            f'prompt "{shown_text(text, _SHOWN)}": character {error.start} is half of one (a lone surrogate); '
-            "expected valid Unicode"
+            f'prompt "{shown_text(text, _SHOWN)}": character {error.start} {what}; expected valid Unicode'
         ) from None
 
 

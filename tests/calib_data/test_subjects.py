@@ -55,3 +55,13 @@ def test_sampled_tokens_have_the_length_of_each_size(fake_sizes_bundle: Path) ->
     assert [row.shape for row in rows] == [(LENGTHS[size], 2) for size in (0, 2, 1)]
     assert all((row == -1).all() for row in rows)
     assert np.shape(Subjects(np.array([1, 1]), texts=TEXTS[:2]).sampled(manifest)) == (2, LENGTHS[1], 2)
+
+
+def test_a_digest_tells_sizes_classes_and_texts_apart() -> None:
+    sizes, one = np.array([0, 1]), np.array([0, 0])
+    kinds = [
+        Subjects(one), Subjects(sizes), Subjects(one, np.array([0, 0])), Subjects(one, np.array([0, 1])),
+        Subjects(one, texts=TEXTS[:2]), Subjects(one, texts=TEXTS[1:3]), Subjects(one, texts=(TEXTS[1], TEXTS[0])),
+    ]  # fmt: skip
+    assert len({subjects.digest() for subjects in kinds}) == len(kinds)
+    assert kinds[3].digest() == Subjects(one, np.array([0, 1])).digest()

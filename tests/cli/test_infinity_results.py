@@ -162,12 +162,15 @@ def test_what_is_not_of_text_is_one_line(
 
 CLASSES = {
     "evaluate": (["evaluate", "{bundle}", "{bundle}", "--prompts", "prompts.txt"], "--prompts: these bundles make"),
-    "a size": (["evaluate", "{bundle}", "{bundle}", "--ratio", "1:1"], "--ratio: this bundle has one size"),
+    "a size": (["evaluate", "{bundle}", "{bundle}", "--ratio", "1:1"], "ratio: this bundle has one size"),
     "report": (
         ["report", "{bundle}", "--prompts", "prompts.txt", "--out", "{tmp}/r.html"],
         "makes pictures of classes",
     ),
-    "a size of a report": (["report", "{bundle}", "--ratio", "1:1", "--out", "{tmp}/r.html"], "has one size"),
+    "a size of a report": (
+        ["report", "{bundle}", "--ratio", "1:1", "--out", "{tmp}/r.html"],
+        "ratio: this bundle has one size",
+    ),
 }
 
 

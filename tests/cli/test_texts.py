@@ -205,7 +205,7 @@ def test_prompts_where_there_are_classes(
 
 def test_options_of_a_bundle_of_several_sizes(fake_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("generate", fake_bundle, "--class", 1, "--ratio", "1:1") == 2
-    assert "--ratio: this bundle has one size, 12 x 12" in capsys.readouterr().err
+    assert "error: ratio: this bundle has one size, 12 x 12; leave it out" in capsys.readouterr().err
     assert run("generate", fake_bundle, "--class", 1, "--tau", 1) == 2
     assert "tau: this bundle has no such input; it takes class_labels" in capsys.readouterr().err
     assert run("generate", fake_bundle) == 2

@@ -28,7 +28,6 @@ from nextscale.runtime import Bundle, BundleError, Generation, Generator, Sessio
 from nextscale.runtime._machine import describe_machine
 from nextscale.runtime._manifest import Manifest
 from nextscale.runtime._manifest_reader import parse_manifest
-from nextscale.runtime._sizes import choose_size
 from nextscale.runtime._uniforms import uniforms
 
 CASES = Path(__file__).with_name("cases.json")
@@ -258,7 +257,7 @@ def request_of(case: dict[str, Any], bundle: Bundle, index: int | None = None) -
     manifest = bundle.manifest
     index = case.get("inputs", {}).get("size", index)
     if index is None:
-        index = choose_size(manifest.sizes, case.get("area"), case.get("ratio")) if manifest.sizes else 0
+        index = manifest.choose_size(case.get("area"), case.get("ratio")) if manifest.sizes else 0
     return _resolved({"class_labels": [], **PARAMETERS, **case}, manifest.of_size(index))
 
 

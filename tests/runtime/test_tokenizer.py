@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import pickle
 import sys
 from collections.abc import Callable
@@ -89,7 +90,14 @@ def test_a_long_prompt_is_not_shown_whole() -> None:
     assert str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize(("prompt", "place"), [("fox \ud83d", 4), ("\udc80", 0), ("\ude00\ud83d", 0)], ids=ascii)
+def test_bytes_of_a_command_line_that_are_no_text_are_refused(kind: str) -> None:
+    with pytest.raises(
+        RequestError, match=r"^prompt .*: character 4 is byte 0xFF of no UTF-8; expected valid Unicode$"
+    ):
+        KINDS[kind](MAX_TOKENS).encode(os.fsdecode(b"fox \xff"))
+
+
+@pytest.mark.parametrize(("prompt", "place"), [("fox \ud83d", 4), ("\udc7f", 0), ("\ude00\ud83d", 0)], ids=ascii)
 def test_half_a_character_is_refused(kind: str, prompt: str, place: int) -> None:
     with pytest.raises(
         RequestError, match=rf"character {place} is half of one \(a lone surrogate\); expected"
