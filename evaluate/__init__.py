@@ -3,6 +3,7 @@
 __all__ = [
     "attention_error",
     "comparison",
+    "concept_judge",
     "feature_network",
     "generated_statistics",
     "image_comparison",
