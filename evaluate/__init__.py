@@ -14,8 +14,10 @@ __all__ = [
     "integer_products",
     "lpips",
     "plot_attention_error",
+    "prompt_scores",
     "psnr",
     "reference_statistics",
     "saturation",
     "teacher_forced",
+    "vgg16_features",
 ]
