@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from nextscale.paper._prompted_pictures import Drawing, bundle_sha256
+from nextscale.paper._prompted_pictures import Drawing, bundle_sha256, of_prompts
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime._regular_file import read_regular
 from nextscale.runtime.image_io import picture_writer, write_files
 
 PROMPTS, PROGRAM = "prompts/evaluation_metadata.jsonl", "evaluation/evaluate_images.py"
+METADATA = "metadata.jsonl"  # in the folder of a prompt
 SAMPLES = 4  # of each prompt, as GenEval has it
 LIMIT = 256 * 2**20  # bytes of a file that is read
 
@@ -71,10 +73,15 @@ class GenEval:
         """
         prompts, folder = self.prompts(), self.work / row
         self._require_same(folder, generator, drawing)
-        for i, metadata in enumerate(prompts):
-            if not (folder / f"{i:05}" / "metadata.jsonl").exists():
-                self._draw(folder / f"{i:05}", metadata, generator, drawing, SAMPLES * i)
-            on_images(f"{row}: drawing for GenEval", i + 1, len(prompts))
+        left = [i for i in range(len(prompts)) if not (folder / f"{i:05}" / METADATA).exists()]
+        texts = of_prompts(generator, [prompts[i]["prompt"] for i in left])
+        for k, i in enumerate(left):
+            on_images(f"{row}: drawing for GenEval", len(prompts) - len(left) + k, len(prompts))
+            request = texts.pick(np.full(SAMPLES, k)).settings(generator.bundle.manifest)
+            made = generator.generate(
+                first_image=SAMPLES * i, batch_size=drawing.batch_size, **request, **drawing.settings()
+            )
+            _write(folder / f"{i:05}", prompts[i], made.images)
         results = self._results(row)
         return _overall(results, SAMPLES * len(prompts)) if results.exists() else None
 
@@ -89,7 +96,8 @@ class GenEval:
 
     def _require_same(self, folder: Path, generator: Generator, drawing: Drawing) -> None:
         """Begin a folder with what decides its pictures, or go on with one of the same."""
-        settings = {"manifest_sha256": bundle_sha256(generator.bundle), **drawing.settings()}
+        made_by = {"manifest_sha256": bundle_sha256(generator.bundle), "operators": generator.ops.variant}
+        settings = made_by | drawing.settings()
         path = folder / "settings.json"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
@@ -97,17 +105,14 @@ class GenEval:
         elif _lines(path) != [settings]:
             raise NextscaleError(f"{folder}: has pictures of another bundle or of other settings; remove it")
 
-    def _draw(self, folder: Path, metadata: dict[str, Any], generator: Generator, drawing: Drawing, first: int) -> None:
-        """One prompt's pictures; the metadata are written last, so that a prompt that has them is finished."""
-        (folder / "samples").mkdir(parents=True, exist_ok=True)
-        made = generator.generate(
-            prompts=[metadata["prompt"]] * SAMPLES, first_image=first, batch_size=drawing.batch_size,
-            **drawing.settings(),
-        )  # fmt: skip
-        paths = [folder / "samples" / f"{k:05}.png" for k in range(SAMPLES)]
-        write_files({path: picture_writer(path, image, {}) for path, image in zip(paths, made.images, strict=True)})
-        text = json.dumps(metadata) + "\n"
-        write_files({folder / "metadata.jsonl": lambda file: file.write(text.encode())})
+
+def _write(folder: Path, metadata: dict[str, Any], images: NDArray[np.uint8]) -> None:
+    """One prompt's pictures; the metadata are written last, so that a prompt that has them is finished."""
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    paths = [folder / "samples" / f"{k:05}.png" for k in range(len(images))]
+    write_files({path: picture_writer(path, image, {}) for path, image in zip(paths, images, strict=True)})
+    text = json.dumps(metadata) + "\n"
+    write_files({folder / METADATA: lambda file: file.write(text.encode())})
 
 
 def _overall(path: Path, pictures: int) -> float:

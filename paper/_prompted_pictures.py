@@ -15,12 +15,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from nextscale.calib_data.subjects import Subjects
 from nextscale.evaluate.concept_judge import ConceptJudge
 from nextscale.evaluate.image_statistics import Gaussian, read_arrays
 from nextscale.evaluate.prompt_scores import PromptScore
 from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
 from nextscale.runtime._errors import NextscaleError
-from nextscale.runtime._next_scale_loop import Generator
+from nextscale.runtime._next_scale_loop import Generator, features_of_prompts
 from nextscale.runtime._regular_file import read_regular
 from nextscale.runtime.image_io import write_files
 
@@ -210,9 +211,13 @@ def picture_results(
     results = _continued(path, measures, digests)
     saved, saved_at = 0 if results is None else len(results), time.monotonic()
     on_images(min(saved, len(asked)))
+    texts = of_prompts(generator, [item.prompt for item in asked[saved:]])
     try:
         for first in range(saved, len(asked), drawing.batch_size):
-            found = _measured(generator, asked[first : first + drawing.batch_size], first, measures, drawing)
+            part = slice(first, first + drawing.batch_size)
+            request = texts[first - saved : part.stop - saved].settings(generator.bundle.manifest)
+            images = generator.generate(first_image=first, **request, **drawing.settings()).images
+            found = _measured(images, asked[part], measures)
             results = found if results is None else results.extended(found)
             on_images(len(results))
             if time.monotonic() - saved_at > SAVE_EVERY:
@@ -223,6 +228,12 @@ def picture_results(
             _write(path, results, digests)
     assert results is not None  # there is a prompt
     return results.first(len(asked))
+
+
+def of_prompts(generator: Generator, prompts: Sequence[str]) -> Subjects:
+    """What pictures of prompts are of, by the bundle's text encoder, which is loaded once for all of them."""
+    texts = features_of_prompts(generator, prompts) if prompts else []
+    return Subjects(np.zeros(len(prompts), np.int64), texts=tuple(texts))
 
 
 def bundle_sha256(bundle: Bundle) -> str:
@@ -238,15 +249,12 @@ def file_of(bundle: Bundle, work: Path, settings: Mapping[str, Any], ending: str
     return work / f"{name}-{digest[:12]}{ending}"
 
 
-def _measured(
-    generator: Generator, asked: Sequence[Asked], first: int, measures: Measures, drawing: Drawing
-) -> PictureResults:
-    prompts = [item.prompt for item in asked]
-    images = generator.generate(prompts=prompts, first_image=first, **drawing.settings()).images
+def _measured(images: NDArray[np.uint8], asked: Sequence[Asked], measures: Measures) -> PictureResults:
     figures = dict[str, NDArray[np.float64]]()
     if measures.judge is not None:
         found = measures.judge.recognised(images, [item.objects for item in asked])
         figures[RECOGNISED] = np.where([bool(item.objects) for item in asked], found.astype(np.float64), np.nan)
+    prompts = [item.prompt for item in asked]
     figures |= {column: score(images, prompts) for column, score in measures.scores.items()}
     return PictureResults(figures, measures.features(images))
 

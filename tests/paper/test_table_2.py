@@ -14,6 +14,7 @@ import torch
 from fake_judge import write_judge
 from infinity_bundle import SIZES, tiny_infinity_source
 from numpy.typing import NDArray
+from PIL import Image
 from tiny_model import ONE_THREAD, no_progress, tiny_options
 
 from nextscale.calib_data.text_subjects import text_subjects
@@ -38,6 +39,7 @@ from nextscale.paper.table_2 import PAPER, ROWS, Comparing, Table2, figures_of, 
 from nextscale.paper.table_3 import NOISE_FLOOR
 from nextscale.runtime import Bundle, Generator
 from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._next_scale_loop import features_of_prompts
 
 STAGES, BITS = SIZES[1].num_stages, 8
 DRAWING = Drawing(seed=3, cfg_scale=2.0, tau=0.5, top_p=0.97, batch_size=2)
@@ -277,6 +279,20 @@ def test_damaged_files_are_one_line(bundles: list[RecipeBundle], tmp_path: Path)
         measured(pair, Measures(MeanColours()), tmp_path)
 
 
+def test_the_text_encoder_is_loaded_once_for_all_prompts(
+    bundles: list[RecipeBundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[int]()
+
+    def counted(generator: Generator, prompts: list[str]) -> list[NDArray[np.float32]]:
+        asked.append(len(prompts))
+        return features_of_prompts(generator, prompts)
+
+    monkeypatch.setattr(_prompted_pictures, "features_of_prompts", counted)
+    picture_results(Generator(bundles[0].bundle, ONE_THREAD), ASKED, Measures(MeanColours()), DRAWING, tmp_path)
+    assert asked == [len(ASKED)]
+
+
 # What is refused
 
 
@@ -393,6 +409,10 @@ def test_geneval_gets_its_pictures_and_gives_its_score(
         r"GenEval of fp32: run `python \S+evaluate_images\.py \S+/fp32 .+`, and this command again", line
     )
     folder = tmp_path / "pictures" / "fp32"
+    generator = Generator(bundles[0].bundle, ONE_THREAD)
+    expected = generator.generate(prompts=["dog"] * SAMPLES, first_image=SAMPLES, **DRAWING.settings()).images
+    for k in range(SAMPLES):
+        np.testing.assert_array_equal(np.asarray(Image.open(folder / "00001" / "samples" / f"{k:05}.png")), expected[k])
     assert json.loads((folder / "00001" / "metadata.jsonl").read_text())["prompt"] == "dog"
     samples = sorted(path.name for path in (folder / "00001" / "samples").iterdir())
     assert samples == [f"{k:05}.png" for k in range(SAMPLES)]
