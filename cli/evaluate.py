@@ -71,7 +71,7 @@ def evaluate(
     are made up. KL is then in nats per bit, and the share is of bits.
 
     --attention-error adds how far the integer product of attention is from the float one, and which share of that error
-    comes from the values (needs the export extra; of bundles of classes).
+    comes from the values (needs the export extra); of bundles of text in self-attention, and not where it is in float.
     """
     if attention_images is not None:
         # It edits graphs, for which an install for running alone lacks onnx: better known before a long comparison.
@@ -93,8 +93,6 @@ def evaluate(
     of_text = takes_text(manifest)
     if prompts is not None and not of_text:
         raise click.UsageError("--prompts: these bundles make pictures of classes")
-    if attention_images is not None:
-        reference_generator.bundle.require_classes("leave out --attention-error")
     size = options.chosen_size(manifest, area, ratio)
     cfg_scale = manifest.default_cfg_scale if cfg_scale is None else cfg_scale
     texts = None if prompts is None else read_prompts(prompts)
@@ -119,25 +117,31 @@ def evaluate(
         )
         errors: dict[str, AttentionError] = {}
         if attention_images is not None:
-            opened = [candidate.bundle for candidate in candidates.values()]
+            opened = {
+                name: candidate.bundle
+                for name, candidate in candidates.items()
+                if attention_error.has_attention_error(candidate.bundle)
+            }
+            attention_images = min(attention_images, images)
             task = progress.add_task("measuring attention", total=attention_images * len(opened))
             found = attention_error.attention_errors(
                 reference_generator.bundle,
-                opened,
+                [*opened.values()],
                 session,
                 images=attention_images,
                 seed=seed,
                 cfg_scale=cfg_scale,
+                subjects=None if subjects is None else subjects[:attention_images],
                 on_images=lambda done: progress.update(task, completed=done),
             )
-            errors = dict(zip(candidates, found, strict=True))
+            errors = dict(zip(opened, found, strict=True))
     console = results_console(json_path)
     *_, bits = manifest.forced_tokens.row_shape
     console.print(_table(agreements, bits if of_text else None))
     if not of_text:
         console.print(KL_IN_WORDS, soft_wrap=True)
-    if errors:
-        console.print(_attention_table(errors))
+    if attention_images is not None:
+        console.print(_attention_table([*candidates], errors))
     if json_path is not None:
         settings: dict[str, Any] = {"reference": str(reference), "seed": seed, "cfg_scale": cfg_scale}
         if of_text:
@@ -163,11 +167,15 @@ def _table(agreements: dict[str, Agreement], bits: int | None) -> Table:
     return table
 
 
-def _attention_table(errors: "dict[str, AttentionError]") -> Table:
+def _attention_table(names: list[str], errors: "dict[str, AttentionError]") -> Table:
     from nextscale.evaluate.attention_error import by_stage
 
     table = Table("bundle", "error of A V", "by stage", "V's share of it by stage")
-    for name, error in errors.items():
+    for name in names:
+        if name not in errors:
+            table.add_row(printable(name), "none: in float")
+            continue
+        error = errors[name]
         relative, share = by_stage(error.relative), by_stage(error.values_share)
         stages = " ".join(f"{value:.1%}" for value in relative)
         shares = " ".join("-" if np.isnan(value) else f"{value:.0%}" for value in share)

@@ -19,6 +19,8 @@ from nextscale.runtime._next_scale_loop import Generation, Generator
 from nextscale.runtime._operators import Ops
 from nextscale.runtime._outputs import is_stdout
 from nextscale.runtime._session import SessionOptions
+from nextscale.runtime._text import printable
+from nextscale.runtime._words import known_words, unknown_words
 from nextscale.runtime.image_io import (
     Writer,
     make_grid,
@@ -63,6 +65,7 @@ from nextscale.runtime.image_io import (
 @options.spinning
 @options.operators
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@click.option("--verbose", is_flag=True, help="Also tell on stderr which words of the prompts the model never saw.")
 def generate(
     bundle_dir: Path,
     subjects: SubjectOptions,
@@ -83,6 +86,7 @@ def generate(
     ops: Ops,
     ops_library: str,
     quiet: bool,
+    verbose: bool,
 ) -> None:
     """Make pictures of classes or of prompts with the bundle in DIR.
 
@@ -125,6 +129,10 @@ def generate(
         threads=threads, spinning=spinning, ops=ops, ops_library=ops_library, keep_text_encoder=False
     )
     generator = Generator(bundle, session)
+    if verbose and of.prompts is not None:
+        click.echo(
+            printable(_of_words(bundle, [*of.prompts, *([] if of.negative is None else [of.negative])])), err=True
+        )
     console = Console(stderr=True, quiet=quiet)
     with StageProgress(console, len(of), batch, model.num_stages, previews) as progress:
         result = generator.generate(batch_size=batch, on_stage=progress.advance, **of.settings, **settings)
@@ -153,6 +161,17 @@ def generate(
     for path in writers:
         if not is_stdout(path):
             print_path(path)
+
+
+def _of_words(bundle: Bundle, texts: list[str]) -> str:
+    """A line on the words that the bundle's model never saw."""
+    known = known_words(bundle)
+    if known is None:
+        return "this bundle does not tell which words its model saw"
+    unknown = unknown_words(texts, known)
+    if not unknown:
+        return "the model saw all words of the prompts"
+    return f"words that the model never saw, drawn all the same: {', '.join(unknown)}"
 
 
 def _picture_paths(sheet: Path | None, count: int, no_grid: bool) -> list[Path]:

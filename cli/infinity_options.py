@@ -25,7 +25,8 @@ VAR_ALONE = (
     "var", "patch_nums", "num_heads", "quant_resi", "class_names", "calibration", "rounding",
 )  # fmt: skip
 
-INFINITY = (
+# Which Infinity, and in which sizes.
+INFINITY_MODEL = (
     click.option("--infinity", type=CHECKPOINT, help="Infinity's checkpoint (a file, an index or a folder)."),
     click.option(
         "--text",
@@ -48,12 +49,6 @@ INFINITY = (
         help="Width to height of Infinity's pictures: 1:1, 3:4 and others, each of them in every area.",
     ),
     click.option(
-        "--prompts",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="What to draw while Infinity is observed: a prompt a line.  [default: 64 that come along]",
-    ),
-    click.option(
         "--patchify/--no-patchify",
         default=None,
         help="Whether Infinity's tokens are patches of 2 x 2.  [default: where they have 56 bits]",
@@ -66,6 +61,15 @@ INFINITY = (
         help="Infinity's rope2d_normalized_by_hw.",
     ),
     click.option("--level-each-chunk", is_flag=True, help="Infinity's add_lvl_embeding_only_first_block=0."),
+)
+INFINITY = (
+    *INFINITY_MODEL,
+    click.option(
+        "--prompts",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="What to draw while Infinity is observed: a prompt a line.  [default: 64 that come along]",
+    ),
 )
 
 

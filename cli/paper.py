@@ -14,6 +14,7 @@ from rich.table import Table
 from nextscale.cli import options
 from nextscale.cli.progress import Steps, show_resumable_steps
 from nextscale.cli.results import results_console, table_writers
+from nextscale.cli.table_2 import table_2
 from nextscale.evaluate.feature_network import FeatureNetwork
 from nextscale.evaluate.imagenet_classes import imagenet_ids
 from nextscale.evaluate.lpips import Lpips
@@ -23,7 +24,7 @@ from nextscale.paper._editing import Editing, Measures
 from nextscale.paper._photographs import Photographs, read_photographs
 from nextscale.paper._table_3_page import difference_cells, markdown, notes, row_cells, titles
 from nextscale.paper._table_3_sheet import sheet
-from nextscale.paper.editing_bundles import DemoBundles, EditingBundle, given_bundle
+from nextscale.paper.recipe_bundles import RecipeBundle, RecipeBundles, given_bundle
 from nextscale.paper.table_3 import (
     FULL_PRECISION,
     ROWS,
@@ -44,6 +45,9 @@ from nextscale.runtime.image_io import picture_writer, require_picture_format, r
 @click.group()
 def paper() -> None:
     """Measure the paper's tables on this machine, the paper's figures beside ours."""
+
+
+paper.add_command(table_2)
 
 
 @paper.command("table-3")
@@ -112,9 +116,9 @@ def table_3(
         require_picture_format(sheet_path)
     session = SessionOptions(threads=threads, spinning=spinning, ops=ops, ops_library=ops_library)
     editing = Editing(seed, region_seed, cfg_scale, top_k, top_p, batch)
-    store = DemoBundles(work / "bundles", lambda: demo_source("demo"), roundings, session)
+    store = RecipeBundles(work / "bundles", lambda: demo_source("demo"), roundings, session)
     wanted = _rows(rows, calibration_images)
-    given = [item.bundle for item in wanted if isinstance(item, EditingBundle)]
+    given = [item.bundle for item in wanted if isinstance(item, RecipeBundle)]
     require_writable(
         [path for path in (json_path, markdown_path, sheet_path) if path is not None],
         [photographs_path, *(path for bundle in given for path in bundle.paths())],
@@ -161,9 +165,9 @@ def table_3(
     _print(table, results_console(json_path, markdown_path, sheet_path))
 
 
-def _rows(text: str, calibration_images: int | None) -> list[EditingBundle | Recipe]:
+def _rows(text: str, calibration_images: int | None) -> list[RecipeBundle | Recipe]:
     """What --rows names, full precision first; recipes with at most so many images to calibrate with."""
-    found: list[EditingBundle | Recipe] = []
+    found: list[RecipeBundle | Recipe] = []
     for name in (part.strip() for part in text.split(",")):
         found.append(given_bundle(name) or _limited(load_recipe(name), calibration_images))
     names = [item.name for item in found]
@@ -183,12 +187,12 @@ def _limited(recipe: Recipe, images: int | None) -> Recipe:
 
 
 def _bundles(
-    wanted: Sequence[EditingBundle | Recipe], store: DemoBundles, plan: bool, steps: Steps
-) -> tuple[list[EditingBundle], list[str], list[str]]:
+    wanted: Sequence[RecipeBundle | Recipe], store: RecipeBundles, plan: bool, steps: Steps
+) -> tuple[list[RecipeBundle], list[str], list[str]]:
     """The bundles; rows whose bundles a plan does not build; and lines on rows that cannot be built."""
-    bundles, unbuilt, left_out = list[EditingBundle](), list[str](), list[str]()
+    bundles, unbuilt, left_out = list[RecipeBundle](), list[str](), list[str]()
     for item in wanted:
-        if isinstance(item, EditingBundle):
+        if isinstance(item, RecipeBundle):
             bundles.append(item)
             continue
         there = store.built(item)

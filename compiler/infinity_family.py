@@ -105,6 +105,7 @@ class InfinityFamily:
             source.size_infos(),
             None if text is None else text.tokenizer,
             None if text is None else text.tokenizer_file,
+            None if text is None else text.words_file,
         )
 
     def verify(self, has_text_encoder: bool) -> dict[str, Any]:

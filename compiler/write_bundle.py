@@ -49,7 +49,7 @@ def write_bundle(
         models |= {f"{role}.{FUSED}": graph for role, graph in composed(fused).items() if has_fused(graph)}
     write_graphs(folder, models)
     if "text_encoder" not in graphs:
-        info = replace(info, tokenizer=None, tokenizer_file=None)
+        info = replace(info, tokenizer=None, tokenizer_file=None, words_file=None)
     write_manifest(folder, models, info, family.verify("text_encoder" in graphs))
 
 

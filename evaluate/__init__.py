@@ -3,6 +3,7 @@
 __all__ = [
     "attention_error",
     "comparison",
+    "concept_judge",
     "feature_network",
     "generated_statistics",
     "image_comparison",
@@ -13,8 +14,10 @@ __all__ = [
     "integer_products",
     "lpips",
     "plot_attention_error",
+    "prompt_scores",
     "psnr",
     "reference_statistics",
     "saturation",
     "teacher_forced",
+    "vgg16_features",
 ]

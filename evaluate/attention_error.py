@@ -11,6 +11,9 @@ Split approximately (Eq. 7, in NumPy, of what the codes mean):
 
 The parts are not orthogonal, so that their squares do not add up to the error's; `AttentionError.explained` tells how
 nearly they do. Shift-and-sum acts on the values' part alone: with V exact, the weights' part would remain.
+
+Of a model of texts it is self-attention's error. There float attention computes some queries at a time, in a subgraph
+that cannot be observed, and has no error: blocks are those whose product is integer, which are all or none.
 """
 
 from __future__ import annotations
@@ -25,12 +28,15 @@ from numpy.typing import NDArray
 
 from nextscale.calib_data.observed_stage import ObservedStage
 from nextscale.calib_data.subjects import Subjects
+from nextscale.calib_data.text_subjects import takes_text
 from nextscale.evaluate._dequantized_attention import AttentionQuantizer
 from nextscale.evaluate._noise_correlation import PAIRS, PairSums, noise_pairs
-from nextscale.evaluate.teacher_forced import evaluation_labels
+from nextscale.evaluate.teacher_forced import evaluation_labels, sample
+from nextscale.graph_passes.layer_facts import GUIDED_ROWS
 from nextscale.graph_passes.observe_attention import attention_products, observe_attention, output_names
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._manifest import ModelInfo
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime._request import DEFAULT_CFG_SCALE
 from nextscale.runtime._session import SessionOptions
@@ -39,6 +45,7 @@ from nextscale.runtime._stage_runner import StageOutputs
 Array: TypeAlias = NDArray[np.float64]
 # The graph and NumPy round a product and a logarithm a little differently; more means that they compute another thing.
 CONSISTENT = 0.01
+CROSS_ATTENTION = ".ca.mix"  # how the names of attentions to a text end
 
 
 @dataclass(frozen=True)
@@ -133,12 +140,14 @@ def attention_errors(
     seed: int = 1,
     cfg_scale: float = DEFAULT_CFG_SCALE,
     batch_size: int = 1,
+    subjects: Subjects | None = None,
+    token_maps: NDArray[np.int64] | None = None,
     on_images: Callable[[int], object] = lambda done: None,
 ) -> list[AttentionError]:
     """Measure bundles of one model, each on the token maps that `reference` samples.
 
     Of one stage and batch, A, V and the product of all blocks are in memory: with a batch of 1, 65 MB of the demo
-    model and 360 MB of VAR-d16.
+    model and 360 MB of VAR-d16; see `observed_bytes`.
 
     Args:
         reference: the full-precision bundle.
@@ -148,16 +157,22 @@ def attention_errors(
         seed: of the labels and of the sampled token maps.
         cfg_scale: guidance, for sampling.
         batch_size: images at a time.
+        subjects: what the N images are of, all of one size, where the model takes no classes.
+        token_maps: int64 [N, ...], what `teacher_forced.sample` gave for them; None samples them.
         on_images: called with the number of images finished, of len(bundles) * images.
     Raises:
         NextscaleError: a bundle is of another model, or its attention cannot be found or is not what its recipe says.
     """
     for bundle in bundles:
-        if bundle.model != reference.model:
+        if bundle.manifest.models != reference.manifest.models:
             raise NextscaleError(f"{bundle.path}: not the model of {reference.path}; compare bundles of one model")
-    labels = evaluation_labels(reference.model.num_classes, images, seed)
+    if subjects is None:
+        subjects = Subjects.of_classes(evaluation_labels(reference.model.num_classes, images, seed))
     settings: dict[str, Any] = {"seed": seed, "cfg_scale": cfg_scale}
-    token_maps = _sample(Generator(reference, options), labels, settings, batch_size)
+    if token_maps is None:
+        sampled = sample(Generator(reference, options), subjects, range(images), batch_size=batch_size, **settings)
+        token_maps = np.concatenate([batch.tokens for batch in sampled])
+    num_stages = reference.manifest.models[int(subjects.sizes[0])].num_stages
     results = []
     for k, bundle in enumerate(bundles):
         stage, quantizers = open_observed(bundle, options)
@@ -165,10 +180,11 @@ def attention_errors(
         def on_batch(done: int, before: int = k * images) -> None:
             on_images(before + done)
 
+        outputs = [output for name in quantizers for output in output_names(name)]
         batches = stage.run(
-            Subjects.of_classes(labels), token_maps, batch_size=batch_size, on_images=on_batch, **settings
+            subjects, token_maps, outputs=outputs, batch_size=batch_size, on_images=on_batch, **settings
         )
-        results.append(_measure(stage.bundle.model.num_stages, quantizers, batches, len(labels)))
+        results.append(_measure(num_stages, quantizers, batches, images))
         if results[-1].unexplained.sum() > CONSISTENT**2 * results[-1].exact.sum():
             raise NextscaleError(
                 f"{bundle.path}: its attention does not compute what its recipe says; build the bundle again"
@@ -176,15 +192,21 @@ def attention_errors(
     return results
 
 
-def _sample(
-    generator: Generator, labels: NDArray[np.int64], settings: Mapping[str, Any], batch_size: int
-) -> NDArray[np.int64]:
-    """Token maps int64 [N, L]."""
-    batches = []
-    for first in range(0, len(labels), batch_size):
-        stream = generator.stream(labels[first : first + batch_size], first_image=first, **settings)
-        batches.append(np.concatenate([stage.tokens for stage in stream], axis=1))
-    return np.concatenate(batches)
+def has_attention_error(bundle: Bundle) -> bool:
+    """Whether `attention_errors` has anything to measure: not in a bundle of texts whose self-attention is in float."""
+    recipe = bundle.manifest.recipe
+    return not takes_text(bundle.manifest) or recipe.get("attention", {}).get("products") == "integer"
+
+
+def observed_bytes(model: ModelInfo) -> int:
+    """Of A, V and the product of all blocks at the last stage, of one image's two rows: what `attention_errors` needs.
+
+    Args:
+        model: at the size.
+    """
+    tokens = [height * width for height, width in model.stage_sizes]
+    scores, values = model.num_heads * tokens[-1] * sum(tokens), model.embed_dim * (tokens[-1] + sum(tokens))
+    return 4 * GUIDED_ROWS * model.depth * (scores + values)
 
 
 def _measure(
@@ -249,17 +271,22 @@ def open_observed(
 
     With it come the attention's names, in order, and their quantizers, None for products of floats.
 
+    Of a model of texts these are self-attentions of integer products.
+
     Raises:
         NextscaleError: the attention cannot be found.
     """
-    stage_path = bundle.graph_path("stage")
+    stage_path, of_text = bundle.graph_path("stage"), takes_text(bundle.manifest)
     try:
         model = ir.load(stage_path)
-        products, observed = attention_products(model.graph), observe_attention(model)
+        found_products = attention_products(model.graph, floats=not of_text)
+        observed = observe_attention(model, floats=not of_text)
     except ValueError as error:
         raise NextscaleError(f"{stage_path}: {error}") from None
+    products = [found for found in found_products if not found.name.endswith(CROSS_ATTENTION)]
     if not products:
-        raise NextscaleError(f"{stage_path}: no attention found in it")
+        what = "integer self-attention" if of_text else "attention"
+        raise NextscaleError(f"{stage_path}: no {what} found in it")
     quantizers = {
         found.name: AttentionQuantizer.of(found, bundle.manifest.recipe) if found.integer else None
         for found in products

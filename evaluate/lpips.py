@@ -117,6 +117,19 @@ class Lpips:
             found: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
         return found
 
+    def last_features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The mean over positions of the last layer's output, after its ReLU: uint8 [B, H, W, 3] to float32 [B, C]."""
+        import torch
+
+        _require_pictures("images", images, self.least_side)
+        with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+            parts = [
+                self._features(self._scaled(images[begin : begin + self.batch_size]))[-1].mean((2, 3))
+                for begin in range(0, len(images), self.batch_size)
+            ]
+            found: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
+        return found
+
     def _distances(self, first: NDArray[Any], second: NDArray[Any]) -> torch.Tensor:
         import torch
 

@@ -19,6 +19,7 @@ from nextscale import __version__
 from nextscale.export.generate_graph import initial_shape, state_names
 from nextscale.export.graph_builder import OPSET, dimensions
 from nextscale.runtime._bundle import MANIFEST_NAME as MANIFEST
+from nextscale.runtime._bundle import WORDS_NAME
 from nextscale.runtime._file_hash import file_sha256
 from nextscale.runtime._manifest import FUSED, OPERATORS, STOCK, ModelInfo, RequestInput, TokenizerInfo
 from nextscale.runtime._manifest_reader import SCHEMA
@@ -43,6 +44,7 @@ class BundleInfo:
         sizes: those that the graphs serve; empty where they serve one.
         tokenizer: of prompts, if there is a text encoder.
         tokenizer_file: its file, which is copied into the bundle, where its kind has one.
+        words_file: of the words that the model saw, which is copied, too, where there is one.
     """
 
     name: str
@@ -56,6 +58,7 @@ class BundleInfo:
     sizes: Sequence[SizeInfo] = ()
     tokenizer: TokenizerInfo | None = None
     tokenizer_file: Path | None = None
+    words_file: Path | None = None
 
 
 def write_graphs(folder: Path, models: Mapping[str, ir.Model]) -> None:
@@ -108,7 +111,7 @@ def _append(file: Any, tensor: ir.TensorProtocol, content: memoryview | bytes, f
 
 
 def write_manifest(folder: Path, models: Mapping[str, ir.Model], info: BundleInfo, verify: Mapping[str, Any]) -> None:
-    """Write card.md, the tokenizer's file and, last, manifest.json with the size and hash of all else.
+    """Write card.md, the tokenizer's and the words' file and, last, manifest.json with the size and hash of all else.
 
     Models are as in `write_graphs`.
     """
@@ -116,6 +119,8 @@ def write_manifest(folder: Path, models: Mapping[str, ir.Model], info: BundleInf
     if info.tokenizer is not None and info.tokenizer.file is not None:
         assert info.tokenizer_file is not None
         shutil.copyfile(info.tokenizer_file, folder / info.tokenizer.file)
+    if info.words_file is not None:
+        shutil.copyfile(info.words_file, folder / WORDS_NAME)
     manifest = {
         "schema": SCHEMA,
         "family": info.family,

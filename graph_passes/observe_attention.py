@@ -58,9 +58,12 @@ def output_names(name: str) -> tuple[str, str, str]:
     return f"weights.{name}", f"value.{name}", f"product.{name}"
 
 
-def observe_attention(model: ir.Model) -> ir.Model:
+def observe_attention(model: ir.Model, *, floats: bool = True) -> ir.Model:
     """A copy of `model` that also gives each attention's weights, value and product. Applied again it changes nothing.
 
+    Args:
+        model: a stage graph.
+        floats: also those of float attention, which must be in the main graph.
     Raises:
         ValueError: a float attention is in a subgraph, whose values cannot be outputs of the model, or an integer one
             is not of the form above.
@@ -68,7 +71,7 @@ def observe_attention(model: ir.Model) -> ir.Model:
     model = model.clone()
     graph = model.graph
     present = {output.name for output in graph.outputs}
-    for found in attention_products(graph):
+    for found in attention_products(graph, floats=floats):
         names = output_names(found.name)
         if names[0] not in present:
             for source, name in zip((found.weights, found.value, found.product), names, strict=True):
@@ -76,17 +79,20 @@ def observe_attention(model: ir.Model) -> ir.Model:
     return model
 
 
-def attention_products(graph: ir.Graph) -> list[AttentionProduct]:
+def attention_products(graph: ir.Graph, *, floats: bool = True) -> list[AttentionProduct]:
     """The attention of the main graph, in order.
 
+    Args:
+        graph: of a stage.
+        floats: also those of float operators.
     Raises:
         ValueError: as for `observe_attention`.
     """
-    floats = {}
-    for pattern in attention_patterns(graph):
+    of_floats = {}
+    for pattern in attention_patterns(graph) if floats else ():
         if pattern.graph is not graph:
             raise ValueError(f"{pattern.name} is in a subgraph; attention is observed in the main graph only")
-        floats[pattern.softmax] = AttentionProduct(
+        of_floats[pattern.softmax] = AttentionProduct(
             pattern.name, pattern.weights, pattern.value, pattern.mix.outputs[0], integer=False
         )
     pieces = _pieces(graph)
@@ -94,7 +100,7 @@ def attention_products(graph: ir.Graph) -> list[AttentionProduct]:
         found
         for node in graph
         if is_operator(node, "Softmax")
-        for found in ([floats[node]] if node in floats else _integer(node, pieces))
+        for found in ([of_floats[node]] if node in of_floats else _integer(node, pieces))
     ]
 
 

@@ -1,7 +1,8 @@
 """The paper's tables as commands, the paper's figures beside ours."""
 
 __all__ = [
-    "editing_bundles",
+    "recipe_bundles",
+    "table_2",
     "table_3",
     "table_c",
     "throughput_bundles",

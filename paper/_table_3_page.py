@@ -22,14 +22,14 @@ def markdown(table: Table3) -> str:
         [
             *_heading(table),
             "",
-            *_table(["method", "bits (W/A)", *columns, *PAPER_HEADERS], rows),
+            *markdown_table(["method", "bits (W/A)", *columns, *PAPER_HEADERS], rows),
             "",
             "## Differences to full precision",
             "",
             "Paired by photograph, mean ± half of the 95% interval; marked * where the interval excludes 0. Another "
             "seed of full precision shows how far apart two rows are by chance alone.",
             "",
-            *_table(["method", "bits (W/A)", *columns], differences),
+            *markdown_table(["method", "bits (W/A)", *columns], differences),
             "",
         ]
     )
@@ -51,15 +51,15 @@ def difference_cells(table: Table3, row: Row) -> list[str]:
     return [row.method, row.bits, *(with_interval(row.differences[column], True) for column in _columns(table))]
 
 
-def with_interval(interval: Interval | None, difference: bool = False) -> str:
+def with_interval(interval: Interval | None, difference: bool = False, digits: int = 4) -> str:
     """0.1234 ± 0.0021: half the width of the 95% interval; with a sign, and a mark if it excludes 0."""
     if interval is None:
         return ""
-    text = f"{interval.mean:+.4f}" if difference else f"{interval.mean:.4f}"
+    text = f"{interval.mean:+.{digits}f}" if difference else f"{interval.mean:.{digits}f}"
     if not math.isfinite(interval.low):
         return text
     mark = " *" if difference and (interval.low > 0 or interval.high < 0) else ""
-    return f"{text} ± {(interval.high - interval.low) / 2:.4f}{mark}"
+    return f"{text} ± {(interval.high - interval.low) / 2:.{digits}f}{mark}"
 
 
 def notes(table: Table3) -> list[str]:
@@ -120,7 +120,8 @@ def _columns(table: Table3) -> list[str]:
     return list(table.rows[0].figures)
 
 
-def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def markdown_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a table."""
     return [
         f"| {' | '.join(headers)} |",
         f"|{'---|' * len(headers)}",

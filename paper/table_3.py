@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from nextscale.paper._editing import (
     seconds_per_photograph,
 )
 from nextscale.paper._photographs import Photographs
-from nextscale.paper.editing_bundles import EditingBundle
+from nextscale.paper.recipe_bundles import RecipeBundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._machine import Machine, describe_machine, saturation_warning
 from nextscale.runtime._manifest import STOCK, ModelInfo
@@ -162,11 +163,11 @@ class Job:
     """A row to measure: its bundle, and the seed of its tokens."""
 
     name: str
-    bundle: EditingBundle
+    bundle: RecipeBundle
     editing: Editing
 
 
-def jobs(bundles: Sequence[EditingBundle], editing: Editing) -> list[Job]:
+def jobs(bundles: Sequence[RecipeBundle], editing: Editing) -> list[Job]:
     """Full precision, full precision with the next seed as the noise floor, then the other bundles.
 
     Raises:
@@ -189,7 +190,7 @@ def jobs(bundles: Sequence[EditingBundle], editing: Editing) -> list[Job]:
 
 
 def measure_table_3(
-    bundles: Sequence[EditingBundle],
+    bundles: Sequence[RecipeBundle],
     photographs: Photographs,
     measures: Measures,
     editing: Editing,
@@ -280,7 +281,7 @@ class PlannedRow:
 
 
 def plan_table_3(
-    bundles: Sequence[EditingBundle],
+    bundles: Sequence[RecipeBundle],
     unbuilt: Sequence[str],
     photographs: Photographs,
     measures: Measures,
@@ -310,7 +311,7 @@ def method_of(name: str) -> str:
     if name == FULL_PRECISION:
         return "Full precision"
     stem, _, bits = name.rpartition("-")
-    return METHODS.get(stem if bits in BITS else name, name)
+    return METHODS.get(stem if re.fullmatch(r"w\da\d", bits) else name, name)
 
 
 def _row(job: Job, results: EditResults, original: EditResults) -> Row:
@@ -318,7 +319,7 @@ def _row(job: Job, results: EditResults, original: EditResults) -> Row:
     floats = recipe["name"] == FULL_PRECISION
     bits = "32/32" if floats else f"{recipe['weights']['bits']}/{recipe['activations']['bits']}"
     differences = {} if job.name == FULL_PRECISION else {
-        column: _interval(values - original.figures[column]) for column, values in results.figures.items()
+        column: interval_of(values - original.figures[column]) for column, values in results.figures.items()
     }  # fmt: skip
     return Row(
         name=job.name,
@@ -327,12 +328,12 @@ def _row(job: Job, results: EditResults, original: EditResults) -> Row:
         bundle=str(job.bundle.bundle.path),
         calibration_images=None if floats else recipe.get("calibration", {}).get("images"),
         paper=PAPER.get(job.name),
-        figures={column: _interval(values) for column, values in results.figures.items()},
+        figures={column: interval_of(values) for column, values in results.figures.items()},
         differences=differences,
     )
 
 
-def _interval(values: NDArray[np.float64]) -> Interval | None:
+def interval_of(values: NDArray[np.float64]) -> Interval | None:
     """Mean and 95% interval of what is there."""
     there = values[~np.isnan(values)]
     return mean_interval(there.tolist()) if len(there) else None
@@ -347,7 +348,7 @@ def _photographs_scored(
     images, labels = photographs.images[known], photographs.labels[known]
     boxes = regions(model, len(photographs), editing.region_seed)[known]
     cut = np.stack([*boxes_alone(images, boxes, model)])
-    return {WHOLE: _interval(measures.score(images, labels)), REGION: _interval(measures.score(cut, labels))}
+    return {WHOLE: interval_of(measures.score(images, labels)), REGION: interval_of(measures.score(cut, labels))}
 
 
 def _sheet(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MANIFEST_NAME = "manifest.json"
 CARD_NAME = "card.md"  # for people: whether a bundle runs does not depend on it
+WORDS_NAME = "words.txt"  # those that the model saw; no graph reads it
 NULL_CLASS = "null"
 _MANIFEST_LIMIT = 32 * 2**20  # bytes; a real one is below 1 MB
 _MOST_DIGITS = 100  # of a class's id
@@ -135,7 +136,8 @@ class Bundle:
 
     def linked_data(self) -> dict[str, Path]:
         """The files beside the graphs that are links out of the folder, by name."""
-        others = {file for graph in self.manifest.graphs.values() for file in graph.files} | {CARD_NAME}
+        others = {file for graph in self.manifest.graphs.values() for file in graph.files}
+        others |= {CARD_NAME, WORDS_NAME}
         if self.manifest.tokenizer is not None and self.manifest.tokenizer.file is not None:
             others.add(self.manifest.tokenizer.file)
         names = [name for name in self.manifest.files if name not in others]

@@ -15,9 +15,11 @@ from nextscale.models.t5.checkpoint import CONFIG_FILE, load_t5, read_config
 from nextscale.models.t5.encoder import T5Encoder
 from nextscale.models.t5.presets import BYT5_VOCAB_SIZE, get_preset
 from nextscale.models.t5.random_weights import random_t5
+from nextscale.runtime._bundle import WORDS_NAME
 from nextscale.runtime._errors import NextscaleError, RequestError
 from nextscale.runtime._manifest import TokenizerInfo
 from nextscale.runtime._tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer
+from nextscale.runtime._words import read_words
 
 PIECES = "spiece.model"
 
@@ -30,11 +32,13 @@ class TextSource:
         encoder: its weights are of the types that they are stored in.
         tokenizer: as the manifest has it.
         tokenizer_file: of a tokenizer that has one.
+        words_file: a list of the words that the model saw, where there is one.
     """
 
     encoder: T5Encoder
     tokenizer: TokenizerInfo
     tokenizer_file: Path | None = None
+    words_file: Path | None = None
 
     @torch.no_grad()
     def features(self, prompts: Sequence[str]) -> tuple[NDArray[np.float32], ...]:
@@ -59,7 +63,7 @@ class TextSource:
 
 
 def load_text_source(folder: Path, channels: int, max_tokens: int) -> TextSource:
-    """The encoder of a folder as Hugging Face lays it out, with spiece.model; ByT5's need none.
+    """The encoder of a folder as Hugging Face lays it out, with spiece.model; ByT5's need none. It may have words.txt.
 
     Args:
         folder: of the encoder.
@@ -67,6 +71,7 @@ def load_text_source(folder: Path, channels: int, max_tokens: int) -> TextSource
         max_tokens: of a prompt.
     Raises:
         CheckpointError: see `load_t5`; features of another width, or no tokenizer.
+        NextscaleError: words.txt is no text.
     """
     config = read_config(folder / CONFIG_FILE)
     if config.embed_dim != channels:
@@ -74,6 +79,9 @@ def load_text_source(folder: Path, channels: int, max_tokens: int) -> TextSource
             f"{folder} makes features of {config.embed_dim} channels, the transformer reads {channels}; give the text "
             "encoder that it learned with"
         )
+    words = folder / WORDS_NAME if (folder / WORDS_NAME).exists() else None
+    if words is not None:
+        read_words(words)
     file = folder / PIECES
     if file.exists():
         pieces = SentencePieceTokenizer(file, max_tokens).pieces
@@ -82,10 +90,10 @@ def load_text_source(folder: Path, channels: int, max_tokens: int) -> TextSource
                 f"{file} has {pieces} pieces, the encoder {config.vocab_size} embeddings; copy it there from where the "
                 "encoder was published"
             )
-        return TextSource(load_t5(folder), TokenizerInfo("sentencepiece", max_tokens, PIECES), file)
+        return TextSource(load_t5(folder), TokenizerInfo("sentencepiece", max_tokens, PIECES), file, words)
     if config.vocab_size != BYT5_VOCAB_SIZE:
         raise CheckpointError(f"{folder} has no {PIECES}; copy it there from where the encoder was published")
-    return TextSource(load_t5(folder), TokenizerInfo("bytes", max_tokens))
+    return TextSource(load_t5(folder), TokenizerInfo("bytes", max_tokens), None, words)
 
 
 def random_text_source(preset: str, channels: int, max_tokens: int, seed: int) -> TextSource:

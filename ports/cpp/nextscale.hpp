@@ -1156,6 +1156,7 @@ inline std::string shown(std::string_view text) {
 
 constexpr std::int64_t kSchema = 2;
 constexpr char kCard[] = "card.md";  // for people: whether a bundle runs does not depend on it
+constexpr char kWords[] = "words.txt";  // those that the model saw; no graph reads it
 constexpr char kNullClass[] = "null";
 constexpr char kMissing[] = ": the file is missing; copy or build the bundle again";
 constexpr std::size_t kManifestLimit = std::size_t{32} << 20;  // bytes; a real one is below 1 MB
@@ -3875,7 +3876,8 @@ inline std::vector<std::string> Bundle::linked_data() const {
     };
     const bool graph = std::any_of(manifest_.graphs.begin(), manifest_.graphs.end(), is_graph);
     const bool tokenizer = manifest_.tokenizer && manifest_.tokenizer->file == name;
-    if (name != detail::kCard && !graph && !tokenizer && is_link_out(name)) names.push_back(name);
+    const bool text = name == detail::kCard || name == detail::kWords;
+    if (!text && !graph && !tokenizer && is_link_out(name)) names.push_back(name);
   }
   return names;
 }

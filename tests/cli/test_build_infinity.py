@@ -53,6 +53,7 @@ def build(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_checkpoints_become_pictures(
     build: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
 ) -> None:
+    Path(text, "words.txt").write_text("a\nred\n")
     assert build("--text", text, "--pn", "0.06M", "--ratio", "1:1,3:4", "--recipe", "fp32", "--name", "mine") == 0
     bundle, picture, edited = (tmp_path / name for name in ("bundle", "fox.png", "edited.png"))
     manifest = Bundle.open(bundle, verify_hashes=True).manifest
@@ -65,6 +66,8 @@ def test_checkpoints_become_pictures(
     assert main(["inspect", str(bundle)]) == 0
     assert "256 x 256 pixels of prompts" in capsys.readouterr().out
     draw = ["--prompt", "a red fox", "--threads", "1"]
+    assert main(["generate", str(bundle), *draw, "--quiet", "--verbose", "--out", str(picture)]) == 0
+    assert capsys.readouterr().err == "words that the model never saw, drawn all the same: fox\n"
     assert main(["generate", str(bundle), *draw, "--ratio", "3:4", "--out", str(picture)]) == 0
     assert main(["edit", str(bundle), str(picture), *draw, "--box", "0,0,0.5,0.5", "--out", str(edited)]) == 0
     before, after = (np.asarray(Image.open(path)) for path in (picture, edited))

@@ -94,6 +94,13 @@ def test_without_a_text_encoder_features_are_made_up(tmp_path: Path) -> None:
     assert found["bundles"]["shifted"]["kl"] > 0  # type: ignore[index]
 
 
+def test_float_attention_has_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--images", "2", "--area", "0.000977M", "--ratio", "1:1", "--attention-error", "4")
+    found = evaluated(tmp_path / "a.json", "fp32", "shifted", *options)
+    assert "none: in float" in capsys.readouterr().out
+    assert "attention_error" not in found["bundles"]["shifted"]  # type: ignore[index]
+
+
 def test_a_report_draws_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     options = ("--images", "3", "--prompts", "prompts.txt")
@@ -121,7 +128,6 @@ REFUSED = {
         ["paper", "table-3", "--photographs", ".", "--rows", "fp32", "--work", "{tmp}/work"],
         f"fp32: {BUNDLE_OF_TEXT}: Table 3 is of",
     ),
-    "attention": (["evaluate", "fp32", "shifted", "--attention-error", "2"], f"{BUNDLE_OF_TEXT}: leave out --att"),
     "no file": (
         ["evaluate", "fp32", "shifted", "--prompts", "none"],
         "none: no such file; expected prompts, one a line",

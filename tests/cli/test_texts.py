@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from fake_bundle import read_manifest
+from fake_bundle import read_manifest, write_manifest
 from fake_sizes_bundle import LENGTHS, SIZES, write_fake_sizes_bundle
 from numpy.typing import NDArray
 from PIL import Image
@@ -55,6 +57,31 @@ def test_prompts_make_a_sheet(bundle: Path, capsys: pytest.CaptureFixture[str]) 
         "tau": 0.3,
     }  # fmt: skip
     assert not found.keys() & {"classes", "top_k", "top_p", "more_smooth"}
+
+
+def test_words_that_the_model_never_saw_are_drawn_and_told(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = b"a\nfox\nred\n"
+    told = shutil.copytree(bundle, tmp_path / "told")
+    (told / "words.txt").write_bytes(words)
+    manifest = read_manifest(told)
+    manifest["files"]["words.txt"] = {"size": len(words), "sha256": hashlib.sha256(words).hexdigest()}
+    write_manifest(told, manifest)
+    prompts = ("--prompt", "A red Zorp, a fox", "--prompt", "zorp fnord")
+    quiet = ("--quiet", "--verbose")  # no progress, but this
+    assert run("generate", told, *prompts, *quiet, "--negative", "dull fox") == 0
+    captured = capsys.readouterr()
+    assert captured.out == "sheet.png\n"
+    assert captured.err == "words that the model never saw, drawn all the same: zorp, fnord, dull\n"
+    expected = Generator(told).generate(prompts=["A red Zorp, a fox", "zorp fnord"], negative="dull fox")
+    np.testing.assert_array_equal(pixels("sheet.png"), np.concatenate(list(expected.images), axis=1))
+    assert run("generate", told, "--prompt", "a red fox", *quiet) == 0
+    assert capsys.readouterr().err == "the model saw all words of the prompts\n"
+    assert run("generate", told, *prompts, "--quiet") == 0
+    assert capsys.readouterr().err == ""
+    assert run("generate", bundle, *prompts, *quiet) == 0
+    assert capsys.readouterr().err == "this bundle does not tell which words its model saw\n"
 
 
 def test_the_commands_close_the_text_encoder(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from goldens.make_lpips import GOLDENS, SIZES, pairs
 
 from nextscale.evaluate import lpips
@@ -61,6 +62,24 @@ def test_floats_from_minus_one_to_one_are_the_same_pictures(distance: Lpips) -> 
     np.testing.assert_allclose(distance(*floats), distance(first, second), rtol=1e-5)
     first.setflags(write=False)
     assert len(distance(first, second)) == 4
+
+
+@with_weights
+def test_last_features_are_those_of_the_network() -> None:
+    """VGG16 as it was published: blocks of 2, 2, 3, 3 and 3 convolutions, maxima of 2 x 2 between them."""
+    found, (pictures, _) = Lpips("vgg", threads=1, batch_size=3), pairs((32, 48))
+    weights = iter(zip(found._weights, found._biases, strict=True))
+    x = torch.tensor(pictures).permute(0, 3, 1, 2) / 127.5 - 1
+    x = (x - torch.tensor(lpips.SHIFT).view(3, 1, 1)) / torch.tensor(lpips.SCALE).view(3, 1, 1)
+    for number, convolutions in enumerate((2, 2, 3, 3, 3)):
+        x = torch.nn.functional.max_pool2d(x, 2) if number else x
+        for _ in range(convolutions):
+            x = torch.nn.functional.conv2d(x, *next(weights), padding=1).relu()
+    features = found.last_features(pictures)
+    assert (features.shape, features.dtype) == ((len(pictures), 512), np.float32)
+    np.testing.assert_allclose(features, x.mean((2, 3)).numpy(), rtol=1e-5, atol=1e-6)
+    with pytest.raises(NextscaleError, match="images: pictures of 8 x 48 pixels; expected at least 16"):
+        found.last_features(pictures[:, :8])
 
 
 PICTURES = np.zeros((1, 32, 32, 3), np.uint8)

@@ -20,6 +20,7 @@ from nextscale.export.generate_graph import build_generate_graph, initial_shape,
 from nextscale.runtime import Bundle, Generation, Generator
 from nextscale.runtime._manifest import TokenizerInfo
 from nextscale.runtime._verify import verify
+from nextscale.runtime._words import known_words
 
 PROMPTS = ["a fox", "two"]
 
@@ -61,11 +62,13 @@ def written(fake: Path, graphs: dict[str, ir.Model], tmp_path_factory: pytest.Te
     models = {"generate": composed(bundle, graphs), **graphs}
     write_graphs(folder, models)
     (model_file := folder.with_name("vocabulary")).write_bytes(b"pieces")
+    (words_file := folder.with_name("list")).write_text("fox\n")
     info = BundleInfo(
         *(manifest.name, manifest.family, manifest.model, manifest.request, manifest.recipe, None, "MIT", "# Card\n"),
         sizes=manifest.sizes,
         tokenizer=TokenizerInfo("sentencepiece", 40, "spiece.model"),
         tokenizer_file=model_file,
+        words_file=words_file,
     )
     write_manifest(folder, models, info, read_manifest(fake)["verify"])
     return folder
@@ -74,6 +77,12 @@ def written(fake: Path, graphs: dict[str, ir.Model], tmp_path_factory: pytest.Te
 def generated(folder: Path, **settings: Any) -> Generation:
     features = [np.linspace(0, 1, 8 * length, dtype=np.float32).reshape(length, 8) for length in (3, 5)]
     return Generator(folder).generate(inputs={"text_features": features, **settings.pop("inputs", {})}, **settings)
+
+
+def test_the_words_that_the_model_saw_lie_beside_it(fake: Path, written: Path) -> None:
+    assert Bundle.open(written, verify_hashes=True).manifest.files.keys() >= {"words.txt", "spiece.model"}
+    assert known_words(Bundle.open(written)) == {"fox"}
+    assert known_words(Bundle.open(fake)) is None
 
 
 @pytest.mark.parametrize("index", range(3))

@@ -30,7 +30,7 @@ from nextscale.paper._editing import (
 from nextscale.paper._photographs import Photographs, fitted, read_photographs
 from nextscale.paper._table_3_page import markdown
 from nextscale.paper._table_3_sheet import GAP, HEADER, LEAST_SIDE, MARGIN, sheet
-from nextscale.paper.editing_bundles import EditingBundle
+from nextscale.paper.recipe_bundles import RecipeBundle
 from nextscale.paper.table_3 import NOISE_FLOOR, ROWS, Table3, jobs, measure_table_3, method_of, plan_table_3
 from nextscale.runtime import Bundle, Generator
 from nextscale.runtime._errors import NextscaleError
@@ -57,15 +57,15 @@ def generator(fake_encoder_bundle: Path) -> Generator:
 
 
 @pytest.fixture(scope="module")
-def bundles(fake_encoder_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> list[EditingBundle]:
+def bundles(fake_encoder_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> list[RecipeBundle]:
     """Full precision, and another bundle of other weights that says it is a recipe."""
     other = write_fake_bundle(tmp_path_factory.mktemp("rows") / "brecq-w4a4", 1, encoder=True)
     recipe = {"name": "brecq-w4a4", "weights": {"bits": 4}, "activations": {"bits": 4}, "calibration": {"images": 64}}
     write_manifest(other, read_manifest(other) | {"recipe": recipe})
-    return [EditingBundle("fp32", Bundle.open(fake_encoder_bundle)), EditingBundle("brecq-w4a4", Bundle.open(other))]
+    return [RecipeBundle("fp32", Bundle.open(fake_encoder_bundle)), RecipeBundle("brecq-w4a4", Bundle.open(other))]
 
 
-def measure(bundles: list[EditingBundle], photographs: Photographs, work: Path, **options: object) -> Table3:
+def measure(bundles: list[RecipeBundle], photographs: Photographs, work: Path, **options: object) -> Table3:
     measures = options.pop("measures", MEASURES)
     return measure_table_3(bundles, photographs, measures, EDITING, work, options=ONE_THREAD, **options)  # type: ignore[arg-type]
 
@@ -98,7 +98,7 @@ def test_photographs_are_edited_as_one_by_one(generator: Generator, photographs:
 
 
 def test_rows_are_measured_and_compared_with_full_precision(
-    bundles: list[EditingBundle], photographs: Photographs, tmp_path: Path
+    bundles: list[RecipeBundle], photographs: Photographs, tmp_path: Path
 ) -> None:
     told = list[tuple[str, int]]()
     table = measure(
@@ -150,7 +150,7 @@ def test_rows_are_measured_and_compared_with_full_precision(
 
 
 def test_the_sheet_has_a_line_for_each_photograph(
-    bundles: list[EditingBundle], photographs: Photographs, tmp_path: Path
+    bundles: list[RecipeBundle], photographs: Photographs, tmp_path: Path
 ) -> None:
     table = measure(bundles, photographs, tmp_path)
     assert [row.task for row in table.sheet] == [INPAINTING] * 3 + [OUTPAINTING] * 3 + [CLASS_EDITING] * 2
@@ -172,7 +172,7 @@ def test_the_sheet_has_a_line_for_each_photograph(
 
 
 def test_without_a_class_there_is_no_class_editing(
-    bundles: list[EditingBundle], photographs: Photographs, tmp_path: Path
+    bundles: list[RecipeBundle], photographs: Photographs, tmp_path: Path
 ) -> None:
     table = measure(bundles, photographs, tmp_path, measures=Measures(DISTANCES))
     assert all(CLASS_EDITING not in column for row in table.rows for column in row.figures)
@@ -256,7 +256,7 @@ def test_long_runs_save_meanwhile(
     assert written == [4, 8, 9]
 
 
-def test_a_plan_counts_what_is_left(bundles: list[EditingBundle], photographs: Photographs, tmp_path: Path) -> None:
+def test_a_plan_counts_what_is_left(bundles: list[RecipeBundle], photographs: Photographs, tmp_path: Path) -> None:
     first = replace(photographs, images=photographs.images[:4], labels=photographs.labels[:4])
     measure(bundles[:1], first, tmp_path)
     planned = plan_table_3(bundles, ["ours-w4a4"], photographs, MEASURES, EDITING, tmp_path, ONE_THREAD)
@@ -282,12 +282,12 @@ def test_rows_are_the_papers_and_ours() -> None:
 
 
 def test_bundles_that_cannot_be_compared_are_refused(
-    bundles: list[EditingBundle], fake_bundle: Path, fp32_bundle: Path, tmp_path: Path
+    bundles: list[RecipeBundle], fake_bundle: Path, fp32_bundle: Path, tmp_path: Path
 ) -> None:
     for given, message in (
         (bundles[1:], "rows: 0 of full precision"),
-        ([bundles[0], EditingBundle("int8", Bundle.open(fake_bundle))], "has no encoder; build it again"),
-        ([bundles[0], EditingBundle("int8", Bundle.open(fp32_bundle))], "not the model of"),
+        ([bundles[0], RecipeBundle("int8", Bundle.open(fake_bundle))], "has no encoder; build it again"),
+        ([bundles[0], RecipeBundle("int8", Bundle.open(fp32_bundle))], "not the model of"),
     ):
         with pytest.raises(NextscaleError, match=message):
             jobs(given, EDITING)

@@ -44,6 +44,16 @@ def test_byt5_reads_bytes(folder: Callable[[T5Config], Path]) -> None:
         np.testing.assert_array_equal(found, random_t5(TEXT)(ids)[0].numpy())
 
 
+def test_a_list_of_words_is_found(folder: Callable[[T5Config], Path]) -> None:
+    path = folder(TEXT)
+    assert load_text_source(path, CHANNELS, 64).words_file is None
+    (path / "words.txt").write_text("fox\n")
+    assert load_text_source(path, CHANNELS, 64).words_file == path / "words.txt"
+    (path / "words.txt").write_bytes(b"\xff")
+    with pytest.raises(NextscaleError, match=r"words\.txt: no UTF-8; expected words, one a line"):
+        load_text_source(path, CHANNELS, 64)
+
+
 @needs_sentencepiece
 def test_a_folder_with_pieces_reads_them(folder: Callable[[T5Config], Path]) -> None:
     config = replace(TEXT, vocab_size=1008)

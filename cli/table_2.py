@@ -1,0 +1,301 @@
+"""`nextscale paper table-2`: full precision and recipes of an Infinity, compared by pictures and by bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from nextscale.cli import options
+from nextscale.cli.infinity_options import INFINITY_MODEL, InfinityOptions
+from nextscale.cli.progress import Steps, show_resumable_steps
+from nextscale.cli.results import results_console, table_writers
+from nextscale.cli.subjects import read_prompts
+from nextscale.evaluate.concept_judge import ConceptJudge
+from nextscale.evaluate.prompt_scores import HumanPreference, ImageReward, PromptScore
+from nextscale.evaluate.vgg16_features import Vgg16Features
+from nextscale.graph_passes.recipe import Recipe, load_recipe
+from nextscale.models.infinity.sources import InfinitySource
+from nextscale.models.sources import require_plain_name
+from nextscale.paper._geneval import GenEval
+from nextscale.paper._prompted_pictures import Asked, Drawing, Measures, read_asked, spread
+from nextscale.paper._table_2_page import headers, markdown, notes, row_cells
+from nextscale.paper.recipe_bundles import Learning, RecipeBundle, RecipeBundles
+from nextscale.paper.table_2 import HPS, IMAGE_REWARD, ROWS, Comparing, Table2, measure_table_2
+from nextscale.paper.table_3 import FULL_PRECISION
+from nextscale.runtime._errors import OutputError
+from nextscale.runtime._manifest import Manifest
+from nextscale.runtime._operators import Ops
+from nextscale.runtime._session import SessionOptions
+from nextscale.runtime._text import printable
+from nextscale.runtime.image_io import require_writable, write_files
+from nextscale.simulation._device import Device, require_device
+from nextscale.simulation.reconstruction_settings import ReconstructionSettings
+
+# The model where none is given: the demo, once its weights come with nextscale; a function of the bundle's name.
+DEFAULT_SOURCE: Callable[[str], InfinitySource] | None = None
+
+_MODEL = (
+    *INFINITY_MODEL,
+    click.option("--vae", type=options.CHECKPOINT, help="The checkpoint of its VAE."),
+    click.option("--weights", metavar="NAME", help="Which of several sets of weights in --infinity."),
+    click.option("--vae-weights", metavar="NAME", help="Which of several in --vae."),
+    click.option("--calibration-prompts", type=click.Path(path_type=Path), metavar="FILE",
+                 help="What to draw while the model is observed: a prompt a line.  [default: 64 that come along]"),
+)  # fmt: skip
+
+
+def _model_options(command: Callable[..., object]) -> Callable[..., object]:
+    for option in reversed(_MODEL):
+        command = option(command)
+    return command
+
+
+@click.command("table-2")
+@_model_options
+@click.option("--prompts", "prompts_path", type=click.Path(path_type=Path), required=True, metavar="FILE",
+              help="What is drawn: a prompt a line, or JSON that also names what pictures shall show, as "
+              "demo/emoji/prompts.json.")  # fmt: skip
+@click.option("--judge", "judge_path", type=click.Path(path_type=Path), metavar="FILE",
+              help="A classifier in ONNX that tells whether they show it; see docs/paper.md.")  # fmt: skip
+@click.option("--image-reward", type=click.Path(path_type=Path), metavar="DIR",
+              help="ImageReward, of the folder with ImageReward.pt and med_config.json.")  # fmt: skip
+@click.option("--hps", type=click.Path(path_type=Path), metavar="FILE", help="HPSv2.1, of HPS_v2.1_compressed.pt.")
+@click.option("--geneval", "geneval_path", type=click.Path(path_type=Path), metavar="DIR",
+              help="GenEval's repository: draw its prompts for it, and read its results.")  # fmt: skip
+@click.option("--rows", default=",".join(ROWS), metavar="NAME,…",
+              help="Recipes; one of them full precision.  [default: those of the paper and default, at 6/6, 4/8, 4/6 "
+              "and 4/4, and default at 8/8]")  # fmt: skip
+@click.option("--images", type=click.IntRange(2), default=1000, show_default=True,
+              help="Pictures of each row, at most one of each prompt.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0, 2**63),
+              help="Of the pictures; the noise floor has the next one.  [default: the prompts', or 0]")  # fmt: skip
+@click.option("--cfg-scale", type=float, help="Guidance; 0: none.  [default: the prompts', or the bundle's]")
+@click.option("--tau", type=float, help="Temperature.  [default: the prompts', or the bundle's]")
+@click.option("--top-p", type=float,
+              help="Of a bit's values, the likeliest of this probability.  [default: the prompts', or the bundle's]",
+              )  # fmt: skip
+@click.option("--compared", type=click.IntRange(1), default=32, show_default=True,
+              help="Images whose bits are compared with full precision's.")  # fmt: skip
+@click.option("--attention-images", type=click.IntRange(0), default=4, show_default=True,
+              help="Of these, images on which the error of attention's product is measured; 0: none.")  # fmt: skip
+@click.option("--batch", type=click.IntRange(1), default=4, show_default=True, help="Pictures at a time.")
+@options.threads
+@options.spinning
+@options.operators
+@click.option("--work", type=click.Path(path_type=Path, file_okay=False), default=Path("out/table-2"),
+              show_default=True, help="Where bundles and figures are kept; the same command goes on.")  # fmt: skip
+@click.option("--roundings", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="DIR",
+              help="Folder with the model's learned rounding, as RECIPE.safetensors.")  # fmt: skip
+@click.option("--learn", is_flag=True, help="Learn the rounding that is not there, which takes hours on a CPU.")
+@click.option("--iterations", type=click.IntRange(1), default=ReconstructionSettings.iterations, show_default=True,
+              help="With --learn: steps a unit.")  # fmt: skip
+@click.option("--learning-batch", type=click.IntRange(1), default=ReconstructionSettings.batch_size, show_default=True,
+              help="With --learn: images per step.")  # fmt: skip
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
+              help="With --learn: where to learn.")  # fmt: skip
+@click.option("--calibration-images", type=click.IntRange(1), metavar="N",
+              help="At most this many, instead of each recipe's number.")  # fmt: skip
+@click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="All figures as JSON.")
+@click.option("--markdown", "markdown_path", type=click.Path(path_type=Path), metavar="FILE", help="As Markdown.")
+def table_2(
+    prompts_path: Path,
+    judge_path: Path | None,
+    image_reward: Path | None,
+    hps: Path | None,
+    geneval_path: Path | None,
+    rows: str,
+    images: int,
+    seed: int | None,
+    cfg_scale: float | None,
+    tau: float | None,
+    top_p: float | None,
+    compared: int,
+    attention_images: int,
+    batch: int,
+    threads: int,
+    spinning: bool,
+    ops: Ops,
+    ops_library: str,
+    work: Path,
+    roundings: Path | None,
+    learn: bool,
+    iterations: int,
+    learning_batch: int,
+    device: Device,
+    calibration_images: int | None,
+    json_path: Path | None,
+    markdown_path: Path | None,
+    **model: Any,
+) -> None:
+    """Draw prompts with full precision and with recipes, and measure how near the results are.
+
+    Rows are judged by the Frechet distance of their pictures' VGG16 features to full precision's, by a judge of
+    concepts that you give, by the KL and the share of equal bits when fed full precision's bits, and by the error of
+    attention's product; by ImageReward, HPSv2.1 and GenEval where you have their packages and weights. Bundles are
+    built into WORK; after Ctrl-C the same command goes on from where it was.
+
+    \b
+    nextscale paper table-2 --infinity infinity_2b_reg.pth --vae infinity_vae_d32reg.pth --text flan-t5-xl \\
+        --area 0.25M --prompts prompts.txt --rows fp32,default --markdown table_2.md
+    """
+    given = {"cfg_scale": cfg_scale, "tau": tau, "top_p": top_p, "seed": seed}
+    read = _paths(model, prompts_path, judge_path, image_reward, hps, geneval_path, roundings)
+    require_writable([path for path in (json_path, markdown_path) if path is not None], read)
+    if not learn:
+        options.refuse("a table without --learn", "iterations", "learning_batch", "device")
+    wanted, load = _rows(rows, calibration_images), _loader(model)
+    prompts, of_file = _asked(prompts_path, judge_path)
+    asked = spread(prompts, images)
+    sampling = of_file | {key: value for key, value in given.items() if value is not None}
+    session = SessionOptions(
+        threads=threads, spinning=spinning, ops=ops, ops_library=ops_library, keep_text_encoder=False
+    )
+    learning = None
+    if learn:
+        require_device(device)
+        learning = Learning(ReconstructionSettings(iterations, learning_batch), device)
+    geneval = None if geneval_path is None else GenEval(geneval_path, work / "geneval")
+    if geneval is not None:
+        geneval.prompts()
+    measures = _measures(judge_path, image_reward, hps, threads)
+    if measures.judge is not None:
+        measures.judge.require([item.objects for item in asked])
+    with show_resumable_steps(work) as steps:
+        steps("reading the model")
+        store = RecipeBundles(work / "bundles", load, roundings, session, learning, encoder=False)
+        store.require_model()
+        bundles, left_out = _bundles(wanted, store, steps)
+        del store  # and the model in torch with it
+        _make_folder(work / "figures")
+        table = measure_table_2(
+            bundles,
+            asked,
+            measures,
+            _drawing(bundles[0].bundle.manifest, sampling, batch),
+            Comparing(compared, attention_images),
+            work / "figures",
+            options=session,
+            geneval=geneval,
+            left_out=left_out,
+            on_images=steps,
+        )
+    write_files(table_writers(json_path, table.to_json(), markdown_path, markdown(table)))
+    _print(table, results_console(json_path, markdown_path))
+
+
+def _paths(model: dict[str, Any], *further: Path | None) -> list[Path]:
+    """All that is read."""
+    named = [model[name] for name in ("infinity", "vae", "calibration_prompts")]
+    text = [] if model["text"] is None else [Path(model["text"])]
+    return [path for path in (*named, *text, *further) if path is not None]
+
+
+def _loader(model: dict[str, Any]) -> Callable[[], InfinitySource]:
+    """What reads the model.
+
+    Raises:
+        click.UsageError: none is given, and none comes along; or not all of it.
+    """
+    missing = [f"--{name}" for name in ("infinity", "vae", "text") if model[name] is None]
+    if len(missing) == 3 and DEFAULT_SOURCE is not None:
+        return lambda: DEFAULT_SOURCE("demo")
+    if missing:
+        raise click.UsageError(f"which model? Give --infinity, --vae and --text: {', '.join(missing)} is missing")
+    for name in ("area", "ratio"):
+        if "," in model[name]:
+            raise click.BadParameter(f"{model[name]!r}: expected one; Table 2 is of one size", param_hint=f"--{name}")
+    given = {key: value for key, value in model.items() if key != "calibration_prompts"}
+    chosen = InfinityOptions(
+        model=None, preset=None, random_weights=False, prompts=model["calibration_prompts"], **given
+    )
+    name = require_plain_name(model["infinity"].stem)
+    return lambda: chosen.source(name)
+
+
+def _asked(path: Path, judge: Path | None) -> tuple[list[Asked], dict[str, float]]:
+    """The prompts of a file, and how it says to sample; what pictures shall show is left out where nobody judges."""
+    if path.suffix.lower() != ".json":
+        if judge is not None:
+            raise click.BadParameter(
+                f"{path}: lines do not say what pictures shall show; give JSON, as demo/emoji/prompts.json",
+                param_hint="--judge",
+            )
+        return [Asked(prompt) for prompt in read_prompts(path)], {}
+    found, settings = read_asked(path)
+    return (found if judge is not None else [replace(item, objects=()) for item in found]), settings
+
+
+def _rows(text: str, calibration_images: int | None) -> list[Recipe]:
+    """What --rows names, full precision first; recipes with at most so many images to calibrate with."""
+    recipes = [load_recipe(name.strip()) for name in text.split(",")]
+    names = [recipe.name for recipe in recipes]
+    if len(set(names)) < len(names):
+        raise click.BadParameter(f"{text!r} has a recipe twice", param_hint="--rows")
+    if FULL_PRECISION not in names:
+        raise click.BadParameter(f"{text!r} has no full precision (fp32), the reference", param_hint="--rows")
+    limited = []
+    for recipe in sorted(recipes, key=lambda recipe: recipe.name != FULL_PRECISION):
+        calibration = recipe.calibration
+        count = calibration.images if calibration_images is None else min(calibration_images, calibration.images)
+        limited.append(replace(recipe, calibration=replace(calibration, images=count)))
+    return limited
+
+
+def _measures(judge: Path | None, image_reward: Path | None, hps: Path | None, threads: int) -> Measures:
+    scores = dict[str, PromptScore]()
+    features = Vgg16Features(threads=threads)
+    seen_by = None if judge is None else ConceptJudge(judge, threads)
+    if image_reward is not None:
+        scores[IMAGE_REWARD] = ImageReward(image_reward)
+    if hps is not None:
+        scores[HPS] = HumanPreference(hps)
+    return Measures(features, seen_by, scores)
+
+
+def _bundles(wanted: Sequence[Recipe], store: RecipeBundles, steps: Steps) -> tuple[list[RecipeBundle], list[str]]:
+    """The bundles, and lines on rows that cannot be built."""
+    bundles, left_out = list[RecipeBundle](), list[str]()
+    for recipe in wanted:
+        there = store.built(recipe)
+        missing = None if there is not None else store.missing(recipe)
+        if missing is not None:
+            left_out.append(missing)
+        else:
+            bundles.append(there or store.build(recipe, steps))
+    return bundles, left_out
+
+
+def _drawing(manifest: Manifest, sampling: Mapping[str, float], batch: int) -> Drawing:
+    """With the bundle's defaults where nothing is said."""
+    defaults = {item.name: item.default[0] for item in manifest.request if item.kind == "scalar"}
+    found = {"seed": 0, **defaults, **sampling}
+    return Drawing(int(found["seed"]), found["cfg_scale"], found["tau"], found["top_p"], batch)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make {folder}: {error.strerror}") from None
+
+
+def _print(table: Table2, console: Console) -> None:
+    console.soft_wrap = True
+    console.width = max(console.width, 160) if not console.is_terminal else console.width
+    for note in notes(table):
+        console.print(printable(note))
+    shown = Table("method", "W/A", *headers(table), box=SIMPLE)
+    for row in table.rows:
+        shown.add_row(*map(printable, row_cells(table, row)[:-3]))
+    console.print(shown)
+    for line in table.left_out:
+        console.print(printable(f"left out: {line}"))
+    for line in table.warnings:
+        console.print(printable(f"warning: {line}"))

@@ -1,0 +1,467 @@
+"""Table 2: prompts drawn by one Infinity in several bundles, and how near each bundle is to full precision."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nextscale.calib_data.subjects import Subjects
+from nextscale.calib_data.text_subjects import text_subjects
+from nextscale.evaluate.attention_error import attention_errors, by_stage, has_attention_error, observed_bytes
+from nextscale.evaluate.image_metrics import frechet_distance
+from nextscale.evaluate.teacher_forced import Agreement, Sampled, agreement, sample
+from nextscale.measure.provenance import finite, versions
+from nextscale.measure.statistics import Interval
+from nextscale.paper._geneval import GenEval
+from nextscale.paper._prompted_pictures import (
+    RECOGNISED,
+    Asked,
+    Drawing,
+    Measures,
+    PictureResults,
+    bundle_sha256,
+    file_of,
+    picture_results,
+)
+from nextscale.paper.recipe_bundles import RecipeBundle
+from nextscale.paper.table_3 import FULL_PRECISION, METHODS, NOISE_FLOOR, interval_of, method_of
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._machine import Machine, describe_machine, saturation_warning
+from nextscale.runtime._manifest import STOCK
+from nextscale.runtime._next_scale_loop import Generator
+from nextscale.runtime._session import SessionOptions
+from nextscale.runtime.image_io import write_files
+
+BITS = ("w6a6", "w4a8", "w4a6", "w4a4")
+ROWS = (FULL_PRECISION, "default", *(f"{method}-{bits}" for bits in BITS for method in METHODS))
+MOST_OBSERVED = 4_000_000_000  # bytes of A, V and their products, of which more are not held in memory
+IMAGE_REWARD, HPS = "ImageReward", "HPSv2.1"
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """A row of the paper's Table 2, of Infinity-2B."""
+
+    image_reward: float
+    hps: float
+    geneval: float
+
+
+PAPER = {
+    "fp32": PaperRow(0.932, 32.23, 0.736),
+    "brecq-w6a6": PaperRow(0.908, 32.01, 0.719),
+    "litevar-w6a6": PaperRow(0.912, 32.01, 0.720),
+    "ours-w6a6": PaperRow(0.914, 32.03, 0.722),
+    "ours-litevar-w6a6": PaperRow(0.929, 32.04, 0.725),
+    "brecq-w4a8": PaperRow(0.845, 31.79, 0.712),
+    "litevar-w4a8": PaperRow(0.866, 32.03, 0.719),
+    "ours-w4a8": PaperRow(0.861, 31.94, 0.716),
+    "ours-litevar-w4a8": PaperRow(0.880, 32.08, 0.722),
+    "brecq-w4a6": PaperRow(0.831, 31.62, 0.703),
+    "litevar-w4a6": PaperRow(0.838, 31.61, 0.702),
+    "ours-w4a6": PaperRow(0.842, 31.70, 0.706),
+    "ours-litevar-w4a6": PaperRow(0.880, 32.04, 0.714),
+    "brecq-w4a4": PaperRow(0.346, 27.92, 0.563),
+    "litevar-w4a4": PaperRow(0.407, 28.98, 0.626),
+    "ours-w4a4": PaperRow(0.575, 29.32, 0.653),
+    "ours-litevar-w4a4": PaperRow(0.748, 29.57, 0.672),
+}
+
+
+@dataclass(frozen=True)
+class Comparing:
+    """How bundles are compared with full precision, fed the bits that it samples.
+
+    Attributes:
+        images: of prompts in turn, for the KL.
+        attention_images: the first of them, for the error of A V; 0: it is not measured.
+        seed: of the order of the prompts and of the bits.
+    """
+
+    images: int = 32
+    attention_images: int = 4
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class Nearness:
+    """A bundle against full precision, teacher-forced.
+
+    Attributes:
+        kl: mean KL(full precision || bundle), nats per bit.
+        kl_stderr: over images.
+        bits_equal: share of the bits whose likelier value is the same.
+        stage_kl, stage_bits_equal: the same of each stage.
+        images: their number.
+        attention_error: relative error of self-attention's A V, the mean over stages and blocks; None where it is not
+            measured, or in float, which has none.
+        stage_attention_error: the mean over blocks of each stage; empty where there is none.
+        attention_images: their number.
+    """
+
+    kl: float
+    kl_stderr: float
+    bits_equal: float
+    stage_kl: tuple[float, ...]
+    stage_bits_equal: tuple[float, ...]
+    images: int
+    attention_error: float | None = None
+    stage_attention_error: tuple[float, ...] = ()
+    attention_images: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table.
+
+    Attributes:
+        name: the recipe's, or "noise floor".
+        method, bits: what the table calls it, and the bits of weights and activations.
+        bundle: its folder.
+        calibration_images: that its manifest tells of; None for full precision.
+        float_attention: whether self-attention's products are in float, so that A V has no error.
+        paper: the paper's row; None where it has none.
+        figures: means over pictures by column; None where no picture has such a figure.
+        differences: paired, to full precision's figures of the same prompts; empty for full precision.
+        frechet: distance of the features to those of full precision's pictures; None for full precision.
+        nearness: None for full precision and the noise floor.
+        geneval: the score, where GenEval has judged the row's pictures.
+    """
+
+    name: str
+    method: str
+    bits: str
+    bundle: str
+    calibration_images: int | None
+    float_attention: bool
+    paper: PaperRow | None
+    figures: Mapping[str, Interval | None]
+    differences: Mapping[str, Interval | None]
+    frechet: float | None
+    nearness: Nearness | None
+    geneval: float | None
+
+
+@dataclass(frozen=True)
+class Table2:
+    """What was measured, and of what.
+
+    Attributes:
+        model: its manifest's name, its pictures' size and a token's bits.
+        prompts: how many were drawn, of each kind.
+        settings: of drawing and comparing, plain values.
+        measures: names of what measured the pictures.
+        machine, versions: of this process.
+        rows: full precision, the noise floor, then the others.
+        left_out: lines on rows and figures that are missing.
+        warnings: lines on rows whose integer products this processor does not compute exactly.
+    """
+
+    model: Mapping[str, Any]
+    prompts: Mapping[str, int]
+    settings: Mapping[str, Any]
+    measures: Mapping[str, str]
+    machine: Machine
+    versions: Mapping[str, str]
+    rows: tuple[Row, ...]
+    left_out: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; what is not finite becomes null."""
+        plain: dict[str, Any] = finite(asdict(self))
+        return plain
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row to measure: its bundle, and the seed of its pictures."""
+
+    name: str
+    bundle: RecipeBundle
+    drawing: Drawing
+
+
+OnImages = Callable[[str, int, int], object]
+
+
+def jobs(bundles: Sequence[RecipeBundle], drawing: Drawing) -> list[Job]:
+    """Full precision, full precision with the next seed as the noise floor, then the other bundles.
+
+    Raises:
+        NextscaleError: full precision is not among them, or they are of several models or of several sizes.
+    """
+    originals = [item for item in bundles if item.name == FULL_PRECISION]
+    if len(originals) != 1:
+        raise NextscaleError(f"rows: {len(originals)} of full precision (fp32); expected 1, the reference")
+    original = originals[0]
+    for item in bundles:
+        if item.bundle.manifest.models != original.bundle.manifest.models:
+            raise NextscaleError(
+                f"{item.bundle.path}: not the model of {original.bundle.path}; compare bundles of one model"
+            )
+        if len(item.bundle.manifest.models) != 1:
+            sizes = len(item.bundle.manifest.models)
+            raise NextscaleError(f"{item.bundle.path}: built for {sizes} sizes; Table 2 is of one")
+    others = [Job(item.name, item, drawing) for item in bundles if item is not original]
+    floor = replace(drawing, seed=drawing.seed + 1)
+    return [Job(FULL_PRECISION, original, drawing), Job(NOISE_FLOOR, original, floor), *others]
+
+
+def measure_table_2(
+    bundles: Sequence[RecipeBundle],
+    asked: Sequence[Asked],
+    measures: Measures,
+    drawing: Drawing,
+    comparing: Comparing,
+    work: Path,
+    *,
+    options: SessionOptions | None = None,
+    geneval: GenEval | None = None,
+    left_out: Sequence[str] = (),
+    on_images: OnImages = lambda what, done, total: None,
+) -> Table2:
+    """Draw the prompts with every bundle, measure the pictures, and compare the bundles' bits with full precision's.
+
+    Args:
+        bundles: of one model of texts, with a text encoder, one of them full precision.
+        asked: two prompts or more.
+        measures: what measures the pictures.
+        drawing: seed, guidance and filters; the same for all rows.
+        comparing: how bits are compared.
+        work: an existing folder that keeps the figures; see `picture_results`.
+        options: threads, memory and operators.
+        geneval: which draws and reads GenEval's pictures, too.
+        left_out: lines on rows that could not be built, for the report.
+        on_images: called with what is made of a row, and how many of how many are finished.
+    Raises:
+        NextscaleError: see `jobs` and `picture_results`; there is one prompt; or a prompt asks for what the judge does
+            not know.
+    """
+    if len(asked) < 2:
+        raise NextscaleError("1 prompt: expected at least 2, between which pictures differ")
+    if measures.judge is not None:
+        measures.judge.require([item.objects for item in asked])
+    options = options or SessionOptions()
+    wanted, missing = jobs(bundles, drawing), [*left_out]
+    comparison = _Comparison(wanted[0].bundle, [item.prompt for item in asked], drawing, comparing, work, options)
+    missing += comparison.left_out
+    rows, warnings, original = list[Row](), list[str](), None
+    for job in wanted:
+        generator = Generator(job.bundle.bundle, options)
+        warning = saturation_warning(job.bundle.bundle.manifest.recipe)
+        if warning is not None and generator.ops.variant == STOCK:
+            warnings.append(f"{job.name}: {warning}")
+        nearness = None
+        if job.bundle.name != FULL_PRECISION:
+            # Before the bundle draws: until then its graphs are not loaded, and full precision's may be.
+            nearness = comparison.nearness(job.name, generator, on_images)
+        results = picture_results(
+            generator,
+            asked,
+            measures,
+            job.drawing,
+            work,
+            lambda done, name=job.name: on_images(f"{name}: drawing", done, len(asked)),  # type: ignore[misc]
+        )
+        score = None
+        if geneval is not None and job.name != NOISE_FLOOR:
+            score = geneval.score(job.name, generator, drawing, on_images)
+            if score is None:
+                missing.append(geneval.command(job.name))
+        del generator
+        original = results if original is None else original
+        rows.append(_row(job, results, original, [item.kind for item in asked], nearness, score))
+    manifest = wanted[0].bundle.bundle.manifest
+    kinds = [item.kind for item in asked]
+    return Table2(
+        model={
+            "name": manifest.name.removesuffix(f"-{FULL_PRECISION}"),
+            "image_size": list(manifest.model.image_size),
+            "token_bits": comparison.bits,
+            "num_stages": manifest.model.num_stages,
+        },
+        prompts={kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
+        settings={
+            **drawing.settings(),
+            "noise_floor_seed": drawing.seed + 1,
+            "comparing": asdict(comparing),
+        },
+        measures=measures.names,
+        machine=describe_machine(),
+        versions=versions(),
+        rows=tuple(rows),
+        left_out=tuple(missing),
+        warnings=tuple(warnings),
+    )
+
+
+class _Comparison:
+    """Bundles against what full precision samples, which it does once, when the first bundle has to be compared.
+
+    Attributes:
+        left_out: lines on figures that are not measured.
+        bits: of a token.
+    """
+
+    def __init__(
+        self,
+        original: RecipeBundle,
+        prompts: Sequence[str],
+        drawing: Drawing,
+        comparing: Comparing,
+        work: Path,
+        options: SessionOptions,
+    ) -> None:
+        self._original, self._prompts, self._comparing = original.bundle, prompts, comparing
+        self._cfg_scale, self._work, self._options = drawing.cfg_scale, work, options
+        *_, self.bits = self._original.manifest.forced_tokens.row_shape
+        self.left_out = list[str]()
+        self._attention_images = min(comparing.attention_images, comparing.images)
+        needed = observed_bytes(self._original.model)
+        if self._attention_images and needed > MOST_OBSERVED:
+            self._attention_images = 0
+            self.left_out.append(f"error of A V: observing it takes {needed / 1e9:.0f} GB at this size of pictures")
+        self._sampled: tuple[Subjects, list[Sampled]] | None = None
+
+    def nearness(self, name: str, candidate: Generator, on_images: OnImages) -> Nearness:
+        """Of a bundle: what an earlier call left in `work`, or else measured."""
+        settings = {
+            "reference": bundle_sha256(self._original),
+            "prompts": [*self._prompts],
+            "cfg_scale": self._cfg_scale,
+            "operators": candidate.ops.variant,
+            **asdict(self._comparing),
+            "attention_images": self._attention_images,
+        }
+        path = file_of(candidate.bundle, self._work, settings, "-nearness.json")
+        if path.exists():
+            return _read_nearness(path)
+        subjects, sampled = self._samples(on_images)
+        total = self._comparing.images
+        compared = agreement(
+            sampled, candidate, subjects, lambda done: on_images(f"{name}: comparing bits", done, total)
+        )
+        found = self._of(compared, self._attention_error(name, candidate, subjects, sampled, on_images))
+        text = json.dumps(asdict(found), indent=1) + "\n"
+        write_files({path: lambda file: file.write(text.encode())})
+        return found
+
+    def _samples(self, on_images: OnImages) -> tuple[Subjects, list[Sampled]]:
+        if self._sampled is None:
+            generator, total = Generator(self._original, self._options), self._comparing.images
+            subjects, _ = text_subjects(generator, self._prompts, total, self._comparing.seed)
+            batches = list[Sampled]()
+            for batch in sample(
+                generator,
+                subjects,
+                range(total),
+                seed=self._comparing.seed,
+                cfg_scale=self._cfg_scale,
+                batch_size=1,
+            ):
+                batches.append(batch)
+                on_images("sampling in full precision", len(batches), total)
+            self._sampled = subjects, batches
+        return self._sampled
+
+    def _attention_error(
+        self, name: str, candidate: Generator, subjects: Subjects, sampled: Sequence[Sampled], on_images: OnImages
+    ) -> NDArray[np.float64] | None:
+        """Relative error of A V by stage, [S]."""
+        count = self._attention_images
+        if not count or not has_attention_error(candidate.bundle):
+            return None
+        (found,) = attention_errors(
+            self._original,
+            [candidate.bundle],
+            self._options,
+            images=count,
+            seed=self._comparing.seed,
+            cfg_scale=self._cfg_scale,
+            subjects=subjects[:count],
+            token_maps=np.concatenate([batch.tokens for batch in sampled[:count]]),
+            on_images=lambda done: on_images(f"{name}: observing attention", done, count),
+        )
+        return by_stage(found.relative)
+
+    def _of(self, found: Agreement, errors: NDArray[np.float64] | None) -> Nearness:
+        nearness = Nearness(
+            kl=found.kl / self.bits,
+            kl_stderr=found.kl_stderr / self.bits,
+            bits_equal=found.top1,
+            stage_kl=tuple((found.stage_kl / self.bits).tolist()),
+            stage_bits_equal=tuple(found.stage_top1.tolist()),
+            images=found.images,
+        )
+        if errors is None:
+            return nearness
+        return replace(
+            nearness,
+            attention_error=float(errors.mean()),
+            stage_attention_error=tuple(errors.tolist()),
+            attention_images=self._attention_images,
+        )
+
+
+def _read_nearness(path: Path) -> Nearness:
+    try:
+        values = json.loads(path.read_bytes())
+        tuples = {name: tuple(map(float, values[name])) for name in values if name.startswith("stage_")}
+        return Nearness(**{**values, **tuples})
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        raise NextscaleError(f"{path}: damaged; delete the file to compare that bundle again") from None
+
+
+def figures_of(results: Mapping[str, NDArray[np.float64]], kinds: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    """Figures of pictures by the table's columns: what is recognised by kind of prompt, where there are several.
+
+    Args:
+        results: float64 [n] by measure.
+        kinds: of the n prompts.
+    """
+    found = dict[str, NDArray[np.float64]]()
+    several = len(set(kinds)) > 1
+    for column, values in results.items():
+        if column == RECOGNISED and several:
+            for kind in dict.fromkeys(kinds):
+                found[f"{RECOGNISED}, {kind or 'other'}"] = values[[other == kind for other in kinds]]
+        else:
+            found[column] = values
+    return found
+
+
+def _row(
+    job: Job,
+    results: PictureResults,
+    original: PictureResults,
+    kinds: Sequence[str],
+    nearness: Nearness | None,
+    geneval: float | None,
+) -> Row:
+    recipe = job.bundle.bundle.manifest.recipe
+    floats = recipe["name"] == FULL_PRECISION
+    figures, reference = figures_of(results.figures, kinds), figures_of(original.figures, kinds)
+    is_reference = job.name == FULL_PRECISION
+    return Row(
+        name=job.name,
+        method="Full precision, another seed" if job.name == NOISE_FLOOR else method_of(job.name),
+        bits="32/32" if floats else f"{recipe['weights']['bits']}/{recipe['activations']['bits']}",
+        bundle=str(job.bundle.bundle.path),
+        calibration_images=None if floats else recipe.get("calibration", {}).get("images"),
+        float_attention=not has_attention_error(job.bundle.bundle),
+        paper=PAPER.get(job.name),
+        figures={column: interval_of(values) for column, values in figures.items()},
+        differences={}
+        if is_reference
+        else {column: interval_of(values - reference[column]) for column, values in figures.items()},
+        frechet=None if is_reference else frechet_distance(results.gaussian(), original.gaussian()),
+        nearness=nearness,
+        geneval=geneval,
+    )

