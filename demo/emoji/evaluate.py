@@ -123,7 +123,7 @@ def score(
 
     Returns:
         for each kind: "count"; "objects", the share of pictures of which everything asked is recognised in its place,
-        and "error", half of its 95% interval; "kin", the same where gender does not count; "style", of the first thing;
+        and "error", half of its 95% interval; "kin", the same up to `Sprites.kin`; "style", of the first thing;
         "colour", as asked behind it.
     """
     kin = torch.from_numpy(sprites.kin_of_looks)
