@@ -132,8 +132,8 @@ class Workers:
             flat = torch.cat([t.reshape(-1) for t in tensors])
             dist.all_reduce(flat)
             flat /= self.count
-            for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-                tensor.copy_(part.view(tensor.shape))
+            parts = flat.split([t.numel() for t in tensors])
+            torch._foreach_copy_(tensors, [part.view(t.shape) for t, part in zip(tensors, parts, strict=True)])
 
     def average_gradients(self, model: nn.Module) -> None:
         self.average([p.grad for p in model.parameters() if p.grad is not None])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,7 +17,6 @@ import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 from torch import Tensor
 
 from nextscale.demo.emoji.captions import COLOURS
@@ -27,6 +25,7 @@ from nextscale.demo.emoji.configuration import EMOJI, TINY, EmojiConfig
 from nextscale.demo.emoji.judge import TINY_JUDGE, WINDOWS, Judge, JudgeConfig, cut, load_judge
 from nextscale.demo.emoji.prompts import Prompt, Settings, load_prompts, real_scene
 from nextscale.demo.emoji.scenes import batch_of, token_ids
+from nextscale.demo.emoji.sheet import captioned
 from nextscale.demo.emoji.sprites import Sprites
 from nextscale.demo.emoji.styles import WORDS
 from nextscale.demo.emoji.weights import INFINITY, JUDGE, TEXT, VAE
@@ -124,7 +123,7 @@ def score(
 
     Returns:
         for each kind: "count"; "objects", the share of pictures of which everything asked is recognised in its place,
-        and "error", half of its 95% interval; "kin", the same where gender does not count; "style", of the first thing;
+        and "error", half of its 95% interval; "kin", the same up to `Sprites.kin`; "style", of the first thing;
         "colour", as asked behind it.
     """
     kin = torch.from_numpy(sprites.kin_of_looks)
@@ -151,18 +150,6 @@ def score(
             "colour": sum(colours[row] == prompts[row].colour for row in rows) / len(rows),
         }
     return kinds
-
-
-def sheet(pixels: NDArray[np.uint8], prompts: Sequence[Prompt], columns: int = 10) -> Image.Image:
-    """Pictures uint8 [n, H, W, 3] in rows, each above its prompt."""
-    side, below = pixels.shape[1] + 4, 46
-    canvas = Image.new("RGB", (columns * side, -(-len(pixels) // columns) * (side + below)), "white")
-    pen = ImageDraw.Draw(canvas)
-    for i, (picture, prompt) in enumerate(zip(pixels, prompts, strict=True)):
-        left, top = i % columns * side, i // columns * (side + below)
-        canvas.paste(Image.fromarray(picture), (left, top))
-        pen.multiline_text((left, top + side - 3), textwrap.fill(prompt.prompt, 22), "black", spacing=0, font_size=10)
-    return canvas
 
 
 @click.command(context_settings={"show_default": True})
@@ -208,7 +195,7 @@ def main(
     click.echo(json.dumps({"settings": asdict(settings), **score(judge, sprites, prompts, pixels)}, indent=1))
     if sheet_file:
         some = slice(None, None, max(1, len(prompts) // 100))
-        sheet(pixels[some], prompts[some]).save(sheet_file, optimize=True)
+        captioned([pixels[some]], [p.prompt for p in prompts[some]], 10).save(sheet_file, optimize=True)
 
 
 if __name__ == "__main__":

@@ -66,10 +66,19 @@ def cut(pictures: Tensor, windows: Tensor) -> Tensor:
     Returns:
         float32 [B, 3, 64, 64].
     """
+    return sampled(pictures, frames(windows))
+
+
+def frames(windows: Tensor) -> Tensor:
+    """Windows [B, 3] as what `affine_grid` takes: from a window's [-1, 1] to the picture's, [B, 2, 3]."""
     x, y, side = windows.unbind(1)
     zero = torch.zeros_like(side)
-    theta = torch.stack((side, zero, 2 * x - 1, zero, side, 2 * y - 1), dim=1).unflatten(1, (2, 3))
-    grid = F.affine_grid(theta, [len(pictures), 3, 2 * SIDE, 2 * SIDE], align_corners=False)
+    return torch.stack((side, zero, 2 * x - 1, zero, side, 2 * y - 1), dim=1).unflatten(1, (2, 3))
+
+
+def sampled(pictures: Tensor, frames: Tensor) -> Tensor:
+    """What is in frames [B, 2, 3] of pictures [B, 3, H, W], at 64 x 64."""
+    grid = F.affine_grid(frames, [len(pictures), 3, 2 * SIDE, 2 * SIDE], align_corners=False)
     return F.avg_pool2d(F.grid_sample(pictures, grid, padding_mode="border", align_corners=False), 2)
 
 

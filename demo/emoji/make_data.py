@@ -1,16 +1,19 @@
 """Make the emoji model's data: `python -m nextscale.demo.emoji.make_data --cache DIR --out sprites.npz`.
 
 Fetches three npm packages into the cache unless they are there, and draws about 10,000 sprites: some five minutes on
-one core. `--credits` also writes whose drawings they are.
+one core. `--credits` also writes whose drawings they are, `--judge-out` draws two styles more for the judge.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from nextscale.demo.emoji.credits import credits
@@ -24,42 +27,66 @@ from nextscale.demo.emoji.icons import (
     read_emoji,
     svg,
 )
-from nextscale.demo.emoji.packages import FLUENT_3D, ICONS, NAMES, fetch, files, json_files
-from nextscale.demo.emoji.sprites import Sprites, alike, packed
-from nextscale.demo.emoji.styles import STYLES, Style
+from nextscale.demo.emoji.packages import FLUENT_3D, ICONS, NAMES, Package, fetch, files, json_files
+from nextscale.demo.emoji.sprites import Sprites, alike, packed, unmistakable
+from nextscale.demo.emoji.styles import JUDGE_STYLES, STYLES, Style
 
 
 @click.command()
 @click.option("--cache", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of packages.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True)
 @click.option("--credits", "credits_file", type=click.Path(dir_okay=False, path_type=Path))
-def main(cache: Path, out: Path, credits_file: Path | None) -> None:
+@click.option("--judge-out", type=click.Path(dir_okay=False, path_type=Path), help="Of the judge's further styles.")
+def main(cache: Path, out: Path, credits_file: Path | None, judge_out: Path | None) -> None:
     """Draw every emoji in every style."""
     archives = {package: fetch(package, cache) for package in (ICONS, FLUENT_3D, NAMES)}
     emoji = read_emoji(archives[NAMES])
-    vectors = [style for style in STYLES if style.package is ICONS]
+    of_all = _draw(emoji, STYLES, archives)
+    looks = alike(of_all.digests, of_all.style, of_all.concept, len(emoji))
+    Sprites(of_all.webp, of_all.style, of_all.concept, tuple(emoji), looks).save(out)
+    click.echo(
+        f"{out}: {len(of_all.webp)} sprites of {len(emoji)} emoji, {out.stat().st_size / 2**20:.1f} MiB", err=True
+    )
+    if judge_out:
+        more = _draw(emoji, JUDGE_STYLES, archives)
+        kept = np.flatnonzero(unmistakable(more.digests, more.style, looks[more.concept]))
+        webp = tuple(more.webp[i] for i in kept)
+        Sprites(webp, more.style[kept], more.concept[kept], tuple(emoji), looks).save(judge_out)
+        click.echo(f"{judge_out}: {len(kept)} sprites, {judge_out.stat().st_size / 2**20:.1f} MiB", err=True)
+    if credits_file:
+        about = json_files(archives[ICONS], {COLLECTIONS_FILE})[COLLECTIONS_FILE]
+        ((_, licence),) = files(archives[NAMES], lambda name: name == "LICENSE")
+        counts = np.bincount(of_all.style, minlength=len(STYLES)).tolist()
+        package = json_files(archives[FLUENT_3D], {"package.json"})["package.json"]
+        credits_file.write_text(credits(about, package, licence.decode(), counts), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """What `Sprites` has of N sprites, and digests of their pixels."""
+
+    webp: tuple[bytes, ...]
+    digests: tuple[bytes, ...]
+    style: NDArray[np.int64]
+    concept: NDArray[np.int64]
+
+
+def _draw(emoji: list[Emoji], styles: Iterable[Style], archives: dict[Package, Path]) -> _Drawn:
+    """All emoji in some styles, whose numbers are their places among these."""
+    vectors = [style for style in styles if style.package is ICONS]
     names = {style.collection for style in vectors} | {style.chars_of for style in vectors if style.chars_of}
     collections = read_collections(archives[ICONS], names)
-    webp, digests, styles, concepts = [], [], [], []
-    for si, style in enumerate(STYLES):
+    webp, digests, numbers, concepts = [], [], [], []
+    for number, style in enumerate(styles):
         drawings = _drawings(emoji, style, collections, archives[style.package])
         for concept, e in enumerate(emoji):
             if e.code in drawings:
                 webp.append(packed(drawings[e.code]))
                 digests.append(hashlib.sha256(drawings[e.code].tobytes()).digest())
-                styles.append(si)
+                numbers.append(number)
                 concepts.append(concept)
         click.echo(f"{style.word}: {len(drawings)} emoji", err=True)
-    style_of, concept_of = np.array(styles), np.array(concepts)
-    looks = alike(digests, style_of, concept_of, len(emoji))
-    Sprites(tuple(webp), style_of, concept_of, tuple(emoji), looks).save(out)
-    click.echo(f"{out}: {len(webp)} sprites of {len(emoji)} emoji, {out.stat().st_size / 2**20:.1f} MiB", err=True)
-    if credits_file:
-        about = json_files(archives[ICONS], {COLLECTIONS_FILE})[COLLECTIONS_FILE]
-        ((_, licence),) = files(archives[NAMES], lambda name: name == "LICENSE")
-        counts = np.bincount(style_of, minlength=len(STYLES)).tolist()
-        package = json_files(archives[FLUENT_3D], {"package.json"})["package.json"]
-        credits_file.write_text(credits(about, package, licence.decode(), counts), encoding="utf-8")
+    return _Drawn(tuple(webp), tuple(digests), np.array(numbers), np.array(concepts))
 
 
 def _drawings(

@@ -20,6 +20,19 @@ QUALITY = 88  # of colours; the outline is exact
 SEPARATOR = "\n"
 # Man, woman, adult; boy, girl, child: the last of each is of no gender.
 NEUTRAL = {"1f468": "1f9d1", "1f469": "1f9d1", "1f466": "1f9d2", "1f467": "1f9d2"}
+# Kiss, couple with heart, people holding hands; pregnant person, person with crown, older person; squares, diamonds.
+SAME = {
+    "1f9d1-200d-2764-200d-1f48b-200d-1f9d1": "1f48f",
+    "1f9d1-200d-2764-200d-1f9d1": "1f491",
+    **dict.fromkeys(("1f46b", "1f46c", "1f46d"), "1f9d1-200d-1f91d-200d-1f9d1"),
+    **dict.fromkeys(("1f930", "1fac3"), "1fac4"),
+    **dict.fromkeys(("1f934", "1f478"), "1fac5"),
+    **dict.fromkeys(("1f474", "1f475"), "1f9d3"),
+    **dict.fromkeys(("25fb", "25fd", "2b1c"), "25ab"),
+    **dict.fromkeys(("25fc", "25fe", "2b1b"), "25aa"),
+    "1f536": "1f538",
+    "1f537": "1f539",
+}
 
 
 @dataclass(frozen=True)
@@ -81,7 +94,7 @@ class Sprites:
 
     @property
     def kin(self) -> NDArray[np.int64]:
-        """Numbers of the concepts, equal for those that look alike or differ in gender alone: int64 [C]."""
+        """Numbers of the concepts, equal for those that look alike or whose `neutral_code` is one: int64 [C]."""
         looks = [(("looks", look), c) for c, look in enumerate(self.looks.tolist())]
         codes = [(("code", neutral_code(e.code)), c) for c, e in enumerate(self.emoji)]
         return _joined([*looks, *codes], len(self.emoji))
@@ -128,10 +141,28 @@ def alike(
     return _joined(zip(zip(style.tolist(), pixels, strict=True), concept.tolist(), strict=True), count)
 
 
+def unmistakable(pixels: Sequence[bytes], style: NDArray[np.int64], looks: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of N drawings their style has for no other looks: bool [N].
+
+    Args:
+        pixels: of the N sprites.
+        style, looks: int64 [N].
+    """
+    found: dict[Hashable, set[int]] = {}
+    keys = list(zip(style.tolist(), pixels, strict=True))
+    for key, look in zip(keys, looks.tolist(), strict=True):
+        found.setdefault(key, set()).add(look)
+    return np.array([len(found[key]) == 1 for key in keys])
+
+
 def neutral_code(code: str) -> str:
-    """An emoji's code without the gender of who is in it: "1f468-200d-1f680" is the code of any astronaut."""
+    """An emoji's code without what its picture need not show: the gender of who is in it, the size of a square.
+
+    "1f468-200d-1f680" is the code of any astronaut, "25ab" that of a white square.
+    """
     parts = [NEUTRAL.get(part, part) for part in code.split("-")]
-    return "-".join(parts).replace("-200d-2640", "").replace("-200d-2642", "")
+    found = "-".join(parts).replace("-200d-2640", "").replace("-200d-2642", "")
+    return SAME.get(found, found)
 
 
 def _joined(concept_of_key: Iterable[tuple[Hashable, int]], count: int) -> NDArray[np.int64]:

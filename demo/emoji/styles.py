@@ -1,4 +1,4 @@
-"""The seven styles in which emoji are drawn, and where their drawings are."""
+"""The seven styles in which emoji are drawn, two more for the judge, and where their drawings are."""
 
 from __future__ import annotations
 
@@ -35,3 +35,6 @@ STYLES = (
     Style("cartoon", "emojione"),
 )
 WORDS = tuple(style.word for style in STYLES)
+# What the judge alone learns from, too, so that it knows a thing in whatever style. They are share-alike: no weights
+# that are published have seen them.
+JUDGE_STYLES = (Style("openmoji", "openmoji", chars_of="openmoji"), Style("emojione-v1", "emojione-v1"))

@@ -1,63 +1,67 @@
 """Train the judge of what the emoji model draws: `python -m nextscale.demo.emoji.train_judge --data DATA --out RUN`.
 
 It learns from composed scenes in changed colours, sharpness and position, never from a held-out (concept, style) pair:
-of those it says how many it recognises. `judge.safetensors` has the averaged weights of the last validation.
+of those it says how many it recognises. With `--more` some of the things are in styles that the model never shows.
+`judge.safetensors` has the averaged weights of the last validation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from nextscale.demo.emoji.compose import Compositor
+from nextscale.demo.emoji.disturbances import disturbed, first_window, turned
 from nextscale.demo.emoji.held_out import HeldOut
-from nextscale.demo.emoji.judge import SIDE, TINY_JUDGE, WINDOWS, Judge, JudgeConfig, cut, load_judge
+from nextscale.demo.emoji.judge import TINY_JUDGE, WINDOWS, Judge, JudgeConfig, cut, frames, load_judge, sampled
 from nextscale.demo.emoji.loop import RunOptions, autocast, channels_last, run_options, train
 from nextscale.demo.emoji.scenes import Batch, Scenes
 from nextscale.demo.emoji.sprites import Sprites
+from nextscale.demo.emoji.styles import WORDS
 from nextscale.demo.emoji.train_tokenizer import validation_batches
 from nextscale.demo.emoji.weights import JUDGE, save_module, saved_step
 from nextscale.demo.training import set_up
+from nextscale.runtime._errors import NextscaleError
 
 SMOOTHING = 0.1  # of labels
 STYLE_WEIGHT = 0.2  # of the style's loss beside that of the looks
+MORE = 0.3  # of things that are in further styles
+UNASKED = -1  # the style of such a thing
 
 
-def first_window(batch: Batch, noise: torch.Generator) -> Tensor:
-    """Where each picture's first thing is: the whole picture of one thing, a half of two; somewhat moved, [B, 3]."""
-    x, y = batch.places[:, 0, 1:3].unbind(1)
-    quarters = torch.stack([_quarter(x), _quarter(y), torch.full_like(x, 0.5)], dim=1)
-    whole = quarters.new_tensor(WINDOWS["whole"])
-    windows = torch.where(batch.sprites[:, 1:] < 0, whole, quarters)
-    moved = torch.rand(windows.shape, generator=noise, device=x.device) * 2 - 1
-    return windows + moved * windows[:, 2:] * windows.new_tensor((0.05, 0.05, 0.1))
+def with_more(sprites: Sprites, more: Sprites) -> Sprites:
+    """Sprites, and behind them others of the same concepts, whose styles get numbers of their own.
+
+    Raises:
+        NextscaleError: the concepts are others.
+    """
+    if sprites.emoji != more.emoji:
+        raise NextscaleError("--more has other concepts than --data; make both with one call of demo.emoji.make_data")
+    return replace(
+        sprites,
+        webp=sprites.webp + more.webp,
+        style=np.concatenate((sprites.style, len(WORDS) + more.style)),
+        concept=np.concatenate((sprites.concept, more.concept)),
+    )
 
 
-def _quarter(position: Tensor) -> Tensor:
-    """A coordinate of the middle of the half that a position is in: 0.25, 0.5 or 0.75."""
-    return 0.5 + 0.25 * ((position > 0.6).float() - (position < 0.4).float())
-
-
-def disturbed(windows: Tensor, noise: torch.Generator) -> Tensor:
-    """Windows [B, 3, 64, 64] in other colours, now and then grey or less sharp, and with noise."""
-    count, device = len(windows), windows.device
-
-    def random(*shape: int) -> Tensor:
-        return torch.rand(count, *shape, generator=noise, device=device)
-
-    gain, shift = 0.75 + 0.5 * random(3, 1, 1), 0.4 * random(3, 1, 1) - 0.2
-    windows = windows * gain + shift
-    windows = torch.where(random(1, 1, 1) < 0.1, windows.mean(1, keepdim=True), windows)
-    blurred = F.interpolate(F.avg_pool2d(windows, 2), size=(SIDE, SIDE), mode="bilinear")
-    windows = torch.where(random(1, 1, 1) < 0.3, blurred, windows)
-    strength = 0.1 * random(1, 1, 1)
-    return windows + strength * torch.randn(windows.shape, generator=noise, device=device)
+def mixed(batch: Batch, others: range, noise: torch.Generator) -> Batch:
+    """The first things of some pictures replaced by other sprites, of which none is mirrored."""
+    count, device = len(batch.sprites), batch.sprites.device
+    chosen = torch.rand(count, generator=noise, device=device) < MORE
+    other = torch.randint(others.start, others.stop, (count,), generator=noise, device=device)
+    sprites, places = batch.sprites.clone(), batch.places.clone()
+    sprites[:, 0] = torch.where(chosen, other, sprites[:, 0])
+    places[:, 0, 3] = torch.where(chosen, 1.0, places[:, 0, 3])
+    return replace(batch, sprites=sprites, places=places)
 
 
 class JudgeTask:
@@ -65,16 +69,20 @@ class JudgeTask:
 
     name = "judge"
 
-    def __init__(self, model: Judge, scenes: Scenes, options: RunOptions, device: torch.device) -> None:
+    def __init__(
+        self, model: Judge, scenes: Scenes, options: RunOptions, device: torch.device, more: Sprites | None
+    ) -> None:
+        """The task; `more` are sprites in further styles."""
         self.device = device
         self.model = channels_last(model, device)
         self.optimizers = [
             torch.optim.AdamW(self.model.parameters(), options.lr, weight_decay=0.05, fused=device.type == "cuda")
         ]
-        self.draw = Compositor(scenes.sprites, device)
-        sprites = scenes.sprites
+        sprites = with_more(scenes.sprites, more) if more else scenes.sprites
+        self.more = range(len(scenes.sprites.webp), len(sprites.webp))
+        self.draw = Compositor(sprites, device)
         self.looks = torch.from_numpy(sprites.looks[sprites.concept]).to(device)  # of each sprite
-        self.style = torch.from_numpy(sprites.style).to(device)
+        self.style = torch.from_numpy(np.where(sprites.style < len(WORDS), sprites.style, UNASKED)).to(device)
         self.kin = torch.from_numpy(sprites.kin_of_looks).to(device)  # of each look
         self.validation = {
             kind: validation_batches(scenes, indices, options.validated)
@@ -84,18 +92,23 @@ class JudgeTask:
 
     def loss(self, batch: Batch, noise: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Cross-entropy of looks, and of styles."""
-        windows = disturbed(cut(self.draw(batch), first_window(batch, noise)), noise)
+        if self.more:
+            batch = mixed(batch, self.more, noise)
+        places = turned(frames(first_window(batch, noise)), noise)
+        windows = disturbed(sampled(self.draw(batch), places), noise)
         with autocast(self.device):
             looks, style = self.forward(windows.contiguous(memory_format=torch.channels_last))
         sprite = batch.sprites[:, 0]
         of_looks = F.cross_entropy(looks.float(), self.looks[sprite], label_smoothing=SMOOTHING)
-        of_style = F.cross_entropy(style.float(), self.style[sprite], label_smoothing=SMOOTHING)
+        of_style = F.cross_entropy(
+            style.float(), self.style[sprite], label_smoothing=SMOOTHING, ignore_index=UNASKED, reduction="sum"
+        ) / len(sprite)
         right = (looks.argmax(1) == self.looks[sprite]).float().mean()
         return of_looks + STYLE_WEIGHT * of_style, {"of_looks": of_looks, "of_style": of_style, "right": right}
 
     @torch.no_grad()
     def validate(self) -> dict[str, float | list[float]]:
-        """The shares of sprites on white whose looks, looks but for gender (`kin`), and style it recognises."""
+        """The shares of sprites on white whose looks, looks up to kin, and style it recognises."""
         found: dict[str, float | list[float]] = {}
         for kind, batches in self.validation.items():
             right, count = torch.zeros(3, device=self.device), 0
@@ -117,7 +130,8 @@ class JudgeTask:
 
 @click.command(context_settings={"show_default": True})
 @run_options(steps=6000, batch=512, lr=1e-3, validate_every=1000)
-def main(**given: Any) -> None:
+@click.option("--more", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="make_data's --judge-out.")
+def main(more: Path | None, **given: Any) -> None:
     options = RunOptions(**given)
     workers = set_up(options.seed)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -130,7 +144,8 @@ def main(**given: Any) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
             judge = Judge(looks, config)
-    task = JudgeTask(judge.train().requires_grad_(True), scenes, options, workers.device)
+    further = Sprites.load(more) if more else None
+    task = JudgeTask(judge.train().requires_grad_(True), scenes, options, workers.device, further)
     train(task, scenes, options, workers, warmup=500, decay_from=0.2, begin=begin)
     workers.close()
 

@@ -21,6 +21,7 @@ from nextscale.demo.emoji.compose import Compositor
 from nextscale.demo.emoji.configuration import EMOJI, TINY, EmojiConfig
 from nextscale.demo.emoji.held_out import HeldOut
 from nextscale.demo.emoji.loop import RunOptions, autocast, channels_last, run_options, train
+from nextscale.demo.emoji.muon import Muon
 from nextscale.demo.emoji.scenes import Batch, Scenes
 from nextscale.demo.emoji.sprites import Sprites
 from nextscale.demo.emoji.text_to_bits import TextToBits
@@ -49,7 +50,7 @@ def make_optimizers(model: TextToBits, lr: float, weight_decay: float) -> list[t
     rest = [p for p in model.infinity.parameters() if id(p) not in chosen]
     groups: list[dict[str, Any]] = [{"params": rest}, {"params": list(model.text.parameters()), "lr_factor": TEXT_LR}]
     return [
-        torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+        Muon(matrices, lr, weight_decay),
         torch.optim.AdamW(groups, lr, (0.9, 0.95), weight_decay=0, fused=matrices[0].is_cuda),
     ]
 
@@ -95,7 +96,9 @@ class TransformerTask:
             both = (self.token_losses, self.quantize)
             self.token_losses, self.quantize = (torch.compile(f, dynamic=False) for f in both)
 
-    def _quantize(self, images: Tensor, flips: Tensor | None) -> Quantized:
+    def _quantize(self, batch: Batch, flips: Tensor) -> Quantized:
+        """A batch's pictures, drawn and encoded."""
+        images = self.draw(batch).contiguous(memory_format=torch.channels_last)
         with autocast(self.device):
             features = self.vae.features(images)
         quantized: Quantized = self.stages(features.float(), flips)
@@ -112,13 +115,12 @@ class TransformerTask:
 
     def loss(self, batch: Batch, noise: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Bits from captions and from coarser bits, of which some are wrong."""
-        images = self.draw(batch).contiguous(memory_format=torch.channels_last)
-        count, bits = len(images), self.vae.config.latent_channels
+        count, bits = len(batch.sprites), self.vae.config.latent_channels
         rate = self.flips * torch.rand(count, 1, 1, generator=noise, device=self.device)
         flips = torch.rand(count, self.size.num_tokens, bits, generator=noise, device=self.device) < rate
         dropped = torch.rand(count, generator=noise, device=self.device) < self.caption_dropout
         with torch.no_grad():
-            quantized = self.quantize(images, flips)
+            quantized = self.quantize(batch, flips)
         losses = self.token_losses(batch.token_ids, dropped, quantized)
         return losses @ self.weights, {"of_stages": self._by_stage(losses)}
 

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from nextscale.demo.emoji.judge import SIDE, TINY_JUDGE, WINDOWS, Judge, cut, load_judge
+from nextscale.demo.emoji.disturbances import disturbed, first_window, recoloured, turned
+from nextscale.demo.emoji.judge import SIDE, TINY_JUDGE, WINDOWS, Judge, cut, frames, load_judge
 from nextscale.demo.emoji.scenes import LEFT, LOWER, RIGHT, UPPER, Placed, Scene, batch_of
 from nextscale.demo.emoji.sprites import Sprites
-from nextscale.demo.emoji.train_judge import disturbed, first_window
+from nextscale.demo.emoji.styles import WORDS
+from nextscale.demo.emoji.train_judge import mixed, with_more
 from nextscale.demo.emoji.weights import JUDGE, save_module
+from nextscale.runtime._errors import NextscaleError
 
 # A mean of four values of order 1, sampled at float32 coordinates of up to 128 pixels.
 ATOL = 4 * 128 * 2**-23
@@ -55,6 +59,49 @@ def test_disturbances_are_the_generators() -> None:
     first, again, other = (disturbed(windows, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_frames_are_turned_about_their_middles() -> None:
+    """By angles of at most 0.2, about which stretching and shear add no more than as much."""
+    given = frames(torch.tensor([WINDOWS["left"]]).repeat(64, 1))
+    found = turned(given, torch.Generator().manual_seed(0))
+    assert torch.equal(found[:, :, 2], given[:, :, 2])
+    change = found[:, :, :2] / 0.5 - torch.eye(2)
+    assert 0.2 < change.abs().max() < 0.2 + 0.15 + 0.02
+    areas = torch.linalg.det(found[:, :, :2]) / 0.25
+    assert (areas - 1).abs().max() < 0.1
+    assert areas.std() > 0
+
+
+def test_colours_turn_about_grey() -> None:
+    """A third of a turn swaps red, green and blue; without saturation all is the mean; greys stay."""
+    colours = torch.tensor([1.0, 0.25, -0.5]).view(1, 3, 1, 1).repeat(2, 1, 2, 2)
+    angles = torch.tensor([2 * torch.pi / 3, 1.0])
+    found = recoloured(colours, angles, torch.tensor([1.0, 0.0]))
+    torch.testing.assert_close(found[0, :, 0, 0], torch.tensor([-0.5, 1.0, 0.25]))
+    torch.testing.assert_close(found[1], torch.full((3, 2, 2), 0.25))
+    greys = torch.full((1, 3, 1, 1), 0.7)
+    torch.testing.assert_close(recoloured(greys, torch.tensor([1.0]), torch.tensor([1.4])), greys)
+
+
+def test_further_styles_take_the_place_of_the_first_thing(sprites: Sprites) -> None:
+    """In some pictures, unmirrored, and what is asked then is the new thing, in no style that has a name."""
+    both, count = with_more(sprites, sprites), len(sprites.webp)
+    assert both.style.tolist() == [*sprites.style, *(sprites.style + len(WORDS))]
+    scene = Scene((Placed(0, 0.5, *LEFT, mirrored=True), Placed(1, 0.5, *RIGHT)), (0, 0, 0), "caption", None, None)
+    given = batch_of([scene] * 200, sprites)
+    found = mixed(given, range(count, 2 * count), torch.Generator().manual_seed(0))
+    changed = found.sprites[:, 0] >= count
+    assert 0.2 < changed.float().mean() < 0.4
+    assert torch.equal(found.places[:, 0, 3], torch.where(changed, 1.0, -1.0))
+    assert torch.equal(found.sprites[~changed], given.sprites[~changed])
+    assert torch.equal(found.sprites[:, 1], given.sprites[:, 1])
+    assert len(found.sprites[:, 0].unique()) == count + 1
+
+
+def test_further_styles_are_of_the_same_concepts(sprites: Sprites) -> None:
+    with pytest.raises(NextscaleError, match="--more has other concepts than --data; make both with one call"):
+        with_more(sprites, replace(sprites, emoji=sprites.emoji[::-1]))
 
 
 def test_a_judge_is_what_was_written(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from nextscale.demo.emoji.icons import SIDE, Emoji
-from nextscale.demo.emoji.sprites import Sprites, alike, neutral_code, packed
+from nextscale.demo.emoji.sprites import Sprites, alike, neutral_code, packed, unmistakable
 from nextscale.runtime._errors import NextscaleError
 
 
@@ -44,6 +44,12 @@ def test_concepts_that_a_style_draws_alike_are_one() -> None:
     assert alike(drawings, style, concept, 5).tolist() == [0, 1, 0, 1, 2]
 
 
+def test_drawings_of_several_looks_tell_none_apart() -> None:
+    """In one style; two concepts of the same looks share a drawing, and so do two styles."""
+    drawings, style, looks = [b"a", b"a", b"b", b"b", b"a"], np.array([0, 0, 0, 0, 1]), np.array([0, 1, 2, 2, 1])
+    assert unmistakable(drawings, style, looks).tolist() == [False, False, True, True, True]
+
+
 def test_equal_drawings_in_two_styles_are_not_alike() -> None:
     assert alike([b"a", b"a"], np.array([0, 1]), np.array([0, 1]), 2).tolist() == [0, 1]
 
@@ -55,9 +61,12 @@ def test_equal_drawings_in_two_styles_are_not_alike() -> None:
         ("1f647-200d-2642", "1f647"),  # man bowing
         ("1f468-200d-1f467-200d-1f466", "1f9d1-200d-1f9d2-200d-1f9d2"),  # family: man, girl, boy
         ("1f408-200d-2b1b", "1f408-200d-2b1b"),  # black cat
+        ("1f468-200d-2764-200d-1f48b-200d-1f468", "1f48f"),  # kiss: man, man
+        ("1f46d", "1f9d1-200d-1f91d-200d-1f9d1"),  # women holding hands
+        ("2b1c", "25ab"),  # white large square
     ],
 )
-def test_codes_without_gender(code: str, neutral: str) -> None:
+def test_codes_without_gender_and_size(code: str, neutral: str) -> None:
     assert neutral_code(code) == neutral
 
 

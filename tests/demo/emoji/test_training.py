@@ -106,3 +106,11 @@ def test_a_call_ends_after_its_minutes_and_is_saved(train: Train) -> None:
     train("text", "out", 3)
     assert train("text", "out", 100, "--minutes", 0)["step"] == 3
     assert train("text", "out", 4)["step"] == 4
+
+
+def test_the_judge_learns_from_further_styles(train: Train, data: Path, tmp_path: Path) -> None:
+    train("judge", "without", 2)
+    train("judge", "with", 2, "--more", data)
+    of = [records(tmp_path / folder / "judge.jsonl")[-1] for folder in ("without", "with")]
+    assert of[0].keys() == of[1].keys()
+    assert load_checkpoint(tmp_path / "with" / "judge.ckpt", torch.device("cpu"))["step"] == 2

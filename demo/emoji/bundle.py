@@ -1,0 +1,40 @@
+"""The emoji model's weights as a source of bundles, which `compiler.build.build_bundle` takes.
+
+A user's checkpoints come from `models.infinity.sources`, which knows the sizes of the official releases alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nextscale.demo.emoji.calibration import load_captions
+from nextscale.demo.emoji.configuration import EMOJI, EmojiConfig
+from nextscale.demo.emoji.weights import INFINITY, TEXT, VAE
+from nextscale.models.infinity.pair import load_pair
+from nextscale.models.infinity.sources import InfinitySource
+from nextscale.models.t5.text_source import load_text_source
+
+
+def emoji_source(folder: Path, name: str, config: EmojiConfig = EMOJI) -> InfinitySource:
+    """The weights in a folder, as the training programs leave them there.
+
+    Args:
+        folder: with `infinity.safetensors`, `vae.safetensors` and `text/`.
+        name: of the bundle.
+        config: whose size the pictures have.
+    Raises:
+        CheckpointError: a file is missing or damaged, or the parts do not belong together.
+    """
+    infinity, vae = load_pair(folder / INFINITY, folder / VAE)
+    text = load_text_source(folder / TEXT, infinity.config.text_channels, infinity.config.max_text)
+    return InfinitySource(
+        infinity,
+        vae,
+        (config.size,),
+        name,
+        "nextscale's emoji model, trained on drawings of emoji in seven styles (its model card tells how). Prompts say "
+        "a style, a thing and a colour: `glossy pizza on a mint background`.",
+        licence="MIT; the drawings' own licences ask for credit (CREDITS.md)",
+        text=text,
+        prompts=load_captions(),
+    )
