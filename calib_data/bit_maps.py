@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from nextscale.calib_data.subjects import Subjects
 from nextscale.calib_data.token_maps import read_npz
 from nextscale.runtime._errors import NextscaleError
-from nextscale.runtime._manifest import Manifest
 from nextscale.runtime._outputs import Writer, atomic_folder, write_files
 from nextscale.runtime.image_io import npz_writer
 
@@ -59,20 +58,26 @@ class BitMaps:
             write_files({partial / name: writer for name, writer in files.items()})
 
     @classmethod
-    def load(cls, folder: Path, manifest: Manifest) -> BitMaps:
+    def load(cls, folder: Path, text_channels: int, shapes: Sequence[tuple[int, int]]) -> BitMaps:
         """Read what `save` wrote of a model.
 
+        Args:
+            folder: made by `save`.
+            text_channels: Ct of the model.
+            shapes: [L, D] of the tokens of each of its sizes, in their order.
         Raises:
             NextscaleError: it cannot be read, is damaged, or is of another model.
         """
+        if not folder.is_dir():
+            raise NextscaleError(f"{folder}: no such folder; expected one made by `nextscale calibrate`")
         path = folder / ARRAYS
         arrays = read_npz(path, ("sizes", "text_lengths", "texts", "bits"))
         try:
             settings = json.loads((folder / SETTINGS).read_bytes())
-            subjects, rows = _subjects(arrays, manifest), []
+            subjects, rows = _subjects(arrays, text_channels, len(shapes)), []
             begin, bits = 0, np.unpackbits(arrays["bits"]).astype(np.int64)
             for size in subjects.sizes:
-                length, width = manifest.of_size(int(size)).forced_tokens.row_shape
+                length, width = shapes[size]
                 rows.append(bits[begin : begin + length * width].reshape(length, width))
                 begin += length * width
             if not isinstance(settings, dict) or len(bits) - begin not in range(8):
@@ -82,16 +87,15 @@ class BitMaps:
         return cls(subjects, tuple(rows), settings)
 
 
-def _subjects(arrays: Mapping[str, NDArray[Any]], manifest: Manifest) -> Subjects:
+def _subjects(arrays: Mapping[str, NDArray[Any]], text_channels: int, num_sizes: int) -> Subjects:
     """What the images are of.
 
     Raises:
         ValueError: texts are not of the model.
     """
     sizes, lengths, texts = (arrays[name] for name in ("sizes", "text_lengths", "texts"))
-    features = manifest.input_of_kind("text_features")
-    if features is None or texts.dtype != np.float32 or texts.shape != (lengths.sum(), features.row_shape[-1]):
+    if texts.dtype != np.float32 or texts.shape != (lengths.sum(), text_channels):
         raise ValueError(f"texts are {texts.dtype} {list(texts.shape)}")
-    if sizes.shape != lengths.shape or not np.isin(sizes, np.arange(len(manifest.models))).all():
+    if sizes.shape != lengths.shape or not np.isin(sizes, np.arange(num_sizes)).all():
         raise ValueError(f"{len(lengths)} texts, sizes {sizes.min()} to {sizes.max()}")
     return Subjects(sizes, texts=tuple(np.split(texts, np.cumsum(lengths)[:-1])))

@@ -50,6 +50,7 @@ def observe_histograms(
                 bins = ((values - low) / np.float32(step)).clip(0, BINS - 1).astype(np.int64)
             counts[key][result.stage] += np.bincount(bins, minlength=BINS)
         last = max(last, result.stage)
+        del result  # as large as all these inputs
     like = np.minimum(np.arange(num_stages), last)
     return {key: found[like] for key, found in counts.items()}
 

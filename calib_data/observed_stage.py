@@ -98,4 +98,5 @@ class ObservedStage:
             )
             for found in self.runner(request.size).run(request, wanted):
                 yield images, found
+                del found  # all inputs of layers, which the next stage needs no more
             on_images(images.stop)

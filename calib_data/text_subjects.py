@@ -23,6 +23,22 @@ def takes_text(manifest: Manifest) -> bool:
     return manifest.input_of_kind("text_features") is not None
 
 
+def drawn_subjects(
+    texts: Sequence[NDArray[np.float32]], sizes: Sequence[int], images: int, rng: np.random.Generator
+) -> Subjects:
+    """N images of texts in turn, in an order that is drawn, and of sizes in turn, so that all are seen.
+
+    Args:
+        texts: float32 [Lt, Ct] each.
+        sizes: indices of sizes; calibration knows of stages behind the last of the first images no more than that it is
+            like them, so that those of most stages come first.
+        images: N.
+        rng: draws the order.
+    """
+    order = np.resize(rng.permutation(len(texts)), images)
+    return Subjects(np.resize(sizes, images), texts=tuple(texts[number] for number in order))
+
+
 def text_subjects(
     generator: Generator, prompts: Sequence[str] | None, images: int, seed: int, size: int = 0
 ) -> tuple[Subjects, tuple[str, ...] | None]:

@@ -123,7 +123,7 @@ def build(
     nextscale build --infinity infinity_2b_reg.pth --vae infinity_vae_d32reg.pth --text flan-t5-xl --out infinity-int8
     nextscale build --preset var-d16 --random-weights --out d16-random
     """
-    from nextscale.calib_data.token_maps import TokenMaps
+    from nextscale.compiler._families import family_of
     from nextscale.compiler._rounders import require_reducible
     from nextscale.compiler.build import build_bundle
     from nextscale.compiler.learn import require_learned
@@ -163,7 +163,7 @@ def build(
         chosen,
         seed=seed,
         session=SessionOptions(threads=threads),
-        token_maps=None if calibration is None else TokenMaps.load(calibration, source.model_info()),
+        token_maps=None if calibration is None else family_of(source).load_sampled(calibration),
         rounding=None if rounding is None else Rounding.load(rounding),
         count_overflow=debug,
         reduce_range=reduce_range,

@@ -1,4 +1,4 @@
-"""`nextscale calibrate`: token maps of a full-precision bundle, for calibration."""
+"""`nextscale calibrate`: token maps of a full-precision bundle, or bits of one of prompts, for calibration."""
 
 from __future__ import annotations
 
@@ -6,22 +6,29 @@ import importlib.util
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import click
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from nextscale.calib_data.match_bits import BitMatchingReport
 from nextscale.calib_data.match_probabilities import MatchingReport, total_variation
 from nextscale.calib_data.plot_matching import matching_plot
-from nextscale.cli.options import BUNDLE, cfg_scale, threads, top_k, top_p
+from nextscale.calib_data.text_subjects import takes_text
+from nextscale.cli.options import BUNDLE, cfg_scale, refuse, threads, top_k, top_p
 from nextscale.cli.progress import show_resumable_steps
+from nextscale.cli.subjects import prompts_file, read_prompts
 from nextscale.graph_passes.recipe import Matching
-from nextscale.runtime._next_scale_loop import Generator
+from nextscale.runtime._errors import BundleError
+from nextscale.runtime._next_scale_loop import Generator, features_of_prompts
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._text import printable
 from nextscale.runtime.image_io import Writer, npz_writer
+
+if TYPE_CHECKING:
+    from nextscale.calib_data.sample_bits import BitSamplingSettings
 
 
 @click.command()
@@ -36,6 +43,7 @@ from nextscale.runtime.image_io import Writer, npz_writer
     show_default=True,
     help="Change tokens until entries are as frequent as they are probable: as published, or stage by stage.",
 )
+@prompts_file()
 @cfg_scale
 @top_k
 @top_p
@@ -48,6 +56,7 @@ def calibrate(
     images: int,
     seed: int,
     matching: Matching,
+    prompts: Path | None,
     cfg_scale: float,
     top_k: int | None,
     top_p: float,
@@ -57,20 +66,28 @@ def calibrate(
 ) -> None:
     """Sample token maps with the full-precision BUNDLE, evenly over its classes, into the folder OUT.
 
-    Finished batches are kept in OUT.partial meanwhile; after Ctrl-C the same command goes on from there.
+    A bundle of text draws prompts in turn, --prompts or those that builds calibrate with, at its sizes in turn, with
+    its default guidance and filters; its text encoder reads them. Finished batches are kept in OUT.partial meanwhile;
+    after Ctrl-C the same command goes on from there.
 
     \b
     nextscale build demo --precision fp32 --out demo-fp32
     nextscale calibrate demo-fp32 --matching stagewise --out demo-maps
+    nextscale build demo --calibration demo-maps --out demo-int8
     """
     from nextscale.calib_data.sample import SamplingSettings, mean_log_probability, sample_token_maps
+    from nextscale.calib_data.sample_bits import BitSamplingSettings
     from nextscale.runtime.image_io import require_absent
 
     require_absent(out)
-    generator = Generator(bundle, SessionOptions(threads=threads))
-    generator.bundle.require_classes("`nextscale build --prompts` samples what it calibrates with by itself")
-    settings = SamplingSettings(images, seed, cfg_scale, top_k, top_p, batch, matching)
+    generator = Generator(bundle, SessionOptions(threads=threads, keep_text_encoder=False))
     work = out.with_name(f"{out.name}.partial")
+    if takes_text(generator.bundle.manifest):
+        refuse("a bundle of text", "cfg_scale", "top_k", "top_p", "score")
+        _sample_bits(generator, out, work, prompts, images, BitSamplingSettings(seed, batch, matching))
+        return
+    refuse("a bundle of classes", "prompts")
+    settings = SamplingSettings(images, seed, cfg_scale, top_k, top_p, batch, matching)
     log_probability = None
     with show_resumable_steps(work) as progress:
         maps, report = sample_token_maps(generator, settings, work, progress)
@@ -89,6 +106,54 @@ def calibrate(
         click.echo(f"mean log-probability of the reassigned: {before:.3f} before, {after:.3f} after, nats")
     if log_probability is not None:
         click.echo(f"mean log-probability of the maps: {log_probability:.3f} nats per token")
+
+
+def _sample_bits(
+    generator: Generator,
+    out: Path,
+    work: Path,
+    prompts: Path | None,
+    images: int,
+    settings: BitSamplingSettings,
+) -> None:
+    from nextscale.calib_data.sample_bits import sample_bit_maps
+    from nextscale.calib_data.text_subjects import drawn_subjects
+    from nextscale.compiler._caches import sizes_in_full_precision
+    from nextscale.models.infinity.prompts import PROMPTS
+
+    bundle = generator.bundle
+    if "text_encoder" not in bundle.manifest.graphs:
+        raise BundleError(
+            f"{bundle.path}: has no text encoder to read prompts; build it in full precision with --text, without "
+            "--no-text-encoder"
+        )
+    sizes = sizes_in_full_precision(bundle.manifest.name, bundle.model, bundle.manifest.sizes)
+    texts = features_of_prompts(generator, PROMPTS if prompts is None else read_prompts(prompts))
+    subjects = drawn_subjects(texts, sizes, images, np.random.default_rng(settings.seed))
+    with show_resumable_steps(work) as progress:
+        maps, report = sample_bit_maps(generator, subjects, settings, work, progress)
+    maps.save(out)
+    shutil.rmtree(work)
+    click.echo(
+        f"{printable(str(out))}: {images} images of {bundle.manifest.name} as bits, matching {settings.matching}"
+    )
+    Console().print(_bits_table(report, settings.matching))
+    if report.moved:
+        before, after = report.log_before / report.moved, report.log_after / report.moved
+        click.echo(f"{report.moved} of {report.wanted} wanted bits flipped")
+        click.echo(f"mean log-probability of the flipped: {before:.3f} before, {after:.3f} after, nats")
+
+
+def _bits_table(report: BitMatchingReport, matching: str) -> Table:
+    """Of each stage, the mean of the bits."""
+    found = report.as_json()["total_variation"]
+    columns = {"sampled": "before"} if matching == "none" else {"before": "before", "after": "after"}
+    table = Table("stage", "tokens", *columns, title="total variation of a bit")
+    for stage, tokens in enumerate(report.tokens):
+        table.add_row(str(stage + 1), str(tokens), *(f"{found[key]['stages'][stage]:.3f}" for key in columns.values()))
+    table.add_section()
+    table.add_row("all", str(report.tokens.sum()), *(f"{found[key]['all']:.3f}" for key in columns.values()))
+    return table
 
 
 def _further_files(report: MatchingReport, matching: str) -> dict[str, Writer]:

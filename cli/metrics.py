@@ -3,17 +3,21 @@
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from nextscale.calib_data.text_subjects import takes_text
 from nextscale.cli import options
 from nextscale.cli.results import results_console
+from nextscale.cli.subjects import prompts_file, read_prompts
 from nextscale.evaluate.feature_network import FeatureNetwork
-from nextscale.evaluate.generated_statistics import Sampling
+from nextscale.evaluate.generated_statistics import Sampling, TextSampling
 from nextscale.evaluate.image_comparison import Job, MetricsRow, as_json, compare_images
 from nextscale.evaluate.image_statistics import ImageNetwork
 from nextscale.evaluate.inception_network import InceptionNetwork
@@ -22,7 +26,7 @@ from nextscale.measure.provenance import versions
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import OutputError
 from nextscale.runtime._machine import describe_machine
-from nextscale.runtime._request import resolve_top_k
+from nextscale.runtime._request import DEFAULT_CFG_SCALE, resolve_top_k
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._text import printable
 from nextscale.runtime.image_io import require_writable, write_files
@@ -35,7 +39,9 @@ from nextscale.runtime.image_io import require_writable, write_files
 )
 @click.option("--seed", "seeds", type=click.IntRange(0, 2**62), multiple=True, default=(0,), show_default=True,
               help="Repeat for several: figures are then means with 95% intervals.")  # fmt: skip
-@options.cfg_scale
+@options.bundle_cfg_scale
+@prompts_file()
+@options.size
 @options.top_k
 @options.top_p
 @click.option("--reference", default="demo", show_default=True, metavar="demo|none|FILE.npz",
@@ -59,7 +65,10 @@ def metrics(
     bundles: tuple[Path, ...],
     images: int,
     seeds: tuple[int, ...],
-    cfg_scale: float,
+    cfg_scale: float | None,
+    prompts: Path | None,
+    area: str | None,
+    ratio: str | None,
     top_k: int | None,
     top_p: float,
     reference: str,
@@ -72,12 +81,16 @@ def metrics(
     batch: int,
     threads: int,
 ) -> None:
-    """Make pictures with BUNDLES and measure them as sets.
+    """Make pictures with BUNDLES, of classes or of --prompts, and measure them as sets.
 
     IS-E: how clear and varied the pictures are (higher is better). FID-E: how far their features are from those of real
     images, or of full precision's pictures (lower is better). Both use the network EfficientNet-Lite0, and cannot be
     compared with FID and IS, which use Inception and need --inception-weights. After Ctrl-C the same command goes on
     from where it was.
+
+    Bundles of text need --prompts, drawn in turn at one size with the bundle's filters. Photographs of their subjects
+    are yours to give: there is no --reference unless you name a file. IS-E asks how clearly a picture is of one of
+    ImageNet's classes, which says little of prompts that are of none.
     """
     if noise_floor and full_precision is None:
         raise click.UsageError("--noise-floor needs --full-precision")
@@ -85,17 +98,17 @@ def metrics(
         raise click.UsageError("--seed: the same seed twice")
     opened = [Bundle.open(path) for path in bundles]
     original = Bundle.open(full_precision) if full_precision else None
-    for bundle in (*opened, *([original] if original else [])):
-        bundle.require_classes("compare it by `nextscale evaluate` and `nextscale report`")
-    for bundle in opened:
-        resolve_top_k(top_k, bundle.model)
+    every = [*opened, *([original] if original else [])]
+    sampling = _sampling(every, cfg_scale, top_k, top_p, prompts, area, ratio)
+    if isinstance(sampling, TextSampling) and not options.is_given("reference"):
+        reference = "none"
     real = _reference(reference)
     network: ImageNetwork = (
         InceptionNetwork(inception_weights, device) if inception_weights else FeatureNetwork(device, threads)
     )
     _make_folder(work)
     if json_path is not None:
-        read = [path for bundle in (*opened, *([original] if original else [])) for path in bundle.paths()]
+        read = [path for bundle in every for path in bundle.paths()] + ([] if prompts is None else [prompts])
         read += [] if reference in ("demo", "none") else [Path(reference)]
         require_writable([json_path], [*read, *([inception_weights] if inception_weights else [])])
     with _Progress(images) as progress:
@@ -108,7 +121,7 @@ def metrics(
             reference=real,
             images=images,
             seeds=seeds,
-            sampling=Sampling(cfg_scale=cfg_scale, top_k=top_k, top_p=top_p),
+            sampling=sampling,
             batch_size=batch,
             options=SessionOptions(threads=threads),
             on_images=progress.advance,
@@ -118,9 +131,7 @@ def metrics(
         settings = {
             "images": images,
             "seeds": list(seeds),
-            "cfg_scale": cfg_scale,
-            "top_k": resolve_top_k(top_k, opened[0].model),
-            "top_p": top_p,
+            **_told(sampling, opened[0]),
             "reference": reference,
             "network": network.name,
             "device": device,
@@ -131,6 +142,42 @@ def metrics(
         }
         text = json.dumps({**settings, "rows": as_json(rows, network)}, indent=1, allow_nan=False) + "\n"
         write_files({json_path: lambda file: file.write(text.encode())})
+
+
+def _sampling(
+    bundles: Sequence[Bundle],
+    cfg_scale: float | None,
+    top_k: int | None,
+    top_p: float,
+    prompts: Path | None,
+    area: str | None,
+    ratio: str | None,
+) -> Sampling | TextSampling:
+    """What the options say of pictures, all of classes or all of text."""
+    of_text = [takes_text(bundle.manifest) for bundle in bundles]
+    if not all(of_text):
+        for bundle in bundles:
+            bundle.require_classes("compare bundles of text with each other")
+        options.refuse("a bundle of classes", "prompts", "area", "ratio")
+        for bundle in bundles:
+            resolve_top_k(top_k, bundle.model)
+        return Sampling(cfg_scale=DEFAULT_CFG_SCALE if cfg_scale is None else cfg_scale, top_k=top_k, top_p=top_p)
+    options.refuse("a bundle of text", "top_k", "top_p")
+    if prompts is None:
+        raise click.UsageError("these bundles make pictures of text: give --prompts, one a line")
+    size = options.chosen_size(bundles[0].manifest, area, ratio).index
+    return TextSampling(tuple(read_prompts(prompts)), cfg_scale=cfg_scale, size=size)
+
+
+def _told(sampling: Sampling | TextSampling, bundle: Bundle) -> dict[str, Any]:
+    """What a JSON file says of the pictures, besides their seeds."""
+    if isinstance(sampling, Sampling):
+        top_k = resolve_top_k(sampling.top_k, bundle.model)
+        return {"cfg_scale": sampling.cfg_scale, "top_k": top_k, "top_p": sampling.top_p}
+    manifest = bundle.manifest
+    cfg_scale = manifest.default_cfg_scale if sampling.cfg_scale is None else sampling.cfg_scale
+    pixels = list(manifest.models[sampling.size].image_size)
+    return {"cfg_scale": cfg_scale, "image_size": pixels, "prompts": list(sampling.prompts)}
 
 
 class _Progress:

@@ -15,7 +15,7 @@ from nextscale.compiler.family import Family
 from nextscale.compiler.options import BuildOptions, Progress
 from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.layer_facts import StageFacts
-from nextscale.graph_passes.observe_inputs import Input, observe_inputs
+from nextscale.graph_passes.observe_inputs import Input, Part, observe_inputs
 from nextscale.graph_passes.qparams import Range
 from nextscale.models.equalization import Equalization
 
@@ -73,15 +73,22 @@ def choose_static_ranges(
     rule, bits = options.recipe.activations.range, options.recipe.activations.bits
     if not static or rule == "max":
         return static
+    # Layers that share an input have its ranges, too: it is looked at once for all of them.
+    reads = {layer.name: layer.input for layer in integer.facts.layers}
+    firsts: dict[tuple[str, Part | None], Input] = {}
+    for key in static:
+        firsts.setdefault((reads[key.node], key.part), key)
+    distinct = {key: static[key] for key in firsts.values()}
     stage, weights = model.equalized_stage(equalization)
     images, step = min(HISTOGRAM_IMAGES, len(observation.subjects)), "observing distributions"
     progress(step, 0, images)
-    observed = model.family.as_run(observe_inputs(stage, exposed_inputs(static)))
+    observed = model.family.as_run(observe_inputs(stage, exposed_inputs(distinct)))
     counts = observe_histograms(
         ObservedStage.open(model.bundle, observed, options.session, weights),
-        static,
+        distinct,
         observation.subjects[:images],
         observation.token_maps[:images],
         lambda done: progress(step, done, images),
     )
-    return {key: choose_range(found, counts[key], bits, rule) for key, found in static.items()}
+    chosen = {place: choose_range(static[key], counts[key], bits, rule) for place, key in firsts.items()}
+    return {key: chosen[reads[key.node], key.part] for key in static}

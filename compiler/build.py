@@ -7,14 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 
 from nextscale.compiler._autoencoder import encoder_graphs
 from nextscale.compiler._caches import with_decided_cache
 from nextscale.compiler._families import family_of
 from nextscale.compiler._finite import require_finite_logits, require_finite_picture
 from nextscale.compiler._float_model import FloatModel
+from nextscale.compiler._mapped_weights import MappedWeights
 from nextscale.compiler._plan import Plan, make_plan
 from nextscale.compiler._rounders import require_reducible, require_rounding
 from nextscale.compiler._text_encoder import text_encoder_graphs
@@ -27,6 +30,7 @@ from nextscale.evaluate.teacher_forced import Agreement, Sampled, agreement, sam
 from nextscale.export.bundle_writer import complete_manifest
 from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.pipeline import fuse_stage, quantize_stage
+from nextscale.graph_passes.qparams import QuantizedWeight
 from nextscale.graph_passes.quantize_autoencoder import stock_and_fused_autoencoder
 from nextscale.models.sources import Source
 from nextscale.runtime._bundle import Bundle
@@ -40,8 +44,7 @@ from nextscale.runtime._verify import stored_settings, stored_size
 
 # Images that are compared with full precision; few of large models, whose images have the more numbers to compare.
 AGREEMENT_IMAGES, AGREEMENT_IMAGES_OF_LARGE = 8, 2
-# A large model has float weights of more bytes. They are not copied into sessions: the torch model and such a copy
-# would be two of them.
+# A large model has float weights of more bytes. They are not copied into sessions, which map them from their file.
 MOST_COPIED = 4_000_000_000
 
 
@@ -58,13 +61,15 @@ def build_bundle(source: Source, out: Path, options: BuildOptions, progress: Pro
         family.require_recipe(options.recipe)
     with atomic_folder(out) as folder, torch.no_grad():
         progress("building graphs")
+        weights = MappedWeights(family.weights(), folder.parent)
+        progress = weights.tidying(progress)
         stage, decoder = family.stage_graph(), family.decoder_graph()
         options = replace(options, session=_session_of(stage, options.session))
         if options.recipe.precision == "fp32":
             recipe: dict[str, Any] = {"name": options.recipe.name}
             _build_float(family, folder, stage, decoder, options, progress)
         else:
-            recipe = _build_integer(family, folder, stage, decoder, options, progress)
+            recipe = _build_integer(family, weights, folder, stage, decoder, options, progress)
         progress("generating the stored tokens")
         session = options.session if options.recipe.precision == "fp32" else _of_integers(options.session)
         require_finite_logits(Bundle.open(folder), session)
@@ -88,7 +93,13 @@ def _build_float(
 
 
 def _build_integer(
-    family: Family, folder: Path, stage: ir.Model, decoder: ir.Model, options: BuildOptions, progress: Progress
+    family: Family,
+    weights: MappedWeights,
+    folder: Path,
+    stage: ir.Model,
+    decoder: ir.Model,
+    options: BuildOptions,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Calibrate, quantize, write and check; returns the recipe with what the checks found."""
     if options.reduce_range:
@@ -101,10 +112,11 @@ def _build_integer(
     with tempfile.TemporaryDirectory(prefix="calibration-", dir=folder.parent) as work:
         progress("writing the full-precision model for calibration")
         full_precision = FloatModel.write(family, stage, decoder, Path(work))
+        weights.drop()  # what was written is read from its file from here on
         require_finite_logits(full_precision.bundle, options.session)
         plan = make_plan(full_precision, integer, options, progress)
         progress("quantizing")
-        stock, fused = ({"stage": graph, "decoder": decoder} for graph in _stage_graphs(family, plan))
+        stock, fused = ({"stage": graph, "decoder": decoder} for graph in _stage_graphs(family, weights, plan))
         planned: dict[str, list[str]] = {"stage": [*integer.layers], "decoder": []}
         if plan.decoder is not None:
             planned["decoder"] = [*plan.decoder.inputs]
@@ -131,6 +143,7 @@ def _build_integer(
             certificates[name].require_integer(names)
         progress("emulating CPUs without VNNI")
         saturation = measure_saturation(Bundle.open(folder), stock, session, family.saturation_subject())
+        del stock, fused  # they map the weights that were looked at
         found = _agreement(family, full_precision.bundle, options.session, Generator(folder, session), progress)
     cfg_scale = full_precision.bundle.manifest.default_cfg_scale
     agrees = {"images": found.images, "kl": found.kl, "top1": found.top1, "cfg_scale": cfg_scale}
@@ -158,11 +171,19 @@ def _agreement(
     return agreement(sampled, candidate, subjects, lambda done: progress("comparing with full precision", done, images))
 
 
-def _stage_graphs(family: Family, plan: Plan) -> tuple[ir.Model, ir.Model]:
+def _stage_graphs(family: Family, weights: MappedWeights, plan: Plan) -> tuple[ir.Model, ir.Model]:
     """The stock and the fused integer stage graph. Once they are written, nothing else holds their weights."""
-    float_stage = family.stage_graph(plan.equalization)
-    stock = quantize_stage(float_stage, plan.stage)
-    return family.as_run(stock), family.as_run(fuse_stage(float_stage, plan.stage, stock))
+    rounded: dict[str, QuantizedWeight] = {}
+
+    def round_weight(name: str, weight: NDArray[np.float32]) -> QuantizedWeight:
+        if name not in rounded:  # both graphs have the same
+            rounded[name] = plan.stage.rounder(name, weight)
+        weights.drop()  # or all of them would be in memory beside the integer ones
+        return rounded[name]
+
+    float_stage, stage_plan = family.stage_graph(plan.equalization), replace(plan.stage, rounder=round_weight)
+    stock = quantize_stage(float_stage, stage_plan)
+    return family.as_run(stock), family.as_run(fuse_stage(float_stage, stage_plan, stock))
 
 
 def _session_of(stage: ir.Model, options: SessionOptions) -> SessionOptions:

@@ -19,7 +19,6 @@ from nextscale.graph_passes.linear_layers import linear_layers
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.equalization import NOT_EQUALIZED, Equalization
 from nextscale.models.sources import Source
-from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.simulation.rounding import weight_sha256
 from nextscale.simulation.teacher_forced_images import TeacherForcedImages
@@ -101,11 +100,18 @@ class Family(Protocol):
             progress: told each batch.
         """
 
-    def load_sampled(self, folder: Path, bundle: Bundle) -> SampledImages:
-        """What was saved of `sample`, of the same model's bundle."""
+    def load_sampled(self, folder: Path) -> SampledImages:
+        """What was saved of `sample`, or by `nextscale calibrate` with this model's full-precision bundle.
+
+        Raises:
+            NextscaleError: there is no such folder, or it is damaged or of another model.
+        """
 
     def identity(self) -> dict[str, Any]:
         """The model's shape, and what tells its weights and texts from others': plain values."""
+
+    def weights(self) -> tuple[nn.Module, ...]:
+        """All that has weights which graphs refer to."""
 
     def modules(self) -> tuple[nn.Module, ...]:
         """What reconstruction computes with, to be moved to its device."""

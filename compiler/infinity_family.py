@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from nextscale.calib_data.bit_maps import BitMaps
 from nextscale.calib_data.sample_bits import BitSamplingSettings, sample_bit_maps
 from nextscale.calib_data.subjects import SampledImages, Subjects
-from nextscale.compiler._caches import MOST_CACHED, float_cache_bytes
+from nextscale.calib_data.text_subjects import drawn_subjects
+from nextscale.compiler._caches import sizes_in_full_precision
 from nextscale.compiler.family import SAMPLING, TextEncoder, weights_digest
 from nextscale.compiler.options import BuildOptions, Progress
 from nextscale.export.bundle_writer import BundleInfo
@@ -36,8 +37,6 @@ from nextscale.models.infinity.multi_scale_bits import accumulate
 from nextscale.models.infinity.schedules import Size
 from nextscale.models.infinity.sources import InfinitySource
 from nextscale.models.t5.layers import wide_layers
-from nextscale.runtime._bundle import Bundle
-from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._infinity_request import infinity_request
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.simulation.infinity_images import InfinityImages
@@ -58,13 +57,7 @@ class InfinityFamily:
     source: InfinitySource
 
     def require_recipe(self, recipe: Recipe) -> None:
-        if not self._observed_sizes:
-            (_, smallest), model = self._smallest, self.source.model_info()
-            needed = min(float_cache_bytes(model.of_size(size)) for size in self.source.size_infos()) / 1e9
-            raise NextscaleError(
-                f"{self.source.name}: pictures of {smallest.area} have {needed:.1f} GB of keys and values in full "
-                f"precision, too many to be calibrated with; build a smaller area, too, such as 0.25M"
-            )
+        _ = self._observed_sizes  # refuses where there is none
 
     def facts(self, size: int | None = None) -> StageFacts:
         sizes = self.source.sizes if size is None else self.source.sizes[size : size + 1]
@@ -125,17 +118,23 @@ class InfinityFamily:
         settings = BitSamplingSettings(options.seed, options.batch_size, calibration.matching)
         return sample_bit_maps(generator, subjects, settings, work / SAMPLING, progress)[0]
 
-    def load_sampled(self, folder: Path, bundle: Bundle) -> BitMaps:
-        return BitMaps.load(folder, bundle.manifest)
+    def load_sampled(self, folder: Path) -> BitMaps:
+        config = self.source.infinity.config
+        shapes = [(size.num_tokens, config.token_bits) for size in self.source.sizes]
+        return BitMaps.load(folder, config.text_channels, shapes)
 
     def identity(self) -> dict[str, Any]:
-        source, encoders = self.source, [] if self.source.text is None else [self.source.text.encoder]
+        source = self.source
         return asdict(source.infinity.config) | {
             "vae": asdict(source.vae.config),
             "sizes": [list(size.stage_sizes[-1]) for size in source.sizes],
             "prompts": hashlib.sha256("\n".join(source.prompts).encode()).hexdigest()[:12],
-            "weights": weights_digest(source.infinity, source.vae, *encoders),
+            "weights": weights_digest(*self.weights()),
         }
+
+    def weights(self) -> tuple[nn.Module, ...]:
+        source = self.source
+        return source.infinity, source.vae, *(() if source.text is None else (source.text.encoder,))
 
     def modules(self) -> tuple[nn.Module, ...]:
         return (self.source.infinity,)
@@ -164,11 +163,8 @@ class InfinityFamily:
 
     @cached_property
     def _observed_sizes(self) -> list[int]:
-        """Indices of the sizes that a build runs in full precision, those of most stages first: all but those whose
-        keys and values are too large for that."""
-        model, sizes = self.source.model_info(), self.source.size_infos()
-        within = [i for i, size in enumerate(sizes) if float_cache_bytes(model.of_size(size)) <= MOST_CACHED]
-        return sorted(within, key=lambda i: -len(sizes[i].stage_sizes))
+        source = self.source
+        return sizes_in_full_precision(source.name, source.model_info(), source.size_infos())
 
     @property
     def _smallest(self) -> tuple[int, Size]:
@@ -176,7 +172,4 @@ class InfinityFamily:
         return min(enumerate(self.source.sizes), key=lambda item: item[1].num_tokens)
 
     def _subjects(self, images: int, rng: np.random.Generator) -> Subjects:
-        """Texts in turn, in an order that is drawn; sizes in turn, those of most stages first, so that all are seen."""
-        order = np.resize(rng.permutation(len(self._texts)), images)
-        sizes = np.resize(self._observed_sizes, images)
-        return Subjects(sizes, texts=tuple(self._texts[number] for number in order))
+        return drawn_subjects(self._texts, self._observed_sizes, images, rng)

@@ -159,7 +159,7 @@ class _Learning:
             generator = Generator(self.full_precision, self.options.session)
             self.family.sample(generator, self.options, self.folder, self.progress).save(folder)
         shutil.rmtree(self.folder / SAMPLING, ignore_errors=True)
-        return self.family.load_sampled(folder, self.full_precision)
+        return self.family.load_sampled(folder)
 
     def theta(self, maps: SampledImages) -> ThetaChoice:
         path = self.folder / "theta.json"

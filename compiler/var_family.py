@@ -29,7 +29,6 @@ from nextscale.models.equalization import NOT_EQUALIZED, Equalization
 from nextscale.models.var.equalization import choose_equalization
 from nextscale.models.var.layers import facts_of
 from nextscale.models.var.sources import VARSource
-from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime._var_request import var_request
@@ -103,12 +102,15 @@ class VARFamily:
         )
         return sample_token_maps(generator, settings, work / SAMPLING, progress)[0]
 
-    def load_sampled(self, folder: Path, bundle: Bundle) -> TokenMaps:
-        return TokenMaps.load(folder, bundle.model)
+    def load_sampled(self, folder: Path) -> TokenMaps:
+        return TokenMaps.load(folder, self.source.model_info())
 
     def identity(self) -> dict[str, Any]:
         var, vqvae = self.source.var, self.source.vqvae
         return asdict(var.config) | {"vqvae": asdict(vqvae.config), "weights": weights_digest(var, vqvae)}
+
+    def weights(self) -> tuple[nn.Module, ...]:
+        return self.source.var, self.source.vqvae
 
     def modules(self) -> tuple[nn.Module, ...]:
         return self.source.var, self.source.vqvae.quantize

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nextscale.calib_data.subjects import Subjects
+from nextscale.calib_data.text_subjects import text_subjects
 from nextscale.evaluate.image_statistics import ImageNetwork, ImageStatistics, extended, read_statistics
 from nextscale.evaluate.teacher_forced import evaluation_labels
 from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
@@ -24,7 +26,7 @@ SAVE_EVERY = 30.0  # seconds
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are sampled; as in `Generator.generate`."""
+    """How pictures of classes are sampled; as in `Generator.generate`."""
 
     seed: int = 0
     cfg_scale: float = DEFAULT_CFG_SCALE
@@ -32,17 +34,34 @@ class Sampling:
     top_p: float = DEFAULT_TOP_P
 
 
+@dataclass(frozen=True)
+class TextSampling:
+    """How pictures of text are sampled.
+
+    Attributes:
+        prompts: at least one; each picture has one of them, in turn.
+        seed: of the pictures, and of the order of the prompts.
+        cfg_scale: guidance; None is the bundle's default.
+        size: the index of the size of all pictures.
+    """
+
+    prompts: tuple[str, ...]
+    seed: int = 0
+    cfg_scale: float | None = None
+    size: int = 0
+
+
 def generated_statistics(
     generator: Generator,
     network: ImageNetwork,
-    sampling: Sampling,
+    sampling: Sampling | TextSampling,
     work: Path,
     *,
     images: int,
     batch_size: int = 8,
     on_images: Callable[[int], object] = lambda done: None,
 ) -> ImageStatistics:
-    """Statistics of a bundle's first N pictures of a seed, with labels spread evenly over the classes.
+    """Statistics of a bundle's first N pictures of a seed, with labels spread evenly over the classes or of prompts.
 
     The folder `work` keeps them in one file a bundle and setting, written every 30 seconds and however this ends, so
     a later call with the same settings goes on from there, to more images too.
@@ -50,23 +69,26 @@ def generated_statistics(
     Args:
         generator: the bundle.
         network: the feature network.
-        sampling: seed, guidance and filters.
+        sampling: seed, guidance and filters, or prompts, which the bundle's own text encoder reads.
         work: an existing folder.
         images: N.
         batch_size: images at a time.
         on_images: called with the number of images finished, those of earlier calls included.
     Raises:
-        NextscaleError: the folder's file is damaged, or already holds more than N images.
+        NextscaleError: the folder's file is damaged, or already holds more than N images; a prompt is empty, too long
+            or no text, or there is no text encoder.
     """
     settings = _settings(generator.bundle, network, sampling)
     path = work / _file_name(generator.bundle, sampling, settings)
     statistics = _continued(path, settings, images)
     saved, saved_at = statistics.count if statistics else 0, time.monotonic()
-    labels = evaluation_labels(generator.bundle.model.num_classes, images, sampling.seed)
+    subjects = _subjects(generator, sampling, images)
     on_images(saved)
     try:
         for first in range(saved, images, batch_size):
-            batch = generator.generate(labels[first : first + batch_size], first_image=first, **asdict(sampling))
+            request = subjects[first : first + batch_size].settings(generator.bundle.manifest)
+            labels = request.pop("class_labels")
+            batch = generator.generate(labels, first_image=first, **request, **_filters(sampling))
             statistics = extended(statistics, batch.images, network)
             on_images(statistics.count)
             if time.monotonic() - saved_at > SAVE_EVERY:
@@ -80,19 +102,35 @@ def generated_statistics(
     return statistics
 
 
-def _settings(bundle: Bundle, network: ImageNetwork, sampling: Sampling) -> dict[str, Any]:
+def _subjects(generator: Generator, sampling: Sampling | TextSampling, images: int) -> Subjects:
+    """What the pictures are of; those of more images begin with those of fewer."""
+    if isinstance(sampling, TextSampling):
+        return text_subjects(generator, sampling.prompts, images, sampling.seed, sampling.size)[0]
+    return Subjects.of_classes(evaluation_labels(generator.bundle.model.num_classes, images, sampling.seed))
+
+
+def _filters(sampling: Sampling | TextSampling) -> dict[str, Any]:
+    """Of a request, besides what its pictures are of."""
+    if isinstance(sampling, Sampling):
+        return asdict(sampling)
+    return {"seed": sampling.seed, "cfg_scale": sampling.cfg_scale}
+
+
+def _settings(bundle: Bundle, network: ImageNetwork, sampling: Sampling | TextSampling) -> dict[str, Any]:
     """What decides the pictures and their features; the manifest holds the digests of all the bundle's files."""
-    return {
+    settings = {
         "bundle": bundle.manifest.name,
         "manifest_sha256": hashlib.sha256((bundle.folder / MANIFEST_NAME).read_bytes()).hexdigest(),
-        "image_size": bundle.model.image_side,
         "network": network.name,
         **asdict(sampling),
-        "top_k": resolve_top_k(sampling.top_k, bundle.model),
     }
+    if isinstance(sampling, Sampling):
+        return settings | {"image_size": bundle.model.image_side, "top_k": resolve_top_k(sampling.top_k, bundle.model)}
+    pixels = list(bundle.manifest.models[sampling.size].image_size)
+    return settings | {"prompts": list(sampling.prompts), "image_size": pixels}
 
 
-def _file_name(bundle: Bundle, sampling: Sampling, settings: dict[str, Any]) -> str:
+def _file_name(bundle: Bundle, sampling: Sampling | TextSampling, settings: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     name = re.sub(r"[^\w.-]+", "_", bundle.manifest.name)[:80]
     return f"{name}-seed{sampling.seed}-{digest[:12]}.npz"

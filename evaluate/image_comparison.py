@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nextscale.evaluate.generated_statistics import Sampling, generated_statistics
+from nextscale.evaluate.generated_statistics import Sampling, TextSampling, generated_statistics
 from nextscale.evaluate.image_metrics import ImageMetrics, image_metrics
 from nextscale.evaluate.image_statistics import ImageNetwork, ImageStatistics
 from nextscale.evaluate.reference_statistics import Reference
@@ -65,7 +65,7 @@ def compare_images(
     reference: Reference | None = None,
     images: int = 5000,
     seeds: Sequence[int] = (0,),
-    sampling: Sampling | None = None,
+    sampling: Sampling | TextSampling | None = None,
     batch_size: int = 8,
     options: SessionOptions | None = None,
     on_images: Callable[[Job, int, int], object] = lambda job, seed, done: None,
@@ -76,13 +76,13 @@ def compare_images(
         bundles: to measure, of one model.
         network: the feature network.
         work: folder of the statistics, see `generated_statistics`.
-        full_precision: bundle to measure the distance to, seed by seed: its pictures start from the same labels and
-            uniforms, so the distance of an equal bundle is 0.
+        full_precision: bundle to measure the distance to, seed by seed: its pictures start from the same labels or
+            prompts and the same uniforms, so the distance of an equal bundle is 0.
         noise_floor: also measure full precision from as many other seeds (those after the largest).
         reference: real images.
         images: of each bundle and seed.
         seeds: one or more.
-        sampling: guidance and filters; its seed is not used.
+        sampling: guidance and filters, and prompts of bundles of text; its seed is not used.
         on_images: called with the job, the seed and the number of its images finished.
     Raises:
         NextscaleError: bundles of different models, or a reference of other images or of another network.
@@ -90,7 +90,7 @@ def compare_images(
     jobs = _jobs(bundles, full_precision, noise_floor, tuple(seeds))
     for job in jobs:
         if reference is not None:
-            reference.require_comparable(network.name, job.bundle.model.image_side)
+            reference.require_comparable(network.name, _side(job.bundle, sampling))
     rows, originals = [], []
     for job in jobs:
         found = _statistics(job, network, work, sampling or Sampling(), images, batch_size, options, on_images)
@@ -133,18 +133,23 @@ def _jobs(
     known = full_precision.path.resolve() if full_precision else None
     jobs += [Job(bundle, "bundle", seeds) for bundle in bundles if bundle.path.resolve() != known]
     for job in jobs:
-        if job.bundle.model != jobs[0].bundle.model:
+        if job.bundle.manifest.models != jobs[0].bundle.manifest.models:
             raise NextscaleError(
                 f"{job.bundle.path}: not the model of {jobs[0].bundle.path}; compare bundles of one model"
             )
     return jobs
 
 
+def _side(bundle: Bundle, sampling: Sampling | TextSampling | None) -> int:
+    """Of the pictures, in pixels, which a reference's are compared with."""
+    return bundle.manifest.models[sampling.size if isinstance(sampling, TextSampling) else 0].image_side
+
+
 def _statistics(
     job: Job,
     network: ImageNetwork,
     work: Path,
-    sampling: Sampling,
+    sampling: Sampling | TextSampling,
     images: int,
     batch_size: int,
     options: SessionOptions | None,

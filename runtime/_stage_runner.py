@@ -94,9 +94,11 @@ class StageRunner:
             except Cancelled:
                 raise cancelled(stage, self._num_stages) from None
             state = {item.input: found[item.output] for item in self._state}
-            yield StageOutputs(
-                stage, found["tokens"].numpy(), {name: found[name].numpy() for name in further}, state["f_hat"]
-            )
+            tokens = found["tokens"].numpy()
+            # What is large, such as the inputs of all layers, is not kept beside its copy.
+            copies = {name: found.pop(name).numpy() for name in dict.fromkeys(further)}
+            yield StageOutputs(stage, tokens, copies, state["f_hat"])
+            del copies
 
 
 def require_cancel_flag(cancel: object) -> None:

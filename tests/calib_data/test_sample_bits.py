@@ -26,6 +26,7 @@ from tests.tiny_infinity import CONFIG
 
 N = 12
 D = CONFIG.token_bits
+MODEL = CONFIG.text_channels, [(size.num_tokens, D) for size in SIZES]
 SETTINGS = BitSamplingSettings(seed=3, batch_size=2)
 EACH = pytest.mark.parametrize("matching", MATCHINGS)
 Result = tuple[BitMaps, BitMatchingReport]
@@ -190,10 +191,10 @@ def test_bits_of_quantized_models_are_refused(generator: Generator, tmp_path: Pa
 # The folder
 
 
-def test_maps_survive_their_folder(generator: Generator, results: dict[Matching, Result], tmp_path: Path) -> None:
+def test_maps_survive_their_folder(results: dict[Matching, Result], tmp_path: Path) -> None:
     maps, _ = results["stagewise"]
     maps.save(tmp_path / "maps")
-    found = BitMaps.load(tmp_path / "maps", generator.bundle.manifest)
+    found = BitMaps.load(tmp_path / "maps", *MODEL)
     assert found.settings == maps.settings
     np.testing.assert_array_equal(found.subjects.sizes, maps.subjects.sizes)
     texts, expected_texts = found.subjects.texts, maps.subjects.texts
@@ -216,23 +217,24 @@ DAMAGED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("changed", DAMAGED.values(), ids=DAMAGED.keys())
-def test_damaged_maps_are_one_line(
-    generator: Generator, results: dict[Matching, Result], tmp_path: Path, changed: dict[str, Any]
-) -> None:
+def test_damaged_maps_are_one_line(results: dict[Matching, Result], tmp_path: Path, changed: dict[str, Any]) -> None:
     folder = tmp_path / "maps"
     results["none"][0].save(folder)
     with np.load(folder / ARRAYS) as file:
         arrays = {name: file[name] for name in file.files}
     np.savez(folder / ARRAYS, **{**arrays, **changed})
     with pytest.raises(NextscaleError, match=r"bit_maps\.npz: damaged, or of another model \(.*; remove ") as caught:
-        BitMaps.load(folder, generator.bundle.manifest)
+        BitMaps.load(folder, *MODEL)
     assert "\n" not in str(caught.value)
 
 
-def test_maps_without_settings_are_one_line(
-    generator: Generator, results: dict[Matching, Result], tmp_path: Path
-) -> None:
+def test_maps_without_settings_are_one_line(results: dict[Matching, Result], tmp_path: Path) -> None:
     results["none"][0].save(tmp_path / "maps")
     (tmp_path / "maps" / "settings.json").write_text("[]")
     with pytest.raises(NextscaleError, match="damaged, or of another model"):
-        BitMaps.load(tmp_path / "maps", generator.bundle.manifest)
+        BitMaps.load(tmp_path / "maps", *MODEL)
+
+
+def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(NextscaleError, match="none: no such folder; expected one made by `nextscale calibrate`"):
+        BitMaps.load(tmp_path / "none", *MODEL)

@@ -109,6 +109,10 @@ FILES = {
     "text of another width": (["--area", "0.06M", "--text", "wide"], "wide makes features of 24 channels, the transf"),
     "no text to calibrate": (["--area", "0.06M"], "give the text encoder's folder with --text"),
     "no prompts": (["--text", "byt5", "--prompts", "none.txt"], "none.txt: no such file; expected prompts, one a line"),
+    "no images of prompts": (
+        ["--area", "0.06M", "--text", "byt5", "--calibration", "none"],
+        "none: no such folder; expected one made by `nextscale calibrate`",
+    ),
     "a prompt that is too long": (
         ["--area", "0.06M", "--text", "byt5", "--prompts", "long.txt"], "prompt 2 of calibration: prompt"
     ),
@@ -182,7 +186,6 @@ BAD_USAGE = {
     "a VAR, too": ([*INFINITY, "--var", "a.pth"], "--infinity does not go with --var"),
     "VAR's shapes": ([*INFINITY, "--patch-nums", "1,2"], "--infinity does not go with --patch-nums"),
     "classes": ([*RANDOM, "--class-names", "a.txt"], "infinity-2b does not go with --class-names"),
-    "token maps": ([*INFINITY, "--calibration", "maps"], "--infinity does not go with --calibration"),
     "rounding": ([*INFINITY, "--rounding", "r"], "--infinity does not go with --rounding"),
     "random weights to learn": (
         [*RANDOM, "--recipe", "ours-w4a6", "--learn"], "weights are reconstructed, which random ones cannot be"

@@ -121,8 +121,6 @@ def test_a_report_draws_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 BUNDLE_OF_TEXT = "makes pictures of text, expected a bundle of classes"
 REFUSED = {
-    "metrics": (["metrics", "fp32", "--reference", "none", "--work", "{tmp}/work"], f"fp32: {BUNDLE_OF_TEXT}: compare"),
-    "calibrate": (["calibrate", "fp32", "--out", "{tmp}/maps"], f"fp32: {BUNDLE_OF_TEXT}: `nextscale build"),
     "theta": (["theta", "fp32", "--json", "{tmp}/t.json"], f"fp32: {BUNDLE_OF_TEXT}: theta is chosen for VAR alone"),
     "table 3": (
         ["paper", "table-3", "--photographs", ".", "--rows", "fp32", "--work", "{tmp}/work"],

@@ -11,7 +11,7 @@ from infinity_bundle import SIZES, tiny_infinity_source
 from tiny_model import ONE_THREAD, no_progress, tiny_options
 
 from nextscale.calib_data.subjects import Subjects
-from nextscale.compiler import _caches, build, infinity_family
+from nextscale.compiler import _caches, build
 from nextscale.compiler._caches import float_cache_bytes, with_decided_cache
 from nextscale.compiler.build import build_bundle
 from nextscale.compiler.infinity_family import InfinityFamily
@@ -110,7 +110,6 @@ def test_sizes_with_large_caches_are_not_run_in_full_precision(
 ) -> None:
     """They have more stages than what is observed, and are near what a bundle does that was calibrated with them."""
     monkeypatch.setattr(_caches, "MOST_CACHED", SOME)
-    monkeypatch.setattr(infinity_family, "MOST_CACHED", SOME)
     monkeypatch.setattr(build, "AGREEMENT_IMAGES", 2)
     family = InfinityFamily(tiny_infinity_source())
     small = {index for index, tokens in enumerate(TOKENS) if 2 * 2 * 2 * tokens * 32 * 4 <= SOME}
@@ -128,7 +127,7 @@ def test_sizes_with_large_caches_are_not_run_in_full_precision(
 
 
 def test_a_bundle_of_large_sizes_alone_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(infinity_family, "MOST_CACHED", 100)
+    monkeypatch.setattr(_caches, "MOST_CACHED", 100)
     words = "tiny: pictures of 0.000977M have 0.0 GB of keys and values in full precision, too many to be calibrated"
     with pytest.raises(NextscaleError, match=words):
         build_bundle(tiny_infinity_source(), tmp_path / "out", tiny_options("default"), no_progress)

@@ -12,10 +12,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from numpy.typing import NDArray
 from tiny_model import NUM_CLASSES, ONE_THREAD, PATCH_NUMS, L, V, no_progress, rounded_down, tiny_source
 
+from nextscale.calib_data.observed_stage import ObservedStage
 from nextscale.calib_data.token_maps import TokenMaps
-from nextscale.compiler import _plan
+from nextscale.compiler import _choose_ranges, _plan
 from nextscale.compiler._float_model import FloatModel
 from nextscale.compiler._plan import Plan, make_plan
 from nextscale.compiler._rounders import require_rounding
@@ -28,6 +30,7 @@ from nextscale.graph_passes.linear_layers import linear_layers
 from nextscale.graph_passes.observe_inputs import Input, Observer
 from nextscale.graph_passes.pipeline import quantize_stage
 from nextscale.graph_passes.qparams import QuantizedWeight, Range, RangeRule
+from nextscale.graph_passes.quantize_linear_pairs import PairRanges
 from nextscale.graph_passes.recipe import (
     ActivationRecipe,
     AttentionRecipe,
@@ -178,6 +181,29 @@ def test_other_rules_narrow_the_ranges_of_pairs(
     # Eight bits keep nearly all.
     assert narrower > (0 if (rule, bits) == ("mse", 8) else len(BLOCKS) * S)
     quantized(source, plan)
+
+
+def test_distributions_of_one_input_are_observed_once_for_all_its_layers(
+    source: VARSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Input] = []
+    observe = _choose_ranges.observe_histograms
+
+    def watched(stage: ObservedStage, ranges: Mapping[Input, Range], *further: Any) -> Any:
+        seen.extend(ranges)
+        return observe(stage, ranges, *further)
+
+    monkeypatch.setattr(_choose_ranges, "observe_histograms", watched)
+    plan = plan_of(source, tmp_path, pair_recipe("percentile"))
+    inputs = [layer.input for key in seen for layer in facts_of(source.var).layers if layer.name == key.node]
+    assert len(seen) == 2 * len({*inputs} - {"word_embed", "head"}) + 2  # a pair has two parts
+    for parts in zip(*(_ends(plan.stage.pair_ranges[f"blocks.0.attn.{part}"]) for part in "qkv"), strict=True):
+        for other in parts[1:]:
+            np.testing.assert_array_equal(other, parts[0])
+
+
+def _ends(pair: PairRanges) -> list[NDArray[np.float32]]:
+    return [end for part in (pair.uncond, pair.difference) for end in (part.minimum, part.maximum)]
 
 
 def test_dynamic_ranges_are_not_observed(source: VARSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
