@@ -170,7 +170,7 @@ class RecipeBundles:
             partial, options = folder.with_name(f"{folder.name}.partial"), BuildOptions(recipe, session=self.session)
             family.sample(Generator(original, self.session), options, partial, progress).save(folder)
             remove_folder(partial)
-        return family.load_sampled(folder, original)
+        return family.load_sampled(folder)
 
     def _is_learned(self, recipe: Recipe) -> bool:
         """Whether its rounding is there to be read."""
