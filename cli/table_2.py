@@ -29,7 +29,7 @@ from nextscale.paper._table_2_page import headers, markdown, notes, row_cells
 from nextscale.paper.recipe_bundles import Learning, RecipeBundle, RecipeBundles
 from nextscale.paper.table_2 import HPS, IMAGE_REWARD, ROWS, Comparing, Table2, measure_table_2
 from nextscale.paper.table_3 import FULL_PRECISION
-from nextscale.runtime._errors import OutputError
+from nextscale.runtime._errors import NextscaleError, OutputError
 from nextscale.runtime._manifest import Manifest
 from nextscale.runtime._operators import Ops
 from nextscale.runtime._session import SessionOptions
@@ -170,6 +170,7 @@ def table_2(
     with show_resumable_steps(work) as steps:
         steps("reading the model")
         store = RecipeBundles(work / "bundles", load, roundings, session, learning, encoder=False)
+        store.require_calibration(wanted)
         store.require_model()
         bundles, left_out = _bundles(wanted, store, steps)
         del store  # and the model in torch with it
@@ -267,8 +268,15 @@ def _bundles(wanted: Sequence[Recipe], store: RecipeBundles, steps: Steps) -> tu
         missing = None if there is not None else store.missing(recipe)
         if missing is not None:
             left_out.append(missing)
-        else:
+            continue
+        try:
             bundles.append(there or store.build(recipe, steps))
+        except OutputError:
+            raise
+        except NextscaleError as error:  # such as a budget that is too small for the model
+            if recipe.name == FULL_PRECISION:
+                raise
+            left_out.append(f"{recipe.name}: {error}")
     return bundles, left_out
 
 

@@ -7,7 +7,7 @@ and with its learned rounding, which is read or, where that is asked for, learne
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -103,6 +103,13 @@ class RecipeBundles:
                 f"{self.work}: holds bundles of another model, or of other sizes or calibration prompts; choose "
                 "another --work"
             )
+
+    def require_calibration(self, recipes: Iterable[Recipe]) -> None:
+        """Raise NextscaleError if there is nothing to calibrate with those that are to be built, before any is."""
+        for recipe in recipes:
+            if recipe.precision != FULL_PRECISION and self.built(recipe) is None and self.missing(recipe) is None:
+                family_of(self._source).calibration_subjects(1, seed=0)
+                return
 
     def built(self, recipe: Recipe) -> RecipeBundle | None:
         """The bundle, if it is there.

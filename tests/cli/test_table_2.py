@@ -21,7 +21,7 @@ from nextscale.compiler import build
 from nextscale.compiler.options import BuildOptions
 from nextscale.models.infinity.sources import InfinitySource
 from nextscale.runtime import Bundle
-from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError, OutputError
 from nextscale.simulation.reconstruction_settings import ReconstructionSettings
 from tests.goldens.infinity_parity import in_chunks, random_state
 
@@ -57,6 +57,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "few.txt").write_text("red\nblue\n")
     recipe = '[activations]\ngranularity = "image"\n[attention]\nproducts = "integer"\nweights = "log2"\n'
     (folder / "small.toml").write_text(f'{recipe}[decoder]\nprecision = "float"\n')
+    shift = 'shift_and_sum = "residual"\nbudget = 0.0001\n'  # less than its scores cost
+    (folder / "tight.toml").write_text(recipe + shift)
     (folder / "learned.toml").write_text(f'[weights]\nbits = 4\nrounding = "reconstructed"\n{recipe}')
     return folder
 
@@ -79,11 +81,18 @@ def test_rows_are_built_measured_and_gone_on_with(
 ) -> None:
     files = {name: tmp_path / f"table.{name}" for name in ("json", "md")}
     chosen = ("--prompts", "prompts.json", "--judge", "judge.onnx", "--cfg-scale", "2", "--top-p", "0")
-    arguments = (*chosen, "--rows", "small.toml,fp32,learned.toml", "--calibration-prompts", "few.txt")
-    assert run(*arguments, "--json", str(files["json"]), "--markdown", str(files["md"])) == 0
+    arguments = (*chosen, "--calibration-prompts", "few.txt", "--rows", "small.toml,fp32,learned.toml")
+    outputs = ("--json", str(files["json"]), "--markdown", str(files["md"]))
+    assert run(*arguments[:-1], f"{arguments[-1]},tight.toml", *outputs) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
-    for text in ("Full precision", "another seed", "small", "left out: learned: its weights are learned, and no"):
+    for text in (
+        "Full precision",
+        "another seed",
+        "small",
+        "left out: learned: its weights are learned, and no",
+        "left out: tight: a budget of 0.01% is too small",
+    ):
         assert text in captured.out
     document = json.loads(files["json"].read_text())
     assert [row["name"] for row in document["rows"]] == ["fp32", "noise floor", "small"]
@@ -127,9 +136,12 @@ def test_rounding_is_learned_where_that_is_asked_for(
     def learn_bundle(source: InfinitySource, out: Path, options: BuildOptions, *further: object) -> None:
         assert options.token_maps is not None
         calls.append((source.name, out.name, options.recipe.name, len(options.token_maps), *further[:2]))
-        raise NextscaleError("far enough")
+        raise OutputError("far enough")
 
     monkeypatch.setattr("nextscale.paper.recipe_bundles.learn_bundle", learn_bundle)
+    assert_refused(
+        capsys, run("--prompts", "lines.txt", "--rows", "fp32,small.toml"), "prompt 3 of calibration: prompt"
+    )
     learning = ("--learn", "--iterations", "7", "--learning-batch", "3", "--calibration-prompts", "few.txt")
     code = run("--prompts", "lines.txt", "--rows", "fp32,learned.toml", *learning)
     assert_refused(capsys, code, "far enough")
@@ -196,9 +208,13 @@ def test_a_folder_of_other_things_is_left_alone(
     bundles = tmp_path / "work" / "bundles"
     bundles.mkdir(parents=True)
     (bundles / "mine.txt").write_text("mine")
-    assert_refused(capsys, run("--prompts", "lines.txt"), "holds other files, and no model.json; choose another --wo")
+    assert_refused(
+        capsys,
+        run("--prompts", "lines.txt", "--rows", "fp32"),
+        "holds other files, and no model.json; choose another --wo",
+    )
     (bundles / "model.json").write_text("{")
-    assert_refused(capsys, run("--prompts", "lines.txt"), "model.json: damaged; remove")
+    assert_refused(capsys, run("--prompts", "lines.txt", "--rows", "fp32"), "model.json: damaged; remove")
 
 
 def test_missing_weights_are_told_before_anything_is_built(
