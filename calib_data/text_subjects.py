@@ -35,7 +35,7 @@ def drawn_subjects(
         images: N.
         rng: draws the order.
     """
-    order = np.resize(rng.permutation(len(texts)), images)
+    order = np.resize(rng.permutation(len(texts)), images).tolist()
     return Subjects(np.resize(sizes, images), texts=tuple(texts[number] for number in order))
 
 
