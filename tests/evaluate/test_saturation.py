@@ -103,7 +103,7 @@ def test_16_bits_hold_minus_32768_and_plus_32767() -> None:
 
 
 def build(folder: Path, recipe: str, reduce_range: bool, encoder: bool = False) -> Bundle:
-    options = tiny_options(recipe, reduce_range=reduce_range, encoder=encoder)
+    options = tiny_options(recipe, reduce_range=reduce_range, encoder=encoder, fused=False)
     return build_bundle(tiny_source(), folder / f"{recipe}-{reduce_range}", options, no_progress)
 
 
