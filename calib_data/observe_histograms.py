@@ -104,9 +104,9 @@ def _least_squares(
     centres, weights = ((edges[1:] + edges[:-1]) / 2).astype(np.float32), histogram.astype(np.float64)
     factors = np.array(MSE_FACTORS, np.float32)
 
-    def best(lows: NDArray[np.float32], highs: NDArray[np.float32]) -> tuple[np.float32, np.float32]:
-        """Of as many ranges; each is a row of centres."""
-        lows, highs = np.broadcast_arrays(lows, highs)
+    def best(*ends: NDArray[np.float32] | np.float32) -> tuple[np.float32, np.float32]:
+        """Of lowest and highest ends, one for each factor or one for all; each range is a row of codes."""
+        lows, highs = np.broadcast_arrays(*ends)
         qparams = ActivationQParams.from_range(Range(lows[None, :, None], highs[None, :, None]), bits)
         squared = np.square(qparams.dequantize(qparams.quantize(centres)) - centres, dtype=np.float64)
         least = np.argmin([weights @ row for row in squared])
