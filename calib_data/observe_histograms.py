@@ -102,12 +102,18 @@ def _least_squares(
 ) -> tuple[np.float32, np.float32]:
     """Each end shrunk on its own, in turn, to the factor of the least squared error of the bins' centres."""
     edges = np.linspace(low, high, BINS + 1)
-    centres = ((edges[1:] + edges[:-1]) / 2).astype(np.float32)
+    centres, weights = ((edges[1:] + edges[:-1]) / 2).astype(np.float32), histogram.astype(np.float64)
+    factors = np.array(MSE_FACTORS, np.float32)
 
-    def error(ends: tuple[np.float32, np.float32]) -> float:
-        qparams = ActivationQParams.from_range(Range(*np.array(ends, np.float32)[:, None]), bits)
-        return float(histogram @ np.square(qparams.dequantize(qparams.quantize(centres)) - centres, dtype=np.float64))
+    def best(*ends: NDArray[np.float32] | np.float32) -> tuple[np.float32, np.float32]:
+        """Of lowest and highest ends, one for each factor or one for all; each range is a row of codes."""
+        lows, highs = np.broadcast_arrays(*ends)
+        qparams = ActivationQParams.from_range(Range(lows[None, :, None], highs[None, :, None]), bits)
+        squared = np.square(qparams.dequantize(qparams.quantize(centres)) - centres, dtype=np.float64)
+        least = np.argmin([weights @ row for row in squared])
+        return lows[least], highs[least]
 
-    best = min(((low * np.float32(f), high * np.float32(f)) for f in MSE_FACTORS), key=error)
-    best = min(((best[0], high * np.float32(f)) for f in MSE_FACTORS), key=error)
-    return min(((low * np.float32(f), best[1]) for f in MSE_FACTORS), key=error)
+    low, high = np.float32(low), np.float32(high)
+    left, right = best(low * factors, high * factors)
+    left, right = best(left, high * factors)
+    return best(low * factors, right)

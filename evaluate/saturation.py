@@ -11,7 +11,7 @@ columns. `tests/goldens/avx2_products.npz` holds results of those kernels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -120,7 +120,9 @@ def measure_saturation(
     options: SessionOptions,
     subjects: Subjects,
 ) -> dict[str, Saturation]:
-    """Emulate every integer product of a bundle on a sample of the rows of one sampled image.
+    """Emulate the integer products of a bundle on a sample of the rows of one sampled image.
+
+    Graphs of which no product can saturate are not run.
 
     Args:
         bundle: of an integer recipe.
@@ -134,13 +136,17 @@ def measure_saturation(
     recipe = bundle.manifest.recipe
     bits, weights = int(recipe["activations"]["bits"]), str(recipe["attention"]["weights"])
     of_attention = attention_bits(bits, bool(recipe.get("reduce_range")))
-    found = dict[str, _Layer]()
-    for role, model in graphs.items():
-        for product in integer_products(model):
+    products = {role: integer_products(model) for role, model in graphs.items()}
+    found, saturating = dict[str, _Layer](), set[str]()
+    for role, its_products in products.items():
+        for product in its_products:
             its_bits = BITS_OF[role] if role != "stage" else bits if product.kind == "linear" else of_attention
-            _layer(found, product).possible |= can_saturate(product, its_bits, weights)
-    for products, operands in _runs(bundle, graphs, options, subjects):
-        for product in products:
+            layer = _layer(found, product)
+            layer.possible |= can_saturate(product, its_bits, weights)
+            if layer.possible:
+                saturating.add(role)
+    for role, operands in _runs(bundle, graphs, saturating, options, subjects):
+        for product in products[role]:
             if product.is_observable:
                 found[product.name].observe(product, operands)
     return {name: layer.result() for name, layer in found.items()}
@@ -257,13 +263,16 @@ def _squares(x: NDArray[Any]) -> float:
 
 
 def _runs(
-    bundle: Bundle, graphs: Mapping[str, ir.Model], options: SessionOptions, subjects: Subjects
-) -> Iterator[tuple[list[IntegerProduct], Mapping[str, NDArray[Any]]]]:
-    """The products and their operands at each stage of one image, of the decoder, and of the others."""
-    stage = graphs["stage"]
-    observed, products = ObservedStage.open(bundle, expose_operands(stage), options), integer_products(stage)
-    for _, found in observed.run(subjects, subjects.sampled(bundle.manifest)):
-        yield products, found.outputs
+    bundle: Bundle,
+    graphs: Mapping[str, ir.Model],
+    wanted: Collection[str],
+    options: SessionOptions,
+    subjects: Subjects,
+) -> Iterator[tuple[str, Mapping[str, NDArray[Any]]]]:
+    """The operands of the graphs of some roles: at each stage of one image, of the decoder, and of the others.
+
+    The decoder reads what the stages make, and the encoder what the decoder makes.
+    """
 
     def operands(role: str, inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         exposed = expose_operands(graphs[role])
@@ -271,13 +280,18 @@ def _runs(
         session = open_model(exposed, bundle.folder, options, bundle.linked_data())
         return dict(zip(names, session.run(names, inputs), strict=True))
 
-    decoded = operands("decoder", {"f_hat": found.f_hat.numpy()})
-    yield integer_products(graphs["decoder"]), decoded
-    if "encoder" in graphs:
+    if not {"stage", "decoder", "encoder"}.isdisjoint(wanted):
+        observed = ObservedStage.open(bundle, expose_operands(graphs["stage"]), options)
+        for _, found in observed.run(subjects, subjects.sampled(bundle.manifest)):
+            yield "stage", found.outputs
+    if not {"decoder", "encoder"}.isdisjoint(wanted):
+        decoded = operands("decoder", {"f_hat": found.f_hat.numpy()})
+        yield "decoder", decoded
+    if "encoder" in wanted:
         size = bundle.manifest.input_of_kind("size")
         further = {} if size is None else {size.name: np.array(subjects.sizes[0])}
-        yield integer_products(graphs["encoder"]), operands("encoder", {"images": decoded["images"], **further})
+        yield "encoder", operands("encoder", {"images": decoded["images"], **further})
     prompts = bundle.manifest.verify.prompts
-    if "text_encoder" in graphs and prompts is not None:
+    if "text_encoder" in wanted and prompts is not None:
         token_ids = bundle.tokenizer.encode(prompts[0])
-        yield integer_products(graphs["text_encoder"]), operands("text_encoder", {"token_ids": token_ids[None]})
+        yield "text_encoder", operands("text_encoder", {"token_ids": token_ids[None]})

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
-from onnxscript import GraphBuilder, OpBuilder
+from onnxscript import OpBuilder
 
 from nextscale.export.graph_builder import Constants, add_output, dimensions, finish, new_builder, scalar_at
+from nextscale.graph_passes._graph_builder import GraphBuilder
 from nextscale.runtime._manifest import BATCH, RequestInput
 from nextscale.runtime._sizes import SIZE_SYMBOLS, SizeInfo
 

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnxscript import GraphBuilder, OpBuilder
+from onnxscript import OpBuilder
 
+from nextscale.graph_passes._graph_builder import GraphBuilder
 from nextscale.graph_passes._graph_edit import MICROSOFT
 from nextscale.models._weight import Weight
 

@@ -16,7 +16,6 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnxscript import GraphBuilder
 
 from nextscale.graph_passes._autoencoder_patterns import (
     Attention,
@@ -28,6 +27,7 @@ from nextscale.graph_passes._autoencoder_patterns import (
     Residual,
 )
 from nextscale.graph_passes._channel_steps import channel_steps
+from nextscale.graph_passes._graph_builder import GraphBuilder
 from nextscale.graph_passes._graph_edit import MICROSOFT
 from nextscale.graph_passes._integer_convolution import IntegerKernel, integer_kernel
 from nextscale.graph_passes._subpixel_upsample import subpixel_kernels

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
-from onnxscript import GraphBuilder, OpBuilder
+from onnxscript import OpBuilder
+
+from nextscale.graph_passes._graph_builder import GraphBuilder
 
 MICROSOFT = "com.microsoft"
 

@@ -37,12 +37,15 @@ def scores(
     rows: int,
     magnitudes: tuple[float, float] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The integer product of q [R, H, l, d] and k [R, H, d, T], and its scale; `magnitudes` are static."""
+    """The integer product of q [R, H, l, d] and k [R, H, d, T], and its scale; `magnitudes` are static.
+
+    Multiplied in float64, which is exact below 2^53 and much faster.
+    """
     q_scale, k_scale = (
         scale_of(known, bits) for known in magnitudes or (image_magnitude(q, rows), image_magnitude(k, rows))
     )
-    product = signed_codes(q, q_scale, bits) @ signed_codes(k, k_scale, bits)
-    return product, q_scale * k_scale
+    product = signed_codes(q, q_scale, bits).astype(np.float64) @ signed_codes(k, k_scale, bits).astype(np.float64)
+    return product.astype(np.int64), q_scale * k_scale
 
 
 def orders(score: NDArray[np.float32], theta: float, places: int) -> NDArray[np.int64]:

@@ -85,6 +85,8 @@ class Operator:
         self.model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads
+        # More threads than cores would spin on those that others need.
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         settings.log_severity_level = 4
         settings.register_custom_ops_library(str(library))
         with instruction_set(isa):

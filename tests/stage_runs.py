@@ -10,13 +10,15 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from nextscale.models.var.sources import VARSource
+from nextscale.runtime._session import SessionOptions, session_settings
 
 Array = NDArray[Any]
 
 
 def run_stages(model: ir.Model, source: VARSource, num_stages: int | None = None) -> list[dict[str, Array]]:
     """All outputs of two images, stage after stage, of all stages or the first ones."""
-    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    settings, content = session_settings(SessionOptions(threads=1)), ir.to_proto(model).SerializeToString()
+    session = onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
     info, rng = source.model_info(), np.random.default_rng(0)
     feeds: dict[str, Array] = {
         "class_labels": np.array([1, 7]),

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
-from onnxscript import GraphBuilder, OpBuilder
+from onnxscript import OpBuilder
 
 from nextscale.export.autoencoder_parts import AutoencoderParts, to_numbers
 from nextscale.export.graph_builder import Constants, add_output, finish, new_builder
 from nextscale.export.infinity._patches import to_tokens
+from nextscale.graph_passes._graph_builder import GraphBuilder
 from nextscale.models.infinity.bsq_vae import BSQVAE, BSQVAEConfig
 
 NUMBER = "const_"  # how the builder names constants that are given as numbers

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
-from onnxscript import GraphBuilder, OpBuilder
+from onnxscript import OpBuilder
 
 from nextscale.export.bit_sampling_graph import sample_bits
 from nextscale.export.graph_builder import Constants, Shape, add_output, finish, linear, new_builder, rows, scalar_at
 from nextscale.export.infinity._patches import to_maps, to_tokens
 from nextscale.export.infinity._stage_tables import Stage, StageTables
 from nextscale.export.infinity._text_parts import KeyValue, RequestText, TextParts, TextState
+from nextscale.graph_passes._graph_builder import GraphBuilder
 from nextscale.graph_passes._graph_edit import MICROSOFT
 from nextscale.graph_passes.layer_facts import GUIDED_AXIS, SIZE_INPUT, STAGE_INPUT
 from nextscale.models.equalization import NOT_EQUALIZED, Equalization

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import torch.nn.functional as F
-from onnxscript import GraphBuilder, OpBuilder
+from onnxscript import OpBuilder
 
 from nextscale.export.autoencoder_parts import AutoencoderParts, to_numbers
 from nextscale.export.graph_builder import Constants, add_output, finish, new_builder
 from nextscale.export.var.stage_graph import folded_phi
+from nextscale.graph_passes._graph_builder import GraphBuilder
 from nextscale.models.var.multi_scale_quantizer import MultiScaleQuantizer, Phi
 from nextscale.models.var.resampling import pooling_matrix, upsampling_matrix
 from nextscale.models.var.vqvae import VQVAE

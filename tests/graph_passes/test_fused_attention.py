@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +67,15 @@ def cosine_attention(size: int) -> ir.Model:
     return finish(builder)
 
 
-def run(model: ir.Model, library: Path, feeds: Feeds) -> Feeds:
+def session_of(model: ir.Model, library: Path) -> onnxruntime.InferenceSession:
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = 1
     settings.register_custom_ops_library(str(library))
     proto = ir.to_proto(model).SerializeToString()
-    session = onnxruntime.InferenceSession(proto, settings, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(proto, settings, providers=["CPUExecutionProvider"])
+
+
+def run(session: onnxruntime.InferenceSession, feeds: Feeds) -> Feeds:
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(None, feeds), strict=True))
 
@@ -108,13 +111,22 @@ def both(
     library: Path, feeds: Feeds, weights: AttentionWeights, bits: int, form: Form | None, known: bool
 ) -> tuple[Feeds, Feeds]:
     """The outputs of the stock graph and of the fused one."""
-    model = cosine_attention(feeds["past_value"].shape[3])
+    stock, fused = sessions(library, feeds["past_value"].shape[3], weights, bits, form, known)
+    return run(stock, feeds), run(fused, feeds)
+
+
+@lru_cache(maxsize=2 * len(SHAPES))
+def sessions(
+    library: Path, size: int, weights: AttentionWeights, bits: int, form: Form | None, known: bool
+) -> tuple[onnxruntime.InferenceSession, onnxruntime.InferenceSession]:
+    """Of both graphs, for all shapes with heads of one size."""
+    model = cosine_attention(size)
     magnitudes = {MIX: MAGNITUDES} if known else None
     how = shift_and_sum(form, 0.02)
     stock = quantize_attention(model, weights, bits, ROWS, magnitudes, how, STAGE_INPUT)
     fused = fuse_integer_attention(model, weights, bits, ROWS, magnitudes, how, STAGE_INPUT, [MIX])
     assert fused_attentions(fused) == {MIX}
-    return run(stock, library, feeds), run(fused, library, feeds)
+    return session_of(stock, library), session_of(fused, library)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -220,18 +221,24 @@ def test_chunks_of_a_large_picture_meet(ops_library: Path, isa: str, upsample: b
     np.testing.assert_array_equal(run(x=x[1:])[0], expected[1:])
 
 
+@cache
+def large_floats(width: int, upsample: bool, stride: int) -> tuple[Array, Array, list[Kernel], Array, Array]:
+    """x, fine, kernels, residual and their result, once for all instruction sets."""
+    rng = np.random.default_rng(4)
+    x, fine = rng.integers(0, 256, (2, 2, 4 * stride, width, 100)).astype(np.uint8)
+    kernels = kernels_of(rng, 100, 20, upsample)
+    product = float_convolution(x, 100, kernels, fine, stride=stride)
+    residual = residual_of(rng, product)
+    return x, fine, kernels, residual, product + residual
+
+
 @pytest.mark.parametrize(("upsample", "stride"), FORMS)
 @pytest.mark.parametrize("width", [200, 300])
 def test_chunks_of_large_float_results_meet(
     ops_library: Path, isa: str, width: int, upsample: bool, stride: int
 ) -> None:
     """At a width of 200, 512 pixels are an odd number of lines, which a chunk must not have with stride 2."""
-    rng = np.random.default_rng(4)
-    x, fine = rng.integers(0, 256, (2, 2, 4 * stride, width, 100)).astype(np.uint8)
-    kernels = kernels_of(rng, 100, 20, upsample)
-    product = float_convolution(x, 100, kernels, fine, stride=stride)
-    residual = residual_of(rng, product)
-    expected = product + residual
+    x, fine, kernels, residual, expected = large_floats(width, upsample, stride)
     for threads in (1, 2, 3):
         run = operator(ops_library, isa, x, 100, kernels, threads, "float", fine, residual, stride)
         np.testing.assert_array_equal(run()[0], expected)

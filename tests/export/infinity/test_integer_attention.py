@@ -6,7 +6,8 @@ graph itself had at its input.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 
 import attention_oracle as oracle
 import numpy as np
@@ -70,18 +71,25 @@ def request(stages: InfinityStages, size: int) -> Outputs:
     return stages.feeds(features, size, text_mask=mask, uniforms=uniforms, cfg_scale=2)
 
 
+@cache
+def float_stage() -> ir.Model:
+    """What passes read and do not change."""
+    return build_stage_graph(tiny_infinity(), SIZES)
+
+
 def products(
-    weights: AttentionWeights, bits: int, form: Form | None, size: int
+    weights: AttentionWeights, bits: int, form: Form | None, sizes: Iterable[int]
 ) -> Iterator[tuple[str, int, Operands, Outcome]]:
-    """Name, stage, operands and outcome of each integer product of a picture."""
-    model = build_stage_graph(tiny_infinity(), SIZES)
+    """Name, stage, operands and outcome of each integer product of a picture of each size."""
+    model = float_stage()
     patterns = [pattern for pattern in attention_patterns(model.graph) if pattern.name in NAMES]
     integer = quantize_attention(model, weights, bits, ROWS, None, shift_and_sum(form), "stage", NAMES)
     stages = InfinityStages(exposed(integer, patterns), CONFIG, SIZES)
-    for si, found in enumerate(stages.run(request(stages, size))):
-        for pattern in patterns:
-            q, k, scores, a, v, y = (found[str(value.name)] for value in values_of(pattern))
-            yield pattern.name, si, Operands(q, k, v), Outcome(y, scores, a, 0)
+    for size in sizes:
+        for si, found in enumerate(stages.run(request(stages, size))):
+            for pattern in patterns:
+                q, k, scores, a, v, y = (found[str(value.name)] for value in values_of(pattern))
+                yield pattern.name, si, Operands(q, k, v), Outcome(y, scores, a, 0)
 
 
 def visible(name: str) -> Array:
@@ -98,19 +106,18 @@ def visible(name: str) -> Array:
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_every_product_is_that_of_numpy(weights: AttentionWeights, form: Form | None, bits: int) -> None:
     checked = 0
-    for size in range(len(SIZES)):
-        for name, si, operands, outcome in products(weights, bits, form, size):
-            integers, unit = oracle.scores(operands.q, operands.k, bits, ROWS)
-            np.testing.assert_array_equal(np.round(outcome.scores / unit), integers)
-            assert_like_oracle(outcome, operands, weights, bits, shift_and_sum(form), si, visible=visible(name))
-            checked += 1
+    for name, si, operands, outcome in products(weights, bits, form, range(len(SIZES))):
+        integers, unit = oracle.scores(operands.q, operands.k, bits, ROWS)
+        np.testing.assert_array_equal(np.round(outcome.scores / unit), integers)
+        assert_like_oracle(outcome, operands, weights, bits, shift_and_sum(form), si, visible=visible(name))
+        checked += 1
     assert checked == sum(size.num_stages for size in SIZES) * 2 * CONFIG.depth
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_both_forms_give_the_same_numbers(weights: AttentionWeights) -> None:
     attentive = 0
-    both = (products(weights, 6, form, 0) for form in ("residual", "duplicate"))
+    both = (products(weights, 6, form, [0]) for form in ("residual", "duplicate"))
     for (name, si, _, residual), (_, _, _, duplicate) in zip(*both, strict=True):
         np.testing.assert_array_equal(residual.y, duplicate.y)
         attentive += int((oracle.orders(residual.weights.mean(2), THETA, PLACES[si]) > 0).sum())
@@ -122,8 +129,7 @@ def test_both_forms_give_the_same_numbers(weights: AttentionWeights) -> None:
 def test_what_pads_a_text_counts_for_nothing(weights: AttentionWeights) -> None:
     """At 3 bits, where the least power of two is not small. Ranges are static: padding would widen dynamic ones."""
     magnitudes = dict.fromkeys(NAMES, Magnitudes(4.0, 2.0, 2.0))
-    model = build_stage_graph(tiny_infinity(), SIZES)
-    model = quantize_attention(model, weights, 3, ROWS, magnitudes, shift_and_sum("residual"), "stage", NAMES)
+    model = quantize_attention(float_stage(), weights, 3, ROWS, magnitudes, shift_and_sum("residual"), "stage", NAMES)
     stages = InfinityStages(model, CONFIG, SIZES)
     together = request(stages, 1)
     alone = {
@@ -138,13 +144,12 @@ def test_what_pads_a_text_counts_for_nothing(weights: AttentionWeights) -> None:
 
 def test_the_operator_takes_self_attention_with_shift_and_sum() -> None:
     """Its query and key are turned before they are normalised, which leaves them as VAR's."""
-    model = build_stage_graph(tiny_infinity(), SIZES)
-    fused = fuse_integer_attention(model, "log2", 6, ROWS, None, shift_and_sum("residual"), "stage", NAMES)
+    fused = fuse_integer_attention(float_stage(), "log2", 6, ROWS, None, shift_and_sum("residual"), "stage", NAMES)
     assert fused_attentions(fused) == set(FACTS.attentions)
 
 
 def test_attentions_to_a_text_are_named_apart() -> None:
     assert FACTS.attentions == ("blocks.0.sa.mix", "blocks.1.sa.mix")
     assert FACTS.cross_attentions == ("blocks.0.ca.mix", "blocks.1.ca.mix")
-    patterns = {found.name: found for found in attention_patterns(build_stage_graph(tiny_infinity(), SIZES).graph)}
+    patterns = {found.name: found for found in attention_patterns(float_stage().graph)}
     assert [patterns[name].is_masked for name in NAMES] == [False, False, True, True]
