@@ -23,6 +23,9 @@ from build_memory_worker import BUILT, SOURCE, WEIGHTS, Settings
 from progress import log
 from provenance import provenance, publish
 
+from nextscale.models.infinity.presets import PRESETS as OF_INFINITY
+from nextscale.models.var.presets import PRESETS as OF_VAR
+
 WORKER = Path(__file__).with_name("build_memory_worker.py")
 INTERVAL = 0.05  # seconds between samples
 
@@ -44,7 +47,7 @@ class Step:
 
 
 @click.command(help=__doc__)
-@click.option("--preset", default="infinity-layer16", show_default=True)
+@click.option("--preset", type=click.Choice([*OF_INFINITY, *OF_VAR]), default="infinity-layer16", show_default=True)
 @click.option("--pn", default="0.06M", show_default=True, help="Of Infinity: areas, with commas between.")
 @click.option("--recipe", default="default", show_default=True)
 @click.option("--images", type=click.IntRange(1), default=2, show_default=True, help="Of calibration.")

@@ -15,7 +15,7 @@ def write(path: Path, *records: dict[str, Any]) -> None:
 
 
 def test_what_was_done_again_counts_once(tmp_path: Path) -> None:
-    """Steps 100 and 150 were lost with a machine, and done again; step 100 was validated, too."""
+    """Steps 100 and 150 were lost, and done again; step 100 was validated, too."""
     train = [{"step": step, "lr": 1, "loss": loss} for step, loss in ((50, 9), (100, 8), (150, 7), (100, 6), (150, 5))]
     write(tmp_path / "log", *train[:2], {"step": 100, "nats_held": 3}, *train[2:])
     found = curves.records(tmp_path / "log")
