@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from infinity_bundle import TEXT, tiny_infinity_source
+from infinity_bundle import TEXT
 from infinity_checkpoints import PIECES, save_text_encoder
 
-from nextscale.compiler._families import family_of
 from nextscale.models.checkpoint_file import CheckpointError
 from nextscale.models.t5.encoder import T5Config
 from nextscale.models.t5.random_weights import random_t5
@@ -43,19 +42,6 @@ def test_byt5_reads_bytes(folder: Callable[[T5Config], Path]) -> None:
     for prompt, found in zip(PROMPTS, source.features(PROMPTS), strict=True):
         ids = torch.tensor([[*(byte + 3 for byte in prompt.encode()), 1]])
         np.testing.assert_array_equal(found, random_t5(TEXT)(ids)[0].numpy())
-
-
-def test_prompts_are_read_once_for_all_bundles() -> None:
-    """Rows of a table are builds of one source by other names, each of which calibrates and compares with prompts."""
-    first, seen = tiny_infinity_source(), list[int]()
-    assert first.text is not None
-    first.text.encoder.register_forward_hook(lambda *_: seen.append(1))
-    families = [family_of(source) for source in (first, replace(first, name="row"), replace(first, name="other row"))]
-    for family in families:
-        family.agreement_subjects(2)
-    assert len(seen) == len(first.prompts)
-    family_of(replace(first, prompts=("fog",))).agreement_subjects(2)
-    assert len(seen) == len(first.prompts) + 1
 
 
 def test_a_list_of_words_is_found(folder: Callable[[T5Config], Path]) -> None:
