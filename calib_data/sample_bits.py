@@ -91,7 +91,9 @@ def sample_bit_maps(
             token_maps[image][sampling.place(image, group)] = bits
         reports.append(report)
     report = BitMatchingReport.join(reports)
-    return BitMaps(subjects, tuple(token_maps), {**sampling.identity, "report": report.as_json()}), report
+    stage_sizes = tuple(model.stage_sizes for model in generator.bundle.manifest.models)
+    settings_made = {**sampling.identity, "report": report.as_json()}
+    return BitMaps(subjects, tuple(token_maps), stage_sizes, settings_made), report
 
 
 class _Sampling:

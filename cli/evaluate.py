@@ -74,6 +74,8 @@ def evaluate(
     comes from the values (needs the export extra); of bundles of text in self-attention, and not where it is in float.
     """
     if attention_images is not None:
+        if attention_images > images:
+            raise click.UsageError(f"--attention-error {attention_images}: expected at most --images, {images}")
         # It edits graphs, for which an install for running alone lacks onnx: better known before a long comparison.
         from nextscale.evaluate import attention_error
     session = SessionOptions(threads=threads, ops=ops, ops_library=ops_library, keep_text_encoder=False)
@@ -94,6 +96,20 @@ def evaluate(
     if prompts is not None and not of_text:
         raise click.UsageError("--prompts: these bundles make pictures of classes")
     size = options.chosen_size(manifest, area, ratio)
+    observed: dict[str, Bundle] = {}
+    if attention_images is not None:
+        observed = {
+            name: candidate.bundle
+            for name, candidate in candidates.items()
+            if attention_error.has_attention_error(candidate.bundle)
+        }
+        needed = attention_error.observed_bytes(size.model)
+        if observed and needed > attention_error.MOST_OBSERVED:
+            raise NextscaleError(
+                f"--attention-error takes {needed / 1e9:.1f} GB at this size of pictures, of however few images; "
+                f"expected at most {attention_error.MOST_OBSERVED / 1e9:.0f} GB: "
+                f"{'choose a smaller --area, or ' if manifest.sizes else ''}leave it out"
+            )
     cfg_scale = manifest.default_cfg_scale if cfg_scale is None else cfg_scale
     texts = None if prompts is None else read_prompts(prompts)
     if json_path is not None:
@@ -116,17 +132,11 @@ def evaluate(
             on_images=lambda done: progress.update(task, completed=done),
         )
         errors: dict[str, AttentionError] = {}
-        if attention_images is not None:
-            opened = {
-                name: candidate.bundle
-                for name, candidate in candidates.items()
-                if attention_error.has_attention_error(candidate.bundle)
-            }
-            attention_images = min(attention_images, images)
-            task = progress.add_task("measuring attention", total=attention_images * len(opened))
+        if attention_images is not None and observed:
+            task = progress.add_task("measuring attention", total=attention_images * len(observed))
             found = attention_error.attention_errors(
                 reference_generator.bundle,
-                [*opened.values()],
+                [*observed.values()],
                 session,
                 images=attention_images,
                 seed=seed,
@@ -134,7 +144,7 @@ def evaluate(
                 subjects=None if subjects is None else subjects[:attention_images],
                 on_images=lambda done: progress.update(task, completed=done),
             )
-            errors = dict(zip(opened, found, strict=True))
+            errors = dict(zip(observed, found, strict=True))
     console = results_console(json_path)
     *_, bits = manifest.forced_tokens.row_shape
     console.print(_table(agreements, bits if of_text else None))

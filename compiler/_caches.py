@@ -29,16 +29,18 @@ def sizes_in_full_precision(name: str, model: ModelInfo, sizes: Sequence[SizeInf
     Args:
         name: of the bundle, for the refusal.
         model: at any size.
-        sizes: at least one.
+        sizes: none where the bundle has one, the model's, whose index is 0.
     Raises:
         NextscaleError: there is none.
     """
-    models = [model.of_size(size) for size in sizes]
+    models = [model.of_size(size) for size in sizes] or [model]
     within = [index for index, of_size in enumerate(models) if float_cache_bytes(of_size) <= MOST_CACHED]
     if not within:
         needed, smallest = min((float_cache_bytes(of_size), i) for i, of_size in enumerate(models))
+        height, width = model.image_size
+        pictures = sizes[smallest].area if sizes else f"{width} x {height}"
         raise NextscaleError(
-            f"{name}: pictures of {sizes[smallest].area} have {needed / 1e9:.1f} GB of keys and values in full "
+            f"{name}: pictures of {pictures} have {needed / 1e9:.1f} GB of keys and values in full "
             "precision, too many to be calibrated with; build a smaller area, too, such as 0.25M"
         )
     return sorted(within, key=lambda index: -models[index].num_stages)

@@ -20,11 +20,11 @@ class MappedWeights:
     """The parameters of some modules, moved to a file without a name and mapped from it.
 
     A build reads them a few times, and in between runs graphs that have weights of their own. The modules keep the
-    mapping, and the file goes with them.
+    mapping, and the file goes with them: each build of the same modules writes another, and the one before goes.
 
     Args:
         modules: changed in place; their parameters have the same values as before.
-        folder: where the file lies; it takes as many bytes as they have.
+        folder: where the file lies; it takes as many bytes as they have, of whatever type they are.
     """
 
     def __init__(self, modules: Iterable[nn.Module], folder: Path) -> None:

@@ -120,8 +120,7 @@ class InfinityFamily:
 
     def load_sampled(self, folder: Path) -> BitMaps:
         config = self.source.infinity.config
-        shapes = [(size.num_tokens, config.token_bits) for size in self.source.sizes]
-        return BitMaps.load(folder, config.text_channels, shapes)
+        return BitMaps.load(folder, config.text_channels, config.token_bits, self.source.size_infos())
 
     def identity(self) -> dict[str, Any]:
         source = self.source

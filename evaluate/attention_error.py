@@ -45,6 +45,7 @@ from nextscale.runtime._stage_runner import StageOutputs
 Array: TypeAlias = NDArray[np.float64]
 # The graph and NumPy round a product and a logarithm a little differently; more means that they compute another thing.
 CONSISTENT = 0.01
+MOST_OBSERVED = 4_000_000_000  # bytes of A, V and their products, of which more are not held in memory
 CROSS_ATTENTION = ".ca.mix"  # how the names of attentions to a text end
 
 

@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 
 from nextscale.calib_data.subjects import Subjects
 from nextscale.calib_data.text_subjects import text_subjects
-from nextscale.evaluate.attention_error import attention_errors, by_stage, has_attention_error, observed_bytes
+from nextscale.evaluate.attention_error import (
+    MOST_OBSERVED,
+    attention_errors,
+    by_stage,
+    has_attention_error,
+    observed_bytes,
+)
 from nextscale.evaluate.image_metrics import frechet_distance
 from nextscale.evaluate.teacher_forced import Agreement, Sampled, agreement, sample
 from nextscale.measure.provenance import finite, versions
@@ -40,7 +46,6 @@ from nextscale.runtime.image_io import write_files
 
 BITS = ("w6a6", "w4a8", "w4a6", "w4a4")
 ROWS = (FULL_PRECISION, "default", *(f"{method}-{bits}" for bits in BITS for method in METHODS))
-MOST_OBSERVED = 4_000_000_000  # bytes of A, V and their products, of which more are not held in memory
 IMAGE_REWARD, HPS = "ImageReward", "HPSv2.1"
 
 

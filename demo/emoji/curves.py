@@ -13,10 +13,16 @@ Records = list[dict[str, Any]]
 
 
 def records(log: Path) -> Records:
-    """A log's records by step: of a step that a call did again after one that was cut, the last."""
+    """A log's records by step: of a step that a call did again after one that was cut, the last.
+
+    A line that a killed call left half-written, and what the next one wrote behind it, is left out.
+    """
     found: dict[tuple[int, bool], dict[str, Any]] = {}
     for line in log.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
         found[record["step"], "lr" in record] = record
     return sorted(found.values(), key=lambda record: int(record["step"]))
 

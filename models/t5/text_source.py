@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -39,14 +39,23 @@ class TextSource:
     tokenizer: TokenizerInfo
     tokenizer_file: Path | None = None
     words_file: Path | None = None
+    _read: dict[tuple[str, ...], tuple[NDArray[np.float32], ...]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
-    @torch.no_grad()
     def features(self, prompts: Sequence[str]) -> tuple[NDArray[np.float32], ...]:
-        """The features of each prompt, float32 [N, Ct].
+        """The features of each prompt, float32 [N, Ct], kept for the next bundle that is calibrated with them.
 
         Raises:
             NextscaleError: a prompt is no text, has no tokens or too many; tells which.
         """
+        key = tuple(prompts)
+        if key not in self._read:
+            self._read[key] = self._features(key)
+        return self._read[key]
+
+    @torch.no_grad()
+    def _features(self, prompts: tuple[str, ...]) -> tuple[NDArray[np.float32], ...]:
         tokenizer, found = self._opened(), []
         for number, prompt in enumerate(prompts, 1):
             try:

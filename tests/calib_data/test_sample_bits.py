@@ -22,11 +22,13 @@ from nextscale.graph_passes.recipe import Matching
 from nextscale.models.infinity.reference import sample_bits
 from nextscale.runtime import Generator
 from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._sizes import SizeInfo
 from tests.tiny_infinity import CONFIG
 
 N = 12
 D = CONFIG.token_bits
-MODEL = CONFIG.text_channels, [(size.num_tokens, D) for size in SIZES]
+SIZE_INFOS = [SizeInfo(**dataclasses.asdict(size)) for size in SIZES]
+MODEL = CONFIG.text_channels, D, SIZE_INFOS
 SETTINGS = BitSamplingSettings(seed=3, batch_size=2)
 EACH = pytest.mark.parametrize("matching", MATCHINGS)
 Result = tuple[BitMaps, BitMatchingReport]
@@ -196,6 +198,7 @@ def test_maps_survive_their_folder(results: dict[Matching, Result], tmp_path: Pa
     maps.save(tmp_path / "maps")
     found = BitMaps.load(tmp_path / "maps", *MODEL)
     assert found.settings == maps.settings
+    assert found.stage_sizes == maps.stage_sizes == tuple(size.stage_sizes for size in SIZES)
     np.testing.assert_array_equal(found.subjects.sizes, maps.subjects.sizes)
     texts, expected_texts = found.subjects.texts, maps.subjects.texts
     assert texts is not None
@@ -204,6 +207,27 @@ def test_maps_survive_their_folder(results: dict[Matching, Result], tmp_path: Pa
     for ours, theirs in both:
         np.testing.assert_array_equal(ours, theirs)
         assert ours.dtype == theirs.dtype
+
+
+TURNED = dataclasses.replace(
+    SIZE_INFOS[0],
+    ratio=SIZE_INFOS[0].ratio[::-1],
+    stage_sizes=tuple((width, height) for height, width in SIZE_INFOS[0].stage_sizes),
+)
+OTHER_SIZES = {
+    "turned": ([TURNED, *SIZE_INFOS[1:]], f"{TURNED.area} {TURNED.ratio_in_words}; "),
+    "another order": (SIZE_INFOS[::-1], SIZE_INFOS[2].area),
+    "one more": ([*SIZE_INFOS, TURNED], SIZE_INFOS[0].area),
+}
+
+
+@pytest.mark.parametrize(("sizes", "expected"), OTHER_SIZES.values(), ids=OTHER_SIZES.keys())
+def test_maps_of_other_sizes_are_refused(
+    results: dict[Matching, Result], tmp_path: Path, sizes: list[SizeInfo], expected: str
+) -> None:
+    results["none"][0].save(tmp_path / "maps")
+    with pytest.raises(NextscaleError, match=f"of other sizes, or of these in another order; expected {expected}"):
+        BitMaps.load(tmp_path / "maps", CONFIG.text_channels, D, sizes)
 
 
 DAMAGED: dict[str, dict[str, Any]] = {

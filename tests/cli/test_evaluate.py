@@ -9,7 +9,10 @@ from refusal import assert_refused
 from tiny_model import build_tiny, tiny_source
 
 from nextscale.cli.main import main
+from nextscale.evaluate import attention_error
+from nextscale.evaluate.attention_error import observed_bytes
 from nextscale.evaluate.teacher_forced import KL_IN_WORDS
+from nextscale.runtime import Bundle
 
 FAST = ("--images", "3", "--batch", "2", "--threads", "1")
 
@@ -49,6 +52,14 @@ def test_the_error_of_attention_is_measured_on_request(
     found = json.loads(path.read_text())["bundles"][str(fp32_bundle)]["attention_error"]
     assert found["images"] == 2
     assert all(figure < 1e-6 for stage in found["relative"] for figure in stage)
+
+
+def test_attention_that_is_too_large_is_refused(
+    fp32_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention_error, "MOST_OBSERVED", observed_bytes(Bundle.open(fp32_bundle).model) - 1)
+    message = "of however few images; expected at most 0 GB: leave it out"
+    assert_refused(capsys, run(fp32_bundle, fp32_bundle, "--attention-error", 2), message)
 
 
 def test_one_image_has_no_standard_error(fp32_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,6 +105,7 @@ BAD_USAGE = {
     "no candidate": ([], "Missing argument 'BUNDLES...'"),
     "images": (["--images", "0"], "0 is not in the range"),
     "attention": (["--attention-error", "0"], "0 is not in the range"),
+    "attention of more images": (["--attention-error", "4"], "--attention-error 4: expected at most --images, 3"),
     "seed": (["--seed", "-1"], "-1 is not in the range"),
     "batch": (["--batch", "0"], "0 is not in the range"),
     "cfg": (["--cfg-scale", "-1"], "cfg_scale -1 is out of range"),

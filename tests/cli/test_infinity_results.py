@@ -15,7 +15,9 @@ from refusal import assert_refused
 from tiny_model import ONE_THREAD
 
 from nextscale.cli.main import main
-from nextscale.runtime import Generator
+from nextscale.evaluate import attention_error
+from nextscale.evaluate.attention_error import observed_bytes
+from nextscale.runtime import Bundle, Generator
 from tests.tiny_infinity import CONFIG, tiny_infinity
 
 FAST = ("--threads", "1")
@@ -94,11 +96,29 @@ def test_without_a_text_encoder_features_are_made_up(tmp_path: Path) -> None:
     assert found["bundles"]["shifted"]["kl"] > 0  # type: ignore[index]
 
 
-def test_float_attention_has_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ("--images", "2", "--area", "0.000977M", "--ratio", "1:1", "--attention-error", "4")
+def test_float_attention_has_no_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is sampled for it, nor is it too large."""
+    monkeypatch.setattr(attention_error, "attention_errors", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr(attention_error, "MOST_OBSERVED", 0)
+    options = ("--images", "2", "--area", "0.000977M", "--ratio", "1:1", "--attention-error", "2")
     found = evaluated(tmp_path / "a.json", "fp32", "shifted", *options)
     assert "none: in float" in capsys.readouterr().out
     assert "attention_error" not in found["bundles"]["shifted"]  # type: ignore[index]
+
+
+def test_attention_of_large_pictures_is_refused_before_it_begins(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the chosen size, which is not the first."""
+    monkeypatch.setattr(attention_error, "has_attention_error", lambda bundle: True)
+    monkeypatch.setattr("nextscale.cli.evaluate.text_subjects", lambda *_: pytest.fail("begun"))
+    model = Bundle.open("fp32").manifest.models[2]
+    monkeypatch.setattr(attention_error, "MOST_OBSERVED", observed_bytes(model) - 1)
+    options = ("--images", "2", "--area", "0.00391M", "--ratio", "1:1", "--attention-error", "2")
+    message = "GB at this size of pictures, of however few images; expected at most 0 GB: choose a smaller --area, or"
+    assert_refused(capsys, main(["evaluate", "fp32", "shifted", *options, *FAST]), message)
 
 
 def test_a_report_draws_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

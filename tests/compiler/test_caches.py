@@ -12,7 +12,7 @@ from tiny_model import ONE_THREAD, no_progress, tiny_options
 
 from nextscale.calib_data.subjects import Subjects
 from nextscale.compiler import _caches, build
-from nextscale.compiler._caches import float_cache_bytes, with_decided_cache
+from nextscale.compiler._caches import float_cache_bytes, sizes_in_full_precision, with_decided_cache
 from nextscale.compiler.build import build_bundle
 from nextscale.compiler.infinity_family import InfinityFamily
 from nextscale.evaluate.teacher_forced import teacher_forced
@@ -132,6 +132,14 @@ def test_a_bundle_of_large_sizes_alone_is_refused(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(NextscaleError, match=words):
         build_bundle(tiny_infinity_source(), tmp_path / "out", tiny_options("default"), no_progress)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_bundle_without_sizes_has_its_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_infinity_source().model_info()
+    assert sizes_in_full_precision("tiny", model, []) == [0]
+    monkeypatch.setattr(_caches, "MOST_CACHED", 100)
+    with pytest.raises(NextscaleError, match=r"tiny: pictures of 96 x 128 have 0\.0 GB of keys and values"):
+        sizes_in_full_precision("tiny", model, [])
 
 
 def test_codes_beside_integer_products_are_refused() -> None:

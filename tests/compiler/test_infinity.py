@@ -307,3 +307,16 @@ def test_values_that_overflow_are_refused(tmp_path: Path) -> None:
 def test_what_is_no_source_has_no_family() -> None:
     with pytest.raises(TypeError, match="no family builds a Subjects"):
         family_of(Subjects(np.zeros(1, np.int64)))  # type: ignore[arg-type]
+
+
+def test_prompts_are_read_once_for_all_bundles() -> None:
+    """Rows of a table are builds of one source by other names, each of which calibrates and compares with prompts."""
+    first, seen = tiny_infinity_source(), list[int]()
+    assert first.text is not None
+    first.text.encoder.register_forward_hook(lambda *_: seen.append(1))
+    families = [family_of(source) for source in (first, replace(first, name="row"), replace(first, name="other row"))]
+    for family in families:
+        family.agreement_subjects(2)
+    assert len(seen) == len(first.prompts)
+    family_of(replace(first, prompts=("fog",))).agreement_subjects(2)
+    assert len(seen) == len(first.prompts) + 1

@@ -23,6 +23,12 @@ def test_what_was_done_again_counts_once(tmp_path: Path) -> None:
     assert curves.points(found, "nats_held") == ([100], [3])
 
 
+def test_a_half_written_line_is_left_out(tmp_path: Path) -> None:
+    """At the end, and where the next call has gone on behind it."""
+    (tmp_path / "log").write_text('{"step": 1}\n{"step": 2, "lo{"step": 3}\n{"step": 4}\n{"step": 5, "lr"')
+    assert curves.records(tmp_path / "log") == [{"step": 1}, {"step": 4}]
+
+
 def test_curves_are_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     write(tmp_path / "tokenizer.jsonl", {"step": 9, "psnr_held": 20.0, "psnr_seen": 21.0})
