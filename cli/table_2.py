@@ -23,23 +23,30 @@ from nextscale.evaluate.vgg16_features import Vgg16Features
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.models.infinity.sources import InfinitySource
 from nextscale.models.sources import require_plain_name
+from nextscale.models.t5.text_source import TextSource
 from nextscale.paper._geneval import GenEval
 from nextscale.paper._prompted_pictures import Asked, Drawing, Measures, read_asked, spread
 from nextscale.paper._table_2_page import headers, markdown, notes, row_cells
 from nextscale.paper.recipe_bundles import Learning, RecipeBundle, RecipeBundles
 from nextscale.paper.table_2 import HPS, IMAGE_REWARD, ROWS, Comparing, Table2, measure_table_2
 from nextscale.paper.table_3 import FULL_PRECISION
-from nextscale.runtime._errors import NextscaleError, OutputError
+from nextscale.runtime._checked_values import require_integer
+from nextscale.runtime._errors import NextscaleError, OutputError, RequestError
+from nextscale.runtime._infinity_request import infinity_request
+from nextscale.runtime._input_arrays import scalar_array
 from nextscale.runtime._manifest import Manifest
 from nextscale.runtime._operators import Ops
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._text import printable
+from nextscale.runtime._tokenizer import ByteTokenizer, SentencePieceTokenizer
+from nextscale.runtime._wording import shown_value
 from nextscale.runtime.image_io import require_writable, write_files
 from nextscale.simulation._device import Device, require_device
 from nextscale.simulation.reconstruction_settings import ReconstructionSettings
 
 # The model where none is given: the demo, once its weights come with nextscale; a function of the bundle's name.
 DEFAULT_SOURCE: Callable[[str], InfinitySource] | None = None
+LAST_SEED = 2**63  # of the pictures; the noise floor has the next one
 
 _MODEL = (
     *INFINITY_MODEL,
@@ -74,7 +81,7 @@ def _model_options(command: Callable[..., object]) -> Callable[..., object]:
               "and 4/4, and default at 8/8]")  # fmt: skip
 @click.option("--images", type=click.IntRange(2), default=1000, show_default=True,
               help="Pictures of each row, at most one of each prompt.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(0, 2**63),
+@click.option("--seed", type=click.IntRange(0, LAST_SEED),
               help="Of the pictures; the noise floor has the next one.  [default: the prompts', or 0]")  # fmt: skip
 @click.option("--cfg-scale", type=float, help="Guidance; 0: none.  [default: the prompts', or the bundle's]")
 @click.option("--tau", type=float, help="Temperature.  [default: the prompts', or the bundle's]")
@@ -150,10 +157,12 @@ def table_2(
     require_writable([path for path in (json_path, markdown_path) if path is not None], read)
     if not learn:
         options.refuse("a table without --learn", "iterations", "learning_batch", "device")
-    wanted, load = _rows(rows, calibration_images), _loader(model)
+    wanted, read_model = _rows(rows, calibration_images), _loader(model)
     prompts, of_file = _asked(prompts_path, judge_path)
+    if len(prompts) < 2:
+        raise NextscaleError(f"{prompts_path}: 1 prompt; expected at least 2, between which pictures differ")
     asked = spread(prompts, images)
-    sampling = of_file | {key: value for key, value in given.items() if value is not None}
+    sampling = _sampling(given, of_file, prompts_path)
     session = SessionOptions(
         threads=threads, spinning=spinning, ops=ops, ops_library=ops_library, keep_text_encoder=False
     )
@@ -167,6 +176,12 @@ def table_2(
     measures = _measures(judge_path, image_reward, hps, threads)
     if measures.judge is not None:
         measures.judge.require([item.objects for item in asked])
+
+    def load() -> InfinitySource:
+        source = read_model()
+        _require_read(asked, source.text, prompts_path)
+        return source
+
     with show_resumable_steps(work) as steps:
         steps("reading the model")
         store = RecipeBundles(work / "bundles", load, roundings, session, learning, encoder=False)
@@ -231,6 +246,43 @@ def _asked(path: Path, judge: Path | None) -> tuple[list[Asked], dict[str, float
         return [Asked(prompt) for prompt in read_prompts(path)], {}
     found, settings = read_asked(path)
     return (found if judge is not None else [replace(item, objects=()) for item in found]), settings
+
+
+def _sampling(given: Mapping[str, float | None], of_file: Mapping[str, float], path: Path) -> dict[str, float]:
+    """How to sample: what options say, and what the file says where they do not.
+
+    Raises:
+        NextscaleError: a number that no request may have, or a seed that the noise floor has no next of.
+    """
+    limits = {item.name: item for item in infinity_request(1, 1, 1, patchify=False)}
+    found = dict[str, float]()
+    for name, value in given.items():
+        where = f"--{name.replace('_', '-')}" if value is not None else f"{path}, settings"
+        value = of_file.get(name) if value is None else value
+        if value is None:
+            continue
+        try:
+            if name == "seed" and not 0 <= require_integer(name, value) <= LAST_SEED:
+                raise RequestError(f"seed {shown_value(value)} is out of range: expected 0 to 2^63")
+            if name != "seed":
+                scalar_array(limits[name], value)
+        except RequestError as error:
+            raise NextscaleError(f"{where}: {error}") from None
+        found[name] = value
+    return found
+
+
+def _require_read(asked: Sequence[Asked], text: TextSource | None, path: Path) -> None:
+    """Raise NextscaleError unless the model's tokenizer takes all prompts."""
+    if text is None:
+        return
+    file, most = text.tokenizer_file, text.tokenizer.max_tokens
+    tokenizer = ByteTokenizer(most) if file is None else SentencePieceTokenizer(file, most)
+    for item in asked:
+        try:
+            tokenizer.encode(item.prompt)
+        except RequestError as error:
+            raise NextscaleError(f"{path}: {error}") from None
 
 
 def _rows(text: str, calibration_images: int | None) -> list[Recipe]:

@@ -17,6 +17,7 @@ from PIL import Image
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._file_hash import file_sha256
 from nextscale.runtime._regular_file import require_regular
+from nextscale.runtime._session import first_line
 
 REWARD_WEIGHTS, REWARD_CONFIG = "ImageReward.pt", "med_config.json"
 HPS_ARCHITECTURE, HPS_VERSION = "ViT-H-14", "v2.1"
@@ -42,7 +43,7 @@ class ImageReward:
         folder: with ImageReward.pt and med_config.json, as the authors publish them.
         device: "cpu" or "cuda".
     Raises:
-        NextscaleError: a file or the package is missing.
+        NextscaleError: a file or the package is missing, or the package cannot be imported or load the model.
     """
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
@@ -51,10 +52,13 @@ class ImageReward:
             _require_file(path)
         try:
             import ImageReward as package
-        except ModuleNotFoundError as error:
+        except ImportError as error:
             raise _missing("--image-reward", error, "image-reward==1.5") from None
         self.name = f"ImageReward {file_sha256(weights)[:12]}"
-        self._model: Any = package.load(str(weights), device=device, med_config=str(config))
+        try:
+            self._model: Any = package.load(str(weights), device=device, med_config=str(config))
+        except Exception as error:  # of files, of torch, and of what it fetches
+            raise NextscaleError(f"{weights}: image-reward cannot load it: {first_line(error)}") from None
 
     def __call__(self, images: NDArray[np.uint8], prompts: Sequence[str]) -> NDArray[np.float64]:
         """See `PromptScore`."""
@@ -75,25 +79,29 @@ class HumanPreference:
         weights: HPS_v2.1_compressed.pt, as the authors publish it.
         device: "cpu" or "cuda".
     Raises:
-        NextscaleError: the file or the package is missing, or the file holds other weights.
+        NextscaleError: the file or the package is missing, the package cannot be imported or make its model, or the
+            file holds other weights.
     """
 
     def __init__(self, weights: Path, device: str = "cpu") -> None:
         _require_file(weights)
         try:
             from hpsv2 import img_score
-        except ModuleNotFoundError as error:
+        except ImportError as error:
             raise _missing("--hps", error, "hpsv2") from None
         import torch
 
         self.name = f"HPS{HPS_VERSION} {file_sha256(weights)[:12]}"
-        img_score.initialize_model()
-        self._model, self._prepare = (img_score.model_dict[key] for key in ("model", "preprocess_val"))
-        self._tokenizer: Any = img_score.get_tokenizer(HPS_ARCHITECTURE)
+        try:
+            img_score.initialize_model()
+            self._model, self._prepare = (img_score.model_dict[key] for key in ("model", "preprocess_val"))
+            self._tokenizer: Any = img_score.get_tokenizer(HPS_ARCHITECTURE)
+        except Exception as error:  # of files, of torch, and of what it fetches
+            raise NextscaleError(f"--hps: hpsv2 cannot make its model: {first_line(error)}") from None
         try:
             self._model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True)["state_dict"])
         except Exception as error:  # torch and pickle each raise their own
-            raise NextscaleError(f"{weights}: no weights of HPS{HPS_VERSION}: {str(error).splitlines()[0]}") from None
+            raise NextscaleError(f"{weights}: no weights of HPS{HPS_VERSION}: {first_line(error)}") from None
         self._device = torch.device(device)
         self._model.to(self._device).eval()
 
@@ -116,5 +124,7 @@ def _require_file(path: Path) -> None:
         raise NextscaleError(f"{path}: no such file; expected the authors' own")
 
 
-def _missing(option: str, error: ModuleNotFoundError, package: str) -> NextscaleError:
-    return NextscaleError(f"{option} needs {error.name}, which is not installed: pip install {package}")
+def _missing(option: str, error: ImportError, package: str) -> NextscaleError:
+    if isinstance(error, ModuleNotFoundError):
+        return NextscaleError(f"{option} needs {error.name}, which is not installed: pip install {package}")
+    return NextscaleError(f"{option}: the package of {package} cannot be imported: {first_line(error)}")

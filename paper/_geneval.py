@@ -30,7 +30,7 @@ LIMIT = 256 * 2**20  # bytes of a file that is read
 
 @dataclass(frozen=True)
 class GenEval:
-    """Pictures for GenEval in a folder, WORK/{row}, and its results, WORK/{row}.jsonl.
+    """Pictures for GenEval in a folder, WORK/{row}, and its results there, which go with them: results.jsonl.
 
     Attributes:
         checkout: GenEval's repository.
@@ -92,7 +92,7 @@ class GenEval:
         return f"GenEval of {row}: run `{shlex.join(words)}`, and this command again"
 
     def _results(self, row: str) -> Path:
-        return self.work / f"{row}.jsonl"
+        return self.work / row / "results.jsonl"
 
     def _require_same(self, folder: Path, generator: Generator, drawing: Drawing) -> None:
         """Begin a folder with what decides its pictures, or go on with one of the same."""
@@ -100,6 +100,8 @@ class GenEval:
         settings = made_by | drawing.settings()
         path = folder / "settings.json"
         if not path.exists():
+            if folder.exists() and any(folder.iterdir()):
+                raise NextscaleError(f"{folder}: holds files, and no {path.name}; remove it")
             folder.mkdir(parents=True, exist_ok=True)
             write_files({path: lambda file: file.write(json.dumps(settings).encode())})
         elif _lines(path) != [settings]:
@@ -121,8 +123,10 @@ def _overall(path: Path, pictures: int) -> float:
     tasks: dict[str, list[bool]] = {}
     try:
         for item in results:
-            tasks.setdefault(item["tag"], []).append(bool(item["correct"]))
-    except KeyError:
+            if not isinstance(item["correct"], bool):
+                raise TypeError(item)
+            tasks.setdefault(item["tag"], []).append(item["correct"])
+    except (KeyError, TypeError):
         raise NextscaleError(f'{path}: no results of GenEval: expected "tag" and "correct" on each line') from None
     if len(results) != pictures:
         raise NextscaleError(f"{path}: results of {len(results)} pictures, expected {pictures}; run GenEval again")

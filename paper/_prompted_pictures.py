@@ -23,6 +23,7 @@ from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._next_scale_loop import Generator, features_of_prompts
 from nextscale.runtime._regular_file import read_regular
+from nextscale.runtime._wording import shown_value
 from nextscale.runtime.image_io import write_files
 
 RECOGNISED = "recognised"
@@ -52,7 +53,8 @@ def read_asked(path: Path) -> tuple[list[Asked], dict[str, float]]:
     Returns:
         the prompts, and what the file has of `SETTINGS`.
     Raises:
-        NextscaleError: it cannot be read, or is of another form.
+        NextscaleError: it cannot be read, or is of another form; a prompt is blank or no Unicode, or a kind is no name
+            of a column.
     """
     try:
         document = json.loads(read_regular(path, PROMPTS_LIMIT, "; give fewer prompts"))
@@ -72,6 +74,16 @@ def read_asked(path: Path) -> tuple[list[Asked], dict[str, float]]:
             f'{path}: no prompts; expected JSON such as {{"prompts": [{{"prompt": "a red apple", "kind": "seen", '
             '"objects": [["red apple", "whole"]]}]}'
         )
+    for number, item in enumerate(found, 1):
+        if not item.prompt.strip() or any("\ud800" <= c <= "\udfff" for c in item.prompt):
+            raise NextscaleError(
+                f"{path}: prompt {number}, {shown_value(item.prompt)}: expected words of valid Unicode"
+            )
+        if not item.kind.isprintable() or "|" in item.kind:
+            raise NextscaleError(
+                f"{path}: kind {shown_value(item.kind)} of prompt {number}: expected printable text without |, the "
+                "name of a column"
+            )
     return found, settings
 
 
@@ -283,8 +295,9 @@ def _continued(path: Path, measures: Measures, digests: NDArray[np.uint64]) -> P
     arrays = read_arrays(path)
     with suppress(KeyError):
         results = PictureResults({key: arrays[f"figures/{key}"] for key in measures.columns}, arrays["features"])
-        known = arrays["prompts"]
-        if all(len(values) == len(known) == len(results) for values in results.figures.values()):
+        known, features = arrays["prompts"], results.features
+        rows = [known, *results.figures.values()]
+        if features.ndim == 2 and all(values.ndim == 1 and len(values) == len(features) for values in rows):
             count = min(len(known), len(digests))
             return results if np.array_equal(known[:count], digests[:count]) else None  # of other prompts: begun again
     raise NextscaleError(f"{path}: damaged; delete the file to measure that bundle again")

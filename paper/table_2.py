@@ -21,7 +21,7 @@ from nextscale.evaluate.attention_error import (
     observed_bytes,
 )
 from nextscale.evaluate.image_metrics import frechet_distance
-from nextscale.evaluate.teacher_forced import Agreement, Sampled, agreement, sample
+from nextscale.evaluate.teacher_forced import Agreement, Sampled, agreement
 from nextscale.measure.provenance import finite, versions
 from nextscale.measure.statistics import Interval
 from nextscale.paper._geneval import GenEval
@@ -81,7 +81,7 @@ PAPER = {
 
 @dataclass(frozen=True)
 class Comparing:
-    """How bundles are compared with full precision, fed the bits that it samples.
+    """How bundles are compared with full precision, fed the bits that it samples as pictures are drawn.
 
     Attributes:
         images: of prompts in turn, for the KL.
@@ -325,7 +325,7 @@ class _Comparison:
         options: SessionOptions,
     ) -> None:
         self._original, self._prompts, self._comparing = original.bundle, prompts, comparing
-        self._cfg_scale, self._work, self._options = drawing.cfg_scale, work, options
+        self._drawing, self._work, self._options = drawing.settings(comparing.seed), work, options
         *_, self.bits = self._original.manifest.forced_tokens.row_shape
         self.left_out = list[str]()
         self._attention_images = min(comparing.attention_images, comparing.images)
@@ -340,8 +340,8 @@ class _Comparison:
         settings = {
             "reference": bundle_sha256(self._original),
             "prompts": [*self._prompts],
-            "cfg_scale": self._cfg_scale,
             "operators": candidate.ops.variant,
+            **self._drawing,
             **asdict(self._comparing),
             "attention_images": self._attention_images,
         }
@@ -363,15 +363,13 @@ class _Comparison:
             generator, total = Generator(self._original, self._options), self._comparing.images
             subjects, _ = text_subjects(generator, self._prompts, total, self._comparing.seed)
             batches = list[Sampled]()
-            for batch in sample(
-                generator,
-                subjects,
-                range(total),
-                seed=self._comparing.seed,
-                cfg_scale=self._cfg_scale,
-                batch_size=1,
-            ):
-                batches.append(batch)
+            for image in range(total):
+                settings = subjects[image : image + 1].settings(self._original.manifest)
+                settings |= {"first_image": image, **self._drawing}
+                stages = [*generator.stream(**settings, outputs=["logits"])]
+                tokens = np.concatenate([stage.tokens for stage in stages], axis=1)
+                logits = [stage.outputs["logits"] for stage in stages]
+                batches.append(Sampled(slice(image, image + 1), settings, tokens, logits))
                 on_images("sampling in full precision", len(batches), total)
             self._sampled = subjects, batches
         return self._sampled
@@ -389,7 +387,7 @@ class _Comparison:
             self._options,
             images=count,
             seed=self._comparing.seed,
-            cfg_scale=self._cfg_scale,
+            cfg_scale=self._drawing["cfg_scale"],
             subjects=subjects[:count],
             token_maps=np.concatenate([batch.tokens for batch in sampled[:count]]),
             on_images=lambda done: on_images(f"{name}: observing attention", done, count),
@@ -420,7 +418,7 @@ def _read_nearness(path: Path) -> Nearness:
         values = json.loads(path.read_bytes())
         tuples = {name: tuple(map(float, values[name])) for name in values if name.startswith("stage_")}
         return Nearness(**{**values, **tuples})
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         raise NextscaleError(f"{path}: damaged; delete the file to compare that bundle again") from None
 
 

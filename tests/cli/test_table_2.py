@@ -55,6 +55,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "prompts.json").write_text(json.dumps({"settings": settings, "prompts": prompts}))
     (folder / "lines.txt").write_text("fox\na cat\nfog\n")
     (folder / "few.txt").write_text("red\nblue\n")
+    (folder / "one.txt").write_text("fox\n")
+    (folder / "long.txt").write_text(f"fox\n{'a' * 70}\n")
     recipe = '[activations]\ngranularity = "image"\n[attention]\nproducts = "integer"\nweights = "log2"\n'
     (folder / "small.toml").write_text(f'{recipe}[decoder]\nprecision = "float"\n')
     shift = 'shift_and_sum = "residual"\nbudget = 0.0001\n'  # less than its scores cost
@@ -181,6 +183,11 @@ BAD_USAGE = {
     "no GenEval": ([*PROMPTS, "--geneval", "."], "give --geneval the folder of GenEval's repository"),
     "no reward": ([*PROMPTS, "--image-reward", "."], "ImageReward.pt: no such file"),
     "no preference": ([*PROMPTS, "--hps", "none.pt"], "none.pt: no such file"),
+    "no temperature": ([*PROMPTS, "--tau", "nan"], "--tau: tau nan is out of range: expected 0.0001 to 100"),
+    "endless guidance": ([*PROMPTS, "--cfg-scale", "inf"], "--cfg-scale: cfg_scale inf is out of range"),
+    "more than all": ([*PROMPTS, "--top-p", "1.5"], "--top-p: top_p 1.5 is out of range: expected 0 to 1"),
+    "one prompt": (["--prompts", "one.txt"], "one.txt: 1 prompt; expected at least 2"),
+    "a long prompt": (["--prompts", "long.txt"], "has 71 tokens, its end among them; expected at most 64: shorten it"),
 }
 
 
@@ -190,6 +197,27 @@ def test_bad_usage_is_one_line(
 ) -> None:
     assert_refused(capsys, run(*usage), message)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ('{"seed": NaN}', "seed nan: expected an integer"),
+        ('{"seed": Infinity}', "seed inf: expected an integer"),
+        ('{"seed": 1.5}', "seed 1.5: expected an integer"),
+        ('{"seed": -1}', "seed -1 is out of range: expected 0 to 2^63"),
+        ('{"tau": NaN}', "tau nan is out of range"),
+        ('{"cfg_scale": -Infinity}', "cfg_scale -inf is out of range"),
+        ('{"top_p": 2}', "top_p 2 is out of range"),
+    ],
+)
+def test_settings_of_a_file_that_no_request_may_have_are_one_line(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: str, message: str
+) -> None:
+    path = tmp_path / "asked.json"
+    path.write_text(f'{{"settings": {settings}, "prompts": [{{"prompt": "fox"}}, {{"prompt": "fog"}}]}}')
+    assert_refused(capsys, run("--prompts", str(path)), f"asked.json, settings: {message}")
+    assert [*tmp_path.iterdir()] == [path]
 
 
 @pytest.mark.parametrize("given", [MODEL[:0], MODEL[:2], MODEL[:4]], ids=["none", "no vae", "no text"])

@@ -115,3 +115,51 @@ def test_a_missing_package_is_one_line(reward: Path, hps: Path, monkeypatch: pyt
         ImageReward(reward)
     with pytest.raises(NextscaleError, match=r"--hps needs .+ pip install hpsv2"):
         HumanPreference(hps)
+
+
+def test_a_package_that_cannot_be_imported_is_one_line(
+    reward: Path, hps: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one that asks another package for a name that its newer versions do not have."""
+
+    class Broken(ModuleType):
+        def __getattr__(self, name: str) -> object:
+            raise ImportError("cannot import name 'x'\nfrom 'y'")
+
+    class Finder:
+        def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+            if name == "ImageReward":
+                raise ImportError("cannot import name 'x'\nfrom 'y'")
+
+    monkeypatch.setitem(sys.modules, "hpsv2", Broken("hpsv2"))
+    monkeypatch.delitem(sys.modules, "ImageReward")
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    with pytest.raises(NextscaleError, match=r"^--image-reward: .+ cannot be imported: cannot import name 'x' from"):
+        ImageReward(reward)
+    with pytest.raises(NextscaleError, match=r"^--hps: .+ cannot be imported: cannot import name 'x' from 'y'$"):
+        HumanPreference(hps)
+
+
+@pytest.mark.parametrize("error", [OSError("no network\nat all"), RuntimeError()], ids=["fetching", "no message"])
+def test_a_package_that_cannot_load_its_model_is_one_line(
+    reward: Path, hps: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    why = "no network at all" if str(error) else "RuntimeError"
+    monkeypatch.setattr(sys.modules["ImageReward"], "load", fail)
+    with pytest.raises(NextscaleError, match=rf"ImageReward\.pt: image-reward cannot load it: {why}$"):
+        ImageReward(reward)
+    monkeypatch.setattr(sys.modules["hpsv2.img_score"], "initialize_model", fail)
+    with pytest.raises(NextscaleError, match=rf"^--hps: hpsv2 cannot make its model: {why}$"):
+        HumanPreference(hps)
+
+
+def test_an_error_of_no_message_is_told_by_its_type(hps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise EOFError
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(NextscaleError, match=r"compressed\.pt: no weights of HPSv2\.1: EOFError$"):
+        HumanPreference(hps)

@@ -42,7 +42,7 @@ from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._next_scale_loop import features_of_prompts
 
 STAGES, BITS = SIZES[1].num_stages, 8
-DRAWING = Drawing(seed=3, cfg_scale=2.0, tau=0.5, top_p=0.97, batch_size=2)
+DRAWING = Drawing(seed=3, cfg_scale=2.0, tau=0.8, top_p=0.6, batch_size=2)  # of which none is the bundles' own
 COMPARING = Comparing(images=3, attention_images=0)
 ASKED = [
     Asked("fox", "one", (("rose", "whole"),)),
@@ -185,7 +185,7 @@ def test_nearness_is_that_of_the_log_odds(table: Table2, bundles: list[RecipeBun
     kl, equal = np.zeros((COMPARING.images, STAGES)), np.zeros((COMPARING.images, STAGES))
     for image in range(COMPARING.images):
         settings = subjects[image : image + 1].settings(reference.bundle.manifest)
-        settings |= {"seed": COMPARING.seed, "first_image": image, "cfg_scale": DRAWING.cfg_scale}
+        settings |= {"first_image": image, **DRAWING.settings(COMPARING.seed)}
         for stage in reference.stream(**settings, outputs=["logits"]):
             log_odds = stage.outputs["logits"].astype(np.float64)
             p, q = 1 / (1 + np.exp(-log_odds)), 1 / (1 + np.exp(-log_odds - 0.3))
@@ -273,10 +273,27 @@ def test_damaged_files_are_one_line(bundles: list[RecipeBundle], tmp_path: Path)
     nearness.write_text("{")
     with pytest.raises(NextscaleError, match=r"nearness\.json: damaged; delete the file"):
         measured(pair, Measures(MeanColours()), tmp_path)
-    pictures = next(tmp_path.glob("*-seed3.npz"))
-    np.savez(pictures, features=np.zeros((2, 3)))
-    with pytest.raises(NextscaleError, match=r"seed3\.npz: damaged; delete the file"):
+    nearness.write_text("[1]")
+    with pytest.raises(NextscaleError, match=r"nearness\.json: damaged; delete the file"):
         measured(pair, Measures(MeanColours()), tmp_path)
+    nearness.unlink()
+    pictures = next(tmp_path.glob("*-seed3.npz"))
+    for arrays in ({"features": np.zeros((2, 3))}, {"features": np.array(3.0), "prompts": np.zeros(1, np.uint64)}):
+        np.savez(pictures, **arrays)
+        with pytest.raises(NextscaleError, match=r"seed3\.npz: damaged; delete the file"):
+            measured(pair, Measures(MeanColours()), tmp_path)
+
+
+def test_bits_are_compared_as_pictures_are_drawn(bundles: list[RecipeBundle], tmp_path: Path) -> None:
+    """Settings that are others' do not find the figures of these."""
+    found = []
+    for drawing in (DRAWING, replace(DRAWING, tau=0.3), replace(DRAWING, top_p=1.0)):
+        table = measure_table_2(
+            bundles[:2], ASKED, Measures(MeanColours()), drawing, COMPARING, tmp_path, options=ONE_THREAD
+        )
+        assert table.rows[2].nearness is not None
+        found.append(table.rows[2].nearness.kl)
+    assert len(set(found)) == 3
 
 
 def test_the_text_encoder_is_loaded_once_for_all_prompts(
@@ -380,6 +397,21 @@ def test_columns_are_by_kind_where_there_are_several() -> None:
     assert list(figures_of(results, ["a", "a", "a"])) == [RECOGNISED, "HPSv2.1"]
 
 
+UNFIT = {
+    "a blank prompt": ({"prompt": " "}, r"prompt 2, ' ': expected words of valid Unicode"),
+    "half a character": ({"prompt": "a \ud83d"}, "prompt 2, 'a .+': expected words of valid Unicode"),
+    "a column's end": ({"prompt": "a", "kind": "a|b"}, r"kind 'a\|b' of prompt 2: expected printable text without \|"),
+    "two lines": ({"prompt": "a", "kind": "a\nb"}, "kind '.+' of prompt 2: expected printable text"),
+}
+
+
+@pytest.mark.parametrize(("item", "message"), UNFIT.values(), ids=UNFIT.keys())
+def test_prompts_that_cannot_be_drawn_or_told_are_one_line(item: object, message: str, tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text(json.dumps({"prompts": [{"prompt": "fox"}, item]}))
+    with pytest.raises(NextscaleError, match=rf"p\.json: {message}[^\n]*$"):
+        read_asked(tmp_path / "p.json")
+
+
 # GenEval
 
 
@@ -418,7 +450,8 @@ def test_geneval_gets_its_pictures_and_gives_its_score(
     assert samples == [f"{k:05}.png" for k in range(SAMPLES)]
     # Three of four pictures of one task are right, and one of the other.
     lines = [{"tag": tag, "correct": k < right} for tag, right in (("one", 3), ("two", 1)) for k in range(SAMPLES)]
-    results = tmp_path / "pictures" / "fp32.jsonl"
+    results = folder / "results.jsonl"
+    assert f"--outfile {results} " in line
     results.write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = measured(bundles[:1], Measures(MeanColours()), work, geneval=geneval)
     assert found.rows[0].geneval == pytest.approx((3 / 4 + 1 / 4) / 2)
@@ -427,11 +460,21 @@ def test_geneval_gets_its_pictures_and_gives_its_score(
     results.write_text("".join(json.dumps(line) + "\n" for line in lines[1:]))
     with pytest.raises(NextscaleError, match=r"results of 7 pictures, expected 8; run GenEval again"):
         measured(bundles[:1], Measures(MeanColours()), work, geneval=geneval)
-    results.write_text(json.dumps({"tag": "one"}) + "\n")
-    with pytest.raises(NextscaleError, match=r"no results of GenEval"):
-        measured(bundles[:1], Measures(MeanColours()), work, geneval=geneval)
+    for damaged in ({"tag": "one"}, {"tag": ["one"], "correct": True}, {"tag": "one", "correct": "False"}):
+        results.write_text(json.dumps(damaged) + "\n")
+        with pytest.raises(NextscaleError, match=r"no results of GenEval"):
+            measured(bundles[:1], Measures(MeanColours()), work, geneval=geneval)
     with pytest.raises(NextscaleError, match=r"fp32: has pictures of another bundle or of other settings; remove it"):
         geneval.score("fp32", Generator(bundles[1].bundle, ONE_THREAD), DRAWING, lambda what, done, total: None)
+
+    # Without what tells which pictures they are of, results are not read.
+    results.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "settings.json").unlink()
+    with pytest.raises(NextscaleError, match=r"fp32: holds files, and no settings\.json; remove it"):
+        measured(bundles[:1], Measures(MeanColours()), work, geneval=geneval)
+    # Pictures that are drawn again have no score yet.
+    shutil.rmtree(folder)
+    assert measured(bundles[:1], Measures(MeanColours()), work, geneval=geneval).rows[0].geneval is None
 
 
 def test_a_folder_that_is_not_genevals_is_one_line(checkout: Path, tmp_path: Path) -> None:
