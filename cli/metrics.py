@@ -24,8 +24,8 @@ from nextscale.evaluate.inception_network import InceptionNetwork
 from nextscale.evaluate.reference_statistics import Reference, read_demo_reference, read_reference
 from nextscale.measure.provenance import versions
 from nextscale.runtime._bundle import Bundle
-from nextscale.runtime._errors import OutputError
 from nextscale.runtime._machine import describe_machine
+from nextscale.runtime._outputs import make_folder
 from nextscale.runtime._request import DEFAULT_CFG_SCALE, resolve_top_k
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._text import printable
@@ -106,7 +106,8 @@ def metrics(
     network: ImageNetwork = (
         InceptionNetwork(inception_weights, device) if inception_weights else FeatureNetwork(device, threads)
     )
-    _make_folder(work)
+    make_folder(work)
+    require_writable([work / "statistics.npz"])
     if json_path is not None:
         read = [path for bundle in every for path in bundle.paths()] + ([] if prompts is None else [prompts])
         read += [] if reference in ("demo", "none") else [Path(reference)]
@@ -206,14 +207,6 @@ def _reference(name: str) -> Reference | None:
     if name == "none":
         return None
     return read_demo_reference() if name == "demo" else read_reference(Path(name))
-
-
-def _make_folder(work: Path) -> None:
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make {work}: {error.strerror}") from None
-    require_writable([work / "statistics.npz"])
 
 
 def _table(rows: list[MetricsRow], network: ImageNetwork) -> Table:

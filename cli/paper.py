@@ -35,8 +35,9 @@ from nextscale.paper.table_3 import (
     plan_table_3,
 )
 from nextscale.runtime._bundle import Bundle
-from nextscale.runtime._errors import NextscaleError, OutputError
+from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._operators import Ops
+from nextscale.runtime._outputs import make_folder
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._text import printable
 from nextscale.runtime.image_io import picture_writer, require_picture_format, require_writable, write_files
@@ -124,7 +125,7 @@ def table_3(
         [photographs_path, *(path for bundle in given for path in bundle.paths())],
     )
     distances = {"alex": Lpips("alex", threads=threads), "vgg": Lpips("vgg", threads=threads)}
-    _make_folder(work / "figures")
+    make_folder(work / "figures")
     with show_resumable_steps(work) as steps:
         # What the photographs have to be is known by full precision; building all others can take an hour.
         (reference,), _, _ = _bundles(wanted[:1], store, plan, steps)
@@ -219,13 +220,6 @@ def _measures(distances: dict[str, Lpips], original: Bundle, photographs: Photog
     if not any(label >= 0 and ids[label] for label in photographs.labels):
         return Measures(distances)
     return Measures(distances, FeatureNetwork(threads=threads), ids)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make {folder}: {error.strerror}") from None
 
 
 def _print_plan(planned: Sequence[PlannedRow], left_out: Sequence[str], photographs: Photographs) -> None:

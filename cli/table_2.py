@@ -36,6 +36,7 @@ from nextscale.runtime._infinity_request import infinity_request
 from nextscale.runtime._input_arrays import scalar_array
 from nextscale.runtime._manifest import Manifest
 from nextscale.runtime._operators import Ops
+from nextscale.runtime._outputs import make_folder
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._text import printable
 from nextscale.runtime._tokenizer import ByteTokenizer, SentencePieceTokenizer
@@ -189,7 +190,7 @@ def table_2(
         store.require_model()
         bundles, left_out = _bundles(wanted, store, steps)
         del store  # and the model in torch with it
-        _make_folder(work / "figures")
+        make_folder(work / "figures")
         table = measure_table_2(
             bundles,
             asked,
@@ -337,13 +338,6 @@ def _drawing(manifest: Manifest, sampling: Mapping[str, float], batch: int) -> D
     defaults = {item.name: item.default[0] for item in manifest.request if item.kind == "scalar"}
     found = {"seed": 0, **defaults, **sampling}
     return Drawing(int(found["seed"]), found["cfg_scale"], found["tau"], found["top_p"], batch)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make {folder}: {error.strerror}") from None
 
 
 def _print(table: Table2, console: Console) -> None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from nextscale.paper._prompted_pictures import Drawing, bundle_sha256, of_prompts
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._next_scale_loop import Generator
+from nextscale.runtime._outputs import make_folder
 from nextscale.runtime._regular_file import read_regular
 from nextscale.runtime.image_io import picture_writer, write_files
 
@@ -102,7 +103,7 @@ class GenEval:
         if not path.exists():
             if folder.exists() and any(folder.iterdir()):
                 raise NextscaleError(f"{folder}: holds files, and no {path.name}; remove it")
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             write_files({path: lambda file: file.write(json.dumps(settings).encode())})
         elif _lines(path) != [settings]:
             raise NextscaleError(f"{folder}: has pictures of another bundle or of other settings; remove it")
@@ -110,7 +111,7 @@ class GenEval:
 
 def _write(folder: Path, metadata: dict[str, Any], images: NDArray[np.uint8]) -> None:
     """One prompt's pictures; the metadata are written last, so that a prompt that has them is finished."""
-    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    make_folder(folder / "samples")
     paths = [folder / "samples" / f"{k:05}.png" for k in range(len(images))]
     write_files({path: picture_writer(path, image, {}) for path, image in zip(paths, images, strict=True)})
     text = json.dumps(metadata) + "\n"

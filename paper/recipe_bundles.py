@@ -22,8 +22,9 @@ from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.models.sources import Source
 from nextscale.paper.throughput_bundles import MODEL_FILE, changed_words
 from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
-from nextscale.runtime._errors import NextscaleError, OutputError
+from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._next_scale_loop import Generator
+from nextscale.runtime._outputs import make_folder
 from nextscale.runtime._scratch import remove_folder
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import write_files
@@ -91,7 +92,7 @@ class RecipeBundles:
         if not path.exists():
             if self.work.exists() and any(self.work.iterdir()):
                 raise NextscaleError(f"{self.work}: holds other files, and no {MODEL_FILE}; choose another --work")
-            _make_folder(self.work)
+            make_folder(self.work)
             write_files({path: lambda file: file.write((json.dumps(identity, indent=1) + "\n").encode())})
             return
         try:
@@ -146,7 +147,7 @@ class RecipeBundles:
         there = self.built(recipe)
         if there is not None:
             return there
-        _make_folder(self.work)
+        make_folder(self.work)
 
         def named(step: str, done: int = 0, total: int = 0) -> None:
             progress(f"{recipe.name}: {step}", done, total)
@@ -190,10 +191,3 @@ class RecipeBundles:
 
 def _renamed(source: Source, name: str) -> Source:
     return replace(source, name=name)  # type: ignore[type-var]
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make {folder}: {error.strerror}") from None

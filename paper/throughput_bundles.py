@@ -27,7 +27,8 @@ from nextscale.models.var.vqvae import VQVAE, VQVAEConfig
 from nextscale.paper._transfer_scores import demo_statistics
 from nextscale.paper.table_c import TableBundle
 from nextscale.runtime._bundle import Bundle
-from nextscale.runtime._errors import NextscaleError, OutputError
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._outputs import make_folder
 from nextscale.runtime._scratch import remove_folder
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import require_writable, write_files
@@ -86,10 +87,7 @@ class ThroughputBundles:
             NextscaleError: the folder holds another model's bundles, one of another recipe of that name, or a folder of
                 that name that was not made here.
         """
-        try:
-            self.work.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot make {self.work}: {error.strerror}") from None
+        make_folder(self.work)
         source: VARSource | None = None
         operations = self._known_operations()
         if operations is None:

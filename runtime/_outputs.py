@@ -52,6 +52,18 @@ def require_absent(folder: Path) -> None:
         raise OutputError(f"{folder}: exists already; choose another --out or remove it first")
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder that is kept and gone on with, and those above it, unless it is there.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make {folder}: {error.strerror}") from None
+
+
 def write_files(writers: Mapping[Path, Writer]) -> None:
     """Write several files, all or none: each beside its place first, then moved there.
 

@@ -38,7 +38,7 @@ from nextscale.paper.recipe_bundles import RecipeBundle
 from nextscale.paper.table_2 import PAPER, ROWS, Comparing, Table2, figures_of, jobs, measure_table_2
 from nextscale.paper.table_3 import NOISE_FLOOR
 from nextscale.runtime import Bundle, Generator
-from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError, OutputError
 from nextscale.runtime._next_scale_loop import features_of_prompts
 
 STAGES, BITS = SIZES[1].num_stages, 8
@@ -486,3 +486,11 @@ def test_a_folder_that_is_not_genevals_is_one_line(checkout: Path, tmp_path: Pat
     (checkout / "prompts" / "evaluation_metadata.jsonl").write_text("[]\n")
     with pytest.raises(NextscaleError, match="damaged, or no JSON objects"):
         GenEval(checkout, tmp_path / "w").prompts()
+
+
+def test_geneval_where_no_folder_can_be_made_is_one_line(
+    bundles: list[RecipeBundle], checkout: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "pictures").write_text("a file")
+    with pytest.raises(OutputError, match=r"^cannot make \S+/pictures/fp32: Not a directory$"):
+        measured(bundles[:1], Measures(MeanColours()), tmp_path, geneval=GenEval(checkout, tmp_path / "pictures"))
