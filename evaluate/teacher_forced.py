@@ -183,13 +183,18 @@ def sample(
     seed: int = 1,
     cfg_scale: float | None = None,
     batch_size: int = 4,
+    **filters: Any,
 ) -> Iterator[Sampled]:
-    """What the reference samples, batch after batch; arguments are as for `teacher_forced_pairs`."""
+    """What the reference samples, batch after batch; arguments are as for `teacher_forced_pairs`.
+
+    Args:
+        filters: further settings of a request that decide how is sampled, such as tau and top_p.
+    """
     manifest = reference.bundle.manifest
     for batch in subjects[images.start : images.stop].batches(batch_size):
         first, end = images.start + batch.start, images.start + batch.stop
         settings = subjects[first:end].settings(manifest)
-        settings |= {"first_image": first, "seed": seed, "cfg_scale": cfg_scale}
+        settings |= {"first_image": first, "seed": seed, "cfg_scale": cfg_scale, **filters}
         stages = list(_stream(settings, reference, None))
         tokens = np.concatenate([stage.tokens for stage in stages], axis=1)
         yield Sampled(slice(first, end), settings, tokens, [stage.outputs["logits"] for stage in stages])

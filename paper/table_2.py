@@ -21,7 +21,7 @@ from nextscale.evaluate.attention_error import (
     observed_bytes,
 )
 from nextscale.evaluate.image_metrics import frechet_distance
-from nextscale.evaluate.teacher_forced import Agreement, Sampled, agreement
+from nextscale.evaluate.teacher_forced import Agreement, Sampled, agreement, sample
 from nextscale.measure.provenance import finite, versions
 from nextscale.measure.statistics import Interval
 from nextscale.paper._geneval import GenEval
@@ -363,13 +363,8 @@ class _Comparison:
             generator, total = Generator(self._original, self._options), self._comparing.images
             subjects, _ = text_subjects(generator, self._prompts, total, self._comparing.seed)
             batches = list[Sampled]()
-            for image in range(total):
-                settings = subjects[image : image + 1].settings(self._original.manifest)
-                settings |= {"first_image": image, **self._drawing}
-                stages = [*generator.stream(**settings, outputs=["logits"])]
-                tokens = np.concatenate([stage.tokens for stage in stages], axis=1)
-                logits = [stage.outputs["logits"] for stage in stages]
-                batches.append(Sampled(slice(image, image + 1), settings, tokens, logits))
+            for batch in sample(generator, subjects, range(total), batch_size=1, **self._drawing):
+                batches.append(batch)
                 on_images("sampling in full precision", len(batches), total)
             self._sampled = subjects, batches
         return self._sampled
