@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -15,10 +14,11 @@ from nextscale.cli import options
 from nextscale.cli.progress import Steps, show_resumable_steps
 from nextscale.cli.results import results_console, table_writers
 from nextscale.cli.table_2 import table_2
+from nextscale.cli.table_rows import limited_recipe, reference_first
 from nextscale.evaluate.feature_network import FeatureNetwork
 from nextscale.evaluate.imagenet_classes import imagenet_ids
 from nextscale.evaluate.lpips import Lpips
-from nextscale.graph_passes.recipe import Recipe, load_recipe
+from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.var.sources import demo_source
 from nextscale.paper._editing import Editing, Measures
 from nextscale.paper._photographs import Photographs, read_photographs
@@ -170,21 +170,12 @@ def _rows(text: str, calibration_images: int | None) -> list[RecipeBundle | Reci
     """What --rows names, full precision first; recipes with at most so many images to calibrate with."""
     found: list[RecipeBundle | Recipe] = []
     for name in (part.strip() for part in text.split(",")):
-        found.append(given_bundle(name) or _limited(load_recipe(name), calibration_images))
-    names = [item.name for item in found]
-    if len(set(names)) < len(names):
-        raise click.BadParameter(f"{text!r} has a recipe twice", param_hint="--rows")
-    if FULL_PRECISION not in names:
-        raise click.BadParameter(f"{text!r} has no full precision (fp32), the reference", param_hint="--rows")
+        found.append(given_bundle(name) or limited_recipe(name, calibration_images))
+    found = reference_first(found, text)
     recipes = [item for item in found if isinstance(item, Recipe)]
     if recipes and len(recipes) < len(found):
         raise click.BadParameter("give recipes, of the demo model, or bundles' folders, not both", param_hint="--rows")
-    return sorted(found, key=lambda item: item.name != FULL_PRECISION)
-
-
-def _limited(recipe: Recipe, images: int | None) -> Recipe:
-    count = recipe.calibration.images if images is None else min(images, recipe.calibration.images)
-    return replace(recipe, calibration=replace(recipe.calibration, images=count))
+    return found
 
 
 def _bundles(

@@ -17,10 +17,11 @@ from nextscale.cli.infinity_options import INFINITY_MODEL, InfinityOptions
 from nextscale.cli.progress import Steps, show_resumable_steps
 from nextscale.cli.results import results_console, table_writers
 from nextscale.cli.subjects import read_prompts
+from nextscale.cli.table_rows import limited_recipe, reference_first
 from nextscale.evaluate.concept_judge import ConceptJudge
 from nextscale.evaluate.prompt_scores import HumanPreference, ImageReward, PromptScore
 from nextscale.evaluate.vgg16_features import Vgg16Features
-from nextscale.graph_passes.recipe import Recipe, load_recipe
+from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.infinity.sources import InfinitySource
 from nextscale.models.sources import require_plain_name
 from nextscale.models.t5.text_source import TextSource
@@ -288,18 +289,7 @@ def _require_read(asked: Sequence[Asked], text: TextSource | None, path: Path) -
 
 def _rows(text: str, calibration_images: int | None) -> list[Recipe]:
     """What --rows names, full precision first; recipes with at most so many images to calibrate with."""
-    recipes = [load_recipe(name.strip()) for name in text.split(",")]
-    names = [recipe.name for recipe in recipes]
-    if len(set(names)) < len(names):
-        raise click.BadParameter(f"{text!r} has a recipe twice", param_hint="--rows")
-    if FULL_PRECISION not in names:
-        raise click.BadParameter(f"{text!r} has no full precision (fp32), the reference", param_hint="--rows")
-    limited = []
-    for recipe in sorted(recipes, key=lambda recipe: recipe.name != FULL_PRECISION):
-        calibration = recipe.calibration
-        count = calibration.images if calibration_images is None else min(calibration_images, calibration.images)
-        limited.append(replace(recipe, calibration=replace(calibration, images=count)))
-    return limited
+    return reference_first([limited_recipe(name.strip(), calibration_images) for name in text.split(",")], text)
 
 
 def _measures(judge: Path | None, image_reward: Path | None, hps: Path | None, threads: int) -> Measures:
