@@ -5,9 +5,6 @@ Symbols: N photographs; h, w the latent's sides.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextscale.evaluate.image_statistics import ImageNetwork, read_arrays
+from nextscale.paper._kept_figures import file_of, measure_on
 from nextscale.paper._photographs import NO_LABEL, Photographs
-from nextscale.runtime._bundle import MANIFEST_NAME
 from nextscale.runtime._edit import Mask, blend, default_feather, forced_tokens, pixel_mask
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._manifest import ModelInfo
@@ -35,7 +32,6 @@ WHOLE, REGION = f"{CLASS_EDITING} whole", f"{CLASS_EDITING} region"
 # Of which photographs the results of each task are kept as pictures, for Fig. D: rows 1-3, 4-6 and 7-8.
 PICTURED = {INPAINTING: range(3), OUTPAINTING: range(3, 6), CLASS_EDITING: range(6, 8)}
 SIDE_SHARE = 0.5  # of the picture's sides: a quarter of its area
-SAVE_EVERY = 30.0  # seconds
 
 
 class Distance(Protocol):
@@ -207,24 +203,16 @@ def edit_results(
         NextscaleError: the bundle has no encoder, or the folder's file is damaged.
     """
     path, digests = _path(generator, measures, editing, work), photographs.digests()
-    results = _continued(path, measures, digests)
-    saved, saved_at = 0 if results is None else len(results), time.monotonic()
-    on_images(min(saved, len(photographs)))
+    left = _continued(path, measures, digests)
     boxes = regions(generator.bundle.model, len(photographs), editing.region_seed)
-    try:
-        for first in range(saved, len(photographs), editing.batch_size):
-            part = range(first, min(first + editing.batch_size, len(photographs)))
-            found = _measured(generator, photographs, boxes, part, measures, editing)
-            results = found if results is None else results.extended(found)
-            on_images(len(results))
-            if time.monotonic() - saved_at > SAVE_EVERY:
-                _write(path, results, digests)
-                saved, saved_at = len(results), time.monotonic()
-    finally:
-        if results is not None and len(results) > saved:
-            _write(path, results, digests)
-    assert results is not None  # there are at least two photographs
-    return results.first(len(photographs))
+
+    def measure(part: range) -> EditResults:
+        return _measured(generator, photographs, boxes, part, measures, editing)
+
+    def keep(results: EditResults) -> None:
+        _write(path, results, digests)
+
+    return measure_on(left, len(photographs), editing.batch_size, measure, keep, on_images)
 
 
 def seconds_per_photograph(
@@ -292,17 +280,13 @@ def boxes_alone(images: NDArray[np.uint8], masks: NDArray[np.bool_], model: Mode
 
 def _path(generator: Generator, measures: Measures, editing: Editing, work: Path) -> Path:
     """The file of a bundle's content and all settings that decide the figures of a photograph."""
-    bundle = generator.bundle
     settings = {
-        "manifest_sha256": hashlib.sha256((bundle.folder / MANIFEST_NAME).read_bytes()).hexdigest(),
         "operators": generator.ops.variant,
         "measures": {name: distance.name for name, distance in measures.distances.items()},
         "classifier": None if measures.classifier is None else measures.classifier.name,
         **{name: value for name, value in asdict(editing).items() if name != "batch_size"},
     }
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    name = re.sub(r"[^\w.-]+", "_", bundle.manifest.name)[:80]
-    return work / f"{name}-seed{editing.seed}-{digest[:12]}.npz"
+    return file_of(generator.bundle, work, settings, f"{{bundle}}-seed{editing.seed}-{{digest}}.npz")
 
 
 def _write(path: Path, results: EditResults, digests: NDArray[np.uint64]) -> None:

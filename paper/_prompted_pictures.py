@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -19,7 +17,7 @@ from nextscale.calib_data.subjects import Subjects
 from nextscale.evaluate.concept_judge import ConceptJudge
 from nextscale.evaluate.image_statistics import Gaussian, read_arrays
 from nextscale.evaluate.prompt_scores import PromptScore
-from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
+from nextscale.paper._kept_figures import file_of, measure_on
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._next_scale_loop import Generator, features_of_prompts
 from nextscale.runtime._regular_file import read_regular
@@ -27,7 +25,6 @@ from nextscale.runtime._wording import shown_value
 from nextscale.runtime.image_io import write_files
 
 RECOGNISED = "recognised"
-SAVE_EVERY = 30.0  # seconds
 PROMPTS_LIMIT = 32 * 2**20  # bytes
 SETTINGS = ("seed", "cfg_scale", "tau", "top_p")  # that a file of prompts may have
 
@@ -220,45 +217,25 @@ def picture_results(
         NextscaleError: the folder's file is damaged; or a prompt is too long.
     """
     path, digests = _path(generator, measures, drawing, work), _digests(asked)
-    results = _continued(path, measures, digests)
-    saved, saved_at = 0 if results is None else len(results), time.monotonic()
-    on_images(min(saved, len(asked)))
-    texts = of_prompts(generator, [item.prompt for item in asked[saved:]])
-    try:
-        for first in range(saved, len(asked), drawing.batch_size):
-            part = slice(first, first + drawing.batch_size)
-            request = texts[first - saved : part.stop - saved].settings(generator.bundle.manifest)
-            images = generator.generate(first_image=first, **request, **drawing.settings()).images
-            found = _measured(images, asked[part], measures)
-            results = found if results is None else results.extended(found)
-            on_images(len(results))
-            if time.monotonic() - saved_at > SAVE_EVERY:
-                _write(path, results, digests)
-                saved, saved_at = len(results), time.monotonic()
-    finally:
-        if results is not None and len(results) > saved:
-            _write(path, results, digests)
-    assert results is not None  # there is a prompt
-    return results.first(len(asked))
+    left = _continued(path, measures, digests)
+    begin = 0 if left is None else len(left)
+    texts = of_prompts(generator, [item.prompt for item in asked[begin:]])
+
+    def measure(part: range) -> PictureResults:
+        request = texts[part.start - begin : part.stop - begin].settings(generator.bundle.manifest)
+        images = generator.generate(first_image=part.start, **request, **drawing.settings()).images
+        return _measured(images, asked[part.start : part.stop], measures)
+
+    def keep(results: PictureResults) -> None:
+        _write(path, results, digests)
+
+    return measure_on(left, len(asked), drawing.batch_size, measure, keep, on_images)
 
 
 def of_prompts(generator: Generator, prompts: Sequence[str]) -> Subjects:
     """What pictures of prompts are of, by the bundle's text encoder, which is loaded once for all of them."""
     texts = features_of_prompts(generator, prompts) if prompts else []
     return Subjects(np.zeros(len(prompts), np.int64), texts=tuple(texts))
-
-
-def bundle_sha256(bundle: Bundle) -> str:
-    """Of the manifest, which holds the digests of all the bundle's files."""
-    return hashlib.sha256((bundle.folder / MANIFEST_NAME).read_bytes()).hexdigest()
-
-
-def file_of(bundle: Bundle, work: Path, settings: Mapping[str, Any], ending: str) -> Path:
-    """The file in `work` of what is measured of a bundle with these settings."""
-    told = {"manifest_sha256": bundle_sha256(bundle), **settings}
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-    name = re.sub(r"[^\w.-]+", "_", bundle.manifest.name)[:80]
-    return work / f"{name}-{digest[:12]}{ending}"
 
 
 def _measured(images: NDArray[np.uint8], asked: Sequence[Asked], measures: Measures) -> PictureResults:
@@ -273,7 +250,7 @@ def _measured(images: NDArray[np.uint8], asked: Sequence[Asked], measures: Measu
 
 def _path(generator: Generator, measures: Measures, drawing: Drawing, work: Path) -> Path:
     settings = {"operators": generator.ops.variant, "measures": measures.names, **drawing.settings()}
-    return file_of(generator.bundle, work, settings, f"-seed{drawing.seed}.npz")
+    return file_of(generator.bundle, work, settings, f"{{bundle}}-{{digest}}-seed{drawing.seed}.npz")
 
 
 def _digests(asked: Sequence[Asked]) -> NDArray[np.uint64]:

@@ -25,14 +25,13 @@ from nextscale.evaluate.teacher_forced import Agreement, Sampled, agreement, sam
 from nextscale.measure.provenance import finite, versions
 from nextscale.measure.statistics import Interval
 from nextscale.paper._geneval import GenEval
+from nextscale.paper._kept_figures import bundle_sha256, file_of
 from nextscale.paper._prompted_pictures import (
     RECOGNISED,
     Asked,
     Drawing,
     Measures,
     PictureResults,
-    bundle_sha256,
-    file_of,
     picture_results,
 )
 from nextscale.paper.recipe_bundles import RecipeBundle
@@ -345,7 +344,7 @@ class _Comparison:
             **asdict(self._comparing),
             "attention_images": self._attention_images,
         }
-        path = file_of(candidate.bundle, self._work, settings, "-nearness.json")
+        path = file_of(candidate.bundle, self._work, settings, "{bundle}-{digest}-nearness.json")
         if path.exists():
             return _read_nearness(path)
         subjects, sampled = self._samples(on_images)

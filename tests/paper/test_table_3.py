@@ -12,7 +12,7 @@ from fake_measures import FakeClassifier, FakeDistance
 from PIL import Image
 
 from nextscale.evaluate.imagenet_classes import imagenet_ids
-from nextscale.paper import _editing, table_3
+from nextscale.paper import _editing, _kept_figures, table_3
 from nextscale.paper._editing import (
     CLASS_EDITING,
     INPAINTING,
@@ -246,7 +246,7 @@ def tmp_path_of(tmp_path: Path, name: str) -> Path:
 def test_long_runs_save_meanwhile(
     generator: Generator, photographs: Photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_editing, "SAVE_EVERY", -1.0)
+    monkeypatch.setattr(_kept_figures, "SAVE_EVERY", -1.0)
     written = list[int]()
     write = _editing._write
     monkeypatch.setattr(
