@@ -24,9 +24,8 @@ from nextscale.paper._editing import Editing, Measures
 from nextscale.paper._photographs import Photographs, read_photographs
 from nextscale.paper._table_3_page import difference_cells, markdown, notes, row_cells, titles
 from nextscale.paper._table_3_sheet import sheet
-from nextscale.paper.recipe_bundles import RecipeBundle, RecipeBundles, given_bundle
+from nextscale.paper.recipe_bundles import FULL_PRECISION, RecipeBundle, RecipeBundles, given_bundle
 from nextscale.paper.table_3 import (
-    FULL_PRECISION,
     ROWS,
     PlannedRow,
     Table3,

@@ -28,9 +28,8 @@ from nextscale.models.t5.text_source import TextSource
 from nextscale.paper._geneval import GenEval
 from nextscale.paper._prompted_pictures import Asked, Drawing, Measures, read_asked, spread
 from nextscale.paper._table_2_page import headers, markdown, notes, row_cells
-from nextscale.paper.recipe_bundles import Learning, RecipeBundle, RecipeBundles
+from nextscale.paper.recipe_bundles import FULL_PRECISION, Learning, RecipeBundle, RecipeBundles
 from nextscale.paper.table_2 import HPS, IMAGE_REWARD, ROWS, Comparing, Table2, measure_table_2
-from nextscale.paper.table_3 import FULL_PRECISION
 from nextscale.runtime._checked_values import require_integer
 from nextscale.runtime._errors import NextscaleError, OutputError, RequestError
 from nextscale.runtime._infinity_request import infinity_request

@@ -34,11 +34,10 @@ from nextscale.paper._prompted_pictures import (
     PictureResults,
     picture_results,
 )
-from nextscale.paper.recipe_bundles import RecipeBundle
-from nextscale.paper.table_3 import FULL_PRECISION, METHODS, NOISE_FLOOR, interval_of, method_of
+from nextscale.paper._rows import METHODS, NOISE_FLOOR, Job, interval_of, reference_and_others
+from nextscale.paper.recipe_bundles import FULL_PRECISION, RecipeBundle
 from nextscale.runtime._errors import NextscaleError
-from nextscale.runtime._machine import Machine, describe_machine, saturation_warning
-from nextscale.runtime._manifest import STOCK
+from nextscale.runtime._machine import Machine, describe_machine
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import write_files
@@ -183,39 +182,20 @@ class Table2:
         return plain
 
 
-@dataclass(frozen=True)
-class Job:
-    """A row to measure: its bundle, and the seed of its pictures."""
-
-    name: str
-    bundle: RecipeBundle
-    drawing: Drawing
-
-
 OnImages = Callable[[str, int, int], object]
 
 
-def jobs(bundles: Sequence[RecipeBundle], drawing: Drawing) -> list[Job]:
+def jobs(bundles: Sequence[RecipeBundle], drawing: Drawing) -> list[Job[Drawing]]:
     """Full precision, full precision with the next seed as the noise floor, then the other bundles.
 
     Raises:
         NextscaleError: full precision is not among them, or they are of several models or of several sizes.
     """
-    originals = [item for item in bundles if item.name == FULL_PRECISION]
-    if len(originals) != 1:
-        raise NextscaleError(f"rows: {len(originals)} of full precision (fp32); expected 1, the reference")
-    original = originals[0]
-    for item in bundles:
-        if item.bundle.manifest.models != original.bundle.manifest.models:
-            raise NextscaleError(
-                f"{item.bundle.path}: not the model of {original.bundle.path}; compare bundles of one model"
-            )
-        if len(item.bundle.manifest.models) != 1:
-            sizes = len(item.bundle.manifest.models)
-            raise NextscaleError(f"{item.bundle.path}: built for {sizes} sizes; Table 2 is of one")
-    others = [Job(item.name, item, drawing) for item in bundles if item is not original]
-    floor = replace(drawing, seed=drawing.seed + 1)
-    return [Job(FULL_PRECISION, original, drawing), Job(NOISE_FLOOR, original, floor), *others]
+    found = reference_and_others(bundles, drawing)
+    original = found[0].bundle.bundle
+    if len(original.manifest.models) != 1:
+        raise NextscaleError(f"{original.path}: built for {len(original.manifest.models)} sizes; Table 2 is of one")
+    return found
 
 
 def measure_table_2(
@@ -259,9 +239,9 @@ def measure_table_2(
     rows, warnings, original = list[Row](), list[str](), None
     for job in wanted:
         generator = Generator(job.bundle.bundle, options)
-        warning = saturation_warning(job.bundle.bundle.manifest.recipe)
-        if warning is not None and generator.ops.variant == STOCK:
-            warnings.append(f"{job.name}: {warning}")
+        warning = job.warning(generator)
+        if warning is not None:
+            warnings.append(warning)
         nearness = None
         if job.bundle.name != FULL_PRECISION:
             # Before the bundle draws: until then its graphs are not loaded, and full precision's may be.
@@ -270,7 +250,7 @@ def measure_table_2(
             generator,
             asked,
             measures,
-            job.drawing,
+            job.sampling,
             work,
             lambda done, name=job.name: on_images(f"{name}: drawing", done, len(asked)),  # type: ignore[misc]
         )
@@ -435,29 +415,21 @@ def figures_of(results: Mapping[str, NDArray[np.float64]], kinds: Sequence[str])
 
 
 def _row(
-    job: Job,
+    job: Job[Drawing],
     results: PictureResults,
     original: PictureResults,
     kinds: Sequence[str],
     nearness: Nearness | None,
     geneval: float | None,
 ) -> Row:
-    recipe = job.bundle.bundle.manifest.recipe
-    floats = recipe["name"] == FULL_PRECISION
     figures, reference = figures_of(results.figures, kinds), figures_of(original.figures, kinds)
     is_reference = job.name == FULL_PRECISION
     return Row(
-        name=job.name,
-        method="Full precision, another seed" if job.name == NOISE_FLOOR else method_of(job.name),
-        bits="32/32" if floats else f"{recipe['weights']['bits']}/{recipe['activations']['bits']}",
-        bundle=str(job.bundle.bundle.path),
-        calibration_images=None if floats else recipe.get("calibration", {}).get("images"),
+        **job.description(),
         float_attention=not has_attention_error(job.bundle.bundle),
         paper=PAPER.get(job.name),
         figures={column: interval_of(values) for column, values in figures.items()},
-        differences={}
-        if is_reference
-        else {column: interval_of(values - reference[column]) for column, values in figures.items()},
+        differences=job.differences(figures, reference),
         frechet=None if is_reference else frechet_distance(results.gaussian(), original.gaussian()),
         nearness=nearness,
         geneval=geneval,

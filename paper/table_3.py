@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextscale.measure.provenance import finite, versions
-from nextscale.measure.statistics import Interval, mean_interval
+from nextscale.measure.statistics import Interval
 from nextscale.paper._editing import (
     CLASS_EDITING,
     INPAINTING,
@@ -32,16 +31,14 @@ from nextscale.paper._editing import (
     seconds_per_photograph,
 )
 from nextscale.paper._photographs import Photographs
-from nextscale.paper.recipe_bundles import RecipeBundle
-from nextscale.runtime._errors import NextscaleError
-from nextscale.runtime._machine import Machine, describe_machine, saturation_warning
-from nextscale.runtime._manifest import STOCK, ModelInfo
+from nextscale.paper._rows import METHODS, NOISE_FLOOR, Job, interval_of, reference_and_others
+from nextscale.paper.recipe_bundles import FULL_PRECISION, RecipeBundle
+from nextscale.runtime._machine import Machine, describe_machine
+from nextscale.runtime._manifest import ModelInfo
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime._request import resolve_top_k
 from nextscale.runtime._session import SessionOptions
 
-FULL_PRECISION, NOISE_FLOOR = "fp32", "noise floor"
-METHODS = {"brecq": "BRECQ", "litevar": "LiteVAR", "ours": "Ours", "ours-litevar": "Ours+LiteVAR", "default": "default"}
 BITS = ("w8a8", "w6a6", "w4a4")
 ROWS = (
     FULL_PRECISION,
@@ -158,35 +155,17 @@ class Table3:
         return plain
 
 
-@dataclass(frozen=True)
-class Job:
-    """A row to measure: its bundle, and the seed of its tokens."""
-
-    name: str
-    bundle: RecipeBundle
-    editing: Editing
-
-
-def jobs(bundles: Sequence[RecipeBundle], editing: Editing) -> list[Job]:
+def jobs(bundles: Sequence[RecipeBundle], editing: Editing) -> list[Job[Editing]]:
     """Full precision, full precision with the next seed as the noise floor, then the other bundles.
 
     Raises:
         NextscaleError: no bundle of full precision, bundles of several models, or one without an encoder.
     """
-    originals = [item for item in bundles if item.name == FULL_PRECISION]
-    if len(originals) != 1:
-        raise NextscaleError(f"rows: {len(originals)} of full precision (fp32); expected 1, the reference")
-    original = originals[0]
+    found = reference_and_others(bundles, editing)
     for item in bundles:
-        if item.bundle.model != original.bundle.model:
-            raise NextscaleError(
-                f"{item.bundle.path}: not the model of {original.bundle.path}; compare bundles of one model"
-            )
         item.bundle.require_encoder()
-    resolve_top_k(editing.top_k, original.bundle.model)
-    floor = replace(editing, seed=editing.seed + 1)
-    others = [Job(item.name, item, editing) for item in bundles if item is not original]
-    return [Job(FULL_PRECISION, original, editing), Job(NOISE_FLOOR, original, floor), *others]
+    resolve_top_k(editing.top_k, found[0].bundle.bundle.model)
+    return found
 
 
 def measure_table_3(
@@ -218,14 +197,14 @@ def measure_table_3(
     wanted = jobs(bundles, editing)
     for job in wanted:
         generator = Generator(job.bundle.bundle, options)
-        warning = saturation_warning(job.bundle.bundle.manifest.recipe)
-        if warning is not None and generator.ops.variant == STOCK:
-            warnings.append(f"{job.name}: {warning}")
+        warning = job.warning(generator)
+        if warning is not None:
+            warnings.append(warning)
         results[job.name] = edit_results(
             generator,
             photographs,
             measures,
-            job.editing,
+            job.sampling,
             work,
             on_images=lambda done, name=job.name: on_images(name, done),  # type: ignore[misc]
         )
@@ -298,7 +277,7 @@ def plan_table_3(
     rows = list[PlannedRow]()
     for job in jobs(bundles, editing):
         generator = Generator(job.bundle.bundle, options)
-        left = len(photographs) - finished(generator, photographs, measures, job.editing, work)
+        left = len(photographs) - finished(generator, photographs, measures, job.sampling, work)
         known = rows[0].seconds if job.name == NOISE_FLOOR else None
         seconds = seconds_per_photograph(generator, photographs, measures, editing) if known is None else known
         rows.append(PlannedRow(job.name, seconds, True, left))
@@ -306,37 +285,13 @@ def plan_table_3(
     return rows
 
 
-def method_of(name: str) -> str:
-    """What the table calls a recipe, bits aside."""
-    if name == FULL_PRECISION:
-        return "Full precision"
-    stem, _, bits = name.rpartition("-")
-    return METHODS.get(stem if re.fullmatch(r"w\da\d", bits) else name, name)
-
-
-def _row(job: Job, results: EditResults, original: EditResults) -> Row:
-    recipe = job.bundle.bundle.manifest.recipe
-    floats = recipe["name"] == FULL_PRECISION
-    bits = "32/32" if floats else f"{recipe['weights']['bits']}/{recipe['activations']['bits']}"
-    differences = {} if job.name == FULL_PRECISION else {
-        column: interval_of(values - original.figures[column]) for column, values in results.figures.items()
-    }  # fmt: skip
+def _row(job: Job[Editing], results: EditResults, original: EditResults) -> Row:
     return Row(
-        name=job.name,
-        method="Full precision, another seed" if job.name == NOISE_FLOOR else method_of(job.name),
-        bits=bits,
-        bundle=str(job.bundle.bundle.path),
-        calibration_images=None if floats else recipe.get("calibration", {}).get("images"),
+        **job.description(),
         paper=PAPER.get(job.name),
         figures={column: interval_of(values) for column, values in results.figures.items()},
-        differences=differences,
+        differences=job.differences(results.figures, original.figures),
     )
-
-
-def interval_of(values: NDArray[np.float64]) -> Interval | None:
-    """Mean and 95% interval of what is there."""
-    there = values[~np.isnan(values)]
-    return mean_interval(there.tolist()) if len(there) else None
 
 
 def _photographs_scored(

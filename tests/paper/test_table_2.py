@@ -33,10 +33,10 @@ from nextscale.paper._prompted_pictures import (
     read_asked,
     spread,
 )
+from nextscale.paper._rows import NOISE_FLOOR
 from nextscale.paper._table_2_page import markdown
 from nextscale.paper.recipe_bundles import RecipeBundle
 from nextscale.paper.table_2 import PAPER, ROWS, Comparing, Table2, figures_of, jobs, measure_table_2
-from nextscale.paper.table_3 import NOISE_FLOOR
 from nextscale.runtime import Bundle, Generator
 from nextscale.runtime._errors import NextscaleError, OutputError
 from nextscale.runtime._next_scale_loop import features_of_prompts

@@ -28,10 +28,11 @@ from nextscale.paper._editing import (
     remade,
 )
 from nextscale.paper._photographs import Photographs, fitted, read_photographs
+from nextscale.paper._rows import NOISE_FLOOR, method_of
 from nextscale.paper._table_3_page import markdown
 from nextscale.paper._table_3_sheet import GAP, HEADER, LEAST_SIDE, MARGIN, sheet
 from nextscale.paper.recipe_bundles import RecipeBundle
-from nextscale.paper.table_3 import NOISE_FLOOR, ROWS, Table3, jobs, measure_table_3, method_of, plan_table_3
+from nextscale.paper.table_3 import ROWS, Table3, jobs, measure_table_3, plan_table_3
 from nextscale.runtime import Bundle, Generator
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._session import SessionOptions
