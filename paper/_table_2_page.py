@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from nextscale.paper._prompted_pictures import RECOGNISED
-from nextscale.paper._table_3_page import markdown_table, with_interval
+from nextscale.paper._table_pages import calibration_notes, heading, markdown_table, with_interval
 from nextscale.paper.table_2 import HPS, IMAGE_REWARD, Row, Table2
 
 FRECHET, KL, BITS_EQUAL, ATTENTION = "FD-VGG16 to full precision", "KL, nats per bit", "bits equal", "error of A V"
@@ -19,7 +19,12 @@ def markdown(table: Table2) -> str:
     compared = [row for row in table.rows if row.nearness is not None]
     stages = [f"stage {number + 1}" for number in range(table.model["num_stages"])]
     parts = [
-        *_heading(table),
+        *heading(
+            f"Table 2: text to image, {table.model['name']}",
+            table,
+            notes(table),
+            "means ± half of the 95% interval, the KL ± its standard error",
+        ),
         "",
         *markdown_table(
             ["method", "bits (W/A)", *headers(table), *PAPER_HEADERS], [row_cells(table, row) for row in table.rows]
@@ -104,8 +109,7 @@ def notes(table: Table2) -> list[str]:
     scores = [table.measures[column] for column in (IMAGE_REWARD, HPS) if column in table.measures]
     if scores:
         found.append(f"{' and '.join(scores)}: by their own packages, of these prompts, which are not the paper's")
-    images = sorted({row.calibration_images for row in table.rows if row.calibration_images is not None})
-    found += [f"integer bundles are calibrated on {' or '.join(map(str, images))} images"] if images else []
+    found += calibration_notes(table)
     found.append(
         "recipes that resample calibration data match each bit's frequency in a stage: our reading of the paper's "
         "Eq. 17 to 20, whose codebook would have 2 to the power of a token's bits entries"
@@ -139,15 +143,3 @@ def _stage_cells(row: Row, what: str) -> list[str]:
         "attention": [f"{error:.2%}" for error in found.stage_attention_error],
     }[what]
     return [row.method, row.bits, *cells]
-
-
-def _heading(table: Table2) -> list[str]:
-    numbers = ", ".join(f"{name} {version}" for name, version in table.versions.items())
-    return [
-        f"# Table 2: text to image, {table.model['name']}",
-        "",
-        *[f"- {note}" for note in notes(table)],
-        f"- {table.machine.cpu}; {numbers}; means ± half of the 95% interval, the KL ± its standard error",
-        *[f"- left out: {line}" for line in table.left_out],
-        *[f"- **{line}**" for line in table.warnings],
-    ]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-
-from nextscale.measure.statistics import Interval
 from nextscale.paper._editing import INPAINTING, OUTPAINTING, REGION, WHOLE
+from nextscale.paper._table_pages import calibration_notes, heading, markdown_table, with_interval
 from nextscale.paper.table_3 import Row, Table3
 
 TITLES = {WHOLE: "class probability, picture", REGION: "class probability, box"}
@@ -20,7 +17,12 @@ def markdown(table: Table3) -> str:
     columns = titles(table)
     return "\n".join(
         [
-            *_heading(table),
+            *heading(
+                f"Table 3: editing photographs, {table.model['name']}",
+                table,
+                notes(table),
+                "means over photographs ± half of the 95% interval",
+            ),
             "",
             *markdown_table(["method", "bits (W/A)", *columns, *PAPER_HEADERS], rows),
             "",
@@ -49,17 +51,6 @@ def row_cells(table: Table3, row: Row) -> list[str]:
 def difference_cells(table: Table3, row: Row) -> list[str]:
     """Method, bits, paired differences."""
     return [row.method, row.bits, *(with_interval(row.differences[column], True) for column in _columns(table))]
-
-
-def with_interval(interval: Interval | None, difference: bool = False, digits: int = 4) -> str:
-    """0.1234 ± 0.0021: half the width of the 95% interval; with a sign, and a mark if it excludes 0."""
-    if interval is None:
-        return ""
-    text = f"{interval.mean:+.{digits}f}" if difference else f"{interval.mean:.{digits}f}"
-    if not math.isfinite(interval.low):
-        return text
-    mark = " *" if difference and (interval.low > 0 or interval.high < 0) else ""
-    return f"{text} ± {(interval.high - interval.low) / 2:.{digits}f}{mark}"
 
 
 def notes(table: Table3) -> list[str]:
@@ -93,8 +84,7 @@ def notes(table: Table3) -> list[str]:
             "cannot be compared with the paper's",
             f"the photographs themselves: {scored}",
         ]
-    images = sorted({row.calibration_images for row in table.rows if row.calibration_images is not None})
-    found += [f"integer bundles are calibrated on {' or '.join(map(str, images))} images"] if images else []
+    found += calibration_notes(table)
     found.append("the paper's LPIPS are of VAR-d30 at 256 pixels: compare differences between rows, not values")
     return found
 
@@ -104,26 +94,5 @@ def _lpips_title(table: Table3, column: str) -> str:
     return f"{table.measures[name]}, {task}"
 
 
-def _heading(table: Table3) -> list[str]:
-    numbers = ", ".join(f"{name} {version}" for name, version in table.versions.items())
-    return [
-        f"# Table 3: editing photographs, {table.model['name']}",
-        "",
-        *[f"- {note}" for note in notes(table)],
-        f"- {table.machine.cpu}; {numbers}; means over photographs ± half of the 95% interval",
-        *[f"- left out: {line}" for line in table.left_out],
-        *[f"- **{line}**" for line in table.warnings],
-    ]
-
-
 def _columns(table: Table3) -> list[str]:
     return list(table.rows[0].figures)
-
-
-def markdown_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a table."""
-    return [
-        f"| {' | '.join(headers)} |",
-        f"|{'---|' * len(headers)}",
-        *(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows),
-    ]

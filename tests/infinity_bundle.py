@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tiny_model import ONE_THREAD
 
 from nextscale.export.bundle_writer import BundleInfo, complete_manifest, write_graphs, write_manifest
@@ -83,6 +84,16 @@ def write_infinity_bundle(folder: Path, infinity: Infinity | None = None, *, tex
     token_maps = np.reshape(found.token_maps, (len(PROMPTS), values)).tolist()
     complete_manifest(folder, token_maps, None, bundle.recipe, bundle.card)
     return folder
+
+
+def write_shifted_bundles(folder: Path, shift: float) -> None:
+    """Into a folder: fp32; shifted, whose log-odds are larger by so much; features, fp32 without a text encoder."""
+    model = tiny_infinity(replace(CONFIG, max_text=128))
+    write_infinity_bundle(folder / "fp32", model)
+    write_infinity_bundle(folder / "features", model, text_encoder=False)
+    with torch.no_grad():
+        model.head.bias[1::2] += shift  # type: ignore[index, operator]
+    write_infinity_bundle(folder / "shifted", model)
 
 
 def tiny_infinity_source(**options: Any) -> InfinitySource:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from infinity_bundle import SIZES, write_infinity_bundle
+from infinity_bundle import SIZES, write_shifted_bundles
 from numpy.typing import NDArray
 from refusal import assert_refused
 from tiny_model import ONE_THREAD
@@ -18,7 +16,6 @@ from nextscale.cli.main import main
 from nextscale.evaluate import attention_error
 from nextscale.evaluate.attention_error import observed_bytes
 from nextscale.runtime import Bundle, Generator
-from tests.tiny_infinity import CONFIG, tiny_infinity
 
 FAST = ("--threads", "1")
 BITS = 8
@@ -28,12 +25,7 @@ BITS = 8
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """fp32; shifted, whose log-odds are larger by 0.1; features, the same without a text encoder; and two prompts."""
     folder = tmp_path_factory.mktemp("results")
-    model = tiny_infinity(replace(CONFIG, max_text=128))
-    write_infinity_bundle(folder / "fp32", model)
-    write_infinity_bundle(folder / "features", model, text_encoder=False)
-    with torch.no_grad():
-        model.head.bias[1::2] += 0.1  # type: ignore[index, operator]
-    write_infinity_bundle(folder / "shifted", model)
+    write_shifted_bundles(folder, 0.1)
     (folder / "prompts.txt").write_text("a fox\ntwo long dogs\n")
     return folder
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from infinity_bundle import write_infinity_bundle
+from infinity_bundle import write_shifted_bundles
 from numpy.typing import NDArray
 from pixel_network import PixelNetwork
 from refusal import assert_refused
@@ -18,7 +16,6 @@ from tiny_model import ONE_THREAD
 from nextscale.cli.main import main
 from nextscale.evaluate.image_statistics import Features
 from nextscale.runtime import Generator
-from tests.tiny_infinity import CONFIG, tiny_infinity
 
 PROMPTS = ["a fox", "two long dogs"]
 SMALL = ("--area", "0.000977M", "--ratio", "1:1")  # 32 x 32 pixels, the second of three sizes
@@ -46,12 +43,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[NDArray[np.uint8]]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """fp32; shifted, whose log-odds are larger by 1; features, the same as fp32 without a text encoder; prompts."""
     folder = tmp_path_factory.mktemp("metrics")
-    model = tiny_infinity(replace(CONFIG, max_text=128))
-    write_infinity_bundle(folder / "fp32", model)
-    write_infinity_bundle(folder / "features", model, text_encoder=False)
-    with torch.no_grad():
-        model.head.bias[1::2] += 1.0  # type: ignore[index, operator]
-    write_infinity_bundle(folder / "shifted", model)
+    write_shifted_bundles(folder, 1.0)
     (folder / "prompts.txt").write_text("\n".join(PROMPTS))
     return folder
 
