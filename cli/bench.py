@@ -34,7 +34,7 @@ from nextscale.runtime.image_io import require_writable, write_files
 @options.operators
 @click.option("--repetitions", type=int, default=10, show_default=True, help="Timed rounds.")
 @click.option("--warmup", type=int, default=1, show_default=True, help="Rounds before the timed ones.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="All figures as JSON.")
+@options.json_file
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def bench(
     bundle_dirs: tuple[Path, ...],

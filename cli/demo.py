@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from nextscale.cli.options import shown_threads
+from nextscale.cli.options import json_file, shown_threads
 from nextscale.cli.options import threads as threads_option
 from nextscale.cli.progress import show_steps
 from nextscale.cli.results import print_path, results_console
@@ -45,7 +45,7 @@ SHEET_CLASSES = (
 )
 @click.option("--repetitions", type=click.IntRange(2), default=10, show_default=True, help="Timed rounds.")
 @click.option("--calibration-images", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="All figures as JSON.")
+@json_file
 @threads_option
 def demo(
     out: Path, images: int, repetitions: int, calibration_images: int, json_path: Path | None, threads: int

@@ -122,6 +122,18 @@ def chosen_size(manifest: Manifest, area: str | None, ratio: str | None, photogr
     return ChosenSize(index, manifest.models[index], {"area": found.area, "ratio": found.ratio_in_words})
 
 
+json_file = click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="All figures as JSON."
+)
+markdown_file = click.option(
+    "--markdown", "markdown_path", type=click.Path(path_type=Path), metavar="FILE", help="As Markdown."
+)
+calibration_images = click.option(
+    "--calibration-images",
+    type=click.IntRange(1),
+    metavar="N",
+    help="At most this many, instead of each recipe's number.",
+)
 previews = click.option(
     "--previews",
     "with_previews",

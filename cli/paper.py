@@ -73,11 +73,10 @@ paper.add_command(table_2)
               show_default=True, help="Where bundles and figures are kept; the same command goes on.")  # fmt: skip
 @click.option("--roundings", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="DIR",
               help="Folder with the demo model's learned rounding, as RECIPE.safetensors.")  # fmt: skip
-@click.option("--calibration-images", type=click.IntRange(1), metavar="N",
-              help="At most this many, instead of each recipe's number.")  # fmt: skip
+@options.calibration_images
 @click.option("--plan", is_flag=True, help="Measure a batch, print how long all will take, and stop.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="All figures as JSON.")
-@click.option("--markdown", "markdown_path", type=click.Path(path_type=Path), metavar="FILE", help="As Markdown.")
+@options.json_file
+@options.markdown_file
 @click.option("--sheet", "sheet_path", type=click.Path(path_type=Path), metavar="FILE",
               help="Fig. D: photographs, masks and each row's results, as a picture.")  # fmt: skip
 def table_3(

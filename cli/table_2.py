@@ -108,10 +108,9 @@ def _model_options(command: Callable[..., object]) -> Callable[..., object]:
               help="With --learn: images per step.")  # fmt: skip
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
               help="With --learn: where to learn.")  # fmt: skip
-@click.option("--calibration-images", type=click.IntRange(1), metavar="N",
-              help="At most this many, instead of each recipe's number.")  # fmt: skip
-@click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="All figures as JSON.")
-@click.option("--markdown", "markdown_path", type=click.Path(path_type=Path), metavar="FILE", help="As Markdown.")
+@options.calibration_images
+@options.json_file
+@options.markdown_file
 def table_2(
     prompts_path: Path,
     judge_path: Path | None,

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nextscale.cli.model_options import CHOSEN
-from nextscale.cli.options import CHECKPOINT, FiniteRange, IntegerList, operators, refuse, spinning, threads
+from nextscale.cli.options import CHECKPOINT, FiniteRange, IntegerList, json_file, operators, refuse, spinning, threads
 from nextscale.cli.results import results_console, table_writers
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.measure.contender import Contender
@@ -113,7 +113,7 @@ def peers_option(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Seed of random weights.")
 @peers_option
-@click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="All figures as JSON.")
+@json_file
 @click.option(
     "--markdown", "markdown_path", type=click.Path(path_type=Path), metavar="FILE", help="The report as Markdown."
 )

@@ -17,7 +17,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from nextscale.cli.options import BUNDLE, threads
+from nextscale.cli.options import BUNDLE, json_file, threads
 from nextscale.cli.progress import show_steps
 from nextscale.cli.results import results_console
 from nextscale.models.bit_operations import BitWidths, Cost, model_cost
@@ -73,7 +73,7 @@ class Bits(click.ParamType):
 @click.option("--images", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 @threads
-@click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="All figures as JSON.")
+@json_file
 @click.option(
     "--plot",
     "plot_path",

@@ -41,12 +41,11 @@ class ImageReward:
 
     Args:
         folder: with ImageReward.pt and med_config.json, as the authors publish them.
-        device: "cpu" or "cuda".
     Raises:
         NextscaleError: a file or the package is missing, or the package cannot be imported or load the model.
     """
 
-    def __init__(self, folder: Path, device: str = "cpu") -> None:
+    def __init__(self, folder: Path) -> None:
         weights, config = folder / REWARD_WEIGHTS, folder / REWARD_CONFIG
         for path in (weights, config):
             _require_file(path)
@@ -56,7 +55,7 @@ class ImageReward:
             raise _missing("--image-reward", error, "image-reward==1.5") from None
         self.name = f"ImageReward {file_sha256(weights)[:12]}"
         try:
-            self._model: Any = package.load(str(weights), device=device, med_config=str(config))
+            self._model: Any = package.load(str(weights), device="cpu", med_config=str(config))
         except Exception as error:  # of files, of torch, and of what it fetches
             raise NextscaleError(f"{weights}: image-reward cannot load it: {first_line(error)}") from None
 
@@ -77,13 +76,12 @@ class HumanPreference:
 
     Args:
         weights: HPS_v2.1_compressed.pt, as the authors publish it.
-        device: "cpu" or "cuda".
     Raises:
         NextscaleError: the file or the package is missing, the package cannot be imported or make its model, or the
             file holds other weights.
     """
 
-    def __init__(self, weights: Path, device: str = "cpu") -> None:
+    def __init__(self, weights: Path) -> None:
         _require_file(weights)
         try:
             from hpsv2 import img_score
@@ -102,8 +100,7 @@ class HumanPreference:
             self._model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True)["state_dict"])
         except Exception as error:  # torch and pickle each raise their own
             raise NextscaleError(f"{weights}: no weights of HPS{HPS_VERSION}: {first_line(error)}") from None
-        self._device = torch.device(device)
-        self._model.to(self._device).eval()
+        self._model.to("cpu").eval()
 
     def __call__(self, images: NDArray[np.uint8], prompts: Sequence[str]) -> NDArray[np.float64]:
         """See `PromptScore`."""
@@ -112,8 +109,8 @@ class HumanPreference:
         found = np.empty(len(images))
         with torch.inference_mode():
             for i, (image, text) in enumerate(zip(images, prompts, strict=True)):
-                picture = self._prepare(Image.fromarray(image)).unsqueeze(0).to(self._device)
-                features = self._model(picture, self._tokenizer([text]).to(self._device))
+                picture = self._prepare(Image.fromarray(image)).unsqueeze(0)
+                features = self._model(picture, self._tokenizer([text]))
                 found[i] = 100 * float((features["image_features"] * features["text_features"]).sum())
         return found
 
