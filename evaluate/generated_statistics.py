@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,15 +9,14 @@ from typing import Any
 
 from nextscale.calib_data.subjects import Subjects
 from nextscale.calib_data.text_subjects import text_subjects
+from nextscale.evaluate._kept_figures import bundle_sha256, file_of, measure_on
 from nextscale.evaluate.image_statistics import ImageNetwork, ImageStatistics, extended, read_statistics
 from nextscale.evaluate.teacher_forced import evaluation_labels
-from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
+from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime._request import DEFAULT_CFG_SCALE, DEFAULT_TOP_P, resolve_top_k
 from nextscale.runtime.image_io import write_files
-
-SAVE_EVERY = 30.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -79,24 +74,22 @@ def generated_statistics(
             or no text, or there is no text encoder.
     """
     settings = _settings(generator.bundle, network, sampling)
-    path = work / _file_name(generator.bundle, sampling, settings)
+    path = file_of(generator.bundle, work, settings, f"{{bundle}}-seed{sampling.seed}-{{digest}}.npz")
     statistics = _continued(path, settings, images)
-    saved, saved_at = statistics.count if statistics else 0, time.monotonic()
     subjects = _subjects(generator, sampling, images)
-    on_images(saved)
-    try:
-        for first in range(saved, images, batch_size):
-            request = subjects[first : first + batch_size].settings(generator.bundle.manifest)
-            labels = request.pop("class_labels")
-            batch = generator.generate(labels, first_image=first, **request, **_filters(sampling))
-            statistics = extended(statistics, batch.images, network)
-            on_images(statistics.count)
-            if time.monotonic() - saved_at > SAVE_EVERY:
-                write_files({path: statistics.writer(settings)})
-                saved, saved_at = statistics.count, time.monotonic()
-    finally:
-        if statistics is not None and statistics.count > saved:
-            write_files({path: statistics.writer(settings)})
+
+    def measure(part: range) -> None:
+        nonlocal statistics
+        request = subjects[part.start : part.stop].settings(generator.bundle.manifest)
+        labels = request.pop("class_labels")
+        batch = generator.generate(labels, first_image=part.start, **request, **_filters(sampling))
+        statistics = extended(statistics, batch.images, network)
+
+    def keep() -> None:
+        assert statistics is not None
+        write_files({path: statistics.writer(settings)})
+
+    measure_on(statistics.count if statistics else 0, images, batch_size, measure, keep, on_images)
     if statistics is None:
         raise NextscaleError(f"images {images}: expected at least 1")
     return statistics
@@ -120,7 +113,7 @@ def _settings(bundle: Bundle, network: ImageNetwork, sampling: Sampling | TextSa
     """What decides the pictures and their features; the manifest holds the digests of all the bundle's files."""
     settings = {
         "bundle": bundle.manifest.name,
-        "manifest_sha256": hashlib.sha256((bundle.folder / MANIFEST_NAME).read_bytes()).hexdigest(),
+        "manifest_sha256": bundle_sha256(bundle),
         "network": network.name,
         **asdict(sampling),
     }
@@ -128,12 +121,6 @@ def _settings(bundle: Bundle, network: ImageNetwork, sampling: Sampling | TextSa
         return settings | {"image_size": bundle.model.image_side, "top_k": resolve_top_k(sampling.top_k, bundle.model)}
     pixels = list(bundle.manifest.models[sampling.size].image_size)
     return settings | {"prompts": list(sampling.prompts), "image_size": pixels}
-
-
-def _file_name(bundle: Bundle, sampling: Sampling | TextSampling, settings: dict[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    name = re.sub(r"[^\w.-]+", "_", bundle.manifest.name)[:80]
-    return f"{name}-seed{sampling.seed}-{digest[:12]}.npz"
 
 
 def _continued(path: Path, settings: dict[str, Any], images: int) -> ImageStatistics | None:

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from nextscale.evaluate._kept_figures import file_of, measure_on
 from nextscale.evaluate.image_statistics import ImageNetwork, read_arrays
-from nextscale.paper._kept_figures import file_of, measure_on
 from nextscale.paper._photographs import NO_LABEL, Photographs
 from nextscale.runtime._edit import Mask, blend, default_feather, forced_tokens, pixel_mask
 from nextscale.runtime._errors import NextscaleError
@@ -203,16 +203,22 @@ def edit_results(
         NextscaleError: the bundle has no encoder, or the folder's file is damaged.
     """
     path, digests = _path(generator, measures, editing, work), photographs.digests()
-    left = _continued(path, measures, digests)
+    results = _continued(path, measures, digests)
     boxes = regions(generator.bundle.model, len(photographs), editing.region_seed)
 
-    def measure(part: range) -> EditResults:
-        return _measured(generator, photographs, boxes, part, measures, editing)
+    def measure(part: range) -> None:
+        nonlocal results
+        found = _measured(generator, photographs, boxes, part, measures, editing)
+        results = found if results is None else results.extended(found)
 
-    def keep(results: EditResults) -> None:
+    def keep() -> None:
+        assert results is not None
         _write(path, results, digests)
 
-    return measure_on(left, len(photographs), editing.batch_size, measure, keep, on_images)
+    begin = 0 if results is None else len(results)
+    measure_on(begin, len(photographs), editing.batch_size, measure, keep, on_images)
+    assert results is not None  # there are at least two photographs
+    return results.first(len(photographs))
 
 
 def seconds_per_photograph(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nextscale.paper._kept_figures import bundle_sha256
+from nextscale.evaluate._kept_figures import bundle_sha256
 from nextscale.paper._prompted_pictures import Drawing, of_prompts
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._next_scale_loop import Generator

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextscale.calib_data.subjects import Subjects
+from nextscale.evaluate._kept_figures import file_of, measure_on
 from nextscale.evaluate.concept_judge import ConceptJudge
 from nextscale.evaluate.image_statistics import Gaussian, read_arrays
 from nextscale.evaluate.prompt_scores import PromptScore
-from nextscale.paper._kept_figures import file_of, measure_on
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._next_scale_loop import Generator, features_of_prompts
 from nextscale.runtime._regular_file import read_regular
@@ -217,19 +217,24 @@ def picture_results(
         NextscaleError: the folder's file is damaged; or a prompt is too long.
     """
     path, digests = _path(generator, measures, drawing, work), _digests(asked)
-    left = _continued(path, measures, digests)
-    begin = 0 if left is None else len(left)
+    results = _continued(path, measures, digests)
+    begin = 0 if results is None else len(results)
     texts = of_prompts(generator, [item.prompt for item in asked[begin:]])
 
-    def measure(part: range) -> PictureResults:
+    def measure(part: range) -> None:
+        nonlocal results
         request = texts[part.start - begin : part.stop - begin].settings(generator.bundle.manifest)
         images = generator.generate(first_image=part.start, **request, **drawing.settings()).images
-        return _measured(images, asked[part.start : part.stop], measures)
+        found = _measured(images, asked[part.start : part.stop], measures)
+        results = found if results is None else results.extended(found)
 
-    def keep(results: PictureResults) -> None:
+    def keep() -> None:
+        assert results is not None
         _write(path, results, digests)
 
-    return measure_on(left, len(asked), drawing.batch_size, measure, keep, on_images)
+    measure_on(begin, len(asked), drawing.batch_size, measure, keep, on_images)
+    assert results is not None  # there is a prompt
+    return results.first(len(asked))
 
 
 def of_prompts(generator: Generator, prompts: Sequence[str]) -> Subjects:

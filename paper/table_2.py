@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from nextscale.calib_data.subjects import Subjects
 from nextscale.calib_data.text_subjects import text_subjects
+from nextscale.evaluate._kept_figures import bundle_sha256, file_of
 from nextscale.evaluate.attention_error import (
     MOST_OBSERVED,
     attention_errors,
@@ -25,7 +26,6 @@ from nextscale.evaluate.teacher_forced import Agreement, Sampled, agreement, sam
 from nextscale.measure.provenance import finite, versions
 from nextscale.measure.statistics import Interval
 from nextscale.paper._geneval import GenEval
-from nextscale.paper._kept_figures import bundle_sha256, file_of
 from nextscale.paper._prompted_pictures import (
     RECOGNISED,
     Asked,

@@ -11,8 +11,9 @@ from fake_bundle import CLASS_NAMES, LATENT, NUM_CLASSES, PIXELS, read_manifest,
 from fake_measures import FakeClassifier, FakeDistance
 from PIL import Image
 
+from nextscale.evaluate import _kept_figures
 from nextscale.evaluate.imagenet_classes import imagenet_ids
-from nextscale.paper import _editing, _kept_figures, table_3
+from nextscale.paper import _editing, table_3
 from nextscale.paper._editing import (
     CLASS_EDITING,
     INPAINTING,

@@ -1,0 +1,66 @@
+"""Figures that are measured on a bundle's pictures, kept in a folder and gone on with there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
+
+SAVE_EVERY = 30.0  # seconds
+
+
+def bundle_sha256(bundle: Bundle) -> str:
+    """Of the manifest, which holds the digests of all the bundle's files."""
+    return hashlib.sha256((bundle.folder / MANIFEST_NAME).read_bytes()).hexdigest()
+
+
+def file_of(bundle: Bundle, work: Path, settings: Mapping[str, Any], form: str) -> Path:
+    """The file in `work` of what is measured of a bundle's content with these settings.
+
+    Args:
+        settings: all else that decides the figures, plain values.
+        form: of the name, with {bundle} and {digest}.
+    """
+    told = {"manifest_sha256": bundle_sha256(bundle), **settings}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return work / form.format(bundle=re.sub(r"[^\w.-]+", "_", bundle.manifest.name)[:80], digest=digest[:12])
+
+
+def measure_on(
+    begin: int,
+    count: int,
+    batch_size: int,
+    measure: Callable[[range], object],
+    keep: Callable[[], object],
+    on_images: Callable[[int], object],
+) -> None:
+    """Measure the pictures that are left, batch by batch.
+
+    Args:
+        begin: how many an earlier call has measured.
+        count: of all pictures.
+        batch_size: pictures at a time.
+        measure: measures some pictures, and adds them to those before.
+        keep: writes all that is measured; called every `SAVE_EVERY` seconds and however this ends, if there are more.
+        on_images: called with the number of pictures finished, those of earlier calls included.
+    """
+    done, saved, saved_at = begin, begin, time.monotonic()
+    on_images(min(begin, count))
+    try:
+        for first in range(begin, count, batch_size):
+            part = range(first, min(first + batch_size, count))
+            measure(part)
+            done = part.stop
+            on_images(done)
+            if time.monotonic() - saved_at > SAVE_EVERY:
+                keep()
+                saved, saved_at = done, time.monotonic()
+    finally:
+        if done > saved:
+            keep()
