@@ -39,7 +39,6 @@ from nextscale.runtime._operators import Ops
 from nextscale.runtime._outputs import make_folder
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._text import printable
-from nextscale.runtime._tokenizer import ByteTokenizer, SentencePieceTokenizer
 from nextscale.runtime._wording import shown_value
 from nextscale.runtime.image_io import require_writable, write_files
 from nextscale.simulation._device import Device, require_device
@@ -276,8 +275,7 @@ def _require_read(asked: Sequence[Asked], text: TextSource | None, path: Path) -
     """Raise NextscaleError unless the model's tokenizer takes all prompts."""
     if text is None:
         return
-    file, most = text.tokenizer_file, text.tokenizer.max_tokens
-    tokenizer = ByteTokenizer(most) if file is None else SentencePieceTokenizer(file, most)
+    tokenizer = text.opened_tokenizer()
     for item in asked:
         try:
             tokenizer.encode(item.prompt)

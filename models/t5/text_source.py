@@ -56,7 +56,7 @@ class TextSource:
 
     @torch.no_grad()
     def _features(self, prompts: tuple[str, ...]) -> tuple[NDArray[np.float32], ...]:
-        tokenizer, found = self._opened(), []
+        tokenizer, found = self.opened_tokenizer(), []
         for number, prompt in enumerate(prompts, 1):
             try:
                 token_ids = tokenizer.encode(prompt)
@@ -65,7 +65,8 @@ class TextSource:
             found.append(self.encoder(torch.from_numpy(token_ids)[None])[0].numpy())
         return tuple(found)
 
-    def _opened(self) -> Tokenizer:
+    def opened_tokenizer(self) -> Tokenizer:
+        """What makes token ids of prompts."""
         if self.tokenizer_file is None:
             return ByteTokenizer(self.tokenizer.max_tokens)
         return SentencePieceTokenizer(self.tokenizer_file, self.tokenizer.max_tokens)
