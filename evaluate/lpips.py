@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -103,29 +103,25 @@ class Lpips:
         Raises:
             NextscaleError: arrays of other forms or of two shapes, pictures too small for the network.
         """
-        import torch
-
         for name, images in (("first", first), ("second", second)):
             _require_pictures(name, images, self.least_side)
         if first.shape != second.shape:
             raise NextscaleError(f"pictures of two shapes: {list(first.shape)} and {list(second.shape)}")
-        with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
-            parts = [
-                self._distances(first[begin : begin + self.batch_size], second[begin : begin + self.batch_size])
-                for begin in range(0, len(first), self.batch_size)
-            ]
-            found: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
-        return found
+        return self._by_batches(self._distances, first, second)
 
     def last_features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The mean over positions of the last layer's output, after its ReLU: uint8 [B, H, W, 3] to float32 [B, C]."""
+        _require_pictures("images", images, self.least_side)
+        return self._by_batches(lambda part: self._features(self._scaled(part))[-1].mean((2, 3)), images)
+
+    def _by_batches(self, compute: Callable[..., torch.Tensor], *images: NDArray[Any]) -> NDArray[np.float32]:
+        """What is computed of pictures, `batch_size` at a time."""
         import torch
 
-        _require_pictures("images", images, self.least_side)
         with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
             parts = [
-                self._features(self._scaled(images[begin : begin + self.batch_size]))[-1].mean((2, 3))
-                for begin in range(0, len(images), self.batch_size)
+                compute(*(array[begin : begin + self.batch_size] for array in images))
+                for begin in range(0, len(images[0]), self.batch_size)
             ]
             found: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
         return found
