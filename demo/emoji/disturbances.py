@@ -40,7 +40,7 @@ def turned(frames: Tensor, noise: torch.Generator) -> Tensor:
 
 
 def disturbed(windows: Tensor, noise: torch.Generator) -> Tensor:
-    """Windows [B, 3, 64, 64] in other colours, now and then grey, covered in part or less sharp, and with noise."""
+    """Windows [B, 3, 128, 128] in other colours, now and then grey, covered in part or less sharp, and with noise."""
     count, device = len(windows), windows.device
 
     def random(*shape: int) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor
 from nextscale.demo.emoji.captions import COLOURS
 from nextscale.demo.emoji.compose import Compositor
 from nextscale.demo.emoji.configuration import EMOJI, TINY, EmojiConfig
-from nextscale.demo.emoji.judge import TINY_JUDGE, WINDOWS, Judge, JudgeConfig, cut, load_judge
+from nextscale.demo.emoji.judge import WINDOWS, Judge, cut, load_judge
 from nextscale.demo.emoji.prompts import Prompt, Settings, load_prompts, real_scene
 from nextscale.demo.emoji.scenes import batch_of, token_ids
 from nextscale.demo.emoji.sheet import captioned
@@ -191,7 +191,7 @@ def main(
     else:
         pixels = draw(run, config, prompts, settings, device)
     looks = int(sprites.looks.max()) + 1
-    judge = load_judge(run / JUDGE, looks, TINY_JUDGE if tiny else JudgeConfig()).to(device)
+    judge = load_judge(run / JUDGE, looks).to(device)
     click.echo(json.dumps({"settings": asdict(settings), **score(judge, sprites, prompts, pixels)}, indent=1))
     if sheet_file:
         some = slice(None, None, max(1, len(prompts) // 100))

@@ -1,12 +1,14 @@
 """The judge: a classifier of what is drawn, and in which style, trained on the sprites that are not held out.
 
-It sees a square window of a picture, the whole or a half, at 64 x 64. Concepts that a style draws alike are one to it.
+It sees a square window of a picture, the whole or a half, at 128 x 128. Concepts that a style draws alike are one to
+it. It begins as EfficientNet-Lite0, which knows photographs: a judge that began with nothing learned drawings by heart
+and recognised 84% of those that it had never seen.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nextscale.demo.emoji.styles import WORDS
-from nextscale.models.autoencoder import Encoder
+from nextscale.evaluate.feature_network import pretrained
 
-SIDE = 64
+SIDE = 128
 # Middle and side of the windows in which things are looked for, in the picture's side.
 WINDOWS = {
     "whole": (0.5, 0.5, 1.0),
@@ -27,44 +29,42 @@ WINDOWS = {
 }
 
 
-@dataclass(frozen=True)
-class JudgeConfig:
-    """Channels as `autoencoder.Encoder` takes them; `features` go into the linear layers."""
-
-    ch: int = 64
-    ch_mult: tuple[int, ...] = (1, 2, 3, 4)
-    num_res_blocks: int = 2
-    features: int = 256
-
-
-TINY_JUDGE = JudgeConfig(ch=32, ch_mult=(1, 1), num_res_blocks=1, features=32)
-
-
 class Judge(nn.Module):
-    """The VAEs' convolutional encoder, the mean of its features, and a linear layer for each question."""
+    """EfficientNet-Lite0's features, and a linear layer for each question.
 
-    def __init__(self, looks: int, config: JudgeConfig) -> None:
+    Normalization keeps ImageNet's statistics, so that a window's answer never depends on those beside it.
+    """
+
+    def __init__(self, looks: int) -> None:
         """A judge of so many looks (`Sprites.looks`)."""
         super().__init__()
-        shape = (config.ch, config.ch_mult, config.num_res_blocks, config.features)
-        self.encoder = Encoder(*shape, using_sa=False, using_mid_sa=False)
-        self.looks = nn.Linear(config.features, looks)
-        self.style = nn.Linear(config.features, len(WORDS))
+        self.backbone: Any = pretrained()
+        features = self.backbone._fc.in_features
+        del self.backbone._fc  # of ImageNet's classes
+        self.looks = nn.Linear(features, looks)
+        self.style = nn.Linear(features, len(WORDS))
+
+    def train(self, mode: bool = True) -> Judge:
+        super().train(mode)
+        for module in self.backbone.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
 
     def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        """Windows float32 [B, 3, 64, 64] in [-1, 1] to logits of looks [B, n] and of style [B, 7]."""
-        found = F.silu(self.encoder(windows).mean((2, 3)))
+        """Windows float32 [B, 3, 128, 128] in [-1, 1] to logits of looks [B, n] and of style [B, 7]."""
+        found = self.backbone._dropout(self.backbone.extract_features(windows).mean((2, 3)))
         return self.looks(found), self.style(found)
 
 
 def cut(pictures: Tensor, windows: Tensor) -> Tensor:
-    """A square window of each picture at 64 x 64.
+    """A square window of each picture at 128 x 128.
 
     Args:
         pictures: float32 [B, 3, H, W]; what is outside repeats the border.
         windows: float32 [B, 3]: x and y of the middle, and side, in the picture's side.
     Returns:
-        float32 [B, 3, 64, 64].
+        float32 [B, 3, 128, 128].
     """
     return sampled(pictures, frames(windows))
 
@@ -77,13 +77,18 @@ def frames(windows: Tensor) -> Tensor:
 
 
 def sampled(pictures: Tensor, frames: Tensor) -> Tensor:
-    """What is in frames [B, 2, 3] of pictures [B, 3, H, W], at 64 x 64."""
-    grid = F.affine_grid(frames, [len(pictures), 3, 2 * SIDE, 2 * SIDE], align_corners=False)
-    return F.avg_pool2d(F.grid_sample(pictures, grid, padding_mode="border", align_corners=False), 2)
+    """What is in frames [B, 2, 3] of pictures [B, 3, H, W], at 128 x 128."""
+    grid = F.affine_grid(frames, [pictures.shape[0], 3, SIDE, SIDE], align_corners=False)
+    return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
 
 
-def load_judge(path: Path, looks: int, config: JudgeConfig) -> Judge:
-    """A judge as `weights.save_module` wrote it, in eval mode."""
-    judge = Judge(looks, config)
-    judge.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
+def load_judge(path: Path, looks: int) -> Judge:
+    """A judge as `weights.save_module` wrote it, in eval mode.
+
+    Raises:
+        NextscaleError: a package of the extra `eval`, which has the normalization's statistics, is missing.
+    """
+    judge = Judge(looks)
+    parameters = {name: tensor.float() for name, tensor in load_file(path).items()}
+    judge.load_state_dict(dict(judge.named_buffers()) | parameters)
     return judge.eval().requires_grad_(False)

@@ -177,7 +177,9 @@ def train(
     for since, batch in enumerate(loader):
         if since % 10 == 0 and workers.agree(time.monotonic() - started) > 60 * options.minutes:
             break
-        noise.manual_seed((options.seed << 48) + step * workers.count + workers.rank)
+        number = (options.seed << 48) + step * workers.count + workers.rank
+        noise.manual_seed(number)
+        torch.manual_seed(number)  # of what modules draw themselves, as dropout does
         factor = learning_rate_factor(step / options.steps, step - begin, warmup_steps=warmup, decay_from=decay_from)
         for group in (group for optimizer in task.optimizers for group in optimizer.param_groups):
             group["lr"] = options.lr * factor * group.get("lr_factor", 1.0)

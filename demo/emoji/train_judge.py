@@ -21,7 +21,7 @@ from torch import Tensor
 from nextscale.demo.emoji.compose import Compositor
 from nextscale.demo.emoji.disturbances import disturbed, first_window, turned
 from nextscale.demo.emoji.held_out import HeldOut
-from nextscale.demo.emoji.judge import TINY_JUDGE, WINDOWS, Judge, JudgeConfig, cut, frames, load_judge, sampled
+from nextscale.demo.emoji.judge import WINDOWS, Judge, cut, frames, load_judge, sampled
 from nextscale.demo.emoji.loop import RunOptions, autocast, channels_last, run_options, train
 from nextscale.demo.emoji.scenes import Batch, Scenes
 from nextscale.demo.emoji.sprites import Sprites
@@ -137,13 +137,12 @@ def main(more: Path | None, **given: Any) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     sprites = Sprites.load(options.data)
     scenes, looks, begin = Scenes(sprites, HeldOut.load()), int(sprites.looks.max()) + 1, 0
-    config = TINY_JUDGE if options.tiny else JudgeConfig()
     if options.init:
-        judge, begin = load_judge(options.init / JUDGE, looks, config), saved_step(options.init / JUDGE)
+        judge, begin = load_judge(options.init / JUDGE, looks), saved_step(options.init / JUDGE)
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
-            judge = Judge(looks, config)
+            judge = Judge(looks)
     further = Sprites.load(more) if more else None
     task = JudgeTask(judge.train().requires_grad_(True), scenes, options, workers.device, further)
     train(task, scenes, options, workers, warmup=500, decay_from=0.2, begin=begin)

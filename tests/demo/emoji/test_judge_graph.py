@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from nextscale.demo.emoji.configuration import TINY
 from nextscale.demo.emoji.evaluate import real, recognised
-from nextscale.demo.emoji.judge import SIDE, TINY_JUDGE, WINDOWS, Judge, cut
+from nextscale.demo.emoji.judge import SIDE, WINDOWS, Judge, cut
 from nextscale.demo.emoji.judge_graph import main
 from nextscale.demo.emoji.prompts import Prompt
 from nextscale.demo.emoji.sprites import Sprites
@@ -26,9 +26,10 @@ CPU = torch.device("cpu")
 def judge(sprites: Sprites) -> Judge:
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        judge = Judge(int(sprites.looks.max()) + 1, TINY_JUDGE)
+        judge = Judge(int(sprites.looks.max()) + 1)
         torch.nn.init.normal_(judge.looks.weight, std=20)  # so that it sees different things
-    judge.load_state_dict({name: tensor.half().float() for name, tensor in judge.state_dict().items()})  # as saved
+    for parameter in judge.parameters():  # as saved
+        parameter.data = parameter.detach().half().float()
     return judge.eval().requires_grad_(False)
 
 
@@ -37,7 +38,7 @@ def exported(judge: Judge, data: Path, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("judge")
     save_module(judge, folder / JUDGE, step=0)
     out = folder / "judge.onnx"
-    result = CliRunner().invoke(main, ["--data", str(data), "--run", str(folder), "--out", str(out), "--tiny"])
+    result = CliRunner().invoke(main, ["--data", str(data), "--run", str(folder), "--out", str(out)])
     assert result.exit_code == 0, result.output
     return ConceptJudge(out, threads=1)
 
