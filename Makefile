@@ -92,7 +92,7 @@ soak: demo examples
 	$(BIN)/python benchmarks/soak.py out/demo/fp32 out/demo/int8
 
 # The strict mode lays a tree of links that type checkers can follow. A folder is newer when a file in it is new.
-$(VENV)/.ready: pyproject.toml $(DEMO)/pyproject.toml $(patsubst %,%/.,calib_data cli compiler demo $(DEMO)/nextscale_demo evaluate export export/var graph_passes measure measure/peers models models/t5 models/var paper report runtime simulation)
+$(VENV)/.ready: pyproject.toml $(DEMO)/pyproject.toml $(patsubst %,%/.,calib_data cli compiler demo $(DEMO)/nextscale_demo $(DEMO)/nextscale_demo/emoji demo/emoji evaluate export export/var graph_passes measure measure/peers models models/t5 models/var paper report runtime simulation)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "setuptools>=77" wheel
 	$(BIN)/pip install --quiet "$(TORCH)"

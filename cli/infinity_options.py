@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -24,6 +24,9 @@ INFINITY_ALONE = ("infinity", "text", "area", "ratio", "prompts", "no_text_encod
 VAR_ALONE = (
     "var", "patch_nums", "num_heads", "quant_resi", "class_names", "rounding",
 )  # fmt: skip
+
+# The emoji model, which comes along.
+EMOJI = "emoji"
 
 # Which Infinity, and in which sizes.
 INFINITY_MODEL = (
@@ -78,7 +81,7 @@ class InfinityOptions:
     """Which Infinity the command line names.
 
     Attributes:
-        model: "demo", which it is not.
+        model: "emoji", or None.
         infinity, vae: checkpoints.
         preset: a size that is filled with random weights.
         text: a folder, or a name of what is filled with random weights.
@@ -110,11 +113,15 @@ class InfinityOptions:
         Raises:
             NextscaleError: a file is damaged or missing, files do not go together, or there is no such size.
         """
+        from nextscale.demo.emoji.bundle import demo_source
         from nextscale.models.infinity.pair import twins_warning
         from nextscale.models.infinity.prompts import PROMPTS
         from nextscale.models.infinity.sources import checkpoint_source, random_source
 
         prompts = PROMPTS if self.prompts is None else tuple(read_prompts(self.prompts))
+        if self.model == EMOJI:
+            source = demo_source(name)
+            return source if self.prompts is None else replace(source, prompts=prompts)
         areas, ratios = self.area.split(","), self.ratio.split(",")
         if self.random_weights:
             assert self.preset is not None
@@ -145,7 +152,11 @@ class InfinityOptions:
 
     def check(self) -> None:
         """Raise click.UsageError unless the options name one model."""
-        if self.random_weights:
+        if self.model == EMOJI:
+            what = EMOJI
+            named = (name for name in INFINITY_ALONE if name not in ("prompts", "no_text_encoder"))
+            refuse(what, *named, "vae", "preset", "random_weights", "weights", "vae_weights")
+        elif self.random_weights:
             assert self.preset is not None
             what = self.preset
             refuse("--random-weights", "infinity", "vae", "weights", "vae_weights", *UNTOLD)
@@ -158,8 +169,8 @@ class InfinityOptions:
         else:
             what = "--infinity"
             refuse(what, "preset")
-        if self.model is not None:
+        if self.model not in (None, EMOJI):
             raise click.UsageError(f"{what} does not go with {self.model}")
         refuse(what, *VAR_ALONE)
-        if self.text is None:
+        if self.text is None and self.model != EMOJI:
             refuse("a build without --text", "prompts", "no_text_encoder")

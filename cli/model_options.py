@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nextscale.cli.infinity_options import INFINITY, INFINITY_ALONE, InfinityOptions
+from nextscale.cli.infinity_options import EMOJI, INFINITY, INFINITY_ALONE, InfinityOptions
 from nextscale.cli.options import CHECKPOINT, IntegerList, is_given, option_name, refuse
 
 if TYPE_CHECKING:
@@ -111,12 +111,12 @@ class VAROptions:
             context = click.get_current_context()
             to_build = "random_weights" in context.params
             more = "--infinity and --vae, or --preset with --random-weights, " if to_build else ""
-            raise click.UsageError(f"which model? Give --var and --vae, {more}or `{context.command_path} demo`")
+            demos = f"demo` or `{context.command_path} {EMOJI}" if to_build else "demo"
+            raise click.UsageError(f"which model? Give --var and --vae, {more}or `{context.command_path} {demos}`")
         refuse(what, *INFINITY_ALONE)
 
 
 _MODEL = (
-    click.argument("model", required=False, type=click.Choice(["demo"])),
     click.option("--var", type=CHECKPOINT, help="VAR's checkpoint (.pth, .safetensors, or an index)."),
     click.option("--vae", type=CHECKPOINT, help="The checkpoint of its VAE (the same)."),
     click.option("--weights", metavar="NAME", help="Which of several sets of weights in a transformer's checkpoint."),
@@ -169,7 +169,9 @@ def model_options(*, to_build: bool = False) -> Callable[[Callable[..., None]], 
             model.check()
             command(model=model, **values)
 
-        for option in reversed((*_MODEL, *((*INFINITY, *_MODEL_TO_BUILD) if to_build else ()))):
+        demos = ["demo", EMOJI] if to_build else ["demo"]
+        which = click.argument("model", required=False, type=click.Choice(demos))
+        for option in reversed((which, *_MODEL, *((*INFINITY, *_MODEL_TO_BUILD) if to_build else ()))):
             collected = option(collected)
         return collected
 
@@ -177,14 +179,15 @@ def model_options(*, to_build: bool = False) -> Callable[[Callable[..., None]], 
 
 
 def _is_infinity(given: dict[str, object]) -> bool:
-    """Whether it is what the options name: by its checkpoint, or by a preset.
+    """Whether it is what the options name: the emoji model, by its checkpoint, or by a preset.
 
     Raises:
         NextscaleError: no family has such a preset.
     """
     preset = given["preset"]
-    if given["infinity"] is not None or preset is None:
-        return given["infinity"] is not None
+    named = given["infinity"] is not None or given["model"] == EMOJI
+    if named or preset is None:
+        return named
     from nextscale.models._find_preset import find_preset
     from nextscale.models.infinity.presets import PRESETS as OF_INFINITY
     from nextscale.models.var.presets import PRESETS as OF_VAR

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from nextscale.calib_data.subjects import Subjects
+from nextscale.calib_data.text_subjects import takes_text
 from nextscale.evaluate.teacher_forced import Agreement, teacher_forced
 from nextscale.measure.bench import BenchReport, Measurement, bench
 from nextscale.runtime._bundle import Bundle
@@ -24,10 +26,12 @@ class Comparison:
     Attributes:
         report: speed and memory of full precision, then of each variant of the quantized bundle; one call, batch 1.
         agreements: of the quantized bundle with full precision, by variant ("stock", "fused").
+        token_bits: by how many bits a token is told, where a token is bits and not an entry of a vocabulary.
     """
 
     report: BenchReport
     agreements: Mapping[str, Agreement]
+    token_bits: int | None
 
     @property
     def reference(self) -> Measurement:
@@ -45,18 +49,25 @@ def compare(
     *,
     images: int,
     repetitions: int,
+    subjects: Subjects | None = None,
     options: SessionOptions | None = None,
     log: Callable[[str], object] = lambda line: None,
 ) -> Comparison:
-    """Measure each variant that runs: speed and memory interleaved, agreement on `images` teacher-forced images."""
+    """Measure each variant that runs: speed and memory interleaved, agreement on `images` teacher-forced images.
+
+    Args:
+        subjects: what these images are of, where the model takes no classes.
+    """
     report = bench([reference, quantized], forms=("generate",), options=options, repetitions=repetitions, log=log)
     agreements = teacher_forced(
         Generator(reference, options),
         {choice.ops: Generator(quantized, choice) for choice in each_variant(quantized, options or SessionOptions())},
         images=images,
+        subjects=subjects,
         on_images=lambda done: log(f"agreement: {done} of {images} images") if done % 16 == 0 else None,
     )
-    return Comparison(report, agreements)
+    *_, bits = reference.manifest.forced_tokens.row_shape
+    return Comparison(report, agreements, bits if takes_text(reference.manifest) else None)
 
 
 def paired_sheet(

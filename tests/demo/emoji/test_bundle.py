@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_emoji import write_tiny_emoji
 from tiny_model import ONE_THREAD
 
 from nextscale.compiler.build import build_bundle
@@ -24,11 +25,9 @@ from nextscale.demo.emoji.captions import TEXT_LENGTH
 from nextscale.demo.emoji.configuration import TINY
 from nextscale.demo.emoji.evaluate import draw, draw_with
 from nextscale.demo.emoji.prompts import Prompt, Settings, load_prompts
-from nextscale.demo.emoji.text_to_bits import TextToBits
-from nextscale.demo.emoji.weights import INFINITY, TEXT, VAE, save_infinity, save_module, save_text
+from nextscale.demo.emoji.weights import TEXT, save_text
 from nextscale.graph_passes.recipe import load_recipe
 from nextscale.models.checkpoint_file import CheckpointError
-from nextscale.models.infinity.random_vae import random_bsq_vae
 from nextscale.models.t5.random_weights import random_t5
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime.image_io import read_picture_parameters
@@ -41,11 +40,8 @@ PROMPTS = [
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of random weights."""
-    folder, model = tmp_path_factory.mktemp("run"), TextToBits(TINY, seed=0)
-    torch.nn.init.normal_(model.infinity.head.weight, generator=torch.Generator().manual_seed(0))
-    save_infinity(model.infinity, folder / INFINITY, step=0)
-    save_text(model.text, folder / TEXT, step=0)
-    save_module(random_bsq_vae(TINY.models.vae), folder / VAE, step=0)
+    folder = tmp_path_factory.mktemp("run")
+    write_tiny_emoji(folder)
     return folder
 
 

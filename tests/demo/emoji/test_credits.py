@@ -7,7 +7,7 @@ from nextscale.demo.emoji.credits import credits
 from nextscale.demo.emoji.packages import FLUENT_3D, ICONS, NAMES
 from nextscale.demo.emoji.styles import STYLES
 
-COMMITTED = Path(__file__).parents[3] / "demo" / "emoji" / "CREDITS.md"
+COMMITTED = Path(__file__).parents[3] / "demo" / "nextscale-demo" / "CREDITS.md"
 
 
 def test_each_style_has_its_author_licence_and_count() -> None:
