@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from nextscale.cli import options
-from nextscale.cli.infinity_options import INFINITY_MODEL, InfinityOptions
+from nextscale.cli.infinity_options import EMOJI, INFINITY_MODEL, InfinityOptions
 from nextscale.cli.progress import Steps, show_resumable_steps
 from nextscale.cli.results import results_console, table_writers
 from nextscale.cli.subjects import read_prompts
 from nextscale.cli.table_rows import limited_recipe, reference_first
+from nextscale.demo.emoji.prompts import FILE as EMOJI_PROMPTS
 from nextscale.evaluate.concept_judge import ConceptJudge
 from nextscale.evaluate.prompt_scores import HumanPreference, ImageReward, PromptScore
 from nextscale.evaluate.vgg16_features import Vgg16Features
@@ -44,8 +45,7 @@ from nextscale.runtime.image_io import require_writable, write_files
 from nextscale.simulation._device import Device, require_device
 from nextscale.simulation.reconstruction_settings import ReconstructionSettings
 
-# The model where none is given: the demo, once its weights come with nextscale; a function of the bundle's name.
-DEFAULT_SOURCE: Callable[[str], InfinitySource] | None = None
+PARTS = ("infinity", "vae", "text")  # of a model; where none is given, the emoji model is measured
 LAST_SEED = 2**63  # of the pictures; the noise floor has the next one
 
 _MODEL = (
@@ -66,9 +66,9 @@ def _model_options(command: Callable[..., object]) -> Callable[..., object]:
 
 @click.command("table-2")
 @_model_options
-@click.option("--prompts", "prompts_path", type=click.Path(path_type=Path), required=True, metavar="FILE",
+@click.option("--prompts", "prompts_path", type=click.Path(path_type=Path), metavar="FILE",
               help="What is drawn: a prompt a line, or JSON that also names what pictures shall show, as "
-              "demo/emoji/prompts.json.")  # fmt: skip
+              "demo/emoji/prompts.json.  [default: that file, of the emoji model]")  # fmt: skip
 @click.option("--judge", "judge_path", type=click.Path(path_type=Path), metavar="FILE",
               help="A classifier in ONNX that tells whether they show it; see docs/paper.md.")  # fmt: skip
 @click.option("--image-reward", type=click.Path(path_type=Path), metavar="DIR",
@@ -111,7 +111,7 @@ def _model_options(command: Callable[..., object]) -> Callable[..., object]:
 @options.json_file
 @options.markdown_file
 def table_2(
-    prompts_path: Path,
+    prompts_path: Path | None,
     judge_path: Path | None,
     image_reward: Path | None,
     hps: Path | None,
@@ -142,21 +142,25 @@ def table_2(
 ) -> None:
     """Draw prompts with full precision and with recipes, and measure how near the results are.
 
+    The model is the emoji model, which comes along, unless --infinity, --vae and --text name another.
+
     Rows are judged by the Frechet distance of their pictures' VGG16 features to full precision's, by a judge of
     concepts that you give, by the KL and the share of equal bits when fed full precision's bits, and by the error of
     attention's product; by ImageReward, HPSv2.1 and GenEval where you have their packages and weights. Bundles are
     built into WORK; after Ctrl-C the same command goes on from where it was.
 
     \b
+    nextscale paper table-2 --rows fp32,default
     nextscale paper table-2 --infinity infinity_2b_reg.pth --vae infinity_vae_d32reg.pth --text flan-t5-xl \\
         --area 0.25M --prompts prompts.txt --rows fp32,default --markdown table_2.md
     """
+    read_model, prompts_path = _loader(model), _prompts_path(model, prompts_path)
     given = {"cfg_scale": cfg_scale, "tau": tau, "top_p": top_p, "seed": seed}
     read = _paths(model, prompts_path, judge_path, image_reward, hps, geneval_path, roundings)
     require_writable([path for path in (json_path, markdown_path) if path is not None], read)
     if not learn:
         options.refuse("a table without --learn", "iterations", "learning_batch", "device")
-    wanted, read_model = _rows(rows, calibration_images), _loader(model)
+    wanted = _rows(rows, calibration_images)
     prompts, of_file = _asked(prompts_path, judge_path)
     if len(prompts) < 2:
         raise NextscaleError(f"{prompts_path}: 1 prompt; expected at least 2, between which pictures differ")
@@ -216,22 +220,43 @@ def _loader(model: dict[str, Any]) -> Callable[[], InfinitySource]:
     """What reads the model.
 
     Raises:
-        click.UsageError: none is given, and none comes along; or not all of it.
+        click.UsageError: not all of it is given; or none of it, but an option that the emoji model does not have.
     """
-    missing = [f"--{name}" for name in ("infinity", "vae", "text") if model[name] is None]
-    if len(missing) == 3 and DEFAULT_SOURCE is not None:
-        return lambda: DEFAULT_SOURCE("demo")
-    if missing:
+    missing, emoji = [f"--{name}" for name in PARTS if model[name] is None], _is_emoji(model)
+    given = {key: value for key, value in model.items() if key != "calibration_prompts"}
+    if emoji:
+        options.refuse("the emoji model, which is measured without --infinity,", *given)
+    elif missing:
         raise click.UsageError(f"which model? Give --infinity, --vae and --text: {', '.join(missing)} is missing")
     for name in ("area", "ratio"):
         if "," in model[name]:
             raise click.BadParameter(f"{model[name]!r}: expected one; Table 2 is of one size", param_hint=f"--{name}")
-    given = {key: value for key, value in model.items() if key != "calibration_prompts"}
     chosen = InfinityOptions(
-        model=None, preset=None, random_weights=False, prompts=model["calibration_prompts"], **given
+        model=EMOJI if emoji else None,
+        preset=None,
+        random_weights=False,
+        prompts=model["calibration_prompts"],
+        **given,
     )
-    name = require_plain_name(model["infinity"].stem)
+    name = "nextscale-emoji" if emoji else require_plain_name(model["infinity"].stem)
     return lambda: chosen.source(name)
+
+
+def _is_emoji(model: dict[str, Any]) -> bool:
+    return all(model[name] is None for name in PARTS)
+
+
+def _prompts_path(model: dict[str, Any], given: Path | None) -> Path:
+    """Where the prompts are: the emoji model has its own.
+
+    Raises:
+        click.UsageError: none are given for another model.
+    """
+    if given is not None:
+        return given
+    if not _is_emoji(model):
+        raise click.UsageError("what shall be drawn? Give --prompts; the emoji model alone has its own")
+    return EMOJI_PROMPTS
 
 
 def _asked(path: Path, judge: Path | None) -> tuple[list[Asked], dict[str, float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,17 @@ from fake_judge import write_judge
 from infinity_checkpoints import INFINITY, save_infinity_checkpoints
 from numpy.typing import NDArray
 from refusal import assert_refused
+from tiny_emoji import write_tiny_emoji
 
-from nextscale.cli import table_2
 from nextscale.cli.main import main
 from nextscale.compiler import build
 from nextscale.compiler.options import BuildOptions
+from nextscale.demo.emoji.bundle import emoji_source
+from nextscale.demo.emoji.configuration import TINY
+from nextscale.demo.emoji.prompts import load_prompts
 from nextscale.models.infinity.sources import InfinitySource
 from nextscale.runtime import Bundle
-from nextscale.runtime._errors import NextscaleError, OutputError
+from nextscale.runtime._errors import OutputError
 from nextscale.simulation.reconstruction_settings import ReconstructionSettings
 from tests.goldens.infinity_parity import in_chunks, random_state
 
@@ -153,20 +157,57 @@ def test_rounding_is_learned_where_that_is_asked_for(
     assert sorted(path.name for path in bundles.iterdir()) == ["fp32", "maps-none-2", "model.json"]
 
 
-def test_a_default_model_needs_no_checkpoint(
-    run: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_the_emoji_model_is_measured_where_no_other_is_given(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def demo(name: str) -> InfinitySource:
-        raise NextscaleError(f"the source of {name}")
+    """With its own prompts, or others, and never among another model's bundles."""
+    emoji, path = tmp_path / "emoji", tmp_path / "table.json"
+    emoji.mkdir()
+    write_tiny_emoji(emoji)
+    monkeypatch.setattr("nextscale.demo.emoji.bundle.demo_source", lambda name: emoji_source(emoji, name, TINY))
+    arguments = ("--images", "4", "--json", str(path))
+    assert run("--rows", "fp32,default", *arguments, model=()) == 0
+    assert "left out" not in capsys.readouterr().out
+    document = json.loads(path.read_text())
+    assert [row["name"] for row in document["rows"]] == ["fp32", "noise floor", "default"]
+    assert document["prompts"] == {"seen": 2, "held-out": 1, "colour": 1}  # four of 1,192
+    assert document["settings"].items() >= asdict(load_prompts()[0]).items()
+    bundles = tmp_path / "work" / "bundles"
+    assert Bundle.open(bundles / "default").manifest.name == "nextscale-emoji-default"
 
-    monkeypatch.setattr(table_2, "DEFAULT_SOURCE", demo)
-    assert_refused(capsys, run("--prompts", "lines.txt", model=()), "the source of demo")
-    assert_refused(capsys, run("--prompts", "lines.txt", model=MODEL[:4]), "which model? Give --infinity, --vae and")
+    assert run("--rows", "fp32", "--prompts", "lines.txt", *arguments, model=()) == 0
+    assert json.loads(path.read_text())["prompts"] == {"": 3}
+    capsys.readouterr()
+    other = "holds bundles of another model, or of other sizes or calibration prompts"
+    assert_refused(capsys, run("--rows", "fp32", "--calibration-prompts", "few.txt", model=()), other)
+    assert_refused(capsys, run("--rows", "fp32", "--prompts", "lines.txt"), other)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("--area", "0.06M"),
+        ("--ratio", "1:1"),
+        ("--weights", "ema"),
+        ("--vae-weights", "ema"),
+        ("--no-patchify",),
+        ("--rope-mode", "2"),
+        ("--level-each-chunk",),
+    ],
+    ids=lambda given: given[0],
+)
+def test_options_that_the_emoji_model_does_not_have_are_one_line(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], given: tuple[str, ...]
+) -> None:
+    name = given[0].replace("--no-", "--")
+    message = f"the emoji model, which is measured without --infinity, does not go with {name} (see"
+    assert_refused(capsys, run(*given, model=()), message)
+    assert not list(tmp_path.iterdir())
 
 
 PROMPTS = ("--prompts", "lines.txt")
 BAD_USAGE = {
-    "no prompts": ([], "Missing option '--prompts'"),
+    "no prompts": ([], "what shall be drawn? Give --prompts"),
     "missing prompts": (["--prompts", "none.txt"], "none.txt: no such file; expected prompts"),
     "missing JSON": (["--prompts", "none.json"], "none.json: cannot be read"),
     "no JSON": (["--prompts", "lines.txt", "--judge", "judge.onnx"], "lines do not say what pictures shall show"),
@@ -220,7 +261,7 @@ def test_settings_of_a_file_that_no_request_may_have_are_one_line(
     assert [*tmp_path.iterdir()] == [path]
 
 
-@pytest.mark.parametrize("given", [MODEL[:0], MODEL[:2], MODEL[:4]], ids=["none", "no vae", "no text"])
+@pytest.mark.parametrize("given", [MODEL[:2], MODEL[:4]], ids=["no vae", "no text"])
 def test_a_model_must_be_given(
     run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], given: tuple[str, ...]
 ) -> None:
