@@ -27,7 +27,8 @@ def observe_decoder(
 ) -> AutoencoderObservation:
     """Of latents, float32 [Cvae, h, w] each."""
     progress("calibrating the decoder")
-    return observe_autoencoder(model.decoder, f_hat, model.bundle.folder, options.session, progress)
+    narrow = options.recipe.decoder.two_bytes
+    return observe_autoencoder(model.decoder, f_hat, model.bundle.folder, options.session, progress, narrow)
 
 
 def observe_encoder(

@@ -34,6 +34,7 @@ def observe_autoencoder(
     weights: Path,
     session: SessionOptions,
     progress: Progress,
+    narrow: int = 0,
 ) -> AutoencoderObservation:
     """What `stock_and_fused_autoencoder` needs, of some latents or pictures.
 
@@ -44,8 +45,9 @@ def observe_autoencoder(
         weights: the folder of the graph's external weights.
         session: threads and memory.
         progress: told how far the second moments are.
+        narrow: a decoder's convolutions to at most so many channels read two bytes.
     """
-    of_inputs, of_results = autoencoder_observers(graph)
+    of_inputs, of_results = autoencoder_observers(graph, narrow)
     observers = [*of_inputs, *of_results]
     observed = open_model(observe_inputs(graph, observers), weights, session)
     found = observe_autoencoder_ranges(observed, observers, inputs)
@@ -54,16 +56,21 @@ def observe_autoencoder(
     return AutoencoderObservation(
         {observer.input.node: ranges[observer.input] for observer in of_inputs},
         {observer.input.node: ranges[observer.input] for observer in of_results},
-        _moments(graph, inputs[:MOMENTS_IMAGES], weights, session, progress),
+        _moments(graph, two_byte_convolutions(graph, narrow), inputs[:MOMENTS_IMAGES], weights, session, progress),
+        narrow,
     )
 
 
 def _moments(
-    graph: ir.Model, inputs: Sequence[NDArray[Any]], weights: Path, session: SessionOptions, progress: Progress
+    graph: ir.Model,
+    names: list[str],
+    inputs: Sequence[NDArray[Any]],
+    weights: Path,
+    session: SessionOptions,
+    progress: Progress,
 ) -> dict[str, NDArray[np.float32]]:
     """Of the layers that read two bytes: where these are exact, what is left is the error of the weights."""
     (source,) = graph.graph.inputs
-    names = two_byte_convolutions(graph)
     groups = moment_groups(graph, names) if names else []
     moments: dict[str, NDArray[np.float32]] = {}
     for place, group in enumerate(groups):

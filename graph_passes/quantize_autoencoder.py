@@ -8,7 +8,8 @@ What is integer and what is float, and why (benchmarks/NOTES.md has the figures)
   patches that each output sees.
 - What is normalized or upsampled is read with a step for each channel, folded into the weights (`channel_steps`).
 - Where 8 bits are too few, a convolution reads two bytes of each number, the second of which has what the first leaves
-  over. That is so for all of an encoder, where one token that changes changes all later ones.
+  over. That is so for all of an encoder, where one token that changes changes all later ones, and for a decoder's
+  narrow convolutions, whose errors are seen: few channels' do not cancel, and plain surfaces get rings.
 - Nearest upsampling and its convolution are four small convolutions (`subpixel_upsample`).
 - A 1x1 convolution of what was normalized or mixed is a matrix product of the rows, MatMulIntegerToFloat; its float
   result needs no range.
@@ -57,11 +58,13 @@ class AutoencoderObservation:
         results: of each channel of each result that becomes codes, [C], by the node that `observed_results` names.
         moments: second moments of what the kernels of `two_byte_convolutions` see, float [K, K]; weights of layers
             without are rounded to nearest.
+        narrow: a decoder's convolutions to at most so many channels read two bytes of each number.
     """
 
     inputs: Mapping[str, Range]
     results: Mapping[str, Range]
     moments: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    narrow: int = 0
 
 
 def integer_convolutions(model: ir.Model) -> list[str]:
@@ -69,17 +72,17 @@ def integer_convolutions(model: ir.Model) -> list[str]:
     return [layer.name for layer in _integer_convolutions(parse_layers(model.graph))]
 
 
-def two_byte_convolutions(model: ir.Model) -> list[str]:
-    """Those of them that read two bytes of each number, in order."""
+def two_byte_convolutions(model: ir.Model, narrow: int = 0) -> list[str]:
+    """Those of them that read two bytes of each number, in order (`AutoencoderObservation.narrow`)."""
     layers = parse_layers(model.graph)
-    return [layer.name for layer in _two_byte_convolutions(layers)]
+    return [layer.name for layer in _two_byte_convolutions(layers, narrow)]
 
 
-def observed_results(model: ir.Model) -> list[str]:
+def observed_results(model: ir.Model, narrow: int = 0) -> list[str]:
     """One reader, with its first input, of each result that becomes codes."""
     layers = parse_layers(model.graph)
     names: list[str] = []
-    for layer in _with_codes(layers):
+    for layer in _with_codes(layers, narrow):
         readers = [node for node in layer.y.consumers() if node.inputs[0] is layer.y]
         if not readers:
             raise ValueError(f"{layer.y.name!r} is no node's first input, so that its range can't be observed")
@@ -87,15 +90,15 @@ def observed_results(model: ir.Model) -> list[str]:
     return names
 
 
-def autoencoder_observers(model: ir.Model) -> tuple[list[Observer], list[Observer]]:
+def autoencoder_observers(model: ir.Model, narrow: int = 0) -> tuple[list[Observer], list[Observer]]:
     """What tells the ranges that int8 needs of a float graph: of the observation's inputs, and of its results."""
     layers = parse_layers(model.graph)
-    stepped = _stepped(layers)
+    stepped = _stepped(layers, narrow)
     inputs = [
         Observer(Input(layer.name), *(("channels", PIXELS) if layer.x in stepped else ("range",)))
         for layer in _integer_convolutions(layers)
     ]
-    return inputs, [Observer(Input(name), "channels", PIXELS) for name in observed_results(model)]
+    return inputs, [Observer(Input(name), "channels", PIXELS) for name in observed_results(model, narrow)]
 
 
 def quantize_autoencoder(model: ir.Model, observed: AutoencoderObservation, reduce_range: bool = False) -> ir.Model:
@@ -124,17 +127,17 @@ def stock_and_fused_autoencoder(
 def _build(
     builder: type[ChannelsLast], model: ir.Model, observed: AutoencoderObservation, constants: AutoencoderConstants
 ) -> ir.Model:
-    layers = parse_layers(model.graph)
+    layers, narrow = parse_layers(model.graph), observed.narrow
     integer = _integer_convolutions(layers)
-    names, readers = [layer.name for layer in integer], observed_results(model)
+    names, readers = [layer.name for layer in integer], observed_results(model, narrow)
     for wanted, found in ((names, observed.inputs), (readers, observed.results)):
         missing = [name for name in wanted if name not in found]
         if missing:
             raise ValueError(f"no range for the first input of {len(missing)} nodes, the first of them {missing[0]!r}")
     inputs = {layer.x: observed.inputs[layer.name] for layer in integer}
-    results = [layer.y for layer in _with_codes(layers)]
+    results = [layer.y for layer in _with_codes(layers, narrow)]
     channels = {value: observed.results[name] for value, name in zip(results, readers, strict=True)}
-    two_bytes = {layer.x for layer in _two_byte_convolutions(layers)}
+    two_bytes = {layer.x for layer in _two_byte_convolutions(layers, narrow)}
     return builder(model, integer, inputs, channels, two_bytes, constants).build(layers)
 
 
@@ -155,14 +158,15 @@ def _is_plain(layer: Layer) -> bool:
     return isinstance(layer, Convolution) and not layer.upsampled and layer.stride == 1
 
 
-def _two_byte_convolutions(layers: Sequence[Layer]) -> list[Convolution]:
-    """All of those in integers of an encoder, which reads a picture."""
-    return _integer_convolutions(layers) if any(isinstance(layer, Pixels) for layer in layers) else []
+def _two_byte_convolutions(layers: Sequence[Layer], narrow: int) -> list[Convolution]:
+    """Of those in integers all of an encoder, which reads a picture, and the narrow ones of a decoder."""
+    encoder = any(isinstance(layer, Pixels) for layer in layers)
+    return [layer for layer in _integer_convolutions(layers) if encoder or len(layer.weight) <= narrow]
 
 
-def _with_codes(layers: Sequence[Layer]) -> list[Convolution]:
+def _with_codes(layers: Sequence[Layer], narrow: int) -> list[Convolution]:
     """Those whose results are codes in ranges of their channels: a GroupNorm alone reads them."""
-    two_bytes = {layer.name for layer in _two_byte_convolutions(layers)}
+    two_bytes = {layer.name for layer in _two_byte_convolutions(layers, narrow)}
     read_otherwise = {value for layer in layers if not isinstance(layer, GroupNorm) for value in _read(layer)}
     return [
         layer
@@ -181,10 +185,10 @@ def _read(layer: Layer) -> tuple[ir.Value, ...]:
             return (layer.x,)
 
 
-def _stepped(layers: Sequence[Layer]) -> set[ir.Value]:
+def _stepped(layers: Sequence[Layer], narrow: int) -> set[ir.Value]:
     """What integer convolutions read in one byte with a step for each channel: what is normalized, or upsampled."""
     normalized = {layer.y for layer in layers if isinstance(layer, GroupNorm)}
-    two_bytes = {layer.name for layer in _two_byte_convolutions(layers)}
+    two_bytes = {layer.name for layer in _two_byte_convolutions(layers, narrow)}
     return {
         layer.x
         for layer in _integer_convolutions(layers)

@@ -66,9 +66,10 @@ class AttentionRecipe:
 
 @dataclass(frozen=True)
 class DecoderRecipe:
-    """Its convolutions, 8 bits whatever the transformer's."""
+    """Its convolutions, 8 bits whatever the transformer's; those to at most `two_bytes` channels read twice as many."""
 
     precision: Literal["integer", "float"] = "integer"
+    two_bytes: int = 32
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,10 @@ class Recipe:
             raise NextscaleError(f"{where}: attention.budget is {self.attention.budget}; expected 0 to 1")
         if not 0 <= self.equalization.alpha <= 1:
             raise NextscaleError(f"{where}: equalization.alpha is {self.equalization.alpha}; expected 0 to 1")
+        if self.decoder.two_bytes < 0:
+            raise NextscaleError(
+                f"{where}: decoder.two_bytes is {self.decoder.two_bytes}; expected channels, 0 for none"
+            )
         if not 1 <= self.calibration.images <= MAX_IMAGES:
             raise NextscaleError(
                 f"{where}: calibration.images is {self.calibration.images}; expected 1 to {MAX_IMAGES}"

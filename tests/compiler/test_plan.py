@@ -166,6 +166,7 @@ def test_other_rules_narrow_the_ranges_of_pairs(
         "calibrating",
         "observing distributions",
         "calibrating the decoder",
+        "observing what convolutions see",
         "calibrating the encoder",
         "observing what convolutions see",
     ]
