@@ -32,20 +32,20 @@ def run(model: ir.Model, x: NDArray, *outputs: str, library: Path | None = None,
     return results
 
 
-def observe(model: ir.Model, x: NDArray, moments: bool = False) -> AutoencoderObservation:
+def observe(model: ir.Model, x: NDArray, moments: bool = False, narrow: int = 0) -> AutoencoderObservation:
     """The ranges of a float graph's values for these latents or pictures, and perhaps moments for GPTQ."""
-    inputs, results = integer_convolutions(model), observed_results(model)
-    observers = [observer for kind in autoencoder_observers(model) for observer in kind]
+    inputs, results = integer_convolutions(model), observed_results(model, narrow)
+    observers = [observer for kind in autoencoder_observers(model, narrow) for observer in kind]
     assert [observer.input.node for observer in observers] == [*inputs, *results]
     outputs = [observer.output for observer in observers]
     found = [Range(*ends.reshape(2, -1)) for ends in run(observe_inputs(model, observers), x, *outputs)]
-    seen = (
-        observe_moments(model, two_byte_convolutions(model), [{str(model.graph.inputs[0].name): x}]) if moments else {}
-    )
+    names, feeds = two_byte_convolutions(model, narrow), [{str(model.graph.inputs[0].name): x}]
+    seen = observe_moments(model, names, feeds) if moments else {}
     return AutoencoderObservation(
         dict(zip(inputs, found[: len(inputs)], strict=True)),
         dict(zip(results, found[len(inputs) :], strict=True)),
         seen,
+        narrow,
     )
 
 

@@ -44,7 +44,6 @@ STEPS = {
         "calibrating the decoder",
         "observing what convolutions see",
         "calibrating the encoder",
-        "observing what convolutions see",
         "quantizing",
         "writing",
         "checking kernels",

@@ -168,7 +168,6 @@ def test_other_rules_narrow_the_ranges_of_pairs(
         "calibrating the decoder",
         "observing what convolutions see",
         "calibrating the encoder",
-        "observing what convolutions see",
     ]
     narrower = 0
     for name, pair in plan.stage.pair_ranges.items():

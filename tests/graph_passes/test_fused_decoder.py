@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from nextscale.graph_passes.quantize_autoencoder import (
 from nextscale.models.var.sources import demo_source
 
 SEED = 0
+NARROW = 32  # channels: those of the last resolution, and of others
 BLOCK = "decoder.mid.block_1"
 
 
@@ -56,7 +57,13 @@ def demo() -> Decoder:
     return Decoder(model, f_hat, observe(model, f_hat))
 
 
-@pytest.fixture(params=["tiny", "demo"])
+@pytest.fixture(scope="module")
+def narrow(tiny: Decoder) -> Decoder:
+    """One whose narrow convolutions read two bytes."""
+    return replace(tiny, ranges=observe(tiny.model, tiny.f_hat, moments=True, narrow=NARROW))
+
+
+@pytest.fixture(params=["tiny", "demo", "narrow"])
 def decoder(request: pytest.FixtureRequest) -> Decoder:
     return request.getfixturevalue(request.param)
 
@@ -127,6 +134,7 @@ def outputs(
     return run(model, f_hat, *(str(value.name) for value in values), library=library)
 
 
+@pytest.mark.parametrize("decoder", ["tiny", "demo"], indirect=True)
 def test_codes_are_those_of_the_stock_graph(decoder, ops_library):
     """In a reduced range no product saturates: both have the same integers, and their floats differ in rounding only.
 

@@ -32,6 +32,7 @@ from nextscale.graph_passes.quantize_autoencoder import (
     integer_convolutions,
     quantize_autoencoder,
     stock_and_fused_autoencoder,
+    two_byte_convolutions,
 )
 from nextscale.models.autoencoder import NORM_EPS, NORM_GROUPS
 
@@ -118,6 +119,21 @@ def test_picture_is_close_and_independent_of_the_batch(decoder, ranges, f_hat, s
     assert psnr(expected, found) > 30
     for i in range(len(f_hat)):
         np.testing.assert_array_equal(run(model, f_hat[i : i + 1])[0][0], found[i])
+
+
+def test_narrow_convolutions_read_two_bytes(decoder, ranges, f_hat):
+    """Where all do, what is left is the error of the weights, less than half of all."""
+    weights = {str(node.name): node.inputs[1].shape[0] for node in decoder.graph.all_nodes() if node.op_type == "Conv"}
+    widths = sorted({weights[name] for name in integer_convolutions(decoder)})
+    for narrow in (0, widths[0], widths[-1]):
+        expected = [name for name in integer_convolutions(decoder) if weights[name] <= narrow]
+        assert two_byte_convolutions(decoder, narrow) == expected
+    (expected,), (one,) = run(decoder, f_hat), run(quantize_autoencoder(decoder, ranges), f_hat)
+    both = quantize_autoencoder(decoder, observe(decoder, f_hat, moments=True, narrow=widths[-1]))
+    assert not [node for node in both.graph if node.op_type == "QLinearConv"]
+    (found,) = run(both, f_hat)
+    assert psnr(expected, found) > psnr(expected, one) + 6
+    onnx.checker.check_model(ir.to_proto(both), full_check=True)
 
 
 def test_dead_channels_do_not_spoil_the_others(f_hat):

@@ -141,6 +141,10 @@ REFUSED = {
     "negative budget": ("[attention]\nbudget = -0.1", r"attention\.budget is -0\.1; expected 0 to 1"),
     "no budget": ("[attention]\nbudget = nan", r"attention\.budget is nan; expected 0 to 1"),
     "large alpha": ("[equalization]\nalpha = 1.5", r"equalization\.alpha is 1\.5; expected 0 to 1"),
+    "fewer channels than none": (
+        "[decoder]\ntwo_bytes = -1",
+        r"decoder\.two_bytes is -1; expected channels, 0 for none",
+    ),
     "no images": ("[calibration]\nimages = 0", r"calibration\.images is 0; expected 1 to 1000000"),
     "far too many images": (
         f"[calibration]\nimages = {10**18}",
