@@ -1,10 +1,10 @@
-# make demo      build the demo model's bundles, compare full precision with int8, draw a sheet; with the fused operators
+# make demo      build the demo models' bundles, compare full precision with int8, draw sheets; with the fused operators
 #                where this machine can build them
 # make test      lint, types and tests
 # make ops       build the fused operators, a library for ONNX Runtime, and install them (kernels/README.md)
 # make ops-wheel a wheel of them for older systems, and an sdist, into dist/
 # make examples  build the C++ and C# examples and hold them to Python; on Debian, Ubuntu and their like. SUITE_FLAGS go
-#                to tests/conformance/make_suite.py, such as SUITE_FLAGS="--bundle out/demo/int8"
+#                to tests/conformance/make_suite.py, such as SUITE_FLAGS="--bundle out/demo/photographs/int8"
 # make docs      the API page of nextscale.runtime in build/docs; checks that docs/architecture.md shows today's rooms
 # make soak      what takes too long for every commit: all releases of ONNX Runtime that are allowed, the demo model in C++
 #                under sanitizers, 2,000 examples of each property; into benchmarks/results/soak.md
@@ -89,7 +89,7 @@ docs: $(VENV)/.ready
 
 soak: demo examples
 	examples/install_packages.sh clang++=clang aarch64-linux-gnu-g++=g++-aarch64-linux-gnu qemu-x86_64=qemu-user
-	$(BIN)/python benchmarks/soak.py out/demo/fp32 out/demo/int8
+	$(BIN)/python benchmarks/soak.py out/demo/photographs/fp32 out/demo/photographs/int8
 
 # The strict mode lays a tree of links that type checkers can follow. A folder is newer when a file in it is new.
 $(VENV)/.ready: pyproject.toml $(DEMO)/pyproject.toml $(patsubst %,%/.,calib_data cli compiler demo $(DEMO)/nextscale_demo $(DEMO)/nextscale_demo/emoji demo/emoji evaluate export export/var graph_passes measure measure/peers models models/t5 models/var paper report runtime simulation)

@@ -94,10 +94,10 @@ DEMOS = (
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/demo"), show_default=True)
 @click.option(
-    "--images", type=click.IntRange(2), default=32, show_default=True, help="Images to measure the agreement on."
+    "--images", type=click.IntRange(2), default=16, show_default=True, help="Images to measure the agreement on."
 )
-@click.option("--repetitions", type=click.IntRange(2), default=10, show_default=True, help="Timed rounds.")
-@click.option("--calibration-images", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--repetitions", type=click.IntRange(2), default=8, show_default=True, help="Timed rounds.")
+@click.option("--calibration-images", type=click.IntRange(1), default=32, show_default=True)
 @json_file
 @threads_option
 def demo(
