@@ -6,7 +6,7 @@
 # make examples  build the C++ and C# examples and hold them to Python; on Debian, Ubuntu and their like. SUITE_FLAGS go
 #                to tests/conformance/make_suite.py, such as SUITE_FLAGS="--bundle out/demo/photographs/int8"
 # make docs      the API page of nextscale.runtime in build/docs; checks that docs/architecture.md shows today's rooms
-# make soak      what takes too long for every commit: all releases of ONNX Runtime that are allowed, the demo model in C++
+# make soak      what takes too long for every commit: all releases of ONNX Runtime that are allowed, the photograph model in C++
 #                under sanitizers, 2,000 examples of each property; into benchmarks/results/soak.md
 # Each sets up what it needs in .venv. TORCH is what pip is asked for; PyPI's Linux build brings CUDA packages of
 # several GB, so on such a machine point TORCH at a CPU wheel: make demo TORCH=path/or/url/of/torch-cpu.whl
@@ -92,7 +92,7 @@ soak: demo examples
 	$(BIN)/python benchmarks/soak.py out/demo/photographs/fp32 out/demo/photographs/int8
 
 # The strict mode lays a tree of links that type checkers can follow. A folder is newer when a file in it is new.
-$(VENV)/.ready: pyproject.toml $(DEMO)/pyproject.toml $(patsubst %,%/.,calib_data cli compiler demo $(DEMO)/nextscale_demo $(DEMO)/nextscale_demo/emoji demo/emoji evaluate export export/var graph_passes measure measure/peers models models/t5 models/var paper report runtime simulation)
+$(VENV)/.ready: pyproject.toml $(DEMO)/pyproject.toml $(patsubst %,%/.,calib_data cli compiler demo $(DEMO)/nextscale_demo $(DEMO)/nextscale_demo/emoji $(DEMO)/nextscale_demo/emoji/text demo/emoji evaluate export export/infinity export/var graph_passes measure measure/peers models models/infinity models/t5 models/var paper report runtime simulation)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "setuptools>=77" wheel
 	$(BIN)/pip install --quiet "$(TORCH)"

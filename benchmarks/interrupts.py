@@ -1,9 +1,9 @@
 """How long commands go on after Ctrl-C or SIGTERM: each is started many times, and interrupted at another moment.
 
-    python benchmarks/interrupts.py out/demo/fp32 out/demo/int8    # writes benchmarks/results/interrupts.md
+    python benchmarks/interrupts.py out/demo/photographs/{fp32,int8}    # writes benchmarks/results/interrupts.md
 
-The bundles are of the demo model, in full precision and int8. A signal is answered well if the process ends within a
-second with the one line and exit code 130, and leaves nothing. Before Python has reached our first line, Python itself
+The bundles are of the photograph model, in full precision and int8. A signal is answered well if the process ends
+within a second with the one line and exit code 130, and leaves nothing. Before Python has reached our first line, Python itself
 answers, or the system; those moments are told apart.
 """
 

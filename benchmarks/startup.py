@@ -1,6 +1,6 @@
 """How long a user waits for `nextscale --help`, and for the first picture of bundles, in processes of their own.
 
-    python benchmarks/startup.py out/demo/int8 out/demo/fp32    # writes benchmarks/results/startup.md
+    python benchmarks/startup.py out/demo/photographs/{int8,fp32}    # writes benchmarks/results/startup.md
 
 Each command runs once before it is timed, so that its files are in the page cache. Nothing else should run meanwhile:
 the report says how busy the machine was before.

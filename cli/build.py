@@ -1,4 +1,4 @@
-"""`nextscale build`: a checkpoint, a preset with random weights or the demo model into a bundle."""
+"""`nextscale build`: a checkpoint, a preset with random weights or a demo model into a bundle."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ LEARNING = ReconstructionSettings()
 @click.option(
     "--no-text-encoder",
     is_flag=True,
-    help="Leave out the text encoder, which --text then serves to calibrate alone; programs give features of texts.",
+    help="Leave out the text encoder, which then serves to calibrate alone; programs give features of texts.",
 )
 @click.option("--no-fused", is_flag=True, help="Leave out the graphs of fused operators, which add under 5%.")
 @click.option("--debug", is_flag=True, help="Let the graph count the attentive tokens that find no place.")
@@ -117,6 +117,7 @@ def build(
     on from there.
 
     \b
+    nextscale build emoji --out emoji-int8
     nextscale build demo --out demo-int8
     nextscale build --var var_d16.pth --vae vae_ch160v4096z32.pth --out d16-int8
     nextscale build --var var_d16.pth --vae vae_ch160v4096z32.pth --recipe ours-w4a6 --learn --out d16-ours-w4a6

@@ -94,6 +94,7 @@ def generate(
     parameters that made it: a PNG in its text chunk "nextscale", a JPEG or WebP in EXIF's image description.
 
     \b
+    nextscale generate emoji-int8 --prompt "flat rocket on a navy background"
     nextscale generate demo-int8 --class "king penguin" --seed 3
     nextscale generate infinity-2b --prompt "a red fox in the snow" --ratio 3:4 --area 0.25M --count 4
     """

@@ -71,7 +71,7 @@ INFINITY = (
         "--prompts",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="What to draw while Infinity is observed: a prompt a line.  [default: 64 that come along]",
+        help="What to draw while Infinity is observed: a prompt a line.  [default: 64 that come along with it]",
     ),
 )
 

@@ -18,8 +18,8 @@ from nextscale.runtime._text import printable
 # name -> what it does. Each is the click command of the same name, - read as _, in the module of that name, imported
 # only when it runs, so that an install without torch has all those that need none.
 COMMANDS = {
-    "demo": "Build, verify, measure and draw with the demo model.",
-    "build": "Turn a checkpoint, a preset or the demo model into a bundle.",
+    "demo": "Build, verify, measure and draw with the demo models.",
+    "build": "Turn a checkpoint, a preset or a demo model into a bundle.",
     "recipes": "List the recipes: the ways of quantizing.",
     "calibrate": "Sample token maps with a full-precision bundle, for calibration.",
     "reconstruct": "Learn how a recipe rounds a model's weights.",

@@ -1,1 +1,1 @@
-"""How the demo model was made: its training programs. What they made is the distribution in `nextscale-demo/`."""
+"""How the demo models were made: its training programs. What they made is the distribution in `nextscale-demo/`."""

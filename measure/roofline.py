@@ -49,7 +49,7 @@ def roofline_seconds(operations: Mapping[str, int], recipe: Recipe, rates: Kerne
 
     Args:
         operations: of an image, by linear layer as a recipe names it, and of CONVOLUTIONS, which are float32 where
-            the recipe leaves the decoder in float.
+            the recipe leaves the decoder in float; narrow ones, which read two bytes, are counted once.
         recipe: of the bundle.
         rates: of the machine.
     """

@@ -34,9 +34,10 @@ def emoji_source(folder: Path, name: str, config: EmojiConfig = EMOJI) -> Infini
         vae,
         (config.size,),
         name,
-        "nextscale's emoji model, trained on drawings of emoji in seven styles (its model card tells how). Prompts say "
+        "nextscale's emoji model, trained on drawings of emoji by Google, Microsoft, Twitter and Emoji One "
+        "(nextscale-demo's emoji_model_card.md tells how). Prompts say "
         "a style, a thing and a colour: `glossy pizza on a mint background`.",
-        licence="MIT; the drawings' own licences ask for credit (CREDITS.md)",
+        licence="MIT; nextscale-demo's CREDITS.md credits the drawings that it learned from, some of them CC BY 4.0",
         text=text,
         prompts=load_captions(),
     )

@@ -109,6 +109,7 @@ class JudgeTask:
     @torch.no_grad()
     def validate(self) -> dict[str, float | list[float]]:
         """The shares of sprites on white whose looks, looks up to kin, and style it recognises."""
+        self.model.eval()
         found: dict[str, float | list[float]] = {}
         for kind, batches in self.validation.items():
             right, count = torch.zeros(3, device=self.device), 0
@@ -122,6 +123,7 @@ class JudgeTask:
                 count += len(sprite)
             shares = (right / max(count, 1)).tolist()
             found |= {f"{what}_{kind}": share for what, share in zip(("looks", "kin", "style"), shares, strict=True)}
+        self.model.train()
         return found
 
     def save(self, folder: Path, step: int) -> None:

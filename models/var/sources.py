@@ -113,8 +113,8 @@ def demo_source(name: str) -> VARSource:
         var,
         vqvae,
         name,
-        "nextscale's demo model, trained on Tiny-ImageNet photographs of 150 classes (nextscale-demo's model card "
-        "tells how).",
+        "nextscale's photograph model, trained on Tiny-ImageNet photographs of 150 classes (nextscale-demo's "
+        "photograph_model_card.md tells how).",
         licence="weights learned from ImageNet photographs: research use",
         class_names=demo.class_names(),
     )

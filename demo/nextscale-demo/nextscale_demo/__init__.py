@@ -13,7 +13,8 @@ VAR = _FOLDER / "var.safetensors"  # the transformer, float16, with the official
 VAE = _FOLDER / "vae.safetensors"  # the VQVAE, float16, with the official keys
 # Moments of the features of the validation photographs: what FID-E measures against.
 PHOTOGRAPH_STATISTICS = _FOLDER / "photograph_statistics.npz"
-# The emoji model: prompts to emoji. A folder of `infinity.safetensors`, `vae.safetensors` and `text/`, float16.
+# The emoji model: prompts to emoji. A folder, which pip leaves unpacked, of three parts in float16:
+# `infinity.safetensors`, `vae.safetensors` and `text/`.
 EMOJI = _FOLDER / "emoji"
 
 

@@ -8,10 +8,11 @@ import torch
 
 from nextscale.demo.emoji.disturbances import disturbed, first_window, recoloured, turned
 from nextscale.demo.emoji.judge import SIDE, WINDOWS, Judge, cut, frames, load_judge
-from nextscale.demo.emoji.scenes import LEFT, LOWER, RIGHT, UPPER, Placed, Scene, batch_of
+from nextscale.demo.emoji.loop import RunOptions
+from nextscale.demo.emoji.scenes import LEFT, LOWER, RIGHT, UPPER, Placed, Scene, Scenes, batch_of
 from nextscale.demo.emoji.sprites import Sprites
 from nextscale.demo.emoji.styles import WORDS
-from nextscale.demo.emoji.train_judge import mixed, with_more
+from nextscale.demo.emoji.train_judge import JudgeTask, mixed, with_more
 from nextscale.demo.emoji.weights import JUDGE, save_module
 from nextscale.runtime._errors import NextscaleError
 
@@ -124,3 +125,18 @@ def test_what_a_judge_says_of_a_window_is_its_own() -> None:
     for together, alone in zip(judge(windows), judge(windows[:1]), strict=True):
         torch.testing.assert_close(together[:1], alone, rtol=0, atol=1e-4 * together.abs().max().item())
     assert all(torch.equal(before[name], buffer) for name, buffer in judge.named_buffers())
+
+
+def test_what_is_validated_is_not_what_dropout_leaves(scenes: Scenes, tmp_path: Path) -> None:
+    """And it goes on learning afterwards."""
+    options = RunOptions(tmp_path, tmp_path, 1, 2, 1e-3, 1, 1, None, seed=0, loaders=0, compiled=False, tiny=True)
+    task = JudgeTask(Judge(len(scenes.sprites.emoji)).train(), scenes, options, torch.device("cpu"), None)
+    torch.nn.init.normal_(task.model.looks.weight)
+    seen: list[torch.Tensor] = []
+    task.model.looks.register_forward_hook(lambda *call: seen.append(call[2]))
+    task.validate()
+    half = len(seen)
+    task.validate()
+    for first, again in zip(seen[:half], seen[half:], strict=True):
+        assert torch.equal(first, again)
+    assert task.model.training
