@@ -3,8 +3,8 @@
     python benchmarks/interrupts.py out/demo/photographs/{fp32,int8}    # writes benchmarks/results/interrupts.md
 
 The bundles are of the photograph model, in full precision and int8. A signal is answered well if the process ends
-within a second with the one line and exit code 130, and leaves nothing. Before Python has reached our first line, Python itself
-answers, or the system; those moments are told apart.
+within a second with the one line and exit code 130, and leaves nothing. Before Python has reached our first line,
+Python itself answers, or the system; those moments are told apart.
 """
 
 from __future__ import annotations

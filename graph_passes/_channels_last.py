@@ -90,9 +90,9 @@ class AutoencoderConstants:
     """The constants of a decoder's or encoder's int8 graphs, made once for all of them.
 
     Args:
-        reduce_range: keep every pair of products within 16 bits, as those of two-byte inputs are anyway.
+        reduce_range: keep every pair of products within 16 bits.
         moments: second moments of what the kernels of layers see, [K, K], by the layer's name (`gptq`); weights of the
-            others are rounded to nearest.
+            others, and of a reduced range, are rounded to nearest.
     """
 
     def __init__(self, reduce_range: bool = False, moments: Mapping[str, NDArray[np.float32]] | None = None) -> None:
@@ -106,12 +106,12 @@ class AutoencoderConstants:
         return known if np.array_equal(known.numpy(), array) else ir.tensor(array, name=name)
 
     def kernel(
-        self, layer: str, name: str, weight: Floats, bias: Floats, activation: ActivationQParams, two_bytes: bool
+        self, layer: str, name: str, weight: Floats, bias: Floats, activation: ActivationQParams
     ) -> IntegerKernel:
         """The integers of the kernel `name` of a layer; `activation` is that of the last byte."""
         if name not in self.kernels:
-            reduce_range, seen = self.reduce_range and not two_bytes, self.moments.get(layer)
-            self.kernels[name] = integer_kernel(weight, bias, activation, reduce_range, seen)
+            seen = None if self.reduce_range else self.moments.get(layer)
+            self.kernels[name] = integer_kernel(weight, bias, activation, self.reduce_range, seen)
         return self.kernels[name]
 
 
@@ -309,9 +309,8 @@ class ChannelsLast:
             if layer.upsampled
             else [(layer.name, weights, (0, 0) if layer.stride == 1 else (1, 1))]
         )
-        two_bytes = layer.x in self.two_bytes
         return [
-            NamedKernel(name, self.constants.kernel(layer.name, name, weight, bias, activation, two_bytes), corner)
+            NamedKernel(name, self.constants.kernel(layer.name, name, weight, bias, activation), corner)
             for name, weight, corner in kernels
         ]
 

@@ -112,16 +112,21 @@ def quantize_autoencoder(model: ir.Model, observed: AutoencoderObservation, redu
         PatternRefused: a node of the graph is part of no layer that is known here.
         ValueError: a range is missing.
     """
-    return _build(ChannelsLast, model, observed, AutoencoderConstants(reduce_range, observed.moments))
+    return _build(ChannelsLast, model, observed, _constants(model, observed, reduce_range))
 
 
 def stock_and_fused_autoencoder(
     model: ir.Model, observed: AutoencoderObservation, reduce_range: bool = False
 ) -> tuple[ir.Model, ir.Model]:
     """`quantize_autoencoder`, and the same integers and ranges with fused operators; they share their weights."""
-    constants = AutoencoderConstants(reduce_range, observed.moments)
+    constants = _constants(model, observed, reduce_range)
     stock, fused = (_build(builder, model, observed, constants) for builder in (ChannelsLast, FusedChannelsLast))
     return stock, fused
+
+
+def _constants(model: ir.Model, observed: AutoencoderObservation, reduce_range: bool) -> AutoencoderConstants:
+    """An encoder's seven bits stay within 16 as they are; numbers beyond a decoder's ranges may get codes of eight."""
+    return AutoencoderConstants(reduce_range and not _is_encoder(parse_layers(model.graph)), observed.moments)
 
 
 def _build(
@@ -160,8 +165,12 @@ def _is_plain(layer: Layer) -> bool:
 
 def _two_byte_convolutions(layers: Sequence[Layer], narrow: int) -> list[Convolution]:
     """Of those in integers all of an encoder, which reads a picture, and the narrow ones of a decoder."""
-    encoder = any(isinstance(layer, Pixels) for layer in layers)
+    encoder = _is_encoder(layers)
     return [layer for layer in _integer_convolutions(layers) if encoder or len(layer.weight) <= narrow]
+
+
+def _is_encoder(layers: Sequence[Layer]) -> bool:
+    return any(isinstance(layer, Pixels) for layer in layers)
 
 
 def _with_codes(layers: Sequence[Layer], narrow: int) -> list[Convolution]:

@@ -314,7 +314,7 @@ BAD_USAGE = {
     ),
     "demo and preset": (["demo", "--preset", "var-d16"], "demo does not go with --preset"),
     "demo with random weights": (["demo", "--random-weights"], "demo does not go with --random-weights"),
-    "another model": (["demmo"], "'demmo' is not 'demo'"),
+    "another model": (["demmo"], "'demmo' is not one of 'demo', 'emoji'"),
     "precision": (["--precision", "int4"], "'int4' is not 'fp32'"),
     "patch_nums": (["--patch-nums", "1;2"], "'1;2' is not a list of integers"),
     "unknown recipe": (["demo", "--recipe", "w3"], 'no recipe is named "w3"; expected a .toml file or one of '),

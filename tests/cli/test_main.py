@@ -248,7 +248,7 @@ OVERWRITING = {
         *("--json", "{weights}"),
     ],
     "report --out": ["report", "{bundle}", "--images", "0", "--out", "{html}"],
-    "demo --json": ["demo", "--out", "{out}", "--json", "{weights}"],
+    "demo --json": ["demo", "--out", "{demo}", "--json", "{weights}"],
     "table-c --json": ["table-c", "--work", "{out}", "--json", "{weights}"],
     "table-c --json, of a checkpoint": ["table-c", "--var", "{weights}", "--vae", "{png}", "--json", "{weights}"],
 }
@@ -262,7 +262,7 @@ def test_no_command_overwrites_what_it_reads(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    bundle = shutil.copytree(fake_bundle, tmp_path / "out" / "fp32")
+    bundle = shutil.copytree(fake_bundle, tmp_path / "out" / "emoji" / "fp32")
     for suffix in ("png", "html"):
         (tmp_path / f"link.{suffix}").symlink_to(bundle / "weights.data")
     before = (bundle / "weights.data").read_bytes()
@@ -272,6 +272,7 @@ def test_no_command_overwrites_what_it_reads(
         "other": fake_bundle,
         "weights": bundle / "weights.data",
         "out": bundle.parent,
+        "demo": bundle.parent.parent,
         "work": tmp_path / "work",
         "png": tmp_path / "link.png",
         "html": tmp_path / "link.html",

@@ -10,6 +10,7 @@ import click
 import numpy as np
 import pytest
 from fake_bundle import write_fake_bundle
+from fake_sizes_bundle import write_fake_sizes_bundle
 from PIL import Image
 
 from nextscale.cli.main import cli
@@ -45,14 +46,13 @@ def test_a_command_line_is_understood(page: str, line: str) -> None:
 
 
 def test_three_lines_make_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ["goldfish", "king penguin", "monarch", "bison", "crane"]
-    bundle = write_fake_bundle(tmp_path / "demo-int8", class_names=names)
+    bundle = write_fake_sizes_bundle(tmp_path / "emoji-int8")
     monkeypatch.chdir(tmp_path)
     lines = readme_python()[0]
     assert sum(map(bool, lines.splitlines())) == 3
     exec(lines, {})
-    picture = np.asarray(Image.open("penguin.png"))
-    assert np.array_equal(picture, Generator(bundle).generate([1], seed=3).images[0])
+    picture = np.asarray(Image.open("rocket.png"))
+    assert np.array_equal(picture, Generator(bundle).generate(prompts=["flat rocket on navy"]).images[0])
 
 
 def test_stage_by_stage_as_shown(
