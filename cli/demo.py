@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from nextscale.compiler.build import build_bundle
 from nextscale.compiler.options import BuildOptions
 from nextscale.demo.emoji.bundle import demo_source as emoji_source
 from nextscale.demo.emoji.prompts import load_prompts
-from nextscale.demo.emoji.sheet import COLUMNS, captioned, sheet_prompts
+from nextscale.demo.emoji.sheet import drawn, sheet_prompts
 from nextscale.evaluate.comparison import Comparison, compare, paired_sheet
 from nextscale.evaluate.teacher_forced import KL_IN_WORDS, Agreement, as_json
 from nextscale.graph_passes.recipe import load_recipe
@@ -58,9 +58,7 @@ def _photographs(bundles: Sequence[Bundle], session: SessionOptions) -> tuple[ND
 
 def _emoji(bundles: Sequence[Bundle], session: SessionOptions) -> tuple[NDArray[np.uint8], dict[str, Any]]:
     """The sheet of prompts, and what it holds of itself."""
-    settings, prompts = asdict(load_prompts()[0]), sheet_prompts()
-    rows = [Generator(bundle, session).generate(prompts=prompts, batch_size=4, **settings).images for bundle in bundles]
-    return np.asarray(captioned(rows, prompts, COLUMNS)), {"prompts": prompts, **settings}
+    return drawn(bundles, sheet_prompts(), options=session)
 
 
 def _of_prompts(full: Bundle, images: int, session: SessionOptions) -> Subjects:
@@ -133,7 +131,7 @@ def demo(
         text = json.dumps(document, indent=1) + "\n"
         writers[json_path] = lambda file: file.write(text.encode())
     write_files(writers)
-    _print(comparisons, shown)
+    _print(comparisons, images, shown)
     for sheet in sheets:
         print_path(sheet, err=shown.stderr)
 
@@ -153,9 +151,8 @@ def _variant(ops: str) -> str:
     return "int8" if ops == STOCK else f"int8 {ops}"
 
 
-def _print(comparisons: dict[str, Comparison], console: Console) -> None:
+def _print(comparisons: dict[str, Comparison], images: int, console: Console) -> None:
     report = next(iter(comparisons.values())).report
-    images = next(iter(next(iter(comparisons.values())).agreements.values())).images
     console.print(
         f"{report.machine.cpu}, {' '.join(report.machine.isa)}, threads {shown_threads(report.settings['threads'])}, "
         f"onnxruntime {report.versions['onnxruntime']}; agreement on {images} images, all fed the same tokens; in "

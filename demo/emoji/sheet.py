@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from nextscale.demo.emoji.prompts import load_prompts
-from nextscale.runtime import Generator
+from nextscale.runtime import Bundle, Generator, SessionOptions
 from nextscale.runtime.image_io import png_writer, write_files
 
 FILE = Path(__file__).with_name("sheet.json")
@@ -52,6 +53,22 @@ def captioned(rows: Sequence[NDArray[np.uint8]], captions: Sequence[str], column
     return canvas
 
 
+def drawn(
+    bundles: Sequence[Path | Bundle],
+    prompts: Sequence[str],
+    columns: int = COLUMNS,
+    options: SessionOptions | None = None,
+) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+    """A sheet of prompts, uint8 [H, W, 3], and what it holds of itself: prompts and settings.
+
+    Raises:
+        NextscaleError: a bundle is damaged, or takes no prompts.
+    """
+    settings = asdict(load_prompts()[0])
+    rows = [Generator(one, options).generate(prompts=prompts, batch_size=4, **settings).images for one in bundles]
+    return np.asarray(captioned(rows, prompts, columns)), {"prompts": prompts, **settings}
+
+
 @click.command(context_settings={"show_default": True})
 @click.option(
     "--bundle",
@@ -66,10 +83,8 @@ def captioned(rows: Sequence[NDArray[np.uint8]], captions: Sequence[str], column
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True)
 def main(bundles: tuple[Path, ...], prompts: Path, columns: int, out: Path) -> None:
     """Draw the prompts by each bundle."""
-    settings, texts = asdict(load_prompts()[0]), sheet_prompts(prompts)
-    rows = [Generator(bundle).generate(prompts=texts, batch_size=4, **settings).images for bundle in bundles]
-    picture = np.asarray(captioned(rows, texts, columns))
-    write_files({out: png_writer(picture, {"prompts": texts, "rows": [b.name for b in bundles], **settings})})
+    picture, described = drawn(bundles, sheet_prompts(prompts), columns)
+    write_files({out: png_writer(picture, described | {"rows": [b.name for b in bundles]})})
 
 
 if __name__ == "__main__":
