@@ -27,7 +27,7 @@ from typing import Any
 
 import click
 import torch
-from infinity_speed_parts import CALIBRATION_IMAGES, bundle_folder, peer_folder
+from infinity_speed_parts import CALIBRATION_IMAGES, bundle_folder, peer_folder, sized
 from progress import log
 from provenance import RESULTS, circumstances, provenance, publish
 
@@ -120,6 +120,7 @@ def measure(contender: Contender, done: int, text_tokens: int) -> Turn:
 
 @click.command(help=__doc__)
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="infinity-2b", show_default=True)
+@click.option("--blocks", type=click.IntRange(1), help="The first so many alone.  [default: all]")
 @click.option("--area", type=click.Choice(list(AREAS)), default="0.06M", show_default=True)
 @click.option("--ratio", default="1:1", show_default=True, help="Width to height.")
 @click.option("--text-tokens", type=click.IntRange(1, 512), default=TEXT_TOKENS, show_default=True)
@@ -132,6 +133,7 @@ def measure(contender: Contender, done: int, text_tokens: int) -> Turn:
 @click.option("--name", help="Of the result files.  [default: infinity_speed_SIZE_AREA]")
 def main(
     preset: str,
+    blocks: int | None,
     area: str,
     ratio: str,
     text_tokens: int,
@@ -143,9 +145,11 @@ def main(
     work: Path,
     name: str | None,
 ) -> None:
-    place = work / f"{preset}_{area}_{ratio.replace(':', 'x')}"
+    blocks = get_preset(preset).config.depth if blocks is None else blocks
+    model = sized(preset, blocks).name
+    place = work / f"{model}_{area}_{ratio.replace(':', 'x')}"
     place.mkdir(parents=True, exist_ok=True)
-    failures = make(names, [preset, area, ratio, str(threads)], place, threads)
+    failures = make(names, [preset, str(blocks), area, ratio, str(threads)], place, threads)
     options = SessionOptions(threads=threads, ops_library=ops_library)
     subject = Subject(text_tokens=text_tokens)
     contenders = [contender(item, place, options, subject) for item in names if item not in failures]
@@ -154,6 +158,7 @@ def main(
     operators = load_library(Path(ops_library)) if ops_library else installed_library()
     settings = {
         "preset": preset,
+        "blocks": blocks,
         "area": area,
         "ratio": ratio,
         "text_tokens": text_tokens,
@@ -175,7 +180,7 @@ def main(
     least = {item: roofline(preset, place, item, text_tokens, rates) for item in turns if item in OURS}
     counted = len(next(iter(turns.values())))
     lines = [
-        f"# The speed of {preset} at {area}, {ratio}",
+        f"# The speed of {model} at {area}, {ratio}",
         "",
         *provenance(threads),
         f"- operators: nextscale-ops for {settings['operators']}; load average of the last minute "
@@ -193,7 +198,7 @@ def main(
         *table(turns, least),
         *(f"\n{item} is missing: {why}" for item, why in failures.items()),
     ]
-    name = name or f"infinity_speed_{preset.removeprefix('infinity-')}_{area}"
+    name = name or f"infinity_speed_{model.removeprefix('infinity-')}_{area}"
     publish(name, lines)
     document = {
         **circumstances({**settings, "rounds": counted}),

@@ -42,7 +42,7 @@ LEARNING = ReconstructionSettings()
 @click.option(
     "--calibration-images", type=click.IntRange(1, MAX_IMAGES), help="How many, instead of the recipe's number."
 )
-@click.option("--rounding", type=CHECKPOINT, metavar="FILE", help="Weights learned by `nextscale reconstruct`.")
+@click.option("--rounding", type=CHECKPOINT, metavar="FILE", help="Rounding of weights that was learned before.")
 @click.option(
     "--learn",
     is_flag=True,

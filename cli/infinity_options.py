@@ -20,10 +20,8 @@ ROPE_MODES: dict[str, Literal[0, 1, 2]] = {"0": 0, "1": 1, "2": 2}
 UNTOLD = ("patchify", "rope_mode", "level_each_chunk")
 # Options of `nextscale build` that no other family has.
 INFINITY_ALONE = ("infinity", "text", "area", "ratio", "prompts", "no_text_encoder", *UNTOLD)
-# Options of `nextscale build` that are VAR's: of its checkpoints, and of what other commands learn for it.
-VAR_ALONE = (
-    "var", "patch_nums", "num_heads", "quant_resi", "class_names", "rounding",
-)  # fmt: skip
+# Options of `nextscale build` that are of VAR's checkpoints.
+VAR_ALONE = ("var", "patch_nums", "num_heads", "quant_resi", "class_names")
 
 # The emoji model, which comes along.
 EMOJI = "emoji"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from nextscale.models.checkpoint_file import CheckpointError
 from nextscale.models.infinity.bsq_vae import BSQVAE
 from nextscale.models.infinity.pair import load_pair
-from nextscale.models.infinity.presets import get_preset
+from nextscale.models.infinity.presets import Preset, get_preset
 from nextscale.models.infinity.prompts import PROMPTS
 from nextscale.models.infinity.random_weights import random_models
 from nextscale.models.infinity.rope import RopeMode
@@ -150,7 +150,7 @@ def checkpoint_source(
 
 def random_source(
     name: str,
-    preset: str,
+    preset: str | Preset,
     areas: Sequence[str],
     ratios: Sequence[str],
     seed: int,
@@ -160,15 +160,17 @@ def random_source(
     """A preset with random weights: as fast as the real one, and its pictures are noise.
 
     Args:
+        preset: a name in `presets.PRESETS`, or configurations of your own.
         text: a text encoder's preset, to be filled, too.
     """
-    config = get_preset(preset).config
+    preset = get_preset(preset) if isinstance(preset, str) else preset
+    config = preset.config
     sizes_of(areas, ratios)
     encoder = None
     if text is not None:
         encoder = random_text_source(text, config.text_channels, min(config.max_text, MAX_TOKENS), seed)
     infinity, vae = random_models(preset, seed)
-    both = f"`{preset}`" if text is None else f"`{preset}` and `{text}`"
+    both = f"`{preset.name}`" if text is None else f"`{preset.name}` and `{text}`"
     return InfinitySource(
         infinity,
         vae,

@@ -272,7 +272,7 @@ class Infinity(nn.Module):
             [R, L, D].
         """
         text = self.read_text(features, text_mask)
-        stage = torch.repeat_interleave(torch.tensor(size.stage_tokens))
+        stage = torch.repeat_interleave(torch.tensor(size.stage_tokens)).to(inputs.device)
         mask = torch.where(stage[:, None] >= stage, 0.0, -torch.inf)
         x = torch.cat((self.embed(text, None), self.embed(text, inputs)), dim=1)
         rope = rope_tables(size, self.config.head_dim, self.config.rope_mode)
@@ -287,6 +287,8 @@ class Infinity(nn.Module):
         mask: Tensor | None,
         caches: Sequence[KVCache | None],
     ) -> Tensor:
+        cos, sin = rope
+        rope = cos.to(x.device), sin.to(x.device)
         for i, (block, cache) in enumerate(zip(self.blocks, caches, strict=True)):
             if i in self.config.level_blocks:
                 x = x + level

@@ -18,11 +18,13 @@ from refusal import assert_refused
 
 from nextscale.cli.main import main
 from nextscale.compiler.options import BuildOptions
+from nextscale.graph_passes.recipe import load_recipe
 from nextscale.models.infinity import presets
 from nextscale.models.infinity.random_vae import random_bsq_vae
 from nextscale.runtime import Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.simulation.reconstruction_settings import ReconstructionSettings
+from nextscale.simulation.rounding import Rounding
 from tests.tiny_infinity import CONFIG
 
 TEXTS = ["byt5"]
@@ -117,6 +119,14 @@ FILES = {
         ["--area", "0.06M", "--text", "byt5", "--prompts", "long.txt"], "prompt 2 of calibration: prompt"
     ),
     "weights to be learned": (["--recipe", "ours-w4a6"], "ours-w4a6: its weights are reconstructed; add --learn"),
+    "no rounding": (
+        ["--area", "0.06M", "--text", "byt5", "--recipe", "brecq-w4a6", "--rounding", "none.safetensors"],
+        "none.safetensors: cannot be read as a rounding file",
+    ),
+    "rounding of another recipe": (
+        ["--area", "0.06M", "--text", "byt5", "--recipe", "brecq-w4a8", "--rounding", "w4a6.safetensors"],
+        "recipe brecq-w4a8",
+    ),
     "nothing to learn": (["--learn"], "recipe default: rounds weights to nearest, so there is nothing to learn"),
     "no text to learn with": (["--area", "0.06M", "--recipe", "brecq-w4a6", "--learn"], "give the text encoder's fold"),
 }  # fmt: skip
@@ -134,6 +144,7 @@ def test_what_does_not_fit_is_one_line(
     if not (checkpoints / "wide").exists():
         save_text_encoder(checkpoints / "wide", replace(TEXT, embed_dim=24))
         (checkpoints / "long.txt").write_text(f"a fox\n{'long ' * 20}\n")
+        Rounding({}, {}, load_recipe("brecq-w4a6").as_dict(), {}).save(checkpoints / "w4a6.safetensors")
     assert_refused(capsys, build(*arguments), message)
     assert not list(tmp_path.iterdir())
 
@@ -186,7 +197,6 @@ BAD_USAGE = {
     "a VAR, too": ([*INFINITY, "--var", "a.pth"], "--infinity does not go with --var"),
     "VAR's shapes": ([*INFINITY, "--patch-nums", "1,2"], "--infinity does not go with --patch-nums"),
     "classes": ([*RANDOM, "--class-names", "a.txt"], "infinity-2b does not go with --class-names"),
-    "rounding": ([*INFINITY, "--rounding", "r"], "--infinity does not go with --rounding"),
     "random weights to learn": (
         [*RANDOM, "--recipe", "ours-w4a6", "--learn"], "weights are reconstructed, which random ones cannot be"
     ),

@@ -113,6 +113,17 @@ def test_full_precision_is_the_model_itself(config: InfinityConfig) -> None:
             assert (found[row] - alone).abs().max() <= 2e-5 * expected.abs().max()
 
 
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
+def test_all_is_computed_where_the_model_is(config: InfinityConfig) -> None:
+    """The device `meta`, which computes nothing, refuses what lies elsewhere, as a GPU does."""
+    given = images(config)
+    given.infinity.to("meta")
+    twin = given.twin(FULL_PRECISION)
+    for pick in batches(given, 4):
+        assert given.reference(pick).is_meta
+        assert teacher_forced(given, twin, pick).is_meta
+
+
 def test_equalization_leaves_full_precision_unchanged() -> None:
     given = images()
     generator = torch.Generator().manual_seed(0)

@@ -103,6 +103,14 @@ def test_full_precision_is_the_model_itself(options: dict[str, bool]) -> None:
 
 
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
+def test_all_is_computed_where_the_model_is(options: dict[str, bool]) -> None:
+    """The device `meta`, which computes nothing, refuses what lies elsewhere, as a GPU does."""
+    var, vqvae = tiny_models(**options)
+    given = images_of(var.to("meta"), vqvae.to("meta"))
+    assert given.reference(np.arange(N)).is_meta
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
 def test_equalization_leaves_full_precision_unchanged(options: dict[str, bool]) -> None:
     var, vqvae = tiny_models(**options)
     generator = torch.Generator().manual_seed(0)
