@@ -2,8 +2,14 @@
 
     query, key -> MatMul -> (Mul or Div by a constant, Add of a mask)* -> Softmax over the last axis -> MatMul <- value
 
-Identity may stand anywhere between. Nothing but the second MatMul may read the softmax, so that a pass may change what
-the product sees. Graphs of opset 13 or later, where Softmax works on the last axis unless told otherwise.
+Identity may stand anywhere between. A mask may also be a Where that puts a constant in the place of scores, and scores
+may be reshaped as long as the last two axes stay. Nothing but the second MatMul may read the softmax, so that a pass
+may change what the product sees; or else the guard that gives a query without visible tokens zeros in place of NaN:
+
+    Softmax -> Where(IsNaN(weights), 0, weights) -> MatMul
+
+Operands have two axes or more, the same number in a product, and none is repeated to fit the other. Graphs of opset 13
+or later, where Softmax works on the last axis unless told otherwise.
 """
 
 from __future__ import annotations
@@ -14,6 +20,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from nextscale.graph_passes._graph_edit import input_of, is_operator
+
+RESHAPES, MASKS = ("Reshape", "Unsqueeze", "Squeeze"), ("Add", "Where")
 
 
 @dataclass(frozen=True)
@@ -52,8 +60,9 @@ class AttentionPattern:
 
     @property
     def weights(self) -> ir.Value:
-        """The softmax's output, [..., T', T]; each row sums to 1."""
-        return self.softmax.outputs[0]
+        """What the values are mixed by, [..., T', T]; each row sums to 1, unless all of it is masked: it is NaN then,
+        or zeros behind a guard."""
+        return _before_identity(input_of(self.mix, 0))
 
     @property
     def value(self) -> ir.Value:
@@ -61,8 +70,14 @@ class AttentionPattern:
 
     @property
     def is_masked(self) -> bool:
-        """Whether a mask is added to the scores, so that weights may be zero that stand for no token."""
+        """Whether there is a mask between scores and softmax, so that weights may be zero that stand for no token."""
         return _is_masked(self.logits)
+
+    @property
+    def rank(self) -> int:
+        """How many axes the operands of `mix` have."""
+        assert self.value.shape is not None
+        return len(self.value.shape)
 
 
 @dataclass(frozen=True)
@@ -108,8 +123,26 @@ def _match(softmax: ir.Node) -> AttentionPattern | Refusal:
     for product, i, operand in ((scores, 0, "query"), (scores, 1, "key"), (mix, 1, "value")):
         if _is_constant(input_of(product, i)):
             return Refusal(softmax, f"the {operand} side of {product.name} is a constant: a linear layer, no attention")
+    for product in (scores, mix):
+        reason = _refused_operands(product)
+        if reason is not None:
+            return Refusal(softmax, reason)
     assert isinstance(mix.graph, ir.Graph)
     return AttentionPattern(scores, softmax, mix, mix.graph)
+
+
+def _refused_operands(product: ir.Node) -> str | None:
+    left, right = (input_of(product, i).shape for i in (0, 1))
+    if left is None or right is None:
+        return f"an operand of {product.name} is of unknown rank"
+    if len(left) != len(right):
+        return f"the operands of {product.name} have {len(left)} and {len(right)} axes"
+    if len(left) < 2:
+        return f"the operands of {product.name} are vectors"
+    for a, b in zip(left[:-2], right[:-2], strict=True):
+        if isinstance(a, int) and isinstance(b, int) and a != b:
+            return f"{product.name} repeats an operand: {list(left)} times {list(right)}"
+    return None
 
 
 def _refused_axis(softmax: ir.Node) -> str | None:
@@ -125,9 +158,13 @@ def _refused_axis(softmax: ir.Node) -> str | None:
 def _consumer(weights: ir.Value) -> ir.Node | str:
     """The MatMul that alone reads the softmax as its left operand, or why there is none."""
     while True:
-        uses = tuple(weights.uses())
         if weights.is_graph_output():
             return "its output leaves the graph"
+        guard = _guard(weights)
+        if guard is not None:
+            weights = guard.outputs[0]
+            continue
+        uses = tuple(weights.uses())
         if len(uses) != 1:
             return f"its output has {len(uses)} consumers, not the product with the values alone"
         node, i = uses[0]
@@ -139,11 +176,32 @@ def _consumer(weights: ir.Value) -> ir.Node | str:
             return f"its consumer {node.name} is {node.op_type}, not MatMul"
 
 
+def _guard(weights: ir.Value) -> ir.Node | None:
+    """Where(IsNaN(weights), 0, weights), if that and nothing else reads them."""
+    readers = dict.fromkeys(node for node, _ in weights.uses())
+    test, where = (next((node for node in readers if is_operator(node, op)), None) for op in ("IsNaN", "Where"))
+    if len(readers) != 2 or test is None or where is None or input_of(where, 2) is not weights:
+        return None
+    zero = ir.convenience.get_const_tensor(input_of(where, 1))
+    found = test.outputs[0]
+    is_guard = input_of(where, 0) is found and len(tuple(found.uses())) == 1 and not found.is_graph_output()
+    return where if is_guard and zero is not None and not zero.numpy().any() else None
+
+
+def _before_identity(value: ir.Value) -> ir.Value:
+    node = value.producer()
+    return _before_identity(input_of(node, 0)) if node is not None and is_operator(node, "Identity") else value
+
+
 def _product(value: ir.Value) -> ir.Node | None:
-    """The MatMul that makes `value`, up to constant factors and added masks; of two that are added, neither."""
+    """The MatMul that makes `value`, up to constant factors and masks; of two that are added, neither."""
     node = value.producer()
     if node is None or is_operator(node, "MatMul"):
         return node
+    if is_operator(node, "Where") and _is_constant(input_of(node, 1)) != _is_constant(input_of(node, 2)):
+        return _product(input_of(node, 1 if _is_constant(input_of(node, 2)) else 2))
+    if node.op_type in RESHAPES and node.domain == "" and _keeps_rows(node):
+        return _product(input_of(node, 0))
     if is_operator(node, "Identity") or (is_operator(node, "Div") and _is_constant(input_of(node, 1))):
         return _product(input_of(node, 0))
     if is_operator(node, "Mul") and _is_constant(input_of(node, 0)) != _is_constant(input_of(node, 1)):
@@ -154,12 +212,22 @@ def _product(value: ir.Value) -> ir.Node | None:
     return None
 
 
-def _is_masked(logits: ir.Value) -> bool:
-    """Whether there is an Add between the scores and the softmax."""
-    node = logits.producer()
-    if node is None or node.op_type not in ("Identity", "Div", "Mul", "Add"):
+def _keeps_rows(node: ir.Node) -> bool:
+    """Whether the last two axes are known to be the same before and behind it."""
+    before, behind = input_of(node, 0).shape, node.outputs[0].shape
+    if before is None or behind is None or min(len(before), len(behind)) < 2:
         return False
-    return node.op_type == "Add" or any(_is_masked(value) for value in node.inputs if value is not None)
+    return all(
+        a == b and (isinstance(a, int) or a.value is not None) for a, b in zip(before[-2:], behind[-2:], strict=True)
+    )
+
+
+def _is_masked(logits: ir.Value) -> bool:
+    """Whether there is an Add or a Where between the scores and the softmax."""
+    node = logits.producer()
+    if node is None or node.op_type not in ("Identity", "Div", "Mul", *MASKS, *RESHAPES):
+        return False
+    return node.op_type in MASKS or any(_is_masked(value) for value in node.inputs if value is not None)
 
 
 def _is_constant(value: ir.Value) -> bool:

@@ -68,8 +68,8 @@ def quantize_rows(op: OpBuilder, x: ir.Value, scale: ir.Value, zero_point: ir.Va
 
 
 def quantize_tokens(op: OpBuilder, x: ir.Value, zero_point: int, bits: int, rank: int = 3) -> tuple[ir.Value, ir.Value]:
-    """Codes of x [R, l, K], or of another rank, with a range for each token: u8 of its shape, and their scale float32
-    [R, l, 1]."""
+    """Codes of x [..., K] of that rank, with a range for each token: u8 of its shape, and their scale float32
+    [..., 1]."""
     qmax = 2**bits - 1
     high = op.ReduceMax(x, [-1], keepdims=1)
     low = op.ReduceMin(x, [-1], keepdims=1)

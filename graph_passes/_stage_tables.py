@@ -12,7 +12,7 @@ from nextscale.graph_passes.qparams import ActivationQParams
 
 
 def stage_tables(
-    graph: ir.Graph, qparams: Mapping[str, ActivationQParams], stage_input: str, prefix: str
+    graph: ir.Graph, qparams: Mapping[str, ActivationQParams], stage_input: str | None, prefix: str
 ) -> dict[str, tuple[ir.Value, ir.Value]]:
     """Scale and zero point at the current stage, [1] each, by the names in `qparams`.
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from nextscale.graph_passes._graph_edit import Body, add_initializer, is_operator, replace, splice
 from nextscale.graph_passes.qparams import QuantizedWeight, RangeRule
 
-WEIGHT_SUFFIX, CODES_SUFFIX, PACKED_SUFFIX = ".weight", ".codes", ".packed"
+WEIGHT_SUFFIX, CODES_SUFFIX, PACKED_SUFFIX, ZERO_SUFFIX = ".weight", ".codes", ".packed", ".zero_point"
 
 # A layer's name and its weight float32 [K, N] to its codes; N is axis 1.
 WeightRounder = Callable[[str, NDArray[np.float32]], QuantizedWeight]
@@ -107,21 +107,37 @@ def insert_integer_weight(main: ir.Graph, layer: LinearLayer, rounder: WeightRou
     """Add the codes and scales of the layer's weight to the graph; the float weight stays until `drop_unused`.
 
     With `packed` the codes are stored as UINT4 and turned into s8 by two operators, which ONNX Runtime folds when it
-    loads the graph.
+    loads the graph. Layers that share a weight share its codes, which are those of the first of them.
     """
     assert layer.weight.const_value is not None
-    quantized = rounder(layer.name, layer.weight.const_value.numpy())
     name = str(layer.weight.name)
+    if f"{name}.scale" in main.initializers:
+        return _inserted(main, name)
+    quantized = rounder(layer.name, layer.weight.const_value.numpy())
     scale = add_initializer(main, f"{name}.scale", quantized.scale)
     codes = _unpacked(main, name, quantized) if packed else add_initializer(main, name + CODES_SUFFIX, quantized.codes)
     return IntegerWeight(codes, scale, quantized.codes.sum(axis=0, dtype=np.int64))
+
+
+def _inserted(main: ir.Graph, name: str) -> IntegerWeight:
+    """The weight `name` as an earlier layer had it inserted."""
+    scale, codes = main.initializers[f"{name}.scale"], main.initializers.get(name + CODES_SUFFIX)
+    if codes is not None:
+        assert codes.const_value is not None
+        return IntegerWeight(codes, scale, codes.const_value.numpy().sum(axis=0, dtype=np.int64))
+    center = next(node for node in main if node.name == f"{name}/center")
+    stored, zero = (main.initializers[name + end].const_value for end in (PACKED_SUFFIX, ZERO_SUFFIX))
+    assert stored is not None
+    assert zero is not None
+    numbers = stored.numpy().astype(np.int64) - zero.numpy()
+    return IntegerWeight(center.outputs[0], scale, numbers.sum(axis=0))
 
 
 def _unpacked(main: ir.Graph, name: str, quantized: QuantizedWeight) -> ir.Value:
     uint4 = partial(ir.tensor, dtype=ir.DataType.UINT4)
     stored = (quantized.codes.astype(np.int16) - quantized.qmin).astype(np.uint8).astype(ml_dtypes.uint4)
     source = add_initializer(main, name + PACKED_SUFFIX, uint4(stored, name=name + PACKED_SUFFIX))
-    zero = add_initializer(main, f"{name}.zero_point", (-quantized.qmin.astype(np.int16)).astype(np.int8)[None])
+    zero = add_initializer(main, name + ZERO_SUFFIX, (-quantized.qmin.astype(np.int16)).astype(np.int8)[None])
     cast = ir.node("Cast", [source], {"to": ir.DataType.INT8}, name=f"{name}/unpack")
     cast.outputs[0].name = f"{name}.unpacked"
     center = ir.node("Sub", [cast.outputs[0], zero], name=f"{name}/center")

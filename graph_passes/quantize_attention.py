@@ -5,6 +5,9 @@
 
 The weights' quantizer decides how their codes are made and what the product is divided by. Shift-and-sum, which makes
 more rows of attentive tokens, stands between the codes and the product (`expand_attentive_tokens`).
+
+A query that a mask leaves no token to has weights that are NaN, or zeros where the model guards against that: its
+output is the same as in float, and no other's depends on it.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from nextscale.graph_passes._dynamic_ranges import (
     quantize_images,
     quantize_rows,
 )
+from nextscale.graph_passes._four_axes import as_before, four_axes
 from nextscale.graph_passes._graph_edit import MICROSOFT, constant, integer_matmul, replace, splice
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum, Term, column_like, expand
 from nextscale.graph_passes.qparams import Range
@@ -63,7 +67,8 @@ def quantize_attention(
     """A copy of `model` whose attention is integer.
 
     Args:
-        model: any graph with the pattern MatMul - Softmax - MatMul on [R, H, l, d].
+        model: any graph with the pattern MatMul - Softmax - MatMul on [R, H, l, d], or on other numbers of axes
+            (`_four_axes`).
         weights: the quantizer of the attention weights.
         bits: of all four operands, 2 to 8.
         rows: how many rows of the batch are one image: rows r, r + R / rows, ...
@@ -110,7 +115,8 @@ def _quantize_scores(pattern: AttentionPattern, bits: int, rows: int, known: Mag
     """query key with both as codes of one symmetric range each."""
 
     def body(op: OpBuilder, query: ir.Value, key: ir.Value) -> Sequence[ir.Value]:
-        middle = 2 ** (bits - 1)
+        middle, left, rank = 2 ** (bits - 1), query, _rank(pattern.query)
+        query, key = (four_axes(op, operand, rank) for operand in (query, key))
         q_scale = symmetric_scale(op, "query", query, bits, rows, None if known is None else known.query)
         k_scale = symmetric_scale(op, "key", key, bits, rows, None if known is None else known.key)
         zero_point = constant(op, "middle", np.array(middle, np.uint8))
@@ -120,7 +126,8 @@ def _quantize_scores(pattern: AttentionPattern, bits: int, rows: int, known: Mag
         scale = op.Mul(q_scale, k_scale)
         if known is None:
             scale = by_row(op, scale, 4)
-        return [integer_matmul(op, codes, keys, scale, one, zero_point, name=pattern.scores.name)]
+        product = integer_matmul(op, codes, keys, scale, one, zero_point, name=pattern.scores.name)
+        return [as_before(op, product, left, rank)]
 
     operands = [pattern.query, pattern.key]
     (product,) = splice(pattern.graph, f"{pattern.name}/scores", operands, body, before=pattern.scores)
@@ -141,23 +148,40 @@ def _quantize_mix(
     def body(
         op: OpBuilder, logits: ir.Value, a: ir.Value, v: ir.Value, stage: ir.Value | None = None
     ) -> Sequence[ir.Value]:
+        left = a
+        logits, a, v = (four_axes(op, operand, rank) for operand in (logits, a, v))
+        total = None
+        if masked:
+            total = op.ReduceSum(a, [-1], keepdims=1)
+            hidden = op.Not(op.Greater(total, 0.0))  # true of NaN, too
+            logits, a = (op.Where(hidden, 0.0, operand) for operand in (logits, a))
         v_scale = symmetric_scale(op, "value", v, bits, rows, None if known is None else known.value)
         v_unit = v_scale if known is not None else by_row(op, v_scale, 4)
         powers = weights.startswith("log2")
         codes = _powers_of_two(op, logits, a, bits, rows, weights, masked) if powers else _linear(op, a, bits, weights)
         if shift_and_sum is None:
             values = signed_codes(op, v, v_scale, bits)
-            return [_mix(op, codes, [Term(codes.codes, values, column_like(op, values, 1))], v_unit)]
-        terms, overflow = expand(op, a, v, v_unit, codes.codes, bits, shift_and_sum, stage)
-        return [_mix(op, codes, terms, v_unit), overflow]
+            terms, overflow = [Term(codes.codes, values, column_like(op, values, 1))], list[ir.Value]()
+        else:
+            terms, counter = expand(op, a, v, v_unit, codes.codes, bits, shift_and_sum, stage)
+            overflow = [counter]
+        product = _mix(op, codes, terms, v_unit)
+        if total is not None:
+            product = op.Where(hidden, total, product)
+        return [as_before(op, product, left, rank), *overflow]
 
-    masked = pattern.is_masked
+    masked, rank = pattern.is_masked, pattern.rank
     operands = [pattern.logits, pattern.weights, pattern.value]
     if stage is not None and shift_and_sum is not None:
         operands.append(stage)
     product, *overflow = splice(pattern.graph, f"{pattern.name}/integer", operands, body, before=pattern.mix)
     replace(pattern.mix.outputs[0], product)
     return overflow[0] if overflow else None
+
+
+def _rank(value: ir.Value) -> int:
+    assert value.shape is not None
+    return len(value.shape)
 
 
 def symmetric_scale(op: OpBuilder, name: str, x: ir.Value, bits: int, rows: int, magnitude: float | None) -> ir.Value:

@@ -31,7 +31,7 @@ from nextscale.graph_passes.qparams import ActivationQParams, Range
 def quantize_linear(
     model: ir.Model,
     ranges: Mapping[str, Range],
-    stage_input: str,
+    stage_input: str | None,
     bits: int = 8,
     rounder: WeightRounder | None = None,
     packed: bool = False,
@@ -39,9 +39,9 @@ def quantize_linear(
     """A copy of `model` whose linear layers named in `ranges` are integer.
 
     Args:
-        model: a stage graph.
+        model: a stage graph, or any other.
         ranges: for each layer's name the range of its input: [S] to choose by stage, or [1].
-        stage_input: the graph input (int64 []) that tells the stage.
+        stage_input: the graph input (int64 []) that tells the stage; None where there is one.
         bits: of the activations, 2 to 8.
         rounder: makes the integer weights; by default 8 bits, round to nearest.
         packed: store the weights, of at most 4 bits, as UINT4.
@@ -60,7 +60,7 @@ Quantizer = tuple[ir.Value, ir.Value, ir.Value]  # codes, scale, zero point
 
 
 def _insert_quantizers(
-    model: ir.Model, layers: Sequence[LinearLayer], ranges: Mapping[str, Range], stage_input: str, bits: int
+    model: ir.Model, layers: Sequence[LinearLayer], ranges: Mapping[str, Range], stage_input: str | None, bits: int
 ) -> dict[ir.Value, Quantizer]:
     """One QuantizeLinear for each distinct input of the layers."""
     first = {layer.activation: layer for layer in reversed(layers)}
@@ -106,7 +106,8 @@ def _insert_dequantizers(
     """Feed the layer's MatMul from a DequantizeLinear of its own on each side."""
     old, name = layer.weight, str(layer.weight.name)
     weight = insert_integer_weight(main, layer, rounder, packed)
-    zeros = add_initializer(main, f"{name}.no_zero_point", np.zeros(len(weight.sums), np.int8))
+    none = f"{name}.no_zero_point"
+    zeros = main.initializers.get(none) or add_initializer(main, none, np.zeros(len(weight.sums), np.int8))
     sides: tuple[tuple[Sequence[ir.Value], dict[str, int], str], ...]
     sides = ((quantizer, {}, "activation"), ((weight.codes, weight.scale, zeros), {"axis": 1}, "weight"))
     for i, (inputs, attributes, side) in enumerate(sides):

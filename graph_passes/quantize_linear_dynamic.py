@@ -20,6 +20,7 @@ from nextscale.graph_passes._dynamic_ranges import by_row, image_extreme, positi
 from nextscale.graph_passes._graph_edit import MICROSOFT, constant, integer_matmul, splice
 from nextscale.graph_passes.linear_layers import (
     IntegerWeight,
+    LinearLayer,
     WeightRounder,
     find_layers,
     insert_integer_weight,
@@ -35,19 +36,19 @@ def quantize_linear_by_image(
     """A copy of `model` whose linear layers named in `rows` have one min-max range per image (Eq. 1 to 3).
 
     Args:
-        model: a graph whose layers see [R, l, K].
+        model: a graph whose layers see [R, ..., K]; of two axes [R, K], each row is one.
         rows: for each layer the number of rows an image has in its input: rows r, r + R / rows, ... are one image.
         bits: of the activations, 2 to 8.
         rounder: makes the integer weights.
         packed: store the weights, of at most 4 bits, as UINT4.
     Raises:
-        ValueError: a name in `rows` is not a linear layer of the model.
+        ValueError: a name in `rows` is not a linear layer of the model, or its input has one axis or an unknown number.
     """
     model = model.clone()
     model.opset_imports.setdefault(MICROSOFT, 1)
     for layers in sharing(find_layers(model.graph, set(rows))):
         first = layers[0]
-        body = partial(_quantize_by_image, rows=rows[first.name], bits=bits)
+        body = partial(_quantize_by_image, rows=rows[first.name], bits=bits, rank=_rank(first))
         codes, scale, offset = splice(
             first.graph, f"{first.name}/quantize", [first.activation], body, before=first.node
         )
@@ -66,20 +67,21 @@ def quantize_linear_by_token(
     """A copy of `model` whose linear layers named in `zero_points` have a range for each token.
 
     Args:
-        model: a graph whose layers see [R, l, K].
+        model: a graph whose layers see [..., K], of two axes or more.
         zero_points: for each layer the zero point of its codes, from 1 to 2^bits - 2.
         bits: of the activations, 2 to 8.
         rounder: makes the integer weights.
         packed: store the weights, of at most 4 bits, as UINT4.
     Raises:
-        ValueError: a name in `zero_points` is not a linear layer of the model.
+        ValueError: a name in `zero_points` is not a linear layer of the model, or its input has one axis or an unknown
+            number.
     """
     model = model.clone()
     model.opset_imports.setdefault(MICROSOFT, 1)
     for layers in sharing(find_layers(model.graph, set(zero_points))):
         first = layers[0]
         zero_point = zero_points[first.name]
-        body = partial(quantize_tokens, zero_point=zero_point, bits=bits)
+        body = partial(quantize_tokens, zero_point=zero_point, bits=bits, rank=_rank(first))
         codes, scale = splice(first.graph, f"{first.name}/quantize", [first.activation], body, before=first.node)
         for layer in layers:
             weight = insert_integer_weight(model.graph, layer, rounder, packed)
@@ -88,8 +90,16 @@ def quantize_linear_by_token(
     return model
 
 
-def _quantize_by_image(op: OpBuilder, x: ir.Value, rows: int, bits: int) -> Sequence[ir.Value]:
-    """Codes [R, l, K], scale [R, 1, 1], and the scale times what the zero point is above 2^(bits-1), [R, 1, 1]."""
+def _rank(layer: LinearLayer) -> int:
+    shape = layer.activation.shape
+    if shape is None or len(shape) < 2:
+        found = "an unknown number of axes" if shape is None else "one axis"
+        raise ValueError(f"the input of {layer.name!r} has {found}; expected 2 or more")
+    return len(shape)
+
+
+def _quantize_by_image(op: OpBuilder, x: ir.Value, rows: int, bits: int, rank: int) -> Sequence[ir.Value]:
+    """Codes of x [R, ..., K], their scale [R, 1, ...], and it times what the zero point is above 2^(bits-1)."""
     qmax, middle = 2**bits - 1, constant(op, "middle", np.array(2 ** (bits - 1), np.uint8))
     # A stage may have no tokens of a kind: then zero is all there is.
     high, below = (
@@ -99,9 +109,9 @@ def _quantize_by_image(op: OpBuilder, x: ir.Value, rows: int, bits: int) -> Sequ
     scale = positive(op, op.Div(op.Add(high, below), float(qmax)))
     zero_point = op.QuantizeLinear(below, scale, axis=0)
     codes = quantize_images(op, x, scale, zero_point, 0, qmax)
-    scale = by_row(op, scale, 3)
+    scale = by_row(op, scale, rank)
     one = constant(op, "one", np.array(1, np.float32))
-    return codes, scale, op.Mul(scale, by_row(op, op.DequantizeLinear(zero_point, one, middle), 3))
+    return codes, scale, op.Mul(scale, by_row(op, op.DequantizeLinear(zero_point, one, middle), rank))
 
 
 def _multiply_by_image(
