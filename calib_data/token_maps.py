@@ -92,8 +92,8 @@ class TokenMaps:
         return cls(labels, token_maps, {})
 
 
-def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """The named arrays of an .npz.
+def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
+    """The named arrays of an .npz; None: all of them.
 
     Raises:
         NextscaleError: the file is missing, damaged or lacks one.
@@ -103,8 +103,9 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
         with open(path, "rb") as file:
             arrays = np.load(file, allow_pickle=False)
             if not isinstance(arrays, np.lib.npyio.NpzFile):
-                raise NextscaleError(f"{path}: expected an .npz of {' and '.join(names)}, found a single array")
-            return {name: arrays[name] for name in names}
+                expected = "arrays" if names is None else " and ".join(names)
+                raise NextscaleError(f"{path}: expected an .npz of {expected}, found a single array")
+            return {name: arrays[name] for name in (arrays.files if names is None else names)}
     except KeyError as error:
         raise NextscaleError(f"{path}: {error.args[0]}") from None
     except OSError as error:

@@ -22,6 +22,7 @@ COMMANDS = {
     "build": "Turn a checkpoint, a preset or a demo model into a bundle.",
     "recipes": "List the recipes: the ways of quantizing.",
     "calibrate": "Sample token maps with a full-precision bundle, for calibration.",
+    "quantize": "Make any ONNX model integer, and say what became of each operator.",
     "reconstruct": "Learn how a recipe rounds a model's weights.",
     "generate": "Make pictures from a bundle.",
     "edit": "Make parts of a photograph anew.",

@@ -82,6 +82,21 @@ def certify(path: Path, options: SessionOptions | None = None) -> FusionCertific
         name.removesuffix(PACKED_SUFFIX) + CODES_SUFFIX if name.endswith(PACKED_SUFFIX) else name for name in stored
     ]
     intended = [name for name in stored if name.endswith(CODES_SUFFIX)]
+    optimized = optimize(path, options)
+    kernels: dict[str, list[str]] = {name: [] for name in intended}
+    for node in all_nodes(optimized.graph):
+        for name in node.input:
+            if name in kernels:
+                kernels[name].append(node.op_type)
+    return FusionCertificate(path.name, tuple(CertifiedLayer(name, tuple(found)) for name, found in kernels.items()))
+
+
+def optimize(path: Path, options: SessionOptions | None = None) -> onnx.ModelProto:
+    """What ONNX Runtime makes of the graph file `path` when it loads it, without the weights.
+
+    Raises:
+        NextscaleError: it cannot load the graph, or the optimized one cannot be written beside it.
+    """
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         # Nothing is multiplied: a copy of the weights in the kernels' order would be made for nothing.
         settings = session_settings(replace(options or SessionOptions(), prepacking=False))
@@ -95,18 +110,13 @@ def certify(path: Path, options: SessionOptions | None = None) -> FusionCertific
             raise NextscaleError(
                 f"{path}: onnxruntime {onnxruntime.__version__} cannot optimize it: {first_line(error)}"
             ) from None
-        optimized = onnx.load(settings.optimized_model_filepath, load_external_data=False)
-    kernels: dict[str, list[str]] = {name: [] for name in intended}
-    for node in _all_nodes(optimized.graph):
-        for name in node.input:
-            if name in kernels:
-                kernels[name].append(node.op_type)
-    return FusionCertificate(path.name, tuple(CertifiedLayer(name, tuple(found)) for name, found in kernels.items()))
+        return onnx.load(settings.optimized_model_filepath, load_external_data=False)
 
 
-def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph and of its subgraphs."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _all_nodes(attribute.g)
+                yield from all_nodes(attribute.g)

@@ -6,6 +6,9 @@
 
 ONNX Runtime turns each such MatMul into MatMulIntegerToFloat, provided that every DequantizeLinear has one consumer and
 nothing quantizes y. Layers that share their input share its QuantizeLinear. Below 8 bits a Min caps the codes.
+
+Of a matrix x and a bias ONNX Runtime would first make a Gemm, which it runs in float: such a layer, as classifiers end
+in, becomes MatMulIntegerToFloat here.
 """
 
 from __future__ import annotations
@@ -14,8 +17,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
+from onnxscript import OpBuilder
 
-from nextscale.graph_passes._graph_edit import add_initializer
+from nextscale.graph_passes._graph_edit import MICROSOFT, add_initializer, integer_matmul
 from nextscale.graph_passes._stage_tables import stage_tables
 from nextscale.graph_passes.linear_layers import (
     LinearLayer,
@@ -23,7 +27,9 @@ from nextscale.graph_passes.linear_layers import (
     drop_unused,
     find_layers,
     insert_integer_weight,
+    layer_bias,
     nearest,
+    substitute,
 )
 from nextscale.graph_passes.qparams import ActivationQParams, Range
 
@@ -52,7 +58,12 @@ def quantize_linear(
     layers = find_layers(model.graph, set(ranges))
     quantizers = _insert_quantizers(model, layers, ranges, stage_input, bits)
     for layer in layers:
-        _insert_dequantizers(model.graph, layer, quantizers[layer.activation], rounder or nearest(), packed)
+        quantizer, rounding = quantizers[layer.activation], rounder or nearest()
+        if _would_be_gemm(layer):
+            model.opset_imports.setdefault(MICROSOFT, 1)
+            _insert_product(model, layer, quantizer, rounding, packed)
+        else:
+            _insert_dequantizers(model.graph, layer, quantizer, rounding, packed)
     return model
 
 
@@ -98,6 +109,25 @@ def _capped(main: ir.Graph, layer: LinearLayer, codes: ir.Value, qmax: int) -> i
     node.outputs[0].name = f"{codes.name}.capped"
     layer.graph.insert_before(layer.node, node)
     return node.outputs[0]
+
+
+def _would_be_gemm(layer: LinearLayer) -> bool:
+    shape = layer.activation.shape
+    return shape is not None and len(shape) == 2 and layer_bias(layer) is not None
+
+
+def _insert_product(
+    model: ir.Model, layer: LinearLayer, quantizer: Quantizer, rounder: WeightRounder, packed: bool
+) -> None:
+    """Put the integer product in the place of the layer's MatMul and of the Add of its bias."""
+    weight, bias = insert_integer_weight(model.graph, layer, rounder, packed), layer_bias(layer)
+    assert bias is not None
+
+    def body(op: OpBuilder, *operands: ir.Value) -> Sequence[ir.Value]:
+        codes, scale, zero_point, weight_codes, weight_scale, bias = operands
+        return [integer_matmul(op, codes, weight_codes, scale, weight_scale, zero_point, layer.name, bias)]
+
+    substitute(model, layer, [*quantizer, weight.codes, weight.scale, bias], body, with_bias=True)
 
 
 def _insert_dequantizers(

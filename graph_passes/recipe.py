@@ -112,9 +112,16 @@ class Recipe:
         matching = [end for end in self.layers if _ends_with(name, end)]
         return self.layers[max(matching, key=len)] if matching else self.activations.granularity
 
+    def of_layers(self, names: Collection[str]) -> Recipe:
+        """The recipe without the names in `layers` that are the end of none of these."""
+        found = {end: how for end, how in self.layers.items() if any(_ends_with(name, end) for name in names)}
+        return dataclasses.replace(self, layers=found)
+
     def require_layers(self, names: Collection[str]) -> None:
         """Raise NextscaleError if a name in `layers` is the end of none of the linear layers' names."""
         for end in self.layers:
+            if not names:
+                raise NextscaleError(f'recipe {self.name}: layers."{end}": the model has no linear layers')
             if not any(_ends_with(name, end) for name in names):
                 ends = dict.fromkeys(re.sub(r"^.*\.\d+\.", "", name) for name in names)  # alike in all blocks
                 raise NextscaleError(
@@ -166,8 +173,8 @@ class Recipe:
 
 
 def _ends_with(name: str, end: str) -> bool:
-    """Whether the last parts of a layer's name are `end`."""
-    return name == end or name.endswith("." + end)
+    """Whether the last parts of a layer's name are `end`; of foreign models' names they are divided by slashes."""
+    return name == end or name.endswith((f".{end}", f"/{end}"))
 
 
 def recipe_names() -> list[str]:

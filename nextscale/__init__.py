@@ -12,3 +12,12 @@ if not os.path.isdir(os.path.join(__path__[0], "runtime")):
     __path__ = extend_path(__path__, __name__)
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """`nextscale.quantize`, which needs what the extra `export` installs, once it is asked for."""
+    if name == "quantize":
+        from importlib import import_module
+
+        return import_module("nextscale.foreign").quantize
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

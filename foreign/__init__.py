@@ -1,0 +1,22 @@
+"""A user's own ONNX model: normalized, surveyed, calibrated on samples, quantized as far as it goes, and certified."""
+
+from nextscale.foreign.quantize_model import QuantizeOptions, quantize
+from nextscale.foreign.report import Report
+
+__all__ = [
+    "QuantizeOptions",
+    "Report",
+    "certificate",
+    "compare",
+    "normalize",
+    "observe",
+    "own_errors",
+    "plan",
+    "quantize",
+    "quantize_model",
+    "report",
+    "running",
+    "samples",
+    "survey",
+    "written_model",
+]

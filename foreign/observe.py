@@ -1,0 +1,91 @@
+"""What operators read while the model runs on the samples: ranges, histograms, and a few of the inputs themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from nextscale.calib_data.observe_histograms import BINS, choose_range
+from nextscale.foreign.running import Running, write_graph
+from nextscale.foreign.samples import Samples
+from nextscale.graph_passes.observe_inputs import Input, Observer, observe_inputs
+from nextscale.graph_passes.qparams import Range, RangeRule
+from nextscale.runtime._session import SessionOptions
+
+# Inputs that are brought back whole at once: all of a large model's would not fit into memory.
+AT_ONCE = 16
+
+
+def observe_ranges(
+    model: ir.Model, keys: Sequence[Input], samples: Samples, work: Path, options: SessionOptions
+) -> dict[Input, Range]:
+    """The smallest and largest value [1] of each input over all samples; not finite where one is not.
+
+    Args:
+        model: normalized.
+        keys: of nodes of its main graph.
+        samples: what it is run on.
+        work: an existing folder.
+        options: threads and memory.
+    """
+    observers = {key: Observer(key, "range") for key in dict.fromkeys(keys)}
+    if not observers:
+        return {}
+    running = Running.of(write_graph(observe_inputs(model, observers.values()), work / "ranges.onnx"), options)
+    ends: dict[Input, list[NDArray[np.float32]]] = {key: [] for key in observers}
+    for feed in samples:
+        found = running.run(feed, [observer.output for observer in observers.values()])
+        for key, observer in observers.items():
+            ends[key].append(found[observer.output])
+    return {key: _merged(np.stack(of_one)) for key, of_one in ends.items()}
+
+
+def _merged(ends: NDArray[np.float32]) -> Range:
+    """Of [N, 2]."""
+    return Range(ends[:, 0].min(keepdims=True), ends[:, 1].max(keepdims=True))
+
+
+def choose_ranges(
+    model: ir.Model,
+    ranges: Mapping[Input, Range],
+    bits: int,
+    rule: RangeRule,
+    samples: Samples,
+    work: Path,
+    options: SessionOptions,
+) -> dict[Input, Range]:
+    """The ranges of static quantization, by the rule, of the observed ones."""
+    if rule == "max":
+        return dict(ranges)
+    counts = {key: np.zeros((1, BINS), np.int64) for key in ranges}
+    for key, values in _values(model, list(ranges), samples, work, options):
+        low, high = ranges[key].minimum[0], ranges[key].maximum[0]
+        step = max(float(high - low) / BINS, float(np.finfo(np.float32).tiny))
+        bins = ((values.ravel() - low) / np.float32(step)).clip(0, BINS - 1).astype(np.int64)
+        counts[key][0] += np.bincount(bins, minlength=BINS)
+    return {key: choose_range(ranges[key], counts[key], bits, rule) for key in ranges}
+
+
+def observe_values(
+    model: ir.Model, keys: Sequence[Input], samples: Samples, work: Path, options: SessionOptions
+) -> Iterator[tuple[Input, NDArray[np.float32]]]:
+    """Each input on the first sample."""
+    yield from _values(model, keys, Samples(samples.feeds[:1], samples.origin), work, options)
+
+
+def _values(
+    model: ir.Model, keys: Sequence[Input], samples: Samples, work: Path, options: SessionOptions
+) -> Iterator[tuple[Input, NDArray[np.float32]]]:
+    """The inputs themselves, some keys at a time, and of each one sample after the other."""
+    for first in range(0, len(keys), AT_ONCE):
+        observers = {key: Observer(key, "values") for key in keys[first : first + AT_ONCE]}
+        running = Running.of(write_graph(observe_inputs(model, observers.values()), work / "values.onnx"), options)
+        for feed in samples:
+            found = running.run(feed, [observer.output for observer in observers.values()])
+            for key, observer in observers.items():
+                yield key, found.pop(observer.output)
+        del running

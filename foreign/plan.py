@@ -1,0 +1,126 @@
+"""From a recipe and the samples to a plan: which operators become integer, how, and in which ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from nextscale.foreign.observe import choose_ranges, observe_ranges
+from nextscale.foreign.samples import Samples
+from nextscale.foreign.survey import Survey
+from nextscale.graph_passes._attention_patterns import AttentionPattern, attention_patterns
+from nextscale.graph_passes.integer_model import IntegerModel
+from nextscale.graph_passes.layer_facts import BLOCKS, LayerFacts, StageFacts
+from nextscale.graph_passes.linear_layers import find_layers, nearest
+from nextscale.graph_passes.observe_inputs import Input
+from nextscale.graph_passes.qparams import Range
+from nextscale.graph_passes.quantize_attention import Magnitudes, quantize_attention
+from nextscale.graph_passes.quantize_linear import quantize_linear
+from nextscale.graph_passes.quantize_linear_dynamic import quantize_linear_by_image, quantize_linear_by_token
+from nextscale.graph_passes.recipe import Recipe
+from nextscale.runtime._session import SessionOptions
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was decided about a normalized model.
+
+    Attributes:
+        recipe: how to quantize.
+        integer: what is integer, and how.
+        ranges: [1] of the inputs of static layers.
+        magnitudes: of q, k and v, where attention is integer with static ranges.
+    """
+
+    recipe: Recipe
+    integer: IntegerModel
+    ranges: Mapping[str, Range]
+    magnitudes: Mapping[str, Magnitudes] | None
+
+    def apply(self, model: ir.Model) -> ir.Model:
+        """The integer model."""
+        integer, weights = self.integer, self.recipe.weights
+        rounding = nearest(weights.bits, weights.range), weights.packed
+        if integer.attention is not None:
+            model = self.apply_attention(model, integer.attention.names)
+        model = quantize_linear(model, self.ranges, None, integer.bits, *rounding)
+        model = quantize_linear_by_image(model, dict.fromkeys(integer.by_image, 1), integer.bits, *rounding)
+        return quantize_linear_by_token(model, integer.by_token, integer.bits, *rounding)
+
+    def apply_attention(self, model: ir.Model, names: Sequence[str]) -> ir.Model:
+        """The model with some of its attentions integer."""
+        attention = self.integer.attention
+        assert attention is not None
+        return quantize_attention(model, attention.weights, attention.bits, 1, self.magnitudes, None, None, names)
+
+
+def make_plan(
+    model: ir.Model, found: Survey, recipe: Recipe, samples: Samples, work: Path, options: SessionOptions
+) -> tuple[Plan, Survey]:
+    """Observe the model on the samples, and decide.
+
+    Args:
+        model: normalized.
+        found: in it.
+        recipe: how to quantize.
+        samples: what it is run on.
+        work: an existing folder.
+        options: threads and memory.
+    Returns:
+        The plan; and the survey, where operators whose inputs are not finite are refused, too.
+    Raises:
+        NextscaleError: the recipe names a layer that the model does not have.
+    """
+    patterns = {pattern.name: pattern for pattern in attention_patterns(model.graph)}
+    integer_attention = recipe.attention.products == "integer"
+    attentions = [patterns[item.name] for item in found.taken("attention")] if integer_attention else []
+    keys = [Input(item.name) for item in found.taken("linear layer")]
+    keys += [operand for pattern in attentions for operand in _operands(pattern)]
+    observed = observe_ranges(model, keys, samples, work, options)
+    found = found.without(_not_finite(observed, attentions))
+    recipe.require_layers([item.name for item in found.found if item.kind == "linear layer"])
+    recipe = recipe.of_layers([item.name for item in found.taken("linear layer")])
+    integer = IntegerModel.decide(recipe, _facts(model, found, observed))
+    static = {Input(name): observed[Input(name)] for name in integer.static}
+    ranges = choose_ranges(model, static, integer.bits, recipe.activations.range, samples, work, options)
+    magnitudes = None
+    if integer.static_attention:
+        taken = {item.name for item in found.taken("attention")}
+        magnitudes = {
+            pattern.name: Magnitudes.of(*(observed[key] for key in _operands(pattern)))
+            for pattern in attentions
+            if pattern.name in taken
+        }
+    return Plan(recipe, integer, {key.node: of_one for key, of_one in ranges.items()}, magnitudes), found
+
+
+def _operands(pattern: AttentionPattern) -> tuple[Input, Input, Input]:
+    """Query, key and value."""
+    scores, mix = str(pattern.scores.name), str(pattern.mix.name)
+    return Input(scores), Input(scores, 1), Input(mix, 1)
+
+
+def _not_finite(observed: Mapping[Input, Range], attentions: Sequence[AttentionPattern]) -> dict[str, str]:
+    """Operators whose inputs have no range, and why."""
+    bad = {key for key, found in observed.items() if not np.isfinite([*found.minimum, *found.maximum]).all()}
+    reasons = {key.node: "its input is not finite on the samples" for key in bad}
+    for pattern in attentions:
+        if bad.intersection(_operands(pattern)):
+            reasons[pattern.name] = "its query, key or value is not finite on the samples"
+    return reasons
+
+
+def _facts(model: ir.Model, found: Survey, observed: Mapping[Input, Range]) -> StageFacts:
+    """Of a graph of one stage, whose images are the entries of the first axis."""
+    taken = {item.name: item for item in found.taken("linear layer")}
+    layers = []
+    for layer in find_layers(model.graph, set(taken)):
+        shape = taken[layer.name].shape
+        assert shape is not None
+        least = float(observed[Input(layer.name)].minimum[0])
+        layers.append(LayerFacts(layer.name, shape, (1,), BLOCKS, str(layer.activation.name), rows=1, minimum=least))
+    return StageFacts(tuple(layers), tuple(item.name for item in found.taken("attention")), "", "")

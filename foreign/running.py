@@ -1,0 +1,64 @@
+"""A graph in memory as a session, of any size: it is written into a folder, its weights beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+from numpy.typing import NDArray
+
+from nextscale.foreign.samples import Arrays
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._session import SessionOptions, first_line, new_session, session_settings
+
+
+def write_graph(model: ir.Model, path: Path) -> Path:
+    """Write the graph, and its weights into PATH.data; the model in memory is as it was."""
+    ir.save(model, path, external_data=f"{path.name}.data")
+    return path
+
+
+@dataclass(frozen=True)
+class Running:
+    """A session of a graph.
+
+    Attributes:
+        session: of ONNX Runtime.
+        outputs: names of what it gives.
+    """
+
+    session: onnxruntime.InferenceSession
+    outputs: tuple[str, ...]
+
+    @classmethod
+    def of(cls, path: Path, options: SessionOptions) -> Running:
+        """Load a file.
+
+        Raises:
+            NextscaleError: ONNX Runtime refuses it.
+        """
+        try:
+            session = new_session(path, session_settings(options))
+        except NextscaleError:
+            raise
+        except Exception as error:  # its exceptions have no common base below Exception
+            raise NextscaleError(f"{path.name}: onnxruntime cannot load it: {first_line(error)}") from None
+        return cls(session, tuple(output.name for output in session.get_outputs()))
+
+    def run(self, feed: Arrays, outputs: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
+        """What the graph gives; outputs that are no tensors are left out.
+
+        Raises:
+            NextscaleError: it fails on these inputs.
+        """
+        names = self.outputs if outputs is None else outputs
+        try:
+            found = self.session.run(list(names), dict(feed))
+        except Exception as error:  # as above
+            raise NextscaleError(f"onnxruntime cannot run the model on the samples: {first_line(error)}") from None
+        return {name: value for name, value in zip(names, found, strict=True) if isinstance(value, np.ndarray)}

@@ -1,0 +1,149 @@
+"""What of a normalized model can become integer, and what cannot, each with its reason: every product is listed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import onnx_ir as ir
+
+from nextscale.graph_passes._attention_patterns import AttentionPattern, attention_patterns, refusals
+from nextscale.graph_passes._graph_edit import MICROSOFT, input_of, is_operator
+from nextscale.graph_passes.linear_layers import linear_layers
+
+Kind = Literal["linear layer", "attention", "convolution", "product", "recurrent layer"]
+
+# Attention as one operator, which no pattern looks into.
+WHOLE_ATTENTIONS = {
+    "": ("Attention",),
+    MICROSOFT: (
+        "Attention", "MultiHeadAttention", "GroupQueryAttention", "PackedMultiHeadAttention", "QAttention",
+        "DecoderMaskedSelfAttention", "SparseAttention",
+    ),
+}  # fmt: skip
+CONVOLUTIONS = ("Conv", "ConvTranspose", "DeformConv")
+RECURRENT = ("LSTM", "GRU", "RNN")
+INTEGER = ("MatMulInteger", "QLinearMatMul", "QLinearConv", "ConvInteger")
+
+
+@dataclass(frozen=True)
+class Found:
+    """An operator that multiplies.
+
+    Attributes:
+        name: of its node; of an attention, of its second MatMul.
+        kind: what it is.
+        refused: why it stays as it is; None: it can become integer.
+        shape: [out, in] of a linear layer.
+    """
+
+    name: str
+    kind: Kind
+    refused: str | None = None
+    shape: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Survey:
+    """All that multiplies, in the graph's order."""
+
+    found: tuple[Found, ...]
+
+    def taken(self, kind: Kind) -> list[Found]:
+        """Those of a kind that can become integer."""
+        return [item for item in self.found if item.kind == kind and item.refused is None]
+
+    def without(self, names: dict[str, str]) -> Survey:
+        """With further refusals, the reasons by name."""
+        return Survey(
+            tuple(
+                replace(item, refused=names[item.name]) if item.refused is None and item.name in names else item
+                for item in self.found
+            )
+        )
+
+
+def survey(model: ir.Model) -> Survey:
+    """Look at every operator of a normalized model and its subgraphs."""
+    patterns = attention_patterns(model.graph)
+    by_node: dict[ir.Node, AttentionPattern] = {}
+    for pattern in patterns:
+        by_node |= {pattern.scores: pattern, pattern.mix: pattern}
+    weights = {layer.node for layer in linear_layers(model.graph)}
+    no_attention = {refusal.node: refusal.reason for refusal in refusals(model.graph)}
+    found = list[Found]()
+    for node, graph in _nodes(model.graph):
+        inside = None if graph is model.graph else "in a subgraph, which calibration does not see"
+        name = str(node.name)
+        if is_operator(node, "Softmax"):
+            reason = no_attention.get(node)
+            if reason is not None and _is_between_products(node):
+                found.append(Found(name, "attention", reason))
+        elif node in by_node:
+            if node is by_node[node].mix:
+                found.append(Found(name, "attention", inside))
+        elif node in weights:
+            found.append(_linear(node, inside))
+        else:
+            item = _other(node, name)
+            if item is not None:
+                found.append(item)
+    return Survey(tuple(found))
+
+
+def _linear(node: ir.Node, inside: str | None) -> Found:
+    activation, weight = input_of(node, 0), input_of(node, 1)
+    assert weight.const_value is not None
+    rows, columns = weight.const_value.shape.numpy()
+    shape, reason = (int(columns), int(rows)), inside
+    if weight.const_value.dtype != ir.DataType.FLOAT:
+        reason = reason or f"its weight is {weight.const_value.dtype.name.lower()}, not float32"
+    elif activation.shape is None:
+        reason = reason or "its input is of unknown rank"
+    elif len(activation.shape) < 2:
+        reason = reason or "its input is a vector"
+    elif activation.const_value is not None:
+        reason = reason or "its input is a constant, too"
+    return Found(str(node.name), "linear layer", reason, shape)
+
+
+def _other(node: ir.Node, name: str) -> Found | None:
+    if node.op_type in WHOLE_ATTENTIONS.get(node.domain, ()):
+        return Found(
+            name, "attention", f"{node.domain or 'ONNX'} {node.op_type} is one operator; export it as products"
+        )
+    if node.domain not in ("", MICROSOFT):
+        return None
+    if node.op_type in CONVOLUTIONS:
+        return Found(name, "convolution", "convolutions stay as they are")
+    if node.op_type in RECURRENT:
+        return Found(name, "recurrent layer", f"{node.op_type} stays as it is")
+    if node.op_type in INTEGER or node.op_type == "MatMulNBits":
+        return Found(name, "product", f"{node.op_type} is quantized already")
+    if node.op_type in ("Gemm", "FusedMatMul", "FusedGemm", "Einsum"):
+        return Found(name, "product", f"{node.op_type} that is no MatMul with a constant weight")
+    if node.op_type != "MatMul":
+        return None
+    left, right = (ir.convenience.get_const_tensor(input_of(node, i)) for i in (0, 1))
+    if right is not None:
+        return Found(name, "linear layer", f"its weight has {len(right.shape)} axes; expected 2")
+    if left is not None:
+        return Found(name, "linear layer", "its weight is on the left")
+    return Found(name, "product", "both operands are activations, and it is no attention")
+
+
+def _is_between_products(softmax: ir.Node) -> bool:
+    """Whether a product may come before it and one behind: of a classifier's softmax nobody asks."""
+    return not softmax.outputs[0].is_graph_output() and any(True for _ in softmax.outputs[0].uses())
+
+
+def _nodes(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Graph]]:
+    for node in graph:
+        yield node, graph
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                yield from _nodes(attribute.as_graph())
+            elif attribute.type == ir.AttributeType.GRAPHS:
+                for inner in attribute.as_graphs():
+                    yield from _nodes(inner)

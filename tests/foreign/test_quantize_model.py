@@ -1,0 +1,222 @@
+"""A foreign model through all steps: what becomes integer, with which kernels, and what it loses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+import nextscale
+from nextscale.foreign.normalize import normalize
+from nextscale.foreign.own_errors import Error
+from nextscale.foreign.quantize_model import (
+    RECIPE_PROPERTY,
+    QuantizeOptions,
+    foreign_recipe,
+    quantize_model,
+    read_model,
+)
+from nextscale.foreign.report import Line, Report
+from nextscale.graph_passes.recipe import (
+    ActivationRecipe,
+    AttentionRecipe,
+    Recipe,
+    WeightRecipe,
+    load_recipe,
+)
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._session import SessionOptions
+
+from .block_model import LAYERS, MIX, block, block_proto, samples
+
+UNTIMED = QuantizeOptions(SessionOptions(threads=1), rounds=0)
+BY_TOKEN = Recipe("by token", activations=ActivationRecipe(granularity="token"))
+ALL_STATIC = Recipe(
+    "static", activations=ActivationRecipe(granularity="tensor"), attention=AttentionRecipe("integer", "tensor")
+)
+BY_IMAGE = Recipe(
+    "by image",
+    activations=ActivationRecipe(granularity="image"),
+    attention=AttentionRecipe(products="integer", weights="row"),
+)
+PACKED = Recipe("packed", weights=WeightRecipe(bits=4, packed=True), activations=ActivationRecipe(granularity="token"))
+LEAST_SQUARES = Recipe("least squares", activations=ActivationRecipe(granularity="tensor", range="mse"))
+# What the output may lose at most, relative; of random weights.
+RECIPES = {"by token": (BY_TOKEN, 0.03), "static": (ALL_STATIC, 0.05), "by image": (BY_IMAGE, 0.05)}
+RECIPES |= {"packed": (PACKED, 0.3), "least squares": (LEAST_SQUARES, 0.05)}
+
+
+def lines(report: Report) -> dict[str, Line]:
+    return {line.name: line for line in report.lines}
+
+
+@pytest.mark.exact_products
+@pytest.mark.parametrize(("recipe", "most"), RECIPES.values(), ids=RECIPES.keys())
+def test_all_that_multiplies_becomes_integer(recipe: Recipe, most: float) -> None:
+    model = block()
+    before = ir.to_proto(model).SerializeToString()
+    integer, report = quantize_model(model, samples(), recipe, UNTIMED)
+    assert ir.to_proto(model).SerializeToString() == before
+    onnx.checker.check_model(ir.to_proto(integer), full_check=True)
+    assert integer.metadata_props[RECIPE_PROPERTY] == recipe.name
+    found = lines(report)
+    assert set(found) == {*LAYERS, MIX}
+    for name in LAYERS:
+        assert (found[name].refused, found[name].ranges) == (None, recipe.activations.granularity)
+        assert found[name].kernels in (("MatMulIntegerToFloat",), ("QLinearMatMul",))
+        assert found[name].is_integer
+    if recipe.attention.products == "integer":
+        assert {"MatMulInteger"} <= set(found[MIX].kernels) <= {"MatMulInteger", "MatMulIntegerToFloat"}
+        assert found[MIX].ranges == recipe.attention.granularity
+    else:
+        assert found[MIX].refused == f"recipe {recipe.name} leaves it in float"
+    assert report.fallen == []
+    assert 0 < report.outputs["y"].error.relative < most
+    assert (report.float_bytes, report.integer_bytes) > (2500, 2500)  # of so few numbers mostly the graphs'
+    assert json.loads(json.dumps(report.to_json()))["outputs"]["y"]["mean"] == report.outputs["y"].mean
+
+
+ONE_LAYER = "g (float[N, 6, 8] x) => (float[N, 6, 16] y) { y = MatMul (x, w1) }"
+ONE_ATTENTION = """g (float[N, 6, 8] x) => (float[N, 6, 8] y) {
+    k = Transpose <perm = [0, 2, 1]> (x)
+    s = MatMul (x, k)
+    a = Softmax <axis = -1> (s)
+    y = MatMul (a, x)
+}"""
+
+
+@pytest.mark.exact_products
+@pytest.mark.parametrize("recipe", [BY_TOKEN, ALL_STATIC, BY_IMAGE, PACKED], ids=lambda recipe: recipe.name)
+def test_an_operators_own_error_is_that_of_a_model_of_it_alone(recipe: Recipe) -> None:
+    """In NumPy and by the graph; of attention, by two graphs."""
+    of_layer = quantize_model(block(ONE_LAYER), samples(1), recipe, UNTIMED)[1]
+    (line,) = of_layer.lines
+    assert line.error is not None
+    assert line.error.relative == pytest.approx(of_layer.outputs["y"].error.relative, rel=2e-3)
+    assert line.error.sqnr == pytest.approx(-20 * np.log10(line.error.relative))
+    if recipe.attention.products == "integer":
+        of_attention = quantize_model(block(ONE_ATTENTION), samples(1), recipe, UNTIMED)[1]
+        (line,) = of_attention.lines
+        assert line.error == of_attention.outputs["y"].error
+
+
+def test_what_the_recipe_leaves_and_what_cannot_be() -> None:
+    recipe = replace(ALL_STATIC, layers={"h0": "float", "f": "token"})
+    further = {"x": np.concatenate([samples(3)["x"], np.full((1, 6, 8), np.inf, np.float32)])}
+    report = quantize_model(block(), samples(), recipe, UNTIMED)[1]
+    found = lines(report)
+    assert found["h0"].refused == "recipe static leaves it in float"
+    assert found["f"].ranges == "token"
+    report = quantize_model(block(), further, recipe, UNTIMED)[1]
+    assert lines(report)["q0"].refused == "its input is not finite on the samples"
+    assert lines(report)[MIX].refused == "its query, key or value is not finite on the samples"
+
+
+def test_the_worst_come_first() -> None:
+    report = quantize_model(block(), samples(), ALL_STATIC, UNTIMED)[1]
+    errors = [line.error.relative for line in report.worst(3) if line.error is not None]
+    assert len(errors) == 3
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] == max(line.error.relative for line in report.taken if line.error is not None)
+
+
+def test_both_models_are_timed_in_turns() -> None:
+    steps: list[str] = []
+    options = QuantizeOptions(SessionOptions(threads=1), rounds=3, progress=steps.append)
+    report = quantize_model(block(), 2, "static-w8a8", options)[1]
+    assert report.speed is not None
+    assert report.speed.rounds == 3
+    assert report.speed.ratio.low < report.speed.ratio.mean < report.speed.ratio.high
+    assert report.samples == "2 of random numbers"
+    assert steps[0] == "running the model"
+    assert steps[-1] == "timing"
+
+
+def test_the_api_takes_files_and_gives_what_onnx_saves(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(block_proto(), path)
+    np.savez(tmp_path / "samples.npz", **samples())
+    of_file, report = nextscale.quantize(path, tmp_path / "samples.npz", BY_TOKEN, UNTIMED)  # type: ignore[operator]
+    of_proto, _ = nextscale.quantize(block_proto(), samples(), BY_TOKEN, UNTIMED)  # type: ignore[operator]
+    assert isinstance(of_file, onnx.ModelProto)
+    assert of_file.SerializeToString() == of_proto.SerializeToString()
+    assert report.samples == f"12 of {tmp_path / 'samples.npz'}"
+
+
+def test_weights_in_a_file_beside_the_model(tmp_path: Path) -> None:
+    onnx.save(block_proto(), tmp_path / "model.onnx", save_as_external_data=True, location="weights", size_threshold=0)
+    integer, _ = quantize_model(read_model(tmp_path / "model.onnx"), samples(), BY_TOKEN, UNTIMED)
+    expected, _ = quantize_model(block(), samples(), BY_TOKEN, UNTIMED)
+    assert [node.name for node in integer.graph] == [node.name for node in expected.graph]
+    found, wanted = (
+        {
+            name: value.const_value.numpy().tobytes()
+            for name, value in model.graph.initializers.items()
+            if value.const_value
+        }
+        for model in (integer, expected)
+    )
+    assert found == wanted
+
+
+def test_words_that_do_not_apply_are_told() -> None:
+    recipe, words = foreign_recipe("default")
+    assert recipe.activations.granularity == "tensor"
+    assert recipe.layers == {}
+    assert words == [
+        'recipe default: ranges by "pair" are for guided rows; a layer has one for all',
+        "recipe default: channels are not equalized",
+    ]
+    assert foreign_recipe(BY_TOKEN) == (BY_TOKEN, [])
+
+
+REFUSED = {
+    "fp32": "recipe fp32: quantizes nothing; choose another, such as static-w8a8",
+    "brecq-w4a6": "recipe brecq-w4a6: its rounding is learned, which is for VAR and Infinity; choose another",
+    "mine": 'no recipe is named "mine"',
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_recipes_that_are_not_for_such_models(name: str) -> None:
+    with pytest.raises(NextscaleError) as error:
+        quantize_model(block(), samples(), name, UNTIMED)
+    assert REFUSED[name] in str(error.value)
+
+
+def test_shift_and_sum_is_refused() -> None:
+    recipe = replace(BY_IMAGE, attention=replace(load_recipe("ours-w6a6").attention))
+    with pytest.raises(NextscaleError, match="recipe by image: has shift-and-sum, which is for VAR and Infinity"):
+        foreign_recipe(recipe)
+
+
+def test_a_layer_that_is_not_there() -> None:
+    with pytest.raises(NextscaleError, match=r'layers\."fc9" is not a linear layer of the model'):
+        quantize_model(block(), samples(), replace(BY_TOKEN, layers={"fc9": "float"}), UNTIMED)
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", b"\x08\x08"])
+def test_a_file_that_is_no_model(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(content)
+    with pytest.raises(NextscaleError) as error:
+        quantize_model(read_model(path), 1, "static-w8a8", UNTIMED)
+    assert "\n" not in str(error.value)
+
+
+def test_errors_of_known_arrays() -> None:
+    assert Error.of(np.array([3.0, 4.0]), np.array([3.0, 4.0])) == Error(0.0, np.inf)
+    assert Error.of(np.array([3.0, 4.0]), np.array([3.0, 4.5])) == Error(0.1, pytest.approx(20.0))
+    assert Error.of(np.zeros(2), np.ones(2)) == Error(np.inf, -np.inf)
+
+
+def test_normalizing_alone_changes_little() -> None:
+    report = quantize_model(block(), samples(), BY_TOKEN, UNTIMED)[1]
+    assert report.normalized < 1e-5
+    assert any("Gemm" in note for note in normalize(block()).notes)
+    assert report.notes[: len(normalize(block()).notes)] == normalize(block()).notes
