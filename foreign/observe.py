@@ -62,7 +62,7 @@ def choose_ranges(
     if rule == "max":
         return dict(ranges)
     counts = {key: np.zeros((1, BINS), np.int64) for key in ranges}
-    for key, values in _values(model, list(ranges), samples, work, options):
+    for key, values in observed_values(model, list(ranges), samples, work, options):
         low, high = ranges[key].minimum[0], ranges[key].maximum[0]
         step = max(float(high - low) / BINS, float(np.finfo(np.float32).tiny))
         bins = ((values.ravel() - low) / np.float32(step)).clip(0, BINS - 1).astype(np.int64)
@@ -70,17 +70,16 @@ def choose_ranges(
     return {key: choose_range(ranges[key], counts[key], bits, rule) for key in ranges}
 
 
-def observe_values(
+def observed_values(
     model: ir.Model, keys: Sequence[Input], samples: Samples, work: Path, options: SessionOptions
 ) -> Iterator[tuple[Input, NDArray[np.float32]]]:
-    """Each input on the first sample."""
-    yield from _values(model, keys, Samples(samples.feeds[:1], samples.origin), work, options)
+    """The inputs themselves, some keys at a time, and of these one sample after the other.
 
-
-def _values(
-    model: ir.Model, keys: Sequence[Input], samples: Samples, work: Path, options: SessionOptions
-) -> Iterator[tuple[Input, NDArray[np.float32]]]:
-    """The inputs themselves, some keys at a time, and of each one sample after the other."""
+    Args:
+        model: normalized.
+        keys: of nodes of its main graph.
+        samples, work, options: as of `observe_ranges`.
+    """
     for first in range(0, len(keys), AT_ONCE):
         observers = {key: Observer(key, "values") for key in keys[first : first + AT_ONCE]}
         running = Running.of(write_graph(observe_inputs(model, observers.values()), work / "values.onnx"), options)

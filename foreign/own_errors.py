@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from nextscale.foreign.observe import observe_values
+from nextscale.foreign.observe import observed_values
 from nextscale.foreign.plan import Plan
 from nextscale.foreign.running import Running, write_graph
 from nextscale.foreign.samples import Samples
@@ -58,12 +58,13 @@ def own_errors(model: ir.Model, plan: Plan, samples: Samples, work: Path, option
 
 def _of_layers(model: ir.Model, plan: Plan, samples: Samples, work: Path, options: SessionOptions) -> dict[str, Error]:
     layers = {layer.name: layer for layer in find_layers(model.graph, set(plan.integer.layers))}
-    weights, bits, errors = plan.recipe.weights, plan.integer.bits, {}
-    for key, x in observe_values(model, [Input(name) for name in layers], samples, work, options):
+    bits, errors = plan.integer.bits, {}
+    first = Samples(samples.feeds[:1], samples.origin)
+    for key, x in observed_values(model, [Input(name) for name in layers], first, work, options):
         tensor = layers[key.node].weight.const_value
         assert tensor is not None
         weight = tensor.numpy()
-        quantized = QuantizedWeight.per_channel(weight, 1, weights.bits, weights.range)
+        quantized = plan.rounder(key.node, weight)
         errors[key.node] = layer_error(
             x, weight, quantized, plan.integer.layers[key.node], bits, plan.ranges.get(key.node)
         )

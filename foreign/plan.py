@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from nextscale.foreign.attentive_tokens import choose_attentive_tokens
+from nextscale.foreign.learn_rounding import learn_rounding
 from nextscale.foreign.observe import choose_ranges, observe_ranges
 from nextscale.foreign.samples import Samples
 from nextscale.foreign.survey import Survey
 from nextscale.graph_passes._attention_patterns import AttentionPattern, attention_patterns
+from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.layer_facts import BLOCKS, LayerFacts, StageFacts
-from nextscale.graph_passes.linear_layers import find_layers, nearest
+from nextscale.graph_passes.linear_layers import LinearLayer, WeightRounder, find_layers, nearest
 from nextscale.graph_passes.observe_inputs import Input
 from nextscale.graph_passes.qparams import Range
 from nextscale.graph_passes.quantize_attention import Magnitudes, quantize_attention
@@ -34,17 +37,20 @@ class Plan:
         integer: what is integer, and how.
         ranges: [1] of the inputs of static layers.
         magnitudes: of q, k and v, where attention is integer with static ranges.
+        rounder: makes the integer weights.
+        shift_and_sum: by attention, where the recipe asks for it.
     """
 
     recipe: Recipe
     integer: IntegerModel
     ranges: Mapping[str, Range]
     magnitudes: Mapping[str, Magnitudes] | None
+    rounder: WeightRounder
+    shift_and_sum: Mapping[str, ShiftAndSum]
 
     def apply(self, model: ir.Model) -> ir.Model:
         """The integer model."""
-        integer, weights = self.integer, self.recipe.weights
-        rounding = nearest(weights.bits, weights.range), weights.packed
+        integer, rounding = self.integer, (self.rounder, self.recipe.weights.packed)
         if integer.attention is not None:
             model = self.apply_attention(model, integer.attention.names)
         model = quantize_linear(model, self.ranges, None, integer.bits, *rounding)
@@ -55,7 +61,12 @@ class Plan:
         """The model with some of its attentions integer."""
         attention = self.integer.attention
         assert attention is not None
-        return quantize_attention(model, attention.weights, attention.bits, 1, self.magnitudes, None, None, names)
+        how = attention.weights, attention.bits, 1, self.magnitudes
+        if not self.shift_and_sum:
+            return quantize_attention(model, *how, None, None, names)
+        for name in names:
+            model = quantize_attention(model, *how, self.shift_and_sum[name], None, [name])
+        return model
 
 
 def make_plan(
@@ -95,7 +106,56 @@ def make_plan(
             for pattern in attentions
             if pattern.name in taken
         }
-    return Plan(recipe, integer, {key.node: of_one for key, of_one in ranges.items()}, magnitudes), found
+    layers = find_layers(model.graph, {item.name for item in found.taken("linear layer")})
+    integer_layers = [layer for layer in layers if layer.name in integer.layers]
+    running = samples, work, options
+    return (
+        Plan(
+            recipe,
+            integer,
+            {key.node: of_one for key, of_one in ranges.items()},
+            magnitudes,
+            _rounder(model, integer_layers, recipe, *running),
+            _shift_and_sum(model, layers, [patterns[name] for name in integer_attentions(integer)], recipe, *running),
+        ),
+        found,
+    )
+
+
+def integer_attentions(integer: IntegerModel) -> tuple[str, ...]:
+    """Their names."""
+    return () if integer.attention is None else integer.attention.names
+
+
+def _rounder(
+    model: ir.Model,
+    layers: Sequence[LinearLayer],
+    recipe: Recipe,
+    samples: Samples,
+    work: Path,
+    options: SessionOptions,
+) -> WeightRounder:
+    weights = recipe.weights
+    if not recipe.learned:
+        return nearest(weights.bits, weights.range)
+    learned = learn_rounding(model, layers, weights, samples, work, options)
+    return lambda name, weight: learned[name]
+
+
+def _shift_and_sum(
+    model: ir.Model,
+    layers: Sequence[LinearLayer],
+    attentions: Sequence[AttentionPattern],
+    recipe: Recipe,
+    samples: Samples,
+    work: Path,
+    options: SessionOptions,
+) -> dict[str, ShiftAndSum]:
+    form = recipe.attention.shift_and_sum
+    if form == "off" or not attentions:
+        return {}
+    budget = recipe.attention.budget
+    return choose_attentive_tokens(model, attentions, layers, form, budget, samples, work, options)
 
 
 def _operands(pattern: AttentionPattern) -> tuple[Input, Input, Input]:

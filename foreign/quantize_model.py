@@ -163,11 +163,11 @@ def foreign_recipe(recipe: str | Recipe) -> tuple[Recipe, list[str]]:
     other = f"choose another, such as {DEFAULT_RECIPE}"
     if found.precision == "fp32":
         raise NextscaleError(f"recipe {found.name}: quantizes nothing; {other}")
-    if found.learned:
-        raise NextscaleError(f"recipe {found.name}: its rounding is learned, which is for VAR and Infinity; {other}")
-    if found.attention.shift_and_sum != "off":
-        raise NextscaleError(f"recipe {found.name}: has shift-and-sum, which is for VAR and Infinity; {other}")
     words = []
+    if found.learned:
+        words.append(f"recipe {found.name}: rounding is learned layer by layer (GPTQ), not block by block")
+    if found.calibration.matching != "none":
+        words.append(f"recipe {found.name}: samples are not resampled")
     if found.activations.granularity == "pair":
         words.append(f'recipe {found.name}: ranges by "pair" are for guided rows; a layer has one for all')
     if found.activations.granularity in ("pair", "stage"):

@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 DAMPING = 0.01
 # Columns that correct each other one by one; what all behind them ask is one product of matrices.
 BLOCK = 128
+# Codes at which rows end: one number for all, or [out].
+Ends = int | NDArray[np.integer[Any]]
 
 
 def gptq(
-    weight: NDArray[np.float32], moments: NDArray[np.floating[Any]], scale: NDArray[np.float32], qmin: int, qmax: int
+    weight: NDArray[np.float32], moments: NDArray[np.floating[Any]], scale: NDArray[np.float32], qmin: Ends, qmax: Ends
 ) -> NDArray[np.int8]:
     """Codes by which scale * codes @ x is near weight @ x for the inputs x that were observed.
 
@@ -36,7 +38,7 @@ def gptq(
         weight: float32 [out, K].
         moments: second moments of the inputs, or a multiple of them, [K, K]; symmetric, one triangle of it is read.
         scale: the step of each row, float32 [out], above zero.
-        qmin, qmax: the smallest and the largest code, within int8.
+        qmin, qmax: the smallest and the largest code, within int8: of all rows, or of each, [out].
     Returns:
         int8 [out, K].
     Raises:
@@ -52,7 +54,7 @@ def gptq(
     order = np.argsort(np.diagonal(moments), kind="stable")
     ratios, pivots = _factors(moments[np.ix_(order, order)])
     codes, left = _greedy(weight[:, order], ratios, scale, qmin, qmax)
-    nearest = _codes(weight, scale[:, None], qmin, qmax)
+    nearest = _codes(weight, scale[:, None], *(np.asarray(end)[..., None] for end in (qmin, qmax)))
     left_by_nearest = (weight - nearest * np.float64(scale)[:, None])[:, order] @ ratios
     better = np.square(left) @ pivots < np.square(left_by_nearest) @ pivots
     nearest[np.ix_(better, order)] = codes[better]
@@ -74,7 +76,7 @@ def _factors(moments: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], N
 
 
 def _greedy(
-    weight: NDArray[np.float32], ratios: NDArray[np.float64], scale: NDArray[np.float32], qmin: int, qmax: int
+    weight: NDArray[np.float32], ratios: NDArray[np.float64], scale: NDArray[np.float32], qmin: Ends, qmax: Ends
 ) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
     """The codes [out, K], and D R; within transposed, so that a column is contiguous."""
     wanted = weight.T.astype(np.float64)
@@ -90,6 +92,6 @@ def _greedy(
     return codes.T, left.T
 
 
-def _codes(values: NDArray[np.float32], scale: NDArray[np.float32], qmin: int, qmax: int) -> NDArray[np.int8]:
+def _codes(values: NDArray[np.float32], scale: NDArray[np.float32], qmin: Ends, qmax: Ends) -> NDArray[np.int8]:
     """The nearest, as of all weights (`WeightQParams.quantize`)."""
     return np.clip(np.round(values / scale), qmin, qmax).astype(np.int8)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 
 import nextscale
@@ -27,7 +28,6 @@ from nextscale.graph_passes.recipe import (
     AttentionRecipe,
     Recipe,
     WeightRecipe,
-    load_recipe,
 )
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._session import SessionOptions
@@ -177,7 +177,6 @@ def test_words_that_do_not_apply_are_told() -> None:
 
 REFUSED = {
     "fp32": "recipe fp32: quantizes nothing; choose another, such as static-w8a8",
-    "brecq-w4a6": "recipe brecq-w4a6: its rounding is learned, which is for VAR and Infinity; choose another",
     "mine": 'no recipe is named "mine"',
 }
 
@@ -189,10 +188,59 @@ def test_recipes_that_are_not_for_such_models(name: str) -> None:
     assert REFUSED[name] in str(error.value)
 
 
-def test_shift_and_sum_is_refused() -> None:
-    recipe = replace(BY_IMAGE, attention=replace(load_recipe("ours-w6a6").attention))
-    with pytest.raises(NextscaleError, match="recipe by image: has shift-and-sum, which is for VAR and Infinity"):
-        foreign_recipe(recipe)
+def test_the_papers_recipe() -> None:
+    """Rounding that is learned, shift-and-sum within its budget; and that nothing is resampled."""
+    integer, report = quantize_model(block(), samples(), "ours-w6a6", UNTIMED)
+    assert report.notes[-2:] == (
+        "recipe ours-w6a6: rounding is learned layer by layer (GPTQ), not block by block",
+        "recipe ours-w6a6: samples are not resampled",
+    )
+    assert report.fallen == []
+    assert any("TopK" in str(node.op_type) for node in integer.graph)
+    assert 0 < report.outputs["y"].error.relative < 0.5
+
+
+def test_both_forms_of_shift_and_sum_give_the_same() -> None:
+    given = {}
+    for form in ("residual", "duplicate"):
+        recipe = replace(BY_IMAGE, attention=AttentionRecipe("integer", "image", "log2", form, 0.2))  # type: ignore[arg-type]
+        given[form] = quantize_model(block(), samples(), recipe, UNTIMED)[1].outputs["y"]
+    plain = quantize_model(
+        block(), samples(), replace(BY_IMAGE, attention=AttentionRecipe("integer", "image", "log2")), UNTIMED
+    )[1].outputs["y"]
+    assert given["residual"] == given["duplicate"] != plain
+
+
+def test_a_budget_that_is_too_small() -> None:
+    recipe = replace(BY_IMAGE, attention=AttentionRecipe("integer", "image", "log2", "residual", 1e-6))
+    with pytest.raises(NextscaleError, match=r"a budget of 0\.00% is too small: the scores alone \(Eq\. 11\) cost"):
+        quantize_model(block(), samples(), recipe, UNTIMED)
+
+
+@pytest.mark.exact_products
+def test_learned_rounding_is_nearer_than_to_nearest() -> None:
+    """On samples that it did not see."""
+    of_rule = {}
+    for rounding in ("nearest", "reconstructed"):
+        recipe = replace(BY_TOKEN, weights=WEIGHTS_4_BITS[rounding])
+        integer, _ = quantize_model(block(), samples(200), recipe, UNTIMED)
+        of_rule[rounding] = quantized_error(integer)
+    assert of_rule["reconstructed"] < 0.8 * of_rule["nearest"]
+
+
+WEIGHTS_4_BITS = {rounding: WeightRecipe(4, "mse", rounding) for rounding in ("nearest", "reconstructed")}  # type: ignore[arg-type]
+
+
+def quantized_error(integer: ir.Model) -> float:
+    """On other samples than those of calibration, relative."""
+    other = samples(100, seed=5)["x"]
+    exact, found = (
+        onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+            None, {"x": other}
+        )[0]
+        for proto in (block_proto(), ir.to_proto(integer))
+    )
+    return Error.of(exact, found).relative
 
 
 def test_a_layer_that_is_not_there() -> None:
