@@ -69,8 +69,12 @@ def quantize(
         raise click.UsageError("give --calibration, or --random-calibration for speed alone")
     if out.suffix != ".onnx":
         raise click.UsageError(f"--out {out}: expected a name that ends in .onnx")
+    if rounds == 1:
+        raise click.BadParameter("1: expected 0, or at least 2, between which times differ", param_hint="--rounds")
     require_absent(out)
-    require_writable([path for path in (out, json_path) if path is not None], [model])
+    read = [model, *([] if calibration is None else [calibration, *calibration.glob("*.npz")])]
+    read += [Path(recipe)] if recipe.endswith(".toml") else []
+    require_writable([path for path in (out, json_path) if path is not None], read)
     source = read_model(model)
     with show_steps() as steps:
         session = SessionOptions(threads=threads)
@@ -78,10 +82,10 @@ def quantize(
             source, calibration or random_calibration or 0, recipe, QuantizeOptions(session, rounds, progress=steps)
         )
         steps("writing")
+        if json_path is not None:
+            text = json.dumps(report.to_json(), indent=1) + "\n"
+            write_files({json_path: lambda file: file.write(text.encode())})
         write_model(integer, out)
-    if json_path is not None:
-        text = json.dumps(report.to_json(), indent=1) + "\n"
-        write_files({json_path: lambda file: file.write(text.encode())})
     _print(report, results_console(json_path))
     click.echo(
         f"{printable(str(out))}: {report.recipe}, {report.integer_bytes / 1e6:.1f} MB", err=json_path is not None
@@ -109,6 +113,10 @@ def _print(report: Report, console: Console) -> None:
         relative, sqnr = f"{lost.error.relative:.2%}", f"{lost.error.sqnr:.1f} dB"
         outputs.add_row(printable(name), f"{lost.mean:.3g}", f"{lost.largest:.3g}", relative, sqnr)
     console.print(outputs)
+    if report.not_compared:
+        console.print(
+            printable(f"not compared, since they have other shapes or are no tensors: {', '.join(report.not_compared)}")
+        )
     _print_worst(report.worst(SHOWN), console)
     size = f"{report.float_bytes / 1e6:.1f} to {report.integer_bytes / 1e6:.1f} MB"
     if report.speed is None:
@@ -132,4 +140,4 @@ def _print_worst(worst: list[Line], console: Console) -> None:
     console.print(table)
     layers = [line.name for line in worst if line.kind == "linear layer"]
     if layers:
-        console.print(printable(f'the first to leave in float, in a recipe file: [layers] "{layers[0]}" = "float"'))
+        console.print(f'the first to leave in float, in a recipe file: [layers] {json.dumps(layers[0])} = "float"')

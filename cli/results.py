@@ -32,7 +32,7 @@ def results_console(*outputs: Path | None) -> Console:
         outputs: files that the command writes; None is none.
     """
     to_stderr = any(path is not None and is_stdout(path) for path in outputs)
-    return Console(stderr=to_stderr, highlight=False, markup=False)
+    return Console(stderr=to_stderr, highlight=False, markup=False, emoji=False)
 
 
 def table_writers(

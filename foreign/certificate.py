@@ -43,11 +43,12 @@ def certify(path: Path, model: ir.Model, integer: IntegerModel, options: Session
     """
     by_weight, by_attention = dict[str, list[str]](), dict[str, list[str]]()
     attentions = () if integer.attention is None else integer.attention.names
+    before = {str(node.name) for node in model.graph}
     for node in all_nodes(optimize(path, options).graph):
         for name in node.input:
             if name.endswith(CODES_SUFFIX):
                 by_weight.setdefault(name.removesuffix(CODES_SUFFIX), []).append(node.op_type)
-        if node.op_type in PRODUCTS:
+        if node.op_type in PRODUCTS and node.name not in before:
             # `quantize_attention` begins the names of what it makes of an attention with its own.
             owners = [name for name in attentions if node.name.startswith((f"{name}/scores/", f"{name}/integer/"))]
             for name in owners:

@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nextscale.foreign.own_errors import Error
+from nextscale.foreign.own_errors import Error, comparable
 from nextscale.foreign.running import Running
 from nextscale.foreign.samples import Arrays, Samples
 from nextscale.measure.interleaved import interleave
+from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._session import SessionOptions
 
-Outputs = Mapping[str, NDArray[Any]]
+# Relative difference of one sample alone and in a batch that is no more than rounding.
+SAME = 1e-3
 
 
 @dataclass(frozen=True)
@@ -35,30 +37,91 @@ class Difference:
     error: Error
 
 
-def outputs_of(path: Path, samples: Samples, options: SessionOptions) -> list[Outputs]:
-    """What a model gives for each sample."""
-    running = Running.of(path, options)
-    return [running.run(feed) for feed in samples]
+@dataclass(frozen=True)
+class Compared:
+    """A model's outputs with the float model's.
+
+    Attributes:
+        differences: of the outputs of numbers, by name.
+        left: names of outputs that are no tensors of numbers, or whose shapes differ.
+    """
+
+    differences: Mapping[str, Difference]
+    left: tuple[str, ...]
 
 
-def differences(expected: Sequence[Outputs], found: Sequence[Outputs]) -> dict[str, Difference]:
-    """Of each output of numbers that has the same shapes in both."""
-    compared = {}
-    for name, first in expected[0].items():
-        pairs = [(exact[name], other[name]) for exact, other in zip(expected, found, strict=True)]
-        if first.dtype.kind not in "fiub" or any(exact.shape != other.shape for exact, other in pairs):
-            continue
-        exact, other = (
-            np.concatenate([np.asarray(item, np.float64).ravel() for item in of_one])
-            for of_one in zip(*pairs, strict=True)
+class _Sums:
+    """What is added up of an output."""
+
+    def __init__(self) -> None:
+        self.count, self.off, self.largest, self.signal, self.noise = 0, 0.0, 0.0, 0.0, 0.0
+
+    def add(self, exact: NDArray[Any], found: NDArray[Any]) -> None:
+        exact, found = comparable(exact, found)
+        off = np.abs(found - exact)
+        self.count += off.size
+        self.off += float(off.sum())
+        self.largest = max(self.largest, float(off.max(initial=0)))
+        self.signal += float(np.square(exact).sum())
+        self.noise += float(np.square(off).sum())
+
+    def difference(self) -> Difference:
+        return Difference(self.off / max(self.count, 1), self.largest, Error.of_squares(self.signal, self.noise))
+
+
+def compare(exact: Path, others: Sequence[Path], samples: Samples, options: SessionOptions) -> list[Compared]:
+    """Run models on the samples, one after the other, and compare each with the first.
+
+    Args:
+        exact: the float model.
+        others: of the same outputs.
+        samples, options: as elsewhere.
+    """
+    reference, runnings = Running.of(exact, options), [Running.of(path, options) for path in others]
+    sums = [{name: _Sums() for name in reference.outputs} for _ in runnings]
+    for feed in samples:
+        expected = reference.run(feed)
+        for running, of_one in zip(runnings, sums, strict=True):
+            found = running.run(feed)
+            for name in [*of_one]:
+                wanted, given = expected.get(name), found.get(name)
+                if wanted is None or given is None or wanted.dtype.kind not in "fiub" or wanted.shape != given.shape:
+                    del of_one[name]
+                else:
+                    of_one[name].add(wanted, given)
+    return [
+        Compared(
+            {name: found.difference() for name, found in of_one.items()},
+            tuple(name for name in reference.outputs if name not in of_one),
         )
-        # What is not finite in both is equal: a mask's minus infinity, say.
-        same = (exact == other) | (np.isnan(exact) & np.isnan(other))
-        off = np.where(same, 0.0, np.abs(np.where(same, 0.0, other) - np.where(same, 0.0, exact)))
-        if exact.size:
-            error = Error.of(np.where(np.isfinite(exact), exact, 0.0), np.where(same & ~np.isfinite(exact), 0.0, other))
-            compared[name] = Difference(float(off.mean()), float(off.max()), error)
-    return compared
+        for of_one in sums
+    ]
+
+
+def mixes_samples(exact: Path, integer: Path, samples: Samples, options: SessionOptions) -> bool:
+    """Whether a sample's outputs depend on which other is in its batch, though in float they do not.
+
+    Asked with a second sample of numbers a hundred times as large. Models that take no batches do not mix any.
+    """
+    if len(samples) < 2:
+        return False
+    first, second = samples.feeds[:2]
+    loud = {name: array * 100 if array.dtype.kind == "f" else array for name, array in second.items()}
+    try:
+        batch = {name: np.concatenate([array, loud[name]]) for name, array in first.items()}
+        of_float, of_integer = (_changed(Running.of(path, options), first, batch) for path in (exact, integer))
+    except (NextscaleError, ValueError):
+        return False
+    return of_float is not None and of_integer is not None and of_float < SAME < of_integer
+
+
+def _changed(running: Running, alone: Arrays, batch: Arrays) -> float | None:
+    """The relative difference that a batch makes to its first sample; None where outputs have no axis for it."""
+    found, pairs = running.run(batch), list[tuple[NDArray[Any], NDArray[Any]]]()
+    for name, exact in running.run(alone).items():
+        if exact.dtype.kind == "f" and exact.ndim and found[name].shape == (2 * len(exact), *exact.shape[1:]):
+            pairs.append(comparable(exact, found[name][: len(exact)]))
+    return max((Error.of(exact, other).relative for exact, other in pairs), default=None)
 
 
 def run_in_turns(

@@ -32,15 +32,17 @@ def observe_ranges(
         work: an existing folder.
         options: threads and memory.
     """
-    observers = {key: Observer(key, "range") for key in dict.fromkeys(keys)}
+    observers = {key: (Observer(key, "range"), Observer(key, "finite")) for key in dict.fromkeys(keys)}
     if not observers:
         return {}
-    running = Running.of(write_graph(observe_inputs(model, observers.values()), work / "ranges.onnx"), options)
+    both = [observer for pair in observers.values() for observer in pair]
+    running = Running.of(write_graph(observe_inputs(model, both), work / "ranges.onnx"), options)
     ends: dict[Input, list[NDArray[np.float32]]] = {key: [] for key in observers}
     for feed in samples:
-        found = running.run(feed, [observer.output for observer in observers.values()])
-        for key, observer in observers.items():
-            ends[key].append(found[observer.output])
+        found = running.run(feed, [observer.output for observer in both])
+        for key, (of_range, of_finite) in observers.items():
+            # NaN is neither smallest nor largest.
+            ends[key].append(found[of_range.output] + found[of_finite.output])
     return {key: _merged(np.stack(of_one)) for key, of_one in ends.items()}
 
 

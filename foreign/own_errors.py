@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -43,12 +44,25 @@ class Error:
     @classmethod
     def of(cls, exact: NDArray[np.floating], found: NDArray[np.floating]) -> Error:
         """Of two arrays of one shape."""
-        signal = float(np.square(exact, dtype=np.float64).sum())
-        noise = float(np.square(np.subtract(found, exact, dtype=np.float64)).sum())
+        exact, found = comparable(exact, found)
+        return cls.of_squares(float(np.square(exact).sum()), float(np.square(found - exact).sum()))
+
+    @classmethod
+    def of_squares(cls, signal: float, noise: float) -> Error:
+        """Of the sums of the squares of what should be, and of the difference."""
         if noise == 0:
             return cls(0.0, math.inf)
         relative = math.sqrt(noise / signal) if signal > 0 else math.inf
         return cls(relative, -20 * math.log10(relative) if signal > 0 else -math.inf)
+
+
+def comparable(exact: NDArray[Any], found: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Both in float64; what is not finite where it should be so, such as a mask's minus infinity, is zero in both, and
+    what should be and is not is infinitely off."""
+    exact, found = np.asarray(exact, np.float64), np.asarray(found, np.float64)
+    finite = np.isfinite(exact)
+    same = ~finite & ((exact == found) | (np.isnan(exact) & np.isnan(found)))
+    return np.where(finite, exact, 0.0), np.where(finite, found, np.where(same, 0.0, np.inf))
 
 
 def own_errors(model: ir.Model, plan: Plan, samples: Samples, work: Path, options: SessionOptions) -> dict[str, Error]:

@@ -13,11 +13,11 @@ from nextscale.foreign.attentive_tokens import choose_attentive_tokens
 from nextscale.foreign.learn_rounding import learn_rounding
 from nextscale.foreign.observe import choose_ranges, observe_ranges
 from nextscale.foreign.samples import Samples
-from nextscale.foreign.survey import Survey
+from nextscale.foreign.survey import LARGEST, Survey
 from nextscale.graph_passes._attention_patterns import AttentionPattern, attention_patterns
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.integer_model import IntegerModel
-from nextscale.graph_passes.layer_facts import BLOCKS, LayerFacts, StageFacts
+from nextscale.graph_passes.layer_facts import BLOCKS, TEXT, LayerFacts, StageFacts
 from nextscale.graph_passes.linear_layers import LinearLayer, WeightRounder, find_layers, nearest
 from nextscale.graph_passes.observe_inputs import Input
 from nextscale.graph_passes.qparams import Range
@@ -48,12 +48,25 @@ class Plan:
     rounder: WeightRounder
     shift_and_sum: Mapping[str, ShiftAndSum]
 
+    @property
+    def words(self) -> list[str]:
+        """A line on what of the recipe does not hold for some layers."""
+        layers = [layer for layer in self.integer.layers.values() if layer.granularity == "token"]
+        other = [item for item in layers if self.recipe.layer_choice(item.facts.name) == "image"]
+        if not other:
+            return []
+        what = "1 layer has" if len(other) == 1 else f"{len(other)} layers have"
+        return [
+            f'recipe {self.recipe.name}: {what} ranges by token instead of "image", since the first axis is not '
+            "known to be the batch's"
+        ]
+
     def apply(self, model: ir.Model) -> ir.Model:
         """The integer model."""
         integer, rounding = self.integer, (self.rounder, self.recipe.weights.packed)
         if integer.attention is not None:
             model = self.apply_attention(model, integer.attention.names)
-        model = quantize_linear(model, self.ranges, None, integer.bits, *rounding)
+        model = quantize_linear(model, self.ranges, None, integer.bits, *rounding, products=True)
         model = quantize_linear_by_image(model, dict.fromkeys(integer.by_image, 1), integer.bits, *rounding)
         return quantize_linear_by_token(model, integer.by_token, integer.bits, *rounding)
 
@@ -166,21 +179,27 @@ def _operands(pattern: AttentionPattern) -> tuple[Input, Input, Input]:
 
 def _not_finite(observed: Mapping[Input, Range], attentions: Sequence[AttentionPattern]) -> dict[str, str]:
     """Operators whose inputs have no range, and why."""
-    bad = {key for key, found in observed.items() if not np.isfinite([*found.minimum, *found.maximum]).all()}
-    reasons = {key.node: "its input is not finite on the samples" for key in bad}
+    bad = {key for key, found in observed.items() if not (np.abs([*found.minimum, *found.maximum]) < LARGEST).all()}
+    told = f"not finite on the samples, or beyond {LARGEST:g}"
+    reasons = {key.node: f"its input is {told}" for key in bad}
     for pattern in attentions:
         if bad.intersection(_operands(pattern)):
-            reasons[pattern.name] = "its query, key or value is not finite on the samples"
+            reasons[pattern.name] = f"its query, key or value is {told}"
     return reasons
 
 
 def _facts(model: ir.Model, found: Survey, observed: Mapping[Input, Range]) -> StageFacts:
-    """Of a graph of one stage, whose images are the entries of the first axis."""
+    """Of a graph of one stage, whose images are the entries of the first axis, where that is the batch's."""
+    batch = {value.shape[0] for value in model.graph.inputs if value.shape is not None and len(value.shape)}
+    batch = {size for size in batch if not isinstance(size, int)}
     taken = {item.name: item for item in found.taken("linear layer")}
     layers = []
     for layer in find_layers(model.graph, set(taken)):
         shape = taken[layer.name].shape
         assert shape is not None
+        assert layer.activation.shape is not None
         least = float(observed[Input(layer.name)].minimum[0])
-        layers.append(LayerFacts(layer.name, shape, (1,), BLOCKS, str(layer.activation.name), rows=1, minimum=least))
+        # Elsewhere an entry may hold parts of several samples, as one of texts holds others' padding.
+        part = BLOCKS if not batch or layer.activation.shape[0] in batch else TEXT
+        layers.append(LayerFacts(layer.name, shape, (1,), part, str(layer.activation.name), rows=1, minimum=least))
     return StageFacts(tuple(layers), tuple(item.name for item in found.taken("attention")), "", "")

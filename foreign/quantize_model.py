@@ -13,13 +13,14 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from nextscale.foreign._free_names import free_names
 from nextscale.foreign.certificate import Kernels, certify
-from nextscale.foreign.compare import differences, outputs_of, run_in_turns
+from nextscale.foreign.compare import compare, mixes_samples, run_in_turns
 from nextscale.foreign.normalize import normalize
 from nextscale.foreign.own_errors import Error, own_errors
 from nextscale.foreign.plan import Plan, make_plan
 from nextscale.foreign.report import Line, Report, Speed
-from nextscale.foreign.running import write_graph
+from nextscale.foreign.running import Running, write_graph
 from nextscale.foreign.samples import Given, graph_inputs, random_samples, read_samples
 from nextscale.foreign.survey import Found, survey
 from nextscale.graph_passes.recipe import Recipe, load_recipe
@@ -28,6 +29,7 @@ from nextscale.measure.statistics import mean_interval, ratio_interval
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._machine import describe_machine
 from nextscale.runtime._regular_file import require_regular
+from nextscale.runtime._scratch import scratch_folder
 from nextscale.runtime._session import SessionOptions, session_settings
 from nextscale.runtime._wording import shown_text
 
@@ -56,7 +58,7 @@ class QuantizeOptions:
 def quantize(
     model: onnx.ModelProto | ir.Model | Path | str,
     samples: Given | int,
-    recipe: str | Recipe = DEFAULT_RECIPE,
+    recipe: str | Path | Recipe = DEFAULT_RECIPE,
     options: QuantizeOptions | None = None,
 ) -> tuple[onnx.ModelProto, Report]:
     """As `quantize_model`, of a file or of what `onnx.load` gives, and to what `onnx.save` takes."""
@@ -92,7 +94,7 @@ def read_model(path: Path) -> ir.Model:
 def quantize_model(
     model: ir.Model,
     samples: Given | int,
-    recipe: str | Recipe = DEFAULT_RECIPE,
+    recipe: str | Path | Recipe = DEFAULT_RECIPE,
     options: QuantizeOptions | None = None,
 ) -> tuple[ir.Model, Report]:
     """Make a model integer, as far as it can be.
@@ -112,17 +114,17 @@ def quantize_model(
     inputs = graph_inputs(model.graph)
     given = random_samples(inputs, samples, options.seed) if isinstance(samples, int) else read_samples(samples, inputs)
     progress, session = options.progress, options.session
-    with tempfile.TemporaryDirectory(prefix="nextscale-") as folder:
-        work = Path(folder)
+    with scratch_folder(Path(tempfile.gettempdir())) as work:
         progress("running the model")
-        exact_path = write_graph(model, work / "model.onnx")
-        exact = outputs_of(exact_path, given, session)
+        exact_path = _written(model, work / "model.onnx")
+        Running.of(exact_path, session).run(given.feeds[0])
         progress("normalizing")
         normalized = normalize(model)
         float_path = write_graph(normalized.model, work / "float.onnx")
-        off = differences(exact, outputs_of(float_path, given, session))
         progress("observing what operators read")
+        free_names(normalized.model)
         plan, found = make_plan(normalized.model, survey(normalized.model), chosen, given, work, session)
+        words += plan.words
         progress("quantizing")
         integer = plan.apply(normalized.model)
         integer.metadata_props[RECIPE_PROPERTY] = chosen.name
@@ -130,16 +132,22 @@ def quantize_model(
         kernels = certify(path, normalized.model, plan.integer, session)
         progress("comparing")
         errors = own_errors(normalized.model, plan, given, work, session)
-        lost = differences(exact, outputs_of(path, given, session))
+        off, lost = compare(exact_path, [float_path, path], given, session)
+        if mixes_samples(exact_path, path, given, session):
+            words.append(
+                "samples of a batch change each other: ranges of an image take in a whole batch somewhere; run samples "
+                'one at a time, or choose a recipe with ranges by "token" or "tensor"'
+            )
         progress("timing")
         seconds = run_in_turns({"float": exact_path, "integer": path}, given.feeds[0], options.rounds, session)
         report = Report(
             recipe=chosen.name,
             notes=(*normalized.notes, *words),
             samples=f"{len(given)} of {given.origin}",
-            normalized=max((difference.largest for difference in off.values()), default=0.0),
+            normalized=max((difference.largest for difference in off.differences.values()), default=0.0),
             lines=tuple(_line(item, plan, kernels, errors) for item in found.found),
-            outputs=lost,
+            outputs=lost.differences,
+            not_compared=lost.left,
             float_bytes=_bytes(exact_path),
             integer_bytes=_bytes(path),
             speed=_speed(seconds) if seconds else None,
@@ -152,14 +160,14 @@ def quantize_model(
         return integer, report
 
 
-def foreign_recipe(recipe: str | Recipe) -> tuple[Recipe, list[str]]:
+def foreign_recipe(recipe: str | Path | Recipe) -> tuple[Recipe, list[str]]:
     """The recipe for a model without stages and guided rows, and a line on each word that does not apply.
 
     Raises:
         NextscaleError: there is none of that name, it quantizes nothing, or it asks for what such models do not have.
     """
-    own = isinstance(recipe, Recipe) or recipe.endswith(".toml")
-    found = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    own = isinstance(recipe, Recipe) or str(recipe).endswith(".toml")
+    found = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe))
     other = f"choose another, such as {DEFAULT_RECIPE}"
     if found.precision == "fp32":
         raise NextscaleError(f"recipe {found.name}: quantizes nothing; {other}")
@@ -177,6 +185,18 @@ def foreign_recipe(recipe: str | Recipe) -> tuple[Recipe, list[str]]:
     if found.layers and not own:  # nextscale's own recipes name layers of its models
         found = replace(found, layers={})
     return found, words
+
+
+def _written(model: ir.Model, path: Path) -> Path:
+    """The model as a file of the work folder.
+
+    Raises:
+        NextscaleError: its weights cannot be read.
+    """
+    try:
+        return write_graph(model, path)
+    except (OSError, ValueError) as error:
+        raise NextscaleError(f"the model's weights cannot be read: {shown_text(str(error))}") from None
 
 
 def _line(item: Found, plan: Plan, kernels: Mapping[str, Kernels], errors: Mapping[str, Error]) -> Line:

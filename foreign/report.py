@@ -64,6 +64,7 @@ class Report:
         normalized: the largest absolute difference of any output that comes from the first kind of notes alone.
         lines: all that multiplies, in the graph's order.
         outputs: what the outputs lose, by name.
+        not_compared: names of outputs that are no tensors of numbers, or whose shapes depend on what is computed.
         float_bytes, integer_bytes: sizes of both models.
         speed: None where it was not measured.
         threads: that it was measured with.
@@ -77,6 +78,7 @@ class Report:
     normalized: float
     lines: tuple[Line, ...]
     outputs: Mapping[str, Difference]
+    not_compared: tuple[str, ...]
     float_bytes: int
     integer_bytes: int
     speed: Speed | None

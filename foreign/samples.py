@@ -106,8 +106,11 @@ def read_samples(given: Given, inputs: Sequence[GraphInput]) -> Samples:
         parts = [_of_arrays(read_npz(file), inputs, str(file)) for file in files]
         return _some([feed for part in parts for feed in part], str(path))
     if callable(given):
-        feeds = []
-        for number, feed in enumerate(given()):
+        feeds = list[Arrays]()
+        found = given()
+        if not isinstance(found, Iterable):
+            raise NextscaleError(f"the function of samples gives {type(found).__name__}; expected what yields them")
+        for number, feed in enumerate(found):
             _require_inputs(feed, inputs, f"sample {number}")
             feeds.append({item.name: _checked(item, feed[item.name], f"sample {number}") for item in inputs})
         return _some(feeds, "a function")
@@ -116,6 +119,8 @@ def read_samples(given: Given, inputs: Sequence[GraphInput]) -> Samples:
 
 def random_samples(inputs: Sequence[GraphInput], count: int, seed: int = 0) -> Samples:
     """Normal numbers, and zeros and ones as integers: for speed alone; what is calibrated on them is worth nothing."""
+    if isinstance(count, bool) or count < 1:
+        raise NextscaleError(f"{count} random samples: expected at least 1")
     rng, feeds = np.random.default_rng(seed), []
     for _ in range(count):
         feed: dict[str, NDArray[Any]] = {}
@@ -139,6 +144,8 @@ def _some(feeds: Sequence[Arrays], origin: str) -> Samples:
 
 
 def _require_inputs(arrays: Arrays, inputs: Sequence[GraphInput], where: str) -> None:
+    if not isinstance(arrays, Mapping):
+        raise NextscaleError(f"{where}: {type(arrays).__name__}; expected a dictionary of an array for each input")
     names = {item.name for item in inputs}
     for item in inputs:
         if item.name not in arrays:
@@ -177,7 +184,7 @@ def _cut(item: GraphInput, array: NDArray[Any], where: str) -> list[NDArray[Any]
 def _checked(item: GraphInput, array: Any, where: str) -> NDArray[Any]:
     """The array in the input's type, if it fits."""
     array = np.asarray(array)
-    if not item.fits(array.shape) or not np.can_cast(array.dtype, item.dtype, "safe"):
+    if not item.fits(array.shape) or not np.can_cast(array.dtype, item.dtype, "same_kind"):
         raise NextscaleError(f"{where}: {item.name}: {array.dtype} {_shown(array.shape)}; expected {item}")
     return array.astype(item.dtype, copy=False)
 

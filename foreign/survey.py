@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import onnx_ir as ir
 
 from nextscale.graph_passes._attention_patterns import AttentionPattern, attention_patterns, refusals
@@ -23,6 +24,8 @@ WHOLE_ATTENTIONS = {
     ),
 }  # fmt: skip
 CONVOLUTIONS = ("Conv", "ConvTranspose", "DeformConv")
+# Steps of numbers far beyond have no room in float32.
+LARGEST = 1e30
 RECURRENT = ("LSTM", "GRU", "RNN")
 INTEGER = ("MatMulInteger", "QLinearMatMul", "QLinearConv", "ConvInteger")
 
@@ -82,7 +85,8 @@ def survey(model: ir.Model) -> Survey:
                 found.append(Found(name, "attention", reason))
         elif node in by_node:
             if node is by_node[node].mix:
-                found.append(Found(name, "attention", inside))
+                of_floats = by_node[node].value.dtype in (None, ir.DataType.FLOAT)
+                found.append(Found(name, "attention", inside or (None if of_floats else "it is not of float32")))
         elif node in weights:
             found.append(_linear(node, inside))
         else:
@@ -105,6 +109,12 @@ def _linear(node: ir.Node, inside: str | None) -> Found:
         reason = reason or "its input is a vector"
     elif activation.const_value is not None:
         reason = reason or "its input is a constant, too"
+    elif weight.is_graph_output():
+        reason = reason or "its weight is an output of the model"
+    elif not rows or not columns:
+        reason = reason or "its weight has no numbers"
+    elif not (np.abs(weight.const_value.numpy()) < LARGEST).all():
+        reason = reason or f"its weight is not finite, or beyond {LARGEST:g}"
     return Found(str(node.name), "linear layer", reason, shape)
 
 
@@ -126,6 +136,9 @@ def _other(node: ir.Node, name: str) -> Found | None:
     if node.op_type != "MatMul":
         return None
     left, right = (ir.convenience.get_const_tensor(input_of(node, i)) for i in (0, 1))
+    maker = input_of(node, 1).producer()
+    if maker is not None and maker.op_type == "DequantizeLinear":
+        return Found(name, "product", "it is quantized already")
     if right is not None:
         return Found(name, "linear layer", f"its weight has {len(right.shape)} axes; expected 2")
     if left is not None:

@@ -21,6 +21,8 @@ import onnx_ir as ir
 
 from nextscale.graph_passes._graph_edit import input_of, is_operator
 
+# Operators that may stand between a product and the softmax; more are no attention's, and could take long to follow.
+DEEPEST = 12
 RESHAPES, MASKS = ("Reshape", "Unsqueeze", "Squeeze"), ("Add", "Where")
 
 
@@ -139,10 +141,16 @@ def _refused_operands(product: ir.Node) -> str | None:
         return f"the operands of {product.name} have {len(left)} and {len(right)} axes"
     if len(left) < 2:
         return f"the operands of {product.name} are vectors"
-    for a, b in zip(left[:-2], right[:-2], strict=True):
-        if isinstance(a, int) and isinstance(b, int) and a != b:
-            return f"{product.name} repeats an operand: {list(left)} times {list(right)}"
+    for axis, (a, b) in enumerate(zip(left[:-2], right[:-2], strict=True)):
+        # Of more than four axes those in the middle become one.
+        merged = len(left) > 4 and axis > 0
+        if a != b and (merged or (isinstance(a, int) and isinstance(b, int))):
+            return f"{product.name} repeats an operand: {_shown(left)} times {_shown(right)}"
     return None
+
+
+def _shown(shape: ir.Shape) -> str:
+    return f"[{', '.join(str(size) for size in shape)}]"
 
 
 def _refused_axis(softmax: ir.Node) -> str | None:
@@ -193,21 +201,24 @@ def _before_identity(value: ir.Value) -> ir.Value:
     return _before_identity(input_of(node, 0)) if node is not None and is_operator(node, "Identity") else value
 
 
-def _product(value: ir.Value) -> ir.Node | None:
+def _product(value: ir.Value, depth: int = DEEPEST) -> ir.Node | None:
     """The MatMul that makes `value`, up to constant factors and masks; of two that are added, neither."""
     node = value.producer()
     if node is None or is_operator(node, "MatMul"):
         return node
+    if not depth:
+        return None
     if is_operator(node, "Where") and _is_constant(input_of(node, 1)) != _is_constant(input_of(node, 2)):
-        return _product(input_of(node, 1 if _is_constant(input_of(node, 2)) else 2))
+        return _product(input_of(node, 1 if _is_constant(input_of(node, 2)) else 2), depth - 1)
     if node.op_type in RESHAPES and node.domain == "" and _keeps_rows(node):
-        return _product(input_of(node, 0))
+        return _product(input_of(node, 0), depth - 1)
     if is_operator(node, "Identity") or (is_operator(node, "Div") and _is_constant(input_of(node, 1))):
-        return _product(input_of(node, 0))
+        return _product(input_of(node, 0), depth - 1)
     if is_operator(node, "Mul") and _is_constant(input_of(node, 0)) != _is_constant(input_of(node, 1)):
-        return _product(input_of(node, 0 if _is_constant(input_of(node, 1)) else 1))
+        return _product(input_of(node, 0 if _is_constant(input_of(node, 1)) else 1), depth - 1)
     if is_operator(node, "Add"):
-        found = [product for product in map(_product, (input_of(node, 0), input_of(node, 1))) if product is not None]
+        both = (_product(input_of(node, i), depth - 1) for i in (0, 1))
+        found = [product for product in both if product is not None]
         return found[0] if len(found) == 1 else None
     return None
 
@@ -222,12 +233,12 @@ def _keeps_rows(node: ir.Node) -> bool:
     )
 
 
-def _is_masked(logits: ir.Value) -> bool:
+def _is_masked(logits: ir.Value, depth: int = DEEPEST) -> bool:
     """Whether there is an Add or a Where between the scores and the softmax."""
     node = logits.producer()
-    if node is None or node.op_type not in ("Identity", "Div", "Mul", *MASKS, *RESHAPES):
+    if not depth or node is None or node.op_type not in ("Identity", "Div", "Mul", *MASKS, *RESHAPES):
         return False
-    return node.op_type in MASKS or any(_is_masked(value) for value in node.inputs if value is not None)
+    return node.op_type in MASKS or any(_is_masked(value, depth - 1) for value in node.inputs if value is not None)
 
 
 def _is_constant(value: ir.Value) -> bool:

@@ -149,7 +149,7 @@ def _unpacked(main: ir.Graph, name: str, quantized: QuantizedWeight) -> ir.Value
 
 def drop_unused(main: ir.Graph, weight: ir.Value) -> None:
     """Remove a float weight that no layer reads any more."""
-    if not weight.uses():
+    if not weight.uses() and not weight.is_graph_output():
         del main.initializers[str(weight.name)]
 
 
@@ -174,8 +174,9 @@ def substitute(model: ir.Model, layer: LinearLayer, operands: Sequence[ir.Value]
 
 
 def _consumer(layer: LinearLayer) -> ir.Node | None:
+    """The only one, if it is in the layer's own graph."""
     uses = tuple(layer.node.outputs[0].uses())
-    return uses[0][0] if len(uses) == 1 else None
+    return uses[0][0] if len(uses) == 1 and uses[0][0].graph is layer.graph else None
 
 
 def layer_bias(layer: LinearLayer) -> ir.Value | None:
@@ -184,4 +185,6 @@ def layer_bias(layer: LinearLayer) -> ir.Value | None:
     if consumer is None or not is_operator(consumer, "Add") or layer.node.outputs[0].is_graph_output():
         return None
     bias = consumer.inputs[0] if consumer.inputs[1] is layer.node.outputs[0] else consumer.inputs[1]
-    return bias if bias is not None and bias.const_value is not None and len(bias.const_value.shape) == 1 else None
+    if bias is None or bias.const_value is None or layer.weight.const_value is None:
+        return None
+    return bias if bias.const_value.shape.numpy() == layer.weight.const_value.shape.numpy()[1:] else None

@@ -11,7 +11,7 @@ import onnx_ir as ir
 Part = Literal["uncond", "difference"]
 # Of an input whose rows are those with the class and then those without: the latter, and what the class adds.
 PARTS: tuple[Part, Part] = ("uncond", "difference")
-Gives = Literal["range", "channels", "values"]
+Gives = Literal["range", "channels", "values", "finite"]
 TOKENS = (0, 1)  # of [2B, l, C]
 PIXELS = (0, 2, 3)  # of [B, C, H, W]
 
@@ -42,8 +42,9 @@ class Observer:
 
     Attributes:
         input: what is observed.
-        gives: "range", the smallest and largest value, float32 [2]; "channels", the same for each channel, [2, C]; or
-            "values", the input itself.
+        gives: "range", the smallest and largest value that is a number, float32 [2]; "channels", the same for each
+            channel, [2, C]; "values", the input itself; or "finite", float32 [1], 0 or, where a value is not finite,
+            NaN.
         axes: that "channels" reduces.
     """
 
@@ -83,12 +84,17 @@ class _Pieces:
         self._graph = graph
         self._nodes = {node.name: node for node in graph}
         self._halves: dict[ir.Value, dict[Part, ir.Value]] = {}
+        self._zeros: dict[ir.Value, ir.Value] = {}
         self._extremes: dict[tuple[ir.Value, tuple[int, ...]], ir.Value] = {}
 
     def observed(self, observer: Observer) -> ir.Value:
         source = self._source(observer.input)
         if observer.gives == "values":
             return source
+        if observer.gives == "finite":
+            if source not in self._zeros:
+                self._zeros[source] = self._zero(source)
+            return self._zeros[source]
         axes = observer.axes if observer.gives == "channels" else ()
         if (source, axes) not in self._extremes:
             self._extremes[source, axes] = self._reduced(source, axes)
@@ -99,7 +105,8 @@ class _Pieces:
         if observer.gives == "values":
             shape = self._source(observer.input).shape
             return None if shape is None else ir.Shape([None] * len(shape))
-        return ir.Shape([2] if observer.gives == "range" else [2, None])
+        shapes: dict[str, list[int | None]] = {"range": [2], "finite": [1], "channels": [2, None]}
+        return ir.Shape(shapes[observer.gives])
 
     def append(self, op_type: str, inputs: Sequence[ir.Value], output: str, **attributes: int) -> ir.Value:
         """A node at the end of the graph; its output."""
@@ -136,6 +143,12 @@ class _Pieces:
             end = self.append(op_type, inputs, f"{name}.{op_type}", keepdims=0)
             ends.append(self.append("Unsqueeze", [end, self._constant((0,))], f"{name}.{op_type}.row"))
         return self.append("Concat", ends, f"{name}.extremes", axis=0)
+
+    def _zero(self, source: ir.Value) -> ir.Value:
+        """The sum of what each value is more than itself: [1]."""
+        more = self.append("Sub", [source, source], f"{source.name}.zeros")
+        total = self.append("ReduceSum", [more], f"{source.name}.zero", keepdims=0)
+        return self.append("Unsqueeze", [total, self._constant((0,))], f"{source.name}.finite")
 
     def _constant(self, numbers: tuple[int, ...]) -> ir.Value:
         name = f"observe.{'_'.join(map(str, numbers))}"

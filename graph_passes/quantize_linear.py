@@ -41,6 +41,8 @@ def quantize_linear(
     bits: int = 8,
     rounder: WeightRounder | None = None,
     packed: bool = False,
+    *,
+    products: bool = False,
 ) -> ir.Model:
     """A copy of `model` whose linear layers named in `ranges` are integer.
 
@@ -51,6 +53,7 @@ def quantize_linear(
         bits: of the activations, 2 to 8.
         rounder: makes the integer weights; by default 8 bits, round to nearest.
         packed: store the weights, of at most 4 bits, as UINT4.
+        products: make the integer products here, so that nothing around a layer can keep ONNX Runtime from it.
     Raises:
         ValueError: a name in `ranges` is not a linear layer of the model.
     """
@@ -59,7 +62,7 @@ def quantize_linear(
     quantizers = _insert_quantizers(model, layers, ranges, stage_input, bits)
     for layer in layers:
         quantizer, rounding = quantizers[layer.activation], rounder or nearest()
-        if _would_be_gemm(layer):
+        if products or _would_be_gemm(layer):
             model.opset_imports.setdefault(MICROSOFT, 1)
             _insert_product(model, layer, quantizer, rounding, packed)
         else:
@@ -119,15 +122,15 @@ def _would_be_gemm(layer: LinearLayer) -> bool:
 def _insert_product(
     model: ir.Model, layer: LinearLayer, quantizer: Quantizer, rounder: WeightRounder, packed: bool
 ) -> None:
-    """Put the integer product in the place of the layer's MatMul and of the Add of its bias."""
+    """Put the integer product in the place of the layer's MatMul, and of the Add of its bias if it has one."""
     weight, bias = insert_integer_weight(model.graph, layer, rounder, packed), layer_bias(layer)
-    assert bias is not None
 
     def body(op: OpBuilder, *operands: ir.Value) -> Sequence[ir.Value]:
-        codes, scale, zero_point, weight_codes, weight_scale, bias = operands
-        return [integer_matmul(op, codes, weight_codes, scale, weight_scale, zero_point, layer.name, bias)]
+        codes, scale, zero_point, weight_codes, weight_scale, *bias = operands
+        return [integer_matmul(op, codes, weight_codes, scale, weight_scale, zero_point, layer.name, *bias)]
 
-    substitute(model, layer, [*quantizer, weight.codes, weight.scale, bias], body, with_bias=True)
+    operands = [*quantizer, weight.codes, weight.scale, *([] if bias is None else [bias])]
+    substitute(model, layer, operands, body, with_bias=bias is not None)
 
 
 def _insert_dequantizers(

@@ -73,7 +73,12 @@ BAD: dict[str, tuple[list[str], str]] = {
     "both": (["--calibration", "{samples}", "--random-calibration", "3"], "give --calibration, or --random-calib"),
     "no such samples": (["--calibration", "none.npz"], "none.npz: "),
     "no such recipe": (["--calibration", "{samples}", "--recipe", "mine"], 'no recipe is named "mine"'),
-    "a learned recipe": (["--calibration", "{samples}", "--recipe", "ours-w4a6"], "its rounding is learned"),
+    "nothing quantized": (["--calibration", "{samples}", "--recipe", "fp32"], "recipe fp32: quantizes nothing"),
+    "one round": (["--calibration", "{samples}", "--rounds", "1"], "1: expected 0, or at least 2"),
+    "the samples overwritten": (["--calibration", "{samples}", "--json", "{samples}"], "samples.npz"),
+    "the recipe overwritten": (
+        ["--calibration", "{samples}", "--recipe", "{recipe}", "--json", "{recipe}"], "mine.toml"
+    ),
     "another name": (["--calibration", "{samples}", "--out", "x.bin"], "--out x.bin: expected a name that ends in"),
 }  # fmt: skip
 
@@ -82,9 +87,13 @@ BAD: dict[str, tuple[list[str], str]] = {
 def test_bad_usage_is_one_line(
     folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    filled = [argument.format(samples=folder / "samples.npz") for argument in arguments]
+    (folder / "mine.toml").write_text("")
+    paths = {"samples": folder / "samples.npz", "recipe": folder / "mine.toml"}
+    before = {path: path.read_bytes() for path in paths.values()}
+    filled = [argument.format(**paths) for argument in arguments]
     assert_refused(capsys, run(folder, *filled), message)
     assert not (folder / "int8.onnx").exists()
+    assert {path: path.read_bytes() for path in paths.values()} == before
 
 
 @pytest.mark.parametrize(("name", "content"), [("none.onnx", None), ("bad.onnx", b"no model"), ("empty.onnx", b"")])

@@ -32,7 +32,7 @@ from nextscale.graph_passes.recipe import (
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._session import SessionOptions
 
-from .block_model import LAYERS, MIX, block, block_proto, samples
+from .block_model import LAYERS, MIX, TEXT, block, block_proto, samples, weights
 
 UNTIMED = QuantizeOptions(SessionOptions(threads=1), rounds=0)
 BY_TOKEN = Recipe("by token", activations=ActivationRecipe(granularity="token"))
@@ -107,14 +107,122 @@ def test_an_operators_own_error_is_that_of_a_model_of_it_alone(recipe: Recipe) -
 
 def test_what_the_recipe_leaves_and_what_cannot_be() -> None:
     recipe = replace(ALL_STATIC, layers={"h0": "float", "f": "token"})
-    further = {"x": np.concatenate([samples(3)["x"], np.full((1, 6, 8), np.inf, np.float32)])}
     report = quantize_model(block(), samples(), recipe, UNTIMED)[1]
     found = lines(report)
     assert found["h0"].refused == "recipe static leaves it in float"
     assert found["f"].ranges == "token"
-    report = quantize_model(block(), further, recipe, UNTIMED)[1]
-    assert lines(report)["q0"].refused == "its input is not finite on the samples"
-    assert lines(report)[MIX].refused == "its query, key or value is not finite on the samples"
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("recipe", [BY_TOKEN, ALL_STATIC, BY_IMAGE, LEAST_SQUARES], ids=lambda recipe: recipe.name)
+def test_what_is_not_finite_stays_in_float(recipe: Recipe, bad: float) -> None:
+    """In any place of any sample: NaN is neither the smallest nor the largest value."""
+    given = samples(3)["x"]
+    given[2, 4, 5] = bad
+    report = quantize_model(block(), {"x": given}, recipe, UNTIMED)[1]
+    assert lines(report)["q0"].refused == "its input is not finite on the samples, or beyond 1e+30"
+    if recipe.attention.products == "integer":
+        assert "its query, key or value is not finite" in str(lines(report)[MIX].refused)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e38])
+def test_a_weight_that_is_not_finite_stays_in_float(bad: float) -> None:
+    w1 = np.asarray(weights()["w1"]).copy()
+    w1[3, 2] = bad
+    report = quantize_model(block(ONE_LAYER, w1=w1), samples(), ALL_STATIC, UNTIMED)[1]
+    assert [line.refused for line in report.lines] == ["its weight is not finite, or beyond 1e+30"]
+
+
+SEQUENCE_FIRST = """g (float[N, 6, 8] x) => (float[N, 6, 16] y) {
+    t = Transpose <perm = [1, 0, 2]> (x)
+    m = MatMul (t, w1)
+    y = Transpose <perm = [1, 0, 2]> (m)
+}"""
+
+
+@pytest.mark.exact_products
+def test_a_batch_that_is_not_the_first_axis() -> None:
+    """An image's range would take in all samples, so that tokens have their own; and the report says so."""
+    integer, report = quantize_model(block(SEQUENCE_FIRST), samples(), BY_IMAGE, UNTIMED)
+    assert report.lines[0].ranges == "token"
+    assert report.notes[-1] == (
+        'recipe by image: 1 layer has ranges by token instead of "image", since the first axis is not known to be the '
+        "batch's"
+    )
+    batch = samples(2)["x"] * np.float32([1, 1000])[:, None, None]
+    session = onnxruntime.InferenceSession(ir.to_proto(integer).SerializeToString(), providers=["CPUExecutionProvider"])
+    np.testing.assert_array_equal(session.run(None, {"x": batch})[0][:1], session.run(None, {"x": batch[:1]})[0])
+
+
+HEADS_FIRST = """g (float[N, 6, 8] x) => (float[N, 6, 8] y) {
+    h = Reshape (x, heads)
+    q = Transpose <perm = [2, 0, 1, 3]> (h)
+    k = Transpose <perm = [2, 0, 3, 1]> (h)
+    s = MatMul (q, k)
+    a = Softmax <axis = -1> (s)
+    m = MatMul (a, q)
+    t = Transpose <perm = [1, 2, 0, 3]> (m)
+    y = Reshape (t, joined)
+}"""
+
+
+@pytest.mark.parametrize(("text", "told"), [(TEXT, False), (HEADS_FIRST, True)], ids=["apart", "together"])
+def test_samples_that_change_each_other_are_told(text: str, told: bool) -> None:
+    """Of attention whose first axis is that of heads, an image's range takes in the whole batch."""
+    report = quantize_model(block(text), samples(), BY_IMAGE, UNTIMED)[1]
+    assert any("samples of a batch change each other" in note for note in report.notes) == told
+
+
+def test_names_that_passes_give_are_free() -> None:
+    """A model with a `w1.scale` and a `w1.codes` of its own, and an integer model of ours made again."""
+    text = """g (float[N, 6, 8] x) => (float[N, 6, 16] y, float[16] z) {
+        y = MatMul (x, w1)
+        c = Cast <to = 1> (w1.codes)
+        z = Mul (c, w1.scale)
+    }""".replace("w1.codes", "codes").replace("w1.scale", "scale")
+    proto = block_proto(text, codes=np.ones(16, np.int8), scale=np.arange(16, dtype=np.float32))
+    for name in ("codes", "scale"):
+        for tensor in proto.graph.initializer:
+            tensor.name = f"w1.{name}" if tensor.name == name else tensor.name
+        for node in proto.graph.node:
+            for i, given in enumerate(node.input):
+                node.input[i] = f"w1.{name}" if given == name else given
+    report = quantize_model(ir.from_proto(proto), samples(), ALL_STATIC, UNTIMED)[1]
+    assert report.outputs["z"].largest == 0
+    assert report.outputs["y"].error.relative < 0.02
+    partly = replace(ALL_STATIC, layers={"h0": "float", "y": "float"})
+    once, _ = quantize_model(block(), samples(), partly, UNTIMED)
+    again, report = quantize_model(once, samples(), ALL_STATIC, UNTIMED)
+    onnx.checker.check_model(ir.to_proto(again), full_check=True)
+    assert {line.name for line in report.taken} == {"h0", "y"}
+    assert report.outputs["y"].error.relative < 0.05
+
+
+@pytest.mark.parametrize("bias", [np.ones(1, np.float32), np.float32(1)], ids=["one number", "a scalar"])
+def test_a_bias_that_is_not_of_each_channel(bias: np.ndarray) -> None:
+    text = "g (float[N, 8] x) => (float[N, 16] y) { h = MatMul (x, w1)\n y = Add (h, b) }"
+    given = {"x": samples()["x"][:, 0]}
+    report = quantize_model(block(text, b=bias), given, ALL_STATIC, UNTIMED)[1]
+    assert (report.fallen, len(report.taken)) == ([], 1)
+    assert report.outputs["y"].error.relative < 0.02
+
+
+@pytest.mark.parametrize("behind", ["y = Relu (h)", "r = Relu (h)\n y = Add (r, x)", "y = Softmax <axis = -1> (h)"])
+def test_whatever_is_behind_a_layer_it_is_integer(behind: str) -> None:
+    text = f"g (float[N, 6, 8] x) => (float[N, 6, 8] y) {{ h = MatMul (x, wq)\n {behind} }}"
+    report = quantize_model(block(text), samples(), ALL_STATIC, UNTIMED)[1]
+    assert [line.kernels for line in report.lines] == [("MatMulIntegerToFloat",)]
+
+
+def test_outputs_of_other_shapes_are_named() -> None:
+    text = """g (float[N, 6, 8] x) => (float[N, 6, 16] y, int64[3, M] z) {
+        y = MatMul (x, w1)
+        c = Cast <to = 6> (y)
+        z = NonZero (c)
+    }"""
+    report = quantize_model(block(text), samples(), ALL_STATIC, UNTIMED)[1]
+    assert "y" in report.outputs
+    assert set(report.not_compared) <= {"z"}
 
 
 def test_the_worst_come_first() -> None:
@@ -261,6 +369,10 @@ def test_errors_of_known_arrays() -> None:
     assert Error.of(np.array([3.0, 4.0]), np.array([3.0, 4.0])) == Error(0.0, np.inf)
     assert Error.of(np.array([3.0, 4.0]), np.array([3.0, 4.5])) == Error(0.1, pytest.approx(20.0))
     assert Error.of(np.zeros(2), np.ones(2)) == Error(np.inf, -np.inf)
+    masked = np.array([np.nan, -np.inf, 4.0])
+    assert Error.of(masked, np.array([np.nan, -np.inf, 4.4])) == Error(pytest.approx(0.1), pytest.approx(20.0))
+    for other in ([0.0, -np.inf, 4.0], [np.nan, np.inf, 4.0], [np.nan, -np.inf, np.inf]):
+        assert Error.of(masked, np.array(other)).relative == np.inf
 
 
 def test_normalizing_alone_changes_little() -> None:

@@ -39,8 +39,9 @@ def test_inputs_that_take_several_entries_at_once() -> None:
 
 
 def test_numbers_that_fit_are_converted() -> None:
-    found = read_samples({"ids": TEXTS.astype(np.int32)}, [IDS])
+    found = read_samples({"ids": TEXTS.astype(np.int32), "image": IMAGES.astype(np.float64)}, [IDS, IMAGE])
     assert found.feeds[0]["ids"].dtype == np.int64
+    np.testing.assert_array_equal(found.feeds[0]["image"], IMAGES[:1])
 
 
 def test_files_and_folders(tmp_path: Path) -> None:
@@ -76,7 +77,7 @@ BAD: dict[str, tuple[Any, str]] = {
         {"image": IMAGES[:, 0, 0], "ids": TEXTS},
         "samples: image: float32 [1, 4]; expected float32 [any, 3, 4, 4]",
     ),
-    "dtype": ({"image": IMAGES.astype(np.float64), "ids": TEXTS}, "image: float64 [1, 3, 4, 4]; expected float32"),
+    "dtype": ({"image": IMAGES, "ids": TEXTS.astype(np.float32)}, "ids: float32 [1, 5]; expected int64 [1, 5]"),
     "numbers": ({"image": IMAGES, "ids": TEXTS[:4]}, "samples: different numbers of samples: 6 of image, 4 of ids"),
     "a scalar": (
         {"image": IMAGES, "ids": np.array(1)},
@@ -85,6 +86,9 @@ BAD: dict[str, tuple[Any, str]] = {
     "none": ({"image": IMAGES[:0], "ids": TEXTS[:0]}, "arrays: no samples; expected at least one"),
     "no such file": ("none.npz", "none.npz: "),
     "of a function": (lambda: [{"image": IMAGES[0], "ids": TEXTS[:1]}], "sample 0: image: float32 [3, 4, 4]; expected"),
+    "a function of nothing": (lambda: None, "the function of samples gives NoneType"),
+    "a function of arrays": (lambda: [IMAGES], "sample 0: ndarray; expected a dictionary"),
+    "nothing": (None, "samples: NoneType; expected a dictionary"),
     "an empty function": (list, "a function: no samples"),
 }
 
