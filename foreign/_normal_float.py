@@ -90,7 +90,8 @@ def _cast_borders(model: ir.Model, borders: dict[ir.Value, ir.TypeProtocol | Non
         inner = ir.Value(name=names.value(f"{value.name}.float32"), type=ir.TensorType(ir.DataType.FLOAT))
         inner.shape = value.shape
         if value.is_graph_input():
-            value.replace_all_uses_with(inner)
+            for node, i in tuple(value.uses()):  # an input may be an output, too, and stays that
+                node.replace_input_with(i, inner)
             cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT}, outputs=[inner])
             graph.insert_before(graph[0], cast)
             value.type = kind

@@ -106,7 +106,10 @@ def mixes_samples(exact: Path, integer: Path, samples: Samples, options: Session
     if len(samples) < 2:
         return False
     first, second = samples.feeds[:2]
-    loud = {name: array * 100 if array.dtype.kind == "f" else array for name, array in second.items()}
+    with np.errstate(over="ignore"):
+        loud = {
+            name: array * array.dtype.type(100) if array.dtype.kind == "f" else array for name, array in second.items()
+        }
     try:
         batch = {name: np.concatenate([array, loud[name]]) for name, array in first.items()}
         of_float, of_integer = (_changed(Running.of(path, options), first, batch) for path in (exact, integer))

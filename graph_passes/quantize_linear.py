@@ -60,8 +60,10 @@ def quantize_linear(
     model = model.clone()
     layers = find_layers(model.graph, set(ranges))
     quantizers = _insert_quantizers(model, layers, ranges, stage_input, bits)
-    for layer in layers:
-        quantizer, rounding = quantizers[layer.activation], rounder or nearest()
+    # By layer: what one reads may be another's product, which is another value once that is replaced.
+    by_layer = [(layer, quantizers[layer.activation]) for layer in layers]
+    for layer, quantizer in by_layer:
+        rounding = rounder or nearest()
         if products or _would_be_gemm(layer):
             model.opset_imports.setdefault(MICROSOFT, 1)
             _insert_product(model, layer, quantizer, rounding, packed)

@@ -808,3 +808,12 @@ BUILT: dict[str, Callable[[], onnx.ModelProto]] = {
 @pytest.mark.parametrize("form", BUILT)
 def test_odd_names_are_read(form: str) -> None:
     check(BUILT[form]())
+
+
+def test_an_input_of_float16_that_is_an_output_too() -> None:
+    model = parse("g (float16[2] x) => (float16[2] y, float16[2] x) { y = Add (x, x) }", 17)
+    found = normalize(ir.from_proto(model)).model
+    assert [str(value.name) for value in found.graph.outputs] == ["y", "x"]
+    assert found.graph.outputs[1] is found.graph.inputs[0]
+    x = np.array([1, 2], np.float16)
+    np.testing.assert_array_equal(run(ir.to_proto(found), {"x": x})[0], 2 * x)

@@ -214,6 +214,21 @@ def test_whatever_is_behind_a_layer_it_is_integer(behind: str) -> None:
     assert [line.kernels for line in report.lines] == [("MatMulIntegerToFloat",)]
 
 
+@pytest.mark.exact_products
+@pytest.mark.parametrize("recipe", [ALL_STATIC, BY_IMAGE, BY_TOKEN], ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("shape", ["N, 6, 8", "N, 8"])
+def test_layers_that_read_each_others_products(recipe: Recipe, shape: str) -> None:
+    text = f"""g (float[{shape}] x) => (float[{shape}] y) {{
+        h = MatMul (x, wq)
+        i = MatMul (h, wk)
+        y = Add (h, i)
+    }}"""
+    given = samples()["x"]
+    report = quantize_model(block(text), {"x": given if "6" in shape else given[:, 0]}, recipe, UNTIMED)[1]
+    assert (len(report.taken), report.fallen) == (2, [])
+    assert report.outputs["y"].error.relative < 0.05
+
+
 def test_outputs_of_other_shapes_are_named() -> None:
     text = """g (float[N, 6, 8] x) => (float[N, 6, 16] y, int64[3, M] z) {
         y = MatMul (x, w1)
