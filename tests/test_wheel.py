@@ -32,6 +32,7 @@ ROOMS = (
     "export",
     "export/infinity",
     "export/var",
+    "foreign",
     "graph_passes",
     "measure",
     "measure/peers",
