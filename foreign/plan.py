@@ -129,15 +129,10 @@ def make_plan(
             {key.node: of_one for key, of_one in ranges.items()},
             magnitudes,
             _rounder(model, integer_layers, recipe, *running),
-            _shift_and_sum(model, layers, [patterns[name] for name in integer_attentions(integer)], recipe, *running),
+            _shift_and_sum(model, layers, [patterns[name] for name in _integer_attentions(integer)], recipe, *running),
         ),
         found,
     )
-
-
-def integer_attentions(integer: IntegerModel) -> tuple[str, ...]:
-    """Their names."""
-    return () if integer.attention is None else integer.attention.names
 
 
 def _rounder(
@@ -169,6 +164,11 @@ def _shift_and_sum(
         return {}
     budget = recipe.attention.budget
     return choose_attentive_tokens(model, attentions, layers, form, budget, samples, work, options)
+
+
+def _integer_attentions(integer: IntegerModel) -> tuple[str, ...]:
+    """Their names."""
+    return () if integer.attention is None else integer.attention.names
 
 
 def _operands(pattern: AttentionPattern) -> tuple[Input, Input, Input]:
