@@ -13,22 +13,21 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 
 import click
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from progress import log
 from provenance import provenance, publish
 
+from nextscale.foreign._opset import opset_of
+from nextscale.foreign.compare import run_in_turns
 from nextscale.foreign.quantize_model import QuantizeOptions, quantize_model, read_model
 from nextscale.foreign.running import Running
 from nextscale.foreign.samples import Samples, graph_inputs, read_samples
 from nextscale.foreign.written_model import write_model
-from nextscale.measure.interleaved import interleave
 from nextscale.measure.statistics import ratio_interval
 from nextscale.runtime._session import SessionOptions
 
@@ -97,17 +96,14 @@ def main(
         log("comparing")
         runnings = {item: Running.of(path, options) for item, path in paths.items()}
         outputs = {item: _outputs(running, others) for item, running in runnings.items()}
-        turns = interleave(
-            {item: partial(_seconds, running, others) for item, running in runnings.items()},
-            repetitions=rounds,
-        )
+        turns = run_in_turns(runnings, others.feeds[0], rounds)
         sizes = {item: path.stat().st_size / 1e6 for item, path in paths.items()}
     lines = [
         f"# {model.name}, made integer",
         "",
         *provenance(threads),
-        f"- model: sha256 {hashlib.sha256(model.read_bytes()).hexdigest()[:12]}, opset {_opset(model)}; calibrated on "
-        f"{len(samples)} samples, compared on {len(others)} others; weights of ONNX Runtime's tools per channel",
+        f"- model: sha256 {hashlib.sha256(model.read_bytes()).hexdigest()[:12]}, opset {opset_of(source)}; calibrated "
+        f"on {len(samples)} samples, compared on {len(others)} others; weights of ONNX Runtime's tools per channel",
         f"- IoU: of what is above {threshold:g}, of each sample, mean and least; {rounds} rounds, in turns",
         "",
         "| | mean absolute error | IoU | MB | times as fast as float |",
@@ -128,21 +124,10 @@ def _outputs(running: Running, samples: Samples) -> list[NDArray]:
     return [running.run(feed)[running.outputs[0]] for feed in samples]
 
 
-def _seconds(running: Running, samples: Samples, done: int) -> float:
-    begun = perf_counter()
-    running.run(samples.feeds[0])
-    return perf_counter() - begun
-
-
 def _iou(a: NDArray, b: NDArray) -> float:
     """Of two sets; 1 of two empty ones."""
     union = np.logical_or(a, b).sum()
     return float(np.logical_and(a, b).sum() / union) if union else 1.0
-
-
-def _opset(path: Path) -> int:
-    imports = onnx.load(path, load_external_data=False).opset_import
-    return next(item.version for item in imports if item.domain in ("", "ai.onnx"))
 
 
 if __name__ == "__main__":

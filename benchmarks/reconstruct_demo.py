@@ -25,14 +25,12 @@ from learned_roundings import recorded as records
 
 from nextscale.calib_data.subjects import SampledImages
 from nextscale.compiler._families import family_of
-from nextscale.compiler._float_model import FloatModel
-from nextscale.compiler._theta import theta_within_budget
+from nextscale.compiler._theta import theta_of_recipe
 from nextscale.compiler.build import build_bundle
 from nextscale.compiler.family import Family
 from nextscale.compiler.options import BuildOptions
 from nextscale.demo.emoji.bundle import demo_source as emoji_source
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
-from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.models.sources import Source
 from nextscale.models.var.sources import demo_source
@@ -165,19 +163,8 @@ class Preparing:
         path = self.work / f"theta-{recipe.name}.json"
         if not path.exists():
             log(f"choosing theta of {recipe.name}")
-            attention = IntegerModel.decide(recipe, self.family.facts()).attention
-            assert attention is not None
-            maps = self.token_maps(recipe)
-            choice = theta_within_budget(
-                self.family,
-                self.full_precision,
-                FloatModel.stage_of(self.family, self.full_precision),
-                attention,
-                maps.subjects,
-                maps.token_maps,
-                BuildOptions(recipe),
-                lambda *_: None,
-            )
+            maps, options = self.token_maps(recipe), BuildOptions(recipe)
+            choice = theta_of_recipe(self.family, self.full_precision, maps, options, lambda *_: None)
             path.write_text(json.dumps({"theta": choice.theta, "places": choice.rows}), encoding="utf-8")
         values = json.loads(path.read_bytes())
         return ShiftAndSum(recipe.attention.shift_and_sum, values["theta"], tuple(values["places"]))

@@ -86,10 +86,9 @@ def quantize(
             text = json.dumps(report.to_json(), indent=1) + "\n"
             write_files({json_path: lambda file: file.write(text.encode())})
         write_model(integer, out)
-    _print(report, results_console(json_path))
-    click.echo(
-        f"{printable(str(out))}: {report.recipe}, {report.integer_bytes / 1e6:.1f} MB", err=json_path is not None
-    )
+    console = results_console(json_path)
+    _print(report, console)
+    console.print(printable(f"{out}: {report.recipe}, {report.integer_bytes / 1e6:.1f} MB"))
 
 
 def _print(report: Report, console: Console) -> None:

@@ -10,11 +10,12 @@ import onnx_ir as ir
 from nextscale.calib_data.attention_scores import collect_scores
 from nextscale.calib_data.choose_theta import ThetaChoice, choose_theta
 from nextscale.calib_data.observed_stage import ObservedStage
-from nextscale.calib_data.subjects import Subjects, TokenRows
+from nextscale.calib_data.subjects import SampledImages, Subjects, TokenRows
+from nextscale.compiler._float_model import FloatModel
 from nextscale.compiler.family import Family
 from nextscale.compiler.options import BuildOptions, Progress
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
-from nextscale.graph_passes.integer_model import IntegerAttention
+from nextscale.graph_passes.integer_model import IntegerAttention, IntegerModel
 from nextscale.graph_passes.observe_scores import observe_scores
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.bit_operations import BitWidths
@@ -27,6 +28,23 @@ def shift_and_sum(recipe: Recipe, choice: ThetaChoice | None, count_overflow: bo
     """The recipe's shift-and-sum with the theta and places that were chosen; None where it has none."""
     form = recipe.attention.shift_and_sum
     return None if choice is None or form == "off" else ShiftAndSum(form, choice.theta, choice.rows, count_overflow)
+
+
+def theta_of_recipe(
+    family: Family, bundle: Bundle, maps: SampledImages, options: BuildOptions, progress: Progress
+) -> ThetaChoice:
+    """`theta_within_budget` of a full-precision bundle and a recipe with shift-and-sum, before anything is built.
+
+    Args:
+        family: the model.
+        bundle: in full precision.
+        maps: images, and the tokens of each.
+        options, progress: as there.
+    """
+    attention = IntegerModel.decide(options.recipe, family.facts()).attention
+    assert attention is not None  # of a recipe with shift-and-sum
+    stage = FloatModel.stage_of(family, bundle)
+    return theta_within_budget(family, bundle, stage, attention, maps.subjects, maps.token_maps, options, progress)
 
 
 def theta_within_budget(

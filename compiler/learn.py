@@ -24,13 +24,11 @@ from nextscale.calib_data._work_folder import open_work
 from nextscale.calib_data.choose_theta import ThetaChoice
 from nextscale.calib_data.subjects import SampledImages
 from nextscale.compiler._families import family_of
-from nextscale.compiler._float_model import FloatModel
 from nextscale.compiler._rounders import require_reducible
-from nextscale.compiler._theta import shift_and_sum, theta_within_budget
+from nextscale.compiler._theta import shift_and_sum, theta_of_recipe
 from nextscale.compiler.build import build_bundle
 from nextscale.compiler.family import SAMPLING, Family
 from nextscale.compiler.options import BuildOptions, Progress
-from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.models.sources import Source
 from nextscale.runtime._bundle import Bundle
@@ -164,18 +162,7 @@ class _Learning:
     def theta(self, maps: SampledImages) -> ThetaChoice:
         path = self.folder / "theta.json"
         if not path.exists():
-            attention = IntegerModel.decide(self.options.recipe, self.family.facts()).attention
-            assert attention is not None  # of a recipe with shift-and-sum
-            found = theta_within_budget(
-                self.family,
-                self.full_precision,
-                FloatModel.stage_of(self.family, self.full_precision),
-                attention,
-                maps.subjects,
-                maps.token_maps,
-                self.options,
-                self.progress,
-            )
+            found = theta_of_recipe(self.family, self.full_precision, maps, self.options, self.progress)
             _write_json(path, asdict(found))
         try:
             values = json.loads(path.read_bytes())

@@ -58,11 +58,7 @@ def _without_shapes(model: ir.Model) -> ir.Model:
     for name, value in list(model.graph.initializers.items()):
         if value.const_value is None:
             continue
-        if value.const_value.nbytes <= LARGE:
-            if isinstance(value.const_value, ir.ExternalTensor):
-                # onnx doesn't look into files.
-                value.const_value = ir.tensor(value.const_value.numpy(), name=name)
-        else:
+        if value.const_value.nbytes > LARGE:
             del model.graph.initializers[name]
             value.type, value.shape = ir.TensorType(value.const_value.dtype), ir.Shape(value.const_value.shape.numpy())
             value.const_value = None

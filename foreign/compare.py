@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -17,7 +16,6 @@ from nextscale.foreign.running import Running
 from nextscale.foreign.samples import Arrays, Samples
 from nextscale.measure.interleaved import interleave
 from nextscale.runtime._errors import NextscaleError
-from nextscale.runtime._session import SessionOptions
 
 # Relative difference of one sample alone and in a batch that is no more than rounding.
 SAME = 1e-3
@@ -69,19 +67,20 @@ class _Sums:
         return Difference(self.off / max(self.count, 1), self.largest, Error.of_squares(self.signal, self.noise))
 
 
-def compare(exact: Path, others: Sequence[Path], samples: Samples, options: SessionOptions) -> list[Compared]:
+def compare(exact: Running, others: Sequence[Running], samples: Samples) -> list[Compared]:
     """Run models on the samples, one after the other, and compare each with the first.
 
     Args:
         exact: the float model.
         others: of the same outputs.
-        samples, options: as elsewhere.
+        samples: what they are run on.
+    Raises:
+        NextscaleError: a model cannot be run on them.
     """
-    reference, runnings = Running.of(exact, options), [Running.of(path, options) for path in others]
-    sums = [{name: _Sums() for name in reference.outputs} for _ in runnings]
+    sums = [{name: _Sums() for name in exact.outputs} for _ in others]
     for feed in samples:
-        expected = reference.run(feed)
-        for running, of_one in zip(runnings, sums, strict=True):
+        expected = exact.run(feed)
+        for running, of_one in zip(others, sums, strict=True):
             found = running.run(feed)
             for name in [*of_one]:
                 wanted, given = expected.get(name), found.get(name)
@@ -92,13 +91,13 @@ def compare(exact: Path, others: Sequence[Path], samples: Samples, options: Sess
     return [
         Compared(
             {name: found.difference() for name, found in of_one.items()},
-            tuple(name for name in reference.outputs if name not in of_one),
+            tuple(name for name in exact.outputs if name not in of_one),
         )
         for of_one in sums
     ]
 
 
-def mixes_samples(exact: Path, integer: Path, samples: Samples, options: SessionOptions) -> bool:
+def mixes_samples(exact: Running, integer: Running, samples: Samples) -> bool:
     """Whether a sample's outputs depend on which other is in its batch, though in float they do not.
 
     Asked with a second sample of numbers a hundred times as large. Models that take no batches do not mix any.
@@ -112,7 +111,7 @@ def mixes_samples(exact: Path, integer: Path, samples: Samples, options: Session
         }
     try:
         batch = {name: np.concatenate([array, loud[name]]) for name, array in first.items()}
-        of_float, of_integer = (_changed(Running.of(path, options), first, batch) for path in (exact, integer))
+        of_float, of_integer = (_changed(running, first, batch) for running in (exact, integer))
     except (NextscaleError, ValueError):
         return False
     return of_float is not None and of_integer is not None and of_float < SAME < of_integer
@@ -127,17 +126,12 @@ def _changed(running: Running, alone: Arrays, batch: Arrays) -> float | None:
     return max((Error.of(exact, other).relative for exact, other in pairs), default=None)
 
 
-def run_in_turns(
-    paths: Mapping[str, Path], feed: Arrays, rounds: int, options: SessionOptions
-) -> dict[str, list[float]]:
-    """Seconds of a run of each, interleaved; nothing of no rounds."""
-    if not rounds:
-        return {}
+def run_in_turns(runnings: Mapping[str, Running], feed: Arrays, rounds: int) -> dict[str, list[float]]:
+    """Seconds of a run of each, interleaved."""
 
     def turn(running: Running, done: int) -> float:
         begun = perf_counter()
         running.run(feed)
         return perf_counter() - begun
 
-    turns = {name: partial(turn, Running.of(path, options)) for name, path in paths.items()}
-    return interleave(turns, repetitions=rounds)
+    return interleave({name: partial(turn, running) for name, running in runnings.items()}, repetitions=rounds)

@@ -17,6 +17,7 @@ from nextscale.foreign.plan import Plan
 from nextscale.foreign.running import Running, write_graph
 from nextscale.foreign.samples import Samples
 from nextscale.graph_passes._attention_patterns import attention_patterns
+from nextscale.graph_passes._dynamic_ranges import LEAST_SCALE
 from nextscale.graph_passes.integer_model import IntegerLayer
 from nextscale.graph_passes.linear_layers import find_layers
 from nextscale.graph_passes.observe_inputs import Input
@@ -26,7 +27,6 @@ from nextscale.runtime._session import SessionOptions
 Floats = NDArray[np.float32]
 # Rows of a layer's input that are looked at, spread over all.
 MOST_ROWS = 4096
-LEAST_SCALE = np.float32(2.0**-100)
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,7 @@ def own_errors(model: ir.Model, plan: Plan, samples: Samples, work: Path, option
 def _of_layers(model: ir.Model, plan: Plan, samples: Samples, work: Path, options: SessionOptions) -> dict[str, Error]:
     layers = {layer.name: layer for layer in find_layers(model.graph, set(plan.integer.layers))}
     bits, errors = plan.integer.bits, {}
-    first = Samples(samples.feeds[:1], samples.origin)
-    for key, x in observed_values(model, [Input(name) for name in layers], first, work, options):
+    for key, x in observed_values(model, [Input(name) for name in layers], samples.first(), work, options):
         tensor = layers[key.node].weight.const_value
         assert tensor is not None
         weight = tensor.numpy()
@@ -114,7 +113,7 @@ def by_image(x: Floats, bits: int) -> Floats:
     """x [R, ...] as its codes stand for it, with a range for each entry of the first axis."""
     axes, qmax = tuple(range(1, x.ndim)), 2**bits - 1
     low, high = np.minimum(x.min(axes, keepdims=True), 0), np.maximum(x.max(axes, keepdims=True), 0)
-    scale = np.maximum((high - low) / np.float32(qmax), LEAST_SCALE)
+    scale = np.maximum((high - low) / np.float32(qmax), np.float32(LEAST_SCALE))
     return _as_coded(x, scale, np.clip(np.round(-low / scale), 0, qmax), qmax)
 
 
@@ -123,7 +122,7 @@ def by_token(x: Floats, zero_point: int, bits: int) -> Floats:
     qmax = 2**bits - 1
     low, high = x.min(-1, keepdims=True), x.max(-1, keepdims=True)
     scale = np.maximum(high / np.float32(qmax - zero_point), -low / np.float32(zero_point))
-    return _as_coded(x, np.maximum(scale, LEAST_SCALE), np.float32(zero_point), qmax)
+    return _as_coded(x, np.maximum(scale, np.float32(LEAST_SCALE)), np.float32(zero_point), qmax)
 
 
 def _as_coded(x: Floats, scale: Floats, zero_point: Floats | np.float32, qmax: int) -> Floats:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from nextscale.foreign.attentive_tokens import choose_attentive_tokens
 from nextscale.foreign.learn_rounding import learn_rounding
@@ -20,7 +21,7 @@ from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.layer_facts import BLOCKS, TEXT, LayerFacts, StageFacts
 from nextscale.graph_passes.linear_layers import LinearLayer, WeightRounder, find_layers, nearest
 from nextscale.graph_passes.observe_inputs import Input
-from nextscale.graph_passes.qparams import Range
+from nextscale.graph_passes.qparams import QuantizedWeight, Range
 from nextscale.graph_passes.quantize_attention import Magnitudes, quantize_attention
 from nextscale.graph_passes.quantize_linear import quantize_linear
 from nextscale.graph_passes.quantize_linear_dynamic import quantize_linear_by_image, quantize_linear_by_token
@@ -143,9 +144,17 @@ def _rounder(
     work: Path,
     options: SessionOptions,
 ) -> WeightRounder:
+    """Rounds each layer's weight once, for the graph and for the layer's own error."""
     weights = recipe.weights
     if not recipe.learned:
-        return nearest(weights.bits, weights.range)
+        known, to_nearest = dict[str, QuantizedWeight](), nearest(weights.bits, weights.range)
+
+        def round_once(name: str, weight: NDArray[np.float32]) -> QuantizedWeight:
+            if name not in known:
+                known[name] = to_nearest(name, weight)
+            return known[name]
+
+        return round_once
     learned = learn_rounding(model, layers, weights, samples, work, options)
     return lambda name, weight: learned[name]
 

@@ -132,14 +132,17 @@ def quantize_model(
         kernels = certify(path, normalized.model, plan.integer, session)
         progress("comparing")
         errors = own_errors(normalized.model, plan, given, work, session)
-        off, lost = compare(exact_path, [float_path, path], given, session)
-        if mixes_samples(exact_path, path, given, session):
+        exact, normal, made = (Running.of(item, session) for item in (exact_path, float_path, path))
+        off, lost = compare(exact, [normal, made], given)
+        if mixes_samples(exact, made, given):
             words.append(
                 "samples of a batch change each other: ranges of an image take in a whole batch somewhere; run samples "
                 'one at a time, or choose a recipe with ranges by "token" or "tensor"'
             )
-        progress("timing")
-        seconds = run_in_turns({"float": exact_path, "integer": path}, given.feeds[0], options.rounds, session)
+        speed = None
+        if options.rounds:
+            progress("timing")
+            speed = _speed(run_in_turns({"float": exact, "integer": made}, given.feeds[0], options.rounds))
         report = Report(
             recipe=chosen.name,
             notes=(*normalized.notes, *words),
@@ -150,7 +153,7 @@ def quantize_model(
             not_compared=lost.left,
             float_bytes=_bytes(exact_path),
             integer_bytes=_bytes(path),
-            speed=_speed(seconds) if seconds else None,
+            speed=speed,
             threads=session_settings(session).intra_op_num_threads,
             machine=describe_machine().cpu,
             versions=versions(),
@@ -191,12 +194,14 @@ def _written(model: ir.Model, path: Path) -> Path:
     """The model as a file of the work folder.
 
     Raises:
-        NextscaleError: its weights cannot be read.
+        NextscaleError: its weights cannot be read, or the folder not be written.
     """
     try:
         return write_graph(model, path)
     except (OSError, ValueError) as error:
-        raise NextscaleError(f"the model's weights cannot be read: {shown_text(str(error))}") from None
+        raise NextscaleError(
+            f"the model's weights cannot be read, or {path.parent} not be written: {shown_text(str(error))}"
+        ) from None
 
 
 def _line(item: Found, plan: Plan, kernels: Mapping[str, Kernels], errors: Mapping[str, Error]) -> Line:

@@ -78,6 +78,10 @@ class Samples:
     feeds: tuple[Arrays, ...]
     origin: str
 
+    def first(self) -> Samples:
+        """The first of them alone."""
+        return Samples(self.feeds[:1], self.origin)
+
     def __len__(self) -> int:
         return len(self.feeds)
 

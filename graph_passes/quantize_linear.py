@@ -6,9 +6,6 @@
 
 ONNX Runtime turns each such MatMul into MatMulIntegerToFloat, provided that every DequantizeLinear has one consumer and
 nothing quantizes y. Layers that share their input share its QuantizeLinear. Below 8 bits a Min caps the codes.
-
-Of a matrix x and a bias ONNX Runtime would first make a Gemm, which it runs in float: such a layer, as classifiers end
-in, becomes MatMulIntegerToFloat here.
 """
 
 from __future__ import annotations
@@ -53,7 +50,8 @@ def quantize_linear(
         bits: of the activations, 2 to 8.
         rounder: makes the integer weights; by default 8 bits, round to nearest.
         packed: store the weights, of at most 4 bits, as UINT4.
-        products: make the integer products here, so that nothing around a layer can keep ONNX Runtime from it.
+        products: make the integer products here, so that nothing around a layer can keep ONNX Runtime from it, as a
+            bias of a matrix does: the two become a float Gemm first.
     Raises:
         ValueError: a name in `ranges` is not a linear layer of the model.
     """
@@ -64,7 +62,7 @@ def quantize_linear(
     by_layer = [(layer, quantizers[layer.activation]) for layer in layers]
     for layer, quantizer in by_layer:
         rounding = rounder or nearest()
-        if products or _would_be_gemm(layer):
+        if products:
             model.opset_imports.setdefault(MICROSOFT, 1)
             _insert_product(model, layer, quantizer, rounding, packed)
         else:
@@ -114,11 +112,6 @@ def _capped(main: ir.Graph, layer: LinearLayer, codes: ir.Value, qmax: int) -> i
     node.outputs[0].name = f"{codes.name}.capped"
     layer.graph.insert_before(layer.node, node)
     return node.outputs[0]
-
-
-def _would_be_gemm(layer: LinearLayer) -> bool:
-    shape = layer.activation.shape
-    return shape is not None and len(shape) == 2 and layer_bias(layer) is not None
 
 
 def _insert_product(

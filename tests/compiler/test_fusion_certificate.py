@@ -90,7 +90,7 @@ def write(folder: Path, model: ir.Model) -> Path:
     return folder / "graph.onnx"
 
 
-def two_layers(*shape: int | str, bias: bool, packed: bool = False) -> ir.Model:
+def two_layers(*shape: int | str, bias: bool, packed: bool = False, products: bool = False) -> ir.Model:
     """Layers a and b of one input of this shape, quantized."""
     rng = np.random.default_rng(0)
     builder = new_builder("two_layers")
@@ -105,13 +105,19 @@ def two_layers(*shape: int | str, bias: bool, packed: bool = False) -> ir.Model:
     add_output(builder, op.Identity(stage), "same_stage", ir.DataType.INT64, [])
     rounder = nearest(4) if packed else None
     return quantize_linear(
-        finish(builder), dict.fromkeys("ab", Range(-ONE, ONE)), "stage", rounder=rounder, packed=packed
+        finish(builder),
+        dict.fromkeys("ab", Range(-ONE, ONE)),
+        "stage",
+        rounder=rounder,
+        packed=packed,
+        products=products,
     )
 
 
-def test_a_layer_that_falls_back_is_reported(tmp_path: Path) -> None:
-    """ONNX Runtime looks for MatMul and bias of a fixed shape first, and makes a float Gemm of them."""
-    certificate = certify(write(tmp_path, two_layers(2, 3, 32, bias=True)), ONE_THREAD)
+@pytest.mark.parametrize("shape", [("B", 32), (4, 32), (2, 3, 32)], ids=str)
+def test_a_layer_that_falls_back_is_reported(tmp_path: Path, shape: tuple[int | str, ...]) -> None:
+    """ONNX Runtime looks for MatMul and bias of rank 2 or fixed shape first, and makes a float Gemm of them."""
+    certificate = certify(write(tmp_path, two_layers(*shape, bias=True)), ONE_THREAD)
     assert [(layer.weight, layer.is_integer) for layer in certificate.layers] == [
         ("a.weight.codes", False),
         ("b.weight.codes", False),
@@ -122,12 +128,21 @@ def test_a_layer_that_falls_back_is_reported(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("shape", [("B", 32), (4, 32), ("B", "l", 32)], ids=str)
-def test_layers_as_the_stage_graph_has_them_and_matrices_do_not_fall_back(
+@pytest.mark.parametrize(("shape", "bias"), [(("B", 32), False), ((4, 32), False), (("B", "l", 32), True)], ids=str)
+def test_layers_as_the_stage_graph_has_them_do_not_fall_back(
     tmp_path: Path, shape: tuple[int | str, ...], bias: bool
 ) -> None:
     certificate = certify(write(tmp_path, two_layers(*shape, bias=bias)), ONE_THREAD)
+    certificate.require_integer()
+    assert [layer.kernels for layer in certificate.layers] == [("MatMulIntegerToFloat",)] * 2
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [("B", 32), (4, 32), (2, 3, 32), ("B", "l", 32)], ids=str)
+def test_products_that_are_written_out_do_not_fall_back(
+    tmp_path: Path, shape: tuple[int | str, ...], bias: bool
+) -> None:
+    certificate = certify(write(tmp_path, two_layers(*shape, bias=bias, products=True)), ONE_THREAD)
     certificate.require_integer()
     assert [layer.kernels for layer in certificate.layers] == [("MatMulIntegerToFloat",)] * 2
 
@@ -258,8 +273,8 @@ def test_onnxruntime_moves_no_bias_into_a_product_with_a_scale_for_each_row(
 
 
 def test_a_packed_weight_that_falls_back_is_reported(tmp_path: Path) -> None:
-    """Of a fixed shape with a bias, as above."""
-    model = two_layers(2, 3, 32, bias=True, packed=True)
+    """Of rank 2 with a bias, as above."""
+    model = two_layers("B", 32, bias=True, packed=True)
     certificate = certify(write(tmp_path, model), ONE_THREAD)
     with pytest.raises(NextscaleError, match=r"2 of 2 integer layers fell back to float .+a\.weight\.codes -> "):
         certificate.require_integer()
