@@ -9,6 +9,7 @@ where they are above the threshold (IoU of each sample, mean and least). Speed i
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -17,10 +18,12 @@ from pathlib import Path
 import click
 import numpy as np
 from numpy.typing import NDArray
-from onnxruntime import quantization
-from onnxruntime.quantization.shape_inference import quant_pre_process
 from progress import log
 from provenance import provenance, publish
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+from onnxruntime import quantization
+from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from nextscale.foreign._opset import opset_of
 from nextscale.foreign.compare import run_in_turns
