@@ -11,7 +11,7 @@ import click
 
 from nextscale.cli.infinity_options import InfinityOptions
 from nextscale.cli.model_options import VAROptions, model_options
-from nextscale.cli.options import CHECKPOINT, refuse, threads
+from nextscale.cli.options import CHECKPOINT, reduce_range_option, refuse, threads
 from nextscale.cli.progress import show_resumable_steps, show_steps
 from nextscale.graph_passes.recipe import MAX_IMAGES, Recipe, load_recipe
 from nextscale.runtime._errors import NextscaleError
@@ -69,11 +69,7 @@ LEARNING = ReconstructionSettings()
     show_default=True,
     help="With --learn: where to learn.",
 )
-@click.option(
-    "--reduce-range",
-    is_flag=True,
-    help="For CPUs without VNNI, where integer products saturate: slightly coarser weights with which they never do.",
-)
+@reduce_range_option
 @click.option("--no-encoder", is_flag=True, help="Leave out the graph that makes token maps of pictures.")
 @click.option(
     "--no-text-encoder",

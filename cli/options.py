@@ -29,6 +29,11 @@ threads = click.option(
     metavar="N",
     help="Threads to compute with; 0 (default): one for each physical core that may be used, within the CPU quota.",
 )
+reduce_range_option = click.option(
+    "--reduce-range",
+    is_flag=True,
+    help="For CPUs without VNNI, where integer products saturate: slightly coarser weights with which they never do.",
+)
 spinning = click.option(
     "--spinning/--no-spinning",
     default=True,

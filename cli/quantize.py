@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 from rich.box import SIMPLE
@@ -14,12 +15,19 @@ from rich.table import Table
 from nextscale.cli import options
 from nextscale.cli.progress import show_steps
 from nextscale.cli.results import results_console
+from nextscale.report._quantized_page import quantized_page
+from nextscale.runtime._outputs import is_open_file
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._text import printable
 from nextscale.runtime.image_io import require_absent, require_writable, write_files
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from nextscale.foreign.compare import Difference
     from nextscale.foreign.report import Line, Report
+    from nextscale.foreign.suggestion import Suggestion
+    from nextscale.runtime._operators import Ops
 
 # Of the operators that lose most, and of the reasons why others are left.
 SHOWN = 5
@@ -41,54 +49,108 @@ SHOWN = 5
     help="Calibrate on N random samples instead: for speed alone, what comes out is worth nothing else.",
 )
 @click.option("--recipe", default="static-w8a8", show_default=True, metavar="NAME|FILE", help="How to quantize.")
+@click.option(
+    "--ops",
+    type=click.Choice(["stock", "fused"]),
+    default="stock",
+    show_default=True,
+    help="fused: operators of nextscale-ops where they fit; the model needs their library then (docs/fused.md).",
+)
+@options.reduce_range_option
+@click.option(
+    "--leave",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Leave N operators in float: those that cost the outputs most.",
+)
 @click.option("--rounds", type=click.IntRange(0), default=5, show_default=True, help="To time both models in; 0: none.")
+@click.option(
+    "--report",
+    "report_path",
+    type=click.Path(path_type=Path),
+    metavar="FILE.html|FILE.json",
+    help="What became of each operator: a page, or all figures as JSON.",
+)
 @options.threads
-@options.json_file
 def quantize(
     model: Path,
     out: Path,
     calibration: Path | None,
     random_calibration: int | None,
     recipe: str,
+    ops: Ops,
+    reduce_range: bool,
+    leave: int,
     rounds: int,
+    report_path: Path | None,
     threads: int,
-    json_path: Path | None,
 ) -> None:
-    """Make the linear layers and attentions of MODEL.onnx integer, and say what became of each.
+    """Make the linear layers, convolutions and attentions of MODEL.onnx integer, and say what became of each.
 
-    The result runs in ONNX Runtime as it is, from any language. Convolutions and everything else stay as they are.
+    The result runs in ONNX Runtime as it is, from any language. Everything else stays as it is.
 
     \b
     nextscale quantize vit.onnx --calibration samples.npz --out vit_int8.onnx
-    nextscale quantize vit.onnx --calibration samples.npz --recipe rtn-w8a8 --out vit_int8.onnx --json report.json
+    nextscale quantize vit.onnx --calibration samples.npz --recipe rtn-w8a8 --out vit_int8.onnx --report report.html
     """
     from nextscale.foreign.quantize_model import QuantizeOptions, quantize_model, read_model
-    from nextscale.foreign.written_model import write_model
 
     if (calibration is None) == (random_calibration is None):
         raise click.UsageError("give --calibration, or --random-calibration for speed alone")
     if out.suffix != ".onnx":
         raise click.UsageError(f"--out {out}: expected a name that ends in .onnx")
+    if report_path is not None and not (_is_page(report_path) or _is_json(report_path)):
+        raise click.UsageError(f"--report {report_path}: expected a name that ends in .html or .json")
     if rounds == 1:
         raise click.BadParameter("1: expected 0, or at least 2, between which times differ", param_hint="--rounds")
     require_absent(out)
     read = [model, *([] if calibration is None else [calibration, *calibration.glob("*.npz")])]
     read += [Path(recipe)] if recipe.endswith(".toml") else []
-    require_writable([path for path in (out, json_path) if path is not None], read)
+    require_writable([path for path in (out, report_path) if path is not None], read)
     source = read_model(model)
     with show_steps() as steps:
-        session = SessionOptions(threads=threads)
+        session = SessionOptions(threads=threads, ops=ops)
         integer, report = quantize_model(
-            source, calibration or random_calibration or 0, recipe, QuantizeOptions(session, rounds, progress=steps)
+            source,
+            calibration or random_calibration or 0,
+            recipe,
+            QuantizeOptions(session, reduce_range=reduce_range, leave=leave, rounds=rounds, progress=steps),
         )
         steps("writing")
-        if json_path is not None:
-            text = json.dumps(report.to_json(), indent=1) + "\n"
-            write_files({json_path: lambda file: file.write(text.encode())})
-        write_model(integer, out)
-    console = results_console(json_path)
+        _write(integer, out, report, report_path, model.name)
+    console = results_console(report_path)
     _print(report, console)
     console.print(printable(f"{out}: {report.recipe}, {report.integer_bytes / 1e6:.1f} MB"))
+
+
+def _is_page(path: Path) -> bool:
+    return path.suffix.lower() == ".html"
+
+
+def _is_json(path: Path) -> bool:
+    """What stands for an open file, such as /dev/stdout, has no suffix and gets what a program can read."""
+    return path.suffix.lower() == ".json" or is_open_file(path)
+
+
+def _write(integer: ir.Model, out: Path, report: Report, report_path: Path | None, name: str) -> None:
+    """Write the model and the report on it, both or neither."""
+    from nextscale.foreign.written_model import write_model
+
+    if report_path is None:
+        write_model(integer, out)
+        return
+    plain = report.to_json()
+    text = quantized_page(plain, name) if _is_page(report_path) else json.dumps(plain, indent=1) + "\n"
+
+    def write(file: BinaryIO) -> None:
+        file.write(text.encode())
+        file.flush()  # on a disk that is full, before the model is there
+        write_model(integer, out)
+
+    # It moves the report to its place when all is written.
+    write_files({report_path: write})
 
 
 def _print(report: Report, console: Console) -> None:
@@ -107,16 +169,15 @@ def _print(report: Report, console: Console) -> None:
     if report.fallen:
         names = ", ".join(f"{line.name} ({'+'.join(line.kernels) or 'no kernel'})" for line in report.fallen[:SHOWN])
         console.print(printable(f"{len(report.fallen)} of them multiply in float all the same: {names}"))
-    outputs = Table("output", "mean difference", "largest", "relative", "SQNR", box=SIMPLE)
-    for name, lost in report.outputs.items():
-        relative, sqnr = f"{lost.error.relative:.2%}", f"{lost.error.sqnr:.1f} dB"
-        outputs.add_row(printable(name), f"{lost.mean:.3g}", f"{lost.largest:.3g}", relative, sqnr)
-    console.print(outputs)
+    if report.outputs:
+        _print_outputs(report.outputs, console)
     if report.not_compared:
         console.print(
             printable(f"not compared, since they have other shapes or are no tensors: {', '.join(report.not_compared)}")
         )
     _print_worst(report.worst(SHOWN), console)
+    if report.suggestion is not None:
+        _print_suggestion(report.suggestion, console)
     size = f"{report.float_bytes / 1e6:.1f} to {report.integer_bytes / 1e6:.1f} MB"
     if report.speed is None:
         console.print(size)
@@ -129,14 +190,30 @@ def _print(report: Report, console: Console) -> None:
     )
 
 
+def _print_outputs(outputs: Mapping[str, Difference], console: Console) -> None:
+    table = Table("output", "mean difference", "largest", "relative", "SQNR", box=SIMPLE)
+    for name, lost in outputs.items():
+        relative, sqnr = f"{lost.error.relative:.2%}", f"{lost.error.sqnr:.1f} dB"
+        table.add_row(printable(name), f"{lost.mean:.3g}", f"{lost.largest:.3g}", relative, sqnr)
+    console.print(table)
+
+
 def _print_worst(worst: list[Line], console: Console) -> None:
     if not worst:
         return
-    table = Table("lose most by themselves", "relative", "SQNR", box=SIMPLE)
+    table = Table("cost the outputs most", "own error", "outputs' error", box=SIMPLE)
     for line in worst:
         assert line.error is not None
-        table.add_row(printable(line.name), f"{line.error.relative:.2%}", f"{line.error.sqnr:.1f} dB")
+        assert line.effect is not None
+        table.add_row(printable(line.name), f"{line.error.relative:.2%}", f"{line.effect.relative:.3%}")
     console.print(table)
-    layers = [line.name for line in worst if line.kind == "linear layer"]
-    if layers:
-        console.print(f'the first to leave in float, in a recipe file: [layers] {json.dumps(layers[0])} = "float"')
+
+
+def _print_suggestion(suggestion: Suggestion, console: Console) -> None:
+    """What a few operators in float would bring."""
+    lost = ", ".join(f"{found.error.relative:.2%} in {name}" for name, found in suggestion.outputs.items())
+    fast = "" if suggestion.ratio is None else f" and is {suggestion.ratio.mean:.2f} times as fast as float"
+    console.print(printable(f"with these lines in a recipe file the model loses {lost or 'less'}{fast}:"))
+    console.print("[layers]")
+    for name in suggestion.names:
+        console.print(printable(f'{json.dumps(name, ensure_ascii=False)} = "float"'))

@@ -91,15 +91,21 @@ def certify(path: Path, options: SessionOptions | None = None) -> FusionCertific
     return FusionCertificate(path.name, tuple(CertifiedLayer(name, tuple(found)) for name, found in kernels.items()))
 
 
-def optimize(path: Path, options: SessionOptions | None = None) -> onnx.ModelProto:
+def optimize(path: Path, options: SessionOptions | None = None, library: Path | None = None) -> onnx.ModelProto:
     """What ONNX Runtime makes of the graph file `path` when it loads it, without the weights.
 
+    Args:
+        path: of the graph.
+        options: threads and memory.
+        library: of operators that the graph needs.
     Raises:
         NextscaleError: it cannot load the graph, or the optimized one cannot be written beside it.
     """
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         # Nothing is multiplied: a copy of the weights in the kernels' order would be made for nothing.
         settings = session_settings(replace(options or SessionOptions(), prepacking=False))
+        if library is not None:
+            settings.register_custom_ops_library(str(library))
         settings.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
         # Beside the graph, or models over 2 GB could not be written.
         settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")

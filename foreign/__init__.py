@@ -8,6 +8,8 @@ __all__ = [
     "Report",
     "certificate",
     "compare",
+    "effects",
+    "equalize",
     "normalize",
     "observe",
     "own_errors",
@@ -17,6 +19,7 @@ __all__ = [
     "report",
     "running",
     "samples",
+    "suggestion",
     "survey",
     "written_model",
 ]

@@ -131,5 +131,5 @@ def _multiply_adds(
     shapes: Mapping[str, Sequence[int]] = {
         layer.name: layer.weight.const_value.shape.numpy() for layer in layers if layer.weight.const_value is not None
     }
-    found = observed_values(model, [Input(name) for name in shapes], samples.first(), work, options)
+    found = observed_values(model, [Input(name) for name in shapes], samples.first(1), work, options)
     return float(sum(x.size * shapes[key.node][1] for key, x in found))

@@ -8,7 +8,9 @@ import onnx_ir as ir
 from onnx_ir.passes import PassError, common
 
 from nextscale.foreign._names import name_all
+from nextscale.foreign._normal_activations import join_hard_swish
 from nextscale.foreign._normal_constants import fold_constants, lift_constants, own_tensors
+from nextscale.foreign._normal_convolutions import fold_into_convolutions
 from nextscale.foreign._normal_float import float32_inside
 from nextscale.foreign._normal_gemm import split_gemms
 from nextscale.foreign._normal_shapes import forget_placeholders, infer_shapes
@@ -62,6 +64,10 @@ def normalize(model: ir.Model) -> Normalized:
     _drop_idle(model)
     # Behind the folding, which makes weights of what stands behind Transpose.
     notes += _count(split_gemms(model), "Gemm became MatMul and Add", "Gemm became MatMul and Add")
+    notes += _count(
+        fold_into_convolutions(model), "node went into a convolution", "nodes went into the convolutions before them"
+    )
+    notes += _count(join_hard_swish(model), "HardSwish was put together", "HardSwish were put together")
     common.RemoveUnusedNodesPass()(model)
     name_all(model)
     infer_shapes(model)

@@ -21,9 +21,14 @@ AT_ONCE = 16
 
 
 def observe_ranges(
-    model: ir.Model, keys: Sequence[Input], samples: Samples, work: Path, options: SessionOptions
+    model: ir.Model,
+    keys: Sequence[Input],
+    samples: Samples,
+    work: Path,
+    options: SessionOptions,
+    channels: Mapping[Input, Sequence[int]] | None = None,
 ) -> dict[Input, Range]:
-    """The smallest and largest value [1] of each input over all samples; not finite where one is not.
+    """The smallest and largest value of each input over all samples, [1] or [C]; not finite where one is not.
 
     Args:
         model: normalized.
@@ -31,8 +36,10 @@ def observe_ranges(
         samples: what it is run on.
         work: an existing folder.
         options: threads and memory.
+        channels: all axes but the channels', of the keys whose channels have a range each.
     """
-    observers = {key: (Observer(key, "range"), Observer(key, "finite")) for key in dict.fromkeys(keys)}
+    channels = channels or {}
+    observers = {key: (_range_of(key, channels.get(key)), Observer(key, "finite")) for key in dict.fromkeys(keys)}
     if not observers:
         return {}
     both = [observer for pair in observers.values() for observer in pair]
@@ -42,13 +49,17 @@ def observe_ranges(
         found = running.run(feed, [observer.output for observer in both])
         for key, (of_range, of_finite) in observers.items():
             # NaN is neither smallest nor largest.
-            ends[key].append(found[of_range.output] + found[of_finite.output])
+            ends[key].append(found[of_range.output].reshape(2, -1) + found[of_finite.output])
     return {key: _merged(np.stack(of_one)) for key, of_one in ends.items()}
 
 
+def _range_of(key: Input, axes: Sequence[int] | None) -> Observer:
+    return Observer(key, "range") if axes is None else Observer(key, "channels", tuple(axes))
+
+
 def _merged(ends: NDArray[np.float32]) -> Range:
-    """Of [N, 2]."""
-    return Range(ends[:, 0].min(keepdims=True), ends[:, 1].max(keepdims=True))
+    """Of [N, 2, C]."""
+    return Range(ends[:, 0].min(axis=0), ends[:, 1].max(axis=0))
 
 
 def choose_ranges(

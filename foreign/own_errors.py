@@ -1,10 +1,12 @@
-"""How much quantizing one operator alone changes its output, on the first sample."""
+"""What quantizing one operator alone makes of its output."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,14 @@ from nextscale.foreign.running import Running, write_graph
 from nextscale.foreign.samples import Samples
 from nextscale.graph_passes._attention_patterns import attention_patterns
 from nextscale.graph_passes._dynamic_ranges import LEAST_SCALE
+from nextscale.graph_passes.convolutions import ConvolutionLayer, convolutions
 from nextscale.graph_passes.integer_model import IntegerLayer
 from nextscale.graph_passes.linear_layers import find_layers
 from nextscale.graph_passes.observe_inputs import Input
-from nextscale.graph_passes.qparams import ActivationQParams, QuantizedWeight, Range
+from nextscale.graph_passes.qparams import ActivationQParams, Range
 from nextscale.runtime._session import SessionOptions
 
 Floats = NDArray[np.float32]
-# Rows of a layer's input that are looked at, spread over all.
-MOST_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,7 @@ class Error:
     @classmethod
     def of(cls, exact: NDArray[np.floating], found: NDArray[np.floating]) -> Error:
         """Of two arrays of one shape."""
-        exact, found = comparable(exact, found)
-        return cls.of_squares(float(np.square(exact).sum()), float(np.square(found - exact).sum()))
+        return cls.of_squares(*squares(exact, found))
 
     @classmethod
     def of_squares(cls, signal: float, noise: float) -> Error:
@@ -54,6 +54,12 @@ class Error:
             return cls(0.0, math.inf)
         relative = math.sqrt(noise / signal) if signal > 0 else math.inf
         return cls(relative, -20 * math.log10(relative) if signal > 0 else -math.inf)
+
+
+def squares(exact: NDArray[Any], found: NDArray[Any]) -> tuple[float, float]:
+    """The sums of the squares of what should be, and of the difference."""
+    exact, found = comparable(exact, found)
+    return float(np.square(exact).sum()), float(np.square(found - exact).sum())
 
 
 def comparable(exact: NDArray[Any], found: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -65,48 +71,87 @@ def comparable(exact: NDArray[Any], found: NDArray[Any]) -> tuple[NDArray[np.flo
     return np.where(finite, exact, 0.0), np.where(finite, found, np.where(same, 0.0, np.inf))
 
 
-def own_errors(model: ir.Model, plan: Plan, samples: Samples, work: Path, options: SessionOptions) -> dict[str, Error]:
-    """By name, of all that the plan makes integer in a normalized model."""
-    return _of_layers(model, plan, samples, work, options) | _of_attentions(model, plan, samples, work, options)
+@dataclass(frozen=True)
+class Change:
+    """What becomes of an operator's output on a sample, if it alone is quantized.
+
+    Attributes:
+        name: of the operator.
+        sample: which, counted from 0.
+        output: the name of what it gives, in the float model: of a layer without its bias, of a convolution with its
+            Relu or Clip.
+        exact, found: in float, and in integers.
+    """
+
+    name: str
+    sample: int
+    output: str
+    exact: Floats
+    found: Floats
 
 
-def _of_layers(model: ir.Model, plan: Plan, samples: Samples, work: Path, options: SessionOptions) -> dict[str, Error]:
+def changed_outputs(model: ir.Model, plan: Plan) -> dict[str, str]:
+    """The name of what each operator gives, by its own, of all that the plan makes integer in a normalized model."""
+    given = {layer.name: layer.node.outputs[0] for layer in find_layers(model.graph, set(plan.integer.layers))}
+    given |= {layer.name: layer.result for layer in convolutions(model.graph) if layer.name in plan.convolutions}
+    attentions = () if plan.integer.attention is None else plan.integer.attention.names
+    given |= {
+        pattern.name: pattern.mix.outputs[0]
+        for pattern in attention_patterns(model.graph)
+        if pattern.name in attentions
+    }
+    return {name: str(value.name) for name, value in given.items()}
+
+
+def own_changes(model: ir.Model, plan: Plan, samples: Samples, work: Path, options: SessionOptions) -> Iterator[Change]:
+    """Of all that the plan makes integer in a normalized model, on each of the samples."""
+    yield from _of_layers(model, plan, samples, work, options)
+    yield from _of_convolutions(model, plan, samples, work, options)
+    yield from _of_attentions(model, plan, samples, work, options)
+
+
+def _of_layers(model: ir.Model, plan: Plan, samples: Samples, work: Path, options: SessionOptions) -> Iterator[Change]:
     layers = {layer.name: layer for layer in find_layers(model.graph, set(plan.integer.layers))}
-    bits, errors = plan.integer.bits, {}
-    for key, x in observed_values(model, [Input(name) for name in layers], samples.first(), work, options):
-        tensor = layers[key.node].weight.const_value
+    for (name, sample), x in _numbered(observed_values(model, _first_inputs(layers), samples, work, options)):
+        layer = layers[name]
+        tensor = layer.weight.const_value
         assert tensor is not None
         weight = tensor.numpy()
-        quantized = plan.rounder(key.node, weight)
-        errors[key.node] = layer_error(
-            x, weight, quantized, plan.integer.layers[key.node], bits, plan.ranges.get(key.node)
-        )
-    return errors
+        quantized = plan.rounder(name, weight)
+        coded = coded_input(x, plan.integer.layers[name], plan.integer.bits, plan.ranges.get(name))
+        found = coded @ (quantized.codes * quantized.scale)
+        yield Change(name, sample, str(layer.node.outputs[0].name), x @ weight, found)
 
 
-def layer_error(
-    x: Floats, weight: Floats, quantized: QuantizedWeight, layer: IntegerLayer, bits: int, known: Range | None
-) -> Error:
-    """Of x [..., K] times weight [K, N], in NumPy.
+def _first_inputs(names: Iterable[str]) -> list[Input]:
+    return [Input(name) for name in names]
+
+
+def _numbered(values: Iterator[tuple[Input, Floats]]) -> Iterator[tuple[tuple[str, int], Floats]]:
+    """Each with its node's name, and as the how manyth of that node."""
+    seen = Counter[str]()
+    for key, value in values:
+        yield (key.node, seen[key.node]), value
+        seen[key.node] += 1
+
+
+def coded_input(x: Floats, layer: IntegerLayer, bits: int, known: Range | None) -> Floats:
+    """x [..., K] as its codes stand for it.
 
     Args:
-        x, weight: in float.
-        quantized: the weight's codes.
-        layer: how its input is quantized.
-        bits: of the input's codes.
+        x: in float.
+        layer: how it is quantized.
+        bits: of its codes.
         known: its static range [1]; None where it is found at run time.
     """
     if layer.granularity == "image":
-        coded = by_image(x, bits)
-    elif layer.granularity == "token":
+        return by_image(x, bits)
+    if layer.granularity == "token":
         assert layer.zero_point is not None
-        coded = by_token(x, layer.zero_point, bits)
-    else:
-        assert known is not None
-        qparams = ActivationQParams.from_range(known, bits)
-        coded = qparams.dequantize(qparams.quantize(x))
-    rows, coded = (_some_rows(value) for value in (x, coded))
-    return Error.of(rows @ weight, coded @ (quantized.codes * quantized.scale))
+        return by_token(x, layer.zero_point, bits)
+    assert known is not None
+    qparams = ActivationQParams.from_range(known, bits)
+    return qparams.dequantize(qparams.quantize(x))
 
 
 def by_image(x: Floats, bits: int) -> Floats:
@@ -130,32 +175,58 @@ def _as_coded(x: Floats, scale: Floats, zero_point: Floats | np.float32, qmax: i
     return found
 
 
-def _some_rows(x: Floats) -> Floats:
-    rows = x.reshape(-1, x.shape[-1])
-    return rows[:: max(1, -(-len(rows) // MOST_ROWS))]
+def _of_convolutions(
+    model: ir.Model, plan: Plan, samples: Samples, work: Path, options: SessionOptions
+) -> Iterator[Change]:
+    layers = {layer.name: layer for layer in convolutions(model.graph) if layer.name in plan.convolutions}
+
+    @cache
+    def runnings(name: str) -> list[Running]:
+        """Of the convolution alone, in float and in integers."""
+        alone = _alone(model, layers[name])
+        both = alone, plan.apply_convolutions(alone, [name])
+        return [Running.of(write_graph(of, work / "convolution.onnx"), options) for of in both]
+
+    for (name, sample), x in _numbered(observed_values(model, _first_inputs(layers), samples, work, options)):
+        layer = layers[name]
+        feed = {str(layer.activation.name): x}
+        exact, found = (running.run(feed)[running.outputs[0]] for running in runnings(name))
+        yield Change(name, sample, str(layer.result.name), exact, found)
+
+
+def _alone(model: ir.Model, layer: ConvolutionLayer) -> ir.Model:
+    """A model of one convolution, whose output is not the result itself."""
+    graph = ir.convenience.extract(model.graph, [layer.activation], [layer.result])
+    graph.inputs[0].dtype, graph.inputs[0].shape = ir.DataType.FLOAT, None
+    node = ir.node("Identity", [graph.outputs[0]])
+    node.outputs[0].name, node.outputs[0].dtype = f"{layer.name}.result", ir.DataType.FLOAT
+    graph.append(node)
+    graph.outputs[0] = node.outputs[0]
+    return ir.Model(graph, ir_version=model.ir_version)
 
 
 def _of_attentions(
     model: ir.Model, plan: Plan, samples: Samples, work: Path, options: SessionOptions
-) -> dict[str, Error]:
+) -> Iterator[Change]:
     attention = plan.integer.attention
     if attention is None:
-        return {}
+        return
     # A pass leaves the names of values as they are.
-    outputs = {pattern.name: str(pattern.mix.outputs[0].name) for pattern in attention_patterns(model.graph)}
+    outputs = changed_outputs(model, plan)
 
-    def given(of: ir.Model, names: Sequence[str]) -> Mapping[str, Floats]:
-        """What the second product of some attentions gives."""
+    def given(of: ir.Model, names: Sequence[str]) -> Iterator[Mapping[str, Floats]]:
+        """What the second product of some attentions gives, on each sample."""
         wanted = {outputs[name]: name for name in names}
         path = write_graph(_exposed(of, set(wanted)), work / "attention.onnx")
-        found = Running.of(path, options).run(samples.feeds[0], list(wanted))
-        return {wanted[output]: value for output, value in found.items()}
+        running = Running.of(path, options)
+        for feed in samples:
+            found = running.run(feed, list(wanted))
+            yield {wanted[output]: value for output, value in found.items()}
 
-    exact = given(model, attention.names)
-    return {
-        name: Error.of(exact[name], given(plan.apply_attention(model, [name]), [name])[name])
-        for name in attention.names
-    }
+    exact = list(given(model, attention.names))
+    for name in attention.names:
+        for sample, found in enumerate(given(plan.apply_attention(model, [name]), [name])):
+            yield Change(name, sample, outputs[name], exact[sample][name], found[name])
 
 
 def _exposed(model: ir.Model, values: set[str]) -> ir.Model:

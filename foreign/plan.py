@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -16,13 +17,17 @@ from nextscale.foreign.observe import choose_ranges, observe_ranges
 from nextscale.foreign.samples import Samples
 from nextscale.foreign.survey import LARGEST, Survey
 from nextscale.graph_passes._attention_patterns import AttentionPattern, attention_patterns
+from nextscale.graph_passes.convolutions import ConvolutionLayer, convolutions
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
+from nextscale.graph_passes.fuse_epilogues import fuse_epilogues
+from nextscale.graph_passes.fuse_linear import fuse_linear
 from nextscale.graph_passes.integer_model import IntegerModel
 from nextscale.graph_passes.layer_facts import BLOCKS, TEXT, LayerFacts, StageFacts
-from nextscale.graph_passes.linear_layers import LinearLayer, WeightRounder, find_layers, nearest
+from nextscale.graph_passes.linear_layers import LinearLayer, WeightRounder, find_layers, nearest, reduced_range
 from nextscale.graph_passes.observe_inputs import Input
 from nextscale.graph_passes.qparams import QuantizedWeight, Range
 from nextscale.graph_passes.quantize_attention import Magnitudes, quantize_attention
+from nextscale.graph_passes.quantize_convolutions import ConvolutionRanges, quantize_convolutions
 from nextscale.graph_passes.quantize_linear import quantize_linear
 from nextscale.graph_passes.quantize_linear_dynamic import quantize_linear_by_image, quantize_linear_by_token
 from nextscale.graph_passes.recipe import Recipe
@@ -40,6 +45,8 @@ class Plan:
         magnitudes: of q, k and v, where attention is integer with static ranges.
         rounder: makes the integer weights.
         shift_and_sum: by attention, where the recipe asks for it.
+        convolutions: the integer ones, with the ranges of what they read and give; 8 bits each.
+        reduce_range: whether no pair of products leaves 16 bits.
     """
 
     recipe: Recipe
@@ -48,6 +55,8 @@ class Plan:
     magnitudes: Mapping[str, Magnitudes] | None
     rounder: WeightRounder
     shift_and_sum: Mapping[str, ShiftAndSum]
+    convolutions: Mapping[str, ConvolutionRanges]
+    reduce_range: bool
 
     @property
     def words(self) -> list[str]:
@@ -62,29 +71,67 @@ class Plan:
             "known to be the batch's"
         ]
 
-    def apply(self, model: ir.Model) -> ir.Model:
-        """The integer model."""
-        integer, rounding = self.integer, (self.rounder, self.recipe.weights.packed)
+    def apply(self, model: ir.Model, fused: bool = False) -> ir.Model:
+        """The integer model; with operators of nextscale-ops where they fit, if it is to be fused."""
+        integer = self.integer
         if integer.attention is not None:
             model = self.apply_attention(model, integer.attention.names)
-        model = quantize_linear(model, self.ranges, None, integer.bits, *rounding, products=True)
+        model = self.apply_convolutions(model)
+        if fused:
+            fitting = replace(integer, layers={name: integer.layers[name] for name in self._of_three_axes(model)})
+            model = fuse_epilogues(fuse_linear(self._apply_layers(model, fitting, products=False), fitting))
+            others = {name: layer for name, layer in integer.layers.items() if name not in fitting.layers}
+            integer = replace(integer, layers=others)
+        return self._apply_layers(model, integer, products=True)
+
+    def _apply_layers(self, model: ir.Model, integer: IntegerModel, products: bool) -> ir.Model:
+        rounding = self.rounder, self.recipe.weights.packed
+        ranges = {name: of_one for name, of_one in self.ranges.items() if name in integer.layers}
+        model = quantize_linear(model, ranges, None, integer.bits, *rounding, products=products)
         model = quantize_linear_by_image(model, dict.fromkeys(integer.by_image, 1), integer.bits, *rounding)
         return quantize_linear_by_token(model, integer.by_token, integer.bits, *rounding)
+
+    def _of_three_axes(self, model: ir.Model) -> list[str]:
+        """The integer layers that operators of nextscale-ops can take: their inputs are [R, l, K]."""
+        layers = find_layers(model.graph, set(self.integer.layers))
+        shapes = {layer.name: layer.activation.shape for layer in layers}
+        return [name for name, shape in shapes.items() if shape is not None and len(shape) == 3]
+
+    @property
+    def can_be_left(self) -> list[str]:
+        """The linear layers and convolutions, which a recipe can leave in float one by one."""
+        return [*self.integer.layers, *self.convolutions]
+
+    def without(self, names: Collection[str]) -> Plan:
+        """With some linear layers and convolutions left in float."""
+
+        def others(of: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: value for name, value in of.items() if name not in names}
+
+        integer = replace(self.integer, layers=others(self.integer.layers))
+        return replace(self, integer=integer, ranges=others(self.ranges), convolutions=others(self.convolutions))
+
+    def apply_convolutions(self, model: ir.Model, names: Collection[str] | None = None) -> ir.Model:
+        """The model with its convolutions integer, or with some of them."""
+        chosen = {name: of for name, of in self.convolutions.items() if names is None or name in names}
+        return quantize_convolutions(model, chosen, self.recipe.equalization.alpha, self.reduce_range)
 
     def apply_attention(self, model: ir.Model, names: Sequence[str]) -> ir.Model:
         """The model with some of its attentions integer."""
         attention = self.integer.attention
         assert attention is not None
         how = attention.weights, attention.bits, 1, self.magnitudes
-        if not self.shift_and_sum:
-            return quantize_attention(model, *how, None, None, names)
-        for name in names:
-            model = quantize_attention(model, *how, self.shift_and_sum[name], None, [name])
-        return model
+        return quantize_attention(model, *how, self.shift_and_sum or None, None, names)
 
 
 def make_plan(
-    model: ir.Model, found: Survey, recipe: Recipe, samples: Samples, work: Path, options: SessionOptions
+    model: ir.Model,
+    found: Survey,
+    recipe: Recipe,
+    samples: Samples,
+    work: Path,
+    options: SessionOptions,
+    reduce_range: bool = False,
 ) -> tuple[Plan, Survey]:
     """Observe the model on the samples, and decide.
 
@@ -95,6 +142,7 @@ def make_plan(
         samples: what it is run on.
         work: an existing folder.
         options: threads and memory.
+        reduce_range: for CPUs without VNNI, no pair of products leaves 16 bits.
     Returns:
         The plan; and the survey, where operators whose inputs are not finite are refused, too.
     Raises:
@@ -103,34 +151,42 @@ def make_plan(
     patterns = {pattern.name: pattern for pattern in attention_patterns(model.graph)}
     integer_attention = recipe.attention.products == "integer"
     attentions = [patterns[item.name] for item in found.taken("attention")] if integer_attention else []
+    kernels = [layer for layer in convolutions(model.graph) if layer.name in found.names("convolution")]
     keys = [Input(item.name) for item in found.taken("linear layer")]
     keys += [operand for pattern in attentions for operand in _operands(pattern)]
-    observed = observe_ranges(model, keys, samples, work, options)
-    found = found.without(_not_finite(observed, attentions))
-    recipe.require_layers([item.name for item in found.found if item.kind == "linear layer"])
-    recipe = recipe.of_layers([item.name for item in found.taken("linear layer")])
-    integer = IntegerModel.decide(recipe, _facts(model, found, observed))
+    channels = {end: layer.other_axes for layer in kernels for end in _ends(layer)}
+    observed = observe_ranges(model, [*keys, *channels], samples, work, options, channels)
+    found = found.without(_not_finite(observed, attentions, kernels))
+    recipe.require_layers([item.name for item in found.found if item.kind in ("linear layer", "convolution")])
+    kernels = [
+        layer
+        for layer in kernels
+        if layer.name in found.names("convolution") and recipe.layer_choice(layer.name) != "float"
+    ]
+    recipe = recipe.of_layers(found.names("linear layer"))
+    integer = IntegerModel.decide(recipe, _facts(model, found, observed), reduce_range)
+    running = samples, work, options
     static = {Input(name): observed[Input(name)] for name in integer.static}
-    ranges = choose_ranges(model, static, integer.bits, recipe.activations.range, samples, work, options)
+    ranges = choose_ranges(model, static, integer.bits, recipe.activations.range, *running)
     magnitudes = None
     if integer.static_attention:
-        taken = {item.name for item in found.taken("attention")}
         magnitudes = {
             pattern.name: Magnitudes.of(*(observed[key] for key in _operands(pattern)))
             for pattern in attentions
-            if pattern.name in taken
+            if pattern.name in found.names("attention")
         }
-    layers = find_layers(model.graph, {item.name for item in found.taken("linear layer")})
+    layers = find_layers(model.graph, found.names("linear layer"))
     integer_layers = [layer for layer in layers if layer.name in integer.layers]
-    running = samples, work, options
     return (
         Plan(
             recipe,
             integer,
             {key.node: of_one for key, of_one in ranges.items()},
             magnitudes,
-            _rounder(model, integer_layers, recipe, *running),
+            _rounder(model, integer_layers, recipe, *running, reduce_range),
             _shift_and_sum(model, layers, [patterns[name] for name in _integer_attentions(integer)], recipe, *running),
+            {layer.name: ConvolutionRanges(*(observed[end] for end in _ends(layer))) for layer in kernels},
+            reduce_range,
         ),
         found,
     )
@@ -143,20 +199,25 @@ def _rounder(
     samples: Samples,
     work: Path,
     options: SessionOptions,
+    reduce_range: bool,
 ) -> WeightRounder:
     """Rounds each layer's weight once, for the graph and for the layer's own error."""
     weights = recipe.weights
-    if not recipe.learned:
-        known, to_nearest = dict[str, QuantizedWeight](), nearest(weights.bits, weights.range)
+    if recipe.learned:
+        learned = learn_rounding(model, layers, weights, samples, work, options)
+        return lambda name, weight: learned[name]
+    if reduce_range:
+        to_nearest = reduced_range(weights.bits, weights.range, recipe.activations.bits)
+    else:
+        to_nearest = nearest(weights.bits, weights.range)
+    known = dict[str, QuantizedWeight]()
 
-        def round_once(name: str, weight: NDArray[np.float32]) -> QuantizedWeight:
-            if name not in known:
-                known[name] = to_nearest(name, weight)
-            return known[name]
+    def round_once(name: str, weight: NDArray[np.float32]) -> QuantizedWeight:
+        if name not in known:
+            known[name] = to_nearest(name, weight)
+        return known[name]
 
-        return round_once
-    learned = learn_rounding(model, layers, weights, samples, work, options)
-    return lambda name, weight: learned[name]
+    return round_once
 
 
 def _shift_and_sum(
@@ -186,7 +247,16 @@ def _operands(pattern: AttentionPattern) -> tuple[Input, Input, Input]:
     return Input(scores), Input(scores, 1), Input(mix, 1)
 
 
-def _not_finite(observed: Mapping[Input, Range], attentions: Sequence[AttentionPattern]) -> dict[str, str]:
+def _ends(layer: ConvolutionLayer) -> tuple[Input, Input]:
+    """Where a convolution's input and its result can be observed."""
+    reader = layer.reader()
+    assert reader is not None
+    return Input(layer.name), reader
+
+
+def _not_finite(
+    observed: Mapping[Input, Range], attentions: Sequence[AttentionPattern], kernels: Sequence[ConvolutionLayer]
+) -> dict[str, str]:
     """Operators whose inputs have no range, and why."""
     bad = {key for key, found in observed.items() if not (np.abs([*found.minimum, *found.maximum]) < LARGEST).all()}
     told = f"not finite on the samples, or beyond {LARGEST:g}"
@@ -194,6 +264,9 @@ def _not_finite(observed: Mapping[Input, Range], attentions: Sequence[AttentionP
     for pattern in attentions:
         if bad.intersection(_operands(pattern)):
             reasons[pattern.name] = f"its query, key or value is {told}"
+    for layer in kernels:
+        if bad.intersection(_ends(layer)):
+            reasons[layer.name] = f"its input or its result is {told}"
     return reasons
 
 

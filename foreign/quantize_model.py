@@ -1,33 +1,38 @@
 """A user's ONNX model in, the integer one and a report out.
 
-normalize -> survey -> observe on the samples, plan -> quantize -> certify, compare, time
+normalize -> equalize -> survey -> observe on the samples, plan -> errors of each operator and their effects
+-> quantize -> certify -> compare, time
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 
+from nextscale.compiler._rounders import require_reducible
 from nextscale.foreign._free_names import free_names
 from nextscale.foreign.certificate import Kernels, certify
-from nextscale.foreign.compare import compare, mixes_samples, run_in_turns
+from nextscale.foreign.compare import Compared, compare, mixes_samples, run_in_turns
+from nextscale.foreign.effects import Cost, costs
+from nextscale.foreign.equalize import equalize
 from nextscale.foreign.normalize import normalize
-from nextscale.foreign.own_errors import Error, own_errors
 from nextscale.foreign.plan import Plan, make_plan
 from nextscale.foreign.report import Line, Report, Speed
 from nextscale.foreign.running import Running, write_graph
-from nextscale.foreign.samples import Given, graph_inputs, random_samples, read_samples
+from nextscale.foreign.samples import Given, Samples, graph_inputs, random_samples, read_samples
+from nextscale.foreign.suggestion import Suggestion, most_costly, stand_out
 from nextscale.foreign.survey import Found, survey
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.measure.provenance import versions
-from nextscale.measure.statistics import mean_interval, ratio_interval
+from nextscale.measure.statistics import Interval, mean_interval, ratio_interval
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._machine import describe_machine
+from nextscale.runtime._operators import wanted_library
 from nextscale.runtime._regular_file import require_regular
 from nextscale.runtime._scratch import scratch_folder
 from nextscale.runtime._session import SessionOptions, session_settings
@@ -36,6 +41,8 @@ from nextscale.runtime._wording import shown_text
 DEFAULT_RECIPE = "static-w8a8"
 # The integer model's metadata name its recipe.
 RECIPE_PROPERTY = "nextscale.recipe"
+# Samples on which each operator is asked what it costs.
+ASKED = 3
 
 
 @dataclass(frozen=True)
@@ -43,13 +50,18 @@ class QuantizeOptions:
     """How to quantize, beside the recipe.
 
     Attributes:
-        session: threads and memory.
+        session: threads and memory; `ops` "fused" takes operators of nextscale-ops where they fit, and the model needs
+            their library then.
+        reduce_range: keep every pair of integer products within 16 bits, for CPUs without VNNI.
+        leave: at most so many linear layers and convolutions stay in float, those that cost the outputs most.
         rounds: that both models are timed in; 0: they are not.
         seed: of random samples.
         progress: told each step.
     """
 
     session: SessionOptions = field(default_factory=SessionOptions)
+    reduce_range: bool = False
+    leave: int = 0
     rounds: int = 5
     seed: int = 0
     progress: Callable[[str], object] = lambda step: None
@@ -111,9 +123,14 @@ def quantize_model(
     """
     options = options or QuantizeOptions()
     chosen, words = foreign_recipe(recipe)
+    if options.reduce_range:
+        require_reducible(chosen)
     inputs = graph_inputs(model.graph)
     given = random_samples(inputs, samples, options.seed) if isinstance(samples, int) else read_samples(samples, inputs)
     progress, session = options.progress, options.session
+    fused = wanted_library(session.ops, session.ops_library) is not None
+    if fused:
+        words.append("it needs the operators of nextscale-ops (docs/fused.md)")
     with scratch_folder(Path(tempfile.gettempdir())) as work:
         progress("running the model")
         exact_path = _written(model, work / "model.onnx")
@@ -122,38 +139,42 @@ def quantize_model(
         normalized = normalize(model)
         float_path = write_graph(normalized.model, work / "float.onnx")
         progress("observing what operators read")
-        free_names(normalized.model)
-        plan, found = make_plan(normalized.model, survey(normalized.model), chosen, given, work, session)
+        floats = normalized.model
+        free_names(floats)
+        if chosen.equalization.alpha:
+            floats, evened = equalize(floats, chosen.equalization.alpha, given, work, session)
+            words.append(f"the channels of {evened} inputs of linear layers were evened out")
+        plan, found = make_plan(floats, survey(floats), chosen, given, work, session, options.reduce_range)
         words += plan.words
+        progress("asking each operator what it loses")
+        of_each = costs(floats, plan, given.first(ASKED), work, session)
+        effects = {name: cost.effect for name, cost in of_each.items()}
+        left = most_costly(effects, plan.can_be_left, options.leave)
+        plan = plan.without(left)
+        leave = stand_out({name: effect for name, effect in effects.items() if name not in left}, plan.can_be_left)
         progress("quantizing")
-        integer = plan.apply(normalized.model)
+        integer = plan.apply(floats, fused)
         integer.metadata_props[RECIPE_PROPERTY] = chosen.name
         path = write_graph(integer, work / "integer.onnx")
-        kernels = certify(path, normalized.model, plan.integer, session)
-        progress("comparing")
-        errors = own_errors(normalized.model, plan, given, work, session)
-        exact, normal, made = (Running.of(item, session) for item in (exact_path, float_path, path))
-        off, lost = compare(exact, [normal, made], given)
-        if mixes_samples(exact, made, given):
-            words.append(
-                "samples of a batch change each other: ranges of an image take in a whole batch somewhere; run samples "
-                'one at a time, or choose a recipe with ranges by "token" or "tensor"'
-            )
-        speed = None
-        if options.rounds:
-            progress("timing")
-            speed = _speed(run_in_turns({"float": exact, "integer": made}, given.feeds[0], options.rounds))
+        kernels = certify(path, floats, plan, session)
+        paths = {"normal": float_path, "integer": path}
+        if leave:
+            paths["suggested"] = write_graph(plan.without(leave).apply(floats, fused), work / "suggested.onnx")
+        seen = _look(exact_path, paths, given, options)
+        words += seen.words
+        normal, made = (seen.compared[name] for name in ("normal", "integer"))
         report = Report(
             recipe=chosen.name,
             notes=(*normalized.notes, *words),
             samples=f"{len(given)} of {given.origin}",
-            normalized=max((difference.largest for difference in off.differences.values()), default=0.0),
-            lines=tuple(_line(item, plan, kernels, errors) for item in found.found),
-            outputs=lost.differences,
-            not_compared=lost.left,
+            normalized=max((difference.largest for difference in normal.differences.values()), default=0.0),
+            lines=tuple(_line(item, plan, left, kernels, of_each.get(item.name)) for item in found.found),
+            outputs=made.differences,
+            not_compared=made.left,
             float_bytes=_bytes(exact_path),
             integer_bytes=_bytes(path),
-            speed=speed,
+            speed=seen.speed,
+            suggestion=Suggestion(leave, seen.compared["suggested"].differences, seen.suggested) if leave else None,
             threads=session_settings(session).intra_op_num_threads,
             machine=describe_machine().cpu,
             versions=versions(),
@@ -183,8 +204,6 @@ def foreign_recipe(recipe: str | Path | Recipe) -> tuple[Recipe, list[str]]:
         words.append(f'recipe {found.name}: ranges by "pair" are for guided rows; a layer has one for all')
     if found.activations.granularity in ("pair", "stage"):
         found = replace(found, activations=replace(found.activations, granularity="tensor"))
-    if found.equalization.alpha:
-        words.append(f"recipe {found.name}: channels are not equalized")
     if found.layers and not own:  # nextscale's own recipes name layers of its models
         found = replace(found, layers={})
     return found, words
@@ -204,23 +223,63 @@ def _written(model: ir.Model, path: Path) -> Path:
         ) from None
 
 
-def _line(item: Found, plan: Plan, kernels: Mapping[str, Kernels], errors: Mapping[str, Error]) -> Line:
+def _line(item: Found, plan: Plan, left: Collection[str], kernels: Mapping[str, Kernels], cost: Cost | None) -> Line:
     integer, refused = plan.integer, item.refused
-    if refused is None and item.name not in kernels:
+    alone = (None, None) if cost is None else (cost.error, cost.effect)
+    if item.name in left:
+        refused = f"left in float, as one of the {len(left)} that cost the outputs most"
+    elif refused is None and item.name not in kernels:
         refused = f"recipe {plan.recipe.name} leaves it in float"
     if refused is not None:
-        return Line(item.name, item.kind, refused=refused)
-    ranges = integer.layers[item.name].granularity if item.name in integer.layers else None
-    if ranges is None and integer.attention is not None:
+        return Line(item.name, item.kind, None, refused, (), False, *alone)
+    ranges: str | None = None
+    if item.name in plan.convolutions:
+        ranges = "tensor"
+    elif item.name in integer.layers:
+        ranges = integer.layers[item.name].granularity
+    elif integer.attention is not None:
         ranges = integer.attention.granularity
     of_it = kernels[item.name]
-    return Line(item.name, item.kind, ranges, None, of_it.names, of_it.are_integer, errors.get(item.name))
+    return Line(item.name, item.kind, ranges, None, of_it.names, of_it.are_integer, *alone)
 
 
-def _speed(seconds: Mapping[str, list[float]]) -> Speed:
-    floats, integers = seconds["float"], seconds["integer"]
-    ratio = ratio_interval(floats, integers)
-    return Speed(mean_interval(floats).mean, mean_interval(integers).mean, ratio, len(floats))
+@dataclass(frozen=True)
+class _Seen:
+    """What models did beside the original.
+
+    Attributes:
+        compared: by name.
+        words: a line on what was seen besides.
+        speed: of the integer model, and `suggested` of the suggested one over the original; None: not measured.
+    """
+
+    compared: Mapping[str, Compared]
+    words: Sequence[str]
+    speed: Speed | None
+    suggested: Interval | None
+
+
+def _look(exact_path: Path, paths: Mapping[str, Path], samples: Samples, options: QuantizeOptions) -> _Seen:
+    """Compare models with the original on the samples, and time them in turns."""
+    options.progress("comparing")
+    exact = Running.of(exact_path, options.session)
+    runnings = {name: Running.of(path, options.session) for name, path in paths.items()}
+    compared = dict(zip(runnings, compare(exact, list(runnings.values()), samples), strict=True))
+    words = []
+    if mixes_samples(exact, runnings["integer"], samples):
+        words.append(
+            "samples of a batch change each other: ranges of an image take in a whole batch somewhere; run samples "
+            'one at a time, or choose a recipe with ranges by "token" or "tensor"'
+        )
+    if not options.rounds:
+        return _Seen(compared, words, None, None)
+    options.progress("timing")
+    timed = {"float": exact, **{name: running for name, running in runnings.items() if name != "normal"}}
+    seconds = run_in_turns(timed, samples.feeds[0], options.rounds)
+    ratios = {name: ratio_interval(seconds["float"], seconds[name]) for name in timed if name != "float"}
+    of_float, of_integer = (mean_interval(seconds[name]).mean for name in ("float", "integer"))
+    speed = Speed(of_float, of_integer, ratios["integer"], options.rounds)
+    return _Seen(compared, words, speed, ratios.get("suggested"))
 
 
 def _bytes(path: Path) -> int:

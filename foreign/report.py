@@ -8,6 +8,7 @@ from typing import Any
 
 from nextscale.foreign.compare import Difference
 from nextscale.foreign.own_errors import Error
+from nextscale.foreign.suggestion import Suggestion
 from nextscale.foreign.survey import Kind
 from nextscale.measure.provenance import finite
 from nextscale.measure.statistics import Interval
@@ -24,7 +25,8 @@ class Line:
         refused: why it stays as it is; None where it became integer.
         kernels: what multiplies in ONNX Runtime's optimized graph; () where it stays as it is.
         is_integer: whether all of them are integer kernels.
-        error: of its output on the first sample, if it alone is quantized; None where it stays as it is.
+        error: of its output on a few samples, if it alone is quantized; None where the recipe leaves it.
+        effect: of that on the model's outputs together.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Line:
     kernels: tuple[str, ...] = ()
     is_integer: bool = False
     error: Error | None = None
+    effect: Error | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Report:
         not_compared: names of outputs that are no tensors of numbers, or whose shapes depend on what is computed.
         float_bytes, integer_bytes: sizes of both models.
         speed: None where it was not measured.
+        suggestion: what to leave in float; None where no few operators stand out.
         threads: that it was measured with.
         machine: the processor.
         versions: of this process.
@@ -82,6 +86,7 @@ class Report:
     float_bytes: int
     integer_bytes: int
     speed: Speed | None
+    suggestion: Suggestion | None
     threads: int
     machine: str
     versions: Mapping[str, str]
@@ -97,9 +102,9 @@ class Report:
         return [line for line in self.taken if not line.is_integer]
 
     def worst(self, count: int) -> list[Line]:
-        """The operators whose own error is largest: the first to leave in float."""
-        known = [(line.error.relative, line) for line in self.taken if line.error is not None]
-        return [line for error, line in sorted(known, key=lambda item: -item[0])[:count] if error > 0]
+        """The operators that cost the outputs most."""
+        known = [(line.effect.relative, line) for line in self.taken if line.effect is not None]
+        return [line for effect, line in sorted(known, key=lambda item: -item[0])[:count] if effect > 0]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; what is not finite becomes null."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from nextscale.foreign.samples import Arrays
 from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._operators import wanted_library
 from nextscale.runtime._session import SessionOptions, first_line, new_session, session_settings
 
 
@@ -42,8 +43,11 @@ class Running:
         Raises:
             NextscaleError: ONNX Runtime refuses it.
         """
+        settings, library = session_settings(options), wanted_library(options.ops, options.ops_library)
+        if library is not None:
+            settings.register_custom_ops_library(str(library))
         try:
-            session = new_session(path, session_settings(options))
+            session = new_session(path, settings)
         except NextscaleError:
             raise
         except Exception as error:  # its exceptions have no common base below Exception

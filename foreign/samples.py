@@ -78,9 +78,9 @@ class Samples:
     feeds: tuple[Arrays, ...]
     origin: str
 
-    def first(self) -> Samples:
-        """The first of them alone."""
-        return Samples(self.feeds[:1], self.origin)
+    def first(self, count: int) -> Samples:
+        """The first of them."""
+        return Samples(self.feeds[:count], self.origin)
 
     def __len__(self) -> int:
         return len(self.feeds)

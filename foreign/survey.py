@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from nextscale.graph_passes._attention_patterns import AttentionPattern, attention_patterns, refusals
 from nextscale.graph_passes._graph_edit import MICROSOFT, input_of, is_operator
+from nextscale.graph_passes.convolutions import ConvolutionLayer, convolutions
 from nextscale.graph_passes.linear_layers import linear_layers
 
 Kind = Literal["linear layer", "attention", "convolution", "product", "recurrent layer"]
@@ -23,7 +24,7 @@ WHOLE_ATTENTIONS = {
         "DecoderMaskedSelfAttention", "SparseAttention",
     ),
 }  # fmt: skip
-CONVOLUTIONS = ("Conv", "ConvTranspose", "DeformConv")
+OTHER_CONVOLUTIONS = ("ConvTranspose", "DeformConv")
 # Steps of numbers far beyond have no room in float32.
 LARGEST = 1e30
 RECURRENT = ("LSTM", "GRU", "RNN")
@@ -57,6 +58,10 @@ class Survey:
         """Those of a kind that can become integer."""
         return [item for item in self.found if item.kind == kind and item.refused is None]
 
+    def names(self, kind: Kind) -> set[str]:
+        """Theirs."""
+        return {item.name for item in self.taken(kind)}
+
     def without(self, names: dict[str, str]) -> Survey:
         """With further refusals, the reasons by name."""
         return Survey(
@@ -74,6 +79,7 @@ def survey(model: ir.Model) -> Survey:
     for pattern in patterns:
         by_node |= {pattern.scores: pattern, pattern.mix: pattern}
     weights = {layer.node for layer in linear_layers(model.graph)}
+    kernels = {layer.node: layer for layer in convolutions(model.graph)}
     no_attention = {refusal.node: refusal.reason for refusal in refusals(model.graph)}
     found = list[Found]()
     for node, graph in _nodes(model.graph):
@@ -89,8 +95,10 @@ def survey(model: ir.Model) -> Survey:
                 found.append(Found(name, "attention", inside or (None if of_floats else "it is not of float32")))
         elif node in weights:
             found.append(_linear(node, inside))
+        elif node in kernels:
+            found.append(_convolution(kernels[node]))
         else:
-            item = _other(node, name)
+            item = _other(node, name, inside)
             if item is not None:
                 found.append(item)
     return Survey(tuple(found))
@@ -113,20 +121,56 @@ def _linear(node: ir.Node, inside: str | None) -> Found:
         reason = reason or "its weight is an output of the model"
     elif not rows or not columns:
         reason = reason or "its weight has no numbers"
-    elif not (np.abs(weight.const_value.numpy()) < LARGEST).all():
+    elif not _is_sane(weight):
         reason = reason or f"its weight is not finite, or beyond {LARGEST:g}"
     return Found(str(node.name), "linear layer", reason, shape)
 
 
-def _other(node: ir.Node, name: str) -> Found | None:
+def _convolution(layer: ConvolutionLayer) -> Found:
+    constants = [value for value in (layer.weight, layer.bias) if value is not None]
+    others = [value.dtype for value in constants if value.dtype != ir.DataType.FLOAT]
+    reason = None
+    if others:
+        reason = f"its weight or bias is {'unknown' if others[0] is None else others[0].name.lower()}, not float32"
+    elif any(value.is_graph_output() for value in constants):
+        reason = "its weight is an output of the model"
+    elif not all(_is_sane(value) for value in constants):
+        reason = f"its weight or bias is not finite, or beyond {LARGEST:g}"
+    elif layer.activation.const_value is not None:
+        reason = "its input is a constant, too"
+    elif layer.result.is_graph_output():
+        reason = "its result is an output of the model, which 8 bits would be too few for"
+    elif layer.reader() is None:
+        reason = "its result is read in a subgraph alone, which calibration does not see"
+    elif _embeds_patches(layer):
+        reason = "it embeds patches: little work, whose error would stay in all that follows"
+    return Found(layer.name, "convolution", reason)
+
+
+def _embeds_patches(layer: ConvolutionLayer) -> bool:
+    """Whether it reads patches that lie side by side, as a vision transformer's first layer does."""
+    assert layer.weight.const_value is not None
+    kernel = [int(size) for size in layer.weight.const_value.shape.numpy()[2:]]
+    strides = layer.node.attributes.get_ints("strides", [1] * len(kernel))
+    return max(kernel, default=1) > 1 and [*strides] == kernel
+
+
+def _is_sane(weight: ir.Value) -> bool:
+    assert weight.const_value is not None
+    return bool((np.abs(weight.const_value.numpy()) < LARGEST).all())
+
+
+def _other(node: ir.Node, name: str, inside: str | None) -> Found | None:
     if node.op_type in WHOLE_ATTENTIONS.get(node.domain, ()):
         return Found(
             name, "attention", f"{node.domain or 'ONNX'} {node.op_type} is one operator; export it as products"
         )
     if node.domain not in ("", MICROSOFT):
         return None
-    if node.op_type in CONVOLUTIONS:
-        return Found(name, "convolution", "convolutions stay as they are")
+    if node.op_type == "Conv":
+        return Found(name, "convolution", inside or _no_weight(input_of(node, 1)))
+    if node.op_type in OTHER_CONVOLUTIONS:
+        return Found(name, "convolution", f"{node.op_type} has no integer kernel")
     if node.op_type in RECURRENT:
         return Found(name, "recurrent layer", f"{node.op_type} stays as it is")
     if node.op_type in INTEGER or node.op_type == "MatMulNBits":
@@ -144,6 +188,12 @@ def _other(node: ir.Node, name: str) -> Found | None:
     if left is not None:
         return Found(name, "linear layer", "its weight is on the left")
     return Found(name, "product", "both operands are activations, and it is no attention")
+
+
+def _no_weight(weight: ir.Value) -> str:
+    maker = weight.producer()
+    is_quantized = maker is not None and maker.op_type == "DequantizeLinear"
+    return "it is quantized already" if is_quantized else "its weight or bias is computed"
 
 
 def _is_between_products(softmax: ir.Node) -> bool:

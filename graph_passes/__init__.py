@@ -1,6 +1,7 @@
 """Quantization of ONNX graphs: one pass per file, and pipeline.py, the one ordered list."""
 
 __all__ = [
+    "convolutions",
     "drop_last_caches",
     "expand_attentive_tokens",
     "fuse_attention",
@@ -24,6 +25,7 @@ __all__ = [
     "quantize_attention",
     "quantize_autoencoder",
     "quantize_caches",
+    "quantize_convolutions",
     "quantize_linear",
     "quantize_linear_dynamic",
     "quantize_linear_pairs",

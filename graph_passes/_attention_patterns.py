@@ -123,7 +123,7 @@ def _match(softmax: ir.Node) -> AttentionPattern | Refusal:
     if scores is None:
         return Refusal(softmax, "its input is no MatMul with only constant factors and masks behind it")
     for product, i, operand in ((scores, 0, "query"), (scores, 1, "key"), (mix, 1, "value")):
-        if _is_constant(input_of(product, i)):
+        if _is_weight(input_of(product, i)):
             return Refusal(softmax, f"the {operand} side of {product.name} is a constant: a linear layer, no attention")
     for product in (scores, mix):
         reason = _refused_operands(product)
@@ -131,6 +131,11 @@ def _match(softmax: ir.Node) -> AttentionPattern | Refusal:
             return Refusal(softmax, reason)
     assert isinstance(mix.graph, ir.Graph)
     return AttentionPattern(scores, softmax, mix, mix.graph)
+
+
+def _is_weight(value: ir.Value) -> bool:
+    """Whether a product with it is a linear layer: with more axes, it is keys or values that are always the same."""
+    return _is_constant(value) and value.shape is not None and len(value.shape) <= 2
 
 
 def _refused_operands(product: ir.Node) -> str | None:

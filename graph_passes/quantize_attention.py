@@ -60,7 +60,7 @@ def quantize_attention(
     bits: int,
     rows: int = 1,
     magnitudes: Mapping[str, Magnitudes] | None = None,
-    shift_and_sum: ShiftAndSum | None = None,
+    shift_and_sum: ShiftAndSum | Mapping[str, ShiftAndSum] | None = None,
     stage_input: str | None = None,
     names: Collection[str] | None = None,
 ) -> ir.Model:
@@ -73,7 +73,8 @@ def quantize_attention(
         bits: of all four operands, 2 to 8.
         rows: how many rows of the batch are one image: rows r, r + R / rows, ...
         magnitudes: static ranges by the name of the second MatMul; None is dynamic, for each image.
-        shift_and_sum: how attentive tokens are expanded; None leaves V to its quantizer.
+        shift_and_sum: how attentive tokens are expanded, of all or by the name of the second MatMul; None leaves V to
+            its quantizer.
         stage_input: the graph input (int64 []) that chooses shift-and-sum's places; None where there is one stage.
         names: of the second MatMul of each attention to quantize; None: all of them.
     Raises:
@@ -90,17 +91,18 @@ def quantize_attention(
     stage = next((value for value in model.graph.inputs if value.name == stage_input), None)
     if stage is None and stage_input is not None:
         raise ValueError(f"the graph has no input {stage_input!r}")
-    if stage is None and shift_and_sum is not None and len(shift_and_sum.places) != 1:
-        raise ValueError(f"places for {len(shift_and_sum.places)} stages, but no input tells the stage")
     for pattern in patterns:
-        if shift_and_sum is not None and shift_and_sum.count_overflow and pattern.graph is not model.graph:
+        expanded = shift_and_sum[pattern.name] if isinstance(shift_and_sum, Mapping) else shift_and_sum
+        if stage is None and expanded is not None and len(expanded.places) != 1:
+            raise ValueError(f"places for {len(expanded.places)} stages, but no input tells the stage")
+        if expanded is not None and expanded.count_overflow and pattern.graph is not model.graph:
             raise ValueError(f"{pattern.name} is in a subgraph; attentive tokens are counted in the main graph only")
         if magnitudes is not None and pattern.name not in magnitudes:
             raise ValueError(f"no magnitudes for the attention {pattern.name!r}")
         known = None if magnitudes is None else magnitudes[pattern.name]
         _quantize_scores(pattern, bits, rows, known)
-        overflow = _quantize_mix(pattern, weights, bits, rows, known, shift_and_sum, stage)
-        if overflow is not None and shift_and_sum is not None and shift_and_sum.count_overflow:
+        overflow = _quantize_mix(pattern, weights, bits, rows, known, expanded, stage)
+        if overflow is not None and expanded is not None and expanded.count_overflow:
             overflow.name, overflow.dtype, overflow.shape = overflow_name(pattern.name), ir.DataType.INT64, ir.Shape([])
             model.graph.outputs.append(overflow)
     return model

@@ -24,6 +24,7 @@ OPS = get_args(Ops)
 PACKAGE = "nextscale_ops"
 # Plain C++, for processors without kernels of their own: the stock operators are faster.
 SLOW_ISA = "portable"
+_NO_ISA = "NEXTSCALE_OPS_ISA names no instruction set that this processor has"
 _INSTALL = "install nextscale-ops (docs/fused.md says how), or give its library as ops_library"
 
 
@@ -88,7 +89,7 @@ def _lack(bundle: Bundle, library: OperatorLibrary | None) -> str | None:
     if library is None:
         return f"nextscale-ops is not installed; {_INSTALL}"
     if not library.isa:
-        return "NEXTSCALE_OPS_ISA names no instruction set that this processor has"
+        return _NO_ISA
     for graph in fused:
         others = {domain: version for domain, version in graph.operators.items() if domain != OPERATORS}
         wanted = graph.operators.get(OPERATORS, library.version)
@@ -100,6 +101,22 @@ def _lack(bundle: Bundle, library: OperatorLibrary | None) -> str | None:
                 f"{library.version}: install the nextscale-ops that fits, or build the bundle again"
             )
     return None
+
+
+def wanted_library(ops: Ops, library: str) -> Path | None:
+    """The library for a graph outside bundles; None unless ops is "fused".
+
+    Raises:
+        NextscaleError: it is missing, or has no kernels for this processor.
+    """
+    if ops != "fused":
+        return None
+    found = load_library(Path(library)) if library else installed_library()
+    if found is None:
+        raise NextscaleError(f"fused operators cannot run: nextscale-ops is not installed; {_INSTALL}")
+    if not found.isa:
+        raise NextscaleError(f"fused operators cannot run: {_NO_ISA}")
+    return found.path
 
 
 def installed_library() -> OperatorLibrary | None:

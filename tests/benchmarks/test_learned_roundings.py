@@ -40,7 +40,9 @@ def folder(program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_every_recipe_that_learns_is_recorded(program: ModuleType) -> None:
-    learned = {name for name in recipe_names() if load_recipe(name).weights.rounding == "reconstructed"}
+    # Ranges by token are for models of users' own, whose rounding is learned with them.
+    names = [name for name in recipe_names() if not name.startswith("token-")]
+    learned = {name for name in names if load_recipe(name).weights.rounding == "reconstructed"}
     found = program.recorded()
     assert found.keys() == learned
     for name, entry in found.items():

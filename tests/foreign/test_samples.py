@@ -53,6 +53,13 @@ def test_files_and_folders(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.concatenate([feed["image"] for feed in of_folder]), IMAGES)
 
 
+@pytest.mark.parametrize(("count", "expected"), [(0, 0), (2, 2), (6, 6), (99, 6)])
+def test_the_first_of_them(count: int, expected: int) -> None:
+    first = read_samples({"image": IMAGES, "ids": TEXTS}, [IMAGE, IDS]).first(count)
+    assert (len(first), first.origin) == (expected, "arrays")
+    assert [feed["ids"].tolist() for feed in first] == TEXTS[:expected, None].tolist()
+
+
 def test_a_function_yields_what_each_call_is_fed() -> None:
     found = read_samples(lambda: ({"image": IMAGES[i : i + 2]} for i in (0, 2)), [IMAGE])
     assert [feed["image"].shape[0] for feed in found] == [2, 2]

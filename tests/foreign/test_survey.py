@@ -81,7 +81,7 @@ LEFT: dict[str, tuple[str, dict[str, np.ndarray], str, str]] = {
         "g (float[1, 3, 8, 8] x) => (float[1, 2, 6, 6] y) { y = Conv (x, w) }",
         {"w": normal(2, 3, 3, 3)},
         "convolution",
-        "convolutions stay as they are",
+        "its result is an output of the model, which 8 bits would be too few for",
     ),
     "whole attention": (
         "g (float[1, 5, 8] q, float[1, 5, 8] k, float[1, 5, 8] v) => (float[1, 5, 8] y) "

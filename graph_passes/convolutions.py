@@ -1,0 +1,95 @@
+"""Find a graph's convolutions, each with the result that it is read as."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from nextscale.graph_passes._graph_edit import input_of, is_operator
+from nextscale.graph_passes.observe_inputs import Input
+
+
+@dataclass(frozen=True)
+class ConvolutionLayer:
+    """A Conv of a main graph with a constant weight [out, in / groups, ...].
+
+    Attributes:
+        node: the Conv.
+        last: whose output is its result: a Relu, or a Clip around zero, that alone reads the Conv's; or the Conv.
+    """
+
+    node: ir.Node
+    last: ir.Node
+
+    @property
+    def name(self) -> str:
+        return str(self.node.name)
+
+    @property
+    def activation(self) -> ir.Value:
+        return input_of(self.node, 0)
+
+    @property
+    def weight(self) -> ir.Value:
+        return input_of(self.node, 1)
+
+    @property
+    def bias(self) -> ir.Value | None:
+        """[out]."""
+        return self.node.inputs[2] if len(self.node.inputs) > 2 else None
+
+    @property
+    def result(self) -> ir.Value:
+        return self.last.outputs[0]
+
+    @property
+    def other_axes(self) -> tuple[int, ...]:
+        """All axes of its input and its result but the channels'."""
+        assert self.weight.const_value is not None
+        return tuple(axis for axis in range(len(self.weight.const_value.shape)) if axis != 1)
+
+    def reader(self) -> Input | None:
+        """An input of the main graph that is its result; None where there is none."""
+        for node, position in self.result.uses():
+            if node.graph is self.node.graph:
+                return Input(str(node.name), position)
+        return None
+
+
+def convolutions(graph: ir.Graph) -> list[ConvolutionLayer]:
+    """The convolutions of a graph, without its subgraphs', in order."""
+    return [
+        ConvolutionLayer(node, _last(node))
+        for node in graph
+        if is_operator(node, "Conv") and all(_is_constant(value) for value in node.inputs[1:] if value is not None)
+    ]
+
+
+def _is_constant(value: ir.Value) -> bool:
+    return value.const_value is not None
+
+
+def _last(conv: ir.Node) -> ir.Node:
+    (y,) = conv.outputs
+    readers = [node for node, _ in y.uses()]
+    if len(readers) != 1 or y.is_graph_output() or readers[0].graph is not conv.graph:
+        return conv
+    (reader,) = readers
+    return reader if is_operator(reader, "Relu") or (is_operator(reader, "Clip") and _holds_zero(reader)) else conv
+
+
+def _holds_zero(clip: ir.Node) -> bool:
+    """Whether both of its ends are known, and zero is none beyond: codes between such ends clip by themselves."""
+    ends = [value for value in clip.inputs[1:] if value is not None]
+    if not all(_is_constant(value) and value.const_value is not None for value in ends):
+        return False
+    low, high = (clip.inputs[i] if len(clip.inputs) > i else None for i in (1, 2))
+    return _number(low, -1.0) <= 0 <= _number(high, 1.0)
+
+
+def _number(value: ir.Value | None, otherwise: float) -> float:
+    if value is None:
+        return otherwise
+    assert value.const_value is not None
+    return float(value.const_value.numpy().item())

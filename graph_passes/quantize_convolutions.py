@@ -1,0 +1,207 @@
+"""Insert QDQ around convolutions with static ranges: u8 inputs and results, s8 weights by channel, s32 biases.
+
+    x -> QuantizeLinear -> DequantizeLinear \\
+                                             Conv -> QuantizeLinear -> DequantizeLinear -> y
+    s8 weight, s32 bias -> DequantizeLinear /
+
+ONNX Runtime turns each such Conv into QLinearConv. A Relu or Clip behind it goes: where codes end, they clip. What one
+convolution gives and another reads has one range and is quantized once; so is what several read.
+
+Codes that convolutions alone give and read may have a step for each channel, which costs nothing. Such a Conv computes
+with codes as numbers, x / s_x and y / s_y, and its weights take the steps:
+
+    y_o / s_o = sum_c (s_c W_oc / s_o) (x_c / s_c) + b_o / s_o
+
+Elsewhere a step for each channel would be slow: ONNX Runtime's QuantizeLinear works on single numbers then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from nextscale.graph_passes._channel_steps import channel_steps
+from nextscale.graph_passes._graph_edit import add_initializer, is_operator
+from nextscale.graph_passes._integer_convolution import integer_kernel
+from nextscale.graph_passes.convolutions import ConvolutionLayer, convolutions
+from nextscale.graph_passes.linear_layers import CODES_SUFFIX, WEIGHT_SUFFIX, drop_unused
+from nextscale.graph_passes.qparams import ActivationQParams, Range
+
+BIAS_SUFFIX = ".bias"
+UNIT = np.ones(1, np.float32)
+
+
+@dataclass(frozen=True)
+class ConvolutionRanges:
+    """Of a convolution: [C] each, a range for each channel, or [1].
+
+    Attributes:
+        x: of its input.
+        y: of its result, behind its Relu or Clip.
+    """
+
+    x: Range
+    y: Range
+
+
+@dataclass(frozen=True)
+class _Codes:
+    """How a value becomes u8: steps float32 [C] or [1], and the zero point of all."""
+
+    steps: NDArray[np.float32]
+    zero_point: int
+
+
+def quantize_convolutions(
+    model: ir.Model, ranges: Mapping[str, ConvolutionRanges], alpha: float = 1.0, reduce_range: bool = False
+) -> ir.Model:
+    """A copy of `model` whose convolutions named in `ranges` are integer.
+
+    Args:
+        model: any graph; none of these gives one of its outputs.
+        ranges: by the names of its convolutions.
+        alpha: how much of the channels' spread weights take: 1 all, as each channel has the step that its range needs;
+            0 none, as all have one.
+        reduce_range: no pair of products leaves 16 bits, for CPUs without VNNI.
+    Raises:
+        ValueError: a name is no convolution of the model with a constant weight.
+    """
+    model = model.clone()
+    layers = [layer for layer in convolutions(model.graph) if layer.name in ranges]
+    missing = ranges.keys() - {layer.name for layer in layers}
+    if missing:
+        raise ValueError(f"no Conv with a constant weight is named {sorted(missing)[0]!r}")
+    chosen = _choose_codes(layers, ranges, alpha)
+    # What stands for a result is another value: they are looked up before the first is replaced.
+    planned = [(layer, chosen[layer.activation], chosen[layer.result]) for layer in layers]
+    codes = dict[ir.Value, ir.Value]()
+    for layer, x, y in planned:
+        if layer.activation not in codes:
+            quantize = _quantize(model.graph, layer.activation, x)
+            model.graph.insert_before(layer.node, quantize)
+            codes[layer.activation] = quantize.outputs[0]
+        _insert_kernel(model.graph, layer, codes[layer.activation], x, y, reduce_range)
+        known, of_result = _code_result(model.graph, layer, y)
+        codes[known] = of_result
+    RemoveUnusedNodesPass()(model)
+    return model
+
+
+def _choose_codes(
+    layers: Sequence[ConvolutionLayer], ranges: Mapping[str, ConvolutionRanges], alpha: float
+) -> dict[ir.Value, _Codes]:
+    """Of each value that becomes codes, whoever gives or reads it."""
+    found: dict[ir.Value, Range] = {}
+    energy: dict[ir.Value, NDArray[np.float32]] = {}
+    for layer in layers:
+        for value, of_one in ((layer.activation, ranges[layer.name].x), (layer.result, ranges[layer.name].y)):
+            found[value] = found[value].merge(of_one) if value in found else of_one
+        energy[layer.activation] = energy.get(layer.activation, np.float32(0)) + _energy(layer)
+    nodes, codes = {layer.node for layer in layers}, dict[ir.Value, _Codes]()
+    # Codes with the steps of channels could go beyond the ends of a Clip.
+    given = {layer.result for layer in layers if not is_operator(layer.last, "Clip")}
+    for value, of_one in found.items():
+        has_steps = alpha > 0 and value in given and all(node in nodes for node, _ in value.uses())
+        if has_steps and len(of_one.minimum) > 1:
+            steps, zero_point = channel_steps(of_one, energy.get(value, np.ones_like(of_one.minimum)))
+            spread = steps**alpha * steps.max() ** (1 - alpha)
+            codes[value] = _Codes(spread.astype(np.float32), zero_point)
+        else:
+            qparams = ActivationQParams.from_range(of_one.over_stages())  # and over channels
+            codes[value] = _Codes(qparams.scale, int(qparams.zero_point[0]))
+    return codes
+
+
+def _energy(layer: ConvolutionLayer) -> NDArray[np.float32]:
+    """The sum of the squares of the weights that read each channel of the input."""
+    weight = _floats(layer.weight)
+    groups = layer.node.attributes.get_int("group", 1)
+    squares = np.square(weight).sum(axis=tuple(range(2, weight.ndim)))
+    found: NDArray[np.float32] = squares.reshape(groups, -1, weight.shape[1]).sum(axis=1).ravel()
+    return found
+
+
+def _quantize(graph: ir.Graph, value: ir.Value, codes: _Codes) -> ir.Node:
+    """QuantizeLinear, not yet in the graph."""
+    name = f"{value.name}/convolution"
+    node = ir.node("QuantizeLinear", [value, *_constants(graph, name, codes)], name=f"{name}/quantize")
+    node.outputs[0].name = f"{name}.codes"
+    return node
+
+
+def _dequantize(graph: ir.Graph, name: str, codes: ir.Value, constants: Sequence[ir.Value], axis: int) -> ir.Node:
+    """DequantizeLinear, not yet in the graph."""
+    node = ir.node("DequantizeLinear", [codes, *constants], {"axis": axis}, name=f"{name}/dequantize")
+    node.outputs[0].name, node.outputs[0].dtype = f"{name}.known", ir.DataType.FLOAT
+    return node
+
+
+def _constants(graph: ir.Graph, name: str, codes: _Codes) -> list[ir.Value]:
+    """Scale and zero point, [] each, or [C] for channels."""
+    shape = () if len(codes.steps) == 1 else codes.steps.shape
+    return [
+        add_initializer(graph, f"{name}.scale", codes.steps.reshape(shape)),
+        add_initializer(graph, f"{name}.zero_point", np.full(shape, codes.zero_point, np.uint8)),
+    ]
+
+
+def _insert_kernel(
+    graph: ir.Graph, layer: ConvolutionLayer, codes: ir.Value, x: _Codes, y: _Codes, reduce_range: bool
+) -> None:
+    """Feed the Conv numbers of codes: of its input, and of its weight and bias, which take all steps."""
+    weight = _floats(layer.weight)
+    groups = layer.node.attributes.get_int("group", 1)
+    # Outputs of a group read its own channels: [C_in] -> [out, C_in / groups].
+    steps = np.broadcast_to(x.steps, groups * weight.shape[1]).reshape(groups, weight.shape[1])
+    steps = steps.repeat(len(weight) // groups, axis=0)
+    stepped = weight * steps.reshape(*steps.shape, *[1] * (weight.ndim - 2))
+    bias = np.zeros(len(weight), np.float32) if layer.bias is None else _floats(layer.bias)
+    kernel = integer_kernel(stepped, bias, ActivationQParams(UNIT, np.array([x.zero_point], np.uint8)), reduce_range)
+    scale = (kernel.weight.scale / y.steps).astype(np.float32)
+    name = f"{layer.name}.input"
+    feeds = [_dequantize(graph, name, codes, _constants(graph, name, _Codes(UNIT, x.zero_point)), 1)]
+    for end, numbers in ((WEIGHT_SUFFIX, kernel.weight.codes), (BIAS_SUFFIX, kernel.bias)):
+        if end == WEIGHT_SUFFIX or layer.bias is not None:
+            name = f"{layer.name}{end}"
+            constants = [
+                add_initializer(graph, f"{name}.scale", scale),
+                add_initializer(graph, f"{name}.no_zero_point", np.zeros(len(scale), numbers.dtype)),
+            ]
+            feeds.append(_dequantize(graph, name, add_initializer(graph, name + CODES_SUFFIX, numbers), constants, 0))
+    graph.insert_before(layer.node, feeds)
+    floats = layer.node.inputs[1:]
+    for i, feed in enumerate(feeds):
+        layer.node.replace_input_with(i, feed.outputs[0])
+    for value in floats:
+        if value is not None:
+            drop_unused(graph, value)
+
+
+def _code_result(graph: ir.Graph, layer: ConvolutionLayer, y: _Codes) -> tuple[ir.Value, ir.Value]:
+    """Let all that reads the result read what its codes stand for, in its name; returns that, and the codes."""
+    old, conv = layer.result, layer.node
+    name, readers = str(old.name), tuple(old.uses())
+    quantize = _quantize(graph, old, _Codes(UNIT, y.zero_point))
+    (codes,) = quantize.outputs
+    dequantize = _dequantize(graph, f"{name}/known", codes, _constants(graph, f"{name}/known", y), 1)
+    (known,) = dequantize.outputs
+    known.shape, known.type = old.shape, old.type
+    for node, i in readers:
+        node.replace_input_with(i, known)
+    quantize.replace_input_with(0, conv.outputs[0])
+    if layer.last is not conv:
+        graph.remove(layer.last, safe=True)
+    graph.insert_after(conv, [quantize, dequantize])
+    conv.outputs[0].name, known.name = f"{name}.exact", name
+    return known, codes
+
+
+def _floats(value: ir.Value) -> NDArray[np.float32]:
+    assert value.const_value is not None
+    array: NDArray[np.float32] = value.const_value.numpy()
+    return array
