@@ -31,7 +31,7 @@ COMMANDS = {
     "theta": "Choose which tokens get more precision, within a budget of operations.",
     "bench": "Measure speed and memory of bundles, in turns.",
     "table-c": "Measure the paper's throughput table on this machine.",
-    "paper": "Measure the paper's other tables: 2, text to image; 3, editing photographs.",
+    "paper": "Measure the paper's other tables: 2, text to image; 3, editing photographs; D, segmentation.",
     "report": "Put bundles and results into one HTML page.",
     "inspect": "Show what is in a bundle.",
     "verify": "Check a bundle's files, contract and tokens.",

@@ -14,6 +14,7 @@ from nextscale.cli import options
 from nextscale.cli.progress import Steps, show_resumable_steps
 from nextscale.cli.results import results_console, table_writers
 from nextscale.cli.table_2 import table_2
+from nextscale.cli.table_d import table_d
 from nextscale.cli.table_rows import limited_recipe, reference_first
 from nextscale.evaluate.feature_network import FeatureNetwork
 from nextscale.evaluate.imagenet_classes import imagenet_ids
@@ -48,6 +49,7 @@ def paper() -> None:
 
 
 paper.add_command(table_2)
+paper.add_command(table_d)
 
 
 @paper.command("table-3")

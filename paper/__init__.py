@@ -2,8 +2,11 @@
 
 __all__ = [
     "recipe_bundles",
+    "segmentation",
+    "segmenter",
     "table_2",
     "table_3",
     "table_c",
+    "table_d",
     "throughput_bundles",
 ]

@@ -1,4 +1,4 @@
-"""What the pages of Tables 2 and 3 have in common: their heading, and tables with intervals in Markdown."""
+"""What the pages of Tables 2, 3 and D have in common: their heading, and tables with intervals in Markdown."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from nextscale.measure.statistics import Interval
 from nextscale.paper.table_2 import Table2
 from nextscale.paper.table_3 import Table3
+from nextscale.paper.table_d import TableD
 
 
-def heading(title: str, table: Table2 | Table3, notes: Sequence[str], intervals: str) -> list[str]:
+def heading(title: str, table: Table2 | Table3 | TableD, notes: Sequence[str], intervals: str) -> list[str]:
     """The title, and all that a reader must know, as a list; `intervals` says what follows ±."""
     numbers = ", ".join(f"{name} {version}" for name, version in table.versions.items())
     return [

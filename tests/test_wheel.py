@@ -48,7 +48,7 @@ ROOMS = (
 PACKAGES = {"nextscale": "nextscale", **{f"nextscale/{room}": room for room in ROOMS}}
 DATA = ("py.typed", ".json")
 WITH_DATA = ("nextscale", "nextscale/demo/emoji", "nextscale/paper")
-MAX_BYTES = 1e6
+MAX_BYTES = 1.2e6
 # A stand-in for an install without the extra `export`: its packages cannot be imported.
 RUN = """
 import sys

@@ -1,0 +1,99 @@
+"""A user's model by several recipes, made once and kept in a folder, each with its report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from nextscale import __version__
+from nextscale.foreign.quantize_model import QuantizeOptions, quantize_model, read_model
+from nextscale.foreign.samples import graph_inputs, read_samples
+from nextscale.foreign.written_model import write_model
+from nextscale.graph_passes.recipe import Recipe
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._file_hash import file_sha256
+from nextscale.runtime._session import SessionOptions
+from nextscale.runtime.image_io import write_files
+
+
+@dataclass(frozen=True)
+class IntegerModel:
+    """What a recipe made of the model.
+
+    Attributes:
+        path: the file.
+        report: `Report.to_json`.
+    """
+
+    path: Path
+    report: Mapping[str, Any]
+
+    def attention_errors(self) -> dict[str, float]:
+        """By name of each integer attention: relative error of its output, if it alone is integer."""
+        lines = [line for line in self.report["lines"] if line["kind"] == "attention" and line["refused"] is None]
+        errors = {line["name"]: line["error"] for line in lines if line["error"] is not None}
+        return {name: error["relative"] for name, error in errors.items() if error["relative"] is not None}
+
+
+class IntegerModels:
+    """The folder.
+
+    Args:
+        model: the float model's file.
+        calibration: samples, as `read_samples` takes them: an .npz, or a folder of such.
+        folder: an existing folder.
+        options: threads and memory.
+    Attributes:
+        source: the float model, whose weights stay in their file.
+        source_bytes: of its files.
+    Raises:
+        NextscaleError: the model cannot be read, or the samples do not fit it.
+    """
+
+    def __init__(self, model: Path, calibration: Path, folder: Path, options: SessionOptions) -> None:
+        self._calibration, self._folder, self._options = calibration, folder, options
+        self.source = read_model(model)
+        read_samples(calibration, graph_inputs(self.source.graph))
+        samples = sorted(calibration.glob("*.npz")) if calibration.is_dir() else [calibration]
+        files = [model, *_outside(self.source)]
+        self.source_bytes = sum(path.stat().st_size for path in files)
+        self._read = [file_sha256(path) for path in (*files, *samples)]
+
+    def made(self, recipe: Recipe, progress: Callable[[str], object]) -> IntegerModel:
+        """What an earlier call made, or else is made now.
+
+        Args:
+            recipe: how to quantize.
+            progress: told each step.
+        Raises:
+            NextscaleError: see `quantize_model`; or what an earlier call made is damaged.
+        """
+        told = json.dumps([__version__, self._read, recipe.as_dict()], sort_keys=True)
+        digest = hashlib.sha256(told.encode()).hexdigest()[:12]
+        plain_name = re.sub(r"[^\w.-]+", "_", recipe.name)[:80]
+        path = self._folder / f"{plain_name}-{digest}.onnx"
+        of_report = path.with_suffix(".json")
+        if not of_report.exists():
+            options = QuantizeOptions(self._options, rounds=0, progress=progress)
+            integer, report = quantize_model(self.source, self._calibration, recipe, options)
+            write_model(integer, path)
+            text = json.dumps(report.to_json(), indent=1) + "\n"
+            write_files({of_report: lambda file: file.write(text.encode())})
+        try:
+            read: dict[str, Any] = json.loads(of_report.read_bytes())
+        except (OSError, ValueError):
+            raise NextscaleError(f"{of_report}: damaged; delete the file to make that model again") from None
+        return IntegerModel(path, read)
+
+
+def _outside(model: ir.Model) -> list[Path]:
+    """Files in which weights lie beside the model."""
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    return sorted({Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)})
