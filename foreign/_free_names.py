@@ -10,7 +10,7 @@ from nextscale.foreign._names import Names, values_of
 BEHIND = (
     ".scale", ".codes", ".packed", ".zero_point", ".no_zero_point", ".unpacked", ".replaced",
     "/quantize", "/cap", "/unpack", "/center", "/scores", "/integer",
-    "/convolution", "/known", ".input.", ".input/", ".weight.", ".weight/", ".bias.", ".bias/", ".exact",
+    "/convolution", "/known", ".input", ".weight", ".bias", ".exact",
 )  # fmt: skip
 
 

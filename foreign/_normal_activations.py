@@ -15,7 +15,7 @@ def join_hard_swish(model: ir.Model) -> int:
     names, found = Names(model), 0
     for last in [node for node in model.graph if node.op_type in ("Div", "Mul") and node.domain == ""]:
         x = _hard_swish(last)
-        if x is not None:
+        if x is not None and _is_as_it(x, last.outputs[0]):
             node = ir.node("HardSwish", [x], name=names.node(f"{last.name}.hard_swish"))
             old, (new,) = last.outputs[0], node.outputs
             new.shape, new.type = old.shape, old.type
@@ -25,6 +25,13 @@ def join_hard_swish(model: ir.Model) -> int:
             model.graph.remove(last, safe=True)
             found += 1
     return found
+
+
+def _is_as_it(x: ir.Value, y: ir.Value) -> bool:
+    """Whether both are float32 of as many axes: constants of more axes than x make y have more."""
+    if x.dtype != ir.DataType.FLOAT or x.shape is None or y.shape is None:
+        return False
+    return len(x.shape) == len(y.shape)
 
 
 def _hard_swish(last: ir.Node) -> ir.Value | None:

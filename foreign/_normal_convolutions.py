@@ -32,7 +32,8 @@ def fold_into_convolutions(model: ir.Model) -> int:
     for conv in [node for node in model.graph if is_operator(node, "Conv")]:
         while (step := _next(conv)) is not None:
             node, affine = step
-            _fold(model.graph, conv, affine, names)
+            if not _fold(model.graph, conv, affine, names):
+                break
             node.outputs[0].replace_all_uses_with(conv.outputs[0])
             model.graph.remove(node, safe=True)
             folded += 1
@@ -66,8 +67,9 @@ def _batch_norm(node: ir.Node) -> _Affine | None:
     if any(found is None or found.ndim != 1 for found in constants):
         return None
     scale, bias, mean, variance = (np.asarray(found, np.float64) for found in constants)
-    gain = scale / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
-    return _Affine(gain, bias - mean * gain)
+    with np.errstate(all="ignore"):  # what is not finite is not folded
+        gain = scale / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
+        return _Affine(gain, bias - mean * gain)
 
 
 def _by_channel(node: ir.Node, y: ir.Value, channels: int, axes: int) -> _Affine | None:
@@ -94,13 +96,19 @@ def _by_channel(node: ir.Node, y: ir.Value, channels: int, axes: int) -> _Affine
             return _Affine(ones, -value) if i == 1 else _Affine(-ones, value)
 
 
-def _fold(graph: ir.Graph, conv: ir.Node, affine: _Affine, names: Names) -> None:
+def _fold(graph: ir.Graph, conv: ir.Node, affine: _Affine, names: Names) -> bool:
+    """Whether it was possible: not where a number would not be finite."""
     weight, bias = _constant(conv, 1), _constant(conv, 2)
     assert weight is not None
     old = np.zeros(len(weight)) if bias is None else bias.astype(np.float64)
     gain = affine.gain.reshape(-1, *[1] * (weight.ndim - 1))
-    _replace(graph, conv, 1, (weight * gain).astype(weight.dtype), names)
-    _replace(graph, conv, 2, (old * affine.gain + affine.offset).astype(weight.dtype), names)
+    with np.errstate(all="ignore"):
+        made = (weight * gain).astype(weight.dtype), (old * affine.gain + affine.offset).astype(weight.dtype)
+    if not all(np.isfinite(found).all() for found in made):
+        return False
+    for i, found in enumerate(made, 1):
+        _replace(graph, conv, i, found, names)
+    return True
 
 
 def _replace(graph: ir.Graph, conv: ir.Node, i: int, made: Floats, names: Names) -> None:

@@ -55,7 +55,8 @@ def equalize(
         options: threads and memory.
     """
     model = model.clone()
-    groups = [group for layers in sharing(linear_layers(model.graph)) if (group := _group(layers)) is not None]
+    layers = [layer for layer in linear_layers(model.graph) if layer.graph is model.graph]  # which can be observed
+    groups = [group for shared in sharing(layers) if (group := _group(shared)) is not None]
     if not groups:
         return model, 0
     observers = [group.observer for group in groups]

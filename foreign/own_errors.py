@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from nextscale.foreign.observe import observed_values
+from nextscale.foreign._names import Names
+from nextscale.foreign.observe import AT_ONCE, observed_values
 from nextscale.foreign.plan import Plan
 from nextscale.foreign.running import Running, write_graph
 from nextscale.foreign.samples import Samples
@@ -180,7 +181,7 @@ def _of_convolutions(
 ) -> Iterator[Change]:
     layers = {layer.name: layer for layer in convolutions(model.graph) if layer.name in plan.convolutions}
 
-    @cache
+    @lru_cache(AT_ONCE)
     def runnings(name: str) -> list[Running]:
         """Of the convolution alone, in float and in integers."""
         alone = _alone(model, layers[name])
@@ -199,10 +200,11 @@ def _alone(model: ir.Model, layer: ConvolutionLayer) -> ir.Model:
     graph = ir.convenience.extract(model.graph, [layer.activation], [layer.result])
     graph.inputs[0].dtype, graph.inputs[0].shape = ir.DataType.FLOAT, None
     node = ir.node("Identity", [graph.outputs[0]])
-    node.outputs[0].name, node.outputs[0].dtype = f"{layer.name}.result", ir.DataType.FLOAT
+    alone = ir.Model(graph, ir_version=model.ir_version)
+    node.outputs[0].name, node.outputs[0].dtype = Names(alone).value(f"{layer.name}.result"), ir.DataType.FLOAT
     graph.append(node)
     graph.outputs[0] = node.outputs[0]
-    return ir.Model(graph, ir_version=model.ir_version)
+    return alone
 
 
 def _of_attentions(

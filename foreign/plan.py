@@ -155,7 +155,9 @@ def make_plan(
     keys = [Input(item.name) for item in found.taken("linear layer")]
     keys += [operand for pattern in attentions for operand in _operands(pattern)]
     channels = {end: layer.other_axes for layer in kernels for end in _ends(layer)}
-    observed = observe_ranges(model, [*keys, *channels], samples, work, options, channels)
+    by_channel = observe_ranges(model, [*keys, *channels], samples, work, options, channels)
+    # What a convolution gives may be what a layer or an attention reads: these have one range for all channels.
+    observed = {key: of_one.over_stages() for key, of_one in by_channel.items()}
     found = found.without(_not_finite(observed, attentions, kernels))
     recipe.require_layers([item.name for item in found.found if item.kind in ("linear layer", "convolution")])
     kernels = [
@@ -185,7 +187,7 @@ def make_plan(
             magnitudes,
             _rounder(model, integer_layers, recipe, *running, reduce_range),
             _shift_and_sum(model, layers, [patterns[name] for name in _integer_attentions(integer)], recipe, *running),
-            {layer.name: ConvolutionRanges(*(observed[end] for end in _ends(layer))) for layer in kernels},
+            {layer.name: ConvolutionRanges(*(by_channel[end] for end in _ends(layer))) for layer in kernels},
             reduce_range,
         ),
         found,

@@ -143,7 +143,8 @@ def quantize_model(
         free_names(floats)
         if chosen.equalization.alpha:
             floats, evened = equalize(floats, chosen.equalization.alpha, given, work, session)
-            words.append(f"the channels of {evened} inputs of linear layers were evened out")
+            what = "1 input" if evened == 1 else f"{evened} inputs"
+            words += [f"the channels of {what} of linear layers were evened out"] if evened else []
         plan, found = make_plan(floats, survey(floats), chosen, given, work, session, options.reduce_range)
         words += plan.words
         progress("asking each operator what it loses")
@@ -227,7 +228,7 @@ def _line(item: Found, plan: Plan, left: Collection[str], kernels: Mapping[str, 
     integer, refused = plan.integer, item.refused
     alone = (None, None) if cost is None else (cost.error, cost.effect)
     if item.name in left:
-        refused = f"left in float, as one of the {len(left)} that cost the outputs most"
+        refused = "left in float, as one of those that cost the outputs most"
     elif refused is None and item.name not in kernels:
         refused = f"recipe {plan.recipe.name} leaves it in float"
     if refused is not None:

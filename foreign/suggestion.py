@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -48,6 +49,8 @@ def stand_out(effects: Mapping[str, Error], names: Collection[str]) -> tuple[str
     Errors of different operators are independent, so that their squares add up.
     """
     total = sum(effect.relative**2 for effect in effects.values())
+    if math.isinf(total):  # beside it no other is anything
+        return tuple(name for name in most_costly(effects, names, MOST) if math.isinf(effects[name].relative))
     share, chosen = 0.0, list[str]()
     for name in most_costly(effects, names, MOST):
         if share >= ENOUGH * total:

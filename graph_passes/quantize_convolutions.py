@@ -121,7 +121,7 @@ def _energy(layer: ConvolutionLayer) -> NDArray[np.float32]:
     """The sum of the squares of the weights that read each channel of the input."""
     weight = _floats(layer.weight)
     groups = layer.node.attributes.get_int("group", 1)
-    squares = np.square(weight).sum(axis=tuple(range(2, weight.ndim)))
+    squares = np.square(weight, dtype=np.float64).sum(axis=tuple(range(2, weight.ndim)))
     found: NDArray[np.float32] = squares.reshape(groups, -1, weight.shape[1]).sum(axis=1).ravel()
     return found
 
