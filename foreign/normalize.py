@@ -47,6 +47,7 @@ def normalize(model: ir.Model) -> Normalized:
     own_tensors(model)
     declared = [value.shape.copy() if value.shape is not None else None for value in _borders(model)]
     notes = _inline_functions(model)
+    _forget_origins(model)
     opset = opset_of(model)
     notes += _count(name_all(model), "value or node got a name", "values and nodes got names")
     notes += _count(_weights_off_inputs(model), "weight is no longer an input", "weights are no longer inputs")
@@ -74,6 +75,16 @@ def normalize(model: ir.Model) -> Normalized:
     for value, shape in zip(_borders(model), declared, strict=True):
         value.shape = shape if shape is not None else value.shape
     return Normalized(model, tuple(notes))
+
+
+def _forget_origins(model: ir.Model) -> None:
+    """Drop what exporters note of each node and value, such as lines of a program and where they were on a machine."""
+    for node in model.graph.all_nodes():
+        node.doc_string = None
+        node.metadata_props.clear()
+        for output in node.outputs:
+            output.doc_string = None
+            output.metadata_props.clear()
 
 
 def _borders(model: ir.Model) -> list[ir.Value]:

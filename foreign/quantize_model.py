@@ -42,7 +42,7 @@ DEFAULT_RECIPE = "static-w8a8"
 # The integer model's metadata name its recipe.
 RECIPE_PROPERTY = "nextscale.recipe"
 # Samples on which each operator is asked what it costs.
-ASKED = 3
+ASKED = 2
 
 
 @dataclass(frozen=True)

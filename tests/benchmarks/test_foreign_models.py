@@ -157,12 +157,16 @@ def net(path: Path, opset: int = 17) -> Path:
     return path
 
 
-def test_models_of_old_opsets_become_newer(program: Program, tmp_path: Path) -> None:
-    newer_file = program("foreign_tools.newer_opset").newer_file
-    old, new = net(tmp_path / "old.onnx", 12), net(tmp_path / "new.onnx", 13)
-    assert newer_file(new, tmp_path) == new
-    assert onnx.load(newer_file(old, tmp_path)).opset_import[0].version == 17
-    assert onnx.load(old).opset_import[0].version == 12
+def test_other_tools_get_weights_as_initializers_and_a_newer_opset(program: Program, tmp_path: Path) -> None:
+    model = onnx.load(net(tmp_path / "net.onnx", 12))
+    weight = model.graph.initializer.pop()
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["w"], value=weight))
+    onnx.save(model, tmp_path / "old.onnx")
+    plain = program("foreign_tools.plain_form").plain_form(tmp_path / "old.onnx")
+    onnx.checker.check_model(plain, full_check=True)
+    assert plain.opset_import[0].version == 17
+    assert [node.op_type for node in plain.graph.node] == ["MatMul", "Relu"]
+    assert np.array_equal(onnx.numpy_helper.to_array(plain.graph.initializer[0]), onnx.numpy_helper.to_array(weight))
 
 
 @pytest.mark.exact_products

@@ -22,6 +22,8 @@ from nextscale.graph_passes._attention_patterns import attention_patterns
 from nextscale.graph_passes.linear_layers import linear_layers
 from nextscale.runtime._errors import NextscaleError
 
+from .block_model import block_proto
+
 Arrays = dict[str, NDArray[np.generic]]
 SIZES = {"B": 2, "T": 5}
 
@@ -817,3 +819,17 @@ def test_an_input_of_float16_that_is_an_output_too() -> None:
     assert found.graph.outputs[1] is found.graph.inputs[0]
     x = np.array([1, 2], np.float16)
     np.testing.assert_array_equal(run(ir.to_proto(found), {"x": x})[0], 2 * x)
+
+
+def test_notes_of_an_exporter_go() -> None:
+    """They tell lines of a program and paths of the machine that it ran on; the model's own metadata stay."""
+    proto = block_proto()
+    proto.metadata_props.add(key="author", value="me")
+    for node in proto.graph.node:
+        node.doc_string = "/home/me/model.py:1"
+        node.metadata_props.add(key="pkg.torch.onnx.stack_trace", value="/home/me/model.py:1")
+    for value in proto.graph.value_info:
+        value.doc_string = "/home/me/model.py:1"
+    found = ir.to_proto(normalize(ir.from_proto(proto)).model)
+    assert b"/home/me" not in found.SerializeToString()
+    assert [(item.key, item.value) for item in found.metadata_props] == [("author", "me")]
