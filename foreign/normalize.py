@@ -14,6 +14,7 @@ from nextscale.foreign._normal_convolutions import fold_into_convolutions
 from nextscale.foreign._normal_float import float32_inside
 from nextscale.foreign._normal_gemm import split_gemms
 from nextscale.foreign._normal_shapes import forget_placeholders, infer_shapes
+from nextscale.foreign._normal_sizes import fold_known_sizes
 from nextscale.foreign._opset import convert_opset, convert_softmax, opset_of
 from nextscale.graph_passes._graph_edit import input_of, is_operator
 from nextscale.runtime._errors import NextscaleError
@@ -60,6 +61,7 @@ def normalize(model: ir.Model) -> Normalized:
     infer_shapes(model)
     notes += convert_softmax(model, opset)
     notes += _count(_drop_idle(model), "Dropout or Identity went", "Dropout and Identity went")
+    notes += _count(fold_known_sizes(model), "size was known", "sizes were known")
     # Behind the opset: the folding of onnxscript writes the newest forms.
     notes += _count(fold_constants(model), "node was constant or did nothing", "nodes were constant or did nothing")
     _drop_idle(model)

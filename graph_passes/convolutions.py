@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -48,6 +49,14 @@ class ConvolutionLayer:
         """All axes of its input and its result but the channels'."""
         assert self.weight.const_value is not None
         return tuple(axis for axis in range(len(self.weight.const_value.shape)) if axis != 1)
+
+    @property
+    def work(self) -> float:
+        """Multiplications for each number that it reads: k^2 out / (groups stride^2)."""
+        assert self.weight.const_value is not None
+        out, _, *kernel = (int(size) for size in self.weight.const_value.shape.numpy())
+        strides = self.node.attributes.get_ints("strides", [1] * len(kernel))
+        return math.prod(kernel) * out / self.node.attributes.get_int("group", 1) / math.prod(strides)
 
     def reader(self) -> Input | None:
         """An input of the main graph that is its result; None where there is none."""

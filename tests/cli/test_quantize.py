@@ -15,7 +15,7 @@ import pytest
 from refusal import assert_refused
 
 from nextscale.cli.main import main
-from nextscale.foreign import written_model
+from nextscale.foreign import survey, written_model
 from tests.foreign.block_model import LAYERS, block_proto, samples
 from tests.foreign.convolution_net import CONVOLUTIONS, net_proto, pictures
 
@@ -23,6 +23,12 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+
+@pytest.fixture(autouse=True)
+def no_convolution_is_too_little_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network of these tests is small."""
+    monkeypatch.setattr(survey, "LEAST_WORK", 0)
 
 
 @pytest.fixture

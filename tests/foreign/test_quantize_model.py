@@ -105,6 +105,26 @@ def test_an_operators_own_error_is_that_of_a_model_of_it_alone(recipe: Recipe) -
         assert line.error == of_attention.outputs["y"].error
 
 
+OF_CONSTANT_VALUES = """g (float[1, 6, 8] x) => (float[1, 6, 8] y) {
+    k = Transpose <perm = [0, 2, 1]> (x)
+    s = MatMul (x, k)
+    a = Softmax <axis = -1> (s)
+    y = MatMul (a, known)
+}"""
+
+
+@pytest.mark.exact_products
+@pytest.mark.parametrize("recipe", [ALL_STATIC, BY_IMAGE], ids=lambda recipe: recipe.name)
+def test_values_that_are_always_the_same_make_an_attention_and_no_linear_layer(recipe: Recipe) -> None:
+    """As position encodings are in OneFormer's query transformer, at a fixed size."""
+    known = np.random.default_rng(5).normal(size=(1, 6, 8)).astype(np.float32)
+    integer, report = quantize_model(block(OF_CONSTANT_VALUES, known=known), samples(4), recipe, UNTIMED)
+    (line,) = report.lines
+    assert (line.kind, line.refused, line.is_integer) == ("attention", None, True)
+    assert 0 < report.outputs["y"].error.relative < 0.03
+    onnx.checker.check_model(ir.to_proto(integer), full_check=True)
+
+
 def test_what_the_recipe_leaves_and_what_cannot_be() -> None:
     recipe = replace(ALL_STATIC, layers={"h0": "float", "f": "token"})
     report = quantize_model(block(), samples(), recipe, UNTIMED)[1]
