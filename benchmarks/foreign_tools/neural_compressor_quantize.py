@@ -6,12 +6,15 @@ Of with and without SmoothQuant that is kept whose outputs on the calibration sa
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
-import onnxruntime
 from foreign_tools.feeds import Arrays, read_feeds
 from foreign_tools.relative_error import relative_error
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime
 from onnx_neural_compressor.data_reader import CalibrationDataReader
 from onnx_neural_compressor.quantization import QuantFormat, QuantType, config, quantize
 

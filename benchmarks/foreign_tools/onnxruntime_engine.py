@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-import onnxruntime
 from foreign_tools.feeds import Arrays
 
 from nextscale.runtime._session import SessionOptions, new_session, session_settings
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime
 
 
 class OnnxRuntimeEngine:

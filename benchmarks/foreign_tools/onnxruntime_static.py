@@ -6,6 +6,7 @@ Of these the one is kept whose outputs on the calibration samples are nearest to
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from foreign_tools.feeds import Arrays, read_feeds
 from foreign_tools.onnxruntime_engine import OnnxRuntimeEngine
 from foreign_tools.plain_form import plain_form
 from foreign_tools.relative_error import relative_error
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
