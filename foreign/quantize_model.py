@@ -153,6 +153,8 @@ def quantize_model(
         left = most_costly(effects, plan.can_be_left, options.leave)
         plan = plan.without(left)
         leave = stand_out({name: effect for name, effect in effects.items() if name not in left}, plan.can_be_left)
+        if len(leave) == len(plan.can_be_left):  # what then is left of the integer model
+            leave = ()
         progress("quantizing")
         integer = plan.apply(floats, fused)
         integer.metadata_props[RECIPE_PROPERTY] = chosen.name
