@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from nextscale.foreign._names import Names
-from nextscale.graph_passes._graph_edit import input_of, is_operator
+from nextscale.graph_passes._graph_edit import input_of, is_operator, number_of, replace
 
 SHIFT, TOP = 3.0, 6.0
 
@@ -17,12 +17,8 @@ def join_hard_swish(model: ir.Model) -> int:
         x = _hard_swish(last)
         if x is not None and _is_as_it(x, last.outputs[0]):
             node = ir.node("HardSwish", [x], name=names.node(f"{last.name}.hard_swish"))
-            old, (new,) = last.outputs[0], node.outputs
-            new.shape, new.type = old.shape, old.type
-            new.name, old.name = old.name, names.value(f"{old.name}.replaced")
-            old.replace_all_uses_with(new, replace_graph_outputs=True)
             model.graph.insert_before(last, node)
-            model.graph.remove(last, safe=True)
+            replace(last.outputs[0], node.outputs[0])
             found += 1
     return found
 
@@ -37,7 +33,7 @@ def _is_as_it(x: ir.Value, y: ir.Value) -> bool:
 def _hard_swish(last: ir.Node) -> ir.Value | None:
     """What x is, if the node's output is x clip(x + 3, 0, 6) / 6."""
     for i in (0, 1) if last.op_type == "Mul" else (0,):
-        divisor = _number(last, 1 - i)
+        divisor = number_of(last.inputs[1 - i])
         if divisor is not None and _is(divisor, TOP if last.op_type == "Div" else 1 / TOP):
             product = input_of(last, i).producer()
             if product is not None and is_operator(product, "Mul"):
@@ -50,11 +46,11 @@ def _swished(product: ir.Node) -> ir.Value | None:
         x, clip = input_of(product, i), input_of(product, 1 - i).producer()
         if clip is None or not is_operator(clip, "Clip") or len(clip.inputs) != 3:
             continue
-        low, high, shift = _number(clip, 1), _number(clip, 2), input_of(clip, 0).producer()
+        low, high, shift = number_of(clip.inputs[1]), number_of(clip.inputs[2]), input_of(clip, 0).producer()
         if low != 0 or high is None or not _is(high, TOP) or shift is None or not is_operator(shift, "Add"):
             continue
         for j in (0, 1):
-            added = _number(shift, 1 - j)
+            added = number_of(shift.inputs[1 - j])
             if input_of(shift, j) is x and added is not None and _is(added, SHIFT):
                 return x
     return None
@@ -63,11 +59,3 @@ def _swished(product: ir.Node) -> ir.Value | None:
 def _is(number: float, wanted: float) -> bool:
     """Up to what float32, or four written digits, leave of it."""
     return abs(number - wanted) <= 1e-4 * wanted
-
-
-def _number(node: ir.Node, i: int) -> float | None:
-    """Input i, if it is a constant of one number."""
-    value = node.inputs[i]
-    if value is None or value.const_value is None or value.const_value.size != 1:
-        return None
-    return float(value.const_value.numpy().item())

@@ -13,8 +13,9 @@ from nextscale.graph_passes.linear_layers import CODES_SUFFIX, WEIGHT_SUFFIX, fi
 from nextscale.runtime._operators import wanted_library
 from nextscale.runtime._session import SessionOptions
 
-# A product of attention that is not scaled at once.
+# A product of attention that is not scaled at once, and a layer by nextscale-ops.
 OTHER_KERNELS = frozenset({"MatMulInteger", "Linear"})
+# What a product of attention may be.
 PRODUCTS = frozenset({"MatMul", "FusedMatMul", "MatMulInteger", "MatMulIntegerToFloat"})
 
 

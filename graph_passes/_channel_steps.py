@@ -17,7 +17,7 @@ QMAX = 255
 TINY = np.finfo(np.float32).tiny
 
 
-def channel_steps(observed: Range, energy: Floats) -> tuple[Floats, int]:
+def channel_steps(observed: Range, energy: NDArray[np.floating]) -> tuple[Floats, int]:
     """Steps float32 [C] and the zero point that lose the least.
 
     Rounding x_c adds an error of variance s_c^2 / 12, which the weights multiply: the sum of s_c^2 energy_c is least.

@@ -59,6 +59,12 @@ def input_of(node: ir.Node, i: int) -> ir.Value:
     return value
 
 
+def number_of(value: ir.Value | None) -> float | None:
+    """The one number that a constant is; None where it is none, or of several."""
+    tensor = None if value is None else value.const_value
+    return float(tensor.numpy().item()) if tensor is not None and tensor.size == 1 else None
+
+
 def is_operator(node: ir.Node, op_type: str, domain: str = "") -> bool:
     """Whether it is this operator of the domain, by default ONNX's own, not one of another domain with that name."""
     return node.op_type == op_type and node.domain == domain

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from nextscale.graph_passes._graph_edit import input_of, is_operator
+from nextscale.graph_passes._graph_edit import input_of, is_operator, number_of
 from nextscale.graph_passes.observe_inputs import Input
 
 
@@ -90,15 +90,7 @@ def _last(conv: ir.Node) -> ir.Node:
 
 def _holds_zero(clip: ir.Node) -> bool:
     """Whether both of its ends are known, and zero is none beyond: codes between such ends clip by themselves."""
-    ends = [value for value in clip.inputs[1:] if value is not None]
-    if not all(_is_constant(value) and value.const_value is not None for value in ends):
-        return False
     low, high = (clip.inputs[i] if len(clip.inputs) > i else None for i in (1, 2))
-    return _number(low, -1.0) <= 0 <= _number(high, 1.0)
-
-
-def _number(value: ir.Value | None, otherwise: float) -> float:
-    if value is None:
-        return otherwise
-    assert value.const_value is not None
-    return float(value.const_value.numpy().item())
+    least = -math.inf if low is None else number_of(low)
+    most = math.inf if high is None else number_of(high)
+    return least is not None and most is not None and least <= 0 <= most

@@ -97,11 +97,11 @@ def _choose_codes(
 ) -> dict[ir.Value, _Codes]:
     """Of each value that becomes codes, whoever gives or reads it."""
     found: dict[ir.Value, Range] = {}
-    energy: dict[ir.Value, NDArray[np.float32]] = {}
+    energy: dict[ir.Value, NDArray[np.float64]] = {}
     for layer in layers:
         for value, of_one in ((layer.activation, ranges[layer.name].x), (layer.result, ranges[layer.name].y)):
             found[value] = found[value].merge(of_one) if value in found else of_one
-        energy[layer.activation] = energy.get(layer.activation, np.float32(0)) + _energy(layer)
+        energy[layer.activation] = energy.get(layer.activation, np.float64(0)) + _energy(layer)
     nodes, codes = {layer.node for layer in layers}, dict[ir.Value, _Codes]()
     # Codes with the steps of channels could go beyond the ends of a Clip.
     given = {layer.result for layer in layers if not is_operator(layer.last, "Clip")}
@@ -117,12 +117,12 @@ def _choose_codes(
     return codes
 
 
-def _energy(layer: ConvolutionLayer) -> NDArray[np.float32]:
+def _energy(layer: ConvolutionLayer) -> NDArray[np.float64]:
     """The sum of the squares of the weights that read each channel of the input."""
     weight = _floats(layer.weight)
     groups = layer.node.attributes.get_int("group", 1)
     squares = np.square(weight, dtype=np.float64).sum(axis=tuple(range(2, weight.ndim)))
-    found: NDArray[np.float32] = squares.reshape(groups, -1, weight.shape[1]).sum(axis=1).ravel()
+    found: NDArray[np.float64] = squares.reshape(groups, -1, weight.shape[1]).sum(axis=1).ravel()
     return found
 
 
