@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -65,6 +66,14 @@ SHOWN = 5
     metavar="N",
     help="Leave N operators in float: those that cost the outputs most.",
 )
+@click.option(
+    "--iterations",
+    type=click.IntRange(0),
+    default=200,
+    show_default=True,
+    metavar="N",
+    help="Of recipes with learned rounding: steps for each residual block; 0: each layer is rounded by itself.",
+)
 @click.option("--rounds", type=click.IntRange(0), default=5, show_default=True, help="To time both models in; 0: none.")
 @click.option(
     "--report",
@@ -83,6 +92,7 @@ def quantize(
     ops: Ops,
     reduce_range: bool,
     leave: int,
+    iterations: int,
     rounds: int,
     report_path: Path | None,
     threads: int,
@@ -95,7 +105,7 @@ def quantize(
     nextscale quantize vit.onnx --calibration samples.npz --out vit_int8.onnx
     nextscale quantize vit.onnx --calibration samples.npz --recipe rtn-w8a8 --out vit_int8.onnx --report report.html
     """
-    from nextscale.foreign.quantize_model import QuantizeOptions, quantize_model, read_model
+    from nextscale.foreign.quantize_model import LEARNING, QuantizeOptions, quantize_model, read_model
 
     if (calibration is None) == (random_calibration is None):
         raise click.UsageError("give --calibration, or --random-calibration for speed alone")
@@ -116,7 +126,9 @@ def quantize(
             source,
             calibration or random_calibration or 0,
             recipe,
-            QuantizeOptions(session, reduce_range=reduce_range, leave=leave, rounds=rounds, progress=steps),
+            QuantizeOptions(
+                session, reduce_range, leave, replace(LEARNING, iterations=iterations), rounds, progress=steps
+            ),
         )
         steps("writing")
         _write(integer, out, report, report_path, model.name)

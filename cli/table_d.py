@@ -73,9 +73,8 @@ def table_d(
 ) -> None:
     """Segment photographs with full precision and with recipes, and measure how alike the results are.
 
-    The rows of the paper's Table D as they can be carried to a model that is only a graph: GPTQ learns rounding layer
-    by layer where the paper's BRECQ learns blocks. Models are kept in WORK; after Ctrl-C the same command goes on from
-    where it was.
+    The rows of the paper's Table D, carried to a model that is only a graph, whose residual blocks are found in it.
+    Models are kept in WORK; after Ctrl-C the same command goes on from where it was.
 
     \b
     nextscale paper table-d --model oneformer.onnx --calibration samples.npz --images photographs

@@ -1,12 +1,13 @@
 """A user's ONNX model in, the integer one and a report out.
 
-normalize -> equalize -> survey -> observe on the samples, plan -> errors of each operator and their effects
--> quantize -> certify -> compare, time
+normalize -> equalize -> survey -> observe on the samples, plan -> learn the rounding of blocks
+-> errors of each operator and their effects -> quantize -> certify -> compare, time
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from nextscale.foreign.effects import Cost, costs
 from nextscale.foreign.equalize import equalize
 from nextscale.foreign.normalize import normalize
 from nextscale.foreign.plan import Plan, make_plan
+from nextscale.foreign.reconstruct_blocks import Kept, ReconstructedBlock, reconstruct_blocks
 from nextscale.foreign.report import Line, Report, Speed
 from nextscale.foreign.running import Running, write_graph
 from nextscale.foreign.samples import Given, Samples, graph_inputs, random_samples, read_samples
@@ -37,12 +39,19 @@ from nextscale.runtime._regular_file import require_regular
 from nextscale.runtime._scratch import scratch_folder
 from nextscale.runtime._session import SessionOptions, session_settings
 from nextscale.runtime._wording import shown_text
+from nextscale.simulation.reconstruction_settings import ReconstructionSettings
 
 DEFAULT_RECIPE = "static-w8a8"
 # The integer model's metadata name its recipe.
 RECIPE_PROPERTY = "nextscale.recipe"
 # Samples on which each operator is asked what it costs.
 ASKED = 2
+# What held-out samples may show to be better than learning a block as a whole.
+OTHERWISE: Mapping[Kept, str] = {
+    "layers": "whose layers are better each by itself",
+    "nearest": "that nearest is best for",
+}
+LEARNING = ReconstructionSettings(iterations=200, batch_size=2)
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,8 @@ class QuantizeOptions:
             their library then.
         reduce_range: keep every pair of integer products within 16 bits, for CPUs without VNNI.
         leave: at most so many linear layers and convolutions stay in float, those that cost the outputs most.
+        learning: how recipes with learned rounding reconstruct residual blocks; with 0 iterations each layer is rounded
+            by itself.
         rounds: that both models are timed in; 0: they are not.
         seed: of random samples.
         progress: told each step.
@@ -62,6 +73,7 @@ class QuantizeOptions:
     session: SessionOptions = field(default_factory=SessionOptions)
     reduce_range: bool = False
     leave: int = 0
+    learning: ReconstructionSettings = LEARNING
     rounds: int = 5
     seed: int = 0
     progress: Callable[[str], object] = lambda step: None
@@ -147,6 +159,12 @@ def quantize_model(
             words += [f"the channels of {what} of linear layers were evened out"] if evened else []
         plan, found = make_plan(floats, survey(floats), chosen, given, work, session, options.reduce_range)
         words += plan.words
+        blocks = list[ReconstructedBlock]()
+        if chosen.learned:
+            learning = given, work, session, options.learning
+            if options.learning.iterations:
+                plan, blocks = reconstruct_blocks(floats, plan, *learning, progress)
+            words.append(_of_rounding(plan, blocks))
         progress("asking each operator what it loses")
         of_each = costs(floats, plan, given.first(ASKED), work, session)
         effects = {name: cost.effect for name, cost in of_each.items()}
@@ -172,6 +190,7 @@ def quantize_model(
             samples=f"{len(given)} of {given.origin}",
             normalized=max((difference.largest for difference in normal.differences.values()), default=0.0),
             lines=tuple(_line(item, plan, left, kernels, of_each.get(item.name)) for item in found.found),
+            blocks=tuple(blocks),
             outputs=made.differences,
             not_compared=made.left,
             float_bytes=_bytes(exact_path),
@@ -199,8 +218,6 @@ def foreign_recipe(recipe: str | Path | Recipe) -> tuple[Recipe, list[str]]:
     if found.precision == "fp32":
         raise NextscaleError(f"recipe {found.name}: quantizes nothing; {other}")
     words = []
-    if found.learned:
-        words.append(f"recipe {found.name}: rounding is learned layer by layer (GPTQ), not block by block")
     if found.calibration.matching != "none":
         words.append(f"recipe {found.name}: samples are not resampled")
     if found.activations.granularity == "pair":
@@ -210,6 +227,21 @@ def foreign_recipe(recipe: str | Path | Recipe) -> tuple[Recipe, list[str]]:
     if found.layers and not own:  # nextscale's own recipes name layers of its models
         found = replace(found, layers={})
     return found, words
+
+
+def _of_rounding(plan: Plan, blocks: Sequence[ReconstructedBlock]) -> str:
+    """How the weights' rounding was learned."""
+    kept = Counter(block.kept for block in blocks)
+    alone = len(plan.integer.layers) - sum(len(block.layers) for block in blocks)
+    of_layers = (
+        f"of {alone} linear layers each by itself (GPTQ)" if alone != 1 else "of 1 linear layer by itself (GPTQ)"
+    )
+    if not blocks:
+        return f"rounding was learned {of_layers}"
+    others = [f"{kept[one]} {how}" for one, how in OTHERWISE.items() if kept[one]]
+    but = f", but for {' and '.join(others)}" if others else ""
+    what = f"of {len(blocks)} residual {'block' if len(blocks) == 1 else 'blocks'} as a whole (BRECQ){but}"
+    return f"rounding was learned {what}" + (f"; {of_layers}" if alone else "")
 
 
 def _written(model: ir.Model, path: Path) -> Path:

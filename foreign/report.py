@@ -8,6 +8,7 @@ from typing import Any
 
 from nextscale.foreign.compare import Difference
 from nextscale.foreign.own_errors import Error
+from nextscale.foreign.reconstruct_blocks import ReconstructedBlock
 from nextscale.foreign.suggestion import Suggestion
 from nextscale.foreign.survey import Kind
 from nextscale.measure.provenance import finite
@@ -66,6 +67,7 @@ class Report:
         samples: how many the model was calibrated on, and where they come from.
         normalized: the largest absolute difference of any output that comes from the first kind of notes alone.
         lines: all that multiplies, in the graph's order.
+        blocks: whose rounding was learned together.
         outputs: what the outputs lose, by name.
         not_compared: names of outputs that are no tensors of numbers, or whose shapes depend on what is computed.
         float_bytes, integer_bytes: sizes of both models.
@@ -81,6 +83,7 @@ class Report:
     samples: str
     normalized: float
     lines: tuple[Line, ...]
+    blocks: tuple[ReconstructedBlock, ...]
     outputs: Mapping[str, Difference]
     not_compared: tuple[str, ...]
     float_bytes: int

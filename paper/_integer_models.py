@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +75,13 @@ class IntegerModels:
         Raises:
             NextscaleError: see `quantize_model`; or what an earlier call made is damaged.
         """
-        told = json.dumps([__version__, self._read, recipe.as_dict()], sort_keys=True)
+        options = QuantizeOptions(self._options, rounds=0, progress=progress)
+        told = json.dumps([__version__, self._read, recipe.as_dict(), asdict(options.learning)], sort_keys=True)
         digest = hashlib.sha256(told.encode()).hexdigest()[:12]
         plain_name = re.sub(r"[^\w.-]+", "_", recipe.name)[:80]
         path = self._folder / f"{plain_name}-{digest}.onnx"
         of_report = path.with_suffix(".json")
         if not of_report.exists():
-            options = QuantizeOptions(self._options, rounds=0, progress=progress)
             integer, report = quantize_model(self.source, self._calibration, recipe, options)
             write_model(integer, path)
             text = json.dumps(report.to_json(), indent=1) + "\n"

@@ -57,9 +57,9 @@ def notes(table: TableD) -> list[str]:
     found = [
         f"{model['classes']} classes, {model['things']} of things; pictures of {width} x {height} pixels, into which "
         f"photographs are fitted; {model['multiply_adds'] / 1e9:.3g} G multiply-adds in products and convolutions",
-        "no row is BRECQ: rounding is learned layer by layer by GPTQ, from what each layer reads on the samples, since "
-        "a graph does not tell its blocks. The paper's figures beside these rows are of BRECQ. Nor are samples "
-        "resampled",
+        "BRECQ, LiteVAR and Ours learn the rounding of residual blocks as far as the graph shows them, and of other "
+        "layers each by itself (GPTQ), as each row's note says; samples are not resampled. LiteVAR's rule is found in "
+        "the graph: layers that read a GELU are in float",
         *([f"weights: {model['weights']}"] if model["weights"] else []),
         f"calibrated on {table.calibration}; convolutions have 8 bits in all integer rows",
         f"agreement is with full precision, on {table.photographs} photographs that nobody has annotated, and says "

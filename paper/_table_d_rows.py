@@ -1,12 +1,10 @@
 """Table D's rows: the paper's recipes as they can be carried to a model that is only a graph, and ours.
 
-There rounding is learned layer by layer by GPTQ, so that no row is called BRECQ; and the layer after GELU, which
-LiteVAR keeps in float, is found in the graph.
+The layer after GELU, which LiteVAR keeps in float, is found in the graph.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,23 +12,12 @@ import onnx_ir as ir
 
 from nextscale.graph_passes.linear_layers import linear_layers
 from nextscale.graph_passes.recipe import Recipe, load_recipe
+from nextscale.paper._rows import METHODS, method_of
 from nextscale.paper.recipe_bundles import FULL_PRECISION
 from nextscale.runtime._errors import NextscaleError
 
-# Recipes of the paper by what they are here.
-METHODS = {
-    "gptq": ("brecq", "GPTQ"),
-    "gptq-gelu": ("litevar", "GPTQ, float behind GELU (LiteVAR's rule)"),
-    "gptq-shift": ("ours", "GPTQ, shift-and-sum (the paper's)"),
-    "gptq-shift-gelu": ("ours-litevar", "GPTQ, shift-and-sum, float behind GELU"),
-}
 BITS = ("w6a6", "w4a4")
-ROWS = (
-    FULL_PRECISION,
-    "default",
-    "static-w8a8",
-    *(name for bits in BITS for name in (*(f"{method}-{bits}" for method in METHODS), f"default-{bits}")),
-)
+ROWS = (FULL_PRECISION, "default", "static-w8a8", *(f"{method}-{bits}" for bits in BITS for method in METHODS))
 # Operators that a GELU is written with, and what may stand between it and the layer.
 GELUS, BETWEEN = ("Gelu", "FastGelu", "BiasGelu", "Erf"), ("Mul", "Add", "Div", "Cast", "Reshape", "Identity")
 DEEPEST = 6
@@ -75,31 +62,23 @@ def plan_rows(
     if FULL_PRECISION not in found:
         raise NextscaleError(f"rows: {', '.join(found)}: no full precision ({FULL_PRECISION}), the reference")
     rows.sort(key=lambda row: row.recipe is not None)
-    idle = [row.name for row in rows if not behind_gelu and "gelu" in row.name.split("-")]
+    idle = [row.name for row in rows if not behind_gelu and _keeps_behind_gelu(row.name)]
     left_out = [f"{name}: no linear layer of the model reads a GELU" for name in idle]
     return [row for row in rows if row.name not in idle], left_out
 
 
 def _plan_row(name: str, behind_gelu: Sequence[str], budget: float | None) -> PlannedRow:
     if name == FULL_PRECISION:
-        return PlannedRow(name, "Full precision", None)
-    stem, bits = _parts(name)
-    learned = {recipe: method for method, (recipe, _) in METHODS.items()}
-    if stem in learned:
-        raise NextscaleError(
-            f"row {name}: learns whole blocks, for which the model has to be known; here it is {learned[stem]}-{bits}, "
-            "which learns layer by layer"
-        )
-    if stem not in METHODS:
-        recipe = _within(load_recipe(name), budget)
-        # Those that come along name layers of other models.
-        recipe = recipe if name.endswith(".toml") else replace(recipe, layers={})
-        return PlannedRow(recipe.name, stem if stem == "default" else recipe.name, recipe)
-    of_paper, method = METHODS[stem]
-    recipe = replace(_within(load_recipe(f"{of_paper}-{bits}"), budget), name=name, layers={})
-    if "gelu" in stem:
-        recipe = replace(recipe, layers=dict.fromkeys(behind_gelu, "float"))
-    return PlannedRow(name, method, recipe)
+        return PlannedRow(name, method_of(name), None)
+    recipe = _within(load_recipe(name), budget)
+    if not name.endswith(".toml"):  # those that come along name layers of other models
+        recipe = replace(recipe, layers=dict.fromkeys(behind_gelu if _keeps_behind_gelu(name) else (), "float"))
+    return PlannedRow(recipe.name, method_of(recipe.name), recipe)
+
+
+def _keeps_behind_gelu(name: str) -> bool:
+    """Whether a row is by LiteVAR's rule."""
+    return "LiteVAR" in method_of(name)
 
 
 def layers_behind_gelu(graph: ir.Graph) -> list[str]:
@@ -114,12 +93,6 @@ def _is_gelu(value: ir.Value, depth: int = DEEPEST) -> bool:
     if node.op_type not in BETWEEN or not depth:
         return False
     return any(_is_gelu(operand, depth - 1) for operand in node.inputs if operand is not None)
-
-
-def _parts(name: str) -> tuple[str, str]:
-    """A name as method and bits; without bits, all of it and nothing."""
-    stem, _, bits = name.rpartition("-")
-    return (stem, bits) if stem and re.fullmatch(r"w\da\d", bits) else (name, "")
 
 
 def _within(recipe: Recipe, budget: float | None) -> Recipe:

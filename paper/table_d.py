@@ -43,17 +43,16 @@ class PaperRow:
 
 # Of what convolutions read, and of their weights, in every recipe.
 CONVOLUTION_BITS = (8, 8)
-# The paper's rows of 6/6 and 4/4 learn blocks, by BRECQ; ours of the same place learn layers.
 PAPER = {
     "fp32": PaperRow(67.4, 49.0, 57.9),
-    "gptq-w6a6": PaperRow(66.5, 47.8, 55.8),
-    "gptq-gelu-w6a6": PaperRow(66.9, 48.2, 57.4),
-    "gptq-shift-w6a6": PaperRow(66.8, 48.3, 57.6),
-    "gptq-shift-gelu-w6a6": PaperRow(67.0, 48.6, 57.8),
-    "gptq-w4a4": PaperRow(63.7, 37.9, 51.0),
-    "gptq-gelu-w4a4": PaperRow(64.4, 39.2, 51.5),
-    "gptq-shift-w4a4": PaperRow(64.6, 39.1, 51.6),
-    "gptq-shift-gelu-w4a4": PaperRow(65.0, 40.6, 52.2),
+    "brecq-w6a6": PaperRow(66.5, 47.8, 55.8),
+    "litevar-w6a6": PaperRow(66.9, 48.2, 57.4),
+    "ours-w6a6": PaperRow(66.8, 48.3, 57.6),
+    "ours-litevar-w6a6": PaperRow(67.0, 48.6, 57.8),
+    "brecq-w4a4": PaperRow(63.7, 37.9, 51.0),
+    "litevar-w4a4": PaperRow(64.4, 39.2, 51.5),
+    "ours-w4a4": PaperRow(64.6, 39.1, 51.6),
+    "ours-litevar-w4a4": PaperRow(65.0, 40.6, 52.2),
 }
 
 

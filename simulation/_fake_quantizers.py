@@ -162,22 +162,27 @@ class TokenInput:
         return fake_affine(x, scale, float(self.zero_point), self.bits, clips=False)
 
 
-def fake_attention(weights: Tensor, kind: AttentionWeights, bits: int, visible: Tensor | None = None) -> Tensor:
+def fake_attention(
+    weights: Tensor, kind: AttentionWeights, bits: int, visible: Tensor | None = None, *, paired: bool = True
+) -> Tensor:
     """A as its codes count in the product with V, normalised where the recipe does.
 
     Args:
-        weights: A, float32 [R, H, l, T], rows paired.
+        weights: A, float32 [R, H, l, T].
         kind: the quantizer's name.
         bits: of the codes.
         visible: bool, broadcast against A; what is not has no weight, whatever the least code stands for.
+        paired: whether r and r + B are one image, else each row is one.
     """
     with torch.no_grad():
-        quantized = _quantized_attention(weights.detach(), kind, bits, visible)
+        quantized = _quantized_attention(weights.detach(), kind, bits, visible, paired)
     found: Tensor = _StraightThrough.apply(weights, quantized)
     return found
 
 
-def _quantized_attention(weights: Tensor, kind: AttentionWeights, bits: int, visible: Tensor | None) -> Tensor:
+def _quantized_attention(
+    weights: Tensor, kind: AttentionWeights, bits: int, visible: Tensor | None, paired: bool
+) -> Tensor:
     qmax = 2**bits - 1
     if kind == "uniform":
         return (weights * qmax).round_().div_(qmax)
@@ -187,7 +192,7 @@ def _quantized_attention(weights: Tensor, kind: AttentionWeights, bits: int, vis
         return codes.div_(codes.sum(-1, keepdim=True))
     scale = row_maximum
     if kind == "log2":
-        scale = of_image(row_maximum.amax((1, 2, 3)), True)[:, None, None, None]
+        scale = of_image(row_maximum.amax((1, 2, 3)), paired)[:, None, None, None]
     exponents = (weights / scale).log2_().neg_().round_().clamp_(0, qmax)  # Eq. 4
     is_zero = exponents - exponents.amin(-1, keepdim=True) >= POWERS
     if visible is not None:

@@ -12,7 +12,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -27,7 +27,7 @@ from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._scratch import scratch_folder
-from nextscale.simulation._soft_rounding import SoftRounding, undecided
+from nextscale.simulation._soft_rounding import SoftRounding, regularizer
 from nextscale.simulation._unit_store import Learned, UnitStore
 from nextscale.simulation.reconstruction_settings import ReconstructionSettings
 from nextscale.simulation.rounding import LayerBits, Rounding, codes_of, nearest_up, weight_sha256
@@ -219,7 +219,7 @@ class _Reconstruction:
         picks = order.integers(images, size=(settings.iterations, batch))
         # Both are judged on the same images, spread over all.
         judged = torch.linspace(0, images - 1, batch).long().numpy()
-        soft = {name: SoftRounding(self.simulated.linears[name]) for name in unit.layers}
+        soft = {name: self._soft_rounding(name) for name in unit.layers}
 
         def error(pick: Pick) -> Tensor:
             parts = [self._error(unit, last, streams, pick) for streams in self.streams]
@@ -233,14 +233,14 @@ class _Reconstruction:
             for step in range(settings.iterations):
                 shares = {name: layer.share_up() for name, layer in soft.items()}
                 for name, layer in soft.items():
-                    layer.linear.weight = layer.weight(shares[name])
+                    self.simulated.linears[name].weight = layer.weight(shares[name])
                 relative = error(picks[step]) / nearest
-                regularizer = _regularizer(shares, step / settings.iterations, settings)
+                left = regularizer(shares, step / settings.iterations, settings)
                 optimizer.zero_grad()
-                torch.add(relative, regularizer).backward()
+                torch.add(relative, left).backward()
                 optimizer.step()
                 if step % REPORT_EVERY == 0 or step == settings.iterations - 1:
-                    on_step(Step(unit.name, step + 1, settings.iterations, relative.item(), regularizer.item()))
+                    on_step(Step(unit.name, step + 1, settings.iterations, relative.item(), left.item()))
         up = {name: layer.up() for name, layer in soft.items()}
         for name, found in up.items():
             self._set_codes(name, found)
@@ -248,6 +248,11 @@ class _Reconstruction:
             relative = error(judged) / nearest
         report = {"nearest": float(nearest), "relative": float(relative), "seconds": time.monotonic() - began}
         return Learned(up, report)
+
+    def _soft_rounding(self, name: str) -> SoftRounding:
+        linear = self.simulated.linears[name]
+        assert linear.qparams is not None
+        return SoftRounding(linear.exact, linear.qparams)
 
     def _shape(self, name: str) -> tuple[int, ...]:
         """[out, in] of a layer."""
@@ -293,16 +298,6 @@ class _Reconstruction:
     def _take(self, stream: Tensor, place: Tensor) -> Tensor:
         """Rows of some images: int64 [B] -> [2B, L, C] on the device."""
         return stream[:, place.to(stream.device)].flatten(0, 1).to(self.device)
-
-
-def _regularizer(shares: Mapping[str, Tensor], progress: float, settings: ReconstructionSettings) -> Tensor:
-    """The weighted mean of `undecided` over layers, after the warm-up with an exponent that falls linearly."""
-    done = (progress - settings.warm_up) / (1 - settings.warm_up)
-    if done < 0:
-        return torch.zeros((), device=next(iter(shares.values())).device)
-    first, final = settings.beta
-    beta = first + (final - first) * done
-    return settings.regularization * torch.stack([undecided(share, beta) for share in shares.values()]).mean()
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ def test_a_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     outputs = ("--json", "table.json", "--markdown", "table.md")
     assert run("--rows", "fp32,static-w8a8", *ALL, *outputs) == 0
     out = capsys.readouterr().out
-    for text in ("Full precision", "static-w8a8", "no row is BRECQ", "agreement, mIoU", "in float"):
+    for text in ("Full precision", "static-w8a8", "residual blocks", "agreement, mIoU", "in float"):
         assert text in out, text
     told = json.loads((folder / "table.json").read_text())
     assert [row["name"] for row in told["rows"]] == ["fp32", "static-w8a8"]
@@ -53,7 +53,6 @@ def test_a_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 REFUSED = {
-    "a row that learns blocks": (("--rows", "fp32,ours-w6a6"), "here it is gptq-shift-w6a6"),
     "one round": (("--rounds", "1"), "expected 0, or at least 2"),
     "pictures of no COCO": (("--coco-images", "3"), "a table without --coco does not go with --coco-images"),
     "no COCO": (("--coco", "photographs"), "panoptic_val2017.json: cannot be read"),

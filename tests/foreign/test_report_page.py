@@ -41,6 +41,7 @@ REPORT = Report(
     samples="32 of samples.npz",
     normalized=2.4e-7,
     lines=(LEFT, LINEAR, FALLEN),
+    blocks=(),
     outputs={"y": Difference(0.0054, 0.124, Error(0.0153, 36.3)), "z": Difference(0.0, 0.0, NOTHING)},
     not_compared=("boxes",),
     float_bytes=97_500_000,

@@ -45,7 +45,7 @@ ONE_THREAD = SessionOptions(threads=1)
 ALL = Thresholds(score=0, overlap=0)
 MEASURING = Measuring(ALL, rounds=0, budget=0.5)
 EXAMPLES = Path(__file__).parents[2] / "examples" / "oneformer"
-SHIFTED = "gptq-shift-gelu-w4a4"
+SHIFTED = "ours-litevar-w4a4"
 
 
 def photographs(count: int = 3) -> list[NDArray[np.uint8]]:
@@ -77,7 +77,7 @@ def test_rows_say_what_they_are(table: TableD) -> None:
     full, shifted, static = table.rows
     assert [row.name for row in table.rows] == ["fp32", SHIFTED, "static-w8a8"]
     assert (shifted.method, shifted.bits, shifted.paper) == (
-        "GPTQ, shift-and-sum, float behind GELU",
+        "Ours+LiteVAR",
         "4/4",
         PAPER[SHIFTED],
     )
@@ -133,18 +133,18 @@ def test_rows_are_timed_in_turns(folder: Path) -> None:
 
 @pytest.mark.exact_products
 def test_a_row_that_cannot_be_made_is_left_out(folder: Path) -> None:
-    found = measured(folder, ("fp32", "gptq-shift-w6a6"), replace(MEASURING, budget=1e-6))
+    found = measured(folder, ("fp32", "ours-w6a6"), replace(MEASURING, budget=1e-6))
     assert [row.name for row in found.rows] == ["fp32"]
     assert len(found.left_out) == 1
-    assert found.left_out[0].startswith("gptq-shift-w6a6: a budget of 0.00% is too small")
+    assert found.left_out[0].startswith("ours-w6a6: a budget of 0.00% is too small")
 
 
 def test_the_page_says_what_was_measured(table: TableD) -> None:
     page = markdown(table)
     for text in (
-        "no row is BRECQ",
+        "BRECQ, LiteVAR and Ours learn the rounding of residual blocks",
         "agreement is with full precision, on 3 photographs that nobody has annotated",
-        "| GPTQ, shift-and-sum, float behind GELU | 4/4 |",
+        "| Ours+LiteVAR | 4/4 |",
         "| 65.0 | 40.6 | 52.2 |",
         "no mIoU, AP or PQ against annotations",
         f"- {DEFORMABLE} stays in float: its consumer how is Reshape, not MatMul",
@@ -153,7 +153,6 @@ def test_the_page_says_what_was_measured(table: TableD) -> None:
         "- weights: drawn",
     ):
         assert text in page, text
-    assert "| BRECQ" not in page
     assert "| mIoU |" not in page  # of no annotations
     plain = json.loads(json.dumps(table.to_json(), allow_nan=False))
     assert plain["rows"][1]["paper"] == {"miou": 65.0, "ap": 40.6, "pq": 52.2}
@@ -167,22 +166,21 @@ def test_the_papers_rows_are_there() -> None:
     assert set(PAPER) <= {row.name for row in rows}
     assert left_out == []
     by_name = {row.name: row for row in rows}
-    plain, gelu, shift = (by_name[f"gptq{rest}-w6a6"].recipe for rest in ("", "-gelu", "-shift"))
+    plain, gelu, shift = (by_name[f"{method}-w6a6"].recipe for method in ("brecq", "litevar", "ours"))
     assert plain is not None
     assert gelu is not None
     assert shift is not None
     assert replace(gelu, layers={}, name=plain.name, description=plain.description) == plain
     assert gelu.layers == {"fc2": "float"}
     assert (plain.attention.shift_and_sum, shift.attention.shift_and_sum) == ("off", "residual")
-    assert all("BRECQ" not in row.method for row in rows)
+    assert [row.method for row in rows if row.bits == "4/4"] == ["BRECQ", "LiteVAR", "Ours", "Ours+LiteVAR", "default"]
 
 
 REFUSED_ROWS = {
-    "fp32,brecq-w6a6": "row brecq-w6a6: learns whole blocks, for which the model has to be known; here it is gptq-w6a6",
     "fp32,mine": 'no recipe is named "mine"',
     "fp32,default,default": "one is there twice",
     "default": "no full precision (fp32), the reference",
-    "fp32,gptq-w5a5": 'no recipe is named "brecq-w5a5"',
+    "fp32,brecq-w5a5": 'no recipe is named "brecq-w5a5"',
 }
 
 
@@ -202,9 +200,9 @@ def test_layers_behind_a_gelu() -> None:
     assert layers_behind_gelu(written_out.graph) == [BEHIND_GELU]
     gelu.op_type = "Relu"
     assert layers_behind_gelu(written_out.graph) == []
-    rows, left_out = plan_rows(["fp32", "gptq-gelu-w6a6", "gptq-w6a6"], [])
-    assert [row.name for row in rows] == ["fp32", "gptq-w6a6"]
-    assert left_out == ["gptq-gelu-w6a6: no linear layer of the model reads a GELU"]
+    rows, left_out = plan_rows(["fp32", "litevar-w6a6", "brecq-w6a6"], [])
+    assert [row.name for row in rows] == ["fp32", "brecq-w6a6"]
+    assert left_out == ["litevar-w6a6: no linear layer of the model reads a GELU"]
 
 
 def test_multiply_adds_by_hand() -> None:

@@ -162,9 +162,9 @@ def test_bits_of_nearest_are_rounding_to_nearest(bits: int, rule: RangeRule) -> 
 def test_soft_rounding_starts_at_the_float_weight() -> None:
     var, _ = tiny_models()
     linear = SimulatedVAR(var, load_recipe("brecq-w4a8")).linears["head"]
-    soft = SoftRounding(linear)
-    share = soft.share_up()
     assert linear.qparams is not None
+    soft = SoftRounding(linear.exact, linear.qparams)
+    share = soft.share_up()
     inside = (linear.exact > soft.scale * soft.qmin) & (linear.exact < soft.scale * soft.qmax)
     torch.testing.assert_close(soft.weight(share)[inside], linear.exact[inside], rtol=1e-4, atol=1e-6)
     assert undecided(torch.tensor([0.0, 1.0]), 2.0) == 0
