@@ -31,6 +31,8 @@ def run_nodes(nodes: Sequence[ir.Node], values: dict[ir.Value, Tensor], others: 
     for node in nodes:
         given = [None if value is None else values[value] for value in node.inputs]
         found = (others.get(node) or OPERATORS[node.op_type])(node, *given)
+        if len(node.outputs) > 1 and isinstance(found, Tensor) and any(value.uses() for value in node.outputs[1:]):
+            raise NotImplementedError(f"{node.op_type} whose other results are read")
         for value, tensor in zip(node.outputs, [found] if isinstance(found, Tensor) else found, strict=False):
             values[value] = tensor
 
@@ -150,7 +152,7 @@ def _slice(
 ) -> Tensor:
     chosen = range(len(starts)) if axes is None else _ints(axes)
     strides = [1] * len(starts) if steps is None else _ints(steps)
-    if min(strides) < 0:
+    if min(strides, default=1) < 0:
         raise NotImplementedError("Slice backwards")
     index = [slice(None)] * x.ndim
     for axis, start, end, stride in zip(chosen, _ints(starts), _ints(ends), strides, strict=True):
@@ -242,7 +244,7 @@ OPERATORS: dict[str, Operator] = {
     "Not": _plain(torch.logical_not),
     "Or": _plain(torch.logical_or),
     "Pad": _pad,
-    "Pow": _plain(torch.pow),
+    "Pow": _plain(lambda x, exponent: torch.pow(x, exponent.to(x.dtype))),
     "Reciprocal": _plain(torch.reciprocal),
     "ReduceMax": _reduction(lambda x, axes, keep: x.amax(axes, keep)),
     "ReduceMean": _reduction(lambda x, axes, keep: x.mean(axes, keep)),

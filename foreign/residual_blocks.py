@@ -49,21 +49,22 @@ class ResidualBlock:
 def residual_blocks(graph: ir.Graph, layers: Collection[str]) -> list[ResidualBlock]:
     """The blocks of a graph in its order, each with some of these linear layers."""
     places = {node: place for place, node in enumerate(graph)}
-    found, sums = list[ResidualBlock](), set[ir.Node]()
+    found, sums, taken = list[ResidualBlock](), set[ir.Node](), set[str]()
     for node in graph:
         for stream, branch in _splits(node):
             between = _between(stream, branch, places)
             of_block = tuple(str(one.name) for one in between if one.name in layers)
-            if of_block and sums.isdisjoint(between):
+            if of_block and sums.isdisjoint(between) and taken.isdisjoint(of_block):
                 nodes = (*between, node)
                 found.append(ResidualBlock(stream, nodes, _read_outside(stream, nodes), of_block))
                 sums.add(node)
+                taken.update(of_block)
     return found
 
 
 def _splits(node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value]]:
     """The operands of a sum of two activations, as far as is known of one shape, either first."""
-    if not is_operator(node, "Add"):
+    if not is_operator(node, "Add") or node.outputs[0].dtype != ir.DataType.FLOAT:
         return
     left, right = node.inputs
     if left is None or right is None or left is right or left.shape is None or right.shape is None:
