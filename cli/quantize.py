@@ -21,6 +21,7 @@ from nextscale.runtime._outputs import is_open_file
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._text import printable
 from nextscale.runtime.image_io import require_absent, require_writable, write_files
+from nextscale.simulation.reconstruction_settings import OF_GRAPHS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -69,7 +70,7 @@ SHOWN = 5
 @click.option(
     "--iterations",
     type=click.IntRange(0),
-    default=200,
+    default=OF_GRAPHS.iterations,
     show_default=True,
     metavar="N",
     help="Of recipes with learned rounding: steps for each residual block; 0: each layer is rounded by itself.",
@@ -105,7 +106,7 @@ def quantize(
     nextscale quantize vit.onnx --calibration samples.npz --out vit_int8.onnx
     nextscale quantize vit.onnx --calibration samples.npz --recipe rtn-w8a8 --out vit_int8.onnx --report report.html
     """
-    from nextscale.foreign.quantize_model import LEARNING, QuantizeOptions, quantize_model, read_model
+    from nextscale.foreign.quantize_model import QuantizeOptions, quantize_model, read_model
 
     if (calibration is None) == (random_calibration is None):
         raise click.UsageError("give --calibration, or --random-calibration for speed alone")
@@ -127,7 +128,12 @@ def quantize(
             calibration or random_calibration or 0,
             recipe,
             QuantizeOptions(
-                session, reduce_range, leave, replace(LEARNING, iterations=iterations), rounds, progress=steps
+                session,
+                reduce_range=reduce_range,
+                leave=leave,
+                learning=replace(OF_GRAPHS, iterations=iterations),
+                rounds=rounds,
+                progress=steps,
             ),
         )
         steps("writing")

@@ -198,6 +198,8 @@ def _convolution(node: ir.Node, x: Tensor, weight: Tensor, bias: Tensor | None =
     if _attribute(node, "auto_pad", "NOTSET") != "NOTSET":
         raise NotImplementedError("Conv that pads by itself")
     rank = x.ndim - 2
+    if rank > 3:
+        raise NotImplementedError("Conv of more than 3 axes")
     pads = _attribute(node, "pads", [0] * 2 * rank)
     ends = [size for axis in reversed(range(rank)) for size in (pads[axis], pads[axis + rank])]
     strides, dilations = (_attribute(node, name, [1] * rank) for name in ("strides", "dilations"))

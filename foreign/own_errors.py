@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from nextscale.foreign._names import Names
 from nextscale.foreign.observe import AT_ONCE, observed_values
 from nextscale.foreign.plan import Plan
-from nextscale.foreign.running import Running, write_graph
+from nextscale.foreign.running import Running, giving, write_graph
 from nextscale.foreign.samples import Samples
 from nextscale.graph_passes._attention_patterns import attention_patterns
 from nextscale.graph_passes._dynamic_ranges import LEAST_SCALE
@@ -219,24 +219,13 @@ def _of_attentions(
     def given(of: ir.Model, names: Sequence[str]) -> Iterator[Mapping[str, Floats]]:
         """What the second product of some attentions gives, on each sample."""
         wanted = {outputs[name]: name for name in names}
-        path = write_graph(_exposed(of, set(wanted)), work / "attention.onnx")
+        path = write_graph(giving(of, wanted), work / "attention.onnx")
         running = Running.of(path, options)
         for feed in samples:
-            found = running.run(feed, list(wanted))
+            found = running.run(feed)
             yield {wanted[output]: value for output, value in found.items()}
 
     exact = list(given(model, attention.names))
     for name in attention.names:
         for sample, found in enumerate(given(plan.apply_attention(model, [name]), [name])):
             yield Change(name, sample, outputs[name], exact[sample][name], found[name])
-
-
-def _exposed(model: ir.Model, values: set[str]) -> ir.Model:
-    """A copy with further outputs."""
-    model = model.clone()
-    for node in model.graph:
-        for output in node.outputs:
-            if output.name in values and not output.is_graph_output():
-                output.dtype = ir.DataType.FLOAT
-                model.graph.outputs.append(output)
-    return model

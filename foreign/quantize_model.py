@@ -39,7 +39,7 @@ from nextscale.runtime._regular_file import require_regular
 from nextscale.runtime._scratch import scratch_folder
 from nextscale.runtime._session import SessionOptions, session_settings
 from nextscale.runtime._wording import shown_text
-from nextscale.simulation.reconstruction_settings import ReconstructionSettings
+from nextscale.simulation.reconstruction_settings import OF_GRAPHS, ReconstructionSettings
 
 DEFAULT_RECIPE = "static-w8a8"
 # The integer model's metadata name its recipe.
@@ -51,7 +51,6 @@ OTHERWISE: Mapping[Kept, str] = {
     "layers": "whose layers are better each by itself",
     "nearest": "that nearest is best for",
 }
-LEARNING = ReconstructionSettings(iterations=200, batch_size=2)
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class QuantizeOptions:
     session: SessionOptions = field(default_factory=SessionOptions)
     reduce_range: bool = False
     leave: int = 0
-    learning: ReconstructionSettings = LEARNING
+    learning: ReconstructionSettings = OF_GRAPHS
     rounds: int = 5
     seed: int = 0
     progress: Callable[[str], object] = lambda step: None
@@ -164,12 +163,12 @@ def quantize_model(
             learning = given, work, session, options.learning
             if options.learning.iterations:
                 plan, blocks = reconstruct_blocks(floats, plan, *learning, progress)
-            words.append(_of_rounding(plan, blocks))
         progress("asking each operator what it loses")
         of_each = costs(floats, plan, given.first(ASKED), work, session)
         effects = {name: cost.effect for name, cost in of_each.items()}
         left = most_costly(effects, plan.can_be_left, options.leave)
         plan = plan.without(left)
+        words += [_of_rounding(plan, blocks)] if chosen.learned and plan.integer.layers else []
         leave = stand_out({name: effect for name, effect in effects.items() if name not in left}, plan.can_be_left)
         if len(leave) == len(plan.can_be_left):  # what then is left of the integer model
             leave = ()
@@ -232,7 +231,7 @@ def foreign_recipe(recipe: str | Path | Recipe) -> tuple[Recipe, list[str]]:
 def _of_rounding(plan: Plan, blocks: Sequence[ReconstructedBlock]) -> str:
     """How the weights' rounding was learned."""
     kept = Counter(block.kept for block in blocks)
-    alone = len(plan.integer.layers) - sum(len(block.layers) for block in blocks)
+    alone = len(plan.integer.layers.keys() - {name for block in blocks for name in block.layers})
     of_layers = (
         f"of {alone} linear layers each by itself (GPTQ)" if alone != 1 else "of 1 linear layer by itself (GPTQ)"
     )

@@ -8,6 +8,7 @@ is kept is what is best on samples that were held out: the learned rounding, eac
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,10 +22,10 @@ from torch import Tensor
 from nextscale.foreign._torch_operators import is_known
 from nextscale.foreign.plan import Plan
 from nextscale.foreign.residual_blocks import ResidualBlock, residual_blocks
-from nextscale.foreign.running import Running, write_graph
+from nextscale.foreign.running import Running, giving, write_graph
 from nextscale.foreign.samples import Arrays, Samples
 from nextscale.foreign.simulated_block import SimulatedBlock
-from nextscale.graph_passes._attention_patterns import attention_patterns
+from nextscale.graph_passes._attention_patterns import AttentionPattern, attention_patterns
 from nextscale.graph_passes.linear_layers import find_layers
 from nextscale.graph_passes.qparams import QuantizedWeight, WeightQParams
 from nextscale.runtime._session import SessionOptions, session_settings
@@ -37,6 +38,7 @@ Kept = Literal["block", "layers", "nearest"]
 LARGEST_STREAMS = 2**30
 # Of the largest number that a block adds: torch and ONNX Runtime differ by less.
 CLOSE = 1e-3
+TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -83,19 +85,18 @@ def reconstruct_blocks(
     alone = {layer.name for layer in layers if layer.graph is model.graph and readers.count(layer.weight) == 1}
     blocks = [block for block in residual_blocks(model.graph, alone) if all(map(is_known, block.nodes))]
     known = {layer.name: plan.rounder(layer.name, _weight(layer.weight)) for layer in layers}
+    # Each block sees what those before it have learned.
     plan = replace(plan, rounder=lambda name, weight: known[name])
     patterns = [found for found in attention_patterns(model.graph) if found.graph is model.graph]
     found = []
     for number, block in enumerate(blocks):
         progress(f"learning block {number + 1} of {len(blocks)}")
         streams = _observe(model, plan, block, samples, work, options)
-        simulated = SimulatedBlock(block, plan, patterns)
-        if streams is None or not _is_same(simulated, streams):
+        simulated = None if streams is None else _same_in_torch(block, plan, patterns, streams)
+        if streams is None or simulated is None:
             continue
         with _threads(session_settings(options).intra_op_num_threads):
-            learned, became = _learn(
-                simulated, block, known, plan, streams, replace(settings, seed=settings.seed + number)
-            )
+            learned, became = _learn(simulated, streams, replace(settings, seed=settings.seed + number))
         known |= learned
         found.append(became)
     return plan, found
@@ -103,7 +104,13 @@ def reconstruct_blocks(
 
 @dataclass(frozen=True)
 class _Streams:
-    """Of each sample, what a block reads behind quantized and behind float operators, and what it should give."""
+    """What a block reads and should give.
+
+    Attributes:
+        inputs: of each sample, behind quantized operators.
+        exact_inputs: of the first sample, behind float ones.
+        targets: of each sample, what the block gives in float.
+    """
 
     inputs: Sequence[Sequence[Tensor]]
     exact_inputs: Sequence[Tensor]
@@ -113,7 +120,7 @@ class _Streams:
 def _observe(
     model: ir.Model, plan: Plan, block: ResidualBlock, samples: Samples, work: Path, options: SessionOptions
 ) -> _Streams | None:
-    """None where a number is not finite. The exact inputs are the first sample's."""
+    """None where a number is not finite."""
     names = [str(value.name) for value in block.inputs]
     exact = _giving(model, [*names, str(block.result.name)], work / "float_block.onnx", options)
     quantized = _giving(plan.apply(model), names, work / "integer_block.onnx", options)
@@ -137,17 +144,14 @@ def _observe(
 def _giving(
     model: ir.Model, names: Sequence[str], path: Path, options: SessionOptions
 ) -> Callable[[Arrays], dict[str, np.ndarray]]:
-    """A graph that gives those of these values that it has."""
-    model = model.clone()
-    made = {value.name: value for node in model.graph for value in node.outputs}
-    fed = {value.name for value in model.graph.inputs}
-    given = [made[name] for name in names if name in made]
-    model.graph.outputs[:] = given
-    running = Running.of(write_graph(model, path), options) if given else None
+    """Runs a model for those of these values that it has."""
+    model = giving(model, names)
+    fed = [str(value.name) for value in model.graph.inputs if value.name in names]
+    running = Running.of(write_graph(model, path), options) if model.graph.outputs else None
 
     def run(feed: Arrays) -> dict[str, np.ndarray]:
         found = {} if running is None else running.run(feed)
-        return found | {name: feed[name] for name in names if name in fed}
+        return found | {name: feed[name] for name in fed}
 
     return run
 
@@ -156,34 +160,34 @@ def _tensors(arrays: Sequence[np.ndarray]) -> list[Tensor]:
     return [torch.from_numpy(np.array(array)) for array in arrays]
 
 
-def _is_same(simulated: SimulatedBlock, streams: _Streams) -> bool:
-    """Whether torch computes what ONNX Runtime does, in float and on the first sample."""
+def _same_in_torch(
+    block: ResidualBlock, plan: Plan, patterns: Sequence[AttentionPattern], streams: _Streams
+) -> SimulatedBlock | None:
+    """The block in torch, if it computes what ONNX Runtime does, in float and on the first sample."""
     try:
+        simulated = SimulatedBlock(block, plan, patterns)
         with torch.no_grad():
             found = simulated.exact(streams.exact_inputs)
     except (NotImplementedError, RuntimeError):  # torch refuses what ONNX Runtime runs
-        return False
+        return None
     # Without x, beside which f may be little.
     exact, target = streams.exact_inputs[0], streams.targets[0]
     if found.shape != target.shape or found.dtype != target.dtype or not target.numel():
-        return False
-    return bool((found - target).abs().max() <= CLOSE * (target - exact).abs().max())
+        return None
+    return simulated if (found - target).abs().max() <= CLOSE * (target - exact).abs().max() else None
 
 
 def _learn(
-    simulated: SimulatedBlock,
-    block: ResidualBlock,
-    known: Mapping[str, QuantizedWeight],
-    plan: Plan,
-    streams: _Streams,
-    settings: ReconstructionSettings,
+    simulated: SimulatedBlock, streams: _Streams, settings: ReconstructionSettings
 ) -> tuple[dict[str, QuantizedWeight], ReconstructedBlock]:
     """The best rounding of the block's layers, and what became of the block."""
+    block, plan = simulated.block, simulated.plan
+    known = {name: plan.rounder(name, weight.numpy()) for name, weight in simulated.weights.items()}
     rows = {name: simulated.weights[name].numpy().T.copy() for name in block.layers}
     weights = plan.recipe.weights
     qparams = {name: WeightQParams.choose(weight, 0, weights.bits, weights.range) for name, weight in rows.items()}
     soft = {name: SoftRounding(torch.from_numpy(weight), qparams[name]) for name, weight in rows.items()}
-    fixed = {name: _decoded(known[name]) for name in simulated.weights if name not in soft}
+    fixed = {name: _decoded(of_one) for name, of_one in known.items() if name not in soft}
     count = len(streams.targets)
     held = list(range(count - max(1, round(count * settings.held_out)), count))
     seen = np.arange(held[0]) if count > 1 else np.arange(1)
@@ -198,21 +202,25 @@ def _learn(
         return sum(float(error(sample, decoded)) for sample in by) / len(by)
 
     nearest = {name: _coded(qparams[name].quantize(weight, 0), qparams[name]) for name, weight in rows.items()}
-    least = max(judged(nearest, seen[: settings.batch_size].tolist()), float(np.finfo(np.float32).tiny))
+    least = max(judged(nearest, seen[: settings.batch_size].tolist()), TINY)
     _together(soft, lambda sample, found: error(sample, found) / least, seen, settings)
     learned = {
         name: _coded(codes_of(rows[name], qparams[name], layer.up()), qparams[name]) for name, layer in soft.items()
     }
-    # Of equals the first is kept.
     choices: dict[Kept, Mapping[str, QuantizedWeight]] = {
         "layers": {name: known[name] for name in soft},
         "nearest": nearest,
         "block": learned,
     }
-    errors = {kept: float(np.nan_to_num(judged(found, held), nan=np.inf)) for kept, found in choices.items()}
-    kept = min(errors, key=lambda one: errors[one])
-    relative = {one: value / max(errors["nearest"], float(np.finfo(np.float32).tiny)) for one, value in errors.items()}
+    errors = {kept: judged(found, held) for kept, found in choices.items()}
+    kept = _best(errors)
+    relative = {one: value / max(errors["nearest"], TINY) for one, value in errors.items()}
     return dict(choices[kept]), ReconstructedBlock(block.name, tuple(soft), kept, relative)
+
+
+def _best(errors: Mapping[Kept, float]) -> Kept:
+    """Of the least error; what is no number is more than any, and of equals the first is kept."""
+    return min(errors, key=lambda kept: math.inf if math.isnan(errors[kept]) else errors[kept])
 
 
 def _together(

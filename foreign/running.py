@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from nextscale.foreign.samples import Arrays
 from nextscale.runtime._errors import NextscaleError
@@ -22,6 +23,17 @@ def write_graph(model: ir.Model, path: Path) -> Path:
     """Write the graph, and its weights into PATH.data; the model in memory is as it was."""
     ir.save(model, path, external_data=f"{path.name}.data")
     return path
+
+
+def giving(model: ir.Model, names: Collection[str]) -> ir.Model:
+    """A copy that gives those of these values that its nodes make, and has nothing else."""
+    model = model.clone()
+    found = [value for node in model.graph for value in node.outputs if value.name in names]
+    for value in found:
+        value.dtype = value.dtype or ir.DataType.FLOAT
+    model.graph.outputs[:] = found
+    RemoveUnusedNodesPass()(model)
+    return model
 
 
 @dataclass(frozen=True)

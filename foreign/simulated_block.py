@@ -12,6 +12,7 @@ from nextscale.foreign._torch_operators import Operator, run_nodes
 from nextscale.foreign.plan import Plan
 from nextscale.foreign.residual_blocks import ResidualBlock
 from nextscale.graph_passes._attention_patterns import AttentionPattern
+from nextscale.graph_passes._graph_edit import input_of
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.integer_model import IntegerAttention, IntegerLayer
 from nextscale.graph_passes.qparams import Range
@@ -34,22 +35,21 @@ class SimulatedBlock:
     """x + f(x) of a sample.
 
     Attributes:
-        weights: the float weights [K, N] of the block's integer layers, by name.
+        products: the block's integer layers, those that keep their codes too, and their names.
+        weights: their float weights [K, N], by name.
     """
 
     def __init__(self, block: ResidualBlock, plan: Plan, patterns: Sequence[AttentionPattern]) -> None:
         """Of a normalized model's block and attentions.
 
         Raises:
-            KeyError: a node of the block is none of `_torch_operators`.
+            NotImplementedError: a constant is of a type that torch does not have.
         """
         self.block, self.plan = block, plan
         read = {value for node in block.nodes for value in node.inputs if value is not None}
-        self.constants = {
-            value: torch.from_numpy(value.const_value.numpy().copy()) for value in read if value.const_value is not None
-        }
-        integer = {node: str(node.name) for node in block.nodes if node.name in plan.integer.layers}
-        self.weights = {name: self.constants[_second(node)] for node, name in integer.items()}
+        self.constants = {value: _tensor(value) for value in read if value.const_value is not None}
+        self.products = {node: str(node.name) for node in block.nodes if node.name in plan.integer.layers}
+        self.weights = {name: self.constants[input_of(node, 1)] for node, name in self.products.items()}
         self.attentions = dict[ir.Node, Operator]()
         attention = plan.integer.attention
         for pattern in patterns:
@@ -57,7 +57,6 @@ class SimulatedBlock:
                 known = None if plan.magnitudes is None else plan.magnitudes[pattern.name]
                 simulated = _Attention(attention, known, plan.shift_and_sum.get(pattern.name), pattern.is_masked)
                 self.attentions |= {pattern.scores: simulated.scores, pattern.mix: simulated.mix}
-        self.layers = integer
 
     def exact(self, inputs: Sequence[Tensor]) -> Tensor:
         """In float, of the block's inputs."""
@@ -65,9 +64,8 @@ class SimulatedBlock:
 
     def quantized(self, inputs: Sequence[Tensor], weights: Mapping[str, Tensor]) -> Tensor:
         """With quantized activations, and these weights [K, N] of the integer layers."""
-        return self._run(
-            inputs, {**self.attentions, **{node: self._layer(weights[n]) for node, n in self.layers.items()}}
-        )
+        layers = {node: self._layer(weights[name]) for node, name in self.products.items()}
+        return self._run(inputs, {**self.attentions, **layers})
 
     def _run(self, inputs: Sequence[Tensor], others: Mapping[ir.Node, Operator]) -> Tensor:
         values = self.constants | dict(zip(self.block.inputs, inputs, strict=True))
@@ -79,13 +77,13 @@ class SimulatedBlock:
 
         def product(node: ir.Node, x: Tensor, exact: Tensor) -> Tensor:
             name = str(node.name)
-            return coded_input(x, plan.integer.layers[name], plan.integer.bits, plan.ranges.get(name)) @ weight
+            return fake_input(x, plan.integer.layers[name], plan.integer.bits, plan.ranges.get(name)) @ weight
 
         return product
 
 
-def coded_input(x: Tensor, layer: IntegerLayer, bits: int, known: Range | None) -> Tensor:
-    """x [..., K] as its codes stand for it: by token, by entry of the first axis, or in a known range."""
+def fake_input(x: Tensor, layer: IntegerLayer, bits: int, known: Range | None) -> Tensor:
+    """x [..., K] as its codes stand for it (`own_errors.coded_input`), with gradients."""
     if layer.granularity == "image":
         return _by_image(x, bits)
     if layer.granularity == "token":
@@ -146,7 +144,10 @@ def _four_axes(x: Tensor) -> Tensor:
     return x[None, None] if x.ndim == 2 else x[:, None] if x.ndim == 3 else x
 
 
-def _second(node: ir.Node) -> ir.Value:
-    value = node.inputs[1]
-    assert value is not None
-    return value
+def _tensor(value: ir.Value) -> Tensor:
+    assert value.const_value is not None
+    array = value.const_value.numpy()
+    try:
+        return torch.from_numpy(array.copy())
+    except TypeError:
+        raise NotImplementedError(f"constants of {array.dtype}") from None

@@ -13,10 +13,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from nextscale.foreign import _torch_operators
 from nextscale.foreign import reconstruct_blocks as reconstruction
 from nextscale.foreign.normalize import normalize
 from nextscale.foreign.plan import Plan, make_plan
-from nextscale.foreign.quantize_model import LEARNING, QuantizeOptions, foreign_recipe, quantize
+from nextscale.foreign.quantize_model import QuantizeOptions, foreign_recipe, quantize
 from nextscale.foreign.reconstruct_blocks import ReconstructedBlock, reconstruct_blocks
 from nextscale.foreign.residual_blocks import residual_blocks
 from nextscale.foreign.samples import Samples, graph_inputs, read_samples
@@ -26,11 +27,12 @@ from nextscale.graph_passes._attention_patterns import attention_patterns
 from nextscale.graph_passes.linear_layers import find_layers
 from nextscale.graph_passes.recipe import AttentionRecipe, Recipe, load_recipe
 from nextscale.runtime._session import SessionOptions
+from nextscale.simulation.reconstruction_settings import OF_GRAPHS
 
 from .block_model import TEXT, TOKENS, WIDTH, block, block_proto, samples
 
 ONE = SessionOptions(threads=1)
-SHORT = replace(LEARNING, iterations=200)
+SHORT = replace(OF_GRAPHS, iterations=200)
 # A head is a row of the batch: operands of three axes.
 THREE = (
     TEXT.replace(
@@ -175,14 +177,14 @@ def test_streams_that_are_too_large_are_of_fewer_samples(tmp_path: Path, monkeyp
     monkeypatch.setattr(reconstruction, "LARGEST_STREAMS", 3 * 2 * TOKENS * WIDTH * 4)
     seen = []
     learn = reconstruction._learn
-    monkeypatch.setattr(reconstruction, "_learn", lambda *a: (seen.append(len(a[4].targets)), learn(*a))[1])
+    monkeypatch.setattr(reconstruction, "_learn", lambda *a: (seen.append(len(a[1].targets)), learn(*a))[1])
     reconstructed(normalize(block()).model, "brecq-w4a4", tmp_path)
     assert seen == [4, 4]
 
 
 @pytest.mark.parametrize(("iterations", "expected"), [(120, 2), (0, 0)])
 def test_the_report_says_how_rounding_was_learned(iterations: int, expected: int) -> None:
-    learning = replace(LEARNING, iterations=iterations)
+    learning = replace(OF_GRAPHS, iterations=iterations)
     _, report = quantize(block_proto(), samples(16), "brecq-w4a4", QuantizeOptions(ONE, rounds=0, learning=learning))
     (line,) = [note for note in report.notes if note.startswith("rounding was learned")]
     assert len(report.blocks) == expected
@@ -207,3 +209,149 @@ def test_nothing_but_zeros(tmp_path: Path) -> None:
     )
     assert len(report.blocks) == 2
     assert all(np.isfinite(list(one.errors.values())).all() for one in report.blocks)
+
+
+# What learning meets that is no smooth function of all weights
+
+GATE = """g (float[N, 6, 8] x) => (float[N, 6, 8] y) {
+    g = MatMul (x, wq)
+    c = Greater (g, zero)
+    v = MatMul (x, wv)
+    f = Where (c, v, zero)
+    y = Add (x, f)
+}"""
+THRESHOLD = """g (float[N, 6, 8] x) => (float[N, 6, 8] y) {
+    g = MatMul (x, wq)
+    c = Greater (g, zero)
+    f = Cast <to = 1> (c)
+    y = Add (x, f)
+}"""
+ZERO = {"zero": np.float32(0)}
+
+
+@pytest.mark.parametrize(("text", "layers"), [(GATE, ("g", "v")), (THRESHOLD, ("g",))])
+def test_layers_that_no_slope_reaches(tmp_path: Path, text: str, layers: tuple[str, ...]) -> None:
+    _, _, (found,), _ = reconstructed(normalize(block(text, **ZERO)).model, "brecq-w4a4", tmp_path)
+    assert found.layers == layers
+    assert found.errors[found.kept] == min(found.errors.values())
+
+
+QUIET = """g (float[N, 6, 8] x) => (float[N, 6, 8] y) {
+    k0 = MatMul (x, wk)
+    k = Abs (k0)
+    s = ReduceSum <keepdims = 1> (k, last)
+    n = Div (k, s)
+    v = MatMul (n, wv)
+    y = Add (x, v)
+}"""
+
+
+def test_a_block_without_numbers_keeps_its_layers_rounding() -> None:
+    """Tokens whose codes are all zero make 0 / 0 once they are quantized, in the integer graph as in torch."""
+    x = samples(24)["x"]
+    x[:, 2] *= 1e-3
+    proto = block_proto(QUIET, last=np.array([2]))
+    options = [QuantizeOptions(ONE, rounds=0, learning=replace(OF_GRAPHS, iterations=count)) for count in (10, 0)]
+    (model, report), (plain, _) = (quantize(proto, {"x": x}, "brecq-w4a4", one) for one in options)
+    assert [one.kept for one in report.blocks] == ["layers"]
+    assert not any(np.isfinite(list(one.errors.values())).any() for one in report.blocks)
+    assert model.graph == plain.graph
+
+
+@pytest.mark.parametrize(
+    ("errors", "best"),
+    [((2.0, 3.0, 1.0), "block"), ((1.0, 1.0, 1.0), "layers"), ((np.nan, 3.0, 4.0), "nearest")]
+    + [((np.nan, np.nan, np.nan), "layers"), ((np.nan, np.inf, 1.0), "block"), ((5.0, np.nan, np.nan), "layers")],
+)
+def test_what_is_no_number_is_never_best(errors: tuple[float, float, float], best: str) -> None:
+    layers, nearest, whole = errors
+    assert reconstruction._best({"layers": layers, "nearest": nearest, "block": whole}) == best
+
+
+def test_slopes_that_are_no_numbers_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row whose mask hides all, behind a guard: the softmax has no slope there, and all other rows still teach."""
+    text = TEXT.replace(
+        "s = Mul (s0, half)\n    a = Softmax <axis = -1> (s)",
+        "s3 = Mul (s0, half)\n s = Add (s3, mask)\n a0 = Softmax <axis = -1> (s)\n n = IsNaN (a0)\n"
+        " a = Where (n, zero, a0)",
+    )
+    assert "IsNaN" in text
+    mask = np.zeros((TOKENS, TOKENS), np.float32)
+    mask[1] = -np.inf
+    logits = []
+    up = reconstruction.SoftRounding.up
+    monkeypatch.setattr(
+        reconstruction.SoftRounding, "up", lambda self: (logits.append(self.logits.detach().clone()), up(self))[1]
+    )
+    model = normalize(block(text, mask=mask, **ZERO)).model
+    _, _, (first, _), _ = reconstructed(model, "brecq-w4a4", tmp_path)
+    assert first.layers == ("q0", "k0", "v0", "p")
+    assert all(torch.isfinite(one).all() for one in logits)
+    assert len(logits) == 6
+
+
+LOUD = """g (float[N, 6, 8] x) => (float[N, 6, 8] y) {
+    n = LayerNormalization (x, gain)
+    h0 = MatMul (n, w1)
+    h = Relu (h0)
+    f = MatMul (h, w2)
+    y = Add (x, f)
+}"""
+
+
+@pytest.mark.parametrize(("wrong", "expected"), [(False, 1), (True, 0)])
+def test_torch_is_held_to_what_a_block_adds(monkeypatch: pytest.MonkeyPatch, wrong: bool, expected: int) -> None:
+    """Beside a channel of 300 what f adds is little, and a wrong f must show all the same."""
+    if wrong:
+        monkeypatch.setitem(_torch_operators.OPERATORS, "Relu", lambda node, x: 1.01 * x.relu())
+    x = samples(16)["x"]
+    x[..., 0] += 300
+    options = QuantizeOptions(ONE, rounds=0, learning=replace(OF_GRAPHS, iterations=2))
+    _, report = quantize(block_proto(LOUD, gain=np.ones(WIDTH, np.float32)), {"x": x}, "brecq-w4a4", options)
+    assert len(report.blocks) == expected
+
+
+MEANS = """g (float[N, 6, 8] x) => (float[N, 6, 8] y) {
+    n, mean, inverse = LayerNormalization (x, gain)
+    a = MatMul (n, wq)
+    f = Mul (a, inverse)
+    y = Add (x, f)
+}"""
+WHOLE_MEAN = """g (float[N, 6, 8] x) => (float[N, 6, 8] y) {
+    a = MatMul (x, wq)
+    i = Cast <to = 6> (a)
+    m = ReduceMean <axes = [2], keepdims = 1> (i)
+    c = Cast <to = 1> (m)
+    f = Mul (a, c)
+    y = Add (x, f)
+}"""
+POWER = """g (float[N, 6, 8] x) => (float[N, 6, 8] y) {
+    a = MatMul (x, wq)
+    p = Pow (a, two)
+    f = MatMul (p, wv)
+    y = Add (x, f)
+}"""
+NOTHING_CUT = """g (float[N, 6, 8] x) => (float[N, 6, 8] y) {
+    a = MatMul (x, wq)
+    f = Slice (a, none, none)
+    y = Add (x, f)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("text", "blocks"),
+    [(MEANS, 0), (WHOLE_MEAN, 0), (POWER, 1), (NOTHING_CUT, 1)],
+    ids=["means", "int", "pow", "cut"],
+)
+def test_rare_forms_are_computed_or_left(text: str, blocks: int) -> None:
+    further = {"gain": np.ones(WIDTH, np.float32), "two": np.array([2.0])}
+    options = QuantizeOptions(ONE, rounds=0, learning=replace(OF_GRAPHS, iterations=2))
+    proto = block_proto(text, none=np.zeros(0, np.int64), **further)
+    _, report = quantize(proto, samples(8), "brecq-w4a4", options)
+    assert len(report.blocks) == blocks
+
+
+def test_layers_that_are_left_in_float_are_not_counted() -> None:
+    options = QuantizeOptions(ONE, rounds=0, leave=6, learning=replace(OF_GRAPHS, iterations=0))
+    _, report = quantize(block_proto(), samples(8), "brecq-w4a4", options)
+    assert "rounding was learned of 1 linear layer by itself (GPTQ)" in report.notes

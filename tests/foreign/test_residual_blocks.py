@@ -101,3 +101,36 @@ def test_layers_that_are_not_asked_for_are_in_no_block() -> None:
     assert [one.layers for one in residual_blocks(model.graph, {"q0", "f"})] == [("q0",), ("f",)]
     assert [one.layers for one in residual_blocks(model.graph, {"f", "y"})] == [("f",)]
     assert residual_blocks(model.graph, set()) == []
+
+
+OVERLAPPING = """g (float[N, 6, 8] x) => (float[N, 6, 8] y, float[N, 6, 8] z) {
+    a = MatMul (x, wq)
+    b = Relu (a)
+    y = Add (x, b)
+    c = Mul (b, half)
+    z = Add (c, x)
+}"""
+INTEGERS = """g (float[N, 6, 8] x) => (int64[N, 6, 8] y) {
+    i = Cast <to = 7> (x)
+    a = MatMul (x, wq)
+    g = MatMul (a, wk)
+    f = Cast <to = 7> (g)
+    j = Mul (i, i)
+    k = Mul (j, f)
+    y = Add (j, k)
+}"""
+INTEGER_STREAM = """g (int64[N, 6, 8] x) => (int64[N, 6, 8] y) {
+    r = Cast <to = 1> (x)
+    g = MatMul (r, wq)
+    f = Cast <to = 7> (g)
+    y = Add (x, f)
+}"""
+
+
+def test_a_layer_is_in_one_block() -> None:
+    assert [(one.name, one.layers) for one in blocks_of(OVERLAPPING)] == [("y", ("a",))]
+
+
+@pytest.mark.parametrize("text", [INTEGERS, INTEGER_STREAM])
+def test_sums_of_integers_end_no_block(text: str) -> None:
+    assert blocks_of(text) == []
