@@ -260,8 +260,14 @@ def test_a_block_without_numbers_keeps_its_layers_rounding() -> None:
 
 @pytest.mark.parametrize(
     ("errors", "best"),
-    [((2.0, 3.0, 1.0), "block"), ((1.0, 1.0, 1.0), "layers"), ((np.nan, 3.0, 4.0), "nearest")]
-    + [((np.nan, np.nan, np.nan), "layers"), ((np.nan, np.inf, 1.0), "block"), ((5.0, np.nan, np.nan), "layers")],
+    [
+        ((2.0, 3.0, 1.0), "block"),
+        ((1.0, 1.0, 1.0), "layers"),
+        ((np.nan, 3.0, 4.0), "nearest"),
+        ((np.nan, np.nan, np.nan), "layers"),
+        ((np.nan, np.inf, 1.0), "block"),
+        ((5.0, np.nan, np.nan), "layers"),
+    ],
 )
 def test_what_is_no_number_is_never_best(errors: tuple[float, float, float], best: str) -> None:
     layers, nearest, whole = errors
