@@ -23,7 +23,7 @@ from nextscale.foreign.effects import Cost, costs
 from nextscale.foreign.equalize import equalize
 from nextscale.foreign.normalize import normalize
 from nextscale.foreign.plan import Plan, make_plan
-from nextscale.foreign.reconstruct_blocks import Kept, ReconstructedBlock, reconstruct_blocks
+from nextscale.foreign.reconstruct_blocks import ReconstructedBlock, reconstruct_blocks
 from nextscale.foreign.report import Line, Report, Speed
 from nextscale.foreign.running import Running, write_graph
 from nextscale.foreign.samples import Given, Samples, graph_inputs, random_samples, read_samples
@@ -46,11 +46,6 @@ DEFAULT_RECIPE = "static-w8a8"
 RECIPE_PROPERTY = "nextscale.recipe"
 # Samples on which each operator is asked what it costs.
 ASKED = 2
-# What held-out samples may show to be better than learning a block as a whole.
-OTHERWISE: Mapping[Kept, str] = {
-    "layers": "whose layers are better each by itself",
-    "nearest": "that nearest is best for",
-}
 
 
 @dataclass(frozen=True)
@@ -230,17 +225,20 @@ def foreign_recipe(recipe: str | Path | Recipe) -> tuple[Recipe, list[str]]:
 
 def _of_rounding(plan: Plan, blocks: Sequence[ReconstructedBlock]) -> str:
     """How the weights' rounding was learned."""
-    kept = Counter(block.kept for block in blocks)
-    alone = len(plan.integer.layers.keys() - {name for block in blocks for name in block.layers})
-    of_layers = (
-        f"of {alone} linear layers each by itself (GPTQ)" if alone != 1 else "of 1 linear layer by itself (GPTQ)"
-    )
-    if not blocks:
-        return f"rounding was learned {of_layers}"
-    others = [f"{kept[one]} {how}" for one, how in OTHERWISE.items() if kept[one]]
-    but = f", but for {' and '.join(others)}" if others else ""
-    what = f"of {len(blocks)} residual {'block' if len(blocks) == 1 else 'blocks'} as a whole (BRECQ){but}"
-    return f"rounding was learned {what}" + (f"; {of_layers}" if alone else "")
+    left = dict.fromkeys(plan.integer.layers, "layers") | {
+        name: block.kept for block in blocks for name in block.layers if name in plan.integer.layers
+    }
+    layers, whole = Counter(left.values()), sum(block.kept == "block" for block in blocks)
+    found = [
+        f"{whole} of {_counted(len(blocks), 'residual block')} as a whole (BRECQ)" if blocks else "",
+        f"{_counted(layers['layers'], 'linear layer')} alone (GPTQ)" if layers["layers"] else "",
+        f"{_counted(layers['nearest'], 'layer')} to nearest, where nothing is better" if layers["nearest"] else "",
+    ]
+    return f"rounding was learned of {'; '.join(filter(None, found))}"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _written(model: ir.Model, path: Path) -> Path:

@@ -29,7 +29,7 @@ from nextscale.graph_passes.recipe import AttentionRecipe, Recipe, load_recipe
 from nextscale.runtime._session import SessionOptions
 from nextscale.simulation.reconstruction_settings import OF_GRAPHS
 
-from .block_model import TEXT, TOKENS, WIDTH, block, block_proto, samples
+from .block_model import LAYERS, TEXT, TOKENS, WIDTH, block, block_proto, samples
 
 ONE = SessionOptions(threads=1)
 SHORT = replace(OF_GRAPHS, iterations=200)
@@ -189,7 +189,12 @@ def test_the_report_says_how_rounding_was_learned(iterations: int, expected: int
     (line,) = [note for note in report.notes if note.startswith("rounding was learned")]
     assert len(report.blocks) == expected
     assert ("BRECQ" in line) == (expected > 0)
-    assert ("of 1 linear layer by itself (GPTQ)" if expected else "of 7 linear layers each by itself (GPTQ)") in line
+    of_each = dict.fromkeys(LAYERS, "layers") | {name: one.kept for one in report.blocks for name in one.layers}
+    alone = list(of_each.values()).count("layers")
+    assert f"{alone} linear layer{'s' * (alone > 1)} alone (GPTQ)" in line
+    assert (f"of {sum(one.kept == 'block' for one in report.blocks)} of 2 residual blocks as a whole" in line) == (
+        expected > 0
+    )
     _, plain = quantize(block_proto(), samples(16), "rtn-w4a4", QuantizeOptions(ONE, rounds=0, learning=learning))
     assert plain.blocks == ()
     assert not any("rounding" in note for note in plain.notes)
@@ -360,4 +365,4 @@ def test_rare_forms_are_computed_or_left(text: str, blocks: int) -> None:
 def test_layers_that_are_left_in_float_are_not_counted() -> None:
     options = QuantizeOptions(ONE, rounds=0, leave=6, learning=replace(OF_GRAPHS, iterations=0))
     _, report = quantize(block_proto(), samples(8), "brecq-w4a4", options)
-    assert "rounding was learned of 1 linear layer by itself (GPTQ)" in report.notes
+    assert "rounding was learned of 1 linear layer alone (GPTQ)" in report.notes
