@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 from foreign_peers import PEERS, Made, make
 from foreign_subjects import SUBJECTS
 from foreign_subjects.subject import Subject
@@ -28,9 +29,12 @@ from progress import log
 from provenance import provenance, publish
 
 from nextscale.foreign._opset import opset_of
+from nextscale.foreign.learning import BlockLearning
 from nextscale.foreign.quantize_model import QuantizeOptions, quantize_model, read_model
+from nextscale.foreign.reconstruct_blocks import Kept
 from nextscale.foreign.report import Report
 from nextscale.foreign.written_model import write_model
+from nextscale.graph_passes.recipe import load_recipe
 from nextscale.measure.contender import Worker
 from nextscale.measure.contest import Contest
 from nextscale.measure.speed import Speed
@@ -40,6 +44,7 @@ from nextscale.runtime._session import SessionOptions
 DEFAULT_RECIPES = ("static-w8a8", "token-w8a8", "token-w6a6")
 FLOAT = "float"
 WARMUP = 2
+KEPT: Mapping[Kept, str] = {"block": "as a whole (BRECQ)", "layers": "layers alone (GPTQ)", "nearest": "to nearest"}
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,32 @@ class Samples:
 
     calibration: Path
     test: Path
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model of nextscale's.
+
+    Attributes:
+        recipe: a name or a file.
+        leave: how many operators stay in float.
+        alone: whether the rounding of each layer is learned by itself.
+    """
+
+    recipe: str
+    leave: int = 0
+    alone: bool = False
+
+    @property
+    def title(self) -> str:
+        left = f", {self.leave} left in float" if self.leave else ""
+        return f"{Path(self.recipe).stem}{left}{', each layer learned alone' if self.alone else ''}"
+
+
+def rows(recipes: Sequence[str], leave: Sequence[int], alone: bool) -> list[Row]:
+    """Of each recipe as it is, then with operators left in float, then with layers learned alone, where it learns."""
+    found = [Row(recipe, count) for recipe, count in product(recipes, (0, *leave))]
+    return found + [Row(recipe, alone=True) for recipe in recipes if alone and load_recipe(recipe).learned]
 
 
 def folder_of(name: str, subject: Subject, work: Path) -> Path:
@@ -68,14 +99,13 @@ def write_samples(subject: Subject, folder: Path) -> Samples:
     return samples
 
 
-def make_nextscale(
-    recipe: str, leave: int, model: Path, samples: Samples, folder: Path, threads: int
-) -> tuple[Made, Report]:
+def make_nextscale(row: Row, model: Path, samples: Samples, folder: Path, threads: int) -> tuple[Made, Report]:
     """What nextscale makes; always anew, since it is what changes."""
     begin = time.perf_counter()
-    options = QuantizeOptions(SessionOptions(threads=threads), leave=leave, rounds=0)
-    integer, report = quantize_model(read_model(model), samples.calibration, recipe, options)
-    path = folder / f"{Path(recipe).stem}-{leave}.onnx"
+    learning = BlockLearning(0) if row.alone else BlockLearning()
+    options = QuantizeOptions(SessionOptions(threads=threads), leave=row.leave, learning=learning, rounds=0)
+    integer, report = quantize_model(read_model(model), samples.calibration, row.recipe, options)
+    path = folder / f"{row.title.replace(', ', '-').replace(' ', '-')}.onnx"
     write_model(integer, path)
     return Made(path, seconds=time.perf_counter() - begin), report
 
@@ -83,7 +113,7 @@ def make_nextscale(
 def make_all(
     subject: Subject,
     samples: Samples,
-    recipes: Sequence[tuple[str, int]],
+    asked: Sequence[Row],
     peers: Sequence[str],
     folder: Path,
     threads: int,
@@ -91,11 +121,10 @@ def make_all(
     """The models by title, nextscale's reports by recipe, and why others could not be made."""
     made, reports, failures = {FLOAT: Made(subject.model)}, dict[str, Report](), dict[str, str]()
     (folder / "nextscale").mkdir(exist_ok=True)
-    for recipe, leave in recipes:
-        title = f"{Path(recipe).stem}, {leave} left in float" if leave else Path(recipe).stem
-        log(f"nextscale {title}")
-        made[f"nextscale, {title}"], reports[title] = make_nextscale(
-            recipe, leave, subject.model, samples, folder / "nextscale", threads
+    for row in asked:
+        log(f"nextscale {row.title}")
+        made[f"nextscale, {row.title}"], reports[row.title] = make_nextscale(
+            row, subject.model, samples, folder / "nextscale", threads
         )
     for name in peers:
         log(name)
@@ -167,6 +196,25 @@ def taken(reports: Mapping[str, Report]) -> list[str]:
     return lines
 
 
+def learned(reports: Mapping[str, Report]) -> list[str]:
+    """Whose rounding residual blocks keep, and what the others would lose on the samples that were held out."""
+    blocks = {recipe: report.blocks for recipe, report in reports.items() if report.blocks}
+    if not blocks:
+        return []
+    headings = ["recipe", "residual blocks", *KEPT.values(), *(f"error of {name}" for name in ("GPTQ", "BRECQ"))]
+    lines = ["## Whose rounding residual blocks keep", "", _row(headings), "|" + "---|" * len(headings)]
+    for recipe, found in blocks.items():
+        kept = Counter(block.kept for block in found)
+        errors = (_spread([block.errors[of] for block in found]) for of in ("layers", "block"))
+        lines.append(_row([recipe, str(len(found)), *(str(kept[one]) for one in KEPT), *errors]))
+    note = "Errors are of what a block gives, mean squares relative to rounding to nearest: median, least and largest."
+    return [*lines, "", note, ""]
+
+
+def _spread(errors: Sequence[float]) -> str:
+    return f"{np.median(errors):.3f} [{min(errors):.3f}, {max(errors):.3f}]"
+
+
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
@@ -179,6 +227,7 @@ def _asked(context: click.Context, option: click.Parameter, given: tuple[str, ..
 @click.argument("name", type=click.Choice(list(SUBJECTS)), metavar=f"[{'|'.join(SUBJECTS)}]")
 @click.option("--recipe", "recipes", multiple=True, default=DEFAULT_RECIPES, help="A name or a file; may be repeated.")
 @click.option("--leave", multiple=True, type=click.IntRange(1), help="More rows, with so many operators left in float.")
+@click.option("--alone", is_flag=True, help="More rows: each layer learned by itself, without blocks.")
 @click.option("--peer", "peers", multiple=True, type=click.Choice(list(PEERS)), callback=_asked, help="These alone.")
 @click.option("--rounds", type=click.IntRange(2), default=12)
 @click.option("--threads", type=click.IntRange(1), default=2)
@@ -187,6 +236,7 @@ def main(
     name: str,
     recipes: tuple[str, ...],
     leave: tuple[int, ...],
+    alone: bool,
     peers: tuple[str, ...],
     rounds: int,
     threads: int,
@@ -196,7 +246,8 @@ def main(
     subject = SUBJECTS[name](work)
     folder = folder_of(name, subject, work)
     samples = write_samples(subject, folder)
-    made, reports, failures = make_all(subject, samples, [*product(recipes, (0, *leave))], peers, folder, threads)
+    asked = rows(recipes, leave, alone)
+    made, reports, failures = make_all(subject, samples, asked, peers, folder, threads)
     measured, speeds, not_run = compete(subject, made, samples, rounds, threads)
     versions = {key: value for speed in speeds.values() for key, value in speed.versions.items()}
     lines = [
@@ -210,6 +261,7 @@ def main(
         *table(subject, made, measured, speeds),
         *(f"\n{title}: {why}" for title, why in (failures | not_run).items()),
         "",
+        *learned(reports),
         "## What nextscale takes",
         "",
         *taken(reports),

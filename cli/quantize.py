@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -16,12 +15,12 @@ from rich.table import Table
 from nextscale.cli import options
 from nextscale.cli.progress import show_steps
 from nextscale.cli.results import results_console
+from nextscale.foreign.learning import BlockLearning
 from nextscale.report._quantized_page import quantized_page
 from nextscale.runtime._outputs import is_open_file
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._text import printable
 from nextscale.runtime.image_io import require_absent, require_writable, write_files
-from nextscale.simulation.reconstruction_settings import OF_GRAPHS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -70,7 +69,7 @@ SHOWN = 5
 @click.option(
     "--iterations",
     type=click.IntRange(0),
-    default=OF_GRAPHS.iterations,
+    default=BlockLearning.iterations,
     show_default=True,
     metavar="N",
     help="Of recipes with learned rounding: steps for each residual block; 0: each layer is rounded by itself.",
@@ -131,7 +130,7 @@ def quantize(
                 session,
                 reduce_range=reduce_range,
                 leave=leave,
-                learning=replace(OF_GRAPHS, iterations=iterations),
+                learning=BlockLearning(iterations),
                 rounds=rounds,
                 progress=steps,
             ),

@@ -18,6 +18,9 @@ from nextscale.graph_passes.qparams import QuantizedWeight, WeightQParams
 from nextscale.graph_passes.recipe import WeightRecipe
 from nextscale.runtime._session import SessionOptions
 
+# Of powers of two that float32 holds, and the inverse of which it holds.
+LARGEST_EXPONENT = 126
+
 
 def learn_rounding(
     model: ir.Model,
@@ -57,10 +60,17 @@ def _moments(
     """Second moments [K, K] of what each layer reads, not divided by their number."""
     found: dict[str, NDArray[np.float64]] = {}
     for key, x in observed_values(model, [Input(name) for name in names], samples, work, options):
-        rows = x.reshape(-1, x.shape[-1])
-        product = (rows.T @ rows).astype(np.float64)
+        product = _product(x.reshape(-1, x.shape[-1]))
         found[key.node] = found[key.node] + product if key.node in found else product
     return found
+
+
+def _product(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    """rows' rows [K, K]; in units of a power of two near their largest, so that float32 holds it whatever they are."""
+    exponent = int(np.frexp(np.abs(rows).max(initial=0))[1])
+    exponent = min(max(exponent, -LARGEST_EXPONENT), LARGEST_EXPONENT)
+    scaled = rows * np.float32(2.0**-exponent)
+    return (scaled.T @ scaled).astype(np.float64) * 4.0**exponent
 
 
 def _rounded(weight: NDArray[np.float32], moments: NDArray[np.float64] | int, weights: WeightRecipe) -> QuantizedWeight:

@@ -15,6 +15,7 @@ from nextscale.foreign._normal_float import float32_inside
 from nextscale.foreign._normal_gemm import split_gemms
 from nextscale.foreign._normal_shapes import forget_placeholders, infer_shapes
 from nextscale.foreign._normal_sizes import fold_known_sizes
+from nextscale.foreign._normal_transposed import write_transposed
 from nextscale.foreign._opset import convert_opset, convert_softmax, opset_of
 from nextscale.graph_passes._graph_edit import input_of, is_operator
 from nextscale.runtime._errors import NextscaleError
@@ -67,6 +68,8 @@ def normalize(model: ir.Model) -> Normalized:
     _drop_idle(model)
     # Behind the folding, which makes weights of what stands behind Transpose.
     notes += _count(split_gemms(model), "Gemm became MatMul and Add", "Gemm became MatMul and Add")
+    # Before the next, which takes the norms that then stand behind a Conv.
+    notes += _count(write_transposed(model), "ConvTranspose became Conv", "ConvTranspose became Conv")
     notes += _count(
         fold_into_convolutions(model), "node went into a convolution", "nodes went into the convolutions before them"
     )

@@ -86,7 +86,15 @@ def choose_ranges(
 def observed_values(
     model: ir.Model, keys: Sequence[Input], samples: Samples, work: Path, options: SessionOptions
 ) -> Iterator[tuple[Input, NDArray[np.float32]]]:
-    """The inputs themselves, some keys at a time, and of these one sample after the other.
+    """As `numbered_values`, without the numbers."""
+    for key, _, values in numbered_values(model, keys, samples, work, options):
+        yield key, values
+
+
+def numbered_values(
+    model: ir.Model, keys: Sequence[Input], samples: Samples, work: Path, options: SessionOptions
+) -> Iterator[tuple[Input, int, NDArray[np.float32]]]:
+    """The inputs themselves, some keys at a time, of these one sample after the other; each with its sample's number.
 
     Args:
         model: normalized.
@@ -96,8 +104,8 @@ def observed_values(
     for first in range(0, len(keys), AT_ONCE):
         observers = {key: Observer(key, "values") for key in keys[first : first + AT_ONCE]}
         running = Running.of(write_graph(observe_inputs(model, observers.values()), work / "values.onnx"), options)
-        for feed in samples:
+        for sample, feed in enumerate(samples):
             found = running.run(feed, [observer.output for observer in observers.values()])
             for key, observer in observers.items():
-                yield key, found.pop(observer.output)
+                yield key, sample, found.pop(observer.output)
         del running

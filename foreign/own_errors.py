@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,7 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from nextscale.foreign._names import Names
-from nextscale.foreign.observe import AT_ONCE, observed_values
+from nextscale.foreign.observe import AT_ONCE, numbered_values
 from nextscale.foreign.plan import Plan
 from nextscale.foreign.running import Running, giving, write_graph
 from nextscale.foreign.samples import Samples
@@ -105,7 +104,10 @@ def changed_outputs(model: ir.Model, plan: Plan) -> dict[str, str]:
 
 
 def own_changes(model: ir.Model, plan: Plan, samples: Samples, work: Path, options: SessionOptions) -> Iterator[Change]:
-    """Of all that the plan makes integer in a normalized model, on each of the samples."""
+    """Of all that the plan makes integer in a normalized model, on each of the samples.
+
+    Each alone reads what it reads in float, in the codes that it has where all are integer.
+    """
     yield from _of_layers(model, plan, samples, work, options)
     yield from _of_convolutions(model, plan, samples, work, options)
     yield from _of_attentions(model, plan, samples, work, options)
@@ -113,8 +115,8 @@ def own_changes(model: ir.Model, plan: Plan, samples: Samples, work: Path, optio
 
 def _of_layers(model: ir.Model, plan: Plan, samples: Samples, work: Path, options: SessionOptions) -> Iterator[Change]:
     layers = {layer.name: layer for layer in find_layers(model.graph, set(plan.integer.layers))}
-    for (name, sample), x in _numbered(observed_values(model, _first_inputs(layers), samples, work, options)):
-        layer = layers[name]
+    for key, sample, x in numbered_values(model, _first_inputs(layers), samples, work, options):
+        name, layer = key.node, layers[key.node]
         tensor = layer.weight.const_value
         assert tensor is not None
         weight = tensor.numpy()
@@ -126,14 +128,6 @@ def _of_layers(model: ir.Model, plan: Plan, samples: Samples, work: Path, option
 
 def _first_inputs(names: Iterable[str]) -> list[Input]:
     return [Input(name) for name in names]
-
-
-def _numbered(values: Iterator[tuple[Input, Floats]]) -> Iterator[tuple[tuple[str, int], Floats]]:
-    """Each with its node's name, and as the how manyth of that node."""
-    seen = Counter[str]()
-    for key, value in values:
-        yield (key.node, seen[key.node]), value
-        seen[key.node] += 1
 
 
 def coded_input(x: Floats, layer: IntegerLayer, bits: int, known: Range | None) -> Floats:
@@ -180,16 +174,17 @@ def _of_convolutions(
     model: ir.Model, plan: Plan, samples: Samples, work: Path, options: SessionOptions
 ) -> Iterator[Change]:
     layers = {layer.name: layer for layer in convolutions(model.graph) if layer.name in plan.convolutions}
+    codes = plan.convolution_codes(model)
 
     @lru_cache(AT_ONCE)
     def runnings(name: str) -> list[Running]:
-        """Of the convolution alone, in float and in integers."""
+        """Of the convolution alone, in float, and in integers with the codes that it has among all."""
         alone = _alone(model, layers[name])
-        both = alone, plan.apply_convolutions(alone, [name])
+        both = alone, plan.apply_convolutions(alone, [name], codes)
         return [Running.of(write_graph(of, work / "convolution.onnx"), options) for of in both]
 
-    for (name, sample), x in _numbered(observed_values(model, _first_inputs(layers), samples, work, options)):
-        layer = layers[name]
+    for key, sample, x in numbered_values(model, _first_inputs(layers), samples, work, options):
+        name, layer = key.node, layers[key.node]
         feed = {str(layer.activation.name): x}
         exact, found = (running.run(feed)[running.outputs[0]] for running in runnings(name))
         yield Change(name, sample, str(layer.result.name), exact, found)

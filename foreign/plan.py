@@ -27,7 +27,12 @@ from nextscale.graph_passes.linear_layers import LinearLayer, WeightRounder, fin
 from nextscale.graph_passes.observe_inputs import Input
 from nextscale.graph_passes.qparams import QuantizedWeight, Range
 from nextscale.graph_passes.quantize_attention import Magnitudes, quantize_attention
-from nextscale.graph_passes.quantize_convolutions import ConvolutionRanges, quantize_convolutions
+from nextscale.graph_passes.quantize_convolutions import (
+    Codes,
+    ConvolutionRanges,
+    choose_codes,
+    quantize_convolutions,
+)
 from nextscale.graph_passes.quantize_linear import quantize_linear
 from nextscale.graph_passes.quantize_linear_dynamic import quantize_linear_by_image, quantize_linear_by_token
 from nextscale.graph_passes.recipe import Recipe
@@ -71,12 +76,18 @@ class Plan:
             "known to be the batch's"
         ]
 
-    def apply(self, model: ir.Model, fused: bool = False) -> ir.Model:
-        """The integer model; with operators of nextscale-ops where they fit, if it is to be fused."""
+    def apply(self, model: ir.Model, fused: bool = False, codes: Mapping[str, Codes] | None = None) -> ir.Model:
+        """The integer model.
+
+        Args:
+            model: normalized.
+            fused: with operators of nextscale-ops where they fit.
+            codes: of convolutions (`convolution_codes`), where the model is a part of another.
+        """
         integer = self.integer
         if integer.attention is not None:
             model = self.apply_attention(model, integer.attention.names)
-        model = self.apply_convolutions(model)
+        model = self.apply_convolutions(model, codes=codes)
         if fused:
             fitting = replace(integer, layers={name: integer.layers[name] for name in self._of_three_axes(model)})
             model = fuse_epilogues(fuse_linear(self._apply_layers(model, fitting, products=False), fitting))
@@ -111,10 +122,27 @@ class Plan:
         integer = replace(self.integer, layers=others(self.integer.layers))
         return replace(self, integer=integer, ranges=others(self.ranges), convolutions=others(self.convolutions))
 
-    def apply_convolutions(self, model: ir.Model, names: Collection[str] | None = None) -> ir.Model:
-        """The model with its convolutions integer, or with some of them."""
+    def of_part(self, part: ir.Model) -> Plan:
+        """For a part of the model."""
+        names = {node.name for node in part.graph}
+        plan = self.without([name for name in self.can_be_left if name not in names])
+        attention = plan.integer.attention
+        if attention is None:
+            return plan
+        here = [pattern.name for pattern in attention_patterns(part.graph) if pattern.name in attention.names]
+        attention = replace(attention, names=tuple(here)) if here else None
+        return replace(plan, integer=replace(plan.integer, attention=attention))
+
+    def convolution_codes(self, model: ir.Model) -> dict[str, Codes]:
+        """Of what its convolutions read and give, by the values' names, where all of them are integer."""
+        return choose_codes(model, self.convolutions, self.recipe.equalization.alpha)
+
+    def apply_convolutions(
+        self, model: ir.Model, names: Collection[str] | None = None, codes: Mapping[str, Codes] | None = None
+    ) -> ir.Model:
+        """The model with its convolutions integer, or with some of them, whose codes may be known."""
         chosen = {name: of for name, of in self.convolutions.items() if names is None or name in names}
-        return quantize_convolutions(model, chosen, self.recipe.equalization.alpha, self.reduce_range)
+        return quantize_convolutions(model, chosen, self.recipe.equalization.alpha, self.reduce_range, codes)
 
     def apply_attention(self, model: ir.Model, names: Sequence[str]) -> ir.Model:
         """The model with some of its attentions integer."""
@@ -146,8 +174,11 @@ def make_plan(
     Returns:
         The plan; and the survey, where operators whose inputs are not finite are refused, too.
     Raises:
-        NextscaleError: the recipe names a layer that the model does not have.
+        NextscaleError: the recipe names a layer that the model does not have, or a convolution with ranges that it
+            cannot have.
     """
+    recipe.require_layers([item.name for item in found.found if item.kind in ("linear layer", "convolution")])
+    recipe.require_convolutions([item.name for item in found.found if item.kind == "convolution"])
     patterns = {pattern.name: pattern for pattern in attention_patterns(model.graph)}
     integer_attention = recipe.attention.products == "integer"
     attentions = [patterns[item.name] for item in found.taken("attention")] if integer_attention else []
@@ -159,13 +190,12 @@ def make_plan(
     # What a convolution gives may be what a layer or an attention reads: these have one range for all channels.
     observed = {key: of_one.over_stages() for key, of_one in by_channel.items()}
     found = found.without(_not_finite(observed, attentions, kernels))
-    recipe.require_layers([item.name for item in found.found if item.kind in ("linear layer", "convolution")])
     kernels = [
         layer
         for layer in kernels
         if layer.name in found.names("convolution") and recipe.layer_choice(layer.name) != "float"
     ]
-    recipe = recipe.of_layers(found.names("linear layer"))
+    recipe = _of_one_stage(recipe.of_layers(found.names("linear layer")))
     integer = IntegerModel.decide(recipe, _facts(model, found, observed), reduce_range)
     running = samples, work, options
     static = {Input(name): observed[Input(name)] for name in integer.static}
@@ -192,6 +222,12 @@ def make_plan(
         ),
         found,
     )
+
+
+def _of_one_stage(recipe: Recipe) -> Recipe:
+    """Without ranges by stage or by pair, of which a model without stages and guided rows has one for a layer."""
+    layers = {end: "tensor" if how in ("stage", "pair") else how for end, how in recipe.layers.items()}
+    return replace(recipe, layers=layers)
 
 
 def _rounder(

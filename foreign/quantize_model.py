@@ -21,9 +21,10 @@ from nextscale.foreign.certificate import Kernels, certify
 from nextscale.foreign.compare import Compared, compare, mixes_samples, run_in_turns
 from nextscale.foreign.effects import Cost, costs
 from nextscale.foreign.equalize import equalize
+from nextscale.foreign.learning import BlockLearning
 from nextscale.foreign.normalize import normalize
 from nextscale.foreign.plan import Plan, make_plan
-from nextscale.foreign.reconstruct_blocks import ReconstructedBlock, reconstruct_blocks
+from nextscale.foreign.reconstruct_blocks import LeftBlock, ReconstructedBlock, reconstruct_blocks
 from nextscale.foreign.report import Line, Report, Speed
 from nextscale.foreign.running import Running, write_graph
 from nextscale.foreign.samples import Given, Samples, graph_inputs, random_samples, read_samples
@@ -39,7 +40,6 @@ from nextscale.runtime._regular_file import require_regular
 from nextscale.runtime._scratch import scratch_folder
 from nextscale.runtime._session import SessionOptions, session_settings
 from nextscale.runtime._wording import shown_text
-from nextscale.simulation.reconstruction_settings import OF_GRAPHS, ReconstructionSettings
 
 DEFAULT_RECIPE = "static-w8a8"
 # The integer model's metadata name its recipe.
@@ -67,7 +67,7 @@ class QuantizeOptions:
     session: SessionOptions = field(default_factory=SessionOptions)
     reduce_range: bool = False
     leave: int = 0
-    learning: ReconstructionSettings = OF_GRAPHS
+    learning: BlockLearning = field(default_factory=BlockLearning)
     rounds: int = 5
     seed: int = 0
     progress: Callable[[str], object] = lambda step: None
@@ -153,17 +153,17 @@ def quantize_model(
             words += [f"the channels of {what} of linear layers were evened out"] if evened else []
         plan, found = make_plan(floats, survey(floats), chosen, given, work, session, options.reduce_range)
         words += plan.words
-        blocks = list[ReconstructedBlock]()
-        if chosen.learned:
+        blocks, others = list[ReconstructedBlock](), list[LeftBlock]()
+        if chosen.learned and options.learning.iterations:
             learning = given, work, session, options.learning
-            if options.learning.iterations:
-                plan, blocks = reconstruct_blocks(floats, plan, *learning, progress)
+            plan, blocks, others = reconstruct_blocks(floats, plan, *learning, progress)
         progress("asking each operator what it loses")
         of_each = costs(floats, plan, given.first(ASKED), work, session)
         effects = {name: cost.effect for name, cost in of_each.items()}
         left = most_costly(effects, plan.can_be_left, options.leave)
         plan = plan.without(left)
         words += [_of_rounding(plan, blocks)] if chosen.learned and plan.integer.layers else []
+        words += [f"the layers of block {block.name} were learned each by itself: {block.why}" for block in others]
         leave = stand_out({name: effect for name, effect in effects.items() if name not in left}, plan.can_be_left)
         if len(leave) == len(plan.can_be_left):  # what then is left of the integer model
             leave = ()

@@ -1,8 +1,9 @@
 """Rounding of whole residual blocks, learned on the samples (BRECQ, Li et al., 2021).
 
 Block after block in the graph's order: each learns the rounding of its linear layers so that, fed what the quantized
-model before it gives, it comes close to what the float model has there; its activations are quantized meanwhile. What
-is kept is what is best on samples that were held out: the learned rounding, each layer's own (GPTQ), or to nearest.
+model before it gives, it comes close to what the float model has there; its activations are quantized meanwhile.
+Learning begins at each layer's own rounding (GPTQ). What is kept is what is best on samples that were held out: the
+learned rounding, each layer's own, or to nearest.
 """
 
 from __future__ import annotations
@@ -19,19 +20,17 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from nextscale.foreign._torch_operators import is_known
+from nextscale.foreign._straight_through import StraightThroughRounding
+from nextscale.foreign.learning import BlockLearning
 from nextscale.foreign.plan import Plan
 from nextscale.foreign.residual_blocks import ResidualBlock, residual_blocks
 from nextscale.foreign.running import Running, giving, write_graph
 from nextscale.foreign.samples import Arrays, Samples
 from nextscale.foreign.simulated_block import SimulatedBlock
-from nextscale.graph_passes._attention_patterns import AttentionPattern, attention_patterns
+from nextscale.graph_passes._attention_patterns import attention_patterns
 from nextscale.graph_passes.linear_layers import find_layers
 from nextscale.graph_passes.qparams import QuantizedWeight, WeightQParams
 from nextscale.runtime._session import SessionOptions, session_settings
-from nextscale.simulation._soft_rounding import SoftRounding, regularizer
-from nextscale.simulation.reconstruction_settings import ReconstructionSettings
-from nextscale.simulation.rounding import codes_of
 
 Kept = Literal["block", "layers", "nearest"]
 # What a block reads and gives, of all samples that it learns from.
@@ -58,18 +57,31 @@ class ReconstructedBlock:
     errors: Mapping[Kept, float]
 
 
+@dataclass(frozen=True)
+class LeftBlock:
+    """A block that could not be learned as a whole, so that its layers keep their own rounding.
+
+    Attributes:
+        name: of the sum that ends it.
+        why: what was in the way.
+    """
+
+    name: str
+    why: str
+
+
 def reconstruct_blocks(
     model: ir.Model,
     plan: Plan,
     samples: Samples,
     work: Path,
     options: SessionOptions,
-    settings: ReconstructionSettings,
+    learning: BlockLearning,
     progress: Callable[[str], object],
-) -> tuple[Plan, list[ReconstructedBlock]]:
-    """The plan with rounding of blocks, and what became of each that could be learned as a whole.
+) -> tuple[Plan, list[ReconstructedBlock], list[LeftBlock]]:
+    """The plan with rounding of blocks, and what became of each block.
 
-    Left out are blocks of operators that `_torch_operators` does not have, and layers that share their weights.
+    Layers that share their weights are left to their own rounding.
 
     Args:
         model: normalized.
@@ -77,29 +89,33 @@ def reconstruct_blocks(
         samples: what it is run on.
         work: an existing folder.
         options: threads and memory.
-        settings: how to learn.
+        learning: how.
         progress: told each block.
     """
     layers = find_layers(model.graph, set(plan.integer.layers))
     readers = [layer.weight for layer in layers]
     alone = {layer.name for layer in layers if layer.graph is model.graph and readers.count(layer.weight) == 1}
-    blocks = [block for block in residual_blocks(model.graph, alone) if all(map(is_known, block.nodes))]
+    blocks = residual_blocks(model.graph, alone)
     known = {layer.name: plan.rounder(layer.name, _weight(layer.weight)) for layer in layers}
     # Each block sees what those before it have learned.
     plan = replace(plan, rounder=lambda name, weight: known[name])
     patterns = [found for found in attention_patterns(model.graph) if found.graph is model.graph]
-    found = []
+    observer = _Observer(model, plan, samples, work, options)
+    found, left = list[ReconstructedBlock](), list[LeftBlock]()
     for number, block in enumerate(blocks):
         progress(f"learning block {number + 1} of {len(blocks)}")
-        streams = _observe(model, plan, block, samples, work, options)
-        simulated = None if streams is None else _same_in_torch(block, plan, patterns, streams)
-        if streams is None or simulated is None:
+        try:
+            simulated = SimulatedBlock(block, plan, patterns)
+            streams = observer.streams(block)
+            _require_same(simulated, streams)
+        except NotImplementedError as why:
+            left.append(LeftBlock(block.name, str(why)))
             continue
         with _threads(session_settings(options).intra_op_num_threads):
-            learned, became = _learn(simulated, streams, replace(settings, seed=settings.seed + number))
+            learned, became = _learn(simulated, streams, replace(learning, seed=learning.seed + number))
         known |= learned
         found.append(became)
-    return plan, found
+    return plan, found, left
 
 
 @dataclass(frozen=True)
@@ -117,79 +133,97 @@ class _Streams:
     targets: Sequence[Tensor]
 
 
-def _observe(
-    model: ir.Model, plan: Plan, block: ResidualBlock, samples: Samples, work: Path, options: SessionOptions
-) -> _Streams | None:
-    """None where a number is not finite."""
-    names = [str(value.name) for value in block.inputs]
-    exact = _giving(model, [*names, str(block.result.name)], work / "float_block.onnx", options)
-    quantized = _giving(plan.apply(model), names, work / "integer_block.onnx", options)
-    inputs, targets, first, left = [], [], list[Tensor](), float(LARGEST_STREAMS)
-    for feed in samples:
-        values, coded = exact(feed), quantized(feed)
-        # A value that the integer graph does not have is the float one.
-        read = [coded.get(name, values[name]) for name in names]
-        target = values[str(block.result.name)]
-        if not all(np.isfinite(array).all() for array in (*read, target) if array.dtype.kind == "f"):
-            return None
-        first = first or _tensors([values[name] for name in names])
-        inputs.append(_tensors(read))
-        targets += _tensors([target])
-        left -= sum(array.nbytes for array in (*read, target))
-        if left < 0 and len(targets) > 1:
-            break
-    return _Streams(inputs, first, targets)
+class _Observer:
+    """Gives what blocks read, one after the other: of the model it runs what lies behind the block before."""
+
+    def __init__(self, model: ir.Model, plan: Plan, samples: Samples, work: Path, options: SessionOptions) -> None:
+        self.model, self.plan, self.samples, self.work, self.options = model, plan, samples, work, options
+        self.codes = plan.convolution_codes(model)
+        # Of each sample, by name.
+        self.known: tuple[list[Arrays], list[Arrays]] = ([{}] * len(samples.feeds), [{}] * len(samples.feeds))
+
+    def streams(self, block: ResidualBlock) -> _Streams:
+        """Of a block.
+
+        Raises:
+            NotImplementedError: what it adds to, or gives, is not finite.
+        """
+        names, result = [str(value.name) for value in block.inputs], str(block.result.name)
+        exact = self._running([*names, result], self.known[0], "float_block.onnx", None)
+        quantized = self._running(names, self.known[1], "integer_block.onnx", self.plan)
+        inputs, targets, first, left = [], [], list[Tensor](), float(LARGEST_STREAMS)
+        known = list[Arrays](), list[Arrays]()
+        for feed, *before in zip(self.samples, *self.known, strict=False):
+            values, read = (run(feed, of_one) for run, of_one in zip((exact, quantized), before, strict=True))
+            # A value that the integer graph does not have is the float one.
+            read = values | read
+            if not all(np.isfinite(array).all() for array in (values[names[0]], read[names[0]], values[result])):
+                raise NotImplementedError("what it adds to, or what it gives, is not finite")
+            first = first or [_tensor(values[name]) for name in names]
+            inputs.append([_tensor(read[name]) for name in names])
+            targets.append(_tensor(values[result]))
+            known[0].append({result: values[result]})
+            known[1].append({name: read[name] for name in names})
+            left -= sum(array.nbytes for array in (*known[0][-1].values(), *known[1][-1].values()))
+            if left < 0 and len(targets) > 1:
+                break
+        self.known = known
+        return _Streams(inputs, first, targets)
+
+    def _running(
+        self, names: Sequence[str], known: Sequence[Arrays], file: str, plan: Plan | None
+    ) -> Callable[[Arrays, Arrays], dict[str, np.ndarray]]:
+        """Runs a part of the model, integer by the plan, for those of these values that it has."""
+        of_block = {name for name in known[0] if name not in names}
+        part = giving(self.model, set(names) - set(known[0]), of_block)
+        if plan is not None:
+            part = plan.of_part(part).apply(part, codes=self.codes)
+        running = Running.of(write_graph(part, self.work / file), self.options) if part.graph.outputs else None
+        read = [str(value.name) for value in part.graph.inputs]
+
+        def run(feed: Arrays, before: Arrays) -> dict[str, np.ndarray]:
+            values = {**feed, **before}
+            found = {} if running is None else running.run({name: values[name] for name in read})
+            return found | {name: values[name] for name in names if name in values}
+
+        return run
 
 
-def _giving(
-    model: ir.Model, names: Sequence[str], path: Path, options: SessionOptions
-) -> Callable[[Arrays], dict[str, np.ndarray]]:
-    """Runs a model for those of these values that it has."""
-    model = giving(model, names)
-    fed = [str(value.name) for value in model.graph.inputs if value.name in names]
-    running = Running.of(write_graph(model, path), options) if model.graph.outputs else None
-
-    def run(feed: Arrays) -> dict[str, np.ndarray]:
-        found = {} if running is None else running.run(feed)
-        return found | {name: feed[name] for name in fed}
-
-    return run
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(array))
 
 
-def _tensors(arrays: Sequence[np.ndarray]) -> list[Tensor]:
-    return [torch.from_numpy(np.array(array)) for array in arrays]
+def _require_same(simulated: SimulatedBlock, streams: _Streams) -> None:
+    """Compare the block in torch, in float and on the first sample, with ONNX Runtime.
 
-
-def _same_in_torch(
-    block: ResidualBlock, plan: Plan, patterns: Sequence[AttentionPattern], streams: _Streams
-) -> SimulatedBlock | None:
-    """The block in torch, if it computes what ONNX Runtime does, in float and on the first sample."""
+    Raises:
+        NotImplementedError: it is another.
+    """
+    target, read = streams.targets[0], streams.exact_inputs
     try:
-        simulated = SimulatedBlock(block, plan, patterns)
         with torch.no_grad():
-            found = simulated.exact(streams.exact_inputs)
-    except (NotImplementedError, RuntimeError):  # torch refuses what ONNX Runtime runs
-        return None
+            found = simulated.exact(read)
+    except RuntimeError:  # torch refuses what ONNX Runtime runs
+        raise NotImplementedError("torch cannot compute it") from None
+    is_like = found.shape == target.shape and found.dtype == target.dtype and target.numel() > 0
     # Without x, beside which f may be little.
-    exact, target = streams.exact_inputs[0], streams.targets[0]
-    if found.shape != target.shape or found.dtype != target.dtype or not target.numel():
-        return None
-    return simulated if (found - target).abs().max() <= CLOSE * (target - exact).abs().max() else None
+    if not is_like or not (found - target).abs().max() <= CLOSE * (target - read[0]).abs().max():
+        raise NotImplementedError("torch computes it otherwise than ONNX Runtime")
 
 
 def _learn(
-    simulated: SimulatedBlock, streams: _Streams, settings: ReconstructionSettings
+    simulated: SimulatedBlock, streams: _Streams, learning: BlockLearning
 ) -> tuple[dict[str, QuantizedWeight], ReconstructedBlock]:
     """The best rounding of the block's layers, and what became of the block."""
     block, plan = simulated.block, simulated.plan
-    known = {name: plan.rounder(name, weight.numpy()) for name, weight in simulated.weights.items()}
-    rows = {name: simulated.weights[name].numpy().T.copy() for name in block.layers}
+    own = {name: plan.rounder(name, weight.numpy()) for name, weight in simulated.weights.items()}
+    rows = {name: np.ascontiguousarray(simulated.weights[name].numpy().T) for name in block.layers}
     weights = plan.recipe.weights
     qparams = {name: WeightQParams.choose(weight, 0, weights.bits, weights.range) for name, weight in rows.items()}
-    soft = {name: SoftRounding(torch.from_numpy(weight), qparams[name]) for name, weight in rows.items()}
-    fixed = {name: _decoded(of_one) for name, of_one in known.items() if name not in soft}
+    soft = {name: StraightThroughRounding(weight, qparams[name], own[name]) for name, weight in rows.items()}
+    fixed = {name: _decoded(of_one) for name, of_one in own.items() if name not in soft}
     count = len(streams.targets)
-    held = list(range(count - max(1, round(count * settings.held_out)), count))
+    held = list(range(count - max(1, round(count * learning.held_out)), count))
     seen = np.arange(held[0]) if count > 1 else np.arange(1)
 
     def error(sample: int, found: Mapping[str, Tensor]) -> Tensor:
@@ -201,16 +235,13 @@ def _learn(
         decoded = {name: _decoded(of_one) for name, of_one in found.items()}
         return sum(float(error(sample, decoded)) for sample in by) / len(by)
 
-    nearest = {name: _coded(qparams[name].quantize(weight, 0), qparams[name]) for name, weight in rows.items()}
-    least = max(judged(nearest, seen[: settings.batch_size].tolist()), TINY)
-    _together(soft, lambda sample, found: error(sample, found) / least, seen, settings)
-    learned = {
-        name: _coded(codes_of(rows[name], qparams[name], layer.up()), qparams[name]) for name, layer in soft.items()
-    }
+    nearest = {name: _nearest(weight, qparams[name]) for name, weight in rows.items()}
+    least = max(judged(nearest, seen[: learning.batch_size].tolist()), TINY)
+    _together(soft, lambda sample, found: error(sample, found) / least, seen, learning)
     choices: dict[Kept, Mapping[str, QuantizedWeight]] = {
-        "layers": {name: known[name] for name in soft},
+        "layers": {name: own[name] for name in soft},
         "nearest": nearest,
-        "block": learned,
+        "block": {name: layer.coded() for name, layer in soft.items()},
     }
     errors = {kept: judged(found, held) for kept, found in choices.items()}
     kept = _best(errors)
@@ -224,20 +255,23 @@ def _best(errors: Mapping[Kept, float]) -> Kept:
 
 
 def _together(
-    soft: Mapping[str, SoftRounding],
+    soft: Mapping[str, StraightThroughRounding],
     error: Callable[[int, Mapping[str, Tensor]], Tensor],
     seen: np.ndarray,
-    settings: ReconstructionSettings,
+    learning: BlockLearning,
 ) -> None:
-    """Adam on the logits of all layers: `error` is of a sample with weights [K, N], relative to rounding to nearest."""
-    optimizer = torch.optim.Adam([layer.logits for layer in soft.values()], lr=settings.learning_rate)
-    random, batch = np.random.default_rng(settings.seed), min(settings.batch_size, len(seen))
-    for step in range(settings.iterations):
-        shares = {name: layer.share_up() for name, layer in soft.items()}
-        rounded = {name: layer.weight(shares[name]).T for name, layer in soft.items()}
-        # One sample at a time: they may differ in shape, and a graph may be made for one.
-        leaves = {name: weight.detach().requires_grad_() for name, weight in rounded.items()}
+    """Adam on all layers: `error` is of a sample with weights [K, N], relative to rounding to nearest.
+
+    Steps shrink to nothing, so that the largest add up to the reach.
+    """
+    optimizer = torch.optim.Adam([layer.u for layer in soft.values()], betas=(0.9, 0.95))
+    random, batch = np.random.default_rng(learning.seed), min(learning.batch_size, len(seen))
+    for step in range(learning.iterations):
+        left = 1 - step / learning.iterations
+        optimizer.param_groups[0]["lr"] = 2 * learning.reach / learning.iterations * left
+        leaves = {name: layer.weight().requires_grad_() for name, layer in soft.items()}
         slopes = [torch.zeros_like(leaf) for leaf in leaves.values()]
+        # One sample at a time: they may differ in shape, and a graph may be made for one.
         for sample in random.choice(seen, batch, replace=False):
             loss = error(int(sample), leaves) / batch
             if not loss.requires_grad:
@@ -245,17 +279,14 @@ def _together(
             found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
             for slope, more in zip(slopes, found, strict=True):
                 slope += 0 if more is None else more.nan_to_num(0, 0, 0)
-        left = regularizer(shares, step / settings.iterations, settings)
-        # From the weights the slopes go on to the logits.
-        sums = [(weight * slope).sum() for weight, slope in zip(rounded.values(), slopes, strict=True)]
-        optimizer.zero_grad()
-        torch.stack([*sums, left]).sum().backward()
+        for layer, slope in zip(soft.values(), slopes, strict=True):
+            layer.push(slope)
         optimizer.step()
 
 
-def _coded(codes: np.ndarray, qparams: WeightQParams) -> QuantizedWeight:
-    """Of codes [N, K]."""
-    return QuantizedWeight(np.ascontiguousarray(codes.T), qparams.scale, qparams.qmin)
+def _nearest(weight: np.ndarray, qparams: WeightQParams) -> QuantizedWeight:
+    """Of a weight [N, K]."""
+    return QuantizedWeight(np.ascontiguousarray(qparams.quantize(weight, 0).T), qparams.scale, qparams.qmin)
 
 
 def _decoded(weight: QuantizedWeight) -> Tensor:

@@ -20,7 +20,7 @@ class Line:
     """An operator that multiplies.
 
     Attributes:
-        name: of its node; of an attention, of its second MatMul.
+        name: of its node; of an attention, of its second MatMul, or of its Softmax where its form is refused.
         kind: what it is.
         ranges: what shares a range of its input, "tensor", "image" or "token"; None where it stays as it is.
         refused: why it stays as it is; None where it became integer.

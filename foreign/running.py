@@ -25,14 +25,26 @@ def write_graph(model: ir.Model, path: Path) -> Path:
     return path
 
 
-def giving(model: ir.Model, names: Collection[str]) -> ir.Model:
-    """A copy that gives those of these values that its nodes make, and has nothing else."""
+def giving(model: ir.Model, names: Collection[str], known: Collection[str] = ()) -> ir.Model:
+    """A copy that gives those of these values that its nodes make, and has nothing else.
+
+    Args:
+        model: of which.
+        names: of values.
+        known: of others, which become inputs where they are read, so that what makes them is not needed.
+    """
     model = model.clone()
-    found = [value for node in model.graph for value in node.outputs if value.name in names]
-    for value in found:
+    made = [value for node in model.graph for value in node.outputs]
+    outputs, cut = ([value for value in made if value.name in of] for of in (names, known))
+    for value in (*outputs, *cut):
         value.dtype = value.dtype or ir.DataType.FLOAT
-    model.graph.outputs[:] = found
+    model.graph.outputs[:] = outputs
+    fed = [ir.Value(name=value.name, type=value.type, shape=value.shape) for value in cut]
+    for value, instead in zip(cut, fed, strict=True):
+        value.name = None
+        value.replace_all_uses_with(instead)
     RemoveUnusedNodesPass()(model)
+    model.graph.inputs.extend(value for value in fed if value.uses())
     return model
 
 

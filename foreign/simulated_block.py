@@ -8,7 +8,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from nextscale.foreign._torch_operators import Operator, run_nodes
+from nextscale.foreign._torch_operators import Operator, is_known, run_nodes
 from nextscale.foreign.plan import Plan
 from nextscale.foreign.residual_blocks import ResidualBlock
 from nextscale.graph_passes._attention_patterns import AttentionPattern
@@ -43,8 +43,11 @@ class SimulatedBlock:
         """Of a normalized model's block and attentions.
 
         Raises:
-            NotImplementedError: a constant is of a type that torch does not have.
+            NotImplementedError: an operator is none that torch is told, or a constant of a type that it does not have.
         """
+        unknown = sorted({node.op_type for node in block.nodes if not is_known(node)})
+        if unknown:
+            raise NotImplementedError(f"it has operators that torch is not told: {', '.join(unknown)}")
         self.block, self.plan = block, plan
         read = {value for node in block.nodes for value in node.inputs if value is not None}
         self.constants = {value: _tensor(value) for value in read if value.const_value is not None}

@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from nextscale.graph_passes._attention_patterns import AttentionPattern, attention_patterns, refusals
+from nextscale.foreign._normal_transposed import why_transposed
+from nextscale.graph_passes._attention_patterns import AttentionPattern, Refusal, attention_patterns, refusals
 from nextscale.graph_passes._graph_edit import MICROSOFT, input_of, is_operator
 from nextscale.graph_passes.convolutions import ConvolutionLayer, convolutions
 from nextscale.graph_passes.linear_layers import linear_layers
@@ -24,7 +25,6 @@ WHOLE_ATTENTIONS = {
         "DecoderMaskedSelfAttention", "SparseAttention",
     ),
 }  # fmt: skip
-OTHER_CONVOLUTIONS = ("ConvTranspose", "DeformConv")
 # Of a convolution, multiplications for each number that it reads. On PP-OCRv4 depthwise ones take longer in integers.
 LEAST_WORK = 32
 # Steps of numbers far beyond have no room in float32.
@@ -38,7 +38,7 @@ class Found:
     """An operator that multiplies.
 
     Attributes:
-        name: of its node; of an attention, of its second MatMul.
+        name: of its node; of an attention, of its second MatMul, or of its Softmax where its form is refused.
         kind: what it is.
         refused: why it stays as it is; None: it can become integer.
         shape: [out, in] of a linear layer.
@@ -82,15 +82,15 @@ def survey(model: ir.Model) -> Survey:
         by_node |= {pattern.scores: pattern, pattern.mix: pattern}
     weights = {layer.node for layer in linear_layers(model.graph)}
     kernels = {layer.node: layer for layer in convolutions(model.graph)}
-    no_attention = {refusal.node: refusal.reason for refusal in refusals(model.graph)}
+    refused = {refusal.node: refusal for refusal in refusals(model.graph) if _is_attention(refusal)}
+    told = {product for refusal in refused.values() for product in refusal.products}
     found = list[Found]()
     for node, graph in _nodes(model.graph):
         inside = None if graph is model.graph else "in a subgraph, which calibration does not see"
         name = str(node.name)
         if is_operator(node, "Softmax"):
-            reason = no_attention.get(node)
-            if reason is not None and _is_between_products(node):
-                found.append(Found(name, "attention", reason))
+            if node in refused:
+                found.append(Found(name, "attention", refused[node].reason))
         elif node in by_node:
             if node is by_node[node].mix:
                 of_floats = by_node[node].value.dtype in (None, ir.DataType.FLOAT)
@@ -100,7 +100,7 @@ def survey(model: ir.Model) -> Survey:
         elif node in kernels:
             found.append(_convolution(kernels[node]))
         else:
-            item = _other(node, name, inside)
+            item = _other(node, name, inside, node in told)
             if item is not None:
                 found.append(item)
     return Survey(tuple(found))
@@ -164,7 +164,8 @@ def _is_sane(weight: ir.Value) -> bool:
     return bool((np.abs(weight.const_value.numpy()) < LARGEST).all())
 
 
-def _other(node: ir.Node, name: str, inside: str | None) -> Found | None:
+def _other(node: ir.Node, name: str, inside: str | None, told: bool) -> Found | None:
+    """What else multiplies; None also of a product that a refused attention tells of."""
     if node.op_type in WHOLE_ATTENTIONS.get(node.domain, ()):
         return Found(
             name, "attention", f"{node.domain or 'ONNX'} {node.op_type} is one operator; export it as products"
@@ -173,8 +174,11 @@ def _other(node: ir.Node, name: str, inside: str | None) -> Found | None:
         return None
     if node.op_type == "Conv":
         return Found(name, "convolution", inside or _no_weight(input_of(node, 1)))
-    if node.op_type in OTHER_CONVOLUTIONS:
-        return Found(name, "convolution", f"{node.op_type} has no integer kernel")
+    if node.op_type == "ConvTranspose":
+        reason = why_transposed(node) or "the sizes of its input were unknown"
+        return Found(name, "convolution", inside or f"ConvTranspose that became no Conv: {reason}")
+    if node.op_type == "DeformConv":
+        return Found(name, "convolution", "DeformConv has no integer kernel")
     if node.op_type in RECURRENT:
         return Found(name, "recurrent layer", f"{node.op_type} stays as it is")
     if node.op_type in INTEGER or node.op_type == "MatMulNBits":
@@ -191,7 +195,7 @@ def _other(node: ir.Node, name: str, inside: str | None) -> Found | None:
         return Found(name, "linear layer", f"its weight has {len(right.shape)} axes; expected 2")
     if left is not None:
         return Found(name, "linear layer", "its weight is on the left")
-    return Found(name, "product", "both operands are activations, and it is no attention")
+    return None if told else Found(name, "product", "both operands are activations, and it is no attention")
 
 
 def _no_weight(weight: ir.Value) -> str:
@@ -200,9 +204,10 @@ def _no_weight(weight: ir.Value) -> str:
     return "it is quantized already" if is_quantized else "its weight or bias is computed"
 
 
-def _is_between_products(softmax: ir.Node) -> bool:
-    """Whether a product may come before it and one behind: of a classifier's softmax nobody asks."""
-    return not softmax.outputs[0].is_graph_output() and any(True for _ in softmax.outputs[0].uses())
+def _is_attention(refusal: Refusal) -> bool:
+    """Whether products are around it, or could be: of a classifier's softmax nobody asks."""
+    output = refusal.node.outputs[0]
+    return bool(refusal.products) or (not output.is_graph_output() and any(True for _ in output.uses()))
 
 
 def _nodes(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Graph]]:

@@ -84,10 +84,17 @@ class AttentionPattern:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A Softmax that is not taken for attention, and why."""
+    """A Softmax that is not taken for attention, and why.
+
+    Attributes:
+        node: the Softmax.
+        reason: in words.
+        products: the MatMul before it and those behind it, where there are both and none is a linear layer.
+    """
 
     node: ir.Node
     reason: str
+    products: tuple[ir.Node, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.node.name}: {self.reason}"
@@ -113,13 +120,14 @@ def _matches(graph: ir.Graph) -> Iterator[AttentionPattern | Refusal]:
 
 
 def _match(softmax: ir.Node) -> AttentionPattern | Refusal:
+    scores = _product(input_of(softmax, 0))
+    products = _products(scores, softmax)
     reason = _refused_axis(softmax)
     if reason is not None:
-        return Refusal(softmax, reason)
+        return Refusal(softmax, reason, products)
     mix = _consumer(softmax.outputs[0])
     if isinstance(mix, str):
-        return Refusal(softmax, mix)
-    scores = _product(input_of(softmax, 0))
+        return Refusal(softmax, mix, products)
     if scores is None:
         return Refusal(softmax, "its input is no MatMul with only constant factors and masks behind it")
     for product, i, operand in ((scores, 0, "query"), (scores, 1, "key"), (mix, 1, "value")):
@@ -128,7 +136,7 @@ def _match(softmax: ir.Node) -> AttentionPattern | Refusal:
     for product in (scores, mix):
         reason = _refused_operands(product)
         if reason is not None:
-            return Refusal(softmax, reason)
+            return Refusal(softmax, reason, products)
     assert isinstance(mix.graph, ir.Graph)
     return AttentionPattern(scores, softmax, mix, mix.graph)
 
@@ -187,6 +195,24 @@ def _consumer(weights: ir.Value) -> ir.Node | str:
             return node if i == 0 else f"{node.name} has it as the right operand"
         else:
             return f"its consumer {node.name} is {node.op_type}, not MatMul"
+
+
+def _products(scores: ir.Node | None, softmax: ir.Node) -> tuple[ir.Node, ...]:
+    """The MatMul before the softmax and those behind it, where there are both and none is a linear layer."""
+    mixes = _mixes(softmax.outputs[0])
+    found = () if scores is None or not mixes else (scores, *mixes)
+    return () if any(_is_weight(input_of(product, i)) for product in found for i in (0, 1)) else found
+
+
+def _mixes(weights: ir.Value) -> list[ir.Node]:
+    """All MatMuls that read the softmax, whatever else does."""
+    guard, found = _guard(weights), list[ir.Node]()
+    for node, _ in weights.uses():
+        if is_operator(node, "MatMul"):
+            found.append(node)
+        elif is_operator(node, "Identity") or node is guard:
+            found += _mixes(node.outputs[0])
+    return found
 
 
 def _guard(weights: ir.Value) -> ir.Node | None:

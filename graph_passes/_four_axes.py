@@ -19,8 +19,9 @@ def four_axes(op: OpBuilder, x: ir.Value, rank: int) -> ir.Value:
     if rank < RANK:
         found = op.Unsqueeze(x, _added(rank))
     else:
-        shape = op.Concat(op.Shape(x, end=1), [-1], op.Shape(x, start=-2), axis=0)
-        found = op.Reshape(x, shape)
+        # Of nothing, -1 would be of any size.
+        middle = op.ReduceProd(op.Shape(x, start=1, end=-2), keepdims=1)
+        found = op.Reshape(x, op.Concat(op.Shape(x, end=1), middle, op.Shape(x, start=-2), axis=0), allowzero=1)
     found.dtype, found.shape = x.dtype, ir.Shape([None] * RANK)
     return found
 
@@ -31,7 +32,7 @@ def as_before(op: OpBuilder, y: ir.Value, x: ir.Value, rank: int) -> ir.Value:
         return y
     if rank < RANK:
         return op.Squeeze(y, _added(rank))
-    return op.Reshape(y, op.Concat(op.Shape(x, end=-1), op.Shape(y, start=-1), axis=0))
+    return op.Reshape(y, op.Concat(op.Shape(x, end=-1), op.Shape(y, start=-1), axis=0), allowzero=1)
 
 
 def _added(rank: int) -> list[int]:

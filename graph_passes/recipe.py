@@ -109,8 +109,12 @@ class Recipe:
 
     def layer_choice(self, name: str) -> LayerChoice:
         """How the linear layer `name` is quantized; the longest ending in `layers` decides."""
-        matching = [end for end in self.layers if _ends_with(name, end)]
-        return self.layers[max(matching, key=len)] if matching else self.activations.granularity
+        end = self._end(name)
+        return self.activations.granularity if end is None else self.layers[end]
+
+    def _end(self, name: str) -> str | None:
+        """The longest ending of a name in `layers`."""
+        return max((end for end in self.layers if _ends_with(name, end)), key=len, default=None)
 
     def of_layers(self, names: Collection[str]) -> Recipe:
         """The recipe without the names in `layers` that are the end of none of these."""
@@ -127,6 +131,16 @@ class Recipe:
                 raise NextscaleError(
                     f'recipe {self.name}: layers."{end}" is not a linear layer of the model; expected one of '
                     f"{', '.join(ends)}, or a whole name, such as {next(iter(names))}"
+                )
+
+    def require_convolutions(self, names: Collection[str]) -> None:
+        """Raise NextscaleError if `layers` asks for ranges that convolutions, those of these names, do not have."""
+        for name in names:
+            end = self._end(name)
+            if end is not None and self.layers[end] not in ("float", "tensor"):
+                raise NextscaleError(
+                    f'recipe {self.name}: layers."{end}" is "{self.layers[end]}", but {name} is a convolution; '
+                    'expected "float" or "tensor", or the whole name of a linear layer'
                 )
 
     def as_dict(self) -> dict[str, Any]:

@@ -27,6 +27,3 @@ class ReconstructionSettings:
     held_out: float = 1 / 8
     seed: int = 0
 
-
-# Of the residual blocks that are found in a graph, a sample at a time.
-OF_GRAPHS = ReconstructionSettings(iterations=200, batch_size=2)

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from nextscale.foreign.effects import Cost, costs
+from nextscale.foreign.effects import costs
 from nextscale.foreign.normalize import normalize
 from nextscale.foreign.own_errors import changed_outputs, own_changes
 from nextscale.foreign.plan import Plan, make_plan
@@ -21,7 +21,7 @@ from nextscale.graph_passes.recipe import ActivationRecipe, AttentionRecipe, Equ
 from nextscale.runtime._session import SessionOptions
 
 from .block_model import MIX, block, samples
-from .convolution_net import CONVOLUTIONS, RESULTS, TEXT, net, pictures
+from .convolution_net import CONVOLUTIONS, RESULTS, TEXT, net, pictures, weights
 
 SESSION = SessionOptions(threads=1)
 STATIC = Recipe(
@@ -159,13 +159,43 @@ def test_nothing_that_is_integer_costs_nothing(tmp_path: Path) -> None:
     assert costs(floats, plan, read, tmp_path, SESSION) == {}
 
 
+def convolved(x: NDArray[np.floating], equation: str, weight: NDArray[np.floating], stride: int) -> NDArray[np.float64]:
+    """With kernels of 3 x 3 and one pixel of padding."""
+    padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (2, 3))[:, :, ::stride, ::stride]
+    return np.asarray(np.einsum(equation, windows, weight))
+
+
+def in_steps(x: NDArray[np.floating], step: NDArray[np.floating], least: float = 0.0) -> NDArray[np.float64]:
+    """To the nearest of 256 multiples of a step, from about `least` on."""
+    zero_point = np.round(-least / step)
+    return np.asarray((np.clip(np.round(x / step) + zero_point, 0, 255) - zero_point) * step)
+
+
 @pytest.mark.exact_products
-def test_steps_of_channels_do_not_count_for_one_alone(tmp_path: Path) -> None:
-    """Whatever alpha is, since codes between two have them only where both are integer."""
-    found: list[dict[str, Cost]] = []
-    for alpha in (0.0, 1.0):
-        recipe = Recipe("static", activations=ActivationRecipe(granularity="tensor"),
-                        equalization=EqualizationRecipe(alpha))  # fmt: skip
-        floats, plan, read = planned(net(), pictures(2), recipe, tmp_path)
-        found.append(costs(floats, plan, read, tmp_path, SESSION))
-    assert found[0] == found[1]
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_a_convolutions_own_error_is_in_the_steps_that_it_has_in_the_model(alpha: float, tmp_path: Path) -> None:
+    """Of what d0 gives and e alone reads, each channel has its own with alpha 1, and all have one with alpha 0."""
+    spread = np.logspace(-2, 0, 12).astype(np.float32)[:, None, None, None]
+    wd, bd, we = (np.asarray(weights()[name]) for name in ("wd", "bd", "we"))
+    wd, bd, we = wd * spread, bd * spread.ravel(), we / spread
+    recipe = Recipe("static", activations=ActivationRecipe(granularity="tensor"),
+                    equalization=EqualizationRecipe(alpha))  # fmt: skip
+    floats, plan, read = planned(net(wd=wd, bd=bd, we=we), pictures(3), recipe, tmp_path)
+    found = costs(floats, plan, read, tmp_path, SESSION)
+    runs = [run(floats, dict(feed), "r", "d", "e") for feed in read]
+    r, d, e = (np.concatenate([of_one[name] for of_one in runs]) for name in ("r", "d", "e"))
+
+    steps = d.max((0, 2, 3) if alpha else None, keepdims=True) / 255
+    kernel = np.abs(wd).max((1, 2, 3), keepdims=True) / 127
+    made = convolved(in_steps(r, np.array((r.max() - r.min()) / 255), r.min()), "nchwij,ocij->nohw",
+                     np.round(wd / kernel) * kernel, 2)  # fmt: skip
+    made = in_steps(made + bd[:, None, None], steps)
+    expected = np.sqrt(np.square(made - d).sum() / np.square(d).sum())
+    assert found["d0"].error.relative == pytest.approx(expected, rel=0.01)
+
+    kernel = np.abs(we).max((1, 2, 3), keepdims=True) / 127
+    made = convolved(in_steps(d, steps), "nchwij,cij->nchw", (np.round(we / kernel) * kernel)[:, 0], 1)
+    made = in_steps(made, np.array((e.max() - e.min()) / 255), e.min())
+    expected = np.sqrt(np.square(made - e).sum() / np.square(e).sum())
+    assert found["e"].error.relative == pytest.approx(expected, rel=0.01)

@@ -63,3 +63,25 @@ def test_nothing_but_zeros_is_rounded_to_nearest(tmp_path: Path) -> None:
     found = learned(normalize(block(text)).model, {"x": np.zeros((4, 6, 8), np.float32)}, 4, tmp_path)["y"]
     weight = np.asarray(weights()["w1"])
     np.testing.assert_array_equal(found, WeightQParams.choose(weight, 1, 4, "max").quantize(weight, 1))
+
+
+@pytest.mark.parametrize("exponent", [-120, -70, 66, 96])
+def test_inputs_of_any_size(exponent: int, tmp_path: Path) -> None:
+    """As of the same inputs in other units: their products would leave float32."""
+    text = "g (float[N, 6, 8] x) => (float[N, 6, 16] y) { y = MatMul (x, w1) }"
+    x = samples(40)["x"]
+    expected = learned(normalize(block(text)).model, {"x": x}, 3, tmp_path)["y"]
+    found = learned(normalize(block(text)).model, {"x": np.ldexp(x, exponent)}, 3, tmp_path)["y"]
+    np.testing.assert_array_equal(found, expected)
+    weight = np.asarray(weights()["w1"])
+    assert (expected != WeightQParams.choose(weight, 1, 3, "max").quantize(weight, 1)).any()
+
+
+def test_samples_of_sizes_far_apart(tmp_path: Path) -> None:
+    """What a small one says is less than what the large ones' sums round off."""
+    text = "g (float[N, 6, 8] x) => (float[N, 6, 16] y) { y = MatMul (x, w1) }"
+    x = samples(40)["x"]
+    x[1:] *= np.float32(1e20)
+    found = learned(normalize(block(text)).model, {"x": x}, 3, tmp_path)["y"]
+    without = learned(normalize(block(text)).model, {"x": x[1:]}, 3, tmp_path)["y"]
+    np.testing.assert_array_equal(found, without)

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from nextscale.foreign import _torch_operators
 from nextscale.foreign import reconstruct_blocks as reconstruction
+from nextscale.foreign.learning import BlockLearning
 from nextscale.foreign.normalize import normalize
 from nextscale.foreign.plan import Plan, make_plan
 from nextscale.foreign.quantize_model import QuantizeOptions, foreign_recipe, quantize
-from nextscale.foreign.reconstruct_blocks import ReconstructedBlock, reconstruct_blocks
+from nextscale.foreign.reconstruct_blocks import LeftBlock, ReconstructedBlock, reconstruct_blocks
 from nextscale.foreign.residual_blocks import residual_blocks
 from nextscale.foreign.samples import Samples, graph_inputs, read_samples
 from nextscale.foreign.simulated_block import SimulatedBlock
@@ -27,12 +28,12 @@ from nextscale.graph_passes._attention_patterns import attention_patterns
 from nextscale.graph_passes.linear_layers import find_layers
 from nextscale.graph_passes.recipe import AttentionRecipe, Recipe, load_recipe
 from nextscale.runtime._session import SessionOptions
-from nextscale.simulation.reconstruction_settings import OF_GRAPHS
 
 from .block_model import LAYERS, TEXT, TOKENS, WIDTH, block, block_proto, samples
 
 ONE = SessionOptions(threads=1)
-SHORT = replace(OF_GRAPHS, iterations=200)
+# Of a block of few weights, which all may change.
+LEARNING = BlockLearning(200, reach=0.5)
 # A head is a row of the batch: operands of three axes.
 THREE = (
     TEXT.replace(
@@ -105,11 +106,11 @@ def test_a_block_in_torch_gives_what_the_integer_graph_gives(tmp_path: Path, for
 
 
 def reconstructed(
-    model: ir.Model, recipe: str, work: Path, count: int = 24
+    model: ir.Model, recipe: str, work: Path, count: int = 24, learning: BlockLearning = LEARNING
 ) -> tuple[Plan, Plan, list[ReconstructedBlock], Samples]:
     chosen, _ = foreign_recipe(recipe)
     plan, given = planned(model, chosen, count, work)
-    after, blocks = reconstruct_blocks(model, plan, given, work, ONE, SHORT, lambda step: None)
+    after, blocks, _ = reconstruct_blocks(model, plan, given, work, ONE, learning, lambda step: None)
     return plan, after, blocks, given
 
 
@@ -136,7 +137,7 @@ def test_what_is_kept_is_best_of_three_and_nearer_than_to_nearest(tmp_path: Path
 
 def test_the_model_loses_less_on_samples_that_were_not_seen(tmp_path: Path) -> None:
     model = normalize(block()).model
-    before, after, blocks, _ = reconstructed(model, "brecq-w4a4", tmp_path, 48)
+    before, after, blocks, _ = reconstructed(model, "brecq-w4a4", tmp_path, 48, BlockLearning())
     x = samples(64, seed=9)["x"]
     exact = value_of(model, "r", x)
     own, whole = (np.square(value_of(plan.apply(model), "r", x) - exact).mean() for plan in (before, after))
@@ -155,8 +156,10 @@ def test_the_same_samples_give_the_same_codes(tmp_path: Path) -> None:
 def test_a_block_of_other_operators_is_left_to_its_layers(tmp_path: Path) -> None:
     """Selu is none of those that torch is told, and the block before it stays one."""
     model = normalize(block(TEXT.replace("h = Relu (h1)", "h = Selu (h1)"))).model
-    _, _, blocks, _ = reconstructed(model, "brecq-w4a4", tmp_path)
+    plan, given = planned(model, foreign_recipe("brecq-w4a4")[0], 8, tmp_path)
+    _, blocks, left = reconstruct_blocks(model, plan, given, tmp_path, ONE, LEARNING, lambda step: None)
     assert [one.name for one in blocks] == ["r"]
+    assert left == [LeftBlock("t", "it has operators that torch is not told: Selu")]
 
 
 def test_a_block_that_torch_computes_otherwise_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +187,7 @@ def test_streams_that_are_too_large_are_of_fewer_samples(tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize(("iterations", "expected"), [(120, 2), (0, 0)])
 def test_the_report_says_how_rounding_was_learned(iterations: int, expected: int) -> None:
-    learning = replace(OF_GRAPHS, iterations=iterations)
+    learning = BlockLearning(iterations)
     _, report = quantize(block_proto(), samples(16), "brecq-w4a4", QuantizeOptions(ONE, rounds=0, learning=learning))
     (line,) = [note for note in report.notes if note.startswith("rounding was learned")]
     assert len(report.blocks) == expected
@@ -210,7 +213,7 @@ def test_nothing_but_zeros(tmp_path: Path) -> None:
         block_proto(),
         {"x": np.zeros((4, TOKENS, WIDTH), np.float32)},
         "brecq-w4a4",
-        QuantizeOptions(ONE, rounds=0, learning=SHORT),
+        QuantizeOptions(ONE, rounds=0, learning=LEARNING),
     )
     assert len(report.blocks) == 2
     assert all(np.isfinite(list(one.errors.values())).all() for one in report.blocks)
@@ -256,7 +259,7 @@ def test_a_block_without_numbers_keeps_its_layers_rounding() -> None:
     x = samples(24)["x"]
     x[:, 2] *= 1e-3
     proto = block_proto(QUIET, last=np.array([2]))
-    options = [QuantizeOptions(ONE, rounds=0, learning=replace(OF_GRAPHS, iterations=count)) for count in (10, 0)]
+    options = [QuantizeOptions(ONE, rounds=0, learning=BlockLearning(count)) for count in (10, 0)]
     (model, report), (plain, _) = (quantize(proto, {"x": x}, "brecq-w4a4", one) for one in options)
     assert [one.kept for one in report.blocks] == ["layers"]
     assert not any(np.isfinite(list(one.errors.values())).any() for one in report.blocks)
@@ -289,16 +292,28 @@ def test_slopes_that_are_no_numbers_are_left_out(tmp_path: Path, monkeypatch: py
     assert "IsNaN" in text
     mask = np.zeros((TOKENS, TOKENS), np.float32)
     mask[1] = -np.inf
-    logits = []
-    up = reconstruction.SoftRounding.up
+    found, coded = [], reconstruction.StraightThroughRounding.coded
     monkeypatch.setattr(
-        reconstruction.SoftRounding, "up", lambda self: (logits.append(self.logits.detach().clone()), up(self))[1]
+        reconstruction.StraightThroughRounding, "coded", lambda self: (found.append(self.u.detach()), coded(self))[1]
     )
     model = normalize(block(text, mask=mask, **ZERO)).model
     _, _, (first, _), _ = reconstructed(model, "brecq-w4a4", tmp_path)
     assert first.layers == ("q0", "k0", "v0", "p")
-    assert all(torch.isfinite(one).all() for one in logits)
-    assert len(logits) == 6
+    assert all(torch.isfinite(u).all() for u in found)
+    assert len(found) == 6
+
+
+def test_a_mask_from_outside_may_hide_by_minus_infinity(tmp_path: Path) -> None:
+    """It is computed of the model's input, of which the block's stream is another value."""
+    text = MASKED.replace("(x, w", "(x1, w").replace("Add (x, p)", "Add (x1, p)")
+    text = text.replace("Add (s3, mask)", "Add (s3, seen)").replace(
+        "    q0 =",
+        "    x1 = Mul (x, half)\n    last = ReduceMax <keepdims = 0> (x)\n    none = Mul (last, zero)\n"
+        "    seen = Add (mask, none)\n    q0 =",
+    )
+    _, _, blocks, _ = reconstructed(normalize(block(text, **MASK, **ZERO)).model, "brecq-w4a4", tmp_path)
+    assert [one.layers for one in blocks] == [("q0", "k0", "v0", "p"), ("h0", "f")]
+    assert all(np.isfinite(list(one.errors.values())).all() for one in blocks)
 
 
 LOUD = """g (float[N, 6, 8] x) => (float[N, 6, 8] y) {
@@ -317,7 +332,7 @@ def test_torch_is_held_to_what_a_block_adds(monkeypatch: pytest.MonkeyPatch, wro
         monkeypatch.setitem(_torch_operators.OPERATORS, "Relu", lambda node, x: 1.01 * x.relu())
     x = samples(16)["x"]
     x[..., 0] += 300
-    options = QuantizeOptions(ONE, rounds=0, learning=replace(OF_GRAPHS, iterations=2))
+    options = QuantizeOptions(ONE, rounds=0, learning=BlockLearning(2))
     _, report = quantize(block_proto(LOUD, gain=np.ones(WIDTH, np.float32)), {"x": x}, "brecq-w4a4", options)
     assert len(report.blocks) == expected
 
@@ -356,13 +371,13 @@ NOTHING_CUT = """g (float[N, 6, 8] x) => (float[N, 6, 8] y) {
 )
 def test_rare_forms_are_computed_or_left(text: str, blocks: int) -> None:
     further = {"gain": np.ones(WIDTH, np.float32), "two": np.array([2.0])}
-    options = QuantizeOptions(ONE, rounds=0, learning=replace(OF_GRAPHS, iterations=2))
+    options = QuantizeOptions(ONE, rounds=0, learning=BlockLearning(2))
     proto = block_proto(text, none=np.zeros(0, np.int64), **further)
     _, report = quantize(proto, samples(8), "brecq-w4a4", options)
     assert len(report.blocks) == blocks
 
 
 def test_layers_that_are_left_in_float_are_not_counted() -> None:
-    options = QuantizeOptions(ONE, rounds=0, leave=6, learning=replace(OF_GRAPHS, iterations=0))
+    options = QuantizeOptions(ONE, rounds=0, leave=6, learning=BlockLearning(0))
     _, report = quantize(block_proto(), samples(8), "brecq-w4a4", options)
     assert "rounding was learned of 1 linear layer alone (GPTQ)" in report.notes

@@ -113,9 +113,63 @@ def test_a_softmax_between_products_that_is_no_attention() -> None:
     assert "is Relu, not MatMul" in found[1].refused
 
 
+TOLD_ONCE: dict[str, tuple[str, str]] = {
+    "keys that are repeated": (
+        ATTENTION.replace("float[2, 3, 8, 7] k", "float[2, 1, 8, 7] k"),
+        "n0 repeats an operand: [2, 3, 5, 8] times [2, 1, 8, 7]",
+    ),
+    "another axis": (ATTENTION.replace("<axis = -1>", "<axis = 2>"), "axis 2 is not the last of 4"),
+    "weights that are an output": (
+        ATTENTION.replace("(float[2, 3, 5, 4] y)", "(float[2, 3, 5, 4] y, float[2, 3, 5, 7] a)"),
+        "its output leaves the graph",
+    ),
+    "weights that another reads": (
+        ATTENTION.replace("=> (float[2, 3, 5, 4] y)", "=> (float[2, 3, 5, 4] y, float[2, 3, 5, 7] r)")
+        .replace("y = MatMul (a, v)", "y = MatMul (a, v)\n r = Relu (a)"),
+        "its output has 2 consumers, not the product with the values alone",
+    ),
+    "weights on the right": (
+        ATTENTION.replace("y = MatMul (a, v)", "y = MatMul (v, a)").replace("[2, 3, 7, 4] v", "[2, 3, 4, 5] v")
+        .replace("float[2, 3, 5, 4] y", "float[2, 3, 4, 7] y"),
+        "n2 has it as the right operand",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "reason"), TOLD_ONCE.values(), ids=TOLD_ONCE.keys())
+def test_a_refused_attention_is_one_line(text: str, reason: str) -> None:
+    """Both of its products are in it."""
+    assert found_in(text) == [Found("n1", "attention", reason)]
+
+
+def test_a_product_beside_a_linear_layer_has_its_own_line() -> None:
+    """Of a softmax that is no attention's."""
+    text = "g (float[5, 8] x, float[7, 4] v) => (float[5, 4] y) { s = MatMul (x, w) a = Softmax (s) y = MatMul (a, v) }"
+    found = found_in(text, w=normal(8, 7))
+    assert [(item.name, item.kind) for item in found] == [
+        ("n0", "linear layer"), ("n1", "attention"), ("n2", "product")
+    ]  # fmt: skip
+    assert [item.refused is None for item in found] == [True, False, False]
+
+
+def test_a_product_in_other_words_than_attentions_has_its_own_line() -> None:
+    """Its keys are quantized already, which the refused attention does not tell."""
+    text = ATTENTION.replace("float[2, 3, 8, 7] k", "uint8[2, 1, 8, 7] c, float u").replace(
+        "s = MatMul", "k = DequantizeLinear (c, u)\n s = MatMul"
+    )
+    found = {item.name: item.refused for item in found_in(text)}
+    assert found["n1"] == "it is quantized already"
+    assert str(found["n2"]).startswith("n1 repeats an operand")
+    assert set(found) == {"n1", "n2"}
+
+
 def test_a_classifiers_softmax_is_not_listed() -> None:
     text = LAYER.replace("y = MatMul (x, w)", "s = MatMul (x, w)\n y = Softmax <axis = -1> (s)")
     assert [item.kind for item in found_in(text, w=normal(8, 4))] == ["linear layer"]
+    text = text.replace("float[2, 5, 4] y)", "float[2, 5, 4] y, float[2, 5, 3] z)").replace(
+        "y = Softmax <axis = -1> (s)", "y = Softmax <axis = -1> (s)\n z = MatMul (y, u)"
+    )
+    assert [item.kind for item in found_in(text, w=normal(8, 4), u=normal(4, 3))] == ["linear layer"] * 2
 
 
 def test_a_layer_in_a_subgraph() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -103,9 +103,9 @@ ATTENTIONS: dict[str, Callable[[Graph], ir.Value]] = {
 HIDDEN = {"masked": np.nan, "reshaped": np.nan, "guarded": 0.0}
 
 
-def attention(form: str, rank: int) -> ir.Model:
+def attention(form: str, rank: int, leading: Sequence[int | str] | None = None) -> ir.Model:
     builder = new_builder("attention")
-    leading = LEADING[rank]
+    leading = LEADING[rank] if leading is None else leading
     shapes = {"q": (QUERIES, WIDTH), "k": (WIDTH, KEYS), "v": (KEYS, WIDTH)}
     q, k, v = (builder.input(name, ir.DataType.FLOAT, [*leading, *shape]) for name, shape in shapes.items())
     y = ATTENTIONS[form](Graph(builder.op, Constants(builder), q, k, v))
@@ -188,6 +188,21 @@ def test_both_forms_of_shift_and_sum_are_the_same(form: str, weights: AttentionW
         run(integer(attention(form, rank), weights, of), operands).y for of in ("duplicate", "residual")
     )
     np.testing.assert_array_equal(duplicate, residual)
+
+
+@pytest.mark.parametrize("leading", [("N",), ("N", 3), (2, "N"), ("N", 2, 3), (2, "N", 3), (2, 3, "N")], ids=str)
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("form", ["bare", "guarded"])
+def test_of_nothing_comes_nothing(form: str, weights: AttentionWeights, leading: tuple[int | str, ...]) -> None:
+    """A batch or heads of none, in any number of axes; and then as many as the axis is open for."""
+    model = integer(attention(form, len(leading) + 2, leading), weights, None)
+    for size in (0, 4):
+        sizes = [size if axis == "N" else int(axis) for axis in leading]
+        shapes = {"q": (QUERIES, WIDTH), "k": (WIDTH, KEYS), "v": (KEYS, WIDTH)}
+        (y,) = session_of(model).run(
+            ["y"], {name: np.ones((*sizes, *shape), np.float32) for name, shape in shapes.items()}
+        )
+        assert y.shape == (*sizes, QUERIES, WIDTH)
 
 
 REFUSED: dict[str, tuple[list[Any], list[Any], list[Any], str]] = {
