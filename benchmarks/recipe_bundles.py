@@ -29,7 +29,7 @@ from nextscale.runtime._session import SessionOptions
 from nextscale.simulation.rounding import Rounding
 
 HERE = Path(__file__).parent
-FOLDERS = (HERE / "front", HERE / "ablations")  # of recipes that do not come with nextscale
+FOLDERS = (HERE / "front", HERE.parent / "paper" / "recipes")  # of recipes that do not come with nextscale
 FULL_PRECISION = "fp32"
 TOGETHER = 5  # bundles that share the reference's work
 

@@ -1,6 +1,8 @@
 """The paper's tables as commands, the paper's figures beside ours."""
 
 __all__ = [
+    "paper_recipes",
+    "paper_table",
     "recipe_bundles",
     "segmentation",
     "segmenter",

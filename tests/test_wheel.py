@@ -108,7 +108,7 @@ def test_every_module_is_in_it_and_no_weights(wheel: Path) -> None:
         if path.suffix == ".py" or (package in WITH_DATA and path.name.endswith(DATA))
     }
     expected.add("nextscale/evaluate/imagenet_classes.txt")
-    for folder in ("graph_passes/recipes", "paper/statistics"):
+    for folder in ("graph_passes/recipes", "paper/recipes", "paper/statistics"):
         expected |= {f"nextscale/{folder}/{path.name}" for path in (ROOT / folder).iterdir()}
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}

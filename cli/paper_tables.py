@@ -1,0 +1,24 @@
+"""A table of the paper on a terminal."""
+
+from __future__ import annotations
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from nextscale.paper.paper_table import PaperTable, headers, shown_rows
+from nextscale.runtime._text import printable
+
+
+def print_table(table: PaperTable, console: Console) -> None:
+    """Notes, the table, and what is missing of it."""
+    console.soft_wrap = True
+    console.width = max(console.width, 160) if not console.is_terminal else console.width
+    for note in table.notes:
+        console.print(note)
+    shown = Table(*headers(table), box=SIMPLE)
+    for cells in shown_rows(table):
+        shown.add_row(*map(printable, cells))
+    console.print(shown)
+    for line in (*table.left_out, *table.warnings):
+        console.print(printable(line))

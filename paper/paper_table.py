@@ -1,0 +1,162 @@
+"""A table of the paper as it was measured here: our figure of every cell, and the paper's beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nextscale.measure.provenance import finite
+from nextscale.measure.statistics import Interval
+from nextscale.runtime._machine import Machine
+
+
+@dataclass(frozen=True)
+class Column:
+    """What is measured.
+
+    Attributes:
+        name: of ours.
+        paper: what the paper calls its own, perhaps another measure; None where it has none.
+        digits: behind the point.
+        scale: what figures are shown in, such as 100 for percent.
+    """
+
+    name: str
+    paper: str | None = None
+    digits: int = 2
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure of ours and the paper's.
+
+    Attributes:
+        value: ours; None where there is none.
+        low, high: ends of its 95% interval; None where it has none.
+        paper: None where the paper has none.
+    """
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    paper: float | None = None
+
+    @classmethod
+    def of(cls, interval: Interval | None, paper: float | None = None) -> Cell:
+        """Of a mean."""
+        if interval is None:
+            return cls(paper=paper)
+        low, high = (None if math.isnan(end) else end for end in (interval.low, interval.high))
+        return cls(interval.mean, low, high, paper)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method.
+
+    Attributes:
+        name: the recipe's, or what else tells it apart.
+        method, bits: as the paper calls them.
+        cells: one for each column.
+    """
+
+    name: str
+    method: str
+    bits: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """What was measured, and how.
+
+    Attributes:
+        table: the paper's number of it, such as "1".
+        title: what it is of.
+        model: what was measured, in a word.
+        columns: of each row's cells.
+        rows: in the paper's order.
+        notes: lines that a reader needs to read the figures right.
+        left_out: lines on rows and figures that are missing.
+        warnings: lines on rows whose integer products this processor does not compute exactly.
+        settings: what was asked for, plain values.
+        machine: the processor.
+        versions: of this process.
+    """
+
+    table: str
+    title: str
+    model: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+    left_out: tuple[str, ...]
+    warnings: tuple[str, ...]
+    settings: Mapping[str, Any]
+    machine: Machine
+    versions: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; what is not finite becomes null."""
+        plain: dict[str, Any] = finite(asdict(self))
+        return plain
+
+
+def markdown(table: PaperTable) -> str:
+    """The whole page."""
+    numbers = ", ".join(f"{name} {version}" for name, version in table.versions.items())
+    lines = [
+        f"# Table {table.table}: {table.title}, {table.model}",
+        "",
+        *(f"- {note}" for note in table.notes),
+        f"- {table.machine.cpu}; {numbers}",
+        *(f"- left out: {line}" for line in table.left_out),
+        *(f"- **{line}**" for line in table.warnings),
+        "",
+        _line(headers(table)),
+        "|" + "---|" * len(headers(table)),
+        *(_line(cells) for cells in shown_rows(table)),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def headers(table: PaperTable) -> list[str]:
+    """Ours, then the paper's."""
+    of_paper = [f"paper: {column.paper}" for column in table.columns if column.paper is not None]
+    return ["method", "W/A", *(column.name for column in table.columns), *of_paper]
+
+
+def shown_rows(table: PaperTable) -> list[list[str]]:
+    """A text for each of the `headers`."""
+    return [
+        [
+            row.method,
+            row.bits,
+            *(_ours(cell, column) for cell, column in zip(row.cells, table.columns, strict=True)),
+            *(
+                _number(cell.paper, column)
+                for cell, column in zip(row.cells, table.columns, strict=True)
+                if column.paper is not None
+            ),
+        ]
+        for row in table.rows
+    ]
+
+
+def _ours(cell: Cell, column: Column) -> str:
+    text = _number(cell.value, column)
+    if cell.low is None or cell.high is None:
+        return text
+    return f"{text} ± {_number((cell.high - cell.low) / 2, column)}"
+
+
+def _number(value: float | None, column: Column) -> str:
+    return "" if value is None else f"{value * column.scale:.{column.digits}f}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
