@@ -3,7 +3,6 @@
 Exit codes: 0 done; 1 a check failed; 2 bad usage or input; 130 interrupted.
 """
 
-import importlib
 import io
 import os
 import sys
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 import click
 
 from nextscale import __version__
+from nextscale.cli.lazy_group import LazyGroup
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._text import printable
 
@@ -30,37 +30,21 @@ COMMANDS = {
     "metrics": "Compare sets of pictures: FID-E and IS-E.",
     "theta": "Choose which tokens get more precision, within a budget of operations.",
     "bench": "Measure speed and memory of bundles, in turns.",
-    "table-c": "Measure the paper's throughput table on this machine.",
-    "paper": "Measure the paper's other tables: 2, text to image; 3, editing photographs; D, segmentation.",
+    "table-c": "The same as `nextscale paper table-c`.",
+    "paper": "Measure the paper's tables on this machine.",
     "report": "Put bundles and results into one HTML page.",
     "inspect": "Show what is in a bundle.",
     "verify": "Check a bundle's files, contract and tokens.",
 }
+ENTRIES = {name: (name.replace("-", "_"), name.replace("-", "_"), does) for name, does in COMMANDS.items()}
 LONGEST_MESSAGE = 2000  # what names a file may have, but not what a damaged one may say
 TORCH_OUT_OF_MEMORY = "DefaultCPUAllocator"  # what torch's RuntimeError names when memory is short
 EXPORT_MODULES = ("torch", "onnx", "onnxscript", "onnx_ir", "safetensors")  # of the extra `export`
 
 
-class LazyGroup(click.Group):
-    """A group that knows its commands by name alone until one runs."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        name = cmd_name.replace("-", "_")
-        command: click.Command = getattr(importlib.import_module(f"nextscale.cli.{name}"), name)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
-
-
 @click.group(
     cls=LazyGroup,
+    entries=ENTRIES,
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=False,
     invoke_without_command=True,

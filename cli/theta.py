@@ -22,16 +22,15 @@ from nextscale.cli.progress import show_steps
 from nextscale.cli.results import results_console
 from nextscale.models.bit_operations import BitWidths, Cost, model_cost
 from nextscale.models.var.layers import facts_of_bundle
+from nextscale.paper.paper_table import prefixed
+from nextscale.paper.table_b import THETAS
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import Writer, require_writable, write_files
 
 if TYPE_CHECKING:
-    from nextscale.calib_data.attention_scores import ScoreStatistics
     from nextscale.calib_data.choose_theta import Overhead, ThetaChoice
-
-TABLE_B_THETAS = (0.05, 0.1, 0.2)
 
 
 class Percentage(click.ParamType):
@@ -97,6 +96,7 @@ def theta(
     giving such tokens more precision: 2n shifted copies (duplicate) or one extra row (residual). For each, this finds
     the smallest theta whose extra operations are within the budget.
     """
+    from nextscale.calib_data.attention_scores import sampled_scores
     from nextscale.calib_data.choose_theta import FORMS, attentive_shares, choose_theta, overhead
 
     if plot_path is not None and plot_path.suffix.lower() != ".png":
@@ -111,13 +111,20 @@ def theta(
         raise NextscaleError(
             f"{bundle_dir}: recipe {recipe}, but theta is chosen from full precision: build with --precision fp32"
         )
-    statistics = _collect(bundle, images, seed, SessionOptions(threads=threads))
+    with show_steps() as progress:
+        statistics = sampled_scores(
+            bundle,
+            images,
+            seed,
+            SessionOptions(threads=threads),
+            lambda done: progress("observing attention", done, images),
+        )
     facts = facts_of_bundle(bundle)
     choices = [choose_theta(statistics, bundle.model, facts, bits, budget, form) for form in FORMS]
     overheads = [
         overhead(statistics, bundle.model, facts, bits, value, choice.form)
         for choice in choices
-        for value in sorted({*TABLE_B_THETAS, choice.theta})
+        for value in sorted({*THETAS, choice.theta})
     ]
     thetas = sorted({found.theta for found in overheads})
     shares = attentive_shares(statistics, bundle.model, thetas)
@@ -135,21 +142,6 @@ def theta(
         title = f"Attentive tokens of {bundle.manifest.name}, {images} images"
         writers[plot_path] = lambda file: plot_attentive_share(file, shares, thetas, title)
     write_files(writers)
-
-
-def _collect(bundle: Bundle, images: int, seed: int, options: SessionOptions) -> ScoreStatistics:
-    """Scores on images that the model itself samples."""
-    from nextscale.calib_data._calibration_labels import calibration_labels
-    from nextscale.calib_data.attention_scores import collect_scores, open_observed
-    from nextscale.calib_data.subjects import Subjects
-
-    subjects = Subjects.of_classes(calibration_labels(bundle.model.num_classes, images, seed))
-    sampled = subjects.sampled(bundle.manifest)
-    observed = open_observed(bundle, options)
-    with show_steps() as progress:
-        return collect_scores(
-            observed, subjects, sampled, seed=seed, on_images=lambda done: progress("observing attention", done, images)
-        )
 
 
 def _report(
@@ -181,8 +173,8 @@ def _print(
 ) -> None:
     console.width = max(console.width, 120) if not console.is_terminal else console.width
     console.print(
-        f"{name} at {bits} bits, one image and row without guidance: {_scaled(baseline.operations)} BOPs, "
-        f"weights and cache {_scaled(baseline.memory)}bit"
+        f"{name} at {bits} bits, one image and row without guidance: {prefixed(baseline.operations)} BOPs, "
+        f"weights and cache {prefixed(baseline.memory)}bit"
     )
     console.print(_cost_table(overheads))
     console.print("Tokens above theta, % by stage:")
@@ -201,14 +193,14 @@ def _cost_table(overheads: Sequence[Overhead]) -> Table:
     for header in ("theta", "max order", "Eq. 11", "duplicate & shift", "Eq. 13", "extra BOPs", "extra", "memory, bit"):
         table.add_column(header, justify="right", no_wrap=True)
     for found in overheads:
-        parts = [_scaled(cost.operations) for cost in (found.scores, found.duplicate, found.aggregate, found.total)]
+        parts = [prefixed(cost.operations) for cost in (found.scores, found.duplicate, found.aggregate, found.total)]
         table.add_row(
             found.form,
             f"{found.theta:g}",
             str(found.max_order),
             *parts,
             f"{found.share:.2%}",
-            _scaled(found.total.memory),
+            prefixed(found.total.memory),
         )
     return table
 
@@ -220,11 +212,3 @@ def _share_table(thetas: Sequence[float], shares: np.ndarray) -> Table:
     for value, by_stage in zip(thetas, shares, strict=True):
         table.add_row(f"{value:g}", *(f"{100 * share:.3g}" for share in by_stage))
     return table
-
-
-def _scaled(number: float) -> str:
-    """Three digits and a prefix: 3.72 T."""
-    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g} {prefix}"
-    return f"{number:.3g} "

@@ -73,8 +73,7 @@ def generated_statistics(
         NextscaleError: the folder's file is damaged, or already holds more than N images; a prompt is empty, too long
             or no text, or there is no text encoder.
     """
-    settings = _settings(generator.bundle, network, sampling)
-    path = file_of(generator.bundle, work, settings, f"{{bundle}}-seed{sampling.seed}-{{digest}}.npz")
+    path, settings = _kept(generator.bundle, network, sampling, work)
     statistics = _continued(path, settings, images)
     subjects = _subjects(generator, sampling, images)
 
@@ -93,6 +92,20 @@ def generated_statistics(
     if statistics is None:
         raise NextscaleError(f"images {images}: expected at least 1")
     return statistics
+
+
+def finished_images(bundle: Bundle, network: ImageNetwork, sampling: Sampling | TextSampling, work: Path) -> int:
+    """How many of a bundle's pictures earlier calls have finished."""
+    path, _ = _kept(bundle, network, sampling, work)
+    return read_statistics(path)[0].count if path.exists() else 0
+
+
+def _kept(
+    bundle: Bundle, network: ImageNetwork, sampling: Sampling | TextSampling, work: Path
+) -> tuple[Path, dict[str, Any]]:
+    """The file of the statistics, and what they are of."""
+    settings = _settings(bundle, network, sampling)
+    return file_of(bundle, work, settings, f"{{bundle}}-seed{sampling.seed}-{{digest}}.npz"), settings
 
 
 def _subjects(generator: Generator, sampling: Sampling | TextSampling, images: int) -> Subjects:

@@ -6,19 +6,22 @@ Nothing here knows the network: it is any callable that gives `Features`. Statis
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+import zipfile
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 import numpy as np
+from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 from numpy.typing import NDArray
 
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._regular_file import require_regular
 from nextscale.runtime.image_io import Writer
 
+Read = TypeVar("Read")
 SPLITS = 10
 GOLDEN_RATIO = 0.6180339887498949  # its multiples modulo 1 fill [0, 1) evenly, also where labels repeat with a period
 
@@ -210,16 +213,47 @@ def read_statistics(path: Path) -> tuple[ImageStatistics, dict[str, Any]]:
         raise NextscaleError(f"{path}: no image statistics ({error}); delete the file to start again") from None
 
 
-def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+def read_arrays(path: Path, but: Collection[str] = ()) -> dict[str, NDArray[Any]]:
     """The arrays of an .npz.
 
+    Args:
+        path: the file.
+        but: names of arrays that stay unread.
     Raises:
         NextscaleError: the file is missing, damaged or no .npz.
     """
+
+    def read(file: BinaryIO) -> dict[str, NDArray[Any]]:
+        with np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files if name not in but}
+
+    return _read_npz(path, read)
+
+
+def array_shape(path: Path, name: str) -> tuple[int, ...] | None:
+    """The shape of an array of an .npz, which is not read; None if there is no such array.
+
+    Raises:
+        NextscaleError: see `read_arrays`.
+    """
+
+    def read(file: BinaryIO) -> tuple[int, ...] | None:
+        with zipfile.ZipFile(file) as archive:
+            if f"{name}.npy" not in archive.namelist():
+                return None
+            with archive.open(f"{name}.npy") as array:
+                header = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}[read_magic(array)]
+                shape: tuple[int, ...] = header(array)[0]
+                return shape
+
+    return _read_npz(path, read)
+
+
+def _read_npz(path: Path, read: Callable[[BinaryIO], Read]) -> Read:
     require_regular(path)
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+        with open(path, "rb") as file:
+            return read(file)
     except OSError as error:
         raise NextscaleError(f"{path}: cannot be read: {error.strerror or error}") from None
     except Exception as error:  # zipfile, zlib and numpy each raise their own

@@ -15,6 +15,7 @@ import numpy as np
 from nextscale.evaluate.image_statistics import (
     Gaussian,
     ImageStatistics,
+    array_shape,
     pack_symmetric,
     read_arrays,
     read_statistics,
@@ -25,6 +26,7 @@ from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime.image_io import Writer, npz_writer
 
 CODES = 32767  # a correlation of 1
+PICTURES = "arr_0"  # the array of pictures in ADM's files
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,12 @@ def read_reference(path: Path) -> Reference:
     """Read a reference: one that `reference_writer` wrote, a statistics file of this package, or mu and sigma.
 
     Files of other tools with `mu` [D] and `sigma` [D, D] (pytorch-fid, ADM) do not say which network they are of: the
-    caller answers for it.
+    caller answers for it. ADM's have pictures, too, uint8 [N, side, side, 3], of which the sizes alone are read.
 
     Raises:
         NextscaleError: the file is missing, damaged or holds none of these.
     """
-    arrays = read_arrays(path)
+    arrays = read_arrays(path, [PICTURES])
     if "correlations" in arrays:
         deviations = arrays["deviations"].astype(np.float64)
         covariance = unpack_symmetric(arrays["correlations"] / CODES) * np.outer(deviations, deviations)
@@ -88,7 +90,9 @@ def read_reference(path: Path) -> Reference:
         mean, covariance = arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64)
         if covariance.shape != (len(mean), len(mean)):
             raise NextscaleError(f"{path}: sigma is {list(covariance.shape)}, but mu has {len(mean)} numbers")
-        return Reference(Gaussian(mean, covariance), "", None, None)
+        pictures = array_shape(path, PICTURES)
+        side = None if pictures is None or len(pictures) != 4 else pictures[1]
+        return Reference(Gaussian(mean, covariance), "", side, None)
     raise NextscaleError(f"{path}: no reference statistics: expected correlations, scatter, or mu and sigma")
 
 

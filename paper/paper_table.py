@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from nextscale.measure.provenance import finite
 from nextscale.measure.statistics import Interval
 from nextscale.runtime._machine import Machine
+
+# 3.72, 3.72e+12, or 3.72 T.
+Form = Literal["fixed", "exponent", "prefix"]
 
 
 @dataclass(frozen=True)
@@ -19,14 +22,16 @@ class Column:
     Attributes:
         name: of ours.
         paper: what the paper calls its own, perhaps another measure; None where it has none.
-        digits: behind the point.
+        digits: behind the point; of a form with a prefix, of the whole number.
         scale: what figures are shown in, such as 100 for percent.
+        form: how figures are written.
     """
 
     name: str
     paper: str | None = None
     digits: int = 2
     scale: float = 1.0
+    form: Form = "fixed"
 
 
 @dataclass(frozen=True)
@@ -154,8 +159,20 @@ def _ours(cell: Cell, column: Column) -> str:
     return f"{text} ± {_number((cell.high - cell.low) / 2, column)}"
 
 
+def prefixed(number: float, digits: int = 3) -> str:
+    """So many digits and a prefix for a unit behind it: 3.72 T."""
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.{digits}g} {prefix}"
+    return f"{number:.{digits}g} "
+
+
 def _number(value: float | None, column: Column) -> str:
-    return "" if value is None else f"{value * column.scale:.{column.digits}f}"
+    if value is None:
+        return ""
+    if column.form == "prefix":
+        return prefixed(value * column.scale, column.digits).rstrip()
+    return f"{value * column.scale:.{column.digits}{'e' if column.form == 'exponent' else 'f'}}"
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -1,0 +1,237 @@
+"""`nextscale paper table-3`: photographs edited with full precision and with recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from nextscale.cli import options
+from nextscale.cli.progress import Steps, show_resumable_steps
+from nextscale.cli.results import results_console, table_writers
+from nextscale.cli.table_rows import limited_recipe, reference_first
+from nextscale.evaluate.feature_network import FeatureNetwork
+from nextscale.evaluate.imagenet_classes import imagenet_ids
+from nextscale.evaluate.lpips import Lpips
+from nextscale.graph_passes.recipe import Recipe
+from nextscale.models.var.sources import demo_source
+from nextscale.paper._editing import Editing, Measures
+from nextscale.paper._photographs import Photographs, read_photographs
+from nextscale.paper._table_3_page import difference_cells, markdown, notes, row_cells, titles
+from nextscale.paper._table_3_sheet import sheet
+from nextscale.paper.recipe_bundles import FULL_PRECISION, RecipeBundle, RecipeBundles, given_bundle
+from nextscale.paper.table_3 import (
+    ROWS,
+    PlannedRow,
+    Table3,
+    in_words,
+    measure_table_3,
+    plan_table_3,
+)
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._operators import Ops
+from nextscale.runtime._outputs import make_folder
+from nextscale.runtime._session import SessionOptions
+from nextscale.runtime._text import printable
+from nextscale.runtime.image_io import picture_writer, require_picture_format, require_writable, write_files
+
+
+@click.command("table-3")
+@click.option("--photographs", "photographs_path", type=click.Path(path_type=Path, exists=True), required=True,
+              metavar="DIR|NPZ", help="What is edited: a folder of pictures, or an .npz with images, uint8 "
+              "[N, H, W, 3], and perhaps labels, classes of the model.")  # fmt: skip
+@click.option("--rows", default=",".join(ROWS), metavar="NAME|DIR,…",
+              help="Recipes, of which bundles of the demo model are built, or bundles' folders; one of them full "
+              "precision.  [default: those of the paper and default, at 8/8, 6/6 and 4/4]")  # fmt: skip
+@click.option("--images", type=click.IntRange(2), default=1000, show_default=True, help="Photographs, at most.")
+@click.option("--seed", type=click.IntRange(0, 2**63), default=0, show_default=True,
+              help="Of the sampled tokens; the noise floor has the next one.")  # fmt: skip
+@click.option("--region-seed", type=click.IntRange(0, 2**63), default=0, show_default=True,
+              help="Of the boxes' places and of the choice of photographs.")  # fmt: skip
+@options.cfg_scale
+@options.top_k
+@options.top_p
+@click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Photographs at a time.")
+@options.threads
+@options.spinning
+@options.operators
+@click.option("--work", type=click.Path(path_type=Path, file_okay=False), default=Path("out/table-3"),
+              show_default=True, help="Where bundles and figures are kept; the same command goes on.")  # fmt: skip
+@click.option("--roundings", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="DIR",
+              help="Folder with the demo model's learned rounding, as RECIPE.safetensors.")  # fmt: skip
+@options.calibration_images
+@click.option("--plan", is_flag=True, help="Measure a batch, print how long all will take, and stop.")
+@options.json_file
+@options.markdown_file
+@click.option("--sheet", "sheet_path", type=click.Path(path_type=Path), metavar="FILE",
+              help="Fig. D: photographs, masks and each row's results, as a picture.")  # fmt: skip
+def table_3(
+    photographs_path: Path,
+    rows: str,
+    images: int,
+    seed: int,
+    region_seed: int,
+    cfg_scale: float,
+    top_k: int | None,
+    top_p: float,
+    batch: int,
+    threads: int,
+    spinning: bool,
+    ops: Ops,
+    ops_library: str,
+    work: Path,
+    roundings: Path | None,
+    calibration_images: int | None,
+    plan: bool,
+    json_path: Path | None,
+    markdown_path: Path | None,
+    sheet_path: Path | None,
+) -> None:
+    """Edit photographs with full precision and with recipes, and measure how near the results are.
+
+    In- and outpainting are judged by LPIPS (AlexNet and VGG16) to the photograph, class-conditional editing by the
+    probability that EfficientNet-Lite0 gives to the photograph's class, which is no CLIP score. Bundles of the demo
+    model are built into WORK; after Ctrl-C the same command goes on from where it was.
+
+    \b
+    nextscale paper table-3 --photographs photos --images 100 --sheet fig_d.png
+    nextscale paper table-3 --photographs val.npz --rows my-fp32,my-int8 --plan
+    """
+    if sheet_path is not None:
+        require_picture_format(sheet_path)
+    session = SessionOptions(threads=threads, spinning=spinning, ops=ops, ops_library=ops_library)
+    editing = Editing(seed, region_seed, cfg_scale, top_k, top_p, batch)
+    store = RecipeBundles(work / "bundles", lambda: demo_source("demo"), roundings, session)
+    wanted = _rows(rows, calibration_images)
+    given = [item.bundle for item in wanted if isinstance(item, RecipeBundle)]
+    require_writable(
+        [path for path in (json_path, markdown_path, sheet_path) if path is not None],
+        [photographs_path, *(path for bundle in given for path in bundle.paths())],
+    )
+    distances = {"alex": Lpips("alex", threads=threads), "vgg": Lpips("vgg", threads=threads)}
+    make_folder(work / "figures")
+    with show_resumable_steps(work) as steps:
+        # What the photographs have to be is known by full precision; building all others can take an hour.
+        (reference,), _, _ = _bundles(wanted[:1], store, plan, steps)
+        original = reference.bundle
+        photographs = read_photographs(
+            photographs_path,
+            original.model,
+            images,
+            region_seed,
+            lambda done, total: steps("reading photographs", done, total),
+        )
+        _require_large(original, distances)
+        measures = _measures(distances, original, photographs, threads)
+        others, unbuilt, left_out = _bundles(wanted[1:], store, plan, steps)
+        bundles = [reference, *others]
+        if plan:
+            steps("measuring a batch of each row")
+            planned = plan_table_3(bundles, unbuilt, photographs, measures, editing, work / "figures", session)
+        else:
+            table = measure_table_3(
+                bundles,
+                photographs,
+                measures,
+                editing,
+                work / "figures",
+                options=session,
+                left_out=left_out,
+                on_images=lambda name, done: steps(name, done, len(photographs)),
+            )
+    if plan:
+        _print_plan(planned, left_out, photographs)
+        return
+    writers = table_writers(json_path, table.to_json(), markdown_path, markdown(table))
+    if sheet_path is not None:
+        parameters = {"table": 3, **table.settings, "rows": [row.name for row in table.rows]}
+        writers[sheet_path] = picture_writer(sheet_path, sheet(table), parameters)
+    write_files(writers)
+    _print(table, results_console(json_path, markdown_path, sheet_path))
+
+
+def _rows(text: str, calibration_images: int | None) -> list[RecipeBundle | Recipe]:
+    """What --rows names, full precision first; recipes with at most so many images to calibrate with."""
+    found: list[RecipeBundle | Recipe] = []
+    for name in (part.strip() for part in text.split(",")):
+        found.append(given_bundle(name) or limited_recipe(name, calibration_images))
+    found = reference_first(found, text)
+    recipes = [item for item in found if isinstance(item, Recipe)]
+    if recipes and len(recipes) < len(found):
+        raise click.BadParameter("give recipes, of the demo model, or bundles' folders, not both", param_hint="--rows")
+    return found
+
+
+def _bundles(
+    wanted: Sequence[RecipeBundle | Recipe], store: RecipeBundles, plan: bool, steps: Steps
+) -> tuple[list[RecipeBundle], list[str], list[str]]:
+    """The bundles; rows whose bundles a plan does not build; and lines on rows that cannot be built."""
+    bundles, unbuilt, left_out = list[RecipeBundle](), list[str](), list[str]()
+    for item in wanted:
+        if isinstance(item, RecipeBundle):
+            bundles.append(item)
+            continue
+        there = store.built(item)
+        missing = None if there is not None else store.missing(item)
+        if missing is not None:
+            left_out.append(missing)
+        elif there is None and plan and item.name != FULL_PRECISION:
+            unbuilt.append(item.name)
+        else:
+            bundles.append(there or store.build(item, steps))
+    return bundles, unbuilt, left_out
+
+
+def _require_large(bundle: Bundle, distances: dict[str, Lpips]) -> None:
+    least = max(distance.least_side for distance in distances.values())
+    if min(bundle.model.image_size) < least:
+        height, width = bundle.model.image_size
+        raise NextscaleError(f"{bundle.path}: pictures of {height} x {width} pixels; LPIPS needs {least} on each side")
+
+
+def _measures(distances: dict[str, Lpips], original: Bundle, photographs: Photographs, threads: int) -> Measures:
+    """With a classifier where a photograph has a class that it knows."""
+    ids = imagenet_ids(original.manifest.class_names, original.model.num_classes)
+    if not any(label >= 0 and ids[label] for label in photographs.labels):
+        return Measures(distances)
+    return Measures(distances, FeatureNetwork(threads=threads), ids)
+
+
+def _print_plan(planned: Sequence[PlannedRow], left_out: Sequence[str], photographs: Photographs) -> None:
+    table = Table("row", "s a photograph", "left", "time", box=SIMPLE)
+    for row in planned:
+        seconds = f"{row.seconds:.2f}" if row.measured else f"{row.seconds:.2f} (full precision's)"
+        table.add_row(row.name, seconds, f"{row.left} of {len(photographs)}", in_words(row.total))
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(table)
+    console.print(f"in all: {in_words(sum(row.total for row in planned))}, measured by one batch of each row")
+    unbuilt = [row.name for row in planned if not row.measured]
+    if unbuilt:
+        console.print(f"and the time to build {len(unbuilt)} bundles: {', '.join(unbuilt)}")
+    for line in left_out:
+        console.print(printable(f"left out: {line}"))
+
+
+def _print(table: Table3, console: Console) -> None:
+    console.soft_wrap = True
+    console.width = max(console.width, 160) if not console.is_terminal else console.width
+    for note in notes(table):
+        console.print(note)
+    for title, rows in (
+        ("LPIPS and class probability", [row_cells(table, row)[:-2] for row in table.rows]),
+        (
+            "paired differences to full precision",
+            [difference_cells(table, row) for row in table.rows if row.differences],
+        ),
+    ):
+        shown = Table("method", "W/A", *titles(table), box=SIMPLE, title=title, title_justify="left")
+        for cells in rows:
+            shown.add_row(*map(printable, cells))
+        console.print(shown)
+    for line in table.left_out:
+        console.print(printable(f"left out: {line}"))

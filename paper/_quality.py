@@ -1,0 +1,301 @@
+"""What Tables 1 and 4 measure of bundles: their pictures as sets, and how near their tokens are to full precision's."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nextscale.evaluate._kept_figures import bundle_sha256, file_of
+from nextscale.evaluate.generated_statistics import Sampling, finished_images
+from nextscale.evaluate.image_comparison import Job, MetricsRow, compare_images
+from nextscale.evaluate.image_statistics import ImageNetwork
+from nextscale.evaluate.reference_statistics import Reference
+from nextscale.evaluate.teacher_forced import evaluation_labels, teacher_forced
+from nextscale.graph_passes.recipe import Recipe
+from nextscale.measure.statistics import Interval
+from nextscale.paper._rows import NOISE_FLOOR
+from nextscale.paper.recipe_bundles import RecipeBundle
+from nextscale.runtime._bundle import Bundle
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._machine import saturation_warning
+from nextscale.runtime._manifest import STOCK, ModelInfo
+from nextscale.runtime._next_scale_loop import Generator
+from nextscale.runtime._session import SessionOptions
+from nextscale.runtime.image_io import write_files
+
+# Bundles that are compared at once, so that they share full precision's work and not too much memory.
+TOGETHER = 5
+# Of a normal distribution, the 97.5% quantile.
+Z = 1.959964
+# Of the token maps that are compared: calibration's and the pictures' seeds are others.
+COMPARED_SEED = 1
+
+OnImages = Callable[[str, int, int], object]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is measured.
+
+    Attributes:
+        images: pictures of each bundle and seed.
+        seeds: of the pictures.
+        sampling: guidance and filters; its seed is not used.
+        compared: token maps for the KL; 0: it is not measured.
+        batch_size: pictures at a time.
+    """
+
+    images: int
+    seeds: tuple[int, ...]
+    sampling: Sampling
+    compared: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Nearness:
+    """Nats per token of KL(full precision || bundle), fed full precision's tokens, with its 95% interval; and the share
+    of tokens whose likeliest entry is the same."""
+
+    kl: Interval
+    top1: float
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A row's figures.
+
+    Attributes:
+        name: the recipe's, or "noise floor".
+        metrics: of the pictures.
+        nearness: None of full precision, and where it was not asked for.
+        warning: a line, where this processor does not compute the row's integer products exactly.
+    """
+
+    name: str
+    metrics: MetricsRow
+    nearness: Nearness | None
+    warning: str | None
+
+    def score(self) -> Interval | None:
+        """IS, or IS-E: of one seed with the standard error over its pictures."""
+        found = self.metrics.interval("inception_score")
+        if found is None or not math.isnan(found.low):
+            return found
+        half = Z * self.metrics.metrics[0].inception_score.stderr
+        return Interval(found.mean, found.mean - half, found.mean + half)
+
+
+def measure_quality(
+    bundles: Sequence[RecipeBundle],
+    network: ImageNetwork,
+    asked: Asked,
+    work: Path,
+    *,
+    reference: Reference | None,
+    options: SessionOptions,
+    on_images: OnImages,
+) -> list[Quality]:
+    """Full precision, full precision with other seeds, then the others; an earlier call's figures are gone on with.
+
+    Args:
+        bundles: of one model of classes, full precision first.
+        network: of features.
+        asked: how much.
+        work: an existing folder that keeps the figures.
+        reference: real pictures; None: no distance to such.
+        options: threads, memory and operators.
+        on_images: told what is made of which row, and how many of how many are finished.
+    Raises:
+        NextscaleError: the bundles are of several models, or the reference of others than their pictures.
+    """
+    original, *others = bundles
+    names = {item.bundle.path: item.name for item in bundles}
+    nearness = _nearness(original.bundle, others, asked, work, options, on_images) if asked.compared else {}
+
+    def told(job: Job, seed: int, done: int) -> None:
+        floor = " (another seed)" if job.role == NOISE_FLOOR else ""
+        on_images(f"{names[job.bundle.path]}{floor}: drawing, seed {seed}", done, asked.images)
+
+    measured = compare_images(
+        [item.bundle for item in others],
+        network,
+        work,
+        full_precision=original.bundle,
+        noise_floor=True,
+        reference=reference,
+        images=asked.images,
+        seeds=asked.seeds,
+        sampling=asked.sampling,
+        batch_size=asked.batch_size,
+        options=options,
+        on_images=told,
+    )
+    warnings = {item.name: _warning(item, options) for item in bundles}
+    found = []
+    for row in measured:
+        name = NOISE_FLOOR if row.role == NOISE_FLOOR else names[row.bundle]
+        found.append(Quality(name, row, nearness.get(name), warnings.get(name)))
+    return found
+
+
+def _warning(item: RecipeBundle, options: SessionOptions) -> str | None:
+    warning = saturation_warning(item.bundle.manifest.recipe)
+    is_stock = Generator(item.bundle, options).ops.variant == STOCK
+    return f"{item.name}: {warning}" if warning is not None and is_stock else None
+
+
+def require_reference(reference: Reference, network: ImageNetwork, model: ModelInfo) -> None:
+    """Refuse statistics of real pictures that the model's cannot be compared with, before any are drawn.
+
+    Raises:
+        NextscaleError: they are of pictures of another size, or of another network.
+    """
+    reference.require_comparable(network.name, model.image_side)
+    found, expected = len(reference.gaussian.mean), network(_blank(model)).pooled.shape[1]
+    if found != expected:
+        raise NextscaleError(
+            f"the reference has {found} features, but {network.name} gives {expected}: it is of another network"
+        )
+
+
+def _blank(model: ModelInfo) -> NDArray[np.uint8]:
+    return np.zeros((1, model.image_side, model.image_side, 3), np.uint8)
+
+
+@dataclass(frozen=True)
+class PlannedRow:
+    """What a row will take.
+
+    Attributes:
+        name: the recipe's, or "noise floor".
+        seconds: to draw and compare what is not finished; without building.
+        measured: by the row's bundle, or else taken from full precision.
+        left: pictures that are not finished.
+        bytes: of its bundle; about, where there is none.
+    """
+
+    name: str
+    seconds: float
+    measured: bool
+    left: int
+    bytes: float
+
+
+def plan_quality(
+    bundles: Sequence[RecipeBundle],
+    unbuilt: Sequence[Recipe],
+    network: ImageNetwork,
+    asked: Asked,
+    work: Path,
+    options: SessionOptions,
+) -> list[PlannedRow]:
+    """Draw one batch with each bundle that is there; rows without one are taken to be as fast as full precision.
+
+    Args:
+        bundles, network, asked, work, options: as for `measure_quality`.
+        unbuilt: recipes of rows without a bundle.
+    """
+    rows, full = list[PlannedRow](), 0.0
+    last = max(asked.seeds)
+    for item in bundles:
+        generator = Generator(item.bundle, options)
+        seconds = _seconds_per_picture(generator, network, asked)
+        full = full or seconds
+        seeds = {item.name: asked.seeds}
+        if not rows:
+            seeds[NOISE_FLOOR] = tuple(last + 1 + number for number in range(len(asked.seeds)))
+        for name, of_row in seeds.items():
+            done = sum(
+                finished_images(item.bundle, network, replace(asked.sampling, seed=seed), work) for seed in of_row
+            )
+            left = max(asked.images * len(of_row) - done, 0)
+            compared = asked.compared if item is not bundles[0] else 0
+            rows.append(PlannedRow(name, seconds * (left + compared), True, left, item.bundle.manifest.size))
+    size = bundles[0].bundle.manifest.size
+    for recipe in unbuilt:
+        left = asked.images * len(asked.seeds)
+        bytes_ = size * (recipe.weights.bits / 32 if recipe.precision == "int8" else 1)
+        rows.append(PlannedRow(recipe.name, full * (left + asked.compared), False, left, bytes_))
+    return rows
+
+
+def _seconds_per_picture(generator: Generator, network: ImageNetwork, asked: Asked) -> float:
+    labels = evaluation_labels(generator.bundle.model.num_classes, asked.batch_size, 0)
+    began = 0.0
+    for _ in range(2):  # the first loads the graphs
+        began = time.perf_counter()
+        network(generator.generate(labels, **asdict(asked.sampling)).images)
+    return (time.perf_counter() - began) / asked.batch_size
+
+
+def _nearness(
+    original: Bundle,
+    others: Iterable[RecipeBundle],
+    asked: Asked,
+    work: Path,
+    options: SessionOptions,
+    on_images: OnImages,
+) -> dict[str, Nearness]:
+    """By recipe: what an earlier call left in `work`, or else measured."""
+    found, pending = dict[str, Nearness](), dict[str, tuple[Generator, Path]]()
+    reference: Generator | None = None
+
+    def measure() -> None:
+        nonlocal reference
+        reference = reference or Generator(original, options)
+        compared = teacher_forced(
+            reference,
+            {name: generator for name, (generator, _) in pending.items()},
+            images=asked.compared,
+            seed=COMPARED_SEED,
+            cfg_scale=asked.sampling.cfg_scale,
+            batch_size=asked.batch_size,
+            on_images=lambda done: on_images(f"{', '.join(pending)}: comparing tokens", done, asked.compared),
+        )
+        for name, of_one in compared.items():
+            values = {"kl": of_one.kl, "kl_stderr": of_one.kl_stderr, "top1": of_one.top1}
+            text = json.dumps(values) + "\n"
+            path = pending[name][1]
+            write_files({path: lambda file, text=text: file.write(text.encode())})  # type: ignore[misc]
+            found[name] = _of(values)
+        pending.clear()
+
+    for item in others:
+        generator = Generator(item.bundle, options)
+        settings = {
+            "reference": bundle_sha256(original),
+            "operators": generator.ops.variant,
+            "images": asked.compared,
+            "seed": COMPARED_SEED,
+            "cfg_scale": asked.sampling.cfg_scale,
+        }
+        path = file_of(item.bundle, work, settings, "{bundle}-{digest}-agreement.json")
+        if path.exists():
+            found[item.name] = _read(path)
+            continue
+        pending[item.name] = generator, path
+        if len(pending) == TOGETHER:
+            measure()
+    if pending:
+        measure()
+    return found
+
+
+def _read(path: Path) -> Nearness:
+    try:
+        return _of(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        raise NextscaleError(f"{path}: damaged; delete the file to compare that bundle again") from None
+
+
+def _of(values: Mapping[str, float]) -> Nearness:
+    kl, half = float(values["kl"]), Z * float(values["kl_stderr"])
+    return Nearness(Interval(kl, kl - half, kl + half), float(values["top1"]))

@@ -1,0 +1,189 @@
+"""Tables 1 and 4 alike: the figures of `measure_quality`, the paper's beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+from nextscale.evaluate.image_statistics import ImageNetwork
+from nextscale.measure.provenance import versions
+from nextscale.paper._quality import Asked, Quality
+from nextscale.paper._rows import NOISE_FLOOR, method_of
+from nextscale.paper.paper_table import Cell, Column, PaperTable, Row
+from nextscale.paper.recipe_bundles import FULL_PRECISION, RecipeBundle
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._machine import describe_machine
+from nextscale.runtime._manifest import ModelInfo
+from nextscale.runtime._request import resolve_top_k
+
+# The paper's model that the demo model, of another size and of other pictures, is shown beside.
+BESIDE_DEMO = 16
+
+
+class PaperRow(NamedTuple):
+    """IS, FID, and FID to full precision (FID2FP16), which full precision has none of."""
+
+    inception_score: float
+    fid: float
+    fid_to_full_precision: float | None = None
+
+
+@dataclass(frozen=True)
+class QualityTable:
+    """What the paper has in a table.
+
+    Attributes:
+        table, title: its number, and what it is of.
+        rows: names of the recipes, full precision first.
+        methods: what the paper calls some of them.
+        paper: figures by depth of VAR, and by recipe.
+    """
+
+    table: str
+    title: str
+    rows: tuple[str, ...]
+    methods: Mapping[str, str]
+    paper: Mapping[int, Mapping[str, PaperRow]]
+
+    def depth(self, model: ModelInfo, is_demo: bool) -> int:
+        """Which of the paper's models a model is shown beside.
+
+        Raises:
+            NextscaleError: it is none of the table's sizes.
+        """
+        if is_demo:
+            return BESIDE_DEMO
+        if model.depth not in self.paper or model.embed_dim != 64 * model.depth:
+            known = ", ".join(f"VAR-d{depth} ({depth} blocks of {64 * depth})" for depth in self.paper)
+            raise NextscaleError(
+                f"the model has {model.depth} blocks of {model.embed_dim}; Table {self.table} is of {known}, or of the "
+                "demo model: give a checkpoint of such a size, or none"
+            )
+        return model.depth
+
+    def method(self, name: str) -> str:
+        """What a row is called."""
+        if name == NOISE_FLOOR:
+            return "Full precision, another seed"
+        return self.methods.get(name) or method_of(name)
+
+
+def quality_table(
+    of: QualityTable,
+    measured: Sequence[Quality],
+    bundles: Sequence[RecipeBundle],
+    network: ImageNetwork,
+    asked: Asked,
+    depth: int,
+    *,
+    reference: str | None,
+    left_out: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> PaperTable:
+    """The figures beside the paper's.
+
+    Args:
+        of: the paper's.
+        measured: full precision, the noise floor, and the others (`measure_quality`).
+        bundles: what was measured, full precision first.
+        network: of features.
+        asked: how much.
+        depth: of the paper's model beside it (`QualityTable.depth`).
+        reference: what real pictures were; None: none.
+        left_out: lines on rows that are missing.
+        notes: further ones.
+    """
+    manifest = bundles[0].bundle.manifest
+    bits = {item.name: _bits(item) for item in bundles}
+    paper, fid = of.paper[depth], network.metrics[0]
+    rows = []
+    for item in measured:
+        told = paper.get(item.name)
+        rows.append(Row(item.name, of.method(item.name), bits.get(item.name, "32/32"), _cells(item, told)))
+    return PaperTable(
+        table=of.table,
+        title=of.title,
+        model=manifest.name.removesuffix(f"-{FULL_PRECISION}"),
+        columns=columns(network),
+        rows=tuple(rows),
+        notes=(
+            f"{asked.images} pictures of each row and of each of {_counted(len(asked.seeds), 'seed')}, spread over the "
+            f"classes; {network.name}",
+            *_of_names(network),
+            f"{fid} is to {reference}; {fid} to full precision to its pictures of the same classes and seeds"
+            if reference
+            else f"no {fid}: no statistics of real pictures; {fid} to full precision is to its pictures of the same "
+            "classes and seeds",
+            f"{fid} falls with the number of pictures: compare equal numbers. Another seed of full precision shows how "
+            "far apart rows are by chance alone",
+            f"KL, nats per token, and tokens equal: fed {asked.compared} token maps that full precision samples"
+            if asked.compared
+            else "no KL: --compared 0",
+            _interval_note(asked, network.metrics[1]),
+            f"beside the paper's VAR-d{depth}"
+            + (
+                "" if manifest.model.depth == depth else ", another model: compare differences between rows, not values"
+            ),
+            *notes,
+        ),
+        left_out=tuple(left_out),
+        warnings=tuple(item.warning for item in measured if item.warning is not None),
+        settings=asdict(asked)
+        | {
+            "top_k": resolve_top_k(asked.sampling.top_k, manifest.model),
+            "network": network.name,
+            "reference": reference,
+        },
+        machine=describe_machine(),
+        versions=versions(),
+    )
+
+
+def columns(network: ImageNetwork) -> tuple[Column, ...]:
+    """Of `quality_table`'s cells; the paper's beside the first three."""
+    fid, score = network.metrics
+    return (
+        Column(score, "IS", 1),
+        Column(fid, "FID"),
+        Column(f"{fid} to full precision", "FID2FP16"),
+        Column("KL", digits=4),
+        Column("tokens equal, %", digits=2, scale=100),
+    )
+
+
+def _cells(item: Quality, paper: PaperRow | None) -> tuple[Cell, ...]:
+    score, fid, to_full = paper or (None, None, None)
+    near = item.nearness
+    return (
+        Cell.of(item.score(), score),
+        Cell.of(item.metrics.interval("fid"), fid),
+        Cell.of(item.metrics.interval("fid_to_full_precision"), to_full),
+        Cell() if near is None else Cell.of(near.kl),
+        Cell() if near is None else Cell(near.top1),
+    )
+
+
+def _bits(item: RecipeBundle) -> str:
+    recipe = item.bundle.manifest.recipe
+    return "32/32" if item.name == FULL_PRECISION else f"{recipe['weights']['bits']}/{recipe['activations']['bits']}"
+
+
+def _of_names(network: ImageNetwork) -> list[str]:
+    fid, score = network.metrics
+    if (fid, score) == ("FID", "IS"):
+        return []
+    return [f"{score} and {fid} are of another network than IS and FID, and cannot be compared with the paper's"]
+
+
+def _interval_note(asked: Asked, score: str) -> str:
+    spread = (
+        "over seeds"
+        if len(asked.seeds) > 1
+        else f"of {score} and KL over pictures; other figures of one seed have none"
+    )
+    return f"± half of the 95% interval, {spread}"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
