@@ -6,6 +6,7 @@
 # make examples  build the C++ and C# examples and hold them to Python; on Debian, Ubuntu and their like. SUITE_FLAGS go
 #                to tests/conformance/make_suite.py, such as SUITE_FLAGS="--bundle out/demo/photographs/int8"
 # make docs      the API page of nextscale.runtime in build/docs; checks that docs/architecture.md shows today's rooms
+#                and docs/paper.md the tables that the paper's commands wrote
 # make soak      what takes too long for every commit: all releases of ONNX Runtime that are allowed, the photograph model in C++
 #                under sanitizers, 2,000 examples of each property; into benchmarks/results/soak.md
 # Each sets up what it needs in .venv. TORCH is what pip is asked for; PyPI's Linux build brings CUDA packages of
@@ -85,6 +86,7 @@ examples: $(VENV)/.ops
 
 docs: $(VENV)/.ready
 	$(BIN)/python docs/draw_rooms.py --check
+	$(BIN)/python docs/fill_paper_page.py --check
 	$(BIN)/pdoc nextscale.runtime --output-directory build/docs
 
 soak: demo examples

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from nextscale.measure.provenance import finite
 from nextscale.measure.statistics import Interval
+from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._machine import Machine
 
 # 3.72, 3.72e+12, or 3.72 T.
@@ -109,6 +110,29 @@ class PaperTable:
         plain: dict[str, Any] = finite(asdict(self))
         return plain
 
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> PaperTable:
+        """What `to_json` gave.
+
+        Raises:
+            NextscaleError: it is none.
+        """
+        try:
+            rows = tuple(
+                Row(**{**row, "cells": tuple(Cell(**cell) for cell in row["cells"])}) for row in document["rows"]
+            )
+            columns = tuple(Column(**column) for column in document["columns"])
+            lines = {name: tuple(document[name]) for name in ("notes", "left_out", "warnings")}
+            return cls(
+                **{**document, **lines, "rows": rows, "columns": columns, "machine": _machine(document["machine"])}
+            )
+        except (TypeError, KeyError) as error:
+            raise NextscaleError(f"no table of the paper: {error}") from None
+
+
+def _machine(document: Mapping[str, Any]) -> Machine:
+    return Machine(**{**document, "isa": tuple(document["isa"])})
+
 
 def markdown(table: PaperTable) -> str:
     """The whole page."""
@@ -121,12 +145,15 @@ def markdown(table: PaperTable) -> str:
         *(f"- left out: {line}" for line in table.left_out),
         *(f"- **{line}**" for line in table.warnings),
         "",
-        _line(headers(table)),
-        "|" + "---|" * len(headers(table)),
-        *(_line(cells) for cells in shown_rows(table)),
+        *markdown_rows(table),
         "",
     ]
     return "\n".join(lines)
+
+
+def markdown_rows(table: PaperTable) -> list[str]:
+    """The table alone."""
+    return [_line(headers(table)), "|" + "---|" * len(headers(table)), *(_line(cells) for cells in shown_rows(table))]
 
 
 def headers(table: PaperTable) -> list[str]:

@@ -1,0 +1,176 @@
+"""`nextscale paper table-1` and `table-4` on the tiny model; the tables are built of it as of the demo model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pixel_network import PixelNetwork
+from refusal import assert_refused
+from tiny_model import rounded_down, tiny_preset, tiny_source
+
+from nextscale.cli.main import main
+from nextscale.evaluate.image_statistics import Gaussian
+from nextscale.evaluate.reference_statistics import Reference
+from nextscale.graph_passes.recipe import load_recipe
+from nextscale.models.var import presets
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo model is the tiny model, and pixels are the features."""
+    monkeypatch.setattr("nextscale.models.var.sources.demo_source", lambda name: tiny_source())
+    monkeypatch.setattr("nextscale.cli._quality_command.FeatureNetwork", PixelNetwork)
+    monkeypatch.setattr("nextscale.cli._quality_command.read_demo_reference", lambda: reference())
+
+
+def reference(features: int | None = None, side: int | None = 8) -> Reference:
+    width = features or PixelNetwork()(np.zeros((1, 8, 8, 3), np.uint8)).pooled.shape[1]
+    return Reference(Gaussian(np.zeros(width), np.eye(width)), "", side, 100)
+
+
+def run(store: Path, *arguments: object, table: str = "table-1") -> int:
+    fast = ("--threads", 1, "--ops", "stock", "--images", 6, "--compared", 3, "--batch", 3, "--calibration-images", 2)
+    fixed = [] if "--quick" in arguments else fast
+    return main(["paper", table, *map(str, (*arguments, "--store", store, *fixed))])
+
+
+def document(store: Path, *arguments: object, **options: Any) -> dict[str, Any]:
+    path = store.parent / "table.json"
+    assert run(store, *arguments, "--json", path, **options) == 0
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def test_rows_have_the_papers_figures_beside_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    roundings, page = tmp_path / "roundings", tmp_path / "table.md"
+    roundings.mkdir()
+    rounded_down(load_recipe("brecq-w4a6")).save(roundings / "brecq-w4a6.safetensors")
+    rows = ("--rows", "default,brecq-w4a6,litevar-w4a6,fp32", "--roundings", roundings)
+    found = document(tmp_path / "store", *rows, "--markdown", page)
+    assert [row["name"] for row in found["rows"]] == ["fp32", "noise floor", "default", "brecq-w4a6"]
+    assert [row["bits"] for row in found["rows"]] == ["32/32", "32/32", "8/8", "4/6"]
+    assert [column["name"] for column in found["columns"]][:3] == ["IS-E", "FID-E", "FID-E to full precision"]
+    papers = [[cell["paper"] for cell in row["cells"]] for row in found["rows"]]
+    assert papers == [
+        [274.8, 3.41, None, None, None],
+        [None] * 5,
+        [None] * 5,
+        [145.6, 11.16, 10.57, None, None],  # Table 1, VAR-d16, BRECQ at 4/6
+    ]
+    full, floor, default, brecq = ([cell["value"] for cell in row["cells"]] for row in found["rows"])
+    assert full[2:] == [None] * 3  # full precision is not compared with itself
+    assert floor[3:] == [None] * 2
+    assert floor[2] > 0
+    assert default[3] > 0
+    assert brecq[3] > default[3]
+    missing = roundings / "litevar-w4a6.safetensors"
+    assert found["left_out"] == [f"litevar-w4a6: its weights are learned, and there is no {missing}"]
+    text = page.read_text()
+    assert "IS-E and FID-E are of another network than IS and FID" in text
+    assert "| BRECQ | 4/6 |" in text
+    assert "another model: compare differences between rows" in text
+    assert "4 rows: about" in capsys.readouterr().err
+    # Again: nothing is built or drawn, and the figures are the same.
+    again = document(tmp_path / "store", *rows)
+    assert again["rows"] == found["rows"]
+
+
+def test_several_seeds_give_intervals(tmp_path: Path) -> None:
+    found = document(tmp_path / "store", "--rows", "fp32,default", "--seed", 0, "--seed", 1)
+    score, fid, *_ = found["rows"][2]["cells"]
+    assert fid["low"] < fid["value"] < fid["high"]
+    assert score["low"] < score["value"] < score["high"]
+    assert found["settings"]["seeds"] == [0, 1]
+
+
+def test_table_4_names_the_parts(tmp_path: Path) -> None:
+    roundings = tmp_path / "roundings"
+    roundings.mkdir()
+    rounded_down(load_recipe("brecq-w4a6")).save(roundings / "resample-w4a6.safetensors")
+    found = document(
+        tmp_path / "store", "--rows", "fp32,brecq-w4a6,resample-w4a6", "--roundings", roundings, table="table-4"
+    )
+    assert found["table"] == "4"
+    assert [row["method"] for row in found["rows"]][2:] == ["resampled calibration"]
+    assert [cell["paper"] for cell in found["rows"][2]["cells"]][:3] == [152.8, 10.19, 9.74]
+    assert found["left_out"][0].startswith("brecq-w4a6: its weights are learned")
+
+
+def test_a_plan_builds_full_precision_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path / "store", "--rows", "fp32,default", "--plan") == 0
+    shown = capsys.readouterr().out
+    assert "6 " in shown
+    assert "(at full precision's speed)" in shown
+    assert "and the time to build 1 bundles: default" in shown
+    assert "GB" in shown
+
+
+def test_a_quick_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nextscale.cli._quality_command.QUICK_IMAGES", 4)
+    monkeypatch.setattr("nextscale.cli._quality_command.QUICK_COMPARED", 2)
+    monkeypatch.setattr("nextscale.cli._quality_command.QUICK_CALIBRATION", 2)
+    found = document(tmp_path / "store", "--quick", "--threads", 1)
+    assert len(found["rows"]) == 5
+    assert any(note.startswith("--quick") for note in found["notes"])
+    assert not found["left_out"]
+
+
+def test_official_sizes_go_the_same_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A preset of so many blocks and heads of 64, as official models are, but of few: only that decides."""
+    preset = tiny_preset(depth=16, embed_dim=1024, num_heads=16)
+    monkeypatch.setitem(presets.PRESETS, "var-d16", preset)
+    found = document(tmp_path / "store", "--preset", "var-d16", "--random-weights", "--rows", "fp32")
+    assert found["rows"][0]["cells"][0]["paper"] == 274.8
+    assert any("beside the paper's VAR-d16" in note and "another model" not in note for note in found["notes"])
+
+
+REFUSED = {
+    "no reference": (("--rows", "default"), "has no full precision (fp32), the reference"),
+    "twice": (("--rows", "fp32,fp32"), "has a recipe twice"),
+    "no such recipe": (("--rows", "fp32,nothing"), "nothing"),
+    "half a model": (("--var", "x.pth"), "Give --var and --vae, or neither for the demo model"),
+    "standard metrics": (("--standard-metrics",), "IS and FID need --inception-weights, and --reference"),
+    "quick and rows": (("--quick", "--rows", "fp32"), "--quick does not go with --rows"),
+    "iterations": (("--iterations", 3), "a table without --learn does not go with --iterations"),
+    "seeds": (("--seed", 1, "--seed", 1), "--seed: the same seed twice"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_is_one_line(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, message = REFUSED[case]
+    assert_refused(capsys, run(tmp_path / "store", *arguments), message)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_model_of_no_size_of_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(presets.PRESETS, "tiny", tiny_preset())
+    assert_refused(
+        capsys,
+        run(tmp_path / "store", "--preset", "tiny", "--random-weights"),
+        "the model has 2 blocks of 64; Table 1 is of VAR-d16 (16 blocks of 1024), VAR-d20 (20 blocks of 1280)",
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (reference(3), "the reference has 3 features"),
+        (reference(side=256), "the reference is of 256-pixel images, not 8"),
+    ],
+)
+def test_statistics_of_something_else(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    found: Reference,
+    message: str,
+) -> None:
+    monkeypatch.setattr("nextscale.cli._quality_command.read_demo_reference", lambda: found)
+    assert_refused(capsys, run(tmp_path / "store"), message)
