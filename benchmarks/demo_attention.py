@@ -10,9 +10,7 @@ from pathlib import Path
 
 import click
 
-from nextscale.calib_data._calibration_labels import calibration_labels
-from nextscale.calib_data.attention_scores import collect_scores, open_observed
-from nextscale.calib_data.subjects import Subjects
+from nextscale.calib_data.attention_scores import sampled_scores
 from nextscale.paper._transfer_scores import statistics_writer
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._session import SessionOptions
@@ -28,12 +26,8 @@ OUT = Path(__file__).parents[1] / "paper" / "statistics" / "demo_attention.npz"
 def main(bundle_dir: Path, images: int, threads: int) -> None:
     """Sample images with the full-precision bundle BUNDLE_DIR and count what its tokens draw."""
     bundle = Bundle.open(bundle_dir)
-    subjects = Subjects.of_classes(calibration_labels(bundle.model.num_classes, images, seed=0))
-    sampled = subjects.sampled(bundle.manifest)
-    observed = open_observed(bundle, SessionOptions(threads=threads))
-    statistics = collect_scores(
-        observed, subjects, sampled, on_images=lambda done: print(f"{done}/{images}", file=sys.stderr)
-    )
+    options = SessionOptions(threads=threads)
+    statistics = sampled_scores(bundle, images, 0, options, lambda done: print(f"{done}/{images}", file=sys.stderr))
     write_files({OUT: statistics_writer(statistics, bundle.model)})
 
 

@@ -26,6 +26,7 @@ from nextscale.measure.interleaved import ORDER, interleave, timed
 from nextscale.measure.provenance import finite
 from nextscale.measure.statistics import Interval, mean_interval, ratio_interval
 from nextscale.models.var.sources import demo_source, random_source
+from nextscale.paper.store import Store
 from nextscale.paper.throughput_bundles import ModelOrigin, ThroughputBundles
 from nextscale.runtime._edit import blend, box_mask, default_feather, forced_tokens, latent_mask, pixel_mask
 from nextscale.runtime._manifest import ModelInfo, Size
@@ -77,7 +78,7 @@ def main(
     model: str, threads: int, ops_library: str, rounds: int, minutes: float | None, work: Path, name: str | None
 ) -> None:
     options = SessionOptions(threads=threads, ops_library=ops_library)
-    bundles = ThroughputBundles(origin(model), work / model, None, CALIBRATION_IMAGES, options, encoder=True)
+    bundles = ThroughputBundles(origin(model), Store(work), None, CALIBRATION_IMAGES, options, encoder=True)
     [row], _ = bundles.build([load_recipe(RECIPE)], log)
     variants = {variant.ops: turns(Generator(row.bundle, variant)) for variant in each_variant(row.bundle, options)}
     seconds = interleave(

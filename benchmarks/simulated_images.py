@@ -21,7 +21,6 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from images_plots import plot_budget, plot_operations
 from images_report import report
 from learned_roundings import ROUNDINGS, require_rounding
 from numpy.typing import NDArray
@@ -35,11 +34,10 @@ from nextscale.evaluate.teacher_forced import evaluation_labels
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.models.equalization import Equalization
-from nextscale.models.var.layers import facts_of
 from nextscale.models.var.sources import demo_source
 from nextscale.runtime._request import DEFAULT_CFG_SCALE, DEFAULT_TOP_P, resolve_top_k
 from nextscale.runtime._uniforms import uniforms
-from nextscale.runtime.image_io import Writer, write_files
+from nextscale.runtime.image_io import write_files
 from nextscale.simulation.rounding import Rounding
 from nextscale.simulation.simulated_agreement import simulated_agreement
 from nextscale.simulation.simulated_generation import generate
@@ -128,7 +126,6 @@ class Pictures:
     default=Path(__file__).parent / "ablations" / "shift_and_sum.json",
     help="Theta and places by budget.",
 )
-@click.option("--plots", is_flag=True, help="Draw budget.png and quality_operations.png, once all rows are there.")
 @click.option("--images", type=int, default=5000, show_default=True)
 @click.option("--agreement-images", type=int, default=256, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -142,7 +139,6 @@ def main(
     one_rounding: Path | None,
     token_maps: Path | None,
     shift_and_sum: Path,
-    plots: bool,
     images: int,
     agreement_images: int,
     seed: int,
@@ -206,16 +202,8 @@ def main(
     results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(work.glob("*.seed*.json"))]
     bundles = RESULTS / "recipes.json"
     publish(name, report(results, json.loads(bundles.read_text(encoding="utf-8")) if bundles.exists() else {}))
-    rows = {(row["recipe"], row["seed"]): row for row in results}
     text = json.dumps(results, indent=1) + "\n"
-    writers: dict[Path, Writer] = {RESULTS / f"{name}.json": lambda file: file.write(text.encode())}
-    if plots:
-        source = demo_source("demo")
-        model, facts = source.model_info(), facts_of(source.var)
-        expansions = json.loads(shift_and_sum.read_text(encoding="utf-8"))
-        writers[RESULTS / "budget.png"] = lambda file: plot_budget(file, rows)
-        writers[RESULTS / "quality_operations.png"] = lambda file: plot_operations(file, rows, model, facts, expansions)
-    write_files(writers)
+    write_files({RESULTS / f"{name}.json": lambda file: file.write(text.encode())})
 
 
 def result_path(work: Path, recipe: str, seed: int) -> Path:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from nextscale.calib_data._calibration_labels import calibration_labels
 from nextscale.calib_data.observed_stage import ObservedStage, OnImages, nobody
 from nextscale.calib_data.subjects import Subjects, TokenRows
 from nextscale.graph_passes._attention_patterns import attention_patterns, refusals
@@ -104,6 +105,23 @@ def collect_scores(
             count_scores(scores, histogram[stage.stage], attentive[stage.stage])
     samples = len(subjects) * 2 * model.num_heads * len(observed.outputs)
     return ScoreStatistics(histogram, attentive, len(subjects), samples)
+
+
+def sampled_scores(
+    bundle: Bundle, images: int, seed: int, options: SessionOptions, on_images: OnImages = nobody
+) -> ScoreStatistics:
+    """The statistics of images that a bundle of classes itself samples, labels spread over them.
+
+    Args:
+        bundle: in full precision.
+        images: N.
+        seed: of labels and tokens.
+        options: threads and memory.
+        on_images: called with the number of images finished, after each batch.
+    """
+    subjects = Subjects.of_classes(calibration_labels(bundle.model.num_classes, images, seed))
+    observed = open_observed(bundle, options)
+    return collect_scores(observed, subjects, subjects.sampled(bundle.manifest), seed=seed, on_images=on_images)
 
 
 def count_scores(scores: NDArray[np.float32], histogram: NDArray[np.int64], attentive: NDArray[np.int64]) -> None:

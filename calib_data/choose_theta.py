@@ -58,12 +58,12 @@ class Overhead:
 
 @dataclass(frozen=True)
 class ThetaChoice:
-    """The smallest theta within a budget.
+    """The smallest theta within a budget, or one that was given.
 
     Attributes:
         theta: a token is attentive if its score (Eq. 11) is above.
         form: how attentive tokens are expanded.
-        budget: extra operations allowed, relative to the model's.
+        budget: extra operations allowed, relative to the model's; of a theta that was given, what it costs.
         extra_share: extra operations expected.
         max_order: the largest kernel order n (Eq. 14) seen.
         rows: for each stage, the extra rows a head needs so that at most a share `overflow` of heads has more
@@ -162,9 +162,32 @@ def choose_theta(
     while index - too_small > 1:
         middle = (too_small + index) // 2
         too_small, index = (too_small, middle) if found(middle).share <= budget else (middle, index)
-    chosen = found(index)
-    rows = statistics.budgets(index, overflow)
-    return ThetaChoice(chosen.theta, form, budget, chosen.share, chosen.max_order, rows, overflow, statistics.images)
+    return _choice(statistics, found(index), budget, overflow)
+
+
+def theta_at(
+    statistics: ScoreStatistics,
+    model: ModelInfo,
+    facts: StageFacts,
+    bits: BitWidths,
+    theta: float,
+    form: Form = "duplicate",
+    overflow: float = OVERFLOW,
+) -> ThetaChoice:
+    """A theta that is given, a multiple of 1e-4 above 0, with as many places as `choose_theta` would give it.
+
+    Args are those of `choose_theta`.
+
+    Raises:
+        ValueError: theta is off the grid.
+    """
+    found = overhead(statistics, model, facts, bits, theta, form)
+    return _choice(statistics, found, found.share, overflow)
+
+
+def _choice(statistics: ScoreStatistics, found: Overhead, budget: float, overflow: float) -> ThetaChoice:
+    rows = statistics.budgets(theta_index(found.theta), overflow)
+    return ThetaChoice(found.theta, found.form, budget, found.share, found.max_order, rows, overflow, statistics.images)
 
 
 def theta_index(theta: float) -> int:

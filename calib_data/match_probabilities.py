@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from nextscale.calib_data._matching_report import MatchingFields
 
+FREQUENCIES = "frequencies.npz"  # the file of `MatchingReport.frequencies` beside token maps
 Kept = Callable[[int], tuple[NDArray[np.int64], NDArray[np.float64]]]
 
 
@@ -104,6 +105,10 @@ class MatchingReport(MatchingFields):
     immovable: int = 0
     log_before: float = 0.0
     log_after: float = 0.0
+
+    def frequencies(self) -> dict[str, NDArray[Any]]:
+        """The frequencies as arrays, for FREQUENCIES."""
+        return {"target": self.target, "before": self.before, "after": self.after}
 
     def as_json(self) -> dict[str, Any]:
         """The figures: total variations, counts, mean log-probabilities of the moved tokens; None without any."""

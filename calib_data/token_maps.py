@@ -6,7 +6,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -34,11 +34,13 @@ class TokenMaps:
         class_labels: int64 [N].
         token_maps: int64 [N, L], stages in order, row-major.
         settings: how they were made, for the manifest: plain JSON values.
+        further: more files to save beside them, by name.
     """
 
     class_labels: NDArray[np.int64]
     token_maps: NDArray[np.int64]
     settings: Mapping[str, Any]
+    further: Mapping[str, Writer] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         """N, the number of images."""
@@ -54,7 +56,7 @@ class TokenMaps:
 
         Args:
             folder: must not exist.
-            further: more files to write into it, by name.
+            further: yet more files to write into it, by name.
         Raises:
             OutputError: the folder exists or cannot be written.
         """
@@ -62,8 +64,9 @@ class TokenMaps:
         text = json.dumps(manifest, indent=1) + "\n"
         arrays = {"class_labels": self.class_labels, "token_maps": self.token_maps}
         files: dict[str, Writer] = {ARRAYS: npz_writer(arrays), MANIFEST: lambda file: file.write(text.encode())}
+        files |= {**self.further, **further}
         with atomic_folder(folder) as partial:
-            write_files({partial / name: writer for name, writer in {**files, **further}.items()})
+            write_files({partial / name: writer for name, writer in files.items()})
 
     @classmethod
     def load(cls, folder: Path, model: ModelInfo) -> TokenMaps:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import click
 from rich.box import SIMPLE
@@ -13,24 +13,25 @@ from rich.table import Table
 
 from nextscale.cli import options
 from nextscale.cli.model_options import VAROptions
-from nextscale.cli.paper_models import DEMO, paper_model
+from nextscale.cli.paper_models import DEMO, paper_model, source_of
 from nextscale.cli.paper_tables import print_table
 from nextscale.cli.progress import Steps, show_resumable_steps
 from nextscale.cli.results import results_console, table_writers
-from nextscale.cli.table_rows import reference_first
+from nextscale.cli.store_options import store_options
+from nextscale.cli.table_rows import reference_first, with_fewer_images
 from nextscale.evaluate.feature_network import FeatureNetwork
 from nextscale.evaluate.generated_statistics import Sampling
 from nextscale.evaluate.image_statistics import ImageNetwork
 from nextscale.evaluate.inception_network import InceptionNetwork
 from nextscale.evaluate.reference_statistics import Reference, read_demo_reference, read_reference
 from nextscale.graph_passes.recipe import Recipe
-from nextscale.models.sources import require_plain_name
-from nextscale.models.var.sources import VARSource
 from nextscale.paper._quality import Asked, PlannedRow, measure_quality, plan_quality, require_reference
-from nextscale.paper._quality_table import QualityTable, quality_table
+from nextscale.paper._quality_table import QualityTable, Subject, quality_table
+from nextscale.paper._simulated_quality import simulate_quality, simulated_note
 from nextscale.paper.paper_recipes import paper_recipe
 from nextscale.paper.paper_table import markdown
 from nextscale.paper.recipe_bundles import FULL_PRECISION, Learning, RecipeBundle, RecipeBundles
+from nextscale.paper.store import Store
 from nextscale.paper.table_3 import in_words
 from nextscale.runtime._operators import Ops
 from nextscale.runtime._outputs import make_folder
@@ -40,6 +41,7 @@ from nextscale.runtime.image_io import require_writable, write_files
 from nextscale.simulation._device import Device, require_device
 from nextscale.simulation.reconstruction_settings import ReconstructionSettings
 
+Command = TypeVar("Command", bound=Callable[..., object])
 QUICK_IMAGES, QUICK_COMPARED, QUICK_CALIBRATION = 500, 32, 32
 
 
@@ -79,8 +81,7 @@ def quality_command(table: QualityTable, quick_rows: tuple[str, ...], help_text:
     @options.threads
     @options.spinning
     @options.operators
-    @click.option("--work", type=click.Path(path_type=Path, file_okay=False), default=Path("out/quality"),
-                  show_default=True, help="Where bundles and figures are kept; the same command goes on.")  # fmt: skip
+    @store_options
     @click.option("--roundings", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="DIR",
                   help="Folder with the model's learned rounding, as RECIPE.safetensors.")  # fmt: skip
     @click.option("--learn", is_flag=True, help="Learn the rounding that is not there, which takes hours on a CPU.")
@@ -88,8 +89,11 @@ def quality_command(table: QualityTable, quick_rows: tuple[str, ...], help_text:
                   help="With --learn: steps a unit.")  # fmt: skip
     @click.option("--learning-batch", type=click.IntRange(1), default=ReconstructionSettings.batch_size,
                   show_default=True, help="With --learn: images per step.")  # fmt: skip
+    @click.option("--simulated", is_flag=True,
+                  help="Draw in torch what the bundles' graphs would, with a float decoder, on --device: minutes on a "
+                  "GPU.")  # fmt: skip
     @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
-                  help="With --learn: where to learn.")  # fmt: skip
+                  help="With --learn and --simulated: where to compute.")  # fmt: skip
     @options.calibration_images
     @options.json_file
     @options.markdown_file
@@ -111,11 +115,12 @@ def quality_command(table: QualityTable, quick_rows: tuple[str, ...], help_text:
         spinning: bool,
         ops: Ops,
         ops_library: str,
-        work: Path,
+        store: Store,
         roundings: Path | None,
         learn: bool,
         iterations: int,
         learning_batch: int,
+        simulated: bool,
         device: Device,
         calibration_images: int | None,
         json_path: Path | None,
@@ -128,7 +133,12 @@ def quality_command(table: QualityTable, quick_rows: tuple[str, ...], help_text:
             rows, images, compared = ",".join(quick_rows), QUICK_IMAGES, QUICK_COMPARED
             calibration_images = QUICK_CALIBRATION
         if not learn:
-            options.refuse("a table without --learn", "iterations", "learning_batch", "device")
+            options.refuse("a table without --learn", "iterations", "learning_batch")
+        if not (learn or simulated):
+            options.refuse("a table without --learn and --simulated", "device")
+        if simulated:
+            options.refuse("--simulated", "plan", "ops", "ops_library")
+            require_device(device)
         if len(set(seeds)) < len(seeds):
             raise click.UsageError("--seed: the same seed twice")
         reference = reference or (DEMO if is_demo and inception_weights is None else "none")
@@ -146,38 +156,58 @@ def quality_command(table: QualityTable, quick_rows: tuple[str, ...], help_text:
             require_device(device)
             learning = Learning(ReconstructionSettings(iterations, learning_batch), device)
         session = SessionOptions(threads=threads, spinning=spinning, ops=ops, ops_library=ops_library)
-        real = _reference(reference)
+        real = real_pictures(reference)
+        where = device if simulated else "cpu"
         network: ImageNetwork = (
-            InceptionNetwork(inception_weights) if inception_weights else FeatureNetwork("cpu", threads)
+            InceptionNetwork(inception_weights, where) if inception_weights else FeatureNetwork(where, threads)
         )
         asked = Asked(
             images or (5000 if is_demo else 50000), seeds, Sampling(0, cfg_scale, top_k, top_p), compared, batch
         )
-        with show_resumable_steps(work) as steps:
+        notes = ["--quick: few rows, pictures and calibration images; figures of other counts differ"] if quick else []
+        with show_resumable_steps(store.folder) as steps:
             steps("reading the model")
-            source = _source(model)
+            source = source_of(model)
             depth = table.depth(source.model_info(), is_demo)
             resolve_top_k(top_k, source.model_info())
             if real is not None:
                 require_reference(real, network, source.model_info())
-            store = RecipeBundles(work / "bundles", lambda: source, roundings, session, learning, encoder=False)
-            store.require_model()
-            figures = make_folder(work / f"figures-{asked.images}")
-            bundles, unbuilt, left_out = _bundles(wanted, store, plan, steps)
-            steps("measuring a batch of each row")
-            planned = plan_quality(bundles, unbuilt, network, asked, figures, session)
-            if not plan:
-                steps.finish()
-                _print_total(planned)
-                measured = measure_quality(
-                    bundles, network, asked, figures, reference=real, options=session, on_images=steps
+            bundles = RecipeBundles(store, lambda: source, roundings, session, learning, encoder=False)
+            bundles.require_model()
+            bundles.hold(wanted)
+            figures = store.figures / f"pictures-{asked.images}"
+            make_folder(figures)
+            if simulated:
+                there = [recipe for recipe in wanted if bundles.missing(recipe) is None]
+                left_out = [why for why in map(bundles.missing, wanted) if why is not None]
+                subject = Subject.of_recipes(source.name, source.model_info(), there)
+                notes.append(simulated_note(device))
+                measured = simulate_quality(
+                    there, bundles, source, network, asked, figures, device, reference=real, on_images=steps
                 )
-        if plan:
-            _print_plan(planned, left_out)
-            return
-        notes = ["--quick: few rows, pictures and calibration images; figures of other counts differ"] if quick else []
+            else:
+                rows_built, unbuilt, left_out = _bundles(wanted, bundles, plan, steps)
+                subject = Subject.of_bundles(rows_built)
+                steps("measuring a batch of each row")
+                planned = plan_quality(rows_built, unbuilt, network, asked, figures, session)
+                steps.finish()
+                if plan:
+                    _print_plan(planned, left_out)
+                    return
+                print_total(planned)
+                measured = measure_quality(
+                    rows_built, network, asked, figures, reference=real, options=session, on_images=steps
+                )
         found = quality_table(
-            table, measured, bundles, network, asked, depth, reference=_told(reference), left_out=left_out, notes=notes
+            table,
+            measured,
+            subject,
+            network,
+            asked,
+            depth,
+            reference=in_note(reference),
+            left_out=left_out,
+            notes=notes,
         )
         write_files(table_writers(json_path, found.to_json(), markdown_path, markdown(found)))
         print_table(found, results_console(json_path, markdown_path))
@@ -185,7 +215,7 @@ def quality_command(table: QualityTable, quick_rows: tuple[str, ...], help_text:
     return command
 
 
-def _quick_option(rows: tuple[str, ...]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def _quick_option(rows: tuple[str, ...]) -> Callable[[Command], Command]:
     if not rows:
         return lambda command: command
     return click.option(
@@ -196,28 +226,19 @@ def _quick_option(rows: tuple[str, ...]) -> Callable[[Callable[..., None]], Call
 
 
 def _recipes(text: str, calibration_images: int | None) -> list[Recipe]:
-    found = []
-    for name in (part.strip() for part in text.split(",")):
-        recipe = paper_recipe(name)
-        images = recipe.calibration.images
-        count = images if calibration_images is None else min(images, calibration_images)
-        found.append(replace(recipe, calibration=replace(recipe.calibration, images=count)))
-    return reference_first(found, text)
+    names = [part.strip() for part in text.split(",")]
+    return reference_first([with_fewer_images(paper_recipe(name), calibration_images) for name in names], text)
 
 
-def _source(model: VAROptions) -> VARSource:
-    if model.model == DEMO:
-        return model.source(DEMO)
-    return model.source(require_plain_name(model.var.stem) if model.var is not None else str(model.preset))
-
-
-def _reference(name: str) -> Reference | None:
+def real_pictures(name: str) -> Reference | None:
+    """What --reference names."""
     if name == "none":
         return None
     return read_demo_reference() if name == DEMO else read_reference(Path(name))
 
 
-def _told(reference: str) -> str | None:
+def in_note(reference: str) -> str | None:
+    """What a note calls it; None of none."""
     if reference == "none":
         return None
     return "the demo model's validation photographs" if reference == DEMO else Path(reference).name
@@ -240,7 +261,8 @@ def _bundles(
     return bundles, unbuilt, left_out
 
 
-def _print_total(planned: Sequence[PlannedRow]) -> None:
+def print_total(planned: Sequence[PlannedRow]) -> None:
+    """How long drawing and comparing will take."""
     seconds = in_words(sum(row.seconds for row in planned))
     Console(stderr=True, highlight=False, markup=False).print(f"{len(planned)} rows: about {seconds}")
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nextscale.calib_data.match_bits import BitMatchingReport
-from nextscale.calib_data.match_probabilities import MatchingReport, total_variation
+from nextscale.calib_data.match_probabilities import FREQUENCIES, MatchingReport, total_variation
 from nextscale.calib_data.plot_matching import matching_plot
 from nextscale.calib_data.text_subjects import takes_text
 from nextscale.cli.options import BUNDLE, cfg_scale, refuse, threads, top_k, top_p
@@ -158,7 +158,7 @@ def _bits_table(report: BitMatchingReport, matching: str) -> Table:
 
 def _further_files(report: MatchingReport, matching: str) -> dict[str, Writer]:
     """The frequencies, and a plot of them where matplotlib is installed."""
-    files = {"frequencies.npz": npz_writer({name: getattr(report, name) for name in ("target", "before", "after")})}
+    files = {FREQUENCIES: npz_writer(report.frequencies())}
     if importlib.util.find_spec("matplotlib"):
         files["matching.png"] = matching_plot(report, matching != "none")
     else:

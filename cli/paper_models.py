@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import click
 
 from nextscale.cli.model_options import UNTOLD, VAROptions
 from nextscale.cli.options import CHECKPOINT, is_given
+from nextscale.models.sources import require_plain_name
+from nextscale.runtime._input_arrays import scalar_array
+from nextscale.runtime._manifest import ModelInfo
+from nextscale.runtime._var_request import var_request
+
+if TYPE_CHECKING:
+    from nextscale.models.var.sources import VARSource
 
 DEMO = "demo"
+RANDOM_WEIGHTS = "the weights are random: the figures tell nothing but what they take"
 _OPTIONS = (
     click.option("--var", type=CHECKPOINT, help="An official VAR's checkpoint.  [default: the demo model]"),
     click.option("--vae", type=CHECKPOINT, help="The checkpoint of its VAE."),
@@ -23,7 +32,7 @@ _OPTIONS = (
 )
 
 
-def paper_model(command: Callable[..., None]) -> Callable[..., None]:
+def paper_model(command: Callable[..., object]) -> Callable[..., object]:
     """The options; the command gets them as one `VAROptions`, `model`."""
 
     @functools.wraps(command)
@@ -39,6 +48,22 @@ def paper_model(command: Callable[..., None]) -> Callable[..., None]:
         model.check()
         command(model=model, **values)
 
+    decorated: Callable[..., object] = collected
     for option in reversed(_OPTIONS):
-        collected = option(collected)
-    return collected
+        decorated = option(decorated)
+    return decorated
+
+
+def source_of(model: VAROptions) -> VARSource:
+    """Read the model, or fill it with random weights; its bundles have the demo's, the checkpoint's or the preset's
+    name."""
+    if model.model == DEMO:
+        return model.source(DEMO)
+    return model.source(require_plain_name(model.var.stem) if model.var is not None else str(model.preset))
+
+
+def require_sampling(model: ModelInfo, **values: float | None) -> None:
+    """Raise RequestError unless the model's requests may have these values of cfg_scale, top_k and top_p."""
+    limits = {item.name: item for item in var_request(model)}
+    for name, value in values.items():
+        scalar_array(limits[name], value)

@@ -16,9 +16,11 @@ from nextscale.cli import options
 from nextscale.cli.infinity_options import EMOJI, INFINITY_MODEL, InfinityOptions
 from nextscale.cli.progress import Steps, show_resumable_steps
 from nextscale.cli.results import results_console, table_writers
+from nextscale.cli.store_options import store_options
 from nextscale.cli.subjects import read_prompts
 from nextscale.cli.table_rows import limited_recipe, reference_first
 from nextscale.demo.emoji.prompts import FILE as EMOJI_PROMPTS
+from nextscale.evaluate._kept_figures import bundle_sha256
 from nextscale.evaluate.concept_judge import ConceptJudge
 from nextscale.evaluate.prompt_scores import HumanPreference, ImageReward, PromptScore
 from nextscale.evaluate.vgg16_features import Vgg16Features
@@ -30,6 +32,7 @@ from nextscale.paper._geneval import GenEval
 from nextscale.paper._prompted_pictures import Asked, Drawing, Measures, read_asked, spread
 from nextscale.paper._table_2_page import headers, markdown, notes, row_cells
 from nextscale.paper.recipe_bundles import FULL_PRECISION, Learning, RecipeBundle, RecipeBundles
+from nextscale.paper.store import Store
 from nextscale.paper.table_2 import HPS, IMAGE_REWARD, ROWS, Comparing, Table2, measure_table_2
 from nextscale.runtime._checked_values import require_integer
 from nextscale.runtime._errors import NextscaleError, OutputError, RequestError
@@ -37,7 +40,6 @@ from nextscale.runtime._infinity_request import infinity_request
 from nextscale.runtime._input_arrays import scalar_array
 from nextscale.runtime._manifest import Manifest
 from nextscale.runtime._operators import Ops
-from nextscale.runtime._outputs import make_folder
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._text import printable
 from nextscale.runtime._wording import shown_value
@@ -96,8 +98,7 @@ def _model_options(command: Callable[..., object]) -> Callable[..., object]:
 @options.threads
 @options.spinning
 @options.operators
-@click.option("--work", type=click.Path(path_type=Path, file_okay=False), default=Path("out/table-2"),
-              show_default=True, help="Where bundles and figures are kept; the same command goes on.")  # fmt: skip
+@store_options
 @click.option("--roundings", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="DIR",
               help="Folder with the model's learned rounding, as RECIPE.safetensors.")  # fmt: skip
 @click.option("--learn", is_flag=True, help="Learn the rounding that is not there, which takes hours on a CPU.")
@@ -129,7 +130,7 @@ def table_2(
     spinning: bool,
     ops: Ops,
     ops_library: str,
-    work: Path,
+    store: Store,
     roundings: Path | None,
     learn: bool,
     iterations: int,
@@ -147,7 +148,7 @@ def table_2(
     Rows are judged by the Frechet distance of their pictures' VGG16 features to full precision's, by a judge of
     concepts that you give, by the KL and the share of equal bits when fed full precision's bits, and by the error of
     attention's product; by ImageReward, HPSv2.1 and GenEval where you have their packages and weights. Bundles are
-    built into WORK; after Ctrl-C the same command goes on from where it was.
+    built into --store; after Ctrl-C the same command goes on from where it was.
 
     \b
     nextscale paper table-2 --rows fp32,default
@@ -173,7 +174,7 @@ def table_2(
     if learn:
         require_device(device)
         learning = Learning(ReconstructionSettings(iterations, learning_batch), device)
-    geneval = None if geneval_path is None else GenEval(geneval_path, work / "geneval")
+    geneval = None if geneval_path is None else GenEval(geneval_path, store.folder)
     if geneval is not None:
         geneval.prompts()
     measures = _measures(judge_path, image_reward, hps, threads)
@@ -185,21 +186,24 @@ def table_2(
         _require_read(asked, source.text, prompts_path)
         return source
 
-    with show_resumable_steps(work) as steps:
+    with show_resumable_steps(store.folder) as steps:
         steps("reading the model")
-        store = RecipeBundles(work / "bundles", load, roundings, session, learning, encoder=False)
-        store.require_calibration(wanted)
-        store.require_model()
-        bundles, left_out = _bundles(wanted, store, steps)
-        del store  # and the model in torch with it
-        make_folder(work / "figures")
+        model_bundles = RecipeBundles(store, load, roundings, session, learning, encoder=False)
+        model_bundles.require_calibration(wanted)
+        model_bundles.require_model()
+        model_bundles.hold(wanted)
+        bundles, left_out = _bundles(wanted, model_bundles, steps)
+        del model_bundles  # and the model in torch with it
+        original = bundles[0].bundle
+        if geneval is not None:
+            geneval = replace(geneval, work=store.figures / f"geneval-{bundle_sha256(original)[:12]}")
         table = measure_table_2(
             bundles,
             asked,
             measures,
-            _drawing(bundles[0].bundle.manifest, sampling, batch),
+            _drawing(original.manifest, sampling, batch),
             Comparing(compared, attention_images),
-            work / "figures",
+            store.figures,
             options=session,
             geneval=geneval,
             left_out=left_out,
@@ -324,17 +328,19 @@ def _measures(judge: Path | None, image_reward: Path | None, hps: Path | None, t
     return Measures(features, seen_by, scores)
 
 
-def _bundles(wanted: Sequence[Recipe], store: RecipeBundles, steps: Steps) -> tuple[list[RecipeBundle], list[str]]:
+def _bundles(
+    wanted: Sequence[Recipe], model_bundles: RecipeBundles, steps: Steps
+) -> tuple[list[RecipeBundle], list[str]]:
     """The bundles, and lines on rows that cannot be built."""
     bundles, left_out = list[RecipeBundle](), list[str]()
     for recipe in wanted:
-        there = store.built(recipe)
-        missing = None if there is not None else store.missing(recipe)
+        there = model_bundles.built(recipe)
+        missing = None if there is not None else model_bundles.missing(recipe)
         if missing is not None:
             left_out.append(missing)
             continue
         try:
-            bundles.append(there or store.build(recipe, steps))
+            bundles.append(there or model_bundles.build(recipe, steps))
         except OutputError:
             raise
         except NextscaleError as error:  # such as a budget that is too small for the model

@@ -13,6 +13,7 @@ from rich.table import Table
 from nextscale.cli import options
 from nextscale.cli.progress import Steps, show_resumable_steps
 from nextscale.cli.results import results_console, table_writers
+from nextscale.cli.store_options import store_options
 from nextscale.cli.table_rows import limited_recipe, reference_first
 from nextscale.evaluate.feature_network import FeatureNetwork
 from nextscale.evaluate.imagenet_classes import imagenet_ids
@@ -24,6 +25,7 @@ from nextscale.paper._photographs import Photographs, read_photographs
 from nextscale.paper._table_3_page import difference_cells, markdown, notes, row_cells, titles
 from nextscale.paper._table_3_sheet import sheet
 from nextscale.paper.recipe_bundles import FULL_PRECISION, RecipeBundle, RecipeBundles, given_bundle
+from nextscale.paper.store import Store
 from nextscale.paper.table_3 import (
     ROWS,
     PlannedRow,
@@ -35,7 +37,6 @@ from nextscale.paper.table_3 import (
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._operators import Ops
-from nextscale.runtime._outputs import make_folder
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._text import printable
 from nextscale.runtime.image_io import picture_writer, require_picture_format, require_writable, write_files
@@ -60,8 +61,7 @@ from nextscale.runtime.image_io import picture_writer, require_picture_format, r
 @options.threads
 @options.spinning
 @options.operators
-@click.option("--work", type=click.Path(path_type=Path, file_okay=False), default=Path("out/table-3"),
-              show_default=True, help="Where bundles and figures are kept; the same command goes on.")  # fmt: skip
+@store_options
 @click.option("--roundings", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="DIR",
               help="Folder with the demo model's learned rounding, as RECIPE.safetensors.")  # fmt: skip
 @options.calibration_images
@@ -84,7 +84,7 @@ def table_3(
     spinning: bool,
     ops: Ops,
     ops_library: str,
-    work: Path,
+    store: Store,
     roundings: Path | None,
     calibration_images: int | None,
     plan: bool,
@@ -96,7 +96,7 @@ def table_3(
 
     In- and outpainting are judged by LPIPS (AlexNet and VGG16) to the photograph, class-conditional editing by the
     probability that EfficientNet-Lite0 gives to the photograph's class, which is no CLIP score. Bundles of the demo
-    model are built into WORK; after Ctrl-C the same command goes on from where it was.
+    model are built into --store; after Ctrl-C the same command goes on from where it was.
 
     \b
     nextscale paper table-3 --photographs photos --images 100 --sheet fig_d.png
@@ -106,7 +106,7 @@ def table_3(
         require_picture_format(sheet_path)
     session = SessionOptions(threads=threads, spinning=spinning, ops=ops, ops_library=ops_library)
     editing = Editing(seed, region_seed, cfg_scale, top_k, top_p, batch)
-    store = RecipeBundles(work / "bundles", lambda: demo_source("demo"), roundings, session)
+    model_bundles = RecipeBundles(store, lambda: demo_source("demo"), roundings, session)
     wanted = _rows(rows, calibration_images)
     given = [item.bundle for item in wanted if isinstance(item, RecipeBundle)]
     require_writable(
@@ -114,10 +114,11 @@ def table_3(
         [photographs_path, *(path for bundle in given for path in bundle.paths())],
     )
     distances = {"alex": Lpips("alex", threads=threads), "vgg": Lpips("vgg", threads=threads)}
-    make_folder(work / "figures")
-    with show_resumable_steps(work) as steps:
+    figures = store.figures
+    with show_resumable_steps(store.folder) as steps:
+        model_bundles.hold([item for item in wanted if isinstance(item, Recipe)])
         # What the photographs have to be is known by full precision; building all others can take an hour.
-        (reference,), _, _ = _bundles(wanted[:1], store, plan, steps)
+        (reference,), _, _ = _bundles(wanted[:1], model_bundles, plan, steps)
         original = reference.bundle
         photographs = read_photographs(
             photographs_path,
@@ -128,18 +129,18 @@ def table_3(
         )
         _require_large(original, distances)
         measures = _measures(distances, original, photographs, threads)
-        others, unbuilt, left_out = _bundles(wanted[1:], store, plan, steps)
+        others, unbuilt, left_out = _bundles(wanted[1:], model_bundles, plan, steps)
         bundles = [reference, *others]
         if plan:
             steps("measuring a batch of each row")
-            planned = plan_table_3(bundles, unbuilt, photographs, measures, editing, work / "figures", session)
+            planned = plan_table_3(bundles, unbuilt, photographs, measures, editing, figures, session)
         else:
             table = measure_table_3(
                 bundles,
                 photographs,
                 measures,
                 editing,
-                work / "figures",
+                figures,
                 options=session,
                 left_out=left_out,
                 on_images=lambda name, done: steps(name, done, len(photographs)),
@@ -168,7 +169,7 @@ def _rows(text: str, calibration_images: int | None) -> list[RecipeBundle | Reci
 
 
 def _bundles(
-    wanted: Sequence[RecipeBundle | Recipe], store: RecipeBundles, plan: bool, steps: Steps
+    wanted: Sequence[RecipeBundle | Recipe], model_bundles: RecipeBundles, plan: bool, steps: Steps
 ) -> tuple[list[RecipeBundle], list[str], list[str]]:
     """The bundles; rows whose bundles a plan does not build; and lines on rows that cannot be built."""
     bundles, unbuilt, left_out = list[RecipeBundle](), list[str](), list[str]()
@@ -176,14 +177,14 @@ def _bundles(
         if isinstance(item, RecipeBundle):
             bundles.append(item)
             continue
-        there = store.built(item)
-        missing = None if there is not None else store.missing(item)
+        there = model_bundles.built(item)
+        missing = None if there is not None else model_bundles.missing(item)
         if missing is not None:
             left_out.append(missing)
         elif there is None and plan and item.name != FULL_PRECISION:
             unbuilt.append(item.name)
         else:
-            bundles.append(there or store.build(item, steps))
+            bundles.append(there or model_bundles.build(item, steps))
     return bundles, unbuilt, left_out
 
 

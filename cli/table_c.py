@@ -1,4 +1,4 @@
-"""`nextscale table-c`: the paper's throughput table, measured on this machine."""
+"""`nextscale paper table-c`: the paper's throughput table, measured on this machine."""
 
 import importlib
 import importlib.util
@@ -14,6 +14,7 @@ from rich.table import Table
 from nextscale.cli.model_options import CHOSEN
 from nextscale.cli.options import CHECKPOINT, FiniteRange, IntegerList, json_file, operators, refuse, spinning, threads
 from nextscale.cli.results import results_console, table_writers
+from nextscale.cli.store_options import store_options
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.measure.contender import Contender
 from nextscale.measure.time_split import PARTS
@@ -21,6 +22,7 @@ from nextscale.models.sources import require_plain_name
 from nextscale.models.var.presets import get_preset
 from nextscale.models.var.sources import VARSource, checkpoint_source, demo_source, random_source
 from nextscale.paper._table_c_page import SPEED_HEADERS, batches, markdown, speed_cells, with_interval
+from nextscale.paper.store import Store
 from nextscale.paper.table_c import ROWS, TableC, measure_table_c
 from nextscale.paper.throughput_bundles import ModelOrigin, ThroughputBundles
 from nextscale.runtime._errors import NextscaleError
@@ -31,6 +33,10 @@ from nextscale.runtime.image_io import require_writable, write_files
 
 PEERS_MODULE = "nextscale.measure.peers"
 ALL_PEERS = "all"
+PEERS_FOLDER = Path("out/table-c/peers")
+DEMO = "demo"
+QUICK_ROWS = ("fp32", "brecq-w8a8", "ours-w8a8", "default")
+QUICK_ROUNDS, QUICK_CALIBRATION = 3, 2
 
 
 def find_peers() -> Callable[..., list[Contender]] | None:
@@ -57,7 +63,7 @@ class Rows(click.ParamType):
 
 
 def peers_option(command: Callable[..., None]) -> Callable[..., None]:
-    """--peers and --peers-at-once, where there are any."""
+    """--peers, --peers-at-once and --peers-folder, where there are any."""
     if find_peers() is None:
         return command
     at_once = click.option("--peers-at-once", type=click.IntRange(1), metavar="N",
@@ -69,9 +75,11 @@ def peers_option(command: Callable[..., None]) -> Callable[..., None]:
         flag_value=ALL_PEERS,
         metavar="[NAME,…]",
         help="Also measure other software, all of it or what is named (each holds the model in memory); set it up with "
-        f"`python -m {PEERS_MODULE}.setup --work WORK/peers …`.",
+        f"`python -m {PEERS_MODULE}.setup --work {PEERS_FOLDER} …`.",
     )
-    return named(at_once(command))
+    folder = click.option("--peers-folder", type=click.Path(path_type=Path, file_okay=False), default=PEERS_FOLDER,
+                          show_default=True, help="Where it was set up.")  # fmt: skip
+    return named(at_once(folder(command)))
 
 
 @click.command("table-c")
@@ -99,8 +107,10 @@ def peers_option(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--minutes", type=FiniteRange(0, min_open=True), metavar="M",
               help="Begin no round later than M minutes after the first, though at least two are timed.")  # fmt: skip
 @click.option("--warmup", type=click.IntRange(0), default=1, show_default=True, help="Rounds before the timed ones.")
-@click.option("--work", type=click.Path(path_type=Path, file_okay=False), default=Path("out/table-c"),
-              show_default=True, help="Where bundles are kept, so that the same model uses them again.")  # fmt: skip
+@click.option("--quick", is_flag=True,
+              help=f"The demo model, {len(QUICK_ROWS)} rows and {QUICK_ROUNDS} rounds: minutes, to see that all works.",
+              )  # fmt: skip
+@store_options
 @click.option("--rebuild", is_flag=True, help="Build the bundles again.")
 @click.option("--roundings", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="DIR",
               help="Folder with this model's learned rounding, as RECIPE.safetensors.")  # fmt: skip
@@ -136,7 +146,8 @@ def table_c(
     half_width: float | None,
     minutes: float | None,
     warmup: int,
-    work: Path,
+    quick: bool,
+    store: Store,
     rebuild: bool,
     roundings: Path | None,
     calibration_images: int,
@@ -147,20 +158,26 @@ def table_c(
     quiet: bool,
     peers: str | None = None,
     peers_at_once: int | None = None,
+    peers_folder: Path = PEERS_FOLDER,
 ) -> None:
     """Measure the rows of the paper's Table C on this machine: images per second of the whole generation.
 
-    Bundles are built into WORK, or taken from there. Every row runs in a process of its own, in turns with the others.
-    Beside it stands how far its recipe is from full precision on the demo model. With --ops auto, integer rows have a
-    second row of their fused graphs, where these can run.
+    Bundles are built into --store, or taken from there. Every row runs in a process of its own, in turns with the
+    others. Beside it stands how far its recipe is from full precision on the demo model. With --ops auto, integer rows
+    have a second row of their fused graphs, where these can run.
 
     \b
-    nextscale table-c --threads 2 --markdown table_c.md --plot table_c.png
-    nextscale table-c --batch 1,8 --processes 1,2,4 --json table_c.json
+    nextscale paper table-c --quick
+    nextscale paper table-c --threads 2 --markdown table_c.md --plot table_c.png
+    nextscale paper table-c --batch 1,8 --processes 1,2,4 --json table_c.json
     """
+    if quick:
+        refuse("--quick", "model", "var", "vae", "rows", "repetitions", "half_width", "calibration_images")
+        model, repetitions, calibration_images = DEMO, QUICK_ROUNDS, QUICK_CALIBRATION
+        rows = [load_recipe(name) for name in QUICK_ROWS]
     require_writable(
         [path for path in (json_path, markdown_path, plot_path) if path is not None],
-        [*(path for path in (var, vae, roundings) if path is not None), *(work / recipe.name for recipe in rows)],
+        [*(path for path in (var, vae, roundings) if path is not None), store.folder],
     )
     if plot_path is not None and importlib.util.find_spec("matplotlib") is None:
         raise NextscaleError('--plot needs matplotlib, which is not installed: pip install "nextscale[eval]"')
@@ -170,7 +187,7 @@ def table_c(
     console = Console(stderr=True, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
     origin = _origin(model, var, vae, seed, weights, vae_weights)
     shown = _Steps(console)
-    built, operations = ThroughputBundles(origin, work, roundings, calibration_images, session).build(
+    built, operations = ThroughputBundles(origin, store, roundings, calibration_images, session).build(
         rows, shown, rebuild
     )
     contenders = []
@@ -178,7 +195,7 @@ def table_c(
         make_peers = find_peers()
         assert make_peers is not None
         names = None if peers == ALL_PEERS else peers.split(",")
-        contenders = make_peers(origin.load(), work / "peers", threads, names)
+        contenders = make_peers(origin.load(), peers_folder, threads, names)
     table = measure_table_c(
         built,
         operations,
@@ -222,10 +239,10 @@ def _origin(
         raise click.UsageError("--var and --vae go together")
     if var is None:
         refuse("a model without --var and --vae", *CHOSEN)
-    if model == "demo":
+    if model == DEMO:
         if var is not None:
             raise click.UsageError("--model demo does not go with --var")
-        return ModelOrigin({"name": "demo"}, lambda: demo_source("demo"), random=False)
+        return ModelOrigin({"name": DEMO}, lambda: demo_source(DEMO), random=False)
     name = get_preset(model).name
     if var is not None and vae is not None:
         files, called = {"var": file_sha256(var), "vae": file_sha256(vae)}, require_plain_name(var.stem)

@@ -12,14 +12,15 @@ from rich.table import Column, Table
 from nextscale.cli import options
 from nextscale.cli.progress import show_resumable_steps
 from nextscale.cli.results import results_console, table_writers
+from nextscale.cli.store_options import store_options
 from nextscale.paper._coco import AveragePrecision, Coco
 from nextscale.paper._segmentation_agreement import Thresholds
 from nextscale.paper._table_d_page import headers, markdown, notes, row_cells
 from nextscale.paper._table_d_rows import ROWS
 from nextscale.paper.segmentation import OVERLAP, SCORE
 from nextscale.paper.segmenter import read_photographs
+from nextscale.paper.store import Store
 from nextscale.paper.table_d import Measuring, TableD, measure_table_d
-from nextscale.runtime._outputs import make_folder
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._text import printable
 from nextscale.runtime.image_io import require_writable, write_files
@@ -51,8 +52,7 @@ from nextscale.runtime.image_io import require_writable, write_files
               help="Operations that shift-and-sum may add.  [default: the recipes', 0.01]")  # fmt: skip
 @click.option("--rounds", type=click.IntRange(0), default=5, show_default=True, help="To time all rows in; 0: none.")
 @options.threads
-@click.option("--work", type=click.Path(path_type=Path, file_okay=False), default=Path("out/table-d"),
-              show_default=True, help="Where models and figures are kept; the same command goes on.")  # fmt: skip
+@store_options
 @options.json_file
 @options.markdown_file
 def table_d(
@@ -67,14 +67,14 @@ def table_d(
     budget: float | None,
     rounds: int,
     threads: int,
-    work: Path,
+    store: Store,
     json_path: Path | None,
     markdown_path: Path | None,
 ) -> None:
     """Segment photographs with full precision and with recipes, and measure how alike the results are.
 
     The rows of the paper's Table D, carried to a model that is only a graph, whose residual blocks are found in it.
-    Models are kept in WORK; after Ctrl-C the same command goes on from where it was.
+    Models are kept in --store; after Ctrl-C the same command goes on from where it was.
 
     \b
     nextscale paper table-d --model oneformer.onnx --calibration samples.npz --images photographs
@@ -91,14 +91,13 @@ def table_d(
         coco = Coco(coco_path, coco_images)
         AveragePrecision([*coco.things])  # whose package may be missing
     photographs = read_photographs(images)
-    make_folder(work)
-    with show_resumable_steps(work) as steps:
+    with show_resumable_steps(store.folder) as steps:
         table = measure_table_d(
             model,
             calibration,
             photographs,
             [name.strip() for name in rows.split(",")],
-            work,
+            store,
             measuring=Measuring(Thresholds(score_threshold, overlap_threshold), rounds, budget),
             coco=coco,
             options=SessionOptions(threads=threads),

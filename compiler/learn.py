@@ -63,7 +63,7 @@ def learn_bundle(
         source: the model, on the CPU.
         out: the folder to make.
         options: with a recipe whose weights are reconstructed. Its `token_maps` are taken or, where there are none,
-            sampled with the recipe's number and matching; `rounding` and `theta` are found here.
+            sampled with the recipe's number and matching; so is its `theta`, or chosen; `rounding` is found here.
         settings: how to learn.
         device: where to learn; all else runs in ONNX Runtime on the CPU.
         progress: told each step.
@@ -86,7 +86,9 @@ def learn_bundle(
     learning = _Learning(family, options, settings, device, learning_folder(out), progress)
     learning.begin()
     token_maps = learning.token_maps()
-    theta = None if options.recipe.attention.shift_and_sum == "off" else learning.theta(token_maps)
+    theta = None
+    if options.recipe.attention.shift_and_sum != "off":
+        theta = options.theta or learning.theta(token_maps)
     rounding = learning.rounding(token_maps, theta)
     learned = replace(options, token_maps=token_maps, theta=theta, rounding=rounding)
     bundle = build_bundle(source, out, learned, progress)
@@ -122,7 +124,7 @@ class _Learning:
 
     def begin(self) -> None:
         """Make the folders, or find out whether an earlier run had the same settings."""
-        recipe = self.options.recipe.as_dict()
+        recipe, theta = self.options.recipe.as_dict(), self.options.theta
         del recipe["description"]
         resumed = open_work(
             self.folder,
@@ -134,6 +136,7 @@ class _Learning:
                     "batch_size": self.options.batch_size,
                     "token_maps": _digest(self.options.token_maps),
                 },
+                **({} if theta is None else {"shift_and_sum": asdict(theta)}),
             },
         )
         open_work(self.reconstruction, asdict(self.settings))

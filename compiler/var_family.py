@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nextscale.calib_data._calibration_labels import calibration_labels
+from nextscale.calib_data.match_probabilities import FREQUENCIES
 from nextscale.calib_data.sample import SamplingSettings, sample_token_maps
 from nextscale.calib_data.subjects import SampledImages, Subjects
 from nextscale.calib_data.token_maps import TokenMaps
@@ -32,6 +33,7 @@ from nextscale.models.var.sources import VARSource
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime._var_request import var_request
+from nextscale.runtime.image_io import npz_writer
 from nextscale.simulation.var_images import VARImages
 
 # The second label differs from the first in every model.
@@ -100,7 +102,8 @@ class VARFamily:
         settings = SamplingSettings(
             calibration.images, options.seed, batch_size=options.batch_size, matching=calibration.matching
         )
-        return sample_token_maps(generator, settings, work / SAMPLING, progress)[0]
+        maps, report = sample_token_maps(generator, settings, work / SAMPLING, progress)
+        return replace(maps, further={FREQUENCIES: npz_writer(report.frequencies())})
 
     def load_sampled(self, folder: Path) -> TokenMaps:
         return TokenMaps.load(folder, self.source.model_info())

@@ -3,7 +3,8 @@
     python docs/fill_paper_page.py            # writes each table between its two marks
     python docs/fill_paper_page.py --check    # fails if the page has other figures than benchmarks/results/*.json
 
-A mark is `<!-- table_b.json: made by docs/fill_paper_page.py -->`, its end `<!-- end of table_b.json -->`.
+A mark is `<!-- table_1.json: made by docs/fill_paper_page.py -->`, its end `<!-- end of table_1.json -->`. Of a
+file with several tables, such as table_b.json, it names one: table_b.json/costs.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from nextscale.paper.paper_table import PaperTable, markdown_rows
 ROOT = Path(__file__).parents[1]
 PAGE, RESULTS = ROOT / "docs" / "paper.md", ROOT / "benchmarks" / "results"
 BLOCK = re.compile(
-    r"(<!-- (?P<name>[\w.-]+\.json): made by docs/fill_paper_page\.py -->\n).*?(<!-- end of (?P=name) -->\n)", re.DOTALL
+    r"(<!-- (?P<name>[\w.-]+\.json(?:/\w+)?): made by docs/fill_paper_page\.py -->\n).*?(<!-- end of (?P=name) -->\n)",
+    re.DOTALL,
 )
 
 
@@ -38,7 +40,9 @@ def filled(page: str, results: Path) -> str:
     """The page with the tables of the results."""
 
     def block(match: re.Match[str]) -> str:
-        document = json.loads((results / match["name"]).read_bytes())
+        name, _, part = match["name"].partition("/")
+        document = json.loads((results / name).read_bytes())
+        document = document[part] if part else document
         table = "\n".join(markdown_rows(PaperTable.from_json(document)))
         return f"{match[1]}\n{table}\n\n{match[3]}"
 

@@ -27,9 +27,13 @@ def file_of(bundle: Bundle, work: Path, settings: Mapping[str, Any], form: str) 
         settings: all else that decides the figures, plain values.
         form: of the name, with {bundle} and {digest}.
     """
-    told = {"manifest_sha256": bundle_sha256(bundle), **settings}
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-    return work / form.format(bundle=re.sub(r"[^\w.-]+", "_", bundle.manifest.name)[:80], digest=digest[:12])
+    digest = digest_of({"manifest_sha256": bundle_sha256(bundle), **settings})
+    return work / form.format(bundle=re.sub(r"[^\w.-]+", "_", bundle.manifest.name)[:80], digest=digest)
+
+
+def digest_of(told: Mapping[str, Any]) -> str:
+    """Of plain values, for a file's name."""
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def measure_on(

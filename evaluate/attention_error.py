@@ -19,7 +19,7 @@ that cannot be observed, and has no error: blocks are those whose product is int
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -72,6 +72,10 @@ class AttentionError:
     elements: Array
     pairs: Array
     images: int
+
+    def __add__(self, other: AttentionError) -> AttentionError:
+        """Of both sets of images."""
+        return AttentionError(*(getattr(self, item.name) + getattr(other, item.name) for item in fields(self)))
 
     @property
     def relative(self) -> Array:

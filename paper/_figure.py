@@ -10,15 +10,16 @@ from typing import Any
 
 from nextscale.compiler.options import Progress
 from nextscale.evaluate.image_statistics import ImageNetwork
+from nextscale.evaluate.lpips import Lpips
 from nextscale.evaluate.reference_statistics import Reference
 from nextscale.graph_passes.recipe import Recipe
-from nextscale.paper._editing import Distance
 from nextscale.paper.paper_recipes import paper_recipe
 from nextscale.paper.recipe_bundles import FULL_PRECISION, RecipeBundle, RecipeBundles
 from nextscale.runtime._errors import NextscaleError, OutputError
 from nextscale.runtime._machine import saturation_warning
 from nextscale.runtime._manifest import STOCK
 from nextscale.runtime._next_scale_loop import Generator
+from nextscale.runtime._outputs import make_folder
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import Writer
 
@@ -30,6 +31,8 @@ STYLES: Mapping[str, Mapping[str, str]] = {
     "ours": {"color": "tab:red", "marker": "s"},
     "default": {"color": "black", "marker": "D"},
 }
+# Recipes that differ from another in the budget alone, on which rounding does not depend: its file serves them, too.
+LEARNED_AS = dict.fromkeys(("budget-0.25-w4a6", "budget-0.5-w4a6", "budget-2-w4a6", "budget-5-w4a6"), "ours-w4a6")
 
 
 class FigureLeftOut(NextscaleError):
@@ -86,7 +89,7 @@ class Judges:
 
     network: ImageNetwork | None = None
     reference: Reference | None = None
-    distances: Mapping[str, Distance] = field(default_factory=dict)
+    distances: Mapping[str, Lpips] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ class Workshop:
         photographs: to be edited; None: none.
         tell: told each step.
         left_out: lines on what is missing of the figure.
+        warnings: lines on rows whose integer products this processor does not compute exactly.
     """
 
     bundles: RecipeBundles
@@ -112,6 +116,7 @@ class Workshop:
     photographs: Path | None
     tell: Progress
     left_out: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     @cached_property
     def original(self) -> RecipeBundle:
@@ -119,17 +124,28 @@ class Workshop:
         return self.bundles.build(paper_recipe(FULL_PRECISION), self.tell)
 
     @property
+    def statistics(self) -> Path:
+        """Where those of so many pictures are kept."""
+        folder = self.work / f"pictures-{self.settings.images}"
+        make_folder(folder)
+        return folder
+
+    @property
     def model_name(self) -> str:
         """For titles."""
         return self.original.bundle.manifest.name.removesuffix(f"-{FULL_PRECISION}")
 
     def recipe(self, name: str) -> Recipe:
-        """A recipe, with as few calibration images as are asked for."""
+        """A recipe, with as few calibration images as are asked for, and perhaps with another's rounding."""
         found, most = paper_recipe(name), self.settings.calibration_images
-        if most is None or found.name == FULL_PRECISION:
+        if found.name == FULL_PRECISION:
             return found
-        images = min(most, found.calibration.images)
-        return replace(found, calibration=replace(found.calibration, images=images))
+        if most is not None:
+            images = min(most, found.calibration.images)
+            found = replace(found, calibration=replace(found.calibration, images=images))
+        if name in LEARNED_AS and self.bundles.missing(found) is not None:
+            return replace(found, name=LEARNED_AS[name])
+        return found
 
     def found(self, names: Iterable[str]) -> dict[str, RecipeBundle]:
         """The recipes' bundles, built where they are not there; those that cannot be built get a line."""
@@ -145,8 +161,8 @@ class Workshop:
         generator = Generator(item.bundle, self.session)
         warning = saturation_warning(item.bundle.manifest.recipe)
         line = f"{item.name}: {warning}"
-        if warning is not None and generator.ops.variant == STOCK and line not in self.left_out:
-            self.left_out.append(line)
+        if warning is not None and generator.ops.variant == STOCK and line not in self.warnings:
+            self.warnings.append(line)
         return generator
 
     def counted(self, step: str, total: int) -> Callable[[int], object]:
@@ -160,15 +176,19 @@ class Workshop:
         there = self.bundles.built(recipe)
         missing = None if there is not None else self.bundles.missing(recipe)
         if missing is not None:
-            self.left_out.append(missing)
+            self._leave_out(missing)
             return None
         try:
-            return there or self.bundles.build(recipe, self.tell)
+            return RecipeBundle(name, (there or self.bundles.build(recipe, self.tell)).bundle)
         except OutputError:
             raise
         except NextscaleError as error:  # such as a budget that is too small for the model
-            self.left_out.append(f"{name}: {error}")
+            self._leave_out(f"{name}: {error}")
             return None
+
+    def _leave_out(self, line: str) -> None:
+        if line not in self.left_out:
+            self.left_out.append(line)
 
 
 def rounded(values: Any) -> Any:

@@ -1,8 +1,7 @@
-"""A user's model by several recipes, made once and kept in a folder, each with its report."""
+"""A user's model by several recipes, made once and kept, each with its report."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -17,10 +16,14 @@ from nextscale.foreign.quantize_model import QuantizeOptions, quantize_model, re
 from nextscale.foreign.samples import graph_inputs, read_samples
 from nextscale.foreign.written_model import write_model
 from nextscale.graph_passes.recipe import Recipe
+from nextscale.paper.store import Key, Store
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._file_hash import file_sha256
+from nextscale.runtime._outputs import make_folder
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import write_files
+
+REPORT = "report.json"
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,12 @@ class IntegerModel:
 
 
 class IntegerModels:
-    """The folder.
+    """One model by recipe.
 
     Args:
         model: the float model's file.
         calibration: samples, as `read_samples` takes them: an .npz, or a folder of such.
-        folder: an existing folder.
+        store: keeps them, by what they are made from.
         options: threads and memory.
     Attributes:
         source: the float model, whose weights stay in their file.
@@ -57,9 +60,9 @@ class IntegerModels:
         NextscaleError: the model cannot be read, or the samples do not fit it.
     """
 
-    def __init__(self, model: Path, calibration: Path, folder: Path, options: SessionOptions) -> None:
-        self._calibration, self._folder, self._options = calibration, folder, options
-        self.source = read_model(model)
+    def __init__(self, model: Path, calibration: Path, store: Store, options: SessionOptions) -> None:
+        self._calibration, self._store, self._options = calibration, store, options
+        self.source, self._name = read_model(model), model.stem
         read_samples(calibration, graph_inputs(self.source.graph))
         samples = sorted(calibration.glob("*.npz")) if calibration.is_dir() else [calibration]
         files = [model, *_outside(self.source)]
@@ -76,21 +79,28 @@ class IntegerModels:
             NextscaleError: see `quantize_model`; or what an earlier call made is damaged.
         """
         options = QuantizeOptions(self._options, rounds=0, progress=progress)
-        told = json.dumps([__version__, self._read, recipe.as_dict(), asdict(options.learning)], sort_keys=True)
-        digest = hashlib.sha256(told.encode()).hexdigest()[:12]
-        plain_name = re.sub(r"[^\w.-]+", "_", recipe.name)[:80]
-        path = self._folder / f"{plain_name}-{digest}.onnx"
-        of_report = path.with_suffix(".json")
-        if not of_report.exists():
+        values = {
+            "version": __version__,
+            "read": self._read,
+            "recipe": recipe.as_dict(),
+            "learning": asdict(options.learning),
+        }
+        file = f"{re.sub(r'[^A-Za-z0-9_.+-]+', '_', recipe.name)[:80]}.onnx"
+
+        def make(folder: Path) -> None:
+            make_folder(folder)
             integer, report = quantize_model(self.source, self._calibration, recipe, options)
-            write_model(integer, path)
+            write_model(integer, folder / file)
             text = json.dumps(report.to_json(), indent=1) + "\n"
-            write_files({of_report: lambda file: file.write(text.encode())})
+            write_files({folder / REPORT: lambda file: file.write(text.encode())})
+
+        key = Key("model", values, f"{self._name}-{recipe.name}")
+        folder = self._store.made(key, make, waiting=lambda: progress("waiting: another command makes it"))
         try:
-            read: dict[str, Any] = json.loads(of_report.read_bytes())
-        except (OSError, ValueError):
-            raise NextscaleError(f"{of_report}: damaged; delete the file to make that model again") from None
-        return IntegerModel(path, read)
+            read: dict[str, Any] = json.loads((folder / REPORT).read_bytes())
+        except (OSError, ValueError, RecursionError):
+            raise NextscaleError(f"{folder.parent}: damaged; remove this folder to make that model again") from None
+        return IntegerModel(folder / file, read)
 
 
 def _outside(model: ir.Model) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from nextscale.evaluate.generated_statistics import Sampling, finished_images
 from nextscale.evaluate.image_comparison import Job, MetricsRow, compare_images
 from nextscale.evaluate.image_statistics import ImageNetwork
 from nextscale.evaluate.reference_statistics import Reference
-from nextscale.evaluate.teacher_forced import evaluation_labels, teacher_forced
+from nextscale.evaluate.teacher_forced import Agreement, evaluation_labels, teacher_forced
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.measure.statistics import Interval
 from nextscale.paper._rows import NOISE_FLOOR
@@ -261,11 +261,9 @@ def _nearness(
             on_images=lambda done: on_images(f"{', '.join(pending)}: comparing tokens", done, asked.compared),
         )
         for name, of_one in compared.items():
-            values = {"kl": of_one.kl, "kl_stderr": of_one.kl_stderr, "top1": of_one.top1}
-            text = json.dumps(values) + "\n"
             path = pending[name][1]
-            write_files({path: lambda file, text=text: file.write(text.encode())})  # type: ignore[misc]
-            found[name] = _of(values)
+            write_nearness(path, of_one)
+            found[name] = read_nearness(path)
         pending.clear()
 
     for item in others:
@@ -279,7 +277,7 @@ def _nearness(
         }
         path = file_of(item.bundle, work, settings, "{bundle}-{digest}-agreement.json")
         if path.exists():
-            found[item.name] = _read(path)
+            found[item.name] = read_nearness(path)
             continue
         pending[item.name] = generator, path
         if len(pending) == TOGETHER:
@@ -289,13 +287,21 @@ def _nearness(
     return found
 
 
-def _read(path: Path) -> Nearness:
+def write_nearness(path: Path, compared: Agreement) -> None:
+    """Keep what `read_nearness` reads."""
+    text = json.dumps({name: getattr(compared, name) for name in ("kl", "kl_stderr", "top1")}) + "\n"
+    write_files({path: lambda file: file.write(text.encode())})
+
+
+def read_nearness(path: Path) -> Nearness:
+    """What an earlier call measured.
+
+    Raises:
+        NextscaleError: the file is damaged.
+    """
     try:
-        return _of(json.loads(path.read_bytes()))
+        found = json.loads(path.read_bytes())
+        kl, half, top1 = float(found["kl"]), Z * float(found["kl_stderr"]), float(found["top1"])
     except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         raise NextscaleError(f"{path}: damaged; delete the file to compare that bundle again") from None
-
-
-def _of(values: Mapping[str, float]) -> Nearness:
-    kl, half = float(values["kl"]), Z * float(values["kl_stderr"])
-    return Nearness(Interval(kl, kl - half, kl + half), float(values["top1"]))
+    return Nearness(Interval(kl, kl - half, kl + half), top1)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nextscale.evaluate.image_statistics import ImageNetwork
+from nextscale.graph_passes.recipe import Recipe
 from nextscale.measure.provenance import versions
 from nextscale.paper._quality import Asked, Quality
 from nextscale.paper._rows import NOISE_FLOOR, method_of
@@ -69,10 +70,37 @@ class QualityTable:
         return self.methods.get(name) or method_of(name)
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What was measured.
+
+    Attributes:
+        name: the model's.
+        model: its shape.
+        bits: of weights and activations, by recipe.
+    """
+
+    name: str
+    model: ModelInfo
+    bits: Mapping[str, str]
+
+    @classmethod
+    def of_bundles(cls, bundles: Sequence[RecipeBundle]) -> Subject:
+        """Full precision first."""
+        manifest = bundles[0].bundle.manifest
+        bits = {item.name: _bits(item.name, item.bundle.manifest.recipe) for item in bundles}
+        return cls(manifest.name.removesuffix(f"-{FULL_PRECISION}"), manifest.model, bits)
+
+    @classmethod
+    def of_recipes(cls, name: str, model: ModelInfo, recipes: Sequence[Recipe]) -> Subject:
+        """Of what is not built."""
+        return cls(name, model, {recipe.name: _bits(recipe.name, recipe.as_dict()) for recipe in recipes})
+
+
 def quality_table(
     of: QualityTable,
     measured: Sequence[Quality],
-    bundles: Sequence[RecipeBundle],
+    subject: Subject,
     network: ImageNetwork,
     asked: Asked,
     depth: int,
@@ -86,7 +114,7 @@ def quality_table(
     Args:
         of: the paper's.
         measured: full precision, the noise floor, and the others (`measure_quality`).
-        bundles: what was measured, full precision first.
+        subject: what was measured.
         network: of features.
         asked: how much.
         depth: of the paper's model beside it (`QualityTable.depth`).
@@ -94,17 +122,15 @@ def quality_table(
         left_out: lines on rows that are missing.
         notes: further ones.
     """
-    manifest = bundles[0].bundle.manifest
-    bits = {item.name: _bits(item) for item in bundles}
     paper, fid = of.paper[depth], network.metrics[0]
     rows = []
     for item in measured:
         told = paper.get(item.name)
-        rows.append(Row(item.name, of.method(item.name), bits.get(item.name, "32/32"), _cells(item, told)))
+        rows.append(Row(item.name, of.method(item.name), subject.bits.get(item.name, "32/32"), _cells(item, told)))
     return PaperTable(
         table=of.table,
         title=of.title,
-        model=manifest.name.removesuffix(f"-{FULL_PRECISION}"),
+        model=subject.name,
         columns=columns(network),
         rows=tuple(rows),
         notes=(
@@ -122,16 +148,14 @@ def quality_table(
             else "no KL: --compared 0",
             _interval_note(asked, network.metrics[1]),
             f"beside the paper's VAR-d{depth}"
-            + (
-                "" if manifest.model.depth == depth else ", another model: compare differences between rows, not values"
-            ),
+            + ("" if subject.model.depth == depth else ", another model: compare differences between rows, not values"),
             *notes,
         ),
         left_out=tuple(left_out),
         warnings=tuple(item.warning for item in measured if item.warning is not None),
         settings=asdict(asked)
         | {
-            "top_k": resolve_top_k(asked.sampling.top_k, manifest.model),
+            "top_k": resolve_top_k(asked.sampling.top_k, subject.model),
             "network": network.name,
             "reference": reference,
         },
@@ -164,9 +188,9 @@ def _cells(item: Quality, paper: PaperRow | None) -> tuple[Cell, ...]:
     )
 
 
-def _bits(item: RecipeBundle) -> str:
-    recipe = item.bundle.manifest.recipe
-    return "32/32" if item.name == FULL_PRECISION else f"{recipe['weights']['bits']}/{recipe['activations']['bits']}"
+def _bits(name: str, recipe: Mapping[str, Any]) -> str:
+    """As the paper tells them, of a recipe's plain values."""
+    return "32/32" if name == FULL_PRECISION else f"{recipe['weights']['bits']}/{recipe['activations']['bits']}"
 
 
 def _of_names(network: ImageNetwork) -> list[str]:

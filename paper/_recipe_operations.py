@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nextscale.graph_passes.layer_facts import StageFacts
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.bit_operations import ATTENTION, BitWidths, model_cost, multiply_adds
@@ -29,7 +31,7 @@ def recipe_operations(model: ModelInfo, facts: StageFacts, recipe: Recipe, extra
     cost = dict.fromkeys(counts, integer)
     cost[ATTENTION] = bits.activations**2 if recipe.attention.products == "integer" else FLOAT
     total = float(sum(cost[part] * count for part, count in counts.items()))
-    total += (FLOAT - integer) * _multiply_adds_in_float(facts, recipe)
+    total += (FLOAT - integer) * _multiply_adds_in_float(model, facts, recipe)
     if recipe.attention.shift_and_sum != "off":
         if extra_share is None:
             raise ValueError(f"{recipe.name}: shift-and-sum, but its operations are not given")
@@ -37,6 +39,7 @@ def recipe_operations(model: ModelInfo, facts: StageFacts, recipe: Recipe, extra
     return total
 
 
-def _multiply_adds_in_float(facts: StageFacts, recipe: Recipe) -> int:
-    layers = [layer for layer in facts.layers if recipe.layer_choice(layer.name) == "float"]
-    return sum(layer.shape[0] * layer.shape[1] * sum(layer.tokens) for layer in layers)
+def _multiply_adds_in_float(model: ModelInfo, facts: StageFacts, recipe: Recipe) -> int:
+    layers = tuple(layer for layer in facts.layers if recipe.layer_choice(layer.name) == "float")
+    counts = multiply_adds(model, replace(facts, layers=layers))
+    return sum(int(count.sum()) for part, count in counts.items() if part != ATTENTION)

@@ -1,4 +1,4 @@
-"""The bundles of Tables 2 and 3: folders that a user gives, and one model by recipe, built once and kept.
+"""The bundles of the paper's tables: folders that a user gives, and one model by recipe, built once and kept.
 
 Unlike those of a throughput table, whose speed alone counts, they are the recipes themselves: with a recipe's matching,
 and with its learned rounding, which is read or, where that is asked for, learned; without it the recipe is left out.
@@ -6,28 +6,31 @@ and with its learned rounding, which is read or, where that is asked for, learne
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nextscale import __version__
+from nextscale.calib_data.choose_theta import ThetaChoice
 from nextscale.calib_data.subjects import SampledImages
 from nextscale.compiler._families import family_of
+from nextscale.compiler._theta import shift_and_sum, theta_of_recipe
 from nextscale.compiler.build import build_bundle
 from nextscale.compiler.learn import learn_bundle
 from nextscale.compiler.options import BuildOptions, Progress
+from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.models.sources import Source
-from nextscale.paper.throughput_bundles import MODEL_FILE, changed_words
+from nextscale.paper.store import Key, Store
 from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
 from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._file_hash import file_sha256
 from nextscale.runtime._next_scale_loop import Generator
-from nextscale.runtime._outputs import make_folder
-from nextscale.runtime._scratch import remove_folder
 from nextscale.runtime._session import SessionOptions
-from nextscale.runtime.image_io import write_files
 from nextscale.simulation._device import Device
 from nextscale.simulation.reconstruction_settings import ReconstructionSettings
 from nextscale.simulation.rounding import Rounding
@@ -63,47 +66,41 @@ class Learning:
 
 @dataclass(frozen=True)
 class RecipeBundles:
-    """Bundles of one model in a folder, WORK/{recipe}, and token maps that several of them calibrate with.
+    """Bundles of one model, the token maps that several of them calibrate with, and rounding that is learned.
 
     Attributes:
-        work: the folder.
-        load: makes the model's source, when a bundle has to be built.
+        store: keeps them, by what they are made from.
+        load: makes the model's source, whose weights are a part of that.
         roundings: where learned rounding lies, {recipe}.safetensors; None: nowhere.
         session: threads and memory of the builds.
         learning: of rounding that does not lie there; None: it is missing.
-        encoder: whether bundles that are built get one.
+        encoder: whether bundles need one; those that are built without are of no use to whoever needs it.
+        theta: of recipes with shift-and-sum, and its places; None: each build chooses its own within the budget.
     """
 
-    work: Path
+    store: Store
     load: Callable[[], Source]
     roundings: Path | None
     session: SessionOptions
     learning: Learning | None = None
     encoder: bool = True
+    theta: ThetaChoice | None = None
 
     @cached_property
     def _source(self) -> Source:
         return self.load()
 
+    @cached_property
+    def _model(self) -> Mapping[str, Any]:
+        """What tells the model from others."""
+        source = self._source
+        names = None if source.class_names is None else list(source.class_names)
+        text = json.dumps([family_of(source).identity(), names, source.licence], sort_keys=True)
+        return {"name": source.name, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
     def require_model(self) -> None:
-        """Begin in a new folder, or raise NextscaleError unless it has this model's bundles: the source is loaded."""
-        identity: Mapping[str, Any] = json.loads(json.dumps(family_of(self._source).identity()))
-        path = self.work / MODEL_FILE
-        if not path.exists():
-            if self.work.exists() and any(self.work.iterdir()):
-                raise NextscaleError(f"{self.work}: holds other files, and no {MODEL_FILE}; choose another --work")
-            make_folder(self.work)
-            write_files({path: lambda file: file.write((json.dumps(identity, indent=1) + "\n").encode())})
-            return
-        try:
-            found = json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError):
-            raise NextscaleError(f"{path}: damaged; remove {self.work} or choose another --work") from None
-        if found != identity:
-            raise NextscaleError(
-                f"{self.work}: holds bundles of another model, or of other sizes or calibration prompts; choose "
-                "another --work"
-            )
+        """Load the source: raise NextscaleError if it cannot be."""
+        _ = self._model
 
     def require_calibration(self, recipes: Iterable[Recipe]) -> None:
         """Raise NextscaleError if there is nothing to calibrate with those that are to be built, before any is."""
@@ -112,20 +109,27 @@ class RecipeBundles:
                 family_of(self._source).calibration_subjects(1, seed=0)
                 return
 
+    def hold(self, recipes: Iterable[Recipe]) -> None:
+        """Keep what these recipes need in the store, also while others of them are built."""
+        for recipe in recipes:
+            if self.missing(recipe) is None:
+                self.store.hold(*self._bundle_keys(recipe))
+                if self._takes_maps(recipe):
+                    self.store.hold(self._maps_key(recipe))
+                if recipe.learned and not self._is_learned(recipe):
+                    self.store.hold(self._rounding_key(recipe))
+
     def built(self, recipe: Recipe) -> RecipeBundle | None:
         """The bundle, if it is there.
 
         Raises:
-            NextscaleError: there is one of another recipe of that name.
+            NextscaleError: it is damaged.
         """
-        folder = self.work / recipe.name
-        if not folder.exists():
-            return None
-        bundle = Bundle.open(folder)
-        changed = changed_words(bundle, recipe)
-        if changed:
-            raise NextscaleError(f"{folder}: built with another recipe of that name ({', '.join(changed)}); remove it")
-        return RecipeBundle(recipe.name, bundle)
+        for key in self._bundle_keys(recipe) if self.missing(recipe) is None else ():
+            found = self.store.find(key)
+            if found is not None:
+                return RecipeBundle(recipe.name, Bundle.open(found))
+        return None
 
     def missing(self, recipe: Recipe) -> str | None:
         """Why a recipe cannot be built, in a line; None if it can be."""
@@ -147,38 +151,162 @@ class RecipeBundles:
         there = self.built(recipe)
         if there is not None:
             return there
-        make_folder(self.work)
 
         def named(step: str, done: int = 0, total: int = 0) -> None:
             progress(f"{recipe.name}: {step}", done, total)
 
-        learning = self.learning if recipe.learned and not self._is_learned(recipe) else None
+        key = self._bundle_keys(recipe)[0]
+        source = _renamed(self._source, f"{self._source.name}-{recipe.name}")
         options = BuildOptions(
             recipe,
             session=self.session,
-            token_maps=self._token_maps(recipe, learning is not None, named),
+            token_maps=self._token_maps(recipe, named),
             rounding=Rounding.load(self._rounding_path(recipe)) if self._is_learned(recipe) else None,
+            theta=None if recipe.attention.shift_and_sum == "off" else self.theta,
             encoder=self.encoder,
         )
-        source, out = _renamed(self._source, f"{self._source.name}-{recipe.name}"), self.work / recipe.name
-        if learning is not None:
-            bundle, _ = learn_bundle(source, out, options, learning.settings, learning.device, named)
-        else:
-            bundle = build_bundle(source, out, options, named)
-        return RecipeBundle(recipe.name, bundle)
 
-    def _token_maps(self, recipe: Recipe, to_learn: bool, progress: Progress) -> SampledImages | None:
-        """Those that a build samples and matches, once for all recipes of the same matching; None: it samples none."""
-        calibration = recipe.calibration
-        if recipe.precision == FULL_PRECISION or (calibration.matching == "none" and not to_learn):
+        def make(target: Path) -> None:
+            if recipe.learned and options.rounding is None:
+                self._learn(source, target, options, self.store.partial(key), named)
+            else:
+                build_bundle(source, target, options, named)
+
+        path = self.store.made(
+            key, make, needed=self._bytes(recipe), waiting=lambda: named("waiting: another builds it")
+        )
+        return RecipeBundle(recipe.name, Bundle.open(path))
+
+    def maps(self, recipe: Recipe, progress: Progress) -> Path:
+        """Token maps or bits with the recipe's number and matching, sampled if they are not there.
+
+        Args:
+            recipe: of an integer bundle.
+            progress: told each step.
+        Returns:
+            A folder as `nextscale calibrate` makes it, with the frequencies of a codebook's entries.
+        """
+        key = self._maps_key(recipe)
+
+        def make(target: Path) -> None:
+            original = Generator(self.build(load_recipe(FULL_PRECISION), progress).bundle, self.session)
+            options = BuildOptions(recipe, session=self.session)
+            family_of(self._source).sample(original, options, self.store.partial(key), progress).save(target)
+
+        return self.store.made(key, make, waiting=lambda: progress("waiting: another command samples the token maps"))
+
+    def digest(self, recipe: Recipe) -> str:
+        """Of all that decides its bundle."""
+        return self._bundle_keys(recipe)[0].digest
+
+    def rounding(self, recipe: Recipe, progress: Progress) -> Rounding | None:
+        """A recipe's learned rounding, read or learned; None of one that learns none.
+
+        Raises:
+            NextscaleError: it went from the store, and its bundle did not.
+        """
+        if not recipe.learned:
             return None
-        folder = self.work / f"maps-{calibration.matching}-{calibration.images}"
-        family, original = family_of(self._source), self.build(load_recipe(FULL_PRECISION), progress).bundle
-        if not folder.exists():
-            partial, options = folder.with_name(f"{folder.name}.partial"), BuildOptions(recipe, session=self.session)
-            family.sample(Generator(original, self.session), options, partial, progress).save(folder)
-            remove_folder(partial)
-        return family.load_sampled(folder)
+        if self._is_learned(recipe):
+            return Rounding.load(self._rounding_path(recipe))
+        self.build(recipe, progress)
+        known = self.store.find(self._rounding_key(recipe))
+        if known is None:
+            raise NextscaleError(
+                f"{recipe.name}: its rounding is gone, and its bundle is there; `nextscale paper clean --kind bundle`, "
+                "so that it is learned again"
+            )
+        return Rounding.load(known)
+
+    def expansion(self, recipe: Recipe, progress: Progress) -> ShiftAndSum | None:
+        """Theta and places as a build chooses them; None of a recipe without shift-and-sum."""
+        if recipe.attention.shift_and_sum == "off":
+            return None
+        family, options = family_of(self._source), BuildOptions(recipe, session=self.session)
+        choice = self.theta
+        if choice is None:
+            original = self.build(load_recipe(FULL_PRECISION), progress).bundle
+            maps = family.load_sampled(self.maps(recipe, progress))
+            choice = theta_of_recipe(family, original, maps, options, progress)
+        return shift_and_sum(recipe, choice)
+
+    def _learn(self, source: Source, target: Path, options: BuildOptions, partial: Path, progress: Progress) -> None:
+        """The bundle with rounding that an earlier call has learned, or that is learned now, and kept."""
+        assert self.learning is not None
+        recipe = options.recipe
+        key = self._rounding_key(recipe)
+        known = self.store.find(key)
+        if known is not None:
+            build_bundle(source, target, replace(options, rounding=Rounding.load(known)), progress)
+            return
+        finished = partial / "bundle"
+        if not finished.exists():
+            settings, device = self.learning.settings, self.learning.device
+            _, rounding = learn_bundle(source, finished, options, settings, device, progress)
+            self.store.made(key, rounding.save)
+        finished.rename(target)
+
+    def _token_maps(self, recipe: Recipe, progress: Progress) -> SampledImages | None:
+        """Those that a build is given; None: it samples while it observes."""
+        return family_of(self._source).load_sampled(self.maps(recipe, progress)) if self._takes_maps(recipe) else None
+
+    def _takes_maps(self, recipe: Recipe) -> bool:
+        to_learn = recipe.learned and not self._is_learned(recipe)
+        return recipe.precision != FULL_PRECISION and (recipe.calibration.matching != "none" or to_learn)
+
+    def _bundle_keys(self, recipe: Recipe) -> list[Key]:
+        """Of the bundles that will do: what is built, and where no encoder is needed also one with it."""
+        rounding: dict[str, str] | None = None
+        if recipe.learned:
+            is_there = self._is_learned(recipe)
+            rounding = (
+                {"file": file_sha256(self._rounding_path(recipe))}
+                if is_there
+                else {"learned": self._rounding_key(recipe).digest}
+            )
+        values = {
+            **self._shared(recipe),
+            "recipe": told(recipe),
+            "maps": self._maps_key(recipe).digest if self._takes_maps(recipe) else None,
+            "rounding": rounding,
+        }
+        values |= self._given_theta(recipe)
+        label = f"{self._source.name}-{recipe.name}"
+        return [Key("bundle", {**values, "encoder": has}, label) for has in dict.fromkeys([self.encoder, True])]
+
+    def _given_theta(self, recipe: Recipe) -> dict[str, Any]:
+        """Of a key; nothing where theta is chosen, or there is none."""
+        if self.theta is None or recipe.attention.shift_and_sum == "off":
+            return {}
+        return {"theta": asdict(self.theta)}
+
+    def _maps_key(self, recipe: Recipe) -> Key:
+        calibration = recipe.calibration
+        values = {**self._shared(recipe), "images": calibration.images, "matching": calibration.matching}
+        return Key("maps", values, f"{self._source.name}-{calibration.matching}-{calibration.images}")
+
+    def _rounding_key(self, recipe: Recipe) -> Key:
+        assert self.learning is not None
+        values = {
+            **self._shared(recipe),
+            "recipe": told(recipe),
+            "maps": self._maps_key(recipe).digest,
+            "settings": asdict(self.learning.settings),
+            "device": self.learning.device,
+            **self._given_theta(recipe),
+        }
+        return Key("rounding", values, f"{self._source.name}-{recipe.name}")
+
+    def _shared(self, recipe: Recipe) -> dict[str, Any]:
+        """What decides all that is made, beside the recipe."""
+        options = BuildOptions(recipe)
+        sampling = {} if recipe.precision == FULL_PRECISION else {"seed": options.seed, "batch": options.batch_size}
+        return {"version": __version__, "model": self._model, **sampling}
+
+    def _bytes(self, recipe: Recipe) -> int:
+        """Of a recipe's bundle, about."""
+        weights = [parameter for module in family_of(self._source).weights() for parameter in module.parameters()]
+        return sum(weight.numel() for weight in weights) * (4 if recipe.precision == FULL_PRECISION else 1)
 
     def _is_learned(self, recipe: Recipe) -> bool:
         """Whether its rounding is there to be read."""
@@ -187,6 +315,13 @@ class RecipeBundles:
     def _rounding_path(self, recipe: Recipe) -> Path:
         assert self.roundings is not None
         return self.roundings / f"{recipe.name}.safetensors"
+
+
+def told(recipe: Recipe) -> dict[str, Any]:
+    """All of a recipe that a bundle depends on, plain values."""
+    if recipe.precision == FULL_PRECISION:
+        return {"name": recipe.name}
+    return {word: value for word, value in recipe.as_dict().items() if word != "description"}
 
 
 def _renamed(source: Source, name: str) -> Source:

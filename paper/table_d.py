@@ -26,9 +26,9 @@ from nextscale.paper._segmentation_figures import Figures, OnPictures, Segmentat
 from nextscale.paper._table_d_operations import Operations, multiply_adds, operations
 from nextscale.paper._table_d_rows import PlannedRow, layers_behind_gelu, plan_rows
 from nextscale.paper.recipe_bundles import FULL_PRECISION
+from nextscale.paper.store import Store
 from nextscale.runtime._errors import NextscaleError, OutputError
 from nextscale.runtime._machine import Machine, describe_machine, saturation_warning
-from nextscale.runtime._outputs import make_folder
 from nextscale.runtime._session import SessionOptions
 
 
@@ -156,7 +156,7 @@ def measure_table_d(
     calibration: Path,
     photographs: Sequence[Pixels],
     rows: Sequence[str],
-    work: Path,
+    store: Store,
     *,
     measuring: Measuring | None = None,
     coco: Coco | None = None,
@@ -170,7 +170,7 @@ def measure_table_d(
         calibration: samples, an .npz with an array for each input or a folder of such.
         photographs: uint8 [H, W, 3], one or more.
         rows: names of ROWS, of recipes, or recipes' files; one of them full precision.
-        work: a folder that keeps models and figures, so that the same call goes on.
+        store: keeps models and figures, so that the same call goes on.
         measuring: what is measured.
         coco: the user's COCO folder.
         options: threads and memory.
@@ -180,11 +180,9 @@ def measure_table_d(
             precision is missing.
     """
     measuring, options = measuring or Measuring(), options or SessionOptions()
-    make_folder(work / "models")
-    make_folder(work / "figures")
     looked_at = (photographs, coco, measuring.thresholds)
-    figures = SegmentationFigures(model, *looked_at, work / "figures", options, on_pictures)
-    models = IntegerModels(model, calibration, work / "models", options)
+    figures = SegmentationFigures(model, *looked_at, store.figures, options, on_pictures)
+    models = IntegerModels(model, calibration, store, options)
     normalized = normalize(models.source).model
     counts = multiply_adds(normalized.graph)
     planned, left_out = plan_rows(rows, layers_behind_gelu(normalized.graph), measuring.budget)

@@ -1,4 +1,4 @@
-"""The bundles whose speed a throughput table compares: one model by several recipes, built once and kept in a folder.
+"""The bundles whose speed a throughput table compares: one model by several recipes, built once and kept.
 
 Speed does not depend on what weights are rounded to, nor on how many images the ranges were observed on. So unless
 there is learned rounding for the model, reconstructed recipes round to nearest; calibration is short and without
@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from nextscale import __version__
 from nextscale.calib_data.choose_theta import choose_theta
 from nextscale.compiler.build import build_bundle
 from nextscale.compiler.options import BuildOptions, Progress
@@ -25,16 +27,16 @@ from nextscale.models.var.layers import facts_of
 from nextscale.models.var.sources import VARSource
 from nextscale.models.var.vqvae import VQVAE, VQVAEConfig
 from nextscale.paper._transfer_scores import demo_statistics
+from nextscale.paper.recipe_bundles import told
+from nextscale.paper.store import Key, Store
 from nextscale.paper.table_c import TableBundle
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
-from nextscale.runtime._outputs import make_folder
-from nextscale.runtime._scratch import remove_folder
+from nextscale.runtime._file_hash import file_sha256
 from nextscale.runtime._session import SessionOptions
-from nextscale.runtime.image_io import require_writable, write_files
+from nextscale.runtime.image_io import write_files
 from nextscale.simulation.rounding import Rounding
 
-MODEL_FILE = "model.json"
 # What a manifest adds to a recipe, or what its calibration found.
 _OUTCOMES = ("calibration", "shift_and_sum", "agreement", "kernels", "description")
 
@@ -56,23 +58,27 @@ class ModelOrigin:
 
 @dataclass(frozen=True)
 class ThroughputBundles:
-    """Bundles of one model in a folder, WORK/{recipe}.
+    """Bundles of one model.
 
     Attributes:
         origin: the model.
-        work: the folder.
+        store: keeps them, by what they are made from.
         roundings: where learned rounding lies, {recipe}.safetensors; None or no such file: to nearest.
         calibration_images: at most this many.
         session: threads and memory of the builds.
-        encoder: whether bundles that are built get one.
+        encoder: whether bundles get one.
     """
 
     origin: ModelOrigin
-    work: Path
+    store: Store
     roundings: Path | None
     calibration_images: int
     session: SessionOptions
     encoder: bool = False
+
+    @cached_property
+    def _source(self) -> VARSource:
+        return self.origin.load()
 
     def build(
         self, recipes: Sequence[Recipe], progress: Progress, rebuild: bool = False
@@ -84,43 +90,17 @@ class ThroughputBundles:
             progress: told each step.
             rebuild: build those anew that are there.
         Raises:
-            NextscaleError: the folder holds another model's bundles, one of another recipe of that name, or a folder of
-                that name that was not made here.
+            NextscaleError: a bundle that is there is damaged; or it is to be built anew, and another command uses it.
         """
-        make_folder(self.work)
-        source: VARSource | None = None
-        operations = self._known_operations()
-        if operations is None:
-            for folder in (self.work / recipe.name for recipe in recipes):
-                if folder.exists():
-                    raise NextscaleError(
-                        f"{folder}: not made by table-c: no {MODEL_FILE} beside it; choose another --work"
-                    )
-            source = self.origin.load()
-            operations = decoder_operations(source.vqvae.config)
-            text = json.dumps({"model": dict(self.origin.description), "convolution_operations": operations}) + "\n"
-            write_files({self.work / MODEL_FILE: lambda file: file.write(text.encode())})
+        operations = self._operations()
+        keys = [self._key(recipe) for recipe in recipes]
+        if rebuild:
+            for key in keys:
+                self.store.remove(key)
+        self.store.hold(*keys)
         rows = []
-        for recipe in recipes:
-            folder = self.work / recipe.name
-            altered, rounding, notes = self._altered(recipe)
-            if rebuild and folder.exists():
-                remove_folder(folder)
-            if folder.exists():
-                bundle = Bundle.open(folder)
-                changed = changed_words(bundle, altered)
-                if changed:
-                    raise NextscaleError(
-                        f"{folder}: built with another recipe of that name ({', '.join(changed)}); remove it, or give "
-                        "--rebuild"
-                    )
-                if self.encoder and "encoder" not in bundle.manifest.graphs:
-                    raise NextscaleError(f"{folder}: built without an encoder; remove it")
-                if altered.precision != "fp32" and not any(info.fused for info in bundle.manifest.graphs.values()):
-                    progress(f"{recipe.name}: is there without fused graphs; --rebuild adds them")
-            else:
-                source = source or self.origin.load()
-                bundle = self._build_one(source, folder, altered, rounding, progress)
+        for recipe, key in zip(recipes, keys, strict=True):
+            bundle, notes = self._bundle(recipe, key, progress), self._altered(recipe)[2]
             found = bundle.manifest.recipe.get("shift_and_sum")
             if self.origin.random and isinstance(found, dict):
                 places = f"theta {found['theta']:g} and {' '.join(map(str, found['rows']))} places by stage"
@@ -128,46 +108,67 @@ class ThroughputBundles:
             rows.append(TableBundle(recipe, bundle, notes))
         return rows, operations
 
-    def _known_operations(self) -> int | None:
-        """What model.json says, if it is there and of this model."""
-        path = self.work / MODEL_FILE
-        require_writable([path])
-        if not path.exists():
-            return None
+    def _operations(self) -> int:
+        """Kept, as the model takes long to load."""
+        key = Key(
+            "facts", {**self._shared(), "fact": "decoder operations"}, f"{self.origin.description['name']}-decoder"
+        )
+
+        def make(target: Path) -> None:
+            text = json.dumps(decoder_operations(self._source.vqvae.config))
+            write_files({target: lambda file: file.write(text.encode())})
+
+        path = self.store.made(key, make)
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            model, operations = document["model"], int(document["convolution_operations"])
-        except (OSError, ValueError, KeyError, TypeError):
-            raise NextscaleError(f"{path}: damaged; remove the folder or choose another --work") from None
-        if model != dict(self.origin.description):
-            raise NextscaleError(
-                f"{self.work}: holds bundles of another model ({_shown(model)}); choose another --work"
-            )
-        return operations
+            return int(json.loads(path.read_bytes()))
+        except (OSError, ValueError, TypeError, RecursionError):
+            raise NextscaleError(f"{path.parent}: damaged; remove this folder to make it again") from None
 
-    def _altered(self, recipe: Recipe) -> tuple[Recipe, Rounding | None, tuple[str, ...]]:
-        """The recipe that is built, its rounding, and what to say about it."""
-        if recipe.precision == "fp32":
-            return recipe, None, ()
-        path = None if self.roundings is None else self.roundings / f"{recipe.name}.safetensors"
-        if recipe.learned and path is not None and path.exists():
-            return briefly_calibrated(recipe, self.calibration_images), Rounding.load(path), ()
-        notes = ("weights rounded to nearest",) if recipe.learned else ()
-        return without_learning(recipe, self.calibration_images), None, notes
+    def _shared(self) -> dict[str, Any]:
+        return {"version": __version__, "model": dict(self.origin.description)}
 
-    def _build_one(
-        self, source: VARSource, folder: Path, recipe: Recipe, rounding: Rounding | None, progress: Progress
-    ) -> Bundle:
-        theta = None
-        if self.origin.random and recipe.attention.shift_and_sum != "off":
-            model, bits = source.model_info(), BitWidths(recipe.weights.bits, recipe.activations.bits)
-            theta = choose_theta(demo_statistics(model), model, facts_of(source.var), bits, recipe.attention.budget)
-        options = BuildOptions(recipe, session=self.session, rounding=rounding, theta=theta, encoder=self.encoder)
+    def _key(self, recipe: Recipe) -> Key:
+        altered, path, _ = self._altered(recipe)
+        values = {
+            **self._shared(),
+            "recipe": told(altered),
+            "rounding": None if path is None else file_sha256(path),
+            "theta": "the demo model's" if self._takes_theta(altered) else "the model's",
+            "encoder": self.encoder,
+        }
+        return Key("bundle", values, f"{self.origin.description['name']}-{recipe.name}-speed")
+
+    def _bundle(self, recipe: Recipe, key: Key, progress: Progress) -> Bundle:
+        altered, path, _ = self._altered(recipe)
 
         def named(step: str, done: int = 0, total: int = 0) -> None:
             progress(f"{recipe.name}: {step}", done, total)
 
-        return build_bundle(source, folder, options, named)
+        def make(target: Path) -> None:
+            theta = None
+            if self._takes_theta(altered):
+                model, bits = self._source.model_info(), BitWidths(altered.weights.bits, altered.activations.bits)
+                facts = facts_of(self._source.var)
+                theta = choose_theta(demo_statistics(model), model, facts, bits, altered.attention.budget)
+            rounding = None if path is None else Rounding.load(path)
+            options = BuildOptions(altered, session=self.session, rounding=rounding, theta=theta, encoder=self.encoder)
+            build_bundle(self._source, target, options, named)
+
+        return Bundle.open(self.store.made(key, make, waiting=lambda: named("waiting: another command builds it")))
+
+    def _takes_theta(self, recipe: Recipe) -> bool:
+        """Whether theta is that of the demo model's attention."""
+        return self.origin.random and recipe.precision != "fp32" and recipe.attention.shift_and_sum != "off"
+
+    def _altered(self, recipe: Recipe) -> tuple[Recipe, Path | None, tuple[str, ...]]:
+        """The recipe that is built, the file of its rounding, and what to say about it."""
+        if recipe.precision == "fp32":
+            return recipe, None, ()
+        path = None if self.roundings is None else self.roundings / f"{recipe.name}.safetensors"
+        if recipe.learned and path is not None and path.exists():
+            return briefly_calibrated(recipe, self.calibration_images), path, ()
+        notes = ("weights rounded to nearest",) if recipe.learned else ()
+        return without_learning(recipe, self.calibration_images), None, notes
 
 
 def without_learning(recipe: Recipe, images: int) -> Recipe:
@@ -197,7 +198,3 @@ def changed_words(bundle: Bundle, recipe: Recipe) -> list[str]:
     expected = {"name": recipe.name} if recipe.precision == "fp32" else recipe.as_dict()
     plain = json.loads(json.dumps(expected))
     return [key for key in plain if key not in _OUTCOMES and found.get(key) != plain[key]]
-
-
-def _shown(model: object) -> str:
-    return ", ".join(f"{key} {value}" for key, value in model.items()) if isinstance(model, dict) else str(model)

@@ -50,7 +50,8 @@ def remove_left_scratch(parent: Path) -> None:
         for left in [Path(entry) for entry in os.scandir(parent) if _NAME.fullmatch(entry.name)]:
             handle = _lock(left, wait=False)
             if handle is not None:
-                _remove(left)
+                if _is(left, handle):
+                    shutil.rmtree(left, ignore_errors=True)
                 os.close(handle)
 
 
@@ -67,8 +68,10 @@ def remove_folder(folder: Path) -> None:
 def _make_locked(path: Path) -> int | None:
     path.mkdir(0o700)
     handle = _lock(path, wait=True)
-    while handle is not None and not _is(path, handle):  # taken for a killed run's before it was locked
-        os.close(handle)
+    # Taken for a killed run's before it was locked?
+    while not (os.path.lexists(path) if handle is None else _is(path, handle)):
+        if handle is not None:
+            os.close(handle)
         path.mkdir(0o700)
         handle = _lock(path, wait=True)
     return handle

@@ -10,6 +10,7 @@ __all__ = [
     "simulated_generation",
     "simulated_infinity",
     "simulated_model",
+    "simulated_pictures",
     "simulated_ranges",
     "simulated_var",
     "teacher_forced_images",

@@ -26,4 +26,3 @@ class ReconstructionSettings:
     beta: tuple[float, float] = (20.0, 2.0)
     held_out: float = 1 / 8
     seed: int = 0
-

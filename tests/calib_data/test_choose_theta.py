@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from nextscale.calib_data.choose_theta import (
     choose_theta,
     kernel_order,
     overhead,
+    theta_at,
     theta_index,
 )
 from nextscale.calib_data.subjects import Subjects
@@ -166,6 +167,22 @@ def test_rows_are_as_many_as_most_heads_need(scores: list[NDArray[np.float32]], 
             assert rows <= t
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_given_theta_has_the_places_of_one_that_is_chosen(
+    scores: list[NDArray[np.float32]], statistics: ScoreStatistics, form: str
+) -> None:
+    """That of a budget, given; and another, counted token by token, whose budget is what it costs."""
+    assert form in FORMS
+    chosen = choose_theta(statistics, MODEL, FACTS, W4A6, 0.01, form)
+    given = theta_at(statistics, MODEL, FACTS, W4A6, chosen.theta, form)
+    assert given == replace(chosen, budget=chosen.extra_share)
+    found = theta_at(statistics, MODEL, FACTS, W4A6, 0.2, form, overflow=0.1)
+    assert (found.theta, found.form, found.images) == (0.2, form, IMAGES)
+    assert found.budget == found.extra_share == overhead(statistics, MODEL, FACTS, W4A6, 0.2, form).share
+    for of_stage, rows in zip(scores, found.rows, strict=True):
+        assert ((np.minimum(of_stage, 1) > np.float32(0.2)).sum(1) > rows).mean() <= 0.1
+
+
 def test_a_budget_below_eq_11_is_refused(statistics: ScoreStatistics) -> None:
     with pytest.raises(NextscaleError, match=r"a budget of 0\.00% is too small: the scores alone"):
         choose_theta(statistics, MODEL, FACTS, W4A6, 1e-6)
@@ -175,6 +192,8 @@ def test_a_budget_below_eq_11_is_refused(statistics: ScoreStatistics) -> None:
 def test_a_theta_off_the_grid_is_refused(statistics: ScoreStatistics, theta: float) -> None:
     with pytest.raises(ValueError, match="no multiple"):
         overhead(statistics, MODEL, FACTS, W4A6, theta)
+    with pytest.raises(ValueError, match="no multiple"):
+        theta_at(statistics, MODEL, FACTS, W4A6, theta)
 
 
 def test_a_choice_survives_json(statistics: ScoreStatistics) -> None:

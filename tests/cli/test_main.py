@@ -70,7 +70,7 @@ def test_build_without_the_extra_is_one_line(
     def missing(name: str) -> types.ModuleType:
         raise ModuleNotFoundError(f"No module named {module!r}", name=f"{module}.nn")
 
-    monkeypatch.setattr("nextscale.cli.main.importlib.import_module", missing)
+    monkeypatch.setattr("nextscale.cli.lazy_group.importlib.import_module", missing)
     assert main(["build", "demo"]) == 2
     assert capsys.readouterr().err == (
         f'error: this command needs {module}, which is not installed: pip install "nextscale[export]"\n'
@@ -81,7 +81,7 @@ def test_a_module_that_is_missing_by_mistake_is_no_missing_extra(monkeypatch: py
     def missing(name: str) -> types.ModuleType:
         raise ModuleNotFoundError("No module named 'nextscale.cli.gone'", name="nextscale.cli.gone")
 
-    monkeypatch.setattr("nextscale.cli.main.importlib.import_module", missing)
+    monkeypatch.setattr("nextscale.cli.lazy_group.importlib.import_module", missing)
     with pytest.raises(ModuleNotFoundError):
         main(["build"])
 
@@ -91,7 +91,7 @@ def test_memory_that_torch_lacks_is_one_line(
 ) -> None:
     import torch
 
-    monkeypatch.setattr("nextscale.cli.main.importlib.import_module", lambda name: torch.empty(2**48))
+    monkeypatch.setattr("nextscale.cli.lazy_group.importlib.import_module", lambda name: torch.empty(2**48))
     assert main(["build", "demo"]) == 2
     captured = capsys.readouterr().err
     assert captured.startswith("error: out of memory; ")
@@ -102,7 +102,7 @@ def test_another_runtime_error_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None
     def fail(name: str) -> types.ModuleType:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("nextscale.cli.main.importlib.import_module", fail)
+    monkeypatch.setattr("nextscale.cli.lazy_group.importlib.import_module", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         main(["build"])
 
@@ -201,7 +201,7 @@ def test_progress_and_tables_of_rich_show_escapes(monkeypatch: pytest.MonkeyPatc
     code = """
 import io, sys
 from nextscale.cli.main import main
-from nextscale.cli import main as module
+from nextscale.cli import lazy_group as module
 from nextscale.cli.progress import show_steps
 
 def run(name):
@@ -249,7 +249,7 @@ OVERWRITING = {
     ],
     "report --out": ["report", "{bundle}", "--images", "0", "--out", "{html}"],
     "demo --json": ["demo", "--out", "{demo}", "--json", "{weights}"],
-    "table-c --json": ["table-c", "--work", "{out}", "--json", "{weights}"],
+    "table-c --json": ["table-c", "--store", "{out}", "--json", "{weights}"],
     "table-c --json, of a checkpoint": ["table-c", "--var", "{weights}", "--vae", "{png}", "--json", "{weights}"],
 }
 
@@ -265,6 +265,7 @@ def test_no_command_overwrites_what_it_reads(
     bundle = shutil.copytree(fake_bundle, tmp_path / "out" / "emoji" / "fp32")
     for suffix in ("png", "html"):
         (tmp_path / f"link.{suffix}").symlink_to(bundle / "weights.data")
+    (bundle.parent / "store.json").write_text('{"schema": 1}')
     before = (bundle / "weights.data").read_bytes()
     monkeypatch.setattr("nextscale.cli.metrics.FeatureNetwork", lambda *_: None)
     places = {

@@ -24,7 +24,7 @@ from nextscale.demo.emoji.bundle import emoji_source
 from nextscale.demo.emoji.configuration import TINY
 from nextscale.demo.emoji.prompts import load_prompts
 from nextscale.models.infinity.sources import InfinitySource
-from nextscale.runtime import Bundle
+from nextscale.paper.store import FIGURES, Store
 from nextscale.runtime._errors import OutputError
 from nextscale.simulation.reconstruction_settings import ReconstructionSettings
 from tests.goldens.infinity_parity import in_chunks, random_state
@@ -43,6 +43,16 @@ class MeanColours:
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         return images.mean((1, 2)).astype(np.float32)
+
+
+def far_enough(*arguments: object, **options: object) -> None:
+    """In the place of a build."""
+    raise OutputError("far enough")
+
+
+def kept(store: Path) -> list[str]:
+    """Kinds and labels of what is in a store, but for figures."""
+    return sorted(f"{entry.kind} {entry.label}" for entry in Store(store).entries() if entry.kind != FIGURES)
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +81,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Run the command in that folder, with tmp_path/work."""
+    """Run the command in that folder, with tmp_path/store."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr("nextscale.cli.table_2.Vgg16Features", MeanColours)
     monkeypatch.setattr(build, "AGREEMENT_IMAGES", 1)
 
     def command(*arguments: str, model: tuple[str, ...] = MODEL) -> int:
-        return main(["paper", "table-2", *model, *arguments, "--work", str(tmp_path / "work"), *FAST])
+        return main(["paper", "table-2", *model, *arguments, "--store", str(tmp_path / "store"), *FAST])
 
     return command
 
@@ -113,9 +123,7 @@ def test_rows_are_built_measured_and_gone_on_with(
     assert 0 < small["nearness"]["attention_error"] < 0.5  # log2
     assert len(small["nearness"]["stage_attention_error"]) == len(small["nearness"]["stage_kl"]) == 7
     assert "## Error of A V by stage" in files["md"].read_text()
-    built = sorted(path.name for path in (tmp_path / "work" / "bundles").iterdir())
-    assert built == ["fp32", "model.json", "small"]
-    assert Bundle.open(tmp_path / "work" / "bundles" / "small").manifest.name == "infinity-small"
+    assert kept(tmp_path / "store") == ["bundle infinity-fp32", "bundle infinity-small"]
 
     # Again: nothing is built, drawn or compared, and the figures are the same.
     def stop(*arguments: object, **options: object) -> None:
@@ -130,14 +138,15 @@ def test_rows_are_built_measured_and_gone_on_with(
 
     # Another model, or other prompts to calibrate with, are not mixed with these bundles.
     capsys.readouterr()
+    monkeypatch.setattr("nextscale.paper.recipe_bundles.build_bundle", far_enough)
     for further in (("--infinity", "other.pth"), ("--calibration-prompts", "lines.txt")):
-        assert_refused(capsys, run(*arguments, *further), "holds bundles of another model, or of other sizes or cali")
+        assert_refused(capsys, run(*arguments, *further), "far enough")
 
 
 def test_rounding_is_learned_where_that_is_asked_for(
     run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = []
+    calls = list[tuple[object, ...]]()
 
     def learn_bundle(source: InfinitySource, out: Path, options: BuildOptions, *further: object) -> None:
         assert options.token_maps is not None
@@ -152,9 +161,10 @@ def test_rounding_is_learned_where_that_is_asked_for(
     code = run("--prompts", "lines.txt", "--rows", "fp32,learned.toml", *learning)
     assert_refused(capsys, code, "far enough")
     settings = ReconstructionSettings(iterations=7, batch_size=3)
-    assert calls == [("infinity-learned", "learned", "learned", 2, settings, "cpu")]
-    bundles = tmp_path / "work" / "bundles"
-    assert sorted(path.name for path in bundles.iterdir()) == ["fp32", "maps-none-2", "model.json"]
+    assert calls == [("infinity-learned", "bundle", "learned", 2, settings, "cpu")]
+    found = ["bundle infinity-fp32", "bundle infinity-learned", "maps infinity-none-2"]
+    assert kept(tmp_path / "store") == found
+    assert [entry.label for entry in Store(tmp_path / "store").entries() if not entry.complete] == ["infinity-learned"]
 
 
 def test_the_emoji_model_is_measured_where_no_other_is_given(
@@ -172,15 +182,14 @@ def test_the_emoji_model_is_measured_where_no_other_is_given(
     assert [row["name"] for row in document["rows"]] == ["fp32", "noise floor", "default"]
     assert document["prompts"] == {"seen": 2, "held-out": 1, "colour": 1}  # four of 1,192
     assert document["settings"].items() >= asdict(load_prompts()[0]).items()
-    bundles = tmp_path / "work" / "bundles"
-    assert Bundle.open(bundles / "default").manifest.name == "nextscale-emoji-default"
+    assert kept(tmp_path / "store") == ["bundle nextscale-emoji-default", "bundle nextscale-emoji-fp32"]
 
     assert run("--rows", "fp32", "--prompts", "lines.txt", *arguments, model=()) == 0
     assert json.loads(path.read_text())["prompts"] == {"": 3}
     capsys.readouterr()
-    other = "holds bundles of another model, or of other sizes or calibration prompts"
-    assert_refused(capsys, run("--rows", "fp32", "--calibration-prompts", "few.txt", model=()), other)
-    assert_refused(capsys, run("--rows", "fp32", "--prompts", "lines.txt"), other)
+    monkeypatch.setattr("nextscale.paper.recipe_bundles.build_bundle", far_enough)
+    assert_refused(capsys, run("--rows", "fp32", "--calibration-prompts", "few.txt", model=()), "far enough")
+    assert_refused(capsys, run("--rows", "fp32", "--prompts", "lines.txt"), "far enough")
 
 
 @pytest.mark.parametrize(
@@ -274,16 +283,14 @@ def test_a_model_must_be_given(
 def test_a_folder_of_other_things_is_left_alone(
     run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bundles = tmp_path / "work" / "bundles"
-    bundles.mkdir(parents=True)
-    (bundles / "mine.txt").write_text("mine")
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "mine.txt").write_text("mine")
     assert_refused(
         capsys,
         run("--prompts", "lines.txt", "--rows", "fp32"),
-        "holds other files, and no model.json; choose another --wo",
+        "holds other files, and no store.json; choose another --store",
     )
-    (bundles / "model.json").write_text("{")
-    assert_refused(capsys, run("--prompts", "lines.txt", "--rows", "fp32"), "model.json: damaged; remove")
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["mine.txt"]
 
 
 def test_missing_weights_are_told_before_anything_is_built(

@@ -17,6 +17,7 @@ from nextscale.measure.kernel_rates import KernelRates
 from nextscale.models.var import presets
 from nextscale.models.var.sources import VARSource
 from nextscale.paper import table_c as measuring
+from nextscale.paper.store import Store
 from nextscale.runtime._cpus import physical_cpus
 
 FAST = ("--repetitions", "2", "--threads", "1", "--calibration-images", "2")
@@ -35,6 +36,11 @@ def run(*arguments: object) -> int:
     return main(["table-c", *map(str, (*arguments, *FAST))])
 
 
+def kept(store: Path) -> list[str]:
+    """What is in a store: labels without the model's name."""
+    return sorted(entry.label.partition("-")[2] for entry in Store(store).entries())
+
+
 def shift_recipe(folder: Path) -> Path:
     """A recipe as the paper's, with a budget that so small a model can keep."""
     path = folder / "shift.toml"
@@ -51,7 +57,7 @@ def test_rows_are_built_measured_and_written(tmp_path: Path, capsys: pytest.Capt
     files = {name: tmp_path / f"table.{name}" for name in ("json", "md", "png")}
     outputs = ("--json", files["json"], "--markdown", files["md"], "--plot", files["png"])
     rows = f"fp32,default,{shift_recipe(tmp_path)}"
-    work = ("--ops", "stock", "--work", tmp_path / "work")
+    work = ("--ops", "stock", "--store", tmp_path / "store")
     assert run("--model", "tiny", "--rows", rows, "--batch", "2,1", "--processes", "1", *work, *outputs) == 0
     captured = capsys.readouterr()
     assert "batch 2: round 2 of 2" in captured.err
@@ -80,8 +86,7 @@ def test_rows_are_built_measured_and_written(tmp_path: Path, capsys: pytest.Capt
     assert "- shift: weights rounded to nearest; theta" in text
     assert "Prediction" not in text  # of the paper's model alone
     assert files["png"].read_bytes().startswith(b"\x89PNG")
-    built = {path.name for path in (tmp_path / "work").iterdir()}
-    assert built == {"model.json", "fp32", "default", "shift"}
+    assert kept(tmp_path / "store") == ["decoder", "default-speed", "fp32-speed", "shift-speed"]
 
     # Again: with what is there, and nothing is built.
     assert run("--model", "tiny", "--rows", "default", *work) == 0
@@ -91,12 +96,12 @@ def test_rows_are_built_measured_and_written(tmp_path: Path, capsys: pytest.Capt
 def test_fused_operators_are_rows_of_their_own(tmp_path: Path, ops_library: Path) -> None:
     """Those of one bundle, which is built once; their times are their own."""
     out, library = tmp_path / "table.json", ("--ops-library", ops_library)
-    assert run("--model", "tiny", "--rows", "fp32,default", *library, "--work", tmp_path / "work", "--json", out) == 0
+    assert run("--model", "tiny", "--rows", "fp32,default", *library, "--store", tmp_path / "store", "--json", out) == 0
     full, stock, fused = json.loads(out.read_text())["rows"]
     assert [row["name"] for row in (full, stock, fused)] == ["fp32", "default", "default fused"]
     assert fused["speeds"][0]["samples"] != stock["speeds"][0]["samples"]
     assert fused["split"]["parts"] != stock["split"]["parts"]
-    assert {path.name for path in (tmp_path / "work").iterdir()} == {"model.json", "fp32", "default"}
+    assert kept(tmp_path / "store") == ["decoder", "default-speed", "fp32-speed"]
 
 
 def test_peers_stand_below_the_rows(
@@ -109,10 +114,11 @@ def test_peers_stand_below_the_rows(
         return [fake("engine", seconds=[4.0]), fake("none", first='{"error": "gone"}')]
 
     monkeypatch.setattr("nextscale.cli.table_c.find_peers", lambda: peers)
-    work, out = tmp_path / "work", tmp_path / "table.json"
-    assert run("--model", "demo", *FLOAT_ROW, "--work", work, "--peers", "--json", out) == 0
-    assert run("--model", "demo", *FLOAT_ROW, "--work", work, "--peers", "engine,none", "--repetitions", 2) == 0
-    assert asked == [("tiny", work / "peers", 1, None), ("tiny", work / "peers", 1, ["engine", "none"])]
+    store, out, folder = ("--store", tmp_path / "store"), tmp_path / "table.json", tmp_path / "peers"
+    assert run("--model", "demo", *FLOAT_ROW, *store, "--peers", "--json", out) == 0
+    there = ("--peers-folder", folder, "--repetitions", 2)
+    assert run("--model", "demo", *FLOAT_ROW, *store, "--peers", "engine,none", *there) == 0
+    assert asked == [("tiny", Path("out/table-c/peers"), 1, None), ("tiny", folder, 1, ["engine", "none"])]
     assert "left out: none: gone" in capsys.readouterr().out
     report = json.loads(out.read_text())
     assert [row["name"] for row in report["rows"]] == ["fp32", "engine"]
@@ -129,7 +135,17 @@ def test_peers_are_measured_in_groups(
 
     monkeypatch.setattr("nextscale.cli.table_c.find_peers", lambda: peers)
     files = {name: tmp_path / f"table.{name}" for name in ("json", "md")}
-    arguments = ("--model", "tiny", "--rows", "fp32,default", "--ops", "stock", "--work", tmp_path / "work", "--peers")
+    arguments = (
+        "--model",
+        "tiny",
+        "--rows",
+        "fp32,default",
+        "--ops",
+        "stock",
+        "--store",
+        tmp_path / "store",
+        "--peers",
+    )
     outputs = ("--json", files["json"], "--markdown", files["md"])
     assert (
         run(*arguments, "--peers-at-once", 2, "--half-width", 1e6, "--minutes", 9, *outputs, "--repetitions", 20) == 0
@@ -181,7 +197,7 @@ BAD_USAGE = {
     "weights of no checkpoint": (["--weights", "ema"], "a model without --var and --vae does not go with --weights"),
     "missing checkpoint": (["--var", "none.pth", "--vae", "none.pth"], "none.pth: cannot be read"),
     "unwritable": (["--json", "/proc/table.json"], "cannot write /proc/table.json"),
-    "work": (["--model", "demo", "--work", "/proc/work"], "cannot make /proc/work"),
+    "no store": (["--model", "demo", "--store", "/proc/store"], "cannot make /proc/store"),
 }
 
 
@@ -203,7 +219,7 @@ def test_too_many_processes_are_refused_before_the_measurement(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     many = len(physical_cpus()) + 1
-    assert run("--model", "demo", *FLOAT_ROW, "--processes", f"1,{many}", "--work", tmp_path / "work") == 2
+    assert run("--model", "demo", *FLOAT_ROW, "--processes", f"1,{many}", "--store", tmp_path / "store") == 2
     captured = capsys.readouterr()
     assert captured.err.splitlines()[-1] == (
         f"error: processes {many}: expected 1 to {many - 1}, the cores of this machine"
@@ -211,20 +227,20 @@ def test_too_many_processes_are_refused_before_the_measurement(
     assert "round" not in captured.err
 
 
-def test_bundles_of_another_model_or_recipe_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    work, recipe = tmp_path / "work", tmp_path / "row.toml"
+def test_bundles_of_other_models_and_recipes_are_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, recipe = tmp_path / "store", tmp_path / "row.toml"
     recipe.write_text("")
-    assert run("--model", "tiny", "--rows", recipe, "--work", work) == 0
-    assert run("--model", "tiny", "--rows", recipe, "--work", work, "--seed", "1") == 2
-    assert "holds bundles of another model (name tiny, weights random, seed 0)" in capsys.readouterr().err
+    arguments = ("--model", "tiny", "--rows", recipe, "--store", store)
+    assert run(*arguments) == 0
+    assert run(*arguments, "--seed", "1") == 0
     recipe.write_text("[weights]\nbits = 4\n")
-    assert run("--model", "tiny", "--rows", recipe, "--work", work) == 2
-    assert "built with another recipe of that name (weights)" in capsys.readouterr().err
-    assert run("--model", "tiny", "--rows", recipe, "--work", work, "--rebuild") == 0
-    (work / "model.json").unlink()
+    assert run(*arguments) == 0
+    assert kept(store) == ["decoder", "decoder", "row-speed", "row-speed", "row-speed"]
     capsys.readouterr()
-    assert run("--model", "tiny", "--rows", recipe, "--work", work, "--rebuild") == 2
-    assert "row: not made by table-c: no model.json beside it" in capsys.readouterr().err
+    for rebuild in (False, True):
+        assert run(*arguments, *["--rebuild"] * rebuild) == 0
+        assert ("row: building graphs" in capsys.readouterr().err) == rebuild
+    assert len(kept(store)) == 5
 
 
 def test_an_interruption_leaves_no_half_file(
@@ -235,10 +251,10 @@ def test_an_interruption_leaves_no_half_file(
 
     monkeypatch.setattr(measuring, "profile_bundle", interrupted)
     out = tmp_path / "table.json"
-    assert run("--model", "demo", *FLOAT_ROW, "--work", tmp_path / "work", "--json", out) == 130
+    assert run("--model", "demo", *FLOAT_ROW, "--store", tmp_path / "store", "--json", out) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "error: interrupted; nothing half-written was left"
-    assert {path.name for path in tmp_path.iterdir()} == {"work"}
-    assert {path.name for path in (tmp_path / "work").iterdir()} == {"model.json", "fp32"}
+    assert {path.name for path in tmp_path.iterdir()} == {"store"}
+    assert kept(tmp_path / "store") == ["decoder", "fp32-speed"]
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
     if children.is_file():
         commands = [subprocess.run(["ps", "-o", "args=", pid], capture_output=True, text=True, check=False).stdout

@@ -14,6 +14,7 @@ import torch
 from learning_steps import BUILDING, FIRST, PREPARING, SAMPLING, THETA, Interrupter
 from tiny_model import ONE_THREAD, L, V, build_tiny, no_progress, tiny_recipe, tiny_source
 
+from nextscale.calib_data.choose_theta import ThetaChoice
 from nextscale.calib_data.token_maps import TokenMaps
 from nextscale.compiler import BuildOptions, learn_bundle
 from nextscale.compiler.learn import learning_folder
@@ -134,6 +135,20 @@ def test_given_token_maps_are_not_sampled_again(tmp_path: Path) -> None:
     assert progress.seen[:2] == [PREPARING, ATTN_0]
     report = Rounding.load(learning_folder(out) / "reconstruction" / "rounding.safetensors").report
     assert (report["images"], report["held_out_images"]) == (3, 1)
+
+
+def test_a_given_theta_is_learned_with_and_built(tmp_path: Path) -> None:
+    """It is not chosen, and work that was begun with another is not gone on with."""
+    given, out = ThetaChoice(0.1, "duplicate", 0.01, 0.01, 2, (1, 2, 3, 4), 0.001, 8), tmp_path / "out"
+    progress = Interrupter(FFN_0)
+    with pytest.raises(KeyboardInterrupt):
+        learn(out, SHIFT_AND_SUM, progress, theta=given)
+    assert THETA not in progress.seen
+    with pytest.raises(NextscaleError, match=r"was begun with shift_and_sum\.theta 0\.1 instead of 0\.2"):
+        learn(out, SHIFT_AND_SUM, theta=replace(given, theta=0.2))
+    bundle, rounding = learn(out, SHIFT_AND_SUM, theta=given)
+    assert rounding.report["shift_and_sum"] == {"theta": 0.1, "places": [1, 2, 3, 4]}
+    assert bundle.manifest.recipe["shift_and_sum"]["theta"] == 0.1
 
 
 def with_images(recipe: Recipe, images: int) -> Recipe:

@@ -57,6 +57,12 @@ def test_a_table_is_filled_in(program: ModuleType, tmp_path: Path) -> None:
     assert EXPECTED in markdown(table())
 
 
+def test_one_of_several_tables_is_filled_in(program: ModuleType, tmp_path: Path) -> None:
+    page = PAGE.replace("small.json", "both.json/second")
+    (tmp_path / "both.json").write_text(json.dumps({"first": None, "second": table().to_json()}))
+    assert program.filled(page, tmp_path) == page.replace("| old |\n", f"\n{EXPECTED}\n")
+
+
 def test_a_table_is_what_was_written() -> None:
     assert PaperTable.from_json(json.loads(json.dumps(table().to_json()))) == table()
 

@@ -37,6 +37,7 @@ from nextscale.paper._table_d_page import markdown
 from nextscale.paper._table_d_rows import ROWS, layers_behind_gelu, plan_rows
 from nextscale.paper.segmentation import Queries
 from nextscale.paper.segmenter import Segmenter, read_photographs
+from nextscale.paper.store import Store
 from nextscale.paper.table_d import PAPER, Measuring, TableD, measure_table_d
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._session import SessionOptions
@@ -63,7 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def measured(folder: Path, rows: tuple[str, ...], measuring: Measuring = MEASURING) -> TableD:
-    given = (folder / "model.onnx", folder / "samples.npz", photographs(), rows, folder / "work")
+    given = (folder / "model.onnx", folder / "samples.npz", photographs(), rows, Store(folder / "store"))
     return measure_table_d(*given, measuring=measuring, options=ONE_THREAD)
 
 
@@ -99,7 +100,7 @@ def test_agreement_is_that_of_what_both_see(table: TableD, folder: Path) -> None
     exact = Segmenter(folder / "model.onnx", ONE_THREAD)
     expected = see(exact, photographs(), ALL, lambda done: None)
     for row in table.rows[1:]:
-        (path,) = (folder / "work" / "models").glob(f"{row.name}-*.onnx")
+        (path,) = (folder / "store" / "entries").glob(f"model-model-{row.name}-*/data/{row.name}.onnx")
         found = see(Segmenter(path, ONE_THREAD), photographs(), ALL, lambda done: None)
         assert row.agreement == agreement(expected, found, len(NAMES))
         assert 0 < row.agreement.pixels.mean <= 1
@@ -116,7 +117,7 @@ def test_the_same_call_goes_on(table: TableD, folder: Path, monkeypatch: pytest.
     monkeypatch.setattr(_integer_models, "quantize_model", fail)
     monkeypatch.setattr("nextscale.paper._segmentation_figures.see", fail)
     assert measured(folder, ("fp32", SHIFTED, "static-w8a8")).rows == table.rows
-    (kept,) = (folder / "work" / "figures").glob("fp32-*.json")
+    (kept,) = (folder / "store" / "figures").glob("fp32-*.json")
     content = kept.read_text()
     kept.write_text("{")
     with pytest.raises(NextscaleError, match=r"fp32-\w+\.json: damaged; delete the file"):
@@ -380,6 +381,6 @@ def test_folders_that_are_no_coco(tmp_path: Path, folder: Path) -> None:
     document.write_text(json.dumps({**told, "categories": told["categories"][:2]}))
     with pytest.raises(NextscaleError, match="segments of picture 1: KeyError 13"):
         Coco(coco)[0]
-    given = (folder / "model.onnx", folder / "samples.npz", photographs(), ("fp32",), tmp_path / "work")
+    given = (folder / "model.onnx", folder / "samples.npz", photographs(), ("fp32",), Store(tmp_path / "store"))
     with pytest.raises(NextscaleError, match="the model has 3 classes; expected COCO's 2 categories"):
         measure_table_d(*given, coco=Coco(coco), options=ONE_THREAD)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,9 @@ from tiny_model import ONE_THREAD, no_progress, rounded_down, tiny_preset, tiny_
 from nextscale.graph_passes.recipe import AttentionRecipe, CalibrationRecipe, Recipe, WeightRecipe, load_recipe
 from nextscale.models.var.presets import get_preset
 from nextscale.models.var.sources import VARSource
+from nextscale.paper.store import Store
 from nextscale.paper.throughput_bundles import ModelOrigin, ThroughputBundles, decoder_operations
+from nextscale.runtime._errors import NextscaleError
 from nextscale.simulation.rounding import Rounding
 
 SHIFT = Recipe(
@@ -21,13 +22,13 @@ SHIFT = Recipe(
 )
 
 
-def bundles(work: Path, random: bool, loads: list[int] | None = None) -> ThroughputBundles:
+def bundles(folder: Path, random: bool, loads: list[int] | None = None) -> ThroughputBundles:
     def load() -> VARSource:
         if loads is not None:
             loads.append(1)
         return tiny_source()
 
-    return ThroughputBundles(ModelOrigin({"name": "tiny"}, load, random), work, None, 2, ONE_THREAD)
+    return ThroughputBundles(ModelOrigin({"name": "tiny"}, load, random), Store(folder), None, 2, ONE_THREAD)
 
 
 def test_convolutions_of_the_papers_decoder() -> None:
@@ -65,7 +66,7 @@ def test_learned_rounding_is_taken_where_it_is(tmp_path: Path, monkeypatch: pyte
     recipe = replace(load_recipe("brecq-w8a8"), calibration=CalibrationRecipe(images=2))
     monkeypatch.setattr(Rounding, "load", lambda path: rounded_down(recipe))
     (tmp_path / "brecq-w8a8.safetensors").touch()
-    made = replace(bundles(tmp_path / "work", True), roundings=tmp_path)
+    made = replace(bundles(tmp_path / "store", True), roundings=tmp_path)
     ((row,), _) = made.build([recipe], no_progress)
     assert row.bundle.manifest.recipe["weights"]["rounding"] == "reconstructed"
     assert row.notes == ()
@@ -77,16 +78,21 @@ def test_a_bundle_has_an_encoder_where_one_is_asked_for(tmp_path: Path, encoder:
     assert ("encoder" in row.bundle.manifest.graphs) == encoder
 
 
-def test_a_bundle_without_fused_graphs_is_told(tmp_path: Path) -> None:
-    default = load_recipe("default")
-    table, told = bundles(tmp_path, random=False), list[str]()
-    ((row,), _) = table.build([default], no_progress)
-    table.build([default], lambda step, done=0, total=0: told.append(step))
-    assert told == []
-    path = row.bundle.path / "manifest.json"
-    manifest = json.loads(path.read_text())
-    for info in manifest["graphs"].values():
-        del info["variants"]["fused"]
-    path.write_text(json.dumps(manifest))
-    table.build([default], lambda step, done=0, total=0: told.append(step))
-    assert told == ["default: is there without fused graphs; --rebuild adds them"]
+def test_rounding_is_part_of_what_decides(tmp_path: Path) -> None:
+    recipe = replace(load_recipe("brecq-w8a8"), calibration=CalibrationRecipe(images=2))
+    made, found = replace(bundles(tmp_path / "store", True), roundings=tmp_path), rounded_down(recipe)
+    paths = set()
+    for report in ({}, {"other": 1}):
+        replace(found, report=report).save(tmp_path / "brecq-w8a8.safetensors")
+        ((row,), _) = made.build([recipe], no_progress)
+        paths.add(row.bundle.path)
+    assert len(paths) == 2
+
+
+def test_what_is_kept_of_the_decoder_may_be_damaged(tmp_path: Path) -> None:
+    table = bundles(tmp_path, random=False)
+    table.build([], no_progress)
+    (entry,) = table.store.entries()
+    (entry.path / "data").write_text("{")
+    with pytest.raises(NextscaleError, match=r"facts-tiny-decoder-\w+: damaged; remove this folder to make it again"):
+        table.build([], no_progress)

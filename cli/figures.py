@@ -1,0 +1,206 @@
+"""`nextscale paper figures`: the paper's figures as pictures and numbers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from nextscale.cli import options
+from nextscale.cli.model_options import VAROptions
+from nextscale.cli.paper_models import DEMO, RANDOM_WEIGHTS, paper_model, source_of
+from nextscale.cli.progress import show_resumable_steps
+from nextscale.cli.store_options import store_options
+from nextscale.evaluate.feature_network import FeatureNetwork
+from nextscale.evaluate.image_statistics import ImageNetwork
+from nextscale.evaluate.inception_network import InceptionNetwork
+from nextscale.evaluate.lpips import Lpips
+from nextscale.evaluate.reference_statistics import Reference, read_demo_reference, read_reference
+from nextscale.models.var.sources import VARSource
+from nextscale.paper._figure import FigureLeftOut, Judges, Settings, Workshop
+from nextscale.paper._quality import require_reference
+from nextscale.paper.figures import FIGURES, document, file_stem, plan, recipes_of
+from nextscale.paper.recipe_bundles import RecipeBundles
+from nextscale.paper.store import Store
+from nextscale.paper.table_3 import in_words
+from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._operators import Ops
+from nextscale.runtime._outputs import make_folder
+from nextscale.runtime._session import SessionOptions
+from nextscale.runtime._text import printable
+from nextscale.runtime.image_io import require_writable, write_files
+
+
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice(list(FIGURES), case_sensitive=False), metavar="[NAME]…")
+@paper_model
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, metavar="DIR",
+              help="Where figure_NAME.png and figure_NAME.json go.")  # fmt: skip
+@click.option("--images", type=click.IntRange(2),
+              help="5 and F: pictures of each point.  [default: 5000; of official models 50000]")  # fmt: skip
+@click.option("--observed", type=click.IntRange(1), default=16, show_default=True,
+              help="1a, 2 and 5: images that attention is observed on.")  # fmt: skip
+@click.option("--samples", type=click.IntRange(1), default=256, show_default=True,
+              help="1b and 6: calibration samples.")  # fmt: skip
+@click.option("--pictures", type=click.IntRange(1), default=8, show_default=True,
+              help="A, B and E: pictures of each row.")  # fmt: skip
+@click.option("--photographs", type=click.Path(path_type=Path, exists=True), metavar="DIR|NPZ",
+              help="D: what is edited, as in table-3.  [default: D is left out]")  # fmt: skip
+@click.option("--block", type=click.IntRange(1), metavar="N",
+              help="1a and 5: the block whose error is shown.  [default: the mean over blocks]")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Of all that is sampled.")
+@click.option("--inception-weights", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
+              help="Use Inception v3 with torch-fidelity's weights, for standard FID and IS.")  # fmt: skip
+@click.option("--reference", metavar="demo|none|FILE.npz",
+              help="Statistics of real pictures.  [default: those of the demo model's photographs, or none]",
+              )  # fmt: skip
+@click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Pictures at a time.")
+@options.threads
+@options.spinning
+@options.operators
+@store_options
+@click.option("--roundings", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="DIR",
+              help="Folder with the model's learned rounding, as RECIPE.safetensors.")  # fmt: skip
+@options.calibration_images
+def figures(
+    names: tuple[str, ...],
+    model: VAROptions,
+    out: Path,
+    images: int | None,
+    observed: int,
+    samples: int,
+    pictures: int,
+    photographs: Path | None,
+    block: int | None,
+    seed: int,
+    inception_weights: Path | None,
+    reference: str | None,
+    batch: int,
+    threads: int,
+    spinning: bool,
+    ops: Ops,
+    ops_library: str,
+    store: Store,
+    roundings: Path | None,
+    calibration_images: int | None,
+) -> None:
+    """Draw the paper's figures, each as a picture and as its numbers in JSON; without NAME all of them.
+
+    \b
+    1a  error of attention times values by stage, BRECQ at 4/6 bits
+    1b  how often calibration samples take each entry of the codebook
+    2   attentive tokens by stage; the quantization kernel and its error
+    5   error of attention times values, BRECQ and Ours; IS and FID by budget
+    6   as 1b, before and after resampling
+    A   pictures of full precision, BRECQ, LiteVAR and Ours at 6/6 bits
+    B   the same, the first two stages forced with full precision's tokens
+    D   photographs edited by these
+    E   pictures of full precision and of Ours at 6/6, 4/8 and 4/4 bits
+    F   IS and FID by bit operations
+
+    Recipes whose learned rounding is not at hand are left out, with a line. After Ctrl-C the same command goes on from
+    where it was.
+
+    \b
+    nextscale paper figures 1b 2 6 --out figures
+    nextscale paper figures --out figures --roundings benchmarks/roundings --images 1000
+    """
+    wanted = [name for name in FIGURES if not names or name in names]
+    if importlib.util.find_spec("matplotlib") is None:
+        raise NextscaleError('the figures need matplotlib, which is not installed: pip install "nextscale[eval]"')
+    is_demo = model.model == DEMO
+    reference = reference or (DEMO if is_demo and inception_weights is None else "none")
+    read = [path for path in (model.var, model.vae, inception_weights, photographs, roundings) if path is not None]
+    read += [] if reference in (DEMO, "none") else [Path(reference)]
+    make_folder(out)
+    require_writable([path for name in wanted for path in _files(out, name)], read)
+    settings = Settings(
+        seed,
+        images or (5000 if is_demo else 50000),
+        observed,
+        samples if calibration_images is None else min(samples, calibration_images),
+        pictures,
+        None if block is None else block - 1,
+        batch,
+        calibration_images,
+    )
+    session = SessionOptions(threads=threads, spinning=spinning, ops=ops, ops_library=ops_library)
+    judges = _judges(wanted, photographs, inception_weights, reference, threads)
+    told = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    lines = list[str]()
+    try:
+        with show_resumable_steps(store.folder) as steps:
+            steps("reading the model")
+            source = source_of(model)
+            edits = photographs is not None and any(FIGURES[name].edits for name in wanted)
+            bundles = RecipeBundles(store, lambda: source, roundings, session, encoder=edits)
+            workshop = Workshop(bundles, session, store.figures, settings, judges, photographs, steps)
+            _require(workshop, source)
+            bundles.hold(workshop.recipe(name) for name in recipes_of(wanted))
+            told.print(f"figures {', '.join(wanted)}: full precision first, whose speed tells how long they take")
+            planned = plan(workshop, wanted)
+            steps.finish()
+            told.print(
+                f"{len(planned.unbuilt)} bundles to build, {planned.pictures} pictures for IS and FID: "
+                f"about {in_words(planned.seconds)}"
+            )
+            warnings = [RANDOM_WEIGHTS] if model.random_weights else []
+            for name in wanted:
+                lines += _draw(replace(workshop, left_out=[], warnings=[*warnings]), name, out)
+    finally:  # also of figures that were made before one was interrupted
+        for line in lines:
+            click.echo(printable(line))
+
+
+def _draw(workshop: Workshop, name: str, out: Path) -> list[str]:
+    """Make and write a figure, and say so; or why it is left out."""
+    try:
+        figure = FIGURES[name].make(workshop)
+    except FigureLeftOut as reason:
+        return [f"figure {name} left out: {reason}", *(f"  {line}" for line in workshop.left_out)]
+    png, json_path = _files(out, name)
+    text = json.dumps(document(workshop, name, figure), indent=1, allow_nan=False) + "\n"
+    write_files({png: figure.writer, json_path: lambda file: file.write(text.encode())})
+    left_out = [f"  left out: {line}" for line in workshop.left_out]
+    return [f"figure {name}: {png}, {json_path.name}", *left_out, *(f"  {line}" for line in workshop.warnings)]
+
+
+def _files(out: Path, name: str) -> tuple[Path, Path]:
+    stem = file_stem(name)
+    return out / f"{stem}.png", out / f"{stem}.json"
+
+
+def _judges(
+    wanted: Sequence[str], photographs: Path | None, inception_weights: Path | None, reference: str, threads: int
+) -> Judges:
+    """Those that the figures need."""
+    edits = photographs is not None and any(FIGURES[name].edits for name in wanted)
+    network: ImageNetwork | None = None
+    if edits or any(FIGURES[name].judged for name in wanted):
+        network = InceptionNetwork(inception_weights) if inception_weights else FeatureNetwork("cpu", threads)
+    distances = {"alex": Lpips("alex", threads=threads), "vgg": Lpips("vgg", threads=threads)} if edits else {}
+    return Judges(network, _reference(reference), distances)
+
+
+def _reference(name: str) -> Reference | None:
+    if name == "none":
+        return None
+    return read_demo_reference() if name == DEMO else read_reference(Path(name))
+
+
+def _require(workshop: Workshop, source: VARSource) -> None:
+    """Raise NextscaleError where the model does not go with what is asked for."""
+    model, judges, block = source.model_info(), workshop.judges, workshop.settings.block
+    if block is not None and block >= model.depth:
+        raise NextscaleError(f"--block {block + 1}: the model has {model.depth}")
+    if judges.reference is not None and judges.network is not None:
+        require_reference(judges.reference, judges.network, model)
+    least = max((distance.least_side for distance in judges.distances.values()), default=0)
+    if min(model.image_size) < least:
+        height, width = model.image_size
+        raise NextscaleError(f"figure D: pictures of {height} x {width} pixels; LPIPS needs {least} on each side")

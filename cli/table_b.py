@@ -1,0 +1,300 @@
+"""`nextscale paper table-b`: what shift-and-sum costs at three thetas, and what pictures gain by it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from nextscale.calib_data.attention_scores import ScoreStatistics
+from nextscale.cli import options
+from nextscale.cli._quality_command import in_note, print_total, real_pictures
+from nextscale.cli.model_options import VAROptions
+from nextscale.cli.paper_models import DEMO, RANDOM_WEIGHTS, paper_model, require_sampling, source_of
+from nextscale.cli.paper_tables import print_table
+from nextscale.cli.progress import Steps, show_resumable_steps
+from nextscale.cli.results import results_console, table_writers
+from nextscale.cli.store_options import store_options
+from nextscale.cli.table_rows import built_rows, with_fewer_images
+from nextscale.evaluate.feature_network import FeatureNetwork
+from nextscale.evaluate.generated_statistics import Sampling
+from nextscale.evaluate.image_statistics import ImageNetwork
+from nextscale.evaluate.inception_network import InceptionNetwork
+from nextscale.evaluate.reference_statistics import Reference
+from nextscale.graph_passes.layer_facts import StageFacts
+from nextscale.graph_passes.recipe import Recipe
+from nextscale.models.var.layers import facts_of
+from nextscale.paper._estimated_time import SCORING_IMAGES, build_seconds, image_seconds
+from nextscale.paper._quality import Asked, measure_quality, plan_quality, require_reference
+from nextscale.paper._quality_table import Subject, quality_table
+from nextscale.paper._table_b_quality import (
+    BASELINE,
+    METHODS,
+    QUALITY,
+    SCORE_IMAGES,
+    TableB,
+    bundles_at,
+    choices,
+    kept_scores,
+    markdown,
+    rounding_note,
+    row_name,
+    row_recipe,
+    scores_file,
+    with_roundings,
+)
+from nextscale.paper.paper_recipes import paper_recipe
+from nextscale.paper.paper_table import PaperTable
+from nextscale.paper.recipe_bundles import FULL_PRECISION, Learning, RecipeBundle, RecipeBundles
+from nextscale.paper.store import Store
+from nextscale.paper.table_3 import in_words
+from nextscale.paper.table_b import costs
+from nextscale.runtime._manifest import ModelInfo
+from nextscale.runtime._operators import Ops
+from nextscale.runtime._outputs import make_folder
+from nextscale.runtime._session import SessionOptions
+from nextscale.runtime.image_io import require_writable, write_files
+from nextscale.simulation._device import Device, require_device
+from nextscale.simulation.reconstruction_settings import ReconstructionSettings
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """What part (b) draws and measures.
+
+    Attributes:
+        asked: how much.
+        network: of features.
+        real: pictures; None: none.
+        calibration_images: at most so many for each row.
+    """
+
+    asked: Asked
+    network: ImageNetwork
+    real: Reference | None
+    calibration_images: int | None
+
+
+@dataclass(frozen=True)
+class _Built:
+    """What is measured.
+
+    Attributes:
+        original: full precision.
+        model, facts: its shape.
+        scores: the attention that its tokens draw.
+        depth: of the paper's model beside it.
+        rows: the bundles of METHODS that are there.
+        left_out: lines on those that are not.
+        notes: on the rounding of those that are.
+    """
+
+    original: RecipeBundle
+    model: ModelInfo
+    facts: StageFacts
+    scores: ScoreStatistics
+    depth: int
+    rows: list[RecipeBundle]
+    left_out: list[str]
+    notes: list[str]
+
+
+@click.command("table-b")
+@paper_model
+@click.option("--images", type=click.IntRange(0),
+              help="Pictures of each row; 0: the costs alone.  [default: 5000; of official models 50000]")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True,
+              help="Of the pictures, and of the images that attention is observed on.")  # fmt: skip
+@click.option("--compared", type=click.IntRange(0), default=256, show_default=True,
+              help="Token maps that are compared with full precision's, for the KL; 0: none.")  # fmt: skip
+@options.cfg_scale
+@options.top_k
+@options.top_p
+@click.option("--inception-weights", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
+              help="Use Inception v3 with torch-fidelity's weights, for standard FID and IS.")  # fmt: skip
+@click.option("--reference", metavar="demo|none|FILE.npz",
+              help="Statistics of real pictures.  [default: those of the demo model's photographs, or none]",
+              )  # fmt: skip
+@click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Pictures at a time.")
+@options.threads
+@options.spinning
+@options.operators
+@store_options
+@click.option("--roundings", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="DIR",
+              help="Folder with the model's learned rounding: brecq-w4a6.safetensors, shift-and-sum-w4a6.safetensors, "
+              "and the latter in folders theta-0.05, theta-0.1 and theta-0.2 if it was learned with these thetas, too.",
+              )  # fmt: skip
+@click.option("--learn", is_flag=True, help="Learn the rounding that is not there, which takes hours on a CPU.")
+@click.option("--iterations", type=click.IntRange(1), default=ReconstructionSettings.iterations, show_default=True,
+              help="With --learn: steps a unit.")  # fmt: skip
+@click.option("--learning-batch", type=click.IntRange(1), default=ReconstructionSettings.batch_size, show_default=True,
+              help="With --learn: images per step.")  # fmt: skip
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
+              help="With --learn: where to learn.")  # fmt: skip
+@options.calibration_images
+@options.json_file
+@options.markdown_file
+def table_b(
+    model: VAROptions,
+    images: int | None,
+    seed: int,
+    compared: int,
+    cfg_scale: float,
+    top_k: int | None,
+    top_p: float,
+    inception_weights: Path | None,
+    reference: str | None,
+    batch: int,
+    threads: int,
+    spinning: bool,
+    ops: Ops,
+    ops_library: str,
+    store: Store,
+    roundings: Path | None,
+    learn: bool,
+    iterations: int,
+    learning_batch: int,
+    device: Device,
+    calibration_images: int | None,
+    json_path: Path | None,
+    markdown_path: Path | None,
+) -> None:
+    """Count what shift-and-sum adds to memory and operations at theta 0.05, 0.1 and 0.2, and measure pictures with it.
+
+    Part (a) counts attentive tokens on images that the model samples, in minutes. Part (b) measures pictures as
+    table-1 does, of rows whose learned rounding is in --roundings, or with --learn of all.
+
+    The model is the demo model, unless --var and --vae name a VAR-d16, the paper's. Bundles are built into --store;
+    after Ctrl-C the same command goes on from where it was.
+
+    \b
+    nextscale paper table-b --images 0
+    nextscale paper table-b --roundings benchmarks/roundings --markdown table_b.md
+    """
+    is_demo = model.model == DEMO
+    if images == 0:
+        options.refuse("--images 0, without pictures,", "compared", "cfg_scale", "top_k", "top_p", "reference",
+                       "inception_weights", "batch", "roundings", "learn", "calibration_images")  # fmt: skip
+    if not learn:
+        options.refuse("a table without --learn", "iterations", "learning_batch", "device")
+    if learn and model.random_weights:
+        raise click.UsageError("--learn does not go with --random-weights, which cannot be learned")
+    if images == 1:
+        raise click.BadParameter("1 picture has no variance: expected 0, or at least 2", param_hint="--images")
+    reference = reference or (DEMO if is_demo and inception_weights is None else "none")
+    read = [path for path in (model.var, model.vae, inception_weights, roundings) if path is not None]
+    read += [] if reference in (DEMO, "none") else [Path(reference)]
+    require_writable([path for path in (json_path, markdown_path) if path is not None], read)
+    pictures = None
+    if images != 0:
+        count = images or (5000 if is_demo else 50000)
+        asked = Asked(count, (seed,), Sampling(0, cfg_scale, top_k, top_p), compared, batch)
+        network = InceptionNetwork(inception_weights) if inception_weights else FeatureNetwork("cpu", threads)
+        pictures = _Pictures(asked, network, real_pictures(reference), calibration_images)
+    learning = None
+    if learn:
+        require_device(device)
+        learning = Learning(ReconstructionSettings(iterations, learning_batch), device)
+    session = SessionOptions(threads=threads, spinning=spinning, ops=ops, ops_library=ops_library)
+    quality = None
+    with show_resumable_steps(store.folder) as steps:
+        built = _build(model, seed, pictures, store, roundings, learning, session, steps)
+        name = built.original.bundle.manifest.name.removesuffix(f"-{FULL_PRECISION}")
+        table = costs(name, built.scores, built.model, built.facts, seed, lent=model.random_weights)
+        if pictures is not None and built.rows:
+            quality = _quality(built, pictures, in_note(reference), store, session, steps)
+    found = TableB(table, quality, () if quality else tuple(built.left_out))
+    write_files(table_writers(json_path, found.to_json(), markdown_path, markdown(found)))
+    console = results_console(json_path, markdown_path)
+    print_table(found.costs, console)
+    if found.quality is not None:
+        print_table(found.quality, console)
+    for line in found.left_out:
+        console.print(f"left out of B(b): {line}")
+
+
+def _build(
+    model: VAROptions,
+    seed: int,
+    pictures: _Pictures | None,
+    store: Store,
+    roundings: Path | None,
+    learning: Learning | None,
+    session: SessionOptions,
+    steps: Steps,
+) -> _Built:
+    """Read the model, check what is asked of it, and build all that is measured; the model in torch goes then."""
+    steps("reading the model")
+    source = source_of(model)
+    info, facts, nearest = source.model_info(), facts_of(source.var), model.random_weights
+    depth = QUALITY.depth(info, model.model == DEMO)
+    recipes = dict[str, Recipe]()
+    if pictures is not None:
+        sampling = pictures.asked.sampling
+        require_sampling(info, cfg_scale=sampling.cfg_scale, top_k=sampling.top_k, top_p=sampling.top_p)
+        if pictures.real is not None:
+            require_reference(pictures.real, pictures.network, info)
+        for name in METHODS:
+            recipes[name] = with_fewer_images(row_recipe(name, nearest=nearest), pictures.calibration_images)
+    bundles = RecipeBundles(store, lambda: source, roundings, session, learning, encoder=False)
+    bundles.require_model()
+    bundles.hold([paper_recipe(FULL_PRECISION)])
+    steps.finish()
+    _tell(bundles, recipes, image_seconds(info, facts), seed, lent=nearest)
+    original = bundles.build(paper_recipe(FULL_PRECISION), steps)
+    scores = kept_scores(original.bundle, seed, store.figures, session, steps, lent=nearest)
+    of_theta = {row_name(choice.theta): bundles_at(bundles, choice) for choice in choices(scores, info, facts)}
+    rows, left_out = list[RecipeBundle](), list[str]()
+    for name, recipe in recipes.items():
+        of_theta.get(name, bundles).hold([recipe])
+    for name, recipe in recipes.items():
+        found, missing = built_rows([recipe], of_theta.get(name, bundles), steps)
+        rows += [RecipeBundle(name, item.bundle) for item in found]
+        left_out += [f"{METHODS[name]}: {line}" for line in missing]
+    notes = [*rounding_note(bundles, nearest=nearest), *([RANDOM_WEIGHTS] if nearest else [])]
+    return _Built(original, info, facts, scores, depth, rows, left_out, notes)
+
+
+def _tell(bundles: RecipeBundles, recipes: Mapping[str, Recipe], image: float, seed: int, *, lent: bool) -> None:
+    """What will be done before pictures are drawn, and about how long it takes at most."""
+    full, observed = paper_recipe(FULL_PRECISION), SCORE_IMAGES
+    there = bundles.built(full)
+    to_build = [] if there else [full]
+    for name, recipe in recipes.items():
+        # Which of a theta are there is known only when it has its places.
+        missing = with_roundings(bundles, name).missing(recipe)
+        if missing is None and (name != BASELINE or bundles.built(recipe) is None):
+            to_build.append(recipe)
+    if lent or (there is not None and scores_file(there.bundle, seed, bundles.store.figures).exists()):
+        observed = 0
+    seconds = sum(build_seconds(recipe, image) for recipe in to_build) + observed * SCORING_IMAGES * image
+    told = f"attention of {observed} images to observe, at most {len(to_build)} bundles to build"
+    more = ", and learning" if bundles.learning is not None else ""
+    click.echo(f"{told}: about {in_words(seconds)} on two cores{more}", err=True)
+
+
+def _quality(
+    built: _Built, pictures: _Pictures, reference: str | None, store: Store, session: SessionOptions, steps: Steps
+) -> PaperTable:
+    """Part (b)."""
+    every, asked, network = [built.original, *built.rows], pictures.asked, pictures.network
+    work = store.figures / f"pictures-{asked.images}"
+    make_folder(work)
+    steps("measuring a batch of each row")
+    planned = plan_quality(every, [], network, asked, work, session)
+    steps.finish()
+    print_total(planned)
+    measured = measure_quality(every, network, asked, work, reference=pictures.real, options=session, on_images=steps)
+    return quality_table(
+        QUALITY,
+        measured,
+        Subject.of_bundles(every),
+        network,
+        asked,
+        built.depth,
+        reference=reference,
+        left_out=built.left_out,
+        notes=built.notes,
+    )
