@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from fake_contenders import fake_contender as fake
+from refusal import assert_refused
 from tiny_model import tiny_preset, tiny_source
 
 from nextscale.cli.main import main
@@ -50,6 +51,23 @@ def shift_recipe(folder: Path) -> Path:
         '[calibration]\nmatching = "published"\n'
     )
     return path
+
+
+def test_a_quick_table_is_of_the_demo_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("nextscale.cli.table_c.QUICK_ROWS", ("fp32", "default"))
+    store, found = tmp_path / "store", tmp_path / "table.json"
+    arguments = ["--quick", "--threads", "1", "--ops", "stock", "--store", str(store), "--json", str(found)]
+    assert main(["paper", "table-c", *arguments]) == 0
+    document = json.loads(found.read_text())
+    assert document["model"]["name"] == "demo"
+    assert document["settings"]["repetitions"] == 3
+    assert [row["name"] for row in document["rows"]] == ["fp32", "default"]
+    assert {"default-speed", "fp32-speed"} <= set(kept(store))
+    capsys.readouterr()
+    code = main(["table-c", "--quick", "--rows", "fp32"])
+    assert_refused(capsys, code, "--quick does not go with --rows")
 
 
 def test_rows_are_built_measured_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
