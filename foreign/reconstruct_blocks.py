@@ -174,8 +174,7 @@ class _Observer:
         self, names: Sequence[str], known: Sequence[Arrays], file: str, plan: Plan | None
     ) -> Callable[[Arrays, Arrays], dict[str, np.ndarray]]:
         """Runs a part of the model, integer by the plan, for those of these values that it has."""
-        of_block = {name for name in known[0] if name not in names}
-        part = giving(self.model, set(names) - set(known[0]), of_block)
+        part = giving(self.model, set(names) - set(known[0]), known[0])
         if plan is not None:
             part = plan.of_part(part).apply(part, codes=self.codes)
         running = Running.of(write_graph(part, self.work / file), self.options) if part.graph.outputs else None

@@ -203,6 +203,22 @@ def test_the_report_says_how_rounding_was_learned(iterations: int, expected: int
     assert not any("rounding" in note for note in plain.notes)
 
 
+def test_what_lies_before_a_block_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last block's piece: in float from its stream on, in integers from what the block before reads."""
+    pieces, write = [], reconstruction.write_graph
+
+    def told(model: ir.Model, path: Path) -> Path:
+        pieces.append({str(node.name) for node in model.graph if node.name in ("q0", "p", "h0", "f")})
+        return write(model, path)
+
+    monkeypatch.setattr(reconstruction, "write_graph", told)
+    reconstructed(normalize(block()).model, "brecq-w4a4", tmp_path, 4)
+    float_first, *_, float_last, integer_last = pieces
+    assert float_first == {"q0", "p"}
+    assert float_last == {"h0", "f"}
+    assert not integer_last & {"h0", "f"}
+
+
 def test_one_sample_is_enough(tmp_path: Path) -> None:
     _, _, blocks, _ = reconstructed(normalize(block()).model, "brecq-w4a4", tmp_path, 1)
     assert len(blocks) == 2
