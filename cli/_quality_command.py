@@ -13,7 +13,7 @@ from rich.table import Table
 
 from nextscale.cli import options
 from nextscale.cli.model_options import VAROptions
-from nextscale.cli.paper_models import DEMO, paper_model, source_of
+from nextscale.cli.paper_models import DEMO, RANDOM_WEIGHTS, paper_model, require_sampling, source_of
 from nextscale.cli.paper_tables import print_table
 from nextscale.cli.progress import Steps, show_resumable_steps
 from nextscale.cli.results import results_console, table_writers
@@ -31,12 +31,12 @@ from nextscale.paper._simulated_quality import simulate_quality, simulated_note
 from nextscale.paper.paper_recipes import paper_recipe
 from nextscale.paper.paper_table import markdown
 from nextscale.paper.recipe_bundles import FULL_PRECISION, Learning, RecipeBundle, RecipeBundles
-from nextscale.paper.store import Store
+from nextscale.paper.store import MANIFEST, Store
 from nextscale.paper.table_3 import in_words
 from nextscale.runtime._operators import Ops
 from nextscale.runtime._outputs import make_folder
-from nextscale.runtime._request import resolve_top_k
 from nextscale.runtime._session import SessionOptions
+from nextscale.runtime._text import printable
 from nextscale.runtime.image_io import require_writable, write_files
 from nextscale.simulation._device import Device, require_device
 from nextscale.simulation.reconstruction_settings import ReconstructionSettings
@@ -139,6 +139,10 @@ def quality_command(table: QualityTable, quick_rows: tuple[str, ...], help_text:
         if simulated:
             options.refuse("--simulated", "plan", "ops", "ops_library")
             require_device(device)
+        if model.random_weights and (learn or standard_metrics):
+            raise click.UsageError("--random-weights does not go with --learn and --standard-metrics")
+        if plan:
+            options.refuse("--plan, which writes nothing,", "json_path", "markdown_path")
         if len(set(seeds)) < len(seeds):
             raise click.UsageError("--seed: the same seed twice")
         reference = reference or (DEMO if is_demo and inception_weights is None else "none")
@@ -149,6 +153,7 @@ def quality_command(table: QualityTable, quick_rows: tuple[str, ...], help_text:
             )
         read = [path for path in (model.var, model.vae, inception_weights, roundings) if path is not None]
         read += [] if reference in (DEMO, "none") else [Path(reference)]
+        read.append(store.folder / MANIFEST)
         require_writable([path for path in (json_path, markdown_path) if path is not None], read)
         wanted = _recipes(",".join(table.rows) if rows is None else rows, calibration_images)
         learning = None
@@ -165,11 +170,12 @@ def quality_command(table: QualityTable, quick_rows: tuple[str, ...], help_text:
             images or (5000 if is_demo else 50000), seeds, Sampling(0, cfg_scale, top_k, top_p), compared, batch
         )
         notes = ["--quick: few rows, pictures and calibration images; figures of other counts differ"] if quick else []
+        notes += [RANDOM_WEIGHTS] if model.random_weights else []
         with show_resumable_steps(store.folder) as steps:
             steps("reading the model")
             source = source_of(model)
             depth = table.depth(source.model_info(), is_demo)
-            resolve_top_k(top_k, source.model_info())
+            require_sampling(source.model_info(), cfg_scale=cfg_scale, top_k=top_k, top_p=top_p)
             if real is not None:
                 require_reference(real, network, source.model_info())
             bundles = RecipeBundles(store, lambda: source, roundings, session, learning, encoder=False)
@@ -241,7 +247,7 @@ def in_note(reference: str) -> str | None:
     """What a note calls it; None of none."""
     if reference == "none":
         return None
-    return "the demo model's validation photographs" if reference == DEMO else Path(reference).name
+    return "the demo model's validation photographs" if reference == DEMO else printable(Path(reference).name)
 
 
 def _bundles(
@@ -282,4 +288,4 @@ def _print_plan(planned: Sequence[PlannedRow], left_out: Sequence[str]) -> None:
     if unbuilt:
         console.print(f"and the time to build {len(unbuilt)} bundles: {', '.join(unbuilt)}")
     for line in left_out:
-        console.print(f"left out: {line}")
+        console.print(printable(f"left out: {line}"))

@@ -15,7 +15,7 @@ def print_table(table: PaperTable, console: Console) -> None:
     console.soft_wrap = True
     console.width = max(console.width, 160) if not console.is_terminal else console.width
     for note in table.notes:
-        console.print(note)
+        console.print(printable(note))
     shown = Table(*headers(table), box=SIMPLE)
     for cells in shown_rows(table):
         shown.add_row(*map(printable, cells))

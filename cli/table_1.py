@@ -10,8 +10,8 @@ table_1 = quality_command(
 
     The model is the demo model, unless --var and --vae name an official one (VAR-d16 to d30). IS-E and FID-E use the
     network EfficientNet-Lite0 and cannot be compared with the paper's IS and FID, which need --inception-weights and
-    statistics of ImageNet (--reference). Bundles are built into WORK; after Ctrl-C the same command goes on from where
-    it was.
+    statistics of ImageNet (--reference). Bundles are built into --store; after Ctrl-C the same command goes on from
+    where it was.
 
     \b
     nextscale paper table-1 --quick

@@ -55,6 +55,7 @@ from nextscale.runtime._manifest import ModelInfo
 from nextscale.runtime._operators import Ops
 from nextscale.runtime._outputs import make_folder
 from nextscale.runtime._session import SessionOptions
+from nextscale.runtime._text import printable
 from nextscale.runtime.image_io import require_writable, write_files
 from nextscale.simulation._device import Device, require_device
 from nextscale.simulation.reconstruction_settings import ReconstructionSettings
@@ -212,7 +213,7 @@ def table_b(
     if found.quality is not None:
         print_table(found.quality, console)
     for line in found.left_out:
-        console.print(f"left out of B(b): {line}")
+        console.print(printable(f"left out of B(b): {line}"))
 
 
 def _build(

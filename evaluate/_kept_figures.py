@@ -28,7 +28,12 @@ def file_of(bundle: Bundle, work: Path, settings: Mapping[str, Any], form: str) 
         form: of the name, with {bundle} and {digest}.
     """
     digest = digest_of({"manifest_sha256": bundle_sha256(bundle), **settings})
-    return work / form.format(bundle=re.sub(r"[^\w.-]+", "_", bundle.manifest.name)[:80], digest=digest)
+    return work / form.format(bundle=plain_name(bundle.manifest.name), digest=digest)
+
+
+def plain_name(name: str) -> str:
+    """For a file: letters, digits, points and hyphens, not too many."""
+    return re.sub(r"[^\w.-]+", "_", name)[:80]
 
 
 def digest_of(told: Mapping[str, Any]) -> str:

@@ -73,7 +73,7 @@ def generated_statistics(
         NextscaleError: the folder's file is damaged, or already holds more than N images; a prompt is empty, too long
             or no text, or there is no text encoder.
     """
-    path, settings = _kept(generator.bundle, network, sampling, work)
+    path, settings = _kept(generator, network, sampling, work)
     statistics = _continued(path, settings, images)
     subjects = _subjects(generator, sampling, images)
 
@@ -94,17 +94,19 @@ def generated_statistics(
     return statistics
 
 
-def finished_images(bundle: Bundle, network: ImageNetwork, sampling: Sampling | TextSampling, work: Path) -> int:
+def finished_images(generator: Generator, network: ImageNetwork, sampling: Sampling | TextSampling, work: Path) -> int:
     """How many of a bundle's pictures earlier calls have finished."""
-    path, _ = _kept(bundle, network, sampling, work)
+    path, _ = _kept(generator, network, sampling, work)
     return read_statistics(path)[0].count if path.exists() else 0
 
 
 def _kept(
-    bundle: Bundle, network: ImageNetwork, sampling: Sampling | TextSampling, work: Path
+    generator: Generator, network: ImageNetwork, sampling: Sampling | TextSampling, work: Path
 ) -> tuple[Path, dict[str, Any]]:
     """The file of the statistics, and what they are of."""
-    settings = _settings(bundle, network, sampling)
+    bundle = generator.bundle
+    # Where stock products saturate, fused ones do not.
+    settings = _settings(bundle, network, sampling) | {"operators": generator.ops.variant}
     return file_of(bundle, work, settings, f"{{bundle}}-seed{sampling.seed}-{{digest}}.npz"), settings
 
 

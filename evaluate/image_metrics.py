@@ -80,7 +80,10 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> float:
     difference = first.mean - second.mean
     shared = np.linalg.svd(first.factor.T @ second.factor, compute_uv=False).sum()
     traces = np.trace(first.covariance) + np.trace(second.covariance)
-    return max(0.0, float(difference @ difference + traces - 2 * shared))
+    distance = float(difference @ difference + traces - 2 * shared)
+    if not math.isfinite(distance):
+        raise NextscaleError(f"the distance of these features is {distance}: they are too large, or no numbers")
+    return max(0.0, distance)
 
 
 def inception_score(statistics: ImageStatistics) -> InceptionScore:

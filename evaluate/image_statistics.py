@@ -23,6 +23,8 @@ from nextscale.runtime.image_io import Writer
 
 Read = TypeVar("Read")
 SPLITS = 10
+# Of a covariance, as a share of its largest number.
+ROUNDING = 1e-3
 GOLDEN_RATIO = 0.6180339887498949  # its multiples modulo 1 fill [0, 1) evenly, also where labels repeat with a period
 
 
@@ -60,6 +62,27 @@ class Gaussian:
 
     mean: NDArray[np.float64]
     covariance: NDArray[np.float64]
+
+    @classmethod
+    def checked(cls, path: Path, mean: NDArray[Any], covariance: NDArray[Any]) -> Gaussian:
+        """Of a file's arrays.
+
+        Raises:
+            NextscaleError: they are no mean and covariance.
+        """
+        for name, array, axes in (("mean", mean, 1), ("covariance", covariance, 2)):
+            if array.dtype.kind not in "fiu" or array.ndim != axes or not np.isfinite(array).all():
+                raise NextscaleError(f"{path}: its {name} is not of finite numbers along {axes} axes")
+        if not mean.size or covariance.shape != (len(mean), len(mean)):
+            raise NextscaleError(
+                f"{path}: its covariance is {list(covariance.shape)}, but its mean has {len(mean)} numbers"
+            )
+        found = cls(mean.astype(np.float64), covariance.astype(np.float64))
+        largest = np.abs(found.covariance).max()
+        is_symmetric = np.abs(found.covariance - found.covariance.T).max() <= ROUNDING * largest
+        if not is_symmetric or np.linalg.eigvalsh(found.covariance).min() < -ROUNDING * largest:
+            raise NextscaleError(f"{path}: its covariance is not that of any features")
+        return found
 
     @cached_property
     def factor(self) -> NDArray[np.float64]:
@@ -198,18 +221,29 @@ def read_statistics(path: Path) -> tuple[ImageStatistics, dict[str, Any]]:
     """
     arrays = read_arrays(path)
     try:
-        counts = arrays["split_counts"]
+        counts, probabilities = arrays["split_counts"], arrays["split_probabilities"]
+        if counts.shape != (SPLITS,) or counts.dtype.kind not in "iu":
+            raise ValueError("its counts are of no splits")
+        scatter = unpack_symmetric(arrays["scatter"])
+        Gaussian.checked(path, arrays["mean"], scatter)
+        if probabilities.ndim != 2 or len(probabilities) != SPLITS or not np.isfinite(probabilities).all():
+            raise ValueError("its probabilities are of no splits")
+        if arrays["split_negentropies"].shape != (SPLITS,) or not np.isfinite(arrays["split_negentropies"]).all():
+            raise ValueError("its negentropies are of no splits")
+        settings = json.loads(str(arrays["settings"]))
+        if not isinstance(settings, dict):
+            raise ValueError("its settings are none")
         statistics = ImageStatistics(
             network=str(arrays["network"]),
             count=int(counts.sum()),
             mean=arrays["mean"],
-            scatter=unpack_symmetric(arrays["scatter"]),
+            scatter=scatter,
             split_counts=counts,
-            split_probabilities=arrays["split_probabilities"],
+            split_probabilities=probabilities,
             split_negentropies=arrays["split_negentropies"],
         )
-        return statistics, json.loads(str(arrays["settings"]))
-    except (KeyError, ValueError) as error:
+        return statistics, settings
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise NextscaleError(f"{path}: no image statistics ({error}); delete the file to start again") from None
 
 

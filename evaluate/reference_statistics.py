@@ -78,21 +78,21 @@ def read_reference(path: Path) -> Reference:
         NextscaleError: the file is missing, damaged or holds none of these.
     """
     arrays = read_arrays(path, [PICTURES])
-    if "correlations" in arrays:
-        deviations = arrays["deviations"].astype(np.float64)
-        covariance = unpack_symmetric(arrays["correlations"] / CODES) * np.outer(deviations, deviations)
-        gaussian = Gaussian(arrays["mean"].astype(np.float64), covariance)
-        return Reference(gaussian, str(arrays["network"]), int(arrays["image_size"]), int(arrays["images"]))
-    if "scatter" in arrays:
-        statistics, settings = read_statistics(path)
-        return Reference(statistics.gaussian, statistics.network, settings.get("image_size"), statistics.count)
-    if {"mu", "sigma"} <= arrays.keys():
-        mean, covariance = arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64)
-        if covariance.shape != (len(mean), len(mean)):
-            raise NextscaleError(f"{path}: sigma is {list(covariance.shape)}, but mu has {len(mean)} numbers")
-        pictures = array_shape(path, PICTURES)
-        side = None if pictures is None or len(pictures) != 4 else pictures[1]
-        return Reference(Gaussian(mean, covariance), "", side, None)
+    try:
+        if "correlations" in arrays:
+            deviations = arrays["deviations"].astype(np.float64)
+            covariance = unpack_symmetric(arrays["correlations"] / CODES) * np.outer(deviations, deviations)
+            gaussian = Gaussian.checked(path, arrays["mean"], covariance)
+            return Reference(gaussian, str(arrays["network"]), int(arrays["image_size"]), int(arrays["images"]))
+        if "scatter" in arrays:
+            statistics, settings = read_statistics(path)
+            return Reference(statistics.gaussian, statistics.network, settings.get("image_size"), statistics.count)
+        if {"mu", "sigma"} <= arrays.keys():
+            gaussian, pictures = Gaussian.checked(path, arrays["mu"], arrays["sigma"]), array_shape(path, PICTURES)
+            side = None if pictures is None or len(pictures) != 4 else pictures[1]
+            return Reference(gaussian, "", side, None)
+    except (KeyError, ValueError, TypeError) as error:
+        raise NextscaleError(f"{path}: no reference statistics: {error}") from None
     raise NextscaleError(f"{path}: no reference statistics: expected correlations, scatter, or mu and sigma")
 
 

@@ -68,6 +68,7 @@ def comparable(exact: NDArray[Any], found: NDArray[Any]) -> tuple[NDArray[np.flo
     exact, found = np.asarray(exact, np.float64), np.asarray(found, np.float64)
     finite = np.isfinite(exact)
     same = ~finite & ((exact == found) | (np.isnan(exact) & np.isnan(found)))
+    found = np.where(finite & np.isnan(found), np.inf, found)
     return np.where(finite, exact, 0.0), np.where(finite, found, np.where(same, 0.0, np.inf))
 
 

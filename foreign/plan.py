@@ -76,24 +76,28 @@ class Plan:
             "known to be the batch's"
         ]
 
-    def apply(self, model: ir.Model, fused: bool = False, codes: Mapping[str, Codes] | None = None) -> ir.Model:
-        """The integer model.
-
-        Args:
-            model: normalized.
-            fused: with operators of nextscale-ops where they fit.
-            codes: of convolutions (`convolution_codes`), where the model is a part of another.
-        """
-        integer = self.integer
-        if integer.attention is not None:
-            model = self.apply_attention(model, integer.attention.names)
-        model = self.apply_convolutions(model, codes=codes)
+    def apply(self, model: ir.Model, fused: bool = False) -> ir.Model:
+        """The integer model; with operators of nextscale-ops where they fit, if it is to be fused."""
+        integer, model = self.integer, self.apply_others(model)
         if fused:
             fitting = replace(integer, layers={name: integer.layers[name] for name in self._of_three_axes(model)})
             model = fuse_epilogues(fuse_linear(self._apply_layers(model, fitting, products=False), fitting))
             others = {name: layer for name, layer in integer.layers.items() if name not in fitting.layers}
             integer = replace(integer, layers=others)
         return self._apply_layers(model, integer, products=True)
+
+    def apply_others(self, model: ir.Model) -> ir.Model:
+        """The model with its attentions and convolutions integer, and its linear layers in float."""
+        attention = self.integer.attention
+        if attention is not None:
+            model = self.apply_attention(model, attention.names)
+        return self.apply_convolutions(model)
+
+    def apply_layers(self, part: ir.Model) -> ir.Model:
+        """A part of `apply_others`' model with its linear layers integer, too."""
+        names = {node.name for node in part.graph}
+        here = self.without([name for name in self.can_be_left if name not in names])
+        return self._apply_layers(part, here.integer, products=True)
 
     def _apply_layers(self, model: ir.Model, integer: IntegerModel, products: bool) -> ir.Model:
         rounding = self.rounder, self.recipe.weights.packed
@@ -121,17 +125,6 @@ class Plan:
 
         integer = replace(self.integer, layers=others(self.integer.layers))
         return replace(self, integer=integer, ranges=others(self.ranges), convolutions=others(self.convolutions))
-
-    def of_part(self, part: ir.Model) -> Plan:
-        """For a part of the model."""
-        names = {node.name for node in part.graph}
-        plan = self.without([name for name in self.can_be_left if name not in names])
-        attention = plan.integer.attention
-        if attention is None:
-            return plan
-        here = [pattern.name for pattern in attention_patterns(part.graph) if pattern.name in attention.names]
-        attention = replace(attention, names=tuple(here)) if here else None
-        return replace(plan, integer=replace(plan.integer, attention=attention))
 
     def convolution_codes(self, model: ir.Model) -> dict[str, Codes]:
         """Of what its convolutions read and give, by the values' names, where all of them are integer."""

@@ -208,6 +208,7 @@ def foreign_recipe(recipe: str | Path | Recipe) -> tuple[Recipe, list[str]]:
     """
     own = isinstance(recipe, Recipe) or str(recipe).endswith(".toml")
     found = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe))
+    found.check(f"recipe {found.name}")
     other = f"choose another, such as {DEFAULT_RECIPE}"
     if found.precision == "fp32":
         raise NextscaleError(f"recipe {found.name}: quantizes nothing; {other}")

@@ -138,7 +138,8 @@ class _Observer:
 
     def __init__(self, model: ir.Model, plan: Plan, samples: Samples, work: Path, options: SessionOptions) -> None:
         self.model, self.plan, self.samples, self.work, self.options = model, plan, samples, work, options
-        self.codes = plan.convolution_codes(model)
+        # Attention and convolutions become integer by what surrounds them, which a part does not have.
+        self.integer = plan.apply_others(model)
         # Of each sample, by name.
         self.known: tuple[list[Arrays], list[Arrays]] = ([{}] * len(samples.feeds), [{}] * len(samples.feeds))
 
@@ -146,8 +147,10 @@ class _Observer:
         """Of a block.
 
         Raises:
-            NotImplementedError: what it adds to, or gives, is not finite.
+            NotImplementedError: what it adds to, or gives, is not finite, or what it reads is not in the integer model.
         """
+        if any(value.dtype is None for value in block.inputs):
+            raise NotImplementedError("it reads a value of unknown type")
         names, result = [str(value.name) for value in block.inputs], str(block.result.name)
         exact = self._running([*names, result], self.known[0], "float_block.onnx", None)
         quantized = self._running(names, self.known[1], "integer_block.onnx", self.plan)
@@ -155,8 +158,8 @@ class _Observer:
         known = list[Arrays](), list[Arrays]()
         for feed, *before in zip(self.samples, *self.known, strict=False):
             values, read = (run(feed, of_one) for run, of_one in zip((exact, quantized), before, strict=True))
-            # A value that the integer graph does not have is the float one.
-            read = values | read
+            if missing := [name for name in names if name not in read]:
+                raise NotImplementedError(f"the integer model does not have {missing[0]}, which it reads")
             if not all(np.isfinite(array).all() for array in (values[names[0]], read[names[0]], values[result])):
                 raise NotImplementedError("what it adds to, or what it gives, is not finite")
             first = first or [_tensor(values[name]) for name in names]
@@ -174,9 +177,10 @@ class _Observer:
         self, names: Sequence[str], known: Sequence[Arrays], file: str, plan: Plan | None
     ) -> Callable[[Arrays, Arrays], dict[str, np.ndarray]]:
         """Runs a part of the model, integer by the plan, for those of these values that it has."""
-        part = giving(self.model, set(names) - set(known[0]), known[0])
+        whole = self.model if plan is None else self.integer
+        part = giving(whole, set(names) - set(known[0]), known[0])
         if plan is not None:
-            part = plan.of_part(part).apply(part, codes=self.codes)
+            part = plan.apply_layers(part)
         running = Running.of(write_graph(part, self.work / file), self.options) if part.graph.outputs else None
         read = [str(value.name) for value in part.graph.inputs]
 

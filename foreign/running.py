@@ -43,9 +43,17 @@ def giving(model: ir.Model, names: Collection[str], known: Collection[str] = ())
     for value, instead in zip(cut, fed, strict=True):
         value.name = None
         value.replace_all_uses_with(instead)
-    RemoveUnusedNodesPass()(model)
+    _remove_unused(model)
     model.graph.inputs.extend(value for value in fed if value.uses())
     return model
+
+
+def _remove_unused(model: ir.Model) -> None:
+    """What is read in a subgraph alone that goes itself is unused only after that."""
+    count = -1
+    while count != len(model.graph):
+        count = len(model.graph)
+        RemoveUnusedNodesPass()(model)
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,8 @@ def choose_codes(model: ir.Model, ranges: Mapping[str, ConvolutionRanges], alpha
     for layer in layers:
         moved = _moved(layer.result)
         if moved is not layer.result and moved in found:
-            found[moved] = found[layer.result] = found[moved].over_stages().merge(found[layer.result].over_stages())
+            # What a Slice leaves out may go beyond the ends.
+            found[moved] = found[layer.result] = found[moved].over_stages()
     nodes, codes = {layer.node for layer in layers}, dict[ir.Value, Codes]()
     # Codes with the steps of channels could go beyond the ends of a Clip.
     given = {layer.result for layer in layers if not is_operator(layer.last, "Clip")}

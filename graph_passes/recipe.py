@@ -151,6 +151,10 @@ class Recipe:
         """Raise NextscaleError where values do not go together, or the name is no line of text."""
         if not self.name.strip() or not self.name.isprintable():
             raise NextscaleError(f"{where}: name is {self.name!r:.80}; expected printable text")
+        if set(self.name) & set("/\\"):
+            raise NextscaleError(
+                f"{where}: name is {self.name!r:.80}; expected no slashes, since files are named by it"
+            )
         if self.precision == "fp32":
             plain = Recipe(self.name, self.description, "fp32")
             idle = [key for key, value in self.as_dict().items() if value != plain.as_dict()[key]]

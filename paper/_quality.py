@@ -213,9 +213,7 @@ def plan_quality(
         if not rows:
             seeds[NOISE_FLOOR] = tuple(last + 1 + number for number in range(len(asked.seeds)))
         for name, of_row in seeds.items():
-            done = sum(
-                finished_images(item.bundle, network, replace(asked.sampling, seed=seed), work) for seed in of_row
-            )
+            done = sum(finished_images(generator, network, replace(asked.sampling, seed=seed), work) for seed in of_row)
             left = max(asked.images * len(of_row) - done, 0)
             compared = asked.compared if item is not bundles[0] else 0
             rows.append(PlannedRow(name, seconds * (left + compared), True, left, item.bundle.manifest.size))

@@ -12,7 +12,8 @@ import torch
 
 from nextscale.calib_data.token_maps import TokenMaps
 from nextscale.compiler.options import Progress
-from nextscale.evaluate._kept_figures import digest_of, measure_on
+from nextscale.evaluate._kept_figures import digest_of, measure_on, plain_name
+from nextscale.evaluate.generated_statistics import Sampling
 from nextscale.evaluate.image_comparison import MetricsRow
 from nextscale.evaluate.image_metrics import image_metrics
 from nextscale.evaluate.image_statistics import ImageNetwork, ImageStatistics, extended, read_statistics
@@ -152,7 +153,8 @@ class _Simulated:
 
     @cached_property
     def _compared(self) -> TokenMaps:
-        return self.pictures.token_maps(self.asked.compared, replace(self.asked.sampling, seed=COMPARED_SEED))
+        sampling = Sampling(seed=COMPARED_SEED, cfg_scale=self.asked.sampling.cfg_scale)  # filters as of bundles
+        return self.pictures.token_maps(self.asked.compared, sampling)
 
     def _of_seed(self, row: _Row, seed: int) -> ImageStatistics:
         sampling, total = replace(self.asked.sampling, seed=seed), self.asked.images
@@ -177,8 +179,9 @@ class _Simulated:
         return statistics
 
     def _path(self, row: _Row, settings: dict[str, Any], form: str) -> Path:
-        digest = digest_of({"simulated": row.digest, "images": self.asked.images, **settings})
-        return self.work / f"simulated-{row.name}-{digest}-{form}"
+        circumstances = {"device": self.pictures.device.type, "torch": torch.__version__}
+        digest = digest_of({"simulated": row.digest, "images": self.asked.images, **circumstances, **settings})
+        return self.work / f"simulated-{plain_name(row.name)}-{digest}-{form}"
 
 
 def _metrics(

@@ -177,7 +177,10 @@ def plan(workshop: Workshop, names: Sequence[str]) -> Plan:
         originals = {FULL_PRECISION: workshop.original, **there}
         begun = [item for name, item in originals.items() if name in judged or name == FULL_PRECISION]
         done = sum(
-            finished_images(item.bundle, network, Sampling(settings.seed), workshop.statistics) for item in begun
+            finished_images(
+                Generator(item.bundle, workshop.session), network, Sampling(settings.seed), workshop.statistics
+            )
+            for item in begun
         )
         pictures = settings.images * (len(begun) + len(judged & unbuilt.keys())) - done
     picture = _seconds_a_picture(workshop)

@@ -41,6 +41,7 @@ LARGE = ("bundle", "model")  # which are evicted before the others
 FIGURES = "figures"  # the kind of what is in the folder of that name
 DEFAULT_LIMIT = 40 * 10**9
 MANIFEST, KEY, DATA = "store.json", "key.json", "data"
+MARK = "nextscale paper"
 MOST_READ = 16 * 2**20  # bytes of a key
 SCRATCH = ".nextscale-"  # how names of temporary folders begin
 _NAME = re.compile(r"([a-z]+)-([A-Za-z0-9.+_-]*)-([0-9a-f]{16})")
@@ -180,6 +181,9 @@ class Store:
             OutputError: there is no room, or the folder cannot be written.
         """
         self._use(key.digest)
+        there = self.find(key)
+        if there is not None:
+            return there
         with self._making(key, waiting):
             found = self.find(key)
             if found is not None:
@@ -315,19 +319,23 @@ class Store:
                 raise NextscaleError(f"{self.folder}: holds other files, and no {MANIFEST}; choose another --store")
             return
         try:
-            schema = json.loads(read_regular(path, MOST_READ, ""))["schema"]
+            told = json.loads(read_regular(path, MOST_READ, ""))
+            schema = told["schema"] if told["of"] == MARK else None
         except (NextscaleError, ValueError, KeyError, TypeError, RecursionError):
             schema = None
         if schema != SCHEMA:
             raise NextscaleError(
                 f"{path}: damaged, or of another version of nextscale; choose another --store, or remove {self.folder}"
             )
+        for folder in (self._entries, self._work, self._locks, self.folder / FIGURES):
+            if folder.is_symlink():
+                raise NextscaleError(f"{folder}: a link, which no store has; remove it, or choose another --store")
 
     def _begin(self) -> None:
         self._require_store()
         make_folder(self.folder)
         if not (self.folder / MANIFEST).exists():
-            _write_json(self.folder / MANIFEST, {"schema": SCHEMA})
+            _write_json(self.folder / MANIFEST, {"of": MARK, "schema": SCHEMA})
         for folder in (self._entries, self._work, self._locks):
             make_folder(folder)
 

@@ -2,8 +2,10 @@
 
 import hashlib
 import os
+from pathlib import Path
 
 from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._regular_file import require_regular
 
 _CHUNK = 1 << 20
 
@@ -15,6 +17,7 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         NextscaleError: the file cannot be read.
     """
     digest = hashlib.sha256()
+    require_regular(Path(path))
     try:
         with open(path, "rb") as file:
             while chunk := file.read(_CHUNK):

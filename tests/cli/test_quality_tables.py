@@ -152,6 +152,7 @@ def test_official_sizes_go_the_same_way(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(presets.PRESETS, "var-d2", tiny_preset(depth=2, embed_dim=128, num_heads=2))
     monkeypatch.setitem(PAPER, 2, PAPER[16])  # type: ignore[arg-type]
     found = document(tmp_path / "store", "--preset", "var-d2", "--random-weights", "--rows", "fp32,default")
+    assert any("random" in note for note in found["notes"])
     assert found["rows"][0]["cells"][0]["paper"] == 274.8
     assert any("beside the paper's VAR-d2" in note and "another model" not in note for note in found["notes"])
 
@@ -166,6 +167,13 @@ REFUSED = {
     "iterations": (("--iterations", 3), "a table without --learn does not go with --iterations"),
     "device": (("--device", "cpu"), "a table without --learn and --simulated does not go with --device"),
     "a simulated plan": (("--simulated", "--plan"), "--simulated does not go with --plan"),
+    "top-p": (("--simulated", "--top-p", 2), "top_p"),
+    "guidance": (("--cfg-scale", "nan"), "cfg_scale"),
+    "a plan with files": (("--plan", "--json", "table.json"), "--plan, which writes nothing, does not go with --json"),
+    "random weights that learn": (
+        ("--preset", "var-d16", "--random-weights", "--learn"),
+        "--random-weights does not go with --learn",
+    ),
     "seeds": (("--seed", 1, "--seed", 1), "--seed: the same seed twice"),
 }
 

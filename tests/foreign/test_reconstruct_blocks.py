@@ -27,11 +27,13 @@ from nextscale.foreign.survey import survey
 from nextscale.graph_passes._attention_patterns import attention_patterns
 from nextscale.graph_passes.linear_layers import find_layers
 from nextscale.graph_passes.recipe import AttentionRecipe, Recipe, load_recipe
+from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._session import SessionOptions
 
 from .block_model import LAYERS, TEXT, TOKENS, WIDTH, block, block_proto, samples
 
 ONE = SessionOptions(threads=1)
+SHORT = BlockLearning(4)
 # Of a block of few weights, which all may change.
 LEARNING = BlockLearning(200, reach=0.5)
 # A head is a row of the batch: operands of three axes.
@@ -397,3 +399,71 @@ def test_layers_that_are_left_in_float_are_not_counted() -> None:
     options = QuantizeOptions(ONE, rounds=0, leave=6, learning=BlockLearning(0))
     _, report = quantize(block_proto(), samples(8), "brecq-w4a4", options)
     assert "rounding was learned of 1 linear layer alone (GPTQ)" in report.notes
+
+
+# What surrounds a block decides how attention and convolutions before it become integer
+
+BEHIND = """h = MatMul (r, wl)
+    h1 = Relu (h)
+    f = MatMul (h1, wr)
+    t = Add (r, f)
+"""
+CONVOLUTIONS = {
+    "a convolution's Relu": "r0 = Conv <pads = [1, 1]> (x, ck) r = Relu (r0)" + BEHIND + "y = Neg (t)",
+    "a convolution": "r = Conv <pads = [1, 1]> (x, ck)" + BEHIND + "y = Neg (t)",
+    "a result that is read behind the block": "y0 = Conv <pads = [1, 1]> (x, ck) r0 = Relu (y0) r = Tanh (r0)" + BEHIND
+    + "y = Add (t, y0)",
+    "a move that is one of two readers": "y0 = Conv <pads = [1, 1]> (x, ck) s = Slice (y0, from, to, axis) "
+    "c = Conv <pads = [1, 1]> (s, ck2) r = Tanh (c)" + BEHIND + "y = Add (t, y0)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", CONVOLUTIONS)
+def test_a_block_reads_what_the_whole_integer_model_gives(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    further = {
+        "ck": (rng.normal(size=(16, 6, 3)) * np.geomspace(0.01, 3, 16)[:, None, None]).astype(np.float32),
+        "ck2": rng.normal(size=(16, 16, 3)).astype(np.float32),
+        "wl": rng.normal(size=(8, 16)).astype(np.float32),
+        "wr": rng.normal(size=(16, 8)).astype(np.float32),
+        "from": np.array([0]), "to": np.array([16]), "axis": np.array([1]),
+    }  # fmt: skip
+    text = f"g (float[N, 6, 8] x) => (float[N, 16, 8] y) {{ {CONVOLUTIONS[form]} }}"
+    model = normalize(block(text, **further)).model
+    plan, given = planned(model, foreign_recipe("brecq-w4a4")[0], 4, tmp_path)
+    assert plan.convolutions
+    seen = []
+
+    def kept(
+        simulated: SimulatedBlock, streams: reconstruction._Streams, learning: BlockLearning
+    ) -> tuple[dict, object]:  # type: ignore[type-arg]
+        seen.append(streams)
+        return {}, ReconstructedBlock("t", simulated.block.layers, "layers", {})
+
+    monkeypatch.setattr(reconstruction, "_learn", kept)
+    reconstruct_blocks(model, plan, given, tmp_path, ONE, LEARNING, lambda step: None)
+    integer = plan.apply(model)
+    for (stream, *_), feed in zip(seen[0].inputs, given, strict=True):
+        np.testing.assert_array_equal(stream.numpy(), value_of(integer, "r", feed["x"]))
+
+
+def test_what_a_subgraph_reads_is_dropped_with_it() -> None:
+    """The If behind the blocks is in no block's piece, and so are the layers that it alone reads."""
+    text = TEXT.replace(
+        "u = ReduceMean <axes = [1], keepdims = 0> (t)",
+        "m5 = ReduceMax <keepdims = 0> (r)\n    cc = Cast <to = 9> (m5)\n    z = If (cc) <\n"
+        "        then_branch = tb () => (float[N, 6, 8] zz) { zz = Add (t, r) },\n"
+        "        else_branch = eb () => (float[N, 6, 8] zy) { zy = Sub (t, f) }>\n"
+        "    u = ReduceMean <axes = [1], keepdims = 0> (z)",
+    )
+    _, report = quantize(block_proto(text), samples(8), "brecq-w4a4", QuantizeOptions(ONE, rounds=0, learning=SHORT))
+    assert len(report.blocks) >= 1
+
+
+def test_a_recipe_that_is_none_is_refused() -> None:
+    recipe = load_recipe("brecq-w4a8")
+    wrong = replace(recipe, weights=replace(recipe.weights, bits=8))  # which do not fit into 4 bits
+    with pytest.raises(NextscaleError, match="packed"):
+        quantize(block_proto(), samples(4), wrong, QuantizeOptions(ONE, rounds=0))
