@@ -9,7 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from nextscale.foreign._names import Names
-from nextscale.graph_passes._graph_edit import add_initializer, is_operator
+from nextscale.graph_passes._graph_edit import add_initializer, constant_input, is_operator
 from nextscale.graph_passes.linear_layers import drop_unused
 
 Floats = NDArray[np.floating]
@@ -126,9 +126,4 @@ def _has(node: ir.Node, i: int) -> bool:
 
 
 def _constant(node: ir.Node, i: int) -> Floats | None:
-    """Input i as an array; None where it is none of constant floats."""
-    value = node.inputs[i] if _has(node, i) else None
-    if value is None or value.const_value is None or value.dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE):
-        return None
-    found: Floats = value.const_value.numpy()
-    return found
+    return constant_input(node, i, ir.DataType.FLOAT, ir.DataType.DOUBLE)

@@ -39,7 +39,7 @@ from nextscale.runtime._operators import wanted_library
 from nextscale.runtime._regular_file import require_regular
 from nextscale.runtime._scratch import scratch_folder
 from nextscale.runtime._session import SessionOptions, session_settings
-from nextscale.runtime._wording import shown_text
+from nextscale.runtime._wording import counted, shown_text
 
 DEFAULT_RECIPE = "static-w8a8"
 # The integer model's metadata name its recipe.
@@ -149,8 +149,7 @@ def quantize_model(
         free_names(floats)
         if chosen.equalization.alpha:
             floats, evened = equalize(floats, chosen.equalization.alpha, given, work, session)
-            what = "1 input" if evened == 1 else f"{evened} inputs"
-            words += [f"the channels of {what} of linear layers were evened out"] if evened else []
+            words += [f"the channels of {counted(evened, 'input')} of linear layers were evened out"] if evened else []
         plan, found = make_plan(floats, survey(floats), chosen, given, work, session, options.reduce_range)
         words += plan.words
         blocks, others = list[ReconstructedBlock](), list[LeftBlock]()
@@ -231,15 +230,11 @@ def _of_rounding(plan: Plan, blocks: Sequence[ReconstructedBlock]) -> str:
     }
     layers, whole = Counter(left.values()), sum(block.kept == "block" for block in blocks)
     found = [
-        f"{whole} of {_counted(len(blocks), 'residual block')} as a whole (BRECQ)" if blocks else "",
-        f"{_counted(layers['layers'], 'linear layer')} alone (GPTQ)" if layers["layers"] else "",
-        f"{_counted(layers['nearest'], 'layer')} to nearest, where nothing is better" if layers["nearest"] else "",
+        f"{whole} of {counted(len(blocks), 'residual block')} as a whole (BRECQ)" if blocks else "",
+        f"{counted(layers['layers'], 'linear layer')} alone (GPTQ)" if layers["layers"] else "",
+        f"{counted(layers['nearest'], 'layer')} to nearest, where nothing is better" if layers["nearest"] else "",
     ]
     return f"rounding was learned of {'; '.join(filter(None, found))}"
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _written(model: ir.Model, path: Path) -> Path:

@@ -65,6 +65,12 @@ def number_of(value: ir.Value | None) -> float | None:
     return float(tensor.numpy().item()) if tensor is not None and tensor.size == 1 else None
 
 
+def constant_input(node: ir.Node, i: int, *types: ir.DataType) -> np.ndarray | None:
+    """The node's input i as an array; None where it is none of constant numbers of these types."""
+    value = node.inputs[i] if len(node.inputs) > i else None
+    return None if value is None or value.const_value is None or value.dtype not in types else value.const_value.numpy()
+
+
 def is_operator(node: ir.Node, op_type: str, domain: str = "") -> bool:
     """Whether it is this operator of the domain, by default ONNX's own, not one of another domain with that name."""
     return node.op_type == op_type and node.domain == domain

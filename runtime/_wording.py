@@ -13,6 +13,11 @@ _REPR.maxstring = _REPR.maxother = _REPR.maxlong = _SHOWN
 _LONGEST_INTEGER = 256  # bits; Python converts no more than some thousand digits, and nobody reads them
 
 
+def counted(count: int, what: str) -> str:
+    """1 image, 2 images."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def shown_text(text: str, limit: int = _SHOWN) -> str:
     """Text with escapes for what is no printable character, cut after `limit` characters."""
     return printable(text[:limit]) + ("…" if len(text) > limit else "")
