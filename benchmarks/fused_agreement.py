@@ -31,7 +31,7 @@ import numpy as np
 import onnx_ir as ir
 from progress import log
 from provenance import RESULTS, circumstances, provenance, publish
-from recipe_bundles import FULL_PRECISION
+from recipe_bundles import FULL_PRECISION, changed_words
 
 from nextscale.compiler.build import build_bundle
 from nextscale.compiler.options import BuildOptions
@@ -40,7 +40,7 @@ from nextscale.graph_passes._graph_edit import is_operator
 from nextscale.graph_passes.recipe import load_recipe
 from nextscale.measure.statistics import Interval, mean_interval
 from nextscale.models.var.sources import demo_source
-from nextscale.paper.throughput_bundles import changed_words, without_learning
+from nextscale.paper.throughput_bundles import without_learning
 from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
 from nextscale.runtime._file_hash import file_sha256
 from nextscale.runtime._machine import describe_machine

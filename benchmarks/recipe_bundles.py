@@ -20,7 +20,6 @@ from nextscale.evaluate.teacher_forced import as_json, teacher_forced
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.measure.provenance import versions
 from nextscale.models.var.sources import VARSource, demo_source
-from nextscale.paper.throughput_bundles import changed_words
 from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._machine import describe_machine
@@ -32,6 +31,8 @@ HERE = Path(__file__).parent
 FOLDERS = (HERE / "front", HERE.parent / "paper" / "recipes")  # of recipes that do not come with nextscale
 FULL_PRECISION = "fp32"
 TOGETHER = 5  # bundles that share the reference's work
+# What a manifest adds to a recipe, or what its calibration found.
+_OUTCOMES = ("calibration", "shift_and_sum", "agreement", "kernels", "description")
 
 
 def find_recipe(name: str) -> Recipe:
@@ -172,3 +173,11 @@ class RecipeBundles:
             return None
         maps, count = TokenMaps.load(folder, self.source.model_info()), recipe.calibration.images
         return replace(maps, class_labels=maps.class_labels[:count], token_maps=maps.token_maps[:count])
+
+
+def changed_words(bundle: Bundle, recipe: Recipe) -> list[str]:
+    """In which words of a recipe a bundle's differs, those of its calibration aside; empty if it was built by it."""
+    found = bundle.manifest.recipe
+    expected = {"name": recipe.name} if recipe.precision == "fp32" else recipe.as_dict()
+    plain = json.loads(json.dumps(expected))
+    return [key for key in plain if key not in _OUTCOMES and found.get(key) != plain[key]]

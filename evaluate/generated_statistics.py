@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from nextscale.calib_data.subjects import Subjects
 from nextscale.calib_data.text_subjects import text_subjects
@@ -74,15 +77,43 @@ def generated_statistics(
             or no text, or there is no text encoder.
     """
     path, settings = _kept(generator, network, sampling, work)
-    statistics = _continued(path, settings, images)
     subjects = _subjects(generator, sampling, images)
+
+    def draw(part: range) -> NDArray[np.uint8]:
+        request = subjects[part.start : part.stop].settings(generator.bundle.manifest)
+        labels = request.pop("class_labels")
+        return generator.generate(labels, first_image=part.start, **request, **_filters(sampling)).images
+
+    return continued_statistics(path, settings, draw, network, images, batch_size, on_images)
+
+
+def continued_statistics(
+    path: Path,
+    settings: Mapping[str, Any],
+    draw: Callable[[range], NDArray[np.uint8]],
+    network: ImageNetwork,
+    images: int,
+    batch_size: int,
+    on_images: Callable[[int], object],
+) -> ImageStatistics:
+    """Statistics of pictures, gone on with where an earlier call left them in the file, written every 30 seconds.
+
+    Args:
+        path: of the file.
+        settings: all that decides the pictures and their features, plain values.
+        draw: gives some of the pictures, uint8 [B, H, W, 3].
+        network: the feature network.
+        images: their number.
+        batch_size: images at a time.
+        on_images: called with the number of images finished, those of earlier calls included.
+    Raises:
+        NextscaleError: the file is damaged, of other settings, or already holds more images.
+    """
+    statistics = _continued(path, settings, images)
 
     def measure(part: range) -> None:
         nonlocal statistics
-        request = subjects[part.start : part.stop].settings(generator.bundle.manifest)
-        labels = request.pop("class_labels")
-        batch = generator.generate(labels, first_image=part.start, **request, **_filters(sampling))
-        statistics = extended(statistics, batch.images, network)
+        statistics = extended(statistics, draw(part), network)
 
     def keep() -> None:
         assert statistics is not None
@@ -138,7 +169,7 @@ def _settings(bundle: Bundle, network: ImageNetwork, sampling: Sampling | TextSa
     return settings | {"prompts": list(sampling.prompts), "image_size": pixels}
 
 
-def _continued(path: Path, settings: dict[str, Any], images: int) -> ImageStatistics | None:
+def _continued(path: Path, settings: Mapping[str, Any], images: int) -> ImageStatistics | None:
     """What an earlier call left, or None."""
     if not path.exists():
         return None

@@ -104,6 +104,11 @@ def compare_images(
     return rows
 
 
+def floor_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
+    """Of full precision's pictures that the noise floor is measured with: as many others, after the largest."""
+    return tuple(max(seeds) + 1 + number for number in range(len(seeds)))
+
+
 def as_json(rows: Sequence[MetricsRow], network: ImageNetwork) -> list[dict[str, Any]]:
     """Plain numbers and lists, for a JSON file; None is no number."""
     fid, score = network.metrics
@@ -129,7 +134,7 @@ def _jobs(
     if full_precision is not None:
         jobs.append(Job(full_precision, "full precision", seeds))
         if noise_floor:
-            jobs.append(Job(full_precision, "noise floor", tuple(max(seeds) + 1 + i for i in range(len(seeds)))))
+            jobs.append(Job(full_precision, "noise floor", floor_seeds(seeds)))
     known = full_precision.path.resolve() if full_precision else None
     jobs += [Job(bundle, "bundle", seeds) for bundle in bundles if bundle.path.resolve() != known]
     for job in jobs:

@@ -77,17 +77,23 @@ class Gaussian:
             raise NextscaleError(
                 f"{path}: its covariance is {list(covariance.shape)}, but its mean has {len(mean)} numbers"
             )
-        found = cls(mean.astype(np.float64), covariance.astype(np.float64))
-        largest = np.abs(found.covariance).max()
-        is_symmetric = np.abs(found.covariance - found.covariance.T).max() <= ROUNDING * largest
-        if not is_symmetric or np.linalg.eigvalsh(found.covariance).min() < -ROUNDING * largest:
-            raise NextscaleError(f"{path}: its covariance is not that of any features")
-        return found
+        return cls(mean.astype(np.float64), covariance.astype(np.float64))
+
+    def is_of_features(self) -> bool:
+        """Whether the covariance can be one: symmetric, and without eigenvalues below 0 but for rounding."""
+        largest = np.abs(self.covariance).max()
+        is_symmetric = np.abs(self.covariance - self.covariance.T).max() <= ROUNDING * largest
+        return bool(is_symmetric and self._eigen[0].min() >= -ROUNDING * largest)
+
+    @cached_property
+    def _eigen(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        eigenvalues, vectors = np.linalg.eigh(self.covariance)
+        return eigenvalues, vectors
 
     @cached_property
     def factor(self) -> NDArray[np.float64]:
         """A [D, D] with A A^T = covariance; eigenvalues below 0 are rounding and taken as 0."""
-        eigenvalues, vectors = np.linalg.eigh(self.covariance)
+        eigenvalues, vectors = self._eigen
         root: NDArray[np.float64] = vectors * np.sqrt(np.maximum(eigenvalues, 0))
         return root
 

@@ -77,22 +77,30 @@ def read_reference(path: Path) -> Reference:
     Raises:
         NextscaleError: the file is missing, damaged or holds none of these.
     """
-    arrays = read_arrays(path, [PICTURES])
     try:
-        if "correlations" in arrays:
-            deviations = arrays["deviations"].astype(np.float64)
-            covariance = unpack_symmetric(arrays["correlations"] / CODES) * np.outer(deviations, deviations)
-            gaussian = Gaussian.checked(path, arrays["mean"], covariance)
-            return Reference(gaussian, str(arrays["network"]), int(arrays["image_size"]), int(arrays["images"]))
-        if "scatter" in arrays:
-            statistics, settings = read_statistics(path)
-            return Reference(statistics.gaussian, statistics.network, settings.get("image_size"), statistics.count)
-        if {"mu", "sigma"} <= arrays.keys():
-            gaussian, pictures = Gaussian.checked(path, arrays["mu"], arrays["sigma"]), array_shape(path, PICTURES)
-            side = None if pictures is None or len(pictures) != 4 else pictures[1]
-            return Reference(gaussian, "", side, None)
+        found = _reference(path)
     except (KeyError, ValueError, TypeError) as error:
         raise NextscaleError(f"{path}: no reference statistics: {error}") from None
+    if not found.gaussian.is_of_features():
+        raise NextscaleError(f"{path}: its covariance is not that of any features")
+    return found
+
+
+def _reference(path: Path) -> Reference:
+    """Of a file in any of the three forms."""
+    arrays = read_arrays(path, [PICTURES])
+    if "correlations" in arrays:
+        deviations = arrays["deviations"].astype(np.float64)
+        covariance = unpack_symmetric(arrays["correlations"] / CODES) * np.outer(deviations, deviations)
+        gaussian = Gaussian.checked(path, arrays["mean"], covariance)
+        return Reference(gaussian, str(arrays["network"]), int(arrays["image_size"]), int(arrays["images"]))
+    if "scatter" in arrays:
+        statistics, settings = read_statistics(path)
+        return Reference(statistics.gaussian, statistics.network, settings.get("image_size"), statistics.count)
+    if {"mu", "sigma"} <= arrays.keys():
+        gaussian, pictures = Gaussian.checked(path, arrays["mu"], arrays["sigma"]), array_shape(path, PICTURES)
+        side = None if pictures is None or len(pictures) != 4 else pictures[1]
+        return Reference(gaussian, "", side, None)
     raise NextscaleError(f"{path}: no reference statistics: expected correlations, scatter, or mu and sigma")
 
 

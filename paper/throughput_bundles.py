@@ -37,9 +37,6 @@ from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import write_files
 from nextscale.simulation.rounding import Rounding
 
-# What a manifest adds to a recipe, or what its calibration found.
-_OUTCOMES = ("calibration", "shift_and_sum", "agreement", "kernels", "description")
-
 
 @dataclass(frozen=True)
 class ModelOrigin:
@@ -190,11 +187,3 @@ def decoder_operations(config: VQVAEConfig) -> int:
         vqvae = VQVAE(config)
     side = config.patch_nums[-1]
     return convolution_operations(vqvae.decode, (config.z_channels, side, side))
-
-
-def changed_words(bundle: Bundle, recipe: Recipe) -> list[str]:
-    """In which words of a recipe a bundle's differs, those of its calibration aside; empty if it was built by it."""
-    found = bundle.manifest.recipe
-    expected = {"name": recipe.name} if recipe.precision == "fp32" else recipe.as_dict()
-    plain = json.loads(json.dumps(expected))
-    return [key for key in plain if key not in _OUTCOMES and found.get(key) != plain[key]]
