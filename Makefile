@@ -94,7 +94,7 @@ soak: demo examples
 	$(BIN)/python benchmarks/soak.py out/demo/photographs/fp32 out/demo/photographs/int8
 
 # The strict mode lays a tree of links that type checkers can follow. A folder is newer when a file in it is new.
-$(VENV)/.ready: pyproject.toml $(DEMO)/pyproject.toml $(patsubst %,%/.,calib_data cli compiler demo $(DEMO)/nextscale_demo $(DEMO)/nextscale_demo/emoji $(DEMO)/nextscale_demo/emoji/text demo/emoji evaluate export export/infinity export/var graph_passes measure measure/peers models models/infinity models/t5 models/var paper report runtime simulation)
+$(VENV)/.ready: pyproject.toml $(DEMO)/pyproject.toml $(patsubst %,%/.,calib_data cli compiler demo $(DEMO)/nextscale_demo $(DEMO)/nextscale_demo/emoji $(DEMO)/nextscale_demo/emoji/text demo/emoji evaluate export export/infinity export/var foreign graph_passes measure measure/peers models models/infinity models/t5 models/var paper report runtime simulation)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "setuptools>=77" wheel
 	$(BIN)/pip install --quiet "$(TORCH)"

@@ -12,22 +12,19 @@ import click
 from rich.console import Console
 
 from nextscale.cli import options
+from nextscale.cli.judging_options import Judging, count_of_pictures, judging_options
 from nextscale.cli.model_options import VAROptions
-from nextscale.cli.paper_models import DEMO, RANDOM_WEIGHTS, paper_model, source_of
+from nextscale.cli.paper_models import RANDOM_WEIGHTS, paper_model, source_of
 from nextscale.cli.progress import show_resumable_steps
 from nextscale.cli.store_options import store_options
-from nextscale.evaluate.feature_network import FeatureNetwork
-from nextscale.evaluate.image_statistics import ImageNetwork
-from nextscale.evaluate.inception_network import InceptionNetwork
 from nextscale.evaluate.lpips import Lpips
-from nextscale.evaluate.reference_statistics import Reference, read_demo_reference, read_reference
 from nextscale.models.var.sources import VARSource
+from nextscale.paper._estimated_time import in_words
 from nextscale.paper._figure import FigureLeftOut, Judges, Settings, Workshop
 from nextscale.paper._quality import require_reference
 from nextscale.paper.figures import FIGURES, document, file_stem, plan, recipes_of
 from nextscale.paper.recipe_bundles import RecipeBundles
 from nextscale.paper.store import Store
-from nextscale.paper.table_3 import in_words
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._operators import Ops
 from nextscale.runtime._outputs import make_folder
@@ -54,18 +51,13 @@ from nextscale.runtime.image_io import require_writable, write_files
 @click.option("--block", type=click.IntRange(1), metavar="N",
               help="1a and 5: the block whose error is shown.  [default: the mean over blocks]")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Of all that is sampled.")
-@click.option("--inception-weights", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
-              help="Use Inception v3 with torch-fidelity's weights, for standard FID and IS.")  # fmt: skip
-@click.option("--reference", metavar="demo|none|FILE.npz",
-              help="Statistics of real pictures.  [default: those of the demo model's photographs, or none]",
-              )  # fmt: skip
-@click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Pictures at a time.")
+@judging_options
+@options.picture_batch
 @options.threads
 @options.spinning
 @options.operators
 @store_options
-@click.option("--roundings", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="DIR",
-              help="Folder with the model's learned rounding, as RECIPE.safetensors.")  # fmt: skip
+@options.roundings
 @options.calibration_images
 def figures(
     names: tuple[str, ...],
@@ -78,8 +70,7 @@ def figures(
     photographs: Path | None,
     block: int | None,
     seed: int,
-    inception_weights: Path | None,
-    reference: str | None,
+    judging: Judging,
     batch: int,
     threads: int,
     spinning: bool,
@@ -113,15 +104,12 @@ def figures(
     wanted = [name for name in FIGURES if not names or name in names]
     if importlib.util.find_spec("matplotlib") is None:
         raise NextscaleError('the figures need matplotlib, which is not installed: pip install "nextscale[eval]"')
-    is_demo = model.model == DEMO
-    reference = reference or (DEMO if is_demo and inception_weights is None else "none")
-    read = [path for path in (model.var, model.vae, inception_weights, photographs, roundings) if path is not None]
-    read += [] if reference in (DEMO, "none") else [Path(reference)]
+    read = [path for path in (model.var, model.vae, photographs, roundings) if path is not None] + judging.read
     make_folder(out)
     require_writable([path for name in wanted for path in _files(out, name)], read)
     settings = Settings(
         seed,
-        images or (5000 if is_demo else 50000),
+        count_of_pictures(images, model),
         observed,
         samples if calibration_images is None else min(samples, calibration_images),
         pictures,
@@ -130,7 +118,7 @@ def figures(
         calibration_images,
     )
     session = SessionOptions(threads=threads, spinning=spinning, ops=ops, ops_library=ops_library)
-    judges = _judges(wanted, photographs, inception_weights, reference, threads)
+    judges = _judges(wanted, photographs, judging, threads)
     told = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     lines = list[str]()
     try:
@@ -175,22 +163,13 @@ def _files(out: Path, name: str) -> tuple[Path, Path]:
     return out / f"{stem}.png", out / f"{stem}.json"
 
 
-def _judges(
-    wanted: Sequence[str], photographs: Path | None, inception_weights: Path | None, reference: str, threads: int
-) -> Judges:
+def _judges(wanted: Sequence[str], photographs: Path | None, judging: Judging, threads: int) -> Judges:
     """Those that the figures need."""
     edits = photographs is not None and any(FIGURES[name].edits for name in wanted)
-    network: ImageNetwork | None = None
-    if edits or any(FIGURES[name].judged for name in wanted):
-        network = InceptionNetwork(inception_weights) if inception_weights else FeatureNetwork("cpu", threads)
+    is_judged = edits or any(FIGURES[name].judged for name in wanted)
+    network = judging.network(threads) if is_judged else None
     distances = {"alex": Lpips("alex", threads=threads), "vgg": Lpips("vgg", threads=threads)} if edits else {}
-    return Judges(network, _reference(reference), distances)
-
-
-def _reference(name: str) -> Reference | None:
-    if name == "none":
-        return None
-    return read_demo_reference() if name == DEMO else read_reference(Path(name))
+    return Judges(network, judging.real_pictures(), distances)
 
 
 def _require(workshop: Workshop, source: VARSource) -> None:

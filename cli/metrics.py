@@ -14,14 +14,13 @@ from rich.table import Table
 
 from nextscale.calib_data.text_subjects import takes_text
 from nextscale.cli import options
+from nextscale.cli.judging_options import feature_network, real_pictures
+from nextscale.cli.judging_options import inception_weights as inception_weights_option
 from nextscale.cli.results import results_console
 from nextscale.cli.subjects import prompts_file, read_prompts
-from nextscale.evaluate.feature_network import FeatureNetwork
 from nextscale.evaluate.generated_statistics import Sampling, TextSampling
 from nextscale.evaluate.image_comparison import Job, MetricsRow, as_json, compare_images
 from nextscale.evaluate.image_statistics import ImageNetwork
-from nextscale.evaluate.inception_network import InceptionNetwork
-from nextscale.evaluate.reference_statistics import Reference, read_demo_reference, read_reference
 from nextscale.measure.provenance import versions
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._machine import describe_machine
@@ -53,8 +52,7 @@ from nextscale.runtime.image_io import require_writable, write_files
     help="Also measure the distance to this bundle's pictures.",
 )
 @click.option("--noise-floor", is_flag=True, help="Also measure full precision with other seeds.")
-@click.option("--inception-weights", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
-              help="Use Inception v3 with torch-fidelity's weights, for standard FID and IS.")  # fmt: skip
+@inception_weights_option
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where the feature network runs.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the figures to this file.")
 @click.option("--work", type=click.Path(path_type=Path, file_okay=False), default=Path("out/metrics"),
@@ -102,10 +100,8 @@ def metrics(
     sampling = _sampling(every, cfg_scale, top_k, top_p, prompts, area, ratio)
     if isinstance(sampling, TextSampling) and not options.is_given("reference"):
         reference = "none"
-    real = _reference(reference)
-    network: ImageNetwork = (
-        InceptionNetwork(inception_weights, device) if inception_weights else FeatureNetwork(device, threads)
-    )
+    real = real_pictures(reference)
+    network = feature_network(inception_weights, threads, device)
     make_folder(work)
     require_writable([work / "statistics.npz"])
     if json_path is not None:
@@ -201,12 +197,6 @@ class _Progress:
         if key not in self.tasks:
             self.tasks[key] = self.bar.add_task(f"{job.bundle.manifest.name}, seed {seed}", total=self.images)
         self.bar.update(self.tasks[key], completed=done)
-
-
-def _reference(name: str) -> Reference | None:
-    if name == "none":
-        return None
-    return read_demo_reference() if name == "demo" else read_reference(Path(name))
 
 
 def _table(rows: list[MetricsRow], network: ImageNetwork) -> Table:

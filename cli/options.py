@@ -139,6 +139,15 @@ calibration_images = click.option(
     metavar="N",
     help="At most this many, instead of each recipe's number.",
 )
+roundings = click.option(
+    "--roundings",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    metavar="DIR",
+    help="Folder with the model's learned rounding, as RECIPE.safetensors.",
+)
+picture_batch = click.option(
+    "--batch", type=click.IntRange(1), default=8, show_default=True, help="Pictures at a time."
+)
 previews = click.option(
     "--previews",
     "with_previews",

@@ -1,11 +1,15 @@
-"""A table of the paper on a terminal."""
+"""A table of the paper on a terminal, and how long it takes."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from nextscale.paper._estimated_time import in_words
+from nextscale.paper._quality import PlannedRow
 from nextscale.paper.paper_table import PaperTable, headers, shown_rows
 from nextscale.runtime._text import printable
 
@@ -22,3 +26,9 @@ def print_table(table: PaperTable, console: Console) -> None:
     console.print(shown)
     for line in (*table.left_out, *table.warnings):
         console.print(printable(line))
+
+
+def print_total(planned: Sequence[PlannedRow]) -> None:
+    """How long drawing and comparing will take."""
+    seconds = in_words(sum(row.seconds for row in planned))
+    Console(stderr=True, highlight=False, markup=False).print(f"{len(planned)} rows: about {seconds}")

@@ -30,7 +30,7 @@ class Size(click.ParamType):
         return int(float(match[1]) * UNITS[match[2].upper()])
 
 
-def store_folder(command: Callable[..., None]) -> Callable[..., None]:
+def store_folder(command: Callable[..., object]) -> Callable[..., object]:
     """--store."""
     return click.option(
         "--store",
@@ -44,7 +44,7 @@ def store_folder(command: Callable[..., None]) -> Callable[..., None]:
     )(command)
 
 
-def store_options(command: Callable[..., None]) -> Callable[..., None]:
+def store_options(command: Callable[..., object]) -> Callable[..., object]:
     """--store and --store-limit; the command gets them as an open `Store`, `store`."""
 
     @functools.wraps(command)

@@ -14,28 +14,28 @@ from rich.table import Table
 
 from nextscale.cli import options
 from nextscale.cli.infinity_options import EMOJI, INFINITY_MODEL, InfinityOptions
-from nextscale.cli.progress import Steps, show_resumable_steps
+from nextscale.cli.learning_options import learning_options
+from nextscale.cli.progress import show_resumable_steps
 from nextscale.cli.results import results_console, table_writers
 from nextscale.cli.store_options import store_options
 from nextscale.cli.subjects import read_prompts
-from nextscale.cli.table_rows import limited_recipe, reference_first
+from nextscale.cli.table_rows import built_rows, recipe_rows
 from nextscale.demo.emoji.prompts import FILE as EMOJI_PROMPTS
 from nextscale.evaluate._kept_figures import bundle_sha256
 from nextscale.evaluate.concept_judge import ConceptJudge
 from nextscale.evaluate.prompt_scores import HumanPreference, ImageReward, PromptScore
 from nextscale.evaluate.vgg16_features import Vgg16Features
-from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.infinity.sources import InfinitySource
 from nextscale.models.sources import require_plain_name
 from nextscale.models.t5.text_source import TextSource
 from nextscale.paper._geneval import GenEval
 from nextscale.paper._prompted_pictures import Asked, Drawing, Measures, read_asked, spread
 from nextscale.paper._table_2_page import headers, markdown, notes, row_cells
-from nextscale.paper.recipe_bundles import FULL_PRECISION, Learning, RecipeBundle, RecipeBundles
+from nextscale.paper.recipe_bundles import Learning, RecipeBundles
 from nextscale.paper.store import Store
 from nextscale.paper.table_2 import HPS, IMAGE_REWARD, ROWS, Comparing, Table2, measure_table_2
 from nextscale.runtime._checked_values import require_integer
-from nextscale.runtime._errors import NextscaleError, OutputError, RequestError
+from nextscale.runtime._errors import NextscaleError, RequestError
 from nextscale.runtime._infinity_request import infinity_request
 from nextscale.runtime._input_arrays import scalar_array
 from nextscale.runtime._manifest import Manifest
@@ -44,8 +44,6 @@ from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._text import printable
 from nextscale.runtime._wording import shown_value
 from nextscale.runtime.image_io import require_writable, write_files
-from nextscale.simulation._device import Device, require_device
-from nextscale.simulation.reconstruction_settings import ReconstructionSettings
 
 PARTS = ("infinity", "vae", "text")  # of a model; where none is given, the emoji model is measured
 LAST_SEED = 2**63  # of the pictures; the noise floor has the next one
@@ -99,15 +97,8 @@ def _model_options(command: Callable[..., object]) -> Callable[..., object]:
 @options.spinning
 @options.operators
 @store_options
-@click.option("--roundings", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="DIR",
-              help="Folder with the model's learned rounding, as RECIPE.safetensors.")  # fmt: skip
-@click.option("--learn", is_flag=True, help="Learn the rounding that is not there, which takes hours on a CPU.")
-@click.option("--iterations", type=click.IntRange(1), default=ReconstructionSettings.iterations, show_default=True,
-              help="With --learn: steps a unit.")  # fmt: skip
-@click.option("--learning-batch", type=click.IntRange(1), default=ReconstructionSettings.batch_size, show_default=True,
-              help="With --learn: images per step.")  # fmt: skip
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
-              help="With --learn: where to learn.")  # fmt: skip
+@options.roundings
+@learning_options
 @options.calibration_images
 @options.json_file
 @options.markdown_file
@@ -132,10 +123,7 @@ def table_2(
     ops_library: str,
     store: Store,
     roundings: Path | None,
-    learn: bool,
-    iterations: int,
-    learning_batch: int,
-    device: Device,
+    learning: Learning | None,
     calibration_images: int | None,
     json_path: Path | None,
     markdown_path: Path | None,
@@ -159,9 +147,7 @@ def table_2(
     given = {"cfg_scale": cfg_scale, "tau": tau, "top_p": top_p, "seed": seed}
     read = _paths(model, prompts_path, judge_path, image_reward, hps, geneval_path, roundings)
     require_writable([path for path in (json_path, markdown_path) if path is not None], read)
-    if not learn:
-        options.refuse("a table without --learn", "iterations", "learning_batch", "device")
-    wanted = _rows(rows, calibration_images)
+    wanted = recipe_rows(rows, calibration_images)
     prompts, of_file = _asked(prompts_path, judge_path)
     if len(prompts) < 2:
         raise NextscaleError(f"{prompts_path}: 1 prompt; expected at least 2, between which pictures differ")
@@ -170,10 +156,6 @@ def table_2(
     session = SessionOptions(
         threads=threads, spinning=spinning, ops=ops, ops_library=ops_library, keep_text_encoder=False
     )
-    learning = None
-    if learn:
-        require_device(device)
-        learning = Learning(ReconstructionSettings(iterations, learning_batch), device)
     geneval = None if geneval_path is None else GenEval(geneval_path, store.folder)
     if geneval is not None:
         geneval.prompts()
@@ -192,7 +174,7 @@ def table_2(
         model_bundles.require_calibration(wanted)
         model_bundles.require_model()
         model_bundles.hold(wanted)
-        bundles, left_out = _bundles(wanted, model_bundles, steps)
+        bundles, _, left_out = built_rows(wanted, model_bundles, steps)
         del model_bundles  # and the model in torch with it
         original = bundles[0].bundle
         if geneval is not None:
@@ -312,11 +294,6 @@ def _require_read(asked: Sequence[Asked], text: TextSource | None, path: Path) -
             raise NextscaleError(f"{path}: {error}") from None
 
 
-def _rows(text: str, calibration_images: int | None) -> list[Recipe]:
-    """What --rows names, full precision first; recipes with at most so many images to calibrate with."""
-    return reference_first([limited_recipe(name.strip(), calibration_images) for name in text.split(",")], text)
-
-
 def _measures(judge: Path | None, image_reward: Path | None, hps: Path | None, threads: int) -> Measures:
     scores = dict[str, PromptScore]()
     features = Vgg16Features(threads=threads)
@@ -326,28 +303,6 @@ def _measures(judge: Path | None, image_reward: Path | None, hps: Path | None, t
     if hps is not None:
         scores[HPS] = HumanPreference(hps)
     return Measures(features, seen_by, scores)
-
-
-def _bundles(
-    wanted: Sequence[Recipe], model_bundles: RecipeBundles, steps: Steps
-) -> tuple[list[RecipeBundle], list[str]]:
-    """The bundles, and lines on rows that cannot be built."""
-    bundles, left_out = list[RecipeBundle](), list[str]()
-    for recipe in wanted:
-        there = model_bundles.built(recipe)
-        missing = None if there is not None else model_bundles.missing(recipe)
-        if missing is not None:
-            left_out.append(missing)
-            continue
-        try:
-            bundles.append(there or model_bundles.build(recipe, steps))
-        except OutputError:
-            raise
-        except NextscaleError as error:  # such as a budget that is too small for the model
-            if recipe.name == FULL_PRECISION:
-                raise
-            left_out.append(f"{recipe.name}: {error}")
-    return bundles, left_out
 
 
 def _drawing(manifest: Manifest, sampling: Mapping[str, float], batch: int) -> Drawing:

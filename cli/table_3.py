@@ -11,26 +11,27 @@ from rich.console import Console
 from rich.table import Table
 
 from nextscale.cli import options
-from nextscale.cli.progress import Steps, show_resumable_steps
+from nextscale.cli.progress import show_resumable_steps
 from nextscale.cli.results import results_console, table_writers
 from nextscale.cli.store_options import store_options
-from nextscale.cli.table_rows import limited_recipe, reference_first
+from nextscale.cli.table_rows import built_rows, reference_first
 from nextscale.evaluate.feature_network import FeatureNetwork
 from nextscale.evaluate.imagenet_classes import imagenet_ids
 from nextscale.evaluate.lpips import Lpips
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.var.sources import demo_source
 from nextscale.paper._editing import Editing, Measures
+from nextscale.paper._estimated_time import in_words
 from nextscale.paper._photographs import Photographs, read_photographs
 from nextscale.paper._table_3_page import difference_cells, markdown, notes, row_cells, titles
 from nextscale.paper._table_3_sheet import sheet
-from nextscale.paper.recipe_bundles import FULL_PRECISION, RecipeBundle, RecipeBundles, given_bundle
+from nextscale.paper.paper_recipes import paper_recipe, with_fewer_images
+from nextscale.paper.recipe_bundles import RecipeBundle, RecipeBundles, given_bundle
 from nextscale.paper.store import Store
 from nextscale.paper.table_3 import (
     ROWS,
     PlannedRow,
     Table3,
-    in_words,
     measure_table_3,
     plan_table_3,
 )
@@ -118,7 +119,7 @@ def table_3(
     with show_resumable_steps(store.folder) as steps:
         model_bundles.hold([item for item in wanted if isinstance(item, Recipe)])
         # What the photographs have to be is known by full precision; building all others can take an hour.
-        (reference,), _, _ = _bundles(wanted[:1], model_bundles, plan, steps)
+        (reference,), _, _ = built_rows(wanted[:1], model_bundles, steps)
         original = reference.bundle
         photographs = read_photographs(
             photographs_path,
@@ -129,11 +130,12 @@ def table_3(
         )
         _require_large(original, distances)
         measures = _measures(distances, original, photographs, threads)
-        others, unbuilt, left_out = _bundles(wanted[1:], model_bundles, plan, steps)
+        others, unbuilt, left_out = built_rows(wanted[1:], model_bundles, steps, plan=plan)
         bundles = [reference, *others]
         if plan:
             steps("measuring a batch of each row")
-            planned = plan_table_3(bundles, unbuilt, photographs, measures, editing, figures, session)
+            names = [recipe.name for recipe in unbuilt]
+            planned = plan_table_3(bundles, names, photographs, measures, editing, figures, session)
         else:
             table = measure_table_3(
                 bundles,
@@ -160,32 +162,12 @@ def _rows(text: str, calibration_images: int | None) -> list[RecipeBundle | Reci
     """What --rows names, full precision first; recipes with at most so many images to calibrate with."""
     found: list[RecipeBundle | Recipe] = []
     for name in (part.strip() for part in text.split(",")):
-        found.append(given_bundle(name) or limited_recipe(name, calibration_images))
+        found.append(given_bundle(name) or with_fewer_images(paper_recipe(name), calibration_images))
     found = reference_first(found, text)
     recipes = [item for item in found if isinstance(item, Recipe)]
     if recipes and len(recipes) < len(found):
         raise click.BadParameter("give recipes, of the demo model, or bundles' folders, not both", param_hint="--rows")
     return found
-
-
-def _bundles(
-    wanted: Sequence[RecipeBundle | Recipe], model_bundles: RecipeBundles, plan: bool, steps: Steps
-) -> tuple[list[RecipeBundle], list[str], list[str]]:
-    """The bundles; rows whose bundles a plan does not build; and lines on rows that cannot be built."""
-    bundles, unbuilt, left_out = list[RecipeBundle](), list[str](), list[str]()
-    for item in wanted:
-        if isinstance(item, RecipeBundle):
-            bundles.append(item)
-            continue
-        there = model_bundles.built(item)
-        missing = None if there is not None else model_bundles.missing(item)
-        if missing is not None:
-            left_out.append(missing)
-        elif there is None and plan and item.name != FULL_PRECISION:
-            unbuilt.append(item.name)
-        else:
-            bundles.append(there or model_bundles.build(item, steps))
-    return bundles, unbuilt, left_out
 
 
 def _require_large(bundle: Bundle, distances: dict[str, Lpips]) -> None:

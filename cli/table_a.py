@@ -18,15 +18,14 @@ from nextscale.cli.paper_tables import print_table
 from nextscale.cli.progress import Steps, show_resumable_steps
 from nextscale.cli.results import results_console, table_writers
 from nextscale.cli.store_options import store_options
-from nextscale.cli.table_rows import built_rows, with_fewer_images
+from nextscale.cli.table_rows import built_rows
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.var.layers import facts_of
-from nextscale.paper._estimated_time import build_seconds, image_seconds, observing_seconds
+from nextscale.paper._estimated_time import build_seconds, image_seconds, in_words, observing_seconds
 from nextscale.paper._observed_attention import Observing, kept_images
-from nextscale.paper.paper_recipes import paper_recipe
+from nextscale.paper.paper_recipes import paper_recipe, with_fewer_images
 from nextscale.paper.recipe_bundles import FULL_PRECISION, RecipeBundle, RecipeBundles
 from nextscale.paper.store import Store
-from nextscale.paper.table_3 import in_words
 from nextscale.paper.table_a import (
     ROWS,
     TableA,
@@ -161,7 +160,8 @@ def _bundles(
     steps.finish()
     _tell(bundles, recipes, observing, image_seconds(info, facts), observing_seconds(info))
     original = bundles.build(paper_recipe(FULL_PRECISION), steps).bundle
-    return original, *built_rows(recipes, bundles, steps)
+    rows, _, left_out = built_rows(recipes, bundles, steps)
+    return original, rows, left_out
 
 
 def _require_plot(path: Path | None) -> None:

@@ -10,23 +10,22 @@ import click
 
 from nextscale.calib_data.attention_scores import ScoreStatistics
 from nextscale.cli import options
-from nextscale.cli._quality_command import in_note, print_total, real_pictures
+from nextscale.cli.judging_options import Judging, count_of_pictures, judging_options
+from nextscale.cli.learning_options import learning_options
 from nextscale.cli.model_options import VAROptions
 from nextscale.cli.paper_models import DEMO, RANDOM_WEIGHTS, paper_model, require_sampling, source_of
-from nextscale.cli.paper_tables import print_table
+from nextscale.cli.paper_tables import print_table, print_total
 from nextscale.cli.progress import Steps, show_resumable_steps
 from nextscale.cli.results import results_console, table_writers
 from nextscale.cli.store_options import store_options
-from nextscale.cli.table_rows import built_rows, with_fewer_images
-from nextscale.evaluate.feature_network import FeatureNetwork
+from nextscale.cli.table_rows import built_rows
 from nextscale.evaluate.generated_statistics import Sampling
 from nextscale.evaluate.image_statistics import ImageNetwork
-from nextscale.evaluate.inception_network import InceptionNetwork
 from nextscale.evaluate.reference_statistics import Reference
 from nextscale.graph_passes.layer_facts import StageFacts
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.var.layers import facts_of
-from nextscale.paper._estimated_time import SCORING_IMAGES, build_seconds, image_seconds
+from nextscale.paper._estimated_time import SCORING_IMAGES, build_seconds, image_seconds, in_words
 from nextscale.paper._quality import Asked, measure_quality, plan_quality, require_reference
 from nextscale.paper._quality_table import Subject, quality_table
 from nextscale.paper._table_b_quality import (
@@ -45,11 +44,10 @@ from nextscale.paper._table_b_quality import (
     scores_file,
     with_roundings,
 )
-from nextscale.paper.paper_recipes import paper_recipe
+from nextscale.paper.paper_recipes import paper_recipe, with_fewer_images
 from nextscale.paper.paper_table import PaperTable
-from nextscale.paper.recipe_bundles import FULL_PRECISION, Learning, RecipeBundle, RecipeBundles
+from nextscale.paper.recipe_bundles import FULL_PRECISION, Learning, RecipeBundle, RecipeBundles, model_name
 from nextscale.paper.store import Store
-from nextscale.paper.table_3 import in_words
 from nextscale.paper.table_b import costs
 from nextscale.runtime._manifest import ModelInfo
 from nextscale.runtime._operators import Ops
@@ -57,8 +55,6 @@ from nextscale.runtime._outputs import make_folder
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._text import printable
 from nextscale.runtime.image_io import require_writable, write_files
-from nextscale.simulation._device import Device, require_device
-from nextscale.simulation.reconstruction_settings import ReconstructionSettings
 
 
 @dataclass(frozen=True)
@@ -113,12 +109,8 @@ class _Built:
 @options.cfg_scale
 @options.top_k
 @options.top_p
-@click.option("--inception-weights", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
-              help="Use Inception v3 with torch-fidelity's weights, for standard FID and IS.")  # fmt: skip
-@click.option("--reference", metavar="demo|none|FILE.npz",
-              help="Statistics of real pictures.  [default: those of the demo model's photographs, or none]",
-              )  # fmt: skip
-@click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Pictures at a time.")
+@judging_options
+@options.picture_batch
 @options.threads
 @options.spinning
 @options.operators
@@ -127,13 +119,7 @@ class _Built:
               help="Folder with the model's learned rounding: brecq-w4a6.safetensors, shift-and-sum-w4a6.safetensors, "
               "and the latter in folders theta-0.05, theta-0.1 and theta-0.2 if it was learned with these thetas, too.",
               )  # fmt: skip
-@click.option("--learn", is_flag=True, help="Learn the rounding that is not there, which takes hours on a CPU.")
-@click.option("--iterations", type=click.IntRange(1), default=ReconstructionSettings.iterations, show_default=True,
-              help="With --learn: steps a unit.")  # fmt: skip
-@click.option("--learning-batch", type=click.IntRange(1), default=ReconstructionSettings.batch_size, show_default=True,
-              help="With --learn: images per step.")  # fmt: skip
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
-              help="With --learn: where to learn.")  # fmt: skip
+@learning_options
 @options.calibration_images
 @options.json_file
 @options.markdown_file
@@ -145,8 +131,7 @@ def table_b(
     cfg_scale: float,
     top_k: int | None,
     top_p: float,
-    inception_weights: Path | None,
-    reference: str | None,
+    judging: Judging,
     batch: int,
     threads: int,
     spinning: bool,
@@ -154,10 +139,7 @@ def table_b(
     ops_library: str,
     store: Store,
     roundings: Path | None,
-    learn: bool,
-    iterations: int,
-    learning_batch: int,
-    device: Device,
+    learning: Learning | None,
     calibration_images: int | None,
     json_path: Path | None,
     markdown_path: Path | None,
@@ -174,38 +156,27 @@ def table_b(
     nextscale paper table-b --images 0
     nextscale paper table-b --roundings benchmarks/roundings --markdown table_b.md
     """
-    is_demo = model.model == DEMO
     if images == 0:
         options.refuse("--images 0, without pictures,", "compared", "cfg_scale", "top_k", "top_p", "reference",
                        "inception_weights", "batch", "roundings", "learn", "calibration_images")  # fmt: skip
-    if not learn:
-        options.refuse("a table without --learn", "iterations", "learning_batch", "device")
-    if learn and model.random_weights:
+    if learning is not None and model.random_weights:
         raise click.UsageError("--learn does not go with --random-weights, which cannot be learned")
     if images == 1:
         raise click.BadParameter("1 picture has no variance: expected 0, or at least 2", param_hint="--images")
-    reference = reference or (DEMO if is_demo and inception_weights is None else "none")
-    read = [path for path in (model.var, model.vae, inception_weights, roundings) if path is not None]
-    read += [] if reference in (DEMO, "none") else [Path(reference)]
+    read = [path for path in (model.var, model.vae, roundings) if path is not None] + judging.read
     require_writable([path for path in (json_path, markdown_path) if path is not None], read)
     pictures = None
     if images != 0:
-        count = images or (5000 if is_demo else 50000)
-        asked = Asked(count, (seed,), Sampling(0, cfg_scale, top_k, top_p), compared, batch)
-        network = InceptionNetwork(inception_weights) if inception_weights else FeatureNetwork("cpu", threads)
-        pictures = _Pictures(asked, network, real_pictures(reference), calibration_images)
-    learning = None
-    if learn:
-        require_device(device)
-        learning = Learning(ReconstructionSettings(iterations, learning_batch), device)
+        asked = Asked(count_of_pictures(images, model), (seed,), Sampling(0, cfg_scale, top_k, top_p), compared, batch)
+        pictures = _Pictures(asked, judging.network(threads), judging.real_pictures(), calibration_images)
     session = SessionOptions(threads=threads, spinning=spinning, ops=ops, ops_library=ops_library)
     quality = None
     with show_resumable_steps(store.folder) as steps:
         built = _build(model, seed, pictures, store, roundings, learning, session, steps)
-        name = built.original.bundle.manifest.name.removesuffix(f"-{FULL_PRECISION}")
+        name = model_name(built.original.bundle)
         table = costs(name, built.scores, built.model, built.facts, seed, lent=model.random_weights)
         if pictures is not None and built.rows:
-            quality = _quality(built, pictures, in_note(reference), store, session, steps)
+            quality = _quality(built, pictures, judging.note, store, session, steps)
     found = TableB(table, quality, () if quality else tuple(built.left_out))
     write_files(table_writers(json_path, found.to_json(), markdown_path, markdown(found)))
     console = results_console(json_path, markdown_path)
@@ -251,7 +222,7 @@ def _build(
     for name, recipe in recipes.items():
         of_theta.get(name, bundles).hold([recipe])
     for name, recipe in recipes.items():
-        found, missing = built_rows([recipe], of_theta.get(name, bundles), steps)
+        found, _, missing = built_rows([recipe], of_theta.get(name, bundles), steps)
         rows += [RecipeBundle(name, item.bundle) for item in found]
         left_out += [f"{METHODS[name]}: {line}" for line in missing]
     notes = [*rounding_note(bundles, nearest=nearest), *([RANDOM_WEIGHTS] if nearest else [])]

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import click
 
 from nextscale.cli.progress import Steps
-from nextscale.graph_passes.recipe import Recipe, load_recipe
+from nextscale.graph_passes.recipe import Recipe
+from nextscale.paper.paper_recipes import paper_recipe, with_fewer_images
 from nextscale.paper.recipe_bundles import FULL_PRECISION, RecipeBundle, RecipeBundles
-from nextscale.runtime._errors import NextscaleError, OutputError
 
 Row = TypeVar("Row", Recipe, RecipeBundle, RecipeBundle | Recipe)
 
 
-def limited_recipe(name: str, images: int | None) -> Recipe:
-    """The recipe of that name, with at most so many images to calibrate with."""
-    return with_fewer_images(load_recipe(name), images)
-
-
-def with_fewer_images(recipe: Recipe, images: int | None) -> Recipe:
-    """The recipe with at most so many images to calibrate with; None: its own number."""
-    count = recipe.calibration.images if images is None else min(images, recipe.calibration.images)
-    return replace(recipe, calibration=replace(recipe.calibration, images=count))
+def recipe_rows(text: str, calibration_images: int | None) -> list[Recipe]:
+    """The recipes that --rows names, full precision first, with at most so many images to calibrate with."""
+    names = [name.strip() for name in text.split(",")]
+    return reference_first([with_fewer_images(paper_recipe(name), calibration_images) for name in names], text)
 
 
 def reference_first(rows: Sequence[Row], text: str) -> list[Row]:
@@ -44,19 +38,28 @@ def reference_first(rows: Sequence[Row], text: str) -> list[Row]:
     return sorted(rows, key=lambda row: row.name != FULL_PRECISION)
 
 
-def built_rows(wanted: Sequence[Recipe], bundles: RecipeBundles, steps: Steps) -> tuple[list[RecipeBundle], list[str]]:
-    """The bundles, built where they are not there; and lines on rows that cannot be built."""
-    found, left_out = list[RecipeBundle](), list[str]()
-    for recipe in wanted:
-        there = bundles.built(recipe)
-        missing = None if there is not None else bundles.missing(recipe)
-        if missing is not None:
-            left_out.append(missing)
-            continue
-        try:
-            found.append(there or bundles.build(recipe, steps))
-        except OutputError:
-            raise
-        except NextscaleError as error:  # such as a budget that is too small for the model
-            left_out.append(f"{recipe.name}: {error}")
-    return found, left_out
+class Built(NamedTuple):
+    """What became of rows: their bundles, recipes of those that a plan does not build, and why others cannot be."""
+
+    bundles: list[RecipeBundle]
+    unbuilt: list[Recipe]
+    left_out: list[str]
+
+
+def built_rows(
+    wanted: Sequence[RecipeBundle | Recipe], bundles: RecipeBundles, steps: Steps, *, plan: bool = False
+) -> Built:
+    """The rows' bundles, built where they are not there; of a plan full precision's alone is built."""
+    found = Built([], [], [])
+    for item in wanted:
+        if isinstance(item, RecipeBundle):
+            found.bundles.append(item)
+        elif plan and item.name != FULL_PRECISION and bundles.missing(item) is None and bundles.built(item) is None:
+            found.unbuilt.append(item)
+        else:
+            bundle = bundles.built_or_why(item, steps)
+            if isinstance(bundle, str):
+                found.left_out.append(bundle)
+            else:
+                found.bundles.append(bundle)
+    return found

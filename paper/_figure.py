@@ -13,11 +13,10 @@ from nextscale.evaluate.image_statistics import ImageNetwork
 from nextscale.evaluate.lpips import Lpips
 from nextscale.evaluate.reference_statistics import Reference
 from nextscale.graph_passes.recipe import Recipe
-from nextscale.paper.paper_recipes import paper_recipe
-from nextscale.paper.recipe_bundles import FULL_PRECISION, RecipeBundle, RecipeBundles
-from nextscale.runtime._errors import NextscaleError, OutputError
-from nextscale.runtime._machine import saturation_warning
-from nextscale.runtime._manifest import STOCK
+from nextscale.paper._rows import saturation_line
+from nextscale.paper.paper_recipes import paper_recipe, with_fewer_images
+from nextscale.paper.recipe_bundles import FULL_PRECISION, RecipeBundle, RecipeBundles, model_name
+from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime._outputs import make_folder
 from nextscale.runtime._session import SessionOptions
@@ -133,16 +132,14 @@ class Workshop:
     @property
     def model_name(self) -> str:
         """For titles."""
-        return self.original.bundle.manifest.name.removesuffix(f"-{FULL_PRECISION}")
+        return model_name(self.original.bundle)
 
     def recipe(self, name: str) -> Recipe:
         """A recipe, with as few calibration images as are asked for, and perhaps with another's rounding."""
-        found, most = paper_recipe(name), self.settings.calibration_images
+        found = paper_recipe(name)
         if found.name == FULL_PRECISION:
             return found
-        if most is not None:
-            images = min(most, found.calibration.images)
-            found = replace(found, calibration=replace(found.calibration, images=images))
+        found = with_fewer_images(found, self.settings.calibration_images)
         if name in LEARNED_AS and self.bundles.missing(found) is not None:
             return replace(found, name=LEARNED_AS[name])
         return found
@@ -159,9 +156,8 @@ class Workshop:
     def generator(self, item: RecipeBundle) -> Generator:
         """Runs the bundle; a line where this processor does not compute its integer products exactly."""
         generator = Generator(item.bundle, self.session)
-        warning = saturation_warning(item.bundle.manifest.recipe)
-        line = f"{item.name}: {warning}"
-        if warning is not None and generator.ops.variant == STOCK and line not in self.warnings:
+        line = saturation_line(item.name, generator)
+        if line is not None and line not in self.warnings:
             self.warnings.append(line)
         return generator
 
@@ -172,19 +168,11 @@ class Workshop:
     def _bundle(self, name: str) -> RecipeBundle | None:
         if name == FULL_PRECISION:
             return self.original
-        recipe = self.recipe(name)
-        there = self.bundles.built(recipe)
-        missing = None if there is not None else self.bundles.missing(recipe)
-        if missing is not None:
-            self._leave_out(missing)
+        found = self.bundles.built_or_why(self.recipe(name), self.tell)
+        if isinstance(found, str):
+            self._leave_out(found)
             return None
-        try:
-            return RecipeBundle(name, (there or self.bundles.build(recipe, self.tell)).bundle)
-        except OutputError:
-            raise
-        except NextscaleError as error:  # such as a budget that is too small for the model
-            self._leave_out(f"{name}: {error}")
-            return None
+        return RecipeBundle(name, found.bundle)
 
     def _leave_out(self, line: str) -> None:
         if line not in self.left_out:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 LEAST_SIDE = 128  # to which small pictures are enlarged, by whole factors
-GAP, MARGIN, HEADER = 4, 80, 36
+GAP, MARGIN, HEADER = 4, 92, 36
 LETTERS = 12  # height of a title's letters, pixels
 
 
@@ -21,7 +21,7 @@ def picture_sheet(
     Args:
         rows: uint8 [N, H, W, 3] each.
         row_titles: of each; lines are kept.
-        column_titles: of the N pictures; broken between words where they are too long, to two lines.
+        column_titles: of the N pictures; of two lines, or broken between words where they are too long.
     Returns:
         uint8 [H, W, 3].
     """
@@ -44,8 +44,8 @@ def picture_sheet(
 
 def _broken(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
     """At most two lines of so many pixels; what does not fit ends in dots."""
-    font, lines = ImageFont.load_default(LETTERS), [""]
-    for word in text.split():
+    font, lines = ImageFont.load_default(LETTERS), text.split("\n") if "\n" in text else [""]
+    for word in text.split() if len(lines) == 1 else ():
         longer = f"{lines[-1]} {word}".strip()
         if not lines[-1] or draw.textlength(longer, font=font) <= width:
             lines[-1] = longer

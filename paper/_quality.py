@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +13,18 @@ from numpy.typing import NDArray
 
 from nextscale.evaluate._kept_figures import bundle_sha256, file_of
 from nextscale.evaluate.generated_statistics import Sampling, finished_images
-from nextscale.evaluate.image_comparison import Job, MetricsRow, compare_images
+from nextscale.evaluate.image_comparison import Job, MetricsRow, compare_images, floor_seeds
 from nextscale.evaluate.image_statistics import ImageNetwork
 from nextscale.evaluate.reference_statistics import Reference
-from nextscale.evaluate.teacher_forced import Agreement, evaluation_labels, teacher_forced
+from nextscale.evaluate.teacher_forced import Agreement, teacher_forced
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.measure.statistics import Interval
-from nextscale.paper._rows import NOISE_FLOOR
+from nextscale.paper._estimated_time import picture_seconds
+from nextscale.paper._rows import NOISE_FLOOR, saturation_line
 from nextscale.paper.recipe_bundles import RecipeBundle
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
-from nextscale.runtime._machine import saturation_warning
-from nextscale.runtime._manifest import STOCK, ModelInfo
+from nextscale.runtime._manifest import ModelInfo
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import write_files
@@ -138,18 +137,12 @@ def measure_quality(
         options=options,
         on_images=told,
     )
-    warnings = {item.name: _warning(item, options) for item in bundles}
+    warnings = {item.name: saturation_line(item.name, Generator(item.bundle, options)) for item in bundles}
     found = []
     for row in measured:
         name = NOISE_FLOOR if row.role == NOISE_FLOOR else names[row.bundle]
         found.append(Quality(name, row, nearness.get(name), warnings.get(name)))
     return found
-
-
-def _warning(item: RecipeBundle, options: SessionOptions) -> str | None:
-    warning = saturation_warning(item.bundle.manifest.recipe)
-    is_stock = Generator(item.bundle, options).ops.variant == STOCK
-    return f"{item.name}: {warning}" if warning is not None and is_stock else None
 
 
 def require_reference(reference: Reference, network: ImageNetwork, model: ModelInfo) -> None:
@@ -204,14 +197,13 @@ def plan_quality(
         unbuilt: recipes of rows without a bundle.
     """
     rows, full = list[PlannedRow](), 0.0
-    last = max(asked.seeds)
     for item in bundles:
         generator = Generator(item.bundle, options)
-        seconds = _seconds_per_picture(generator, network, asked)
+        seconds = picture_seconds(generator, network, asked.batch_size, asked.sampling)
         full = full or seconds
         seeds = {item.name: asked.seeds}
         if not rows:
-            seeds[NOISE_FLOOR] = tuple(last + 1 + number for number in range(len(asked.seeds)))
+            seeds[NOISE_FLOOR] = floor_seeds(asked.seeds)
         for name, of_row in seeds.items():
             done = sum(finished_images(generator, network, replace(asked.sampling, seed=seed), work) for seed in of_row)
             left = max(asked.images * len(of_row) - done, 0)
@@ -225,64 +217,44 @@ def plan_quality(
     return rows
 
 
-def _seconds_per_picture(generator: Generator, network: ImageNetwork, asked: Asked) -> float:
-    labels = evaluation_labels(generator.bundle.model.num_classes, asked.batch_size, 0)
-    began = 0.0
-    for _ in range(2):  # the first loads the graphs
-        began = time.perf_counter()
-        network(generator.generate(labels, **asdict(asked.sampling)).images)
-    return (time.perf_counter() - began) / asked.batch_size
-
-
 def _nearness(
     original: Bundle,
-    others: Iterable[RecipeBundle],
+    others: Sequence[RecipeBundle],
     asked: Asked,
     work: Path,
     options: SessionOptions,
     on_images: OnImages,
 ) -> dict[str, Nearness]:
     """By recipe: what an earlier call left in `work`, or else measured."""
-    found, pending = dict[str, Nearness](), dict[str, tuple[Generator, Path]]()
-    reference: Generator | None = None
-
-    def measure() -> None:
-        nonlocal reference
-        reference = reference or Generator(original, options)
+    paths = {item.name: _nearness_file(original, Generator(item.bundle, options), asked, work) for item in others}
+    pending = [item for item in others if not paths[item.name].exists()]
+    reference = Generator(original, options)  # loads its graphs when they are needed
+    for first in range(0, len(pending), TOGETHER):
+        together = {item.name: Generator(item.bundle, options) for item in pending[first : first + TOGETHER]}
+        told = f"{', '.join(together)}: comparing tokens"
         compared = teacher_forced(
             reference,
-            {name: generator for name, (generator, _) in pending.items()},
+            together,
             images=asked.compared,
             seed=COMPARED_SEED,
             cfg_scale=asked.sampling.cfg_scale,
             batch_size=asked.batch_size,
-            on_images=lambda done: on_images(f"{', '.join(pending)}: comparing tokens", done, asked.compared),
+            on_images=lambda done, told=told: on_images(told, done, asked.compared),  # type: ignore[misc]
         )
         for name, of_one in compared.items():
-            path = pending[name][1]
-            write_nearness(path, of_one)
-            found[name] = read_nearness(path)
-        pending.clear()
+            write_nearness(paths[name], of_one)
+    return {name: read_nearness(path) for name, path in paths.items()}
 
-    for item in others:
-        generator = Generator(item.bundle, options)
-        settings = {
-            "reference": bundle_sha256(original),
-            "operators": generator.ops.variant,
-            "images": asked.compared,
-            "seed": COMPARED_SEED,
-            "cfg_scale": asked.sampling.cfg_scale,
-        }
-        path = file_of(item.bundle, work, settings, "{bundle}-{digest}-agreement.json")
-        if path.exists():
-            found[item.name] = read_nearness(path)
-            continue
-        pending[item.name] = generator, path
-        if len(pending) == TOGETHER:
-            measure()
-    if pending:
-        measure()
-    return found
+
+def _nearness_file(original: Bundle, generator: Generator, asked: Asked, work: Path) -> Path:
+    settings = {
+        "reference": bundle_sha256(original),
+        "operators": generator.ops.variant,
+        "images": asked.compared,
+        "seed": COMPARED_SEED,
+        "cfg_scale": asked.sampling.cfg_scale,
+    }
+    return file_of(generator.bundle, work, settings, "{bundle}-{digest}-agreement.json")
 
 
 def write_nearness(path: Path, compared: Agreement) -> None:

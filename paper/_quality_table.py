@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from nextscale.evaluate.image_statistics import ImageNetwork
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.measure.provenance import versions
+from nextscale.paper._depths import require_depth
 from nextscale.paper._quality import Asked, Quality
-from nextscale.paper._rows import NOISE_FLOOR, method_of
+from nextscale.paper._rows import bits_of, method_of
 from nextscale.paper.paper_table import Cell, Column, PaperTable, Row
-from nextscale.paper.recipe_bundles import FULL_PRECISION, RecipeBundle
-from nextscale.runtime._errors import NextscaleError
+from nextscale.paper.recipe_bundles import RecipeBundle, model_name
 from nextscale.runtime._machine import describe_machine
 from nextscale.runtime._manifest import ModelInfo
 from nextscale.runtime._request import resolve_top_k
+from nextscale.runtime._wording import counted
 
 # The paper's model that the demo model, of another size and of other pictures, is shown beside.
 BESIDE_DEMO = 16
@@ -55,18 +56,11 @@ class QualityTable:
         """
         if is_demo:
             return BESIDE_DEMO
-        if model.depth not in self.paper or model.embed_dim != 64 * model.depth:
-            known = ", ".join(f"VAR-d{depth} ({depth} blocks of {64 * depth})" for depth in self.paper)
-            raise NextscaleError(
-                f"the model has {model.depth} blocks of {model.embed_dim}; Table {self.table} is of {known}, or of the "
-                "demo model: give a checkpoint of such a size, or none"
-            )
+        require_depth(self.table, tuple(self.paper), model)
         return model.depth
 
     def method(self, name: str) -> str:
         """What a row is called."""
-        if name == NOISE_FLOOR:
-            return "Full precision, another seed"
         return self.methods.get(name) or method_of(name)
 
 
@@ -87,14 +81,13 @@ class Subject:
     @classmethod
     def of_bundles(cls, bundles: Sequence[RecipeBundle]) -> Subject:
         """Full precision first."""
-        manifest = bundles[0].bundle.manifest
-        bits = {item.name: _bits(item.name, item.bundle.manifest.recipe) for item in bundles}
-        return cls(manifest.name.removesuffix(f"-{FULL_PRECISION}"), manifest.model, bits)
+        bits = {item.name: bits_of(item.bundle.manifest.recipe) for item in bundles}
+        return cls(model_name(bundles[0].bundle), bundles[0].bundle.model, bits)
 
     @classmethod
     def of_recipes(cls, name: str, model: ModelInfo, recipes: Sequence[Recipe]) -> Subject:
         """Of what is not built."""
-        return cls(name, model, {recipe.name: _bits(recipe.name, recipe.as_dict()) for recipe in recipes})
+        return cls(name, model, {recipe.name: bits_of(recipe.as_dict()) for recipe in recipes})
 
 
 def quality_table(
@@ -134,7 +127,7 @@ def quality_table(
         columns=columns(network),
         rows=tuple(rows),
         notes=(
-            f"{asked.images} pictures of each row and of each of {_counted(len(asked.seeds), 'seed')}, spread over the "
+            f"{asked.images} pictures of each row and of each of {counted(len(asked.seeds), 'seed')}, spread over the "
             f"classes; {network.name}",
             *_of_names(network),
             f"{fid} is to {reference}; {fid} to full precision to its pictures of the same classes and seeds"
@@ -188,11 +181,6 @@ def _cells(item: Quality, paper: PaperRow | None) -> tuple[Cell, ...]:
     )
 
 
-def _bits(name: str, recipe: Mapping[str, Any]) -> str:
-    """As the paper tells them, of a recipe's plain values."""
-    return "32/32" if name == FULL_PRECISION else f"{recipe['weights']['bits']}/{recipe['activations']['bits']}"
-
-
 def _of_names(network: ImageNetwork) -> list[str]:
     fid, score = network.metrics
     if (fid, score) == ("FID", "IS"):
@@ -207,7 +195,3 @@ def _interval_note(asked: Asked, score: str) -> str:
         else f"of {score} and KL over pictures; other figures of one seed have none"
     )
     return f"± half of the 95% interval, {spread}"
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -39,16 +39,15 @@ class Job(Generic[Sampling]):
         floats = recipe["name"] == FULL_PRECISION
         return {
             "name": self.name,
-            "method": "Full precision, another seed" if self.name == NOISE_FLOOR else method_of(self.name),
-            "bits": "32/32" if floats else f"{recipe['weights']['bits']}/{recipe['activations']['bits']}",
+            "method": method_of(self.name),
+            "bits": bits_of(recipe),
             "bundle": str(self.bundle.bundle.path),
             "calibration_images": None if floats else recipe.get("calibration", {}).get("images"),
         }
 
     def warning(self, generator: Generator) -> str | None:
-        """A line, where this processor does not compute the row's integer products exactly."""
-        warning = saturation_warning(self.bundle.bundle.manifest.recipe)
-        return None if warning is None or generator.ops.variant != STOCK else f"{self.name}: {warning}"
+        """See `saturation_line`."""
+        return saturation_line(self.name, generator)
 
     def differences(self, figures: Column, reference: Column) -> dict[str, Interval | None]:
         """By column, paired: figures less full precision's; none for full precision itself."""
@@ -78,11 +77,25 @@ def reference_and_others(bundles: Sequence[RecipeBundle], sampling: Sampling) ->
 
 
 def method_of(name: str) -> str:
-    """What the tables call a recipe, bits aside."""
+    """What the tables call a row, bits aside."""
     if name == FULL_PRECISION:
         return "Full precision"
+    if name == NOISE_FLOOR:
+        return "Full precision, another seed"
     stem, _, bits = name.rpartition("-")
     return METHODS.get(stem if re.fullmatch(r"w\da\d", bits) else name, name)
+
+
+def bits_of(recipe: Mapping[str, Any]) -> str:
+    """Of weights and activations, of a recipe's plain values."""
+    floats = recipe["name"] == FULL_PRECISION
+    return "32/32" if floats else f"{recipe['weights']['bits']}/{recipe['activations']['bits']}"
+
+
+def saturation_line(name: str, generator: Generator) -> str | None:
+    """A line on a row, where this processor does not compute the integer products of its bundle exactly."""
+    warning = saturation_warning(generator.bundle.manifest.recipe)
+    return None if warning is None or generator.ops.variant != STOCK else f"{name}: {warning}"
 
 
 def interval_of(values: NDArray[np.float64]) -> Interval | None:

@@ -8,23 +8,23 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from nextscale.calib_data.token_maps import TokenMaps
 from nextscale.compiler.options import Progress
-from nextscale.evaluate._kept_figures import digest_of, measure_on, plain_name
-from nextscale.evaluate.generated_statistics import Sampling
-from nextscale.evaluate.image_comparison import MetricsRow
+from nextscale.evaluate._kept_figures import digest_of, plain_name
+from nextscale.evaluate.generated_statistics import Sampling, continued_statistics
+from nextscale.evaluate.image_comparison import MetricsRow, floor_seeds
 from nextscale.evaluate.image_metrics import image_metrics
-from nextscale.evaluate.image_statistics import ImageNetwork, ImageStatistics, extended, read_statistics
+from nextscale.evaluate.image_statistics import ImageNetwork, ImageStatistics
 from nextscale.evaluate.reference_statistics import Reference
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.var.sources import VARSource
 from nextscale.paper._quality import COMPARED_SEED, Asked, Nearness, OnImages, Quality, read_nearness, write_nearness
 from nextscale.paper._rows import NOISE_FLOOR
 from nextscale.paper.recipe_bundles import FULL_PRECISION, RecipeBundles
-from nextscale.runtime._errors import NextscaleError
-from nextscale.runtime.image_io import write_files
 from nextscale.simulation._device import Device, on_device
 from nextscale.simulation.simulated_agreement import simulated_agreement
 from nextscale.simulation.simulated_pictures import SimulatedPictures
@@ -80,11 +80,11 @@ def simulate_quality(
         simulated = _Simulated(pictures, network, asked, work, on_images)
         full = _Row(FULL_PRECISION, store.digest(original), lambda: pictures.full_precision)
         of_full = simulated.statistics(full, asked.seeds)
-        floor_seeds = tuple(max(asked.seeds) + 1 + number for number in range(len(asked.seeds)))
-        floor = simulated.statistics(full, floor_seeds)
+        others_seeds = floor_seeds(asked.seeds)
+        floor = simulated.statistics(full, others_seeds)
         found = [
             Quality(FULL_PRECISION, _metrics(full, "full precision", asked.seeds, of_full, reference), None, None),
-            Quality(NOISE_FLOOR, _metrics(full, NOISE_FLOOR, floor_seeds, floor, reference, of_full), None, None),
+            Quality(NOISE_FLOOR, _metrics(full, NOISE_FLOOR, others_seeds, floor, reference, of_full), None, None),
         ]
         for recipe, simulate in zip(others, given, strict=True):
             row = _Row(recipe.name, store.digest(recipe), _once(partial(simulate, pictures)))
@@ -160,23 +160,20 @@ class _Simulated:
         sampling, total = replace(self.asked.sampling, seed=seed), self.asked.images
         settings: dict[str, Any] = {"network": self.network.name, **asdict(sampling)}
         path = self._path(row, settings, f"seed{seed}.npz")
-        statistics = read_statistics(path)[0] if path.exists() else None
-
-        def measure(part: range) -> None:
-            nonlocal statistics
-            for _, drawn in self.pictures.drawn(row.simulate(), part, sampling):
-                statistics = extended(statistics, drawn, self.network)
-
-        def keep() -> None:
-            assert statistics is not None
-            write_files({path: statistics.writer(settings)})
-
-        done = statistics.count if statistics else 0
         told = f"{row.name}: drawing, seed {seed}"
-        measure_on(done, total, self.asked.batch_size, measure, keep, lambda now: self.on_images(told, now, total))
-        if statistics is None or statistics.count != total:
-            raise NextscaleError(f"{path}: damaged; delete the file to draw these pictures again")
-        return statistics
+
+        def draw(part: range) -> NDArray[np.uint8]:
+            return np.concatenate([drawn for _, drawn in self.pictures.drawn(row.simulate(), part, sampling)])
+
+        return continued_statistics(
+            path,
+            settings,
+            draw,
+            self.network,
+            total,
+            self.asked.batch_size,
+            lambda done: self.on_images(told, done, total),
+        )
 
     def _path(self, row: _Row, settings: dict[str, Any], form: str) -> Path:
         circumstances = {"device": self.pictures.device.type, "torch": torch.__version__}

@@ -1,24 +1,30 @@
-"""What the pages of Tables 2, 3 and D have in common: their heading, and tables with intervals in Markdown."""
+"""What the pages of the tables have in common: their heading, and tables with intervals in Markdown."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from nextscale.measure.statistics import Interval
-from nextscale.paper.table_2 import Table2
-from nextscale.paper.table_3 import Table3
-from nextscale.paper.table_d import TableD
+
+if TYPE_CHECKING:
+    from nextscale.paper.paper_table import PaperTable
+    from nextscale.paper.table_2 import Table2
+    from nextscale.paper.table_3 import Table3
+    from nextscale.paper.table_d import TableD
 
 
-def heading(title: str, table: Table2 | Table3 | TableD, notes: Sequence[str], intervals: str) -> list[str]:
-    """The title, and all that a reader must know, as a list; `intervals` says what follows ±."""
+def heading(
+    title: str, table: PaperTable | Table2 | Table3 | TableD, notes: Sequence[str], intervals: str = ""
+) -> list[str]:
+    """The title, and all that a reader must know, as a list; `intervals` says what follows ±, where no note does."""
     numbers = ", ".join(f"{name} {version}" for name, version in table.versions.items())
     return [
         f"# {title}",
         "",
         *[f"- {note}" for note in notes],
-        f"- {table.machine.cpu}; {numbers}; {intervals}",
+        f"- {'; '.join(filter(None, (table.machine.cpu, numbers, intervals)))}",
         *[f"- left out: {line}" for line in table.left_out],
         *[f"- **{line}**" for line in table.warnings],
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from nextscale.paper import (
     figure_operations,
     figure_pictures,
 )
-from nextscale.paper._estimated_time import SCORING_IMAGES, build_seconds, observing_seconds
+from nextscale.paper._estimated_time import SCORING_IMAGES, build_seconds, observing_seconds, picture_seconds
 from nextscale.paper._figure import Figure, Settings, Workshop
 from nextscale.paper.recipe_bundles import FULL_PRECISION, RecipeBundle
 from nextscale.runtime._machine import describe_machine
@@ -183,7 +182,7 @@ def plan(workshop: Workshop, names: Sequence[str]) -> Plan:
             for item in begun
         )
         pictures = settings.images * (len(begun) + len(judged & unbuilt.keys())) - done
-    picture = _seconds_a_picture(workshop)
+    picture = picture_seconds(workshop.generator(workshop.original), network, batch_size=2)
     observing = settings.observed * observing_seconds(workshop.original.bundle.model)
     seconds = pictures * picture + sum(build_seconds(recipe, picture) for recipe in unbuilt.values())
     for figure in names:
@@ -191,18 +190,6 @@ def plan(workshop: Workshop, names: Sequence[str]) -> Plan:
         rows = sum(recipe in there or recipe in unbuilt for recipe in kind.recipes)
         seconds += kind.passes(settings, rows) * picture + min(kind.compared, rows) * observing
     return Plan(tuple(unbuilt), pictures, seconds)
-
-
-def _seconds_a_picture(workshop: Workshop) -> float:
-    """Of full precision, seen by the feature network if there is one; behind one that warms up."""
-    generator, network = Generator(workshop.original.bundle, workshop.session), workshop.judges.network
-    began = 0.0
-    for count in (1, 2):
-        began = time.monotonic()
-        pictures = generator.generate([0] * count).images
-        if network is not None:
-            network(pictures)
-    return (time.monotonic() - began) / 2
 
 
 def file_stem(name: str) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from nextscale.measure.provenance import finite
 from nextscale.measure.statistics import Interval
+from nextscale.paper._table_pages import heading, markdown_table
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._machine import Machine
 
@@ -136,24 +137,13 @@ def _machine(document: Mapping[str, Any]) -> Machine:
 
 def markdown(table: PaperTable) -> str:
     """The whole page."""
-    numbers = ", ".join(f"{name} {version}" for name, version in table.versions.items())
-    lines = [
-        f"# Table {table.table}: {table.title}, {table.model}",
-        "",
-        *(f"- {note}" for note in table.notes),
-        f"- {table.machine.cpu}; {numbers}",
-        *(f"- left out: {line}" for line in table.left_out),
-        *(f"- **{line}**" for line in table.warnings),
-        "",
-        *markdown_rows(table),
-        "",
-    ]
-    return "\n".join(lines)
+    title = f"Table {table.table}: {table.title}, {table.model}"
+    return "\n".join([*heading(title, table, table.notes), "", *markdown_rows(table), ""])
 
 
 def markdown_rows(table: PaperTable) -> list[str]:
     """The table alone."""
-    return [_line(headers(table)), "|" + "---|" * len(headers(table)), *(_line(cells) for cells in shown_rows(table))]
+    return markdown_table(headers(table), shown_rows(table))
 
 
 def headers(table: PaperTable) -> list[str]:
@@ -200,7 +190,3 @@ def _number(value: float | None, column: Column) -> str:
     if column.form == "prefix":
         return prefixed(value * column.scale, column.digits).rstrip()
     return f"{value * column.scale:.{column.digits}{'e' if column.form == 'exponent' else 'f'}}"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"

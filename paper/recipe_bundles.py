@@ -27,7 +27,7 @@ from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.models.sources import Source
 from nextscale.paper.store import Key, Store
 from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
-from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError, OutputError
 from nextscale.runtime._file_hash import file_sha256
 from nextscale.runtime._next_scale_loop import Generator
 from nextscale.runtime._session import SessionOptions
@@ -177,6 +177,28 @@ class RecipeBundles:
         )
         return RecipeBundle(recipe.name, Bundle.open(path))
 
+    def built_or_why(self, recipe: Recipe, progress: Progress) -> RecipeBundle | str:
+        """The bundle, built if it is not there; or why it cannot be, in a line.
+
+        Args:
+            recipe: any.
+            progress: told each step.
+        Raises:
+            OutputError: there is no room, or the folder cannot be written.
+            NextscaleError: full precision cannot be built, without which there is nothing to compare with.
+        """
+        missing = self.missing(recipe)
+        if missing is not None:
+            return missing
+        try:
+            return self.build(recipe, progress)
+        except OutputError:
+            raise
+        except NextscaleError as error:  # such as a budget that is too small for the model
+            if recipe.name == FULL_PRECISION:
+                raise
+            return f"{recipe.name}: {error}"
+
     def maps(self, recipe: Recipe, progress: Progress) -> Path:
         """Token maps or bits with the recipe's number and matching, sampled if they are not there.
 
@@ -315,6 +337,11 @@ class RecipeBundles:
     def _rounding_path(self, recipe: Recipe) -> Path:
         assert self.roundings is not None
         return self.roundings / f"{recipe.name}.safetensors"
+
+
+def model_name(original: Bundle) -> str:
+    """Of the model of a full-precision bundle."""
+    return original.manifest.name.removesuffix(f"-{FULL_PRECISION}")
 
 
 def told(recipe: Recipe) -> dict[str, Any]:

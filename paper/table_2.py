@@ -35,7 +35,7 @@ from nextscale.paper._prompted_pictures import (
     picture_results,
 )
 from nextscale.paper._rows import METHODS, NOISE_FLOOR, Job, interval_of, reference_and_others
-from nextscale.paper.recipe_bundles import FULL_PRECISION, RecipeBundle
+from nextscale.paper.recipe_bundles import FULL_PRECISION, RecipeBundle, model_name
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._machine import Machine, describe_machine
 from nextscale.runtime._next_scale_loop import Generator
@@ -266,7 +266,7 @@ def measure_table_2(
     kinds = [item.kind for item in asked]
     return Table2(
         model={
-            "name": manifest.name.removesuffix(f"-{FULL_PRECISION}"),
+            "name": model_name(wanted[0].bundle.bundle),
             "image_size": list(manifest.model.image_size),
             "token_bits": comparison.bits,
             "num_stages": manifest.model.num_stages,

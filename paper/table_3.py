@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -317,10 +316,3 @@ def _sheet(
             pictures = np.stack([found.pictures[task][place] for found in results])
             rows.append(SheetRow(task, photographs.images[number], mask, pictures))
     return rows
-
-
-def in_words(seconds: float) -> str:
-    """90 s, 12 min, 3.4 h."""
-    if seconds < 100:
-        return f"{math.ceil(seconds)} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

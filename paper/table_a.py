@@ -21,17 +21,20 @@ from nextscale.evaluate.attention_error import (
 )
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.measure.provenance import finite, versions
+from nextscale.paper._depths import require_depth
 from nextscale.paper._observed_attention import ObservedAttention, Observing, OnImages
 from nextscale.paper._rows import method_of
+from nextscale.paper._table_pages import markdown_table
 from nextscale.paper.paper_recipes import paper_recipe
 from nextscale.paper.paper_table import Cell, Column, PaperTable, Row
 from nextscale.paper.paper_table import markdown as correlations_page
-from nextscale.paper.recipe_bundles import FULL_PRECISION, RecipeBundle
+from nextscale.paper.recipe_bundles import RecipeBundle, model_name
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._machine import describe_machine, saturation_warning
 from nextscale.runtime._manifest import ModelInfo
 from nextscale.runtime._session import SessionOptions
+from nextscale.runtime._wording import counted
 
 if TYPE_CHECKING:
     from nextscale.evaluate.plot_attention_error import Curve
@@ -83,11 +86,8 @@ class TableA:
 
 def require_size(model: ModelInfo, *, is_demo: bool) -> None:
     """Raise NextscaleError unless a model is as large as the paper's, or the demo model, or takes too much memory."""
-    if not is_demo and (model.depth, model.embed_dim) != (DEPTH, 64 * DEPTH):
-        raise NextscaleError(
-            f"the model has {model.depth} blocks of {model.embed_dim}; Table A is of VAR-d{DEPTH} ({DEPTH} blocks of "
-            f"{64 * DEPTH}), or of the demo model: give a checkpoint of that size, or none"
-        )
+    if not is_demo:
+        require_depth("A", [DEPTH], model)
     needed = observed_bytes(model)
     if needed > MOST_OBSERVED:
         raise NextscaleError(
@@ -140,7 +140,7 @@ def measure_table_a(
         Observed(item.name, item.bundle.manifest.recipe, attention.error(item.name, item.bundle)) for item in bundles
     )
     warnings = {item.name: saturation_warning(item.recipe) for item in observed}
-    name = original.manifest.name.removesuffix(f"-{FULL_PRECISION}")
+    name = model_name(original)
     table = PaperTable(
         table="A",
         title="correlations of attention's quantization noises",
@@ -168,8 +168,7 @@ def markdown(table: TableA) -> str:
     """The whole page."""
     parts = [correlations_page(table.correlations)]
     for title, (headers, rows) in sections(table).items():
-        lines = [f"| {' | '.join(cells)} |" for cells in (headers, ["---"] * len(headers), *rows)]
-        parts += [f"## {title}", "", *lines, ""]
+        parts += [f"## {title}", "", *markdown_table(headers, rows), ""]
     return "\n".join(parts)
 
 
@@ -292,11 +291,10 @@ def _correlations(observed: Sequence[Observed]) -> Section:
 
 
 def _notes(name: str, observing: Observing) -> tuple[str, ...]:
-    images = "1 image" if observing.images == 1 else f"{observing.images} images"
     return (
-        f"{images}, token maps that {name} samples in full precision at cfg_scale {observing.cfg_scale:g}, seed "
-        f"{observing.seed}; the paper has 1,000 of VAR-d30, and does not say at which bits and by which quantizer of "
-        "the attention weights, so that its figure stands beside each of ours",
+        f"{counted(observing.images, 'image')}, token maps that {name} samples in full precision at cfg_scale "
+        f"{observing.cfg_scale:g}, seed {observing.seed}; the paper has 1,000 of VAR-d30, and does not say at which "
+        "bits and by which quantizer of the attention weights, so that its figure stands beside each of ours",
         "magnitudes of Pearson's correlation over all pairs, none sampled: of the noises of one query's weights, "
         "(a_hat - a) / a, of two tokens; of a weight and its token's value, v_hat - v; and of two tokens' values",
         "error of A V: the integer product of the bundle's graph less A V of the float A and V at its inputs; "

@@ -89,6 +89,9 @@ class KeptBundles:
         assert found is not None
         return found
 
+    def built_or_why(self, recipe: Recipe, progress: object) -> RecipeBundle | str:
+        return self.missing(recipe) or self.build(recipe, progress)
+
     def maps(self, recipe: Recipe, progress: object) -> Path:
         target = self.folder / "maps"
         if not target.exists():
@@ -117,7 +120,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo model is the tiny model; what judges pictures needs no weights."""
     monkeypatch.setattr("nextscale.cli.figures.source_of", named_source)
     monkeypatch.setattr("nextscale.cli.figures.Lpips", FakeDistance)
-    monkeypatch.setattr("nextscale.cli.figures.FeatureNetwork", Judge)
+    monkeypatch.setattr("nextscale.cli.judging_options.FeatureNetwork", Judge)
 
 
 @pytest.fixture

@@ -265,9 +265,9 @@ def test_no_command_overwrites_what_it_reads(
     bundle = shutil.copytree(fake_bundle, tmp_path / "out" / "emoji" / "fp32")
     for suffix in ("png", "html"):
         (tmp_path / f"link.{suffix}").symlink_to(bundle / "weights.data")
-    (bundle.parent / "store.json").write_text('{"schema": 1}')
+    (bundle.parent / "store.json").write_text('{"of": "nextscale paper", "schema": 1}')
     before = (bundle / "weights.data").read_bytes()
-    monkeypatch.setattr("nextscale.cli.metrics.FeatureNetwork", lambda *_: None)
+    monkeypatch.setattr("nextscale.cli.judging_options.FeatureNetwork", lambda *_: None)
     places = {
         "bundle": bundle,
         "other": fake_bundle,

@@ -33,7 +33,7 @@ class CountingNetwork(PixelNetwork):
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch) -> type[CountingNetwork]:
     """Takes the place of the feature network."""
-    monkeypatch.setattr("nextscale.cli.metrics.FeatureNetwork", CountingNetwork)
+    monkeypatch.setattr("nextscale.cli.judging_options.FeatureNetwork", CountingNetwork)
     monkeypatch.setattr(CountingNetwork, "total", 0)
     monkeypatch.setattr(CountingNetwork, "interrupt_after", sys.maxsize)
     return CountingNetwork

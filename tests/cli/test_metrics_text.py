@@ -35,7 +35,7 @@ class KeepingNetwork(PixelNetwork):
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[NDArray[np.uint8]]:
     """The pictures that the network is shown."""
     monkeypatch.setattr(KeepingNetwork, "shown", [], raising=False)
-    monkeypatch.setattr("nextscale.cli.metrics.FeatureNetwork", KeepingNetwork)
+    monkeypatch.setattr("nextscale.cli.judging_options.FeatureNetwork", KeepingNetwork)
     return KeepingNetwork.shown
 
 

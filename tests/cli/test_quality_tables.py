@@ -25,8 +25,8 @@ from nextscale.paper.table_1 import PAPER
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo model is the tiny model, and pixels are the features."""
     monkeypatch.setattr("nextscale.models.var.sources.demo_source", lambda name: tiny_source())
-    monkeypatch.setattr("nextscale.cli._quality_command.FeatureNetwork", PixelNetwork)
-    monkeypatch.setattr("nextscale.cli._quality_command.read_demo_reference", lambda: reference())
+    monkeypatch.setattr("nextscale.cli.judging_options.FeatureNetwork", PixelNetwork)
+    monkeypatch.setattr("nextscale.cli.judging_options.read_demo_reference", lambda: reference())
 
 
 def reference(features: int | None = None, side: int | None = 8) -> Reference:
@@ -210,5 +210,5 @@ def test_statistics_of_something_else(
     found: Reference,
     message: str,
 ) -> None:
-    monkeypatch.setattr("nextscale.cli._quality_command.read_demo_reference", lambda: found)
+    monkeypatch.setattr("nextscale.cli.judging_options.read_demo_reference", lambda: found)
     assert_refused(capsys, run(tmp_path / "store"), message)

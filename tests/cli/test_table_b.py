@@ -32,8 +32,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "nextscale.models.var.sources.demo_source", lambda name: replace(tiny_source(depth=1), name=name)
     )
-    monkeypatch.setattr("nextscale.cli.table_b.FeatureNetwork", PixelNetwork)
-    monkeypatch.setattr("nextscale.cli._quality_command.read_demo_reference", lambda: reference(6))
+    monkeypatch.setattr("nextscale.cli.judging_options.FeatureNetwork", PixelNetwork)
+    monkeypatch.setattr("nextscale.cli.judging_options.read_demo_reference", lambda: reference(6))
     monkeypatch.setattr(_table_b_quality, "SCORE_IMAGES", 3)
     monkeypatch.setattr("nextscale.cli.table_b.SCORE_IMAGES", 3)
 
@@ -185,7 +185,7 @@ def test_a_model_of_another_size_is_refused(
 def test_statistics_of_another_network_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nextscale.cli._quality_command.read_demo_reference", lambda: reference(3))
+    monkeypatch.setattr("nextscale.cli.judging_options.read_demo_reference", lambda: reference(3))
     assert_refused(capsys, run(tmp_path / "store", *PICTURES), "the reference has 3 features, but pixels gives 6")
 
 

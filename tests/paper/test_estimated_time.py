@@ -8,7 +8,14 @@ import pytest
 from model_infos import VAR_D16, facts_of
 
 from nextscale.graph_passes.recipe import load_recipe
-from nextscale.paper._estimated_time import MULTIPLY_ADDS, OBSERVED, build_seconds, image_seconds, observing_seconds
+from nextscale.paper._estimated_time import (
+    MULTIPLY_ADDS,
+    OBSERVED,
+    build_seconds,
+    image_seconds,
+    in_words,
+    observing_seconds,
+)
 
 
 def test_an_image_takes_its_two_rows() -> None:
@@ -29,3 +36,8 @@ def test_a_build_takes_longer_with_more_images() -> None:
         0.5 * (recipe.calibration.images - 2)
     )
     assert build_seconds(load_recipe("fp32"), 0.25) < build_seconds(few, 0.25)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.2, "1 s"), (99, "99 s"), (150, "2 min"), (7200, "2.0 h")])
+def test_times_in_words(seconds: float, text: str) -> None:
+    assert in_words(seconds) == text

@@ -29,9 +29,10 @@ from nextscale.paper._editing import (
     remade,
 )
 from nextscale.paper._photographs import Photographs, fitted, read_photographs
+from nextscale.paper._picture_sheet import GAP, HEADER, LEAST_SIDE, MARGIN
 from nextscale.paper._rows import NOISE_FLOOR, method_of
 from nextscale.paper._table_3_page import markdown
-from nextscale.paper._table_3_sheet import GAP, HEADER, LEAST_SIDE, MARGIN, sheet
+from nextscale.paper._table_3_sheet import sheet
 from nextscale.paper.recipe_bundles import RecipeBundle
 from nextscale.paper.table_3 import ROWS, Table3, jobs, measure_table_3, plan_table_3
 from nextscale.runtime import Bundle, Generator
@@ -267,11 +268,6 @@ def test_a_plan_counts_what_is_left(bundles: list[RecipeBundle], photographs: Ph
     ]  # fmt: skip
     assert planned[0].seconds == planned[1].seconds == planned[3].seconds > 0
     assert planned[0].total == 5 * planned[0].seconds
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0.2, "1 s"), (99, "99 s"), (150, "2 min"), (7200, "2.0 h")])
-def test_times_in_words(seconds: float, text: str) -> None:
-    assert table_3.in_words(seconds) == text
 
 
 def test_rows_are_the_papers_and_ours() -> None:
