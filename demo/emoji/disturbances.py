@@ -12,6 +12,9 @@ from nextscale.demo.emoji.scenes import Batch
 TURN, STRETCH, SHEAR = 0.2, 0.15, 0.15  # the most that a window is turned (radians), stretched (log) and sheared
 HUE, GREY = 0.4, 0.15  # the most that hues turn, radians; the share of windows without colours
 COVERED, COVER = 0.3, 0.3  # the share of windows of which a square is covered, and its side
+WOBBLE, CELLS = 1.5, (16, 32)  # how far lines move, in pixels of the picture, and a side's cells, which move together
+SOFTENED = 0.2  # the share of pictures whose detail is that of squares of two pixels a side, and of three
+NOISE = 0.1  # the most that noise deviates
 
 
 def first_window(batch: Batch, noise: torch.Generator) -> Tensor:
@@ -39,8 +42,37 @@ def turned(frames: Tensor, noise: torch.Generator) -> Tensor:
     return torch.cat((frames[:, :, :2] @ change, frames[:, :, 2:]), dim=2)
 
 
+def redrawn(pictures: Tensor, noise: torch.Generator) -> Tensor:
+    """Pictures [B, 3, H, W] as if drawn again by an unsteady hand: lines wobble in most, some are less sharp, and there
+    is noise of one pixel and of four.
+    """
+    count, device, size = len(pictures), pictures.device, pictures.shape[2:]
+
+    def random(*shape: int) -> Tensor:
+        return torch.rand(count, *shape, generator=noise, device=device)
+
+    def normal(channels: int, *cells: int) -> Tensor:
+        return torch.randn(count, channels, *cells, generator=noise, device=device)
+
+    moves = pictures.new_zeros(count, 2, *size)
+    for cells in CELLS:
+        strength = WOBBLE / len(CELLS) * (2 * random(1, 1, 1) - 1).clamp(min=0)  # none in half of the pictures
+        moves += F.interpolate(strength * normal(2, cells, cells), size=size, mode="bicubic")
+    where = F.affine_grid(torch.eye(2, 3, device=device).expand(count, 2, 3), [count, 3, *size], align_corners=False)
+    where = where + moves.permute(0, 2, 3, 1) * 2 / where.new_tensor(size[::-1])
+    pictures = F.grid_sample(pictures, where, padding_mode="border", align_corners=False)
+    chosen = random(1, 1, 1)
+    for i, side in enumerate((2, 3)):
+        soft = F.interpolate(F.avg_pool2d(pictures, side, ceil_mode=True), size=size, mode="bilinear")
+        pictures = torch.where((i * SOFTENED <= chosen) & (chosen < (i + 1) * SOFTENED), soft, pictures)
+    for side in (1, 4):
+        coarse = F.interpolate(normal(3, size[0] // side, size[1] // side), size=size, mode="bilinear")
+        pictures = pictures + NOISE * random(1, 1, 1) * coarse
+    return pictures
+
+
 def disturbed(windows: Tensor, noise: torch.Generator) -> Tensor:
-    """Windows [B, 3, 128, 128] in other colours, now and then grey, covered in part or less sharp, and with noise."""
+    """Windows [B, 3, 224, 224] in other colours, now and then grey or covered in part."""
     count, device = len(windows), windows.device
 
     def random(*shape: int) -> Tensor:
@@ -52,11 +84,7 @@ def disturbed(windows: Tensor, noise: torch.Generator) -> Tensor:
     along = torch.arange(SIDE, device=device)
     across, down = ((along - SIDE * random(1)).abs() < COVER * SIDE / 2 for _ in range(2))
     covered = down[:, None, :, None] & across[:, None, None] & (random(1, 1, 1) < COVERED)
-    windows = torch.where(covered, 2 * random(3, 1, 1) - 1, windows)
-    blurred = F.interpolate(F.avg_pool2d(windows, 2), size=(SIDE, SIDE), mode="bilinear")
-    windows = torch.where(random(1, 1, 1) < 0.3, blurred, windows)
-    strength = 0.1 * random(1, 1, 1)
-    return windows + strength * torch.randn(windows.shape, generator=noise, device=device)
+    return torch.where(covered, 2 * random(3, 1, 1) - 1, windows)
 
 
 def recoloured(windows: Tensor, angle: Tensor, saturation: Tensor) -> Tensor:

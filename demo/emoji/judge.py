@@ -1,8 +1,8 @@
 """The judge: a classifier of what is drawn, and in which style, trained on the sprites that are not held out.
 
-It sees a square window of a picture, the whole or a half, at 128 x 128. Concepts that a style draws alike are one to
-it. It begins as EfficientNet-Lite0, which knows photographs: a judge that began with nothing learned drawings by heart
-and recognised 84% of those that it had never seen.
+It sees a square window of a picture, the whole or a half, at 224 x 224. Concepts that a style draws alike are one to
+it. It begins as EfficientNet-Lite2, which knows photographs: of the drawings that it never saw it recognises 92.0%. A
+judge that began with nothing learned drawings by heart and recognised 84%.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from nextscale.demo.emoji.styles import WORDS
 from nextscale.evaluate.feature_network import pretrained
 
-SIDE = 128
+SIDE = 224
 # Middle and side of the windows in which things are looked for, in the picture's side.
 WINDOWS = {
     "whole": (0.5, 0.5, 1.0),
@@ -30,7 +30,7 @@ WINDOWS = {
 
 
 class Judge(nn.Module):
-    """EfficientNet-Lite0's features, and a linear layer for each question.
+    """EfficientNet-Lite2's features, and a linear layer for each question.
 
     Normalization keeps ImageNet's statistics, so that a window's answer never depends on those beside it.
     """
@@ -38,7 +38,7 @@ class Judge(nn.Module):
     def __init__(self, looks: int) -> None:
         """A judge of so many looks (`Sprites.looks`)."""
         super().__init__()
-        self.backbone: Any = pretrained()
+        self.backbone: Any = pretrained(2)
         features = self.backbone._fc.in_features
         del self.backbone._fc  # of ImageNet's classes
         self.looks = nn.Linear(features, looks)
@@ -52,19 +52,19 @@ class Judge(nn.Module):
         return self
 
     def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        """Windows float32 [B, 3, 128, 128] in [-1, 1] to logits of looks [B, n] and of style [B, 7]."""
+        """Windows float32 [B, 3, 224, 224] in [-1, 1] to logits of looks [B, n] and of style [B, 7]."""
         found = self.backbone._dropout(self.backbone.extract_features(windows).mean((2, 3)))
         return self.looks(found), self.style(found)
 
 
 def cut(pictures: Tensor, windows: Tensor) -> Tensor:
-    """A square window of each picture at 128 x 128.
+    """A square window of each picture at 224 x 224.
 
     Args:
         pictures: float32 [B, 3, H, W]; what is outside repeats the border.
         windows: float32 [B, 3]: x and y of the middle, and side, in the picture's side.
     Returns:
-        float32 [B, 3, 128, 128].
+        float32 [B, 3, 224, 224].
     """
     return sampled(pictures, frames(windows))
 
@@ -77,7 +77,7 @@ def frames(windows: Tensor) -> Tensor:
 
 
 def sampled(pictures: Tensor, frames: Tensor) -> Tensor:
-    """What is in frames [B, 2, 3] of pictures [B, 3, H, W], at 128 x 128."""
+    """What is in frames [B, 2, 3] of pictures [B, 3, H, W], at 224 x 224."""
     grid = F.affine_grid(frames, [pictures.shape[0], 3, SIDE, SIDE], align_corners=False)
     return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
 
@@ -86,7 +86,7 @@ def load_judge(path: Path, looks: int) -> Judge:
     """A judge as `weights.save_module` wrote it, in eval mode.
 
     Raises:
-        NextscaleError: a package of the extra `eval`, which has the normalization's statistics, is missing.
+        NextscaleError: a package of the extra `train`, which has the normalization's statistics, is missing.
     """
     judge = Judge(looks)
     parameters = {name: tensor.float() for name, tensor in load_file(path).items()}

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nextscale.demo.emoji.compose import Compositor
-from nextscale.demo.emoji.disturbances import disturbed, first_window, turned
+from nextscale.demo.emoji.disturbances import disturbed, first_window, redrawn, turned
 from nextscale.demo.emoji.held_out import HeldOut
 from nextscale.demo.emoji.judge import WINDOWS, Judge, cut, frames, load_judge, sampled
 from nextscale.demo.emoji.loop import RunOptions, autocast, channels_last, run_options, train
@@ -95,7 +95,7 @@ class JudgeTask:
         if self.more:
             batch = mixed(batch, self.more, noise)
         places = turned(frames(first_window(batch, noise)), noise)
-        windows = disturbed(sampled(self.draw(batch), places), noise)
+        windows = disturbed(sampled(redrawn(self.draw(batch), noise), places), noise)
         with autocast(self.device):
             looks, style = self.forward(windows.contiguous(memory_format=torch.channels_last))
         sprite = batch.sprites[:, 0]
@@ -131,7 +131,7 @@ class JudgeTask:
 
 
 @click.command(context_settings={"show_default": True})
-@run_options(steps=6000, batch=512, lr=1e-3, validate_every=1000)
+@run_options(steps=3500, batch=512, lr=6e-4, validate_every=1000)
 @click.option("--more", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="make_data's --judge-out.")
 def main(more: Path | None, **given: Any) -> None:
     options = RunOptions(**given)

