@@ -6,22 +6,19 @@ Nothing here knows the network: it is any callable that gives `Features`. Statis
 from __future__ import annotations
 
 import json
-import zipfile
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 from numpy.typing import NDArray
 
 from nextscale.runtime._errors import NextscaleError
-from nextscale.runtime._regular_file import require_regular
+from nextscale.runtime._npz import read_npz
 from nextscale.runtime.image_io import Writer
 
-Read = TypeVar("Read")
 SPLITS = 10
 # Of a covariance, as a share of its largest number.
 ROUNDING = 1e-3
@@ -225,7 +222,7 @@ def read_statistics(path: Path) -> tuple[ImageStatistics, dict[str, Any]]:
     Raises:
         NextscaleError: the file is missing, damaged or another.
     """
-    arrays = read_arrays(path)
+    arrays = read_npz(path)
     try:
         counts, probabilities = arrays["split_counts"], arrays["split_probabilities"]
         if counts.shape != (SPLITS,) or counts.dtype.kind not in "iu":
@@ -251,53 +248,6 @@ def read_statistics(path: Path) -> tuple[ImageStatistics, dict[str, Any]]:
         return statistics, settings
     except (KeyError, ValueError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise NextscaleError(f"{path}: no image statistics ({error}); delete the file to start again") from None
-
-
-def read_arrays(path: Path, but: Collection[str] = ()) -> dict[str, NDArray[Any]]:
-    """The arrays of an .npz.
-
-    Args:
-        path: the file.
-        but: names of arrays that stay unread.
-    Raises:
-        NextscaleError: the file is missing, damaged or no .npz.
-    """
-
-    def read(file: BinaryIO) -> dict[str, NDArray[Any]]:
-        with np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files if name not in but}
-
-    return _read_npz(path, read)
-
-
-def array_shape(path: Path, name: str) -> tuple[int, ...] | None:
-    """The shape of an array of an .npz, which is not read; None if there is no such array.
-
-    Raises:
-        NextscaleError: see `read_arrays`.
-    """
-
-    def read(file: BinaryIO) -> tuple[int, ...] | None:
-        with zipfile.ZipFile(file) as archive:
-            if f"{name}.npy" not in archive.namelist():
-                return None
-            with archive.open(f"{name}.npy") as array:
-                header = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}[read_magic(array)]
-                shape: tuple[int, ...] = header(array)[0]
-                return shape
-
-    return _read_npz(path, read)
-
-
-def _read_npz(path: Path, read: Callable[[BinaryIO], Read]) -> Read:
-    require_regular(path)
-    try:
-        with open(path, "rb") as file:
-            return read(file)
-    except OSError as error:
-        raise NextscaleError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # zipfile, zlib and numpy each raise their own
-        raise NextscaleError(f"{path}: damaged, or no .npz: {error}") from None
 
 
 def pack_symmetric(matrix: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -15,14 +15,13 @@ import numpy as np
 from nextscale.evaluate.image_statistics import (
     Gaussian,
     ImageStatistics,
-    array_shape,
     pack_symmetric,
-    read_arrays,
     read_statistics,
     unpack_symmetric,
 )
 from nextscale.models._demo_files import demo_files
 from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._npz import array_shape, read_npz
 from nextscale.runtime.image_io import Writer, npz_writer
 
 CODES = 32767  # a correlation of 1
@@ -88,7 +87,7 @@ def read_reference(path: Path) -> Reference:
 
 def _reference(path: Path) -> Reference:
     """Of a file in any of the three forms."""
-    arrays = read_arrays(path, [PICTURES])
+    arrays = read_npz(path, without=[PICTURES])
     if "correlations" in arrays:
         deviations = arrays["deviations"].astype(np.float64)
         covariance = unpack_symmetric(arrays["correlations"] / CODES) * np.outer(deviations, deviations)

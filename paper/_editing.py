@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextscale.evaluate._kept_figures import file_of, measure_on
-from nextscale.evaluate.image_statistics import ImageNetwork, read_arrays
+from nextscale.evaluate.image_statistics import ImageNetwork
 from nextscale.paper._photographs import NO_LABEL, Photographs
 from nextscale.runtime._edit import Mask, blend, default_feather, forced_tokens, pixel_mask
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._manifest import ModelInfo
 from nextscale.runtime._next_scale_loop import Generator
+from nextscale.runtime._npz import read_npz
 from nextscale.runtime._request import DEFAULT_CFG_SCALE, DEFAULT_TOP_P
 from nextscale.runtime._uniforms import uniforms
 from nextscale.runtime.image_io import write_files
@@ -311,7 +312,7 @@ def _continued(path: Path, measures: Measures, digests: NDArray[np.uint64]) -> E
     """
     if not path.exists():
         return None
-    arrays, groups = read_arrays(path), dict[str, dict[str, NDArray[Any]]]()
+    arrays, groups = read_npz(path), dict[str, dict[str, NDArray[Any]]]()
     for name, array in arrays.items():
         group, _, key = name.partition("/")
         groups.setdefault(group, {})[key] = array

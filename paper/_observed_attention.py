@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from nextscale.calib_data.subjects import Subjects
 from nextscale.evaluate._kept_figures import bundle_sha256, file_of, measure_on
 from nextscale.evaluate.attention_error import AttentionError, attention_errors
-from nextscale.evaluate.image_statistics import read_arrays
 from nextscale.evaluate.teacher_forced import evaluation_labels, sample
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._next_scale_loop import Generator
+from nextscale.runtime._npz import read_npz
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import npz_writer, write_files
 
@@ -110,7 +110,7 @@ class ObservedAttention:
         path = file_of(self._original, self._work, settings, "{bundle}-{digest}-tokens.npz")
         rows = list[NDArray[np.int64]]()
         if path.exists():
-            arrays = read_arrays(path)
+            arrays = read_npz(path)
             known = arrays.get("token_maps")
             if known is None or known.shape[1:] != (self._original.model.num_tokens,) or known.dtype != np.int64:
                 raise NextscaleError(f"{path}: damaged; delete the file to sample again")
@@ -151,7 +151,7 @@ def _file(original: Bundle, bundle: Bundle, observing: Observing, work: Path) ->
 def _read(path: Path, observing: Observing) -> AttentionError | None:
     if not path.exists():
         return None
-    arrays = read_arrays(path)
+    arrays = read_npz(path)
     try:
         images = int(arrays.pop("images"))
         if not 0 < images <= observing.images:

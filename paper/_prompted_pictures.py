@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from nextscale.calib_data.subjects import Subjects
 from nextscale.evaluate._kept_figures import file_of, measure_on
 from nextscale.evaluate.concept_judge import ConceptJudge
-from nextscale.evaluate.image_statistics import Gaussian, read_arrays
+from nextscale.evaluate.image_statistics import Gaussian
 from nextscale.evaluate.prompt_scores import PromptScore
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._next_scale_loop import Generator, features_of_prompts
+from nextscale.runtime._npz import read_npz
 from nextscale.runtime._regular_file import read_regular
 from nextscale.runtime._wording import shown_value
 from nextscale.runtime.image_io import write_files
@@ -274,7 +275,7 @@ def _continued(path: Path, measures: Measures, digests: NDArray[np.uint64]) -> P
     """What an earlier call left of these prompts, or None."""
     if not path.exists():
         return None
-    arrays = read_arrays(path)
+    arrays = read_npz(path)
     with suppress(KeyError):
         results = PictureResults({key: arrays[f"figures/{key}"] for key in measures.columns}, arrays["features"])
         known, features = arrays["prompts"], results.features

@@ -10,7 +10,6 @@ from typing import Any
 from nextscale.calib_data.attention_scores import ScoreStatistics, sampled_scores
 from nextscale.calib_data.choose_theta import ThetaChoice, theta_at
 from nextscale.evaluate._kept_figures import file_of
-from nextscale.evaluate.image_statistics import read_arrays
 from nextscale.graph_passes.layer_facts import StageFacts
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.paper._quality import OnImages
@@ -24,6 +23,7 @@ from nextscale.paper.table_b import BITS, DEPTH, THETAS
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._manifest import ModelInfo
+from nextscale.runtime._npz import read_npz
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import write_files
 
@@ -122,7 +122,7 @@ def kept_scores(
         )
         write_files({path: statistics_writer(found, original.model)})
     expected = {"histogram", "attentive", "images", "samples", "keys"}
-    if set(read_arrays(path)) != expected:
+    if set(read_npz(path)) != expected:
         raise NextscaleError(f"{path}: damaged; delete the file to observe attention again")
     return demo_statistics(original.model, path)  # of the same model: as they are
 

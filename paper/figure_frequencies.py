@@ -7,9 +7,9 @@ from typing import Any
 
 from nextscale.calib_data.match_probabilities import FREQUENCIES, MatchingReport, total_variation
 from nextscale.calib_data.plot_matching import matching_plot
-from nextscale.calib_data.token_maps import read_npz
 from nextscale.paper._figure import Figure, Workshop, rounded
 from nextscale.paper.paper_recipes import paper_recipe
+from nextscale.runtime._npz import read_npz
 
 RECIPE = "ours-w4a6"  # as which calibration samples are matched
 
