@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from nextscale.calib_data._work_folder import open_work
 from nextscale.measure.provenance import versions
-from nextscale.paper._locks import lock, locked_alone
+from nextscale.paper._locks import is_locked, lock, locked_alone
 from nextscale.runtime._errors import NextscaleError, OutputError
 from nextscale.runtime._machine import describe_machine
 from nextscale.runtime._outputs import atomic_folder, make_folder, write_files
@@ -301,7 +301,7 @@ class Store:
         Args:
             kinds: these alone; none: all.
             older_than: seconds since it was used; None: whenever that was.
-            dry_run: remove nothing.
+            dry_run: remove nothing; the folder is only read.
         Returns:
             What was removed, or would be; and what is left because it is in use.
         """
@@ -309,7 +309,8 @@ class Store:
         removed, left = list[Entry](), list[Entry]()
         for entry in self.entries():
             if (latest is None or entry.used <= latest) and (not kinds or entry.kind in kinds):
-                (removed if self._removed(entry, dry_run) else left).append(entry)
+                gone = not self._is_used(entry) if dry_run else self._removed(entry)
+                (removed if gone else left).append(entry)
         return removed, left
 
     def _require_store(self) -> None:
@@ -366,13 +367,20 @@ class Store:
     def _alone(self, digest: str) -> Iterator[bool]:
         """Whether nobody, this store included, uses or makes an entry; then nobody does meanwhile."""
         make_folder(self._locks)
-        with locked_alone(*(self._locks / f"{digest}.{form}" for form in ("use", "make"))) as alone:
+        with locked_alone(*self._locks_of(digest)) as alone:
             yield alone
 
-    def _removed(self, entry: Entry, dry_run: bool = False) -> bool:
+    def _locks_of(self, digest: str) -> list[Path]:
+        return [self._locks / f"{digest}.{form}" for form in ("use", "make")]
+
+    def _is_used(self, entry: Entry) -> bool:
+        """Whether somebody, this store included, uses or makes an entry."""
+        return any(map(is_locked, self._locks_of(entry.digest or FIGURES)))
+
+    def _removed(self, entry: Entry) -> bool:
         """Remove an entry unless it is in use."""
         with self._alone(entry.digest or FIGURES) as alone:
-            if alone and not dry_run and entry.path.exists():
+            if alone and entry.path.exists():
                 if entry.path.is_dir():
                     remove_folder(entry.path)
                 else:
