@@ -62,7 +62,7 @@ class ImageFigures:
 
 @dataclass(frozen=True)
 class MetricsResult:
-    """`nextscale metrics`; fid_name and score_name are "FID-E" and "IS-E", or Inception's "FID" and "IS"."""
+    """`nextscale metrics`; fid_name and score_name are "FID-E" and "IS-E", or as Inception's are called."""
 
     file: Path
     fid_name: str

@@ -79,7 +79,7 @@ def test_rows_have_the_papers_figures_beside_them(tmp_path: Path, capsys: pytest
     missing = roundings / "litevar-w4a6.safetensors"
     assert found["left_out"] == [f"litevar-w4a6: its weights are learned, and there is no {missing}"]
     text = page.read_text()
-    assert "IS-E and FID-E are of another network than IS and FID" in text
+    assert "IS-E and FID-E are of another network, or other weights, than IS and FID" in text
     assert "| BRECQ | 4/6 |" in text
     assert "another model: compare differences between rows" in text
     assert "4 rows: about" in capsys.readouterr().err
@@ -176,6 +176,14 @@ REFUSED = {
     ),
     "seeds": (("--seed", 1, "--seed", 1), "--seed: the same seed twice"),
 }
+
+
+def test_standard_metrics_are_by_the_standard_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = tmp_path / "other.pth"
+    weights.write_bytes(b"other weights")
+    arguments = ("--standard-metrics", "--inception-weights", weights, "--reference", tmp_path / "real.npz")
+    assert_refused(capsys, run(tmp_path / "store", *arguments), "other.pth: not the weights of the standard FID and IS")
+    assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize("case", REFUSED)
