@@ -26,7 +26,7 @@ from nextscale.models.operations import convolution_operations
 from nextscale.models.var.layers import facts_of
 from nextscale.models.var.sources import VARSource
 from nextscale.models.var.vqvae import VQVAE, VQVAEConfig
-from nextscale.paper._transfer_scores import demo_statistics
+from nextscale.paper._transfer_scores import DEMO_ATTENTION, demo_statistics
 from nextscale.paper.recipe_bundles import told
 from nextscale.paper.store import Key, Store
 from nextscale.paper.table_c import TableBundle
@@ -130,7 +130,7 @@ class ThroughputBundles:
             **self._shared(),
             "recipe": told(altered),
             "rounding": None if path is None else file_sha256(path),
-            "theta": "the demo model's" if self._takes_theta(altered) else "the model's",
+            "theta": file_sha256(DEMO_ATTENTION) if self._takes_theta(altered) else "the model's",
             "encoder": self.encoder,
         }
         return Key("bundle", values, f"{self.origin.description['name']}-{recipe.name}-speed")
