@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextscale.runtime._errors import NextscaleError
-from nextscale.runtime._npz import read_npz
+from nextscale.runtime._npz import checked, read_npz
+from nextscale.runtime._wording import shown_text
 from nextscale.runtime.image_io import Writer
 
 SPLITS = 10
@@ -148,6 +149,9 @@ class ImageStatistics:
         """
         if self.network != other.network:
             raise NextscaleError(f"statistics of {self.network} and of {other.network} cannot be merged")
+        sizes, others = ((len(one.mean), one.split_probabilities.shape[1]) for one in (self, other))
+        if sizes != others:
+            raise NextscaleError(f"statistics of {sizes} and of {others} features and classes cannot be merged")
         count, delta = self.count + other.count, other.mean - self.mean
         weight = other.count / count
         return ImageStatistics(
@@ -224,30 +228,30 @@ def read_statistics(path: Path) -> tuple[ImageStatistics, dict[str, Any]]:
     """
     arrays = read_npz(path)
     try:
-        counts, probabilities = arrays["split_counts"], arrays["split_probabilities"]
-        if counts.shape != (SPLITS,) or counts.dtype.kind not in "iu":
-            raise ValueError("its counts are of no splits")
-        scatter = unpack_symmetric(arrays["scatter"])
-        Gaussian.checked(path, arrays["mean"], scatter)
-        if probabilities.ndim != 2 or len(probabilities) != SPLITS or not np.isfinite(probabilities).all():
-            raise ValueError("its probabilities are of no splits")
-        if arrays["split_negentropies"].shape != (SPLITS,) or not np.isfinite(arrays["split_negentropies"]).all():
-            raise ValueError("its negentropies are of no splits")
-        settings = json.loads(str(arrays["settings"]))
+        mean = checked(arrays, "mean", "f", (None,))
+        triangle = checked(arrays, "scatter", "f", (len(mean) * (len(mean) + 1) // 2,))
+        counts = checked(arrays, "split_counts", "iu", (SPLITS,))
+        probabilities = checked(arrays, "split_probabilities", "f", (SPLITS, None))
+        negentropies = checked(arrays, "split_negentropies", "f", (SPLITS,))
+        if not len(mean) or counts.min() < 0 or not counts.any():
+            raise ValueError("of no features, or of no images")
+        if probabilities.min(initial=0) < 0 or (negentropies > counts).any():
+            raise ValueError("split_probabilities or split_negentropies are of no probabilities")
+        settings = json.loads(str(checked(arrays, "settings", "U", ())))
         if not isinstance(settings, dict):
             raise ValueError("its settings are none")
         statistics = ImageStatistics(
-            network=str(arrays["network"]),
+            network=str(checked(arrays, "network", "U", ())),
             count=int(counts.sum()),
-            mean=arrays["mean"],
-            scatter=scatter,
+            mean=mean,
+            scatter=unpack_symmetric(triangle),
             split_counts=counts,
             split_probabilities=probabilities,
-            split_negentropies=arrays["split_negentropies"],
+            split_negentropies=negentropies,
         )
         return statistics, settings
-    except (KeyError, ValueError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise NextscaleError(f"{path}: no image statistics ({error}); delete the file to start again") from None
+    except (ValueError, RecursionError) as error:
+        raise NextscaleError(f"{path}: no image statistics ({shown_text(str(error), 200)})") from None
 
 
 def pack_symmetric(matrix: NDArray[np.float64]) -> NDArray[np.float64]:

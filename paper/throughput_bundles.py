@@ -20,6 +20,7 @@ from nextscale import __version__
 from nextscale.calib_data.choose_theta import choose_theta
 from nextscale.compiler.build import build_bundle
 from nextscale.compiler.options import BuildOptions, Progress
+from nextscale.evaluate._kept_figures import read_json
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.bit_operations import BitWidths
 from nextscale.models.operations import convolution_operations
@@ -117,8 +118,8 @@ class ThroughputBundles:
 
         path = self.store.made(key, make)
         try:
-            return int(json.loads(path.read_bytes()))
-        except (OSError, ValueError, TypeError, RecursionError):
+            return read_json(path).integer()
+        except (NextscaleError, ValueError, RecursionError):
             raise NextscaleError(f"{path.parent}: damaged; remove this folder to make it again") from None
 
     def _shared(self) -> dict[str, Any]:

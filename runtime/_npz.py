@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import zipfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -18,6 +18,7 @@ from nextscale.runtime._regular_file import require_regular
 from nextscale.runtime._wording import shown_text
 
 Read = TypeVar("Read")
+_KINDS = {"f": "floats", "i": "integers", "u": "unsigned integers", "U": "text"}
 # Bytes that one byte can stand for: 258 of them take two bits (RFC 1951).
 MOST_INFLATED = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
 
@@ -51,6 +52,35 @@ def read_npz(
             return arrays
 
     return _read(path, names, read)
+
+
+def checked(
+    arrays: Mapping[str, NDArray[Any]], name: str, kinds: str, shape: Sequence[int | None], *, finite: bool = True
+) -> NDArray[Any]:
+    """One of the arrays that were read, if it is as expected.
+
+    Args:
+        arrays: by name.
+        name: of the array.
+        kinds: of its numbers, one of these of `numpy.dtype.kind`.
+        shape: of it; None for an axis of any size.
+        finite: refuse floats that are not.
+    Raises:
+        ValueError: it is missing or another.
+    """
+    if name not in arrays:
+        raise ValueError(f"no array {name}")
+    array = arrays[name]
+    fits = array.ndim == len(shape) and all(
+        size in (None, found) for size, found in zip(shape, array.shape, strict=True)
+    )
+    if array.dtype.kind not in kinds or not fits:
+        sizes = ", ".join("any" if size is None else str(size) for size in shape)
+        types = " or ".join(_KINDS[kind] for kind in kinds)
+        raise ValueError(f"{name}: expected {types} [{sizes}], found {array.dtype} {list(array.shape)}")
+    if finite and array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ValueError(f"{name}: expected finite numbers")
+    return array
 
 
 def array_shape(path: Path, name: str) -> tuple[int, ...] | None:

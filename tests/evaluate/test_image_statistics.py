@@ -179,7 +179,7 @@ def test_files_that_are_no_statistics_are_refused(tmp_path: Path) -> None:
     with pytest.raises(NextscaleError, match=r"file\.npz: damaged, or no \.npz"):
         read_statistics(path)
     np.savez(path, mean=np.zeros(3))
-    with pytest.raises(NextscaleError, match=r"file\.npz: no image statistics \('split_counts'\)"):
+    with pytest.raises(NextscaleError, match=r"file\.npz: no image statistics \(no array scatter\)"):
         read_statistics(path)
     write_files({path: ImageStatistics.of(random_features(9), "test").writer({})})
     path.write_bytes(path.read_bytes()[:-200])
