@@ -8,13 +8,13 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
 from nextscale.runtime._checked_json import JsonNode
-from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError, OutputError
 from nextscale.runtime._regular_file import read_regular
 from nextscale.runtime._wording import shown_text
 
@@ -51,20 +51,27 @@ def digest_of(told: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def kept_file(path: Path, again: str) -> Iterator[None]:
-    """Whatever cannot be read of a file that an earlier call left is one line, which says how to go on.
+def reading(path: Path, damaged: str) -> Iterator[None]:
+    """Whatever goes wrong while something is read is one line.
 
     Args:
-        path: of the file.
-        again: what is done again when it is deleted: "compare that bundle again".
+        path: of what is read.
+        damaged: how the line begins: what is damaged, and what to do.
     Raises:
         NextscaleError: the block raised one, or what values of other types or sizes raise.
     """
     try:
         yield
+    except OutputError:
+        raise
     except (NextscaleError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-        reason = shown_text(str(error).removeprefix(f"{path}: "), SHOWN)
-        raise NextscaleError(f"{path}: damaged; delete the file to {again} ({reason})") from None
+        reason = shown_text(str(error).removeprefix(str(path)).lstrip(":/ "), SHOWN)
+        raise NextscaleError(f"{damaged} ({reason})") from None
+
+
+def kept_file(path: Path, again: str) -> AbstractContextManager[None]:
+    """`reading` a file that an earlier call left; again: what is done again without it, "compare that bundle again"."""
+    return reading(path, f"{path}: damaged; delete the file to {again}")
 
 
 def read_json(path: Path) -> JsonNode:

@@ -19,9 +19,8 @@ from nextscale.foreign.samples import graph_inputs, read_samples
 from nextscale.foreign.survey import Kind
 from nextscale.foreign.written_model import write_model
 from nextscale.graph_passes.recipe import Recipe
-from nextscale.paper.store import Key, Store
+from nextscale.paper.store import Key, Store, reading_entry
 from nextscale.runtime._checked_json import JsonNode
-from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._file_hash import file_sha256
 from nextscale.runtime._outputs import make_folder
 from nextscale.runtime._session import SessionOptions
@@ -101,12 +100,8 @@ class IntegerModels:
 
         key = Key("model", values, f"{self._name}-{recipe.name}")
         folder = self._store.made(key, make, waiting=lambda: progress("waiting: another command makes it"))
-        try:
+        with reading_entry(folder):
             report = read_report(folder / REPORT)
-        except (NextscaleError, ValueError, RecursionError) as error:
-            raise NextscaleError(
-                f"{folder.parent}: damaged; remove this folder to make that model again ({error})"
-            ) from None
         return IntegerModel(folder / file, report)
 
 

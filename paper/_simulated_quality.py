@@ -26,6 +26,7 @@ from nextscale.models.var.sources import VARSource
 from nextscale.paper._quality import COMPARED_SEED, Asked, Nearness, OnImages, Quality, read_nearness, write_nearness
 from nextscale.paper._rows import NOISE_FLOOR
 from nextscale.paper.recipe_bundles import FULL_PRECISION, RecipeBundles
+from nextscale.paper.store import reading_entry
 from nextscale.simulation._device import Device, on_device
 from nextscale.simulation.rounding import Rounding
 from nextscale.simulation.simulated_agreement import simulated_agreement
@@ -73,7 +74,10 @@ def simulate_quality(
     model, expansions = source.model_info(), list[ShiftAndSum | None]()
 
     def read(recipe: Recipe) -> tuple[TokenMaps, Rounding | None]:
-        return TokenMaps.load(store.maps(recipe, on_images), model), store.rounding(recipe, on_images)
+        maps = store.maps(recipe, on_images)
+        with reading_entry(maps):
+            token_maps = TokenMaps.load(maps, model)
+        return token_maps, store.rounding(recipe, on_images)
 
     for recipe in others:
         read(recipe)

@@ -9,7 +9,7 @@ from nextscale.calib_data.match_probabilities import FREQUENCIES, MatchingReport
 from nextscale.calib_data.plot_matching import matching_plot
 from nextscale.paper._figure import Figure, Workshop, rounded
 from nextscale.paper.paper_recipes import paper_recipe
-from nextscale.runtime._errors import NextscaleError
+from nextscale.paper.store import reading_entry
 from nextscale.runtime._npz import checked, read_npz
 
 RECIPE = "ours-w4a6"  # as which calibration samples are matched
@@ -36,14 +36,12 @@ def matching_report(workshop: Workshop) -> MatchingReport:
         workshop.tell(f"calibration samples: {step}", done, total)
 
     folder, model = workshop.bundles.maps(recipe, told), workshop.original.bundle.model
-    try:
+    with reading_entry(folder):
         arrays, shape = read_npz(folder / FREQUENCIES), (model.num_stages, model.vocab_size)
         target = checked(arrays, "target", "f", shape)
         before, after = (checked(arrays, name, "iu", shape) for name in ("before", "after"))
         if min(found.min() for found in (target, before, after)) < 0 or not before.any():
             raise ValueError("of fewer than no tokens, or of none")
-    except (NextscaleError, ValueError) as error:
-        raise NextscaleError(f"{folder.parent}: damaged; remove this folder to make it again ({error})") from None
     return MatchingReport(target, before, after)
 
 

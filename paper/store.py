@@ -16,13 +16,14 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nextscale.calib_data._work_folder import open_work
+from nextscale.evaluate._kept_figures import reading
 from nextscale.measure.provenance import versions
 from nextscale.paper._locks import is_locked, lock, locked_alone
 from nextscale.runtime._errors import NextscaleError, OutputError
@@ -149,13 +150,10 @@ class Store:
         entry = _existing(self._entries, key)  # another process may have evicted it before it was in use
         if entry is None:
             return None
-        try:
+        with reading_entry(entry / DATA):
             found = json.loads(read_regular(entry / KEY, MOST_READ, ""))
-            damaged = found["digest"] != key.digest or not (entry / DATA).exists()
-        except (NextscaleError, ValueError, KeyError, TypeError, RecursionError):
-            damaged = True
-        if damaged:
-            raise NextscaleError(f"{entry}: damaged; remove this folder to make it again")
+            if found["digest"] != key.digest or not (entry / DATA).exists():
+                raise ValueError(f"{KEY} is of another, or there is no {DATA}")
         with suppress(OSError):  # in a folder that is only read
             os.utime(entry / KEY)
         return entry / DATA
@@ -390,6 +388,11 @@ class Store:
     def _free(self) -> int:
         self._begin()
         return shutil.disk_usage(self.folder).free
+
+
+def reading_entry(data: Path) -> AbstractContextManager[None]:
+    """`reading` an entry's file or folder, as `find` and `made` give it."""
+    return reading(data, f"{data.parent}: damaged; remove this folder to make it again")
 
 
 def in_gigabytes(count: int) -> str:

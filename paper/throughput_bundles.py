@@ -29,10 +29,9 @@ from nextscale.models.var.sources import VARSource
 from nextscale.models.var.vqvae import VQVAE, VQVAEConfig
 from nextscale.paper._transfer_scores import DEMO_ATTENTION, demo_statistics
 from nextscale.paper.recipe_bundles import told
-from nextscale.paper.store import Key, Store
+from nextscale.paper.store import Key, Store, reading_entry
 from nextscale.paper.table_c import TableBundle
 from nextscale.runtime._bundle import Bundle
-from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._file_hash import file_sha256
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import write_files
@@ -117,10 +116,8 @@ class ThroughputBundles:
             write_files({target: lambda file: file.write(text.encode())})
 
         path = self.store.made(key, make)
-        try:
+        with reading_entry(path):
             return read_json(path).integer()
-        except (NextscaleError, ValueError, RecursionError):
-            raise NextscaleError(f"{path.parent}: damaged; remove this folder to make it again") from None
 
     def _shared(self) -> dict[str, Any]:
         return {"version": __version__, "model": dict(self.origin.description)}
@@ -152,7 +149,9 @@ class ThroughputBundles:
             options = BuildOptions(altered, session=self.session, rounding=rounding, theta=theta, encoder=self.encoder)
             build_bundle(self._source, target, options, named)
 
-        return Bundle.open(self.store.made(key, make, waiting=lambda: named("waiting: another command builds it")))
+        path = self.store.made(key, make, waiting=lambda: named("waiting: another command builds it"))
+        with reading_entry(path):
+            return Bundle.open(path)
 
     def _takes_theta(self, recipe: Recipe) -> bool:
         """Whether theta is that of the demo model's attention."""
