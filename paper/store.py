@@ -313,8 +313,9 @@ class Store:
 
     def _require_store(self) -> None:
         path = self.folder / MANIFEST
+        others = _listed(self.folder)  # before it is looked for: another process may begin the store meanwhile
         if not path.exists():
-            if _listed(self.folder):
+            if others:
                 raise NextscaleError(f"{self.folder}: holds other files, and no {MANIFEST}; choose another --store")
             return
         try:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from nextscale.paper import store as store_module
 from nextscale.paper.store import Entry, Key, Store
 from nextscale.runtime._errors import NextscaleError, OutputError
 
@@ -154,6 +155,21 @@ def test_of_two_processes_one_makes_an_entry(tmp_path: Path) -> None:
     told = [other.communicate()[0].split() for other in others]
     assert sorted(told) == [["waiting", "whole"], ["waiting", "whole"], ["whole"]]
     assert (tmp_path / "log").read_text() == "made\n"
+
+
+def test_two_may_begin_a_store_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, listed, begun = tmp_path / "store", store_module._listed, list[Path]()
+
+    def meanwhile(path: Path) -> list[Path]:
+        if not begun:
+            begun.append(path)
+            Store(folder).hold(TWO)
+        return listed(path)
+
+    monkeypatch.setattr(store_module, "_listed", meanwhile)
+    with Store(folder) as store:
+        store.hold(ONE)
+    assert begun == [folder]
 
 
 def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
