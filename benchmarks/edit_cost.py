@@ -25,7 +25,7 @@ from nextscale.graph_passes.recipe import load_recipe
 from nextscale.measure.interleaved import ORDER, interleave, timed
 from nextscale.measure.provenance import finite
 from nextscale.measure.statistics import Interval, mean_interval, ratio_interval
-from nextscale.models.var.sources import demo_source, random_source
+from nextscale.models.var.sources import demo_digests, demo_source, random_source
 from nextscale.paper.store import Store
 from nextscale.paper.throughput_bundles import ModelOrigin, ThroughputBundles
 from nextscale.runtime._edit import blend, box_mask, default_feather, forced_tokens, latent_mask, pixel_mask
@@ -101,7 +101,7 @@ def main(
 
 def origin(model: str) -> ModelOrigin:
     if model == "demo":
-        return ModelOrigin({"name": "demo"}, lambda: demo_source("demo"), random=False)
+        return ModelOrigin({"name": "demo", **demo_digests()}, lambda: demo_source("demo"), random=False)
     description = {"name": model, "weights": "random", "seed": 0}
     return ModelOrigin(description, lambda: random_source(model, model, 0), random=True)
 

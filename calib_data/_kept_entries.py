@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nextscale.calib_data.token_maps import read_npz
 from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._npz import read_npz
 from nextscale.runtime.image_io import npz_writer, write_files
 
 

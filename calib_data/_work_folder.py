@@ -39,13 +39,13 @@ def open_work(folder: Path, settings: Mapping[str, Any]) -> bool:
         write_files({path: lambda file: file.write(text.encode())})
         return False
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        found = _flat(json.loads(path.read_bytes()))
+    except (OSError, ValueError, AttributeError, RecursionError):
         found = None
-    if not isinstance(found, dict):
+    if found is None:
         state = "damaged" if path.exists() else "missing"
         raise NextscaleError(f"{path}: {state}; remove {folder} or choose another --out")
-    differing = differences(_flat(found), _flat(json.loads(text)))
+    differing = differences(found, _flat(json.loads(text)))
     if differing:
         further = f" and {len(differing) - NAMED} more" if len(differing) > NAMED else ""
         raise NextscaleError(

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextscale.calib_data.subjects import Subjects
-from nextscale.calib_data.token_maps import read_npz
 from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._npz import read_npz
 from nextscale.runtime._outputs import Writer, atomic_folder, write_files
 from nextscale.runtime._sizes import Size, SizeInfo, sizes_in_words
 from nextscale.runtime.image_io import npz_writer

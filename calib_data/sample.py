@@ -20,11 +20,12 @@ from nextscale.calib_data._calibration_labels import calibration_labels
 from nextscale.calib_data._kept_entries import Spool, kept_probabilities
 from nextscale.calib_data._work_folder import open_work
 from nextscale.calib_data.match_probabilities import MatchingReport, match_probabilities
-from nextscale.calib_data.token_maps import TokenMaps, read_npz
+from nextscale.calib_data.token_maps import TokenMaps
 from nextscale.graph_passes.recipe import Matching
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._next_scale_loop import Generator
+from nextscale.runtime._npz import read_npz
 from nextscale.runtime._request import DEFAULT_CFG_SCALE, DEFAULT_TOP_P, Request, resolve_top_k
 from nextscale.runtime.image_io import npz_writer, write_files
 

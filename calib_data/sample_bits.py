@@ -19,10 +19,10 @@ from nextscale.calib_data.bit_maps import BitMaps
 from nextscale.calib_data.match_bits import BitMatchingReport, match_bits
 from nextscale.calib_data.sample import MATCHING_STREAM, Progress, bundle_identity, require_full_precision
 from nextscale.calib_data.subjects import Subjects
-from nextscale.calib_data.token_maps import read_npz
 from nextscale.graph_passes.recipe import Matching
 from nextscale.runtime._manifest import Manifest
 from nextscale.runtime._next_scale_loop import Generator
+from nextscale.runtime._npz import read_npz
 from nextscale.runtime.image_io import npz_writer, write_files
 
 

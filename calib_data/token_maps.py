@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +15,7 @@ from numpy.typing import NDArray
 from nextscale.calib_data.subjects import Subjects
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._manifest import ModelInfo
+from nextscale.runtime._npz import read_npz
 from nextscale.runtime._outputs import Writer, atomic_folder, write_files
 from nextscale.runtime._regular_file import require_regular
 from nextscale.runtime.image_io import npz_writer
@@ -93,30 +92,6 @@ class TokenMaps:
         _check(path, "class_labels", labels, (max(images, 1),), model.num_classes)
         _check(path, "token_maps", token_maps, (images, model.num_tokens), model.vocab_size)
         return cls(labels, token_maps, {})
-
-
-def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
-    """The named arrays of an .npz; None: all of them.
-
-    Raises:
-        NextscaleError: the file is missing, damaged or lacks one.
-    """
-    require_regular(path)
-    try:
-        with open(path, "rb") as file:
-            arrays = np.load(file, allow_pickle=False)
-            if not isinstance(arrays, np.lib.npyio.NpzFile):
-                expected = "arrays" if names is None else " and ".join(names)
-                raise NextscaleError(f"{path}: expected an .npz of {expected}, found a single array")
-            return {name: arrays[name] for name in (arrays.files if names is None else names)}
-    except KeyError as error:
-        raise NextscaleError(f"{path}: {error.args[0]}") from None
-    except OSError as error:
-        raise NextscaleError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except MemoryError:
-        raise NextscaleError(f"{path}: damaged, or far too large: an array does not fit into memory") from None
-    except (ValueError, IndexError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise NextscaleError(f"{path}: damaged: {error}") from None
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

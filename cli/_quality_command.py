@@ -115,11 +115,8 @@ def quality_command(table: QualityTable, quick_rows: tuple[str, ...], help_text:
             options.refuse("--plan, which writes nothing,", "json_path", "markdown_path")
         if len(set(seeds)) < len(seeds):
             raise click.UsageError("--seed: the same seed twice")
-        if standard_metrics and not judging.is_standard:
-            raise click.UsageError(
-                "--standard-metrics: IS and FID need --inception-weights, and --reference with Inception's statistics "
-                "of real pictures"
-            )
+        if standard_metrics:
+            judging.require_standard()
         read = [path for path in (model.var, model.vae, roundings) if path is not None]
         read += [*judging.read, store.folder / MANIFEST]
         require_writable([path for path in (json_path, markdown_path) if path is not None], read)

@@ -14,7 +14,7 @@ from nextscale.cli.model_options import VAROptions
 from nextscale.cli.paper_models import DEMO
 from nextscale.evaluate.feature_network import FeatureNetwork
 from nextscale.evaluate.image_statistics import ImageNetwork
-from nextscale.evaluate.inception_network import InceptionNetwork
+from nextscale.evaluate.inception_network import InceptionNetwork, require_standard_weights
 from nextscale.evaluate.reference_statistics import Reference, read_demo_reference, read_reference
 from nextscale.runtime._text import printable
 
@@ -52,10 +52,14 @@ class Judging:
         named = [] if self.reference in (DEMO, NONE) else [Path(self.reference)]
         return named if self.inception_weights is None else [self.inception_weights, *named]
 
-    @property
-    def is_standard(self) -> bool:
-        """Whether IS and FID can be the standard ones."""
-        return self.inception_weights is not None and self.reference not in (DEMO, NONE)
+    def require_standard(self) -> None:
+        """Raise click.UsageError or NextscaleError unless IS and FID can be the standard ones."""
+        if self.inception_weights is None or self.reference in (DEMO, NONE):
+            raise click.UsageError(
+                "--standard-metrics: IS and FID need --inception-weights, and --reference with Inception's statistics "
+                "of real pictures"
+            )
+        require_standard_weights(self.inception_weights)
 
     @property
     def note(self) -> str | None:

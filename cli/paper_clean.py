@@ -40,7 +40,7 @@ class Age(click.ParamType):
 @click.option("--kind", "kinds", type=click.Choice([*KINDS, FIGURES]), multiple=True,
               help="Remove this kind; repeat for several.")  # fmt: skip
 @click.option("--older-than", type=Age(), metavar="30d", help="Remove what was last used so long ago: 12h, 30d, 4w.")
-@click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be removed; nothing is written.")
 def paper_clean(
     folder: Path, everything: bool, kinds: tuple[str, ...], older_than: float | None, dry_run: bool
 ) -> None:

@@ -20,7 +20,7 @@ from nextscale.measure.contender import Contender
 from nextscale.measure.time_split import PARTS
 from nextscale.models.sources import require_plain_name
 from nextscale.models.var.presets import get_preset
-from nextscale.models.var.sources import VARSource, checkpoint_source, demo_source, random_source
+from nextscale.models.var.sources import VARSource, checkpoint_source, demo_digests, demo_source, random_source
 from nextscale.paper._table_c_page import SPEED_HEADERS, batches, markdown, speed_cells, with_interval
 from nextscale.paper.store import Store
 from nextscale.paper.table_c import ROWS, TableC, measure_table_c
@@ -242,7 +242,7 @@ def _origin(
     if model == DEMO:
         if var is not None:
             raise click.UsageError("--model demo does not go with --var")
-        return ModelOrigin({"name": DEMO}, lambda: demo_source(DEMO), random=False)
+        return ModelOrigin({"name": DEMO, **demo_digests()}, lambda: demo_source(DEMO), random=False)
     name = get_preset(model).name
     if var is not None and vae is not None:
         files, called = {"var": file_sha256(var), "vae": file_sha256(vae)}, require_plain_name(var.stem)

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
+from nextscale.runtime._checked_json import JsonNode
+from nextscale.runtime._errors import NextscaleError, OutputError
+from nextscale.runtime._regular_file import read_regular
+from nextscale.runtime._wording import shown_text
 
+Value = TypeVar("Value")
 SAVE_EVERY = 30.0  # seconds
+MOST_READ = 64 * 2**20  # bytes of JSON
+SHOWN = 160  # characters of what is wrong with a file
 
 
 def bundle_sha256(bundle: Bundle) -> str:
@@ -39,6 +48,50 @@ def plain_name(name: str) -> str:
 def digest_of(told: Mapping[str, Any]) -> str:
     """Of plain values, for a file's name."""
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@contextmanager
+def reading(path: Path, damaged: str) -> Iterator[None]:
+    """Whatever goes wrong while something is read is one line.
+
+    Args:
+        path: of what is read.
+        damaged: how the line begins: what is damaged, and what to do.
+    Raises:
+        NextscaleError: the block raised one, or what values of other types or sizes raise.
+    """
+    try:
+        yield
+    except OutputError:
+        raise
+    except (NextscaleError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        reason = shown_text(str(error).removeprefix(str(path)).lstrip(":/ "), SHOWN)
+        raise NextscaleError(f"{damaged} ({reason})") from None
+
+
+def kept_file(path: Path, again: str) -> AbstractContextManager[None]:
+    """`reading` a file that an earlier call left; again: what is done again without it, "compare that bundle again"."""
+    return reading(path, f"{path}: damaged; delete the file to {again}")
+
+
+def read_json(path: Path) -> JsonNode:
+    """A JSON document of which nothing is trusted.
+
+    Raises:
+        NextscaleError: the file cannot be read.
+        ValueError, RecursionError: it is no JSON, or nested too deeply.
+    """
+    return JsonNode.parse(read_regular(path, MOST_READ, ""), str(path))
+
+
+def number_or_nan(node: JsonNode) -> float:
+    """A finite number, or NaN, which a figure of one picture has for its error."""
+    return math.nan if node.value != node.value else node.number()
+
+
+def or_none(node: JsonNode, read: Callable[[JsonNode], Value]) -> Value | None:
+    """What is read of a value that may be null."""
+    return None if node.value is None else read(node)
 
 
 def measure_on(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from nextscale.calib_data.subjects import Subjects
 from nextscale.calib_data.text_subjects import text_subjects
-from nextscale.evaluate._kept_figures import bundle_sha256, file_of, measure_on
+from nextscale.evaluate._kept_figures import bundle_sha256, file_of, kept_file, measure_on
 from nextscale.evaluate.image_statistics import ImageNetwork, ImageStatistics, extended, read_statistics
 from nextscale.evaluate.teacher_forced import evaluation_labels
 from nextscale.runtime._bundle import Bundle
@@ -128,7 +128,7 @@ def continued_statistics(
 def finished_images(generator: Generator, network: ImageNetwork, sampling: Sampling | TextSampling, work: Path) -> int:
     """How many of a bundle's pictures earlier calls have finished."""
     path, _ = _kept(generator, network, sampling, work)
-    return read_statistics(path)[0].count if path.exists() else 0
+    return _read(path)[0].count if path.exists() else 0
 
 
 def _kept(
@@ -169,11 +169,16 @@ def _settings(bundle: Bundle, network: ImageNetwork, sampling: Sampling | TextSa
     return settings | {"prompts": list(sampling.prompts), "image_size": pixels}
 
 
+def _read(path: Path) -> tuple[ImageStatistics, dict[str, Any]]:
+    with kept_file(path, "start again"):
+        return read_statistics(path)
+
+
 def _continued(path: Path, settings: Mapping[str, Any], images: int) -> ImageStatistics | None:
     """What an earlier call left, or None."""
     if not path.exists():
         return None
-    statistics, found = read_statistics(path)
+    statistics, found = _read(path)
     if found != settings:
         raise NextscaleError(f"{path}: made with other settings than its name says; delete the file to start again")
     if statistics.count > images:

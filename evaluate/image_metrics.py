@@ -26,7 +26,7 @@ class ImageMetrics:
 
     Attributes:
         images: their number.
-        inception_score: IS-E, or IS with Inception's weights.
+        inception_score: IS-E, or by Inception IS.
         fid: against the reference statistics; None without any.
         fid_to_full_precision: against full precision's images (FID2FP16 in the paper's Table 1); None without any.
     """

@@ -6,22 +6,20 @@ Nothing here knows the network: it is any callable that gives `Features`. Statis
 from __future__ import annotations
 
 import json
-import zipfile
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 from numpy.typing import NDArray
 
 from nextscale.runtime._errors import NextscaleError
-from nextscale.runtime._regular_file import require_regular
+from nextscale.runtime._npz import checked, read_npz
+from nextscale.runtime._wording import shown_text
 from nextscale.runtime.image_io import Writer
 
-Read = TypeVar("Read")
 SPLITS = 10
 # Of a covariance, as a share of its largest number.
 ROUNDING = 1e-3
@@ -151,6 +149,9 @@ class ImageStatistics:
         """
         if self.network != other.network:
             raise NextscaleError(f"statistics of {self.network} and of {other.network} cannot be merged")
+        sizes, others = ((len(one.mean), one.split_probabilities.shape[1]) for one in (self, other))
+        if sizes != others:
+            raise NextscaleError(f"statistics of {sizes} and of {others} features and classes cannot be merged")
         count, delta = self.count + other.count, other.mean - self.mean
         weight = other.count / count
         return ImageStatistics(
@@ -225,79 +226,32 @@ def read_statistics(path: Path) -> tuple[ImageStatistics, dict[str, Any]]:
     Raises:
         NextscaleError: the file is missing, damaged or another.
     """
-    arrays = read_arrays(path)
+    arrays = read_npz(path)
     try:
-        counts, probabilities = arrays["split_counts"], arrays["split_probabilities"]
-        if counts.shape != (SPLITS,) or counts.dtype.kind not in "iu":
-            raise ValueError("its counts are of no splits")
-        scatter = unpack_symmetric(arrays["scatter"])
-        Gaussian.checked(path, arrays["mean"], scatter)
-        if probabilities.ndim != 2 or len(probabilities) != SPLITS or not np.isfinite(probabilities).all():
-            raise ValueError("its probabilities are of no splits")
-        if arrays["split_negentropies"].shape != (SPLITS,) or not np.isfinite(arrays["split_negentropies"]).all():
-            raise ValueError("its negentropies are of no splits")
-        settings = json.loads(str(arrays["settings"]))
+        mean = checked(arrays, "mean", "f", (None,))
+        triangle = checked(arrays, "scatter", "f", (len(mean) * (len(mean) + 1) // 2,))
+        counts = checked(arrays, "split_counts", "iu", (SPLITS,))
+        probabilities = checked(arrays, "split_probabilities", "f", (SPLITS, None))
+        negentropies = checked(arrays, "split_negentropies", "f", (SPLITS,))
+        if not len(mean) or counts.min() < 0 or not counts.any():
+            raise ValueError("of no features, or of no images")
+        if probabilities.min(initial=0) < 0 or (negentropies > counts).any():
+            raise ValueError("split_probabilities or split_negentropies are of no probabilities")
+        settings = json.loads(str(checked(arrays, "settings", "U", ())))
         if not isinstance(settings, dict):
             raise ValueError("its settings are none")
         statistics = ImageStatistics(
-            network=str(arrays["network"]),
+            network=str(checked(arrays, "network", "U", ())),
             count=int(counts.sum()),
-            mean=arrays["mean"],
-            scatter=scatter,
+            mean=mean,
+            scatter=unpack_symmetric(triangle),
             split_counts=counts,
             split_probabilities=probabilities,
-            split_negentropies=arrays["split_negentropies"],
+            split_negentropies=negentropies,
         )
         return statistics, settings
-    except (KeyError, ValueError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise NextscaleError(f"{path}: no image statistics ({error}); delete the file to start again") from None
-
-
-def read_arrays(path: Path, but: Collection[str] = ()) -> dict[str, NDArray[Any]]:
-    """The arrays of an .npz.
-
-    Args:
-        path: the file.
-        but: names of arrays that stay unread.
-    Raises:
-        NextscaleError: the file is missing, damaged or no .npz.
-    """
-
-    def read(file: BinaryIO) -> dict[str, NDArray[Any]]:
-        with np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files if name not in but}
-
-    return _read_npz(path, read)
-
-
-def array_shape(path: Path, name: str) -> tuple[int, ...] | None:
-    """The shape of an array of an .npz, which is not read; None if there is no such array.
-
-    Raises:
-        NextscaleError: see `read_arrays`.
-    """
-
-    def read(file: BinaryIO) -> tuple[int, ...] | None:
-        with zipfile.ZipFile(file) as archive:
-            if f"{name}.npy" not in archive.namelist():
-                return None
-            with archive.open(f"{name}.npy") as array:
-                header = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}[read_magic(array)]
-                shape: tuple[int, ...] = header(array)[0]
-                return shape
-
-    return _read_npz(path, read)
-
-
-def _read_npz(path: Path, read: Callable[[BinaryIO], Read]) -> Read:
-    require_regular(path)
-    try:
-        with open(path, "rb") as file:
-            return read(file)
-    except OSError as error:
-        raise NextscaleError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # zipfile, zlib and numpy each raise their own
-        raise NextscaleError(f"{path}: damaged, or no .npz: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise NextscaleError(f"{path}: no image statistics ({shown_text(str(error), 200)})") from None
 
 
 def pack_symmetric(matrix: NDArray[np.float64]) -> NDArray[np.float64]:

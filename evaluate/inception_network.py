@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,21 @@ from numpy.typing import NDArray
 
 from nextscale.evaluate.image_statistics import Features
 from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._file_hash import file_sha256
 from nextscale.runtime._regular_file import require_regular
+
+FILE = "weights-inception-2015-12-05-6726825d.pth"
+SHA256 = "6726825d"  # how its sha256 begins
+
+
+def require_standard_weights(weights: Path) -> None:
+    """Raise NextscaleError unless FID and IS by this file are the standard ones."""
+    found = file_sha256(weights)
+    if not found.startswith(SHA256):
+        raise NextscaleError(
+            f"{weights}: not the weights of the standard FID and IS: its sha256 begins with {found[: len(SHA256)]}; "
+            f"expected {SHA256}, torch-fidelity's {FILE}"
+        )
 
 
 class InceptionNetwork:
@@ -21,13 +34,12 @@ class InceptionNetwork:
     The probabilities are the softmax of the logits without bias, as in the published IS.
 
     Args:
-        weights: the file that torch-fidelity calls weights-inception-2015-12-05-6726825d.pth.
+        weights: the file that torch-fidelity calls weights-inception-2015-12-05-6726825d.pth; by other weights of
+            these shapes figures have names that say so.
         device: "cpu" or "cuda".
     Raises:
         NextscaleError: torch-fidelity is not installed, or the file is not these weights.
     """
-
-    metrics = ("FID", "IS")
 
     def __init__(self, weights: Path, device: str = "cpu") -> None:
         try:
@@ -45,7 +57,9 @@ class InceptionNetwork:
         except (OSError, RuntimeError, pickle.UnpicklingError, AttributeError, TypeError, EOFError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise NextscaleError(f"{weights}: no Inception weights of torch-fidelity: {reason}") from None
-        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+        digest = file_sha256(weights)
+        is_standard = digest.startswith(SHA256)
+        self.metrics = ("FID", "IS") if is_standard else ("FID (other weights)", "IS (other weights)")
         self.name = f"inception-v3 {digest[:12]}"
         self.device = device
         self._model: Any = model.to(device)

@@ -15,14 +15,13 @@ import numpy as np
 from nextscale.evaluate.image_statistics import (
     Gaussian,
     ImageStatistics,
-    array_shape,
     pack_symmetric,
-    read_arrays,
     read_statistics,
     unpack_symmetric,
 )
 from nextscale.models._demo_files import demo_files
 from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._npz import array_shape, checked, read_npz
 from nextscale.runtime.image_io import Writer, npz_writer
 
 CODES = 32767  # a correlation of 1
@@ -79,7 +78,7 @@ def read_reference(path: Path) -> Reference:
     """
     try:
         found = _reference(path)
-    except (KeyError, ValueError, TypeError) as error:
+    except ValueError as error:
         raise NextscaleError(f"{path}: no reference statistics: {error}") from None
     if not found.gaussian.is_of_features():
         raise NextscaleError(f"{path}: its covariance is not that of any features")
@@ -88,12 +87,14 @@ def read_reference(path: Path) -> Reference:
 
 def _reference(path: Path) -> Reference:
     """Of a file in any of the three forms."""
-    arrays = read_arrays(path, [PICTURES])
+    arrays = read_npz(path, without=[PICTURES])
     if "correlations" in arrays:
-        deviations = arrays["deviations"].astype(np.float64)
-        covariance = unpack_symmetric(arrays["correlations"] / CODES) * np.outer(deviations, deviations)
-        gaussian = Gaussian.checked(path, arrays["mean"], covariance)
-        return Reference(gaussian, str(arrays["network"]), int(arrays["image_size"]), int(arrays["images"]))
+        deviations = checked(arrays, "deviations", "f", (None,)).astype(np.float64)
+        triangle = checked(arrays, "correlations", "i", (len(deviations) * (len(deviations) + 1) // 2,))
+        mean, network = checked(arrays, "mean", "f", deviations.shape), checked(arrays, "network", "U", ())
+        image_size, images = (int(checked(arrays, name, "iu", ())) for name in ("image_size", "images"))
+        covariance = unpack_symmetric(triangle / CODES) * np.outer(deviations, deviations)
+        return Reference(Gaussian.checked(path, mean, covariance), str(network), image_size, images)
     if "scatter" in arrays:
         statistics, settings = read_statistics(path)
         return Reference(statistics.gaussian, statistics.network, settings.get("image_size"), statistics.count)

@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from nextscale.calib_data.token_maps import read_npz
 from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._npz import read_npz
 from nextscale.runtime._wording import shown_text
 
 Arrays = Mapping[str, NDArray[Any]]

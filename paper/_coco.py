@@ -84,7 +84,7 @@ class Coco:
             ]
         except OSError as error:
             raise NextscaleError(f"{self._path}: cannot be read: {error.strerror or error}") from None
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise NextscaleError(f"{self._path}: no panoptic annotations: {shown_text(str(error))}") from None
         if not self._pictures:
             raise NextscaleError(f"{self._path}: annotates no picture")
@@ -112,7 +112,7 @@ class Coco:
                 segments[ids == int(item["id"])] = place_of
             classes = np.array([self._class_of[int(item["category_id"])] for item in told], np.int64)
             crowds = frozenset(i for i, item in enumerate(told, 1) if item["iscrowd"])
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise NextscaleError(
                 f"{self._path}: segments of picture {number}: {type(error).__name__} {shown_text(str(error))}"
             ) from None

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,13 +14,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from nextscale.evaluate._kept_figures import file_of, measure_on
-from nextscale.evaluate.image_statistics import ImageNetwork, read_arrays
+from nextscale.evaluate._kept_figures import file_of, kept_file, measure_on
+from nextscale.evaluate.image_statistics import ImageNetwork
 from nextscale.paper._photographs import NO_LABEL, Photographs
 from nextscale.runtime._edit import Mask, blend, default_feather, forced_tokens, pixel_mask
-from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._manifest import ModelInfo
 from nextscale.runtime._next_scale_loop import Generator
+from nextscale.runtime._npz import checked, read_npz
 from nextscale.runtime._request import DEFAULT_CFG_SCALE, DEFAULT_TOP_P
 from nextscale.runtime._uniforms import uniforms
 from nextscale.runtime.image_io import write_files
@@ -31,6 +30,7 @@ TASKS = (INPAINTING, OUTPAINTING, CLASS_EDITING)
 WHOLE, REGION = f"{CLASS_EDITING} whole", f"{CLASS_EDITING} region"
 # Of which photographs the results of each task are kept as pictures, for Fig. D: rows 1-3, 4-6 and 7-8.
 PICTURED = {INPAINTING: range(3), OUTPAINTING: range(3, 6), CLASS_EDITING: range(6, 8)}
+AGAIN = "measure that bundle again"
 SIDE_SHARE = 0.5  # of the picture's sides: a quarter of its area
 
 
@@ -62,6 +62,11 @@ class Measures:
         """Names of all figures of a picture."""
         found = [f"{task} {name}" for task in (INPAINTING, OUTPAINTING) for name in self.distances]
         return (*found, *((WHOLE, REGION) if self.classifier is not None else ()))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Those that are measured."""
+        return TASKS if self.classifier is not None else TASKS[:2]
 
     def score(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> NDArray[np.float64]:
         """The classifier's probability of each picture's class, [B] of [B, H, W, 3]."""
@@ -203,13 +208,14 @@ def edit_results(
         NextscaleError: the bundle has no encoder, or the folder's file is damaged.
     """
     path, digests = _path(generator, measures, editing, work), photographs.digests()
-    results = _continued(path, measures, digests)
+    results = _continued(path, measures, digests, generator.bundle.model.image_size)
     boxes = regions(generator.bundle.model, len(photographs), editing.region_seed)
 
     def measure(part: range) -> None:
         nonlocal results
         found = _measured(generator, photographs, boxes, part, measures, editing)
-        results = found if results is None else results.extended(found)
+        with kept_file(path, AGAIN):
+            results = found if results is None else results.extended(found)
 
     def keep() -> None:
         assert results is not None
@@ -236,7 +242,7 @@ def seconds_per_photograph(
 def finished(generator: Generator, photographs: Photographs, measures: Measures, editing: Editing, work: Path) -> int:
     """How many of the photographs an earlier run has left figures of."""
     path = _path(generator, measures, editing, work)
-    results = _continued(path, measures, photographs.digests())
+    results = _continued(path, measures, photographs.digests(), generator.bundle.model.image_size)
     return 0 if results is None else min(len(results), len(photographs))
 
 
@@ -254,7 +260,7 @@ def _measured(
     token_maps = generator.encode(images)
     figures = {column: np.full(len(chosen), np.nan) for column in measures.columns}
     pictures, numbers = dict[str, NDArray[np.uint8]](), dict[str, NDArray[np.int64]]()
-    for task in TASKS if measures.classifier is not None else TASKS[:2]:
+    for task in measures.tasks:
         takes_class = task == CLASS_EDITING
         taken = np.arange(len(chosen))
         if takes_class:
@@ -303,26 +309,28 @@ def _write(path: Path, results: EditResults, digests: NDArray[np.uint64]) -> Non
     write_files({path: lambda file: np.savez(file, **arrays)})  # type: ignore[arg-type]
 
 
-def _continued(path: Path, measures: Measures, digests: NDArray[np.uint64]) -> EditResults | None:
-    """What an earlier call left of these photographs, or None.
+def _continued(
+    path: Path, measures: Measures, digests: NDArray[np.uint64], size: tuple[int, int]
+) -> EditResults | None:
+    """What an earlier call left of these photographs, of pictures of a size [H, W], or None.
 
     Raises:
         NextscaleError: the file is damaged.
     """
     if not path.exists():
         return None
-    arrays, groups = read_arrays(path), dict[str, dict[str, NDArray[Any]]]()
-    for name, array in arrays.items():
-        group, _, key = name.partition("/")
-        groups.setdefault(group, {})[key] = array
-    with suppress(KeyError):
-        known, results = (
-            arrays["photographs"],
-            EditResults(*(groups[key] for key in ("figures", "pictures", "numbers"))),
-        )
-        if set(results.figures) == set(measures.columns) and len(results) == len(known):
-            count = min(len(known), len(digests))
-            if np.array_equal(known[:count], digests[:count]):
-                return results
-            return None  # of other photographs: begun again
-    raise NextscaleError(f"{path}: damaged; delete the file to measure that bundle again")
+    with kept_file(path, AGAIN):
+        arrays = read_npz(path)
+        known = checked(arrays, "photographs", "u", (None,))
+        if not len(known):
+            raise ValueError("of no photographs")
+        figures = {key: checked(arrays, f"figures/{key}", "f", known.shape, finite=False) for key in measures.columns}
+        numbers = {task: checked(arrays, f"numbers/{task}", "i", (None,)) for task in measures.tasks}
+        pictures = {
+            task: checked(arrays, f"pictures/{task}", "u", (len(found), *size, 3)) for task, found in numbers.items()
+        }
+        if any(found.dtype != np.uint8 for found in pictures.values()):
+            raise ValueError("pictures are of no bytes")
+    count = min(len(known), len(digests))
+    # Of other photographs: begun again.
+    return EditResults(figures, pictures, numbers) if np.array_equal(known[:count], digests[:count]) else None

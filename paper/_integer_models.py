@@ -7,23 +7,27 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args
 
 import onnx_ir as ir
 
 from nextscale import __version__
+from nextscale.evaluate._kept_figures import or_none, read_json
 from nextscale.foreign.quantize_model import QuantizeOptions, quantize_model, read_model
 from nextscale.foreign.samples import graph_inputs, read_samples
+from nextscale.foreign.survey import Kind
 from nextscale.foreign.written_model import write_model
 from nextscale.graph_passes.recipe import Recipe
-from nextscale.paper.store import Key, Store
-from nextscale.runtime._errors import NextscaleError
+from nextscale.paper.store import Key, Store, reading_entry
+from nextscale.runtime._checked_json import JsonNode
 from nextscale.runtime._file_hash import file_sha256
 from nextscale.runtime._outputs import make_folder
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import write_files
 
 REPORT = "report.json"
+KINDS = ("linear layer", "attention", "convolution")  # of what becomes integer
 
 
 @dataclass(frozen=True)
@@ -96,11 +100,35 @@ class IntegerModels:
 
         key = Key("model", values, f"{self._name}-{recipe.name}")
         folder = self._store.made(key, make, waiting=lambda: progress("waiting: another command makes it"))
-        try:
-            read: dict[str, Any] = json.loads((folder / REPORT).read_bytes())
-        except (OSError, ValueError, RecursionError):
-            raise NextscaleError(f"{folder.parent}: damaged; remove this folder to make that model again") from None
-        return IntegerModel(folder / file, read)
+        with reading_entry(folder):
+            report = read_report(folder / REPORT)
+        return IntegerModel(folder / file, report)
+
+
+def read_report(path: Path) -> Mapping[str, Any]:
+    """A report, `Report.to_json`, that has what a table takes of it.
+
+    Raises:
+        NextscaleError: it cannot be read, or has not.
+        ValueError, RecursionError: it is no JSON.
+    """
+    report = read_json(path)
+    report["integer_bytes"].integer()
+    for text in (report["samples"], *report["notes"].elements()):
+        _require(text, str, "text")
+    for line in report["lines"].elements():
+        _require(line["name"], str, "text")
+        _require(line["refused"], str | None, "text or null")
+        _require(line["is_integer"], bool, "true or false")
+        line["kind"].one_of(KINDS if line["refused"].value is None else get_args(Kind))
+        or_none(line["error"], lambda error: or_none(error["relative"], JsonNode.number))
+    found: Mapping[str, Any] = report.value
+    return found
+
+
+def _require(node: JsonNode, kind: type | UnionType, expected: str) -> None:
+    if not isinstance(node.value, kind):
+        node.refuse(expected)
 
 
 def _outside(model: ir.Model) -> list[Path]:

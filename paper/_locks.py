@@ -41,6 +41,28 @@ def lock(path: Path, *, shared: bool, wait: bool = True) -> int | None:
     return handle
 
 
+def is_locked(path: Path) -> bool:
+    """Whether somebody has a lock on a file, which is only looked at and need not be there.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    except FileNotFoundError:
+        return False
+    try:
+        if sys.platform != "win32":
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # this file system has none
+        pass
+    finally:
+        os.close(handle)
+    return False
+
+
 @contextmanager
 def locked_alone(*paths: Path) -> Iterator[bool]:
     """Whether nobody else has a lock on any of these files, and then nobody has meanwhile; without waiting."""

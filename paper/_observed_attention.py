@@ -10,18 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextscale.calib_data.subjects import Subjects
-from nextscale.evaluate._kept_figures import bundle_sha256, file_of, measure_on
+from nextscale.evaluate._kept_figures import bundle_sha256, file_of, kept_file, measure_on
+from nextscale.evaluate._noise_correlation import PAIRS
 from nextscale.evaluate.attention_error import AttentionError, attention_errors
-from nextscale.evaluate.image_statistics import read_arrays
 from nextscale.evaluate.teacher_forced import evaluation_labels, sample
 from nextscale.runtime._bundle import Bundle
-from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._manifest import ModelInfo
 from nextscale.runtime._next_scale_loop import Generator
+from nextscale.runtime._npz import checked, read_npz
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import npz_writer, write_files
 
 # Images between which an interrupted run can have lost what it measured; each time the graph is loaded again.
 TOGETHER = 8
+
+# Of `AttentionError`, what is added up for each stage and block.
+SUMS = ("exact", "error", "weights_part", "values_part", "unexplained", "elements")
 
 OnImages = Callable[[str, int, int], object]
 
@@ -71,7 +75,7 @@ class ObservedAttention:
             NextscaleError: see `attention_errors`; or a file of an earlier call is damaged.
         """
         path, count = _file(self._original, bundle, self._observing, self._work), self._observing.images
-        found = _read(path, self._observing)
+        found = _read(path, self._original.model, self._observing)
         tokens = self._token_maps() if found is None or found.images < count else None
 
         def measure(part: range) -> None:
@@ -110,11 +114,12 @@ class ObservedAttention:
         path = file_of(self._original, self._work, settings, "{bundle}-{digest}-tokens.npz")
         rows = list[NDArray[np.int64]]()
         if path.exists():
-            arrays = read_arrays(path)
-            known = arrays.get("token_maps")
-            if known is None or known.shape[1:] != (self._original.model.num_tokens,) or known.dtype != np.int64:
-                raise NextscaleError(f"{path}: damaged; delete the file to sample again")
-            rows = list(known)
+            model = self._original.model
+            with kept_file(path, "sample again"):
+                known = checked(read_npz(path), "token_maps", "i", (None, model.num_tokens))
+                if known.min(initial=0) < 0 or known.max(initial=0) >= model.vocab_size:
+                    raise ValueError(f"token_maps: expected 0 to {model.vocab_size - 1}")
+            rows = list(known.astype(np.int64))
         if len(rows) < self._observing.images:
             self._sample(rows, path)
         self._tokens = np.stack(rows[: self._observing.images])
@@ -139,7 +144,7 @@ class ObservedAttention:
 
 def kept_images(original: Bundle, bundle: Bundle, observing: Observing, work: Path) -> int:
     """Of how many of the images `ObservedAttention` has kept a bundle's error in the folder `work`."""
-    found = _read(_file(original, bundle, observing, work), observing)
+    found = _read(_file(original, bundle, observing, work), original.model, observing)
     return 0 if found is None else found.images
 
 
@@ -148,14 +153,16 @@ def _file(original: Bundle, bundle: Bundle, observing: Observing, work: Path) ->
     return file_of(bundle, work, settings, "{bundle}-{digest}-attention.npz")
 
 
-def _read(path: Path, observing: Observing) -> AttentionError | None:
+def _read(path: Path, model: ModelInfo, observing: Observing) -> AttentionError | None:
     if not path.exists():
         return None
-    arrays = read_arrays(path)
-    try:
-        images = int(arrays.pop("images"))
+    with kept_file(path, "measure that bundle again"):
+        arrays, shape = read_npz(path), (model.num_stages, model.depth)
+        images = int(checked(arrays, "images", "iu", ()))
         if not 0 < images <= observing.images:
-            raise ValueError
-        return AttentionError(**arrays, images=images)
-    except (KeyError, TypeError, ValueError):
-        raise NextscaleError(f"{path}: damaged; delete the file to measure that bundle again") from None
+            raise ValueError(f"of {images} images")
+        return AttentionError(
+            **{name: checked(arrays, name, "f", shape) for name in SUMS},
+            pairs=checked(arrays, "pairs", "f", (*shape, len(PAIRS), 6)),
+            images=images,
+        )

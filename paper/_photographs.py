@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nextscale.evaluate.image_statistics import read_arrays
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._manifest import ModelInfo
+from nextscale.runtime._npz import read_npz
 from nextscale.runtime._photo import resized
 from nextscale.runtime._read_picture import read_picture
 from nextscale.runtime._wording import shown_value
@@ -72,7 +72,7 @@ def read_photographs(
         chosen = _chosen(path, len(names), count, seed)
         images = _read_files([names[i] for i in chosen], model, on_images)
         return Photographs(images, np.full(len(chosen), NO_LABEL), len(names))
-    arrays = read_arrays(path)
+    arrays = read_npz(path)
     found, labels = arrays.get("images"), arrays.get("labels")
     if found is None or found.dtype != np.uint8 or found.ndim != 4 or found.shape[-1] != 3 or 0 in found.shape[1:]:
         shown = "none" if found is None else shown_value(found)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,18 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextscale.calib_data.subjects import Subjects
-from nextscale.evaluate._kept_figures import file_of, measure_on
+from nextscale.evaluate._kept_figures import file_of, kept_file, measure_on
 from nextscale.evaluate.concept_judge import ConceptJudge
-from nextscale.evaluate.image_statistics import Gaussian, read_arrays
+from nextscale.evaluate.image_statistics import Gaussian
 from nextscale.evaluate.prompt_scores import PromptScore
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._next_scale_loop import Generator, features_of_prompts
+from nextscale.runtime._npz import checked, read_npz
 from nextscale.runtime._regular_file import read_regular
 from nextscale.runtime._wording import shown_value
 from nextscale.runtime.image_io import write_files
 
 RECOGNISED = "recognised"
 PROMPTS_LIMIT = 32 * 2**20  # bytes
+AGAIN = "measure that bundle again"
 SETTINGS = ("seed", "cfg_scale", "tau", "top_p")  # that a file of prompts may have
 
 
@@ -226,7 +227,8 @@ def picture_results(
         request = texts[part.start - begin : part.stop - begin].settings(generator.bundle.manifest)
         images = generator.generate(first_image=part.start, **request, **drawing.settings()).images
         found = _measured(images, asked[part.start : part.stop], measures)
-        results = found if results is None else results.extended(found)
+        with kept_file(path, AGAIN):
+            results = found if results is None else results.extended(found)
 
     def keep() -> None:
         assert results is not None
@@ -274,12 +276,13 @@ def _continued(path: Path, measures: Measures, digests: NDArray[np.uint64]) -> P
     """What an earlier call left of these prompts, or None."""
     if not path.exists():
         return None
-    arrays = read_arrays(path)
-    with suppress(KeyError):
-        results = PictureResults({key: arrays[f"figures/{key}"] for key in measures.columns}, arrays["features"])
-        known, features = arrays["prompts"], results.features
-        rows = [known, *results.figures.values()]
-        if features.ndim == 2 and all(values.ndim == 1 and len(values) == len(features) for values in rows):
-            count = min(len(known), len(digests))
-            return results if np.array_equal(known[:count], digests[:count]) else None  # of other prompts: begun again
-    raise NextscaleError(f"{path}: damaged; delete the file to measure that bundle again")
+    with kept_file(path, AGAIN):
+        arrays = read_npz(path)
+        known = checked(arrays, "prompts", "u", (None,))
+        if not len(known):
+            raise ValueError("of no pictures")
+        features = checked(arrays, "features", "f", (len(known), None))
+        figures = {key: checked(arrays, f"figures/{key}", "f", known.shape, finite=False) for key in measures.columns}
+    count = min(len(known), len(digests))
+    # Of other prompts: begun again.
+    return PictureResults(figures, features) if np.array_equal(known[:count], digests[:count]) else None

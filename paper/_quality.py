@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nextscale.evaluate._kept_figures import bundle_sha256, file_of
+from nextscale.evaluate._kept_figures import bundle_sha256, file_of, kept_file, number_or_nan, read_json
 from nextscale.evaluate.generated_statistics import Sampling, finished_images
 from nextscale.evaluate.image_comparison import Job, MetricsRow, compare_images, floor_seeds
 from nextscale.evaluate.image_statistics import ImageNetwork
@@ -269,9 +269,7 @@ def read_nearness(path: Path) -> Nearness:
     Raises:
         NextscaleError: the file is damaged.
     """
-    try:
-        found = json.loads(path.read_bytes())
-        kl, half, top1 = float(found["kl"]), Z * float(found["kl_stderr"]), float(found["top1"])
-    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
-        raise NextscaleError(f"{path}: damaged; delete the file to compare that bundle again") from None
+    with kept_file(path, "compare that bundle again"):
+        found = read_json(path)
+        kl, half, top1 = found["kl"].number(), Z * number_or_nan(found["kl_stderr"]), found["top1"].number()
     return Nearness(Interval(kl, kl - half, kl + half), top1)

@@ -185,7 +185,10 @@ def _of_names(network: ImageNetwork) -> list[str]:
     fid, score = network.metrics
     if (fid, score) == ("FID", "IS"):
         return []
-    return [f"{score} and {fid} are of another network than IS and FID, and cannot be compared with the paper's"]
+    return [
+        f"{score} and {fid} are of another network, or other weights, than IS and FID, and cannot be compared with the "
+        "paper's"
+    ]
 
 
 def _interval_note(asked: Asked, score: str) -> str:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
+from nextscale.evaluate._kept_figures import kept_file, number_or_nan, or_none, read_json
 from nextscale.measure.statistics import Interval
 from nextscale.paper._coco import Coco
 from nextscale.paper._coco_scores import CocoScores, coco_scores, require_classes
 from nextscale.paper._segmentation_agreement import Agreement, Pixels, Seen, Thresholds, agreement, see
 from nextscale.paper.segmenter import Segmenter
-from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._checked_json import JsonNode
 from nextscale.runtime._file_hash import file_sha256
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import write_files
@@ -115,11 +115,26 @@ class SegmentationFigures:
 
 
 def _read(path: Path) -> Figures:
-    try:
-        told: Mapping[str, Any] = json.loads(path.read_bytes())
-        compared, coco = told["agreement"], told["coco"]
-        if compared is not None:
-            compared = Agreement(**{**compared, "pixels": Interval(**compared["pixels"])})
-        return Figures(compared, None if coco is None else CocoScores(**coco))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        raise NextscaleError(f"{path}: damaged; delete the file to measure that row again") from None
+    with kept_file(path, "measure that row again"):
+        found = read_json(path)
+        return Figures(or_none(found["agreement"], _agreement), or_none(found["coco"], _coco_scores))
+
+
+def _agreement(found: JsonNode) -> Agreement:
+    pixels = {item.name: number_or_nan(found["pixels"][item.name]) for item in fields(Interval)}
+    return Agreement(
+        photographs=found["photographs"].integer(1),
+        pixels=Interval(**pixels),
+        miou=found["miou"].number(),
+        pq=or_none(found["pq"], JsonNode.number),
+        segments=found["segments"].integer(),
+    )
+
+
+def _coco_scores(found: JsonNode) -> CocoScores:
+    return CocoScores(
+        pictures=found["pictures"].integer(1),
+        miou=or_none(found["miou"], JsonNode.number),
+        ap=found["ap"].number(),
+        pq=or_none(found["pq"], JsonNode.number),
+    )

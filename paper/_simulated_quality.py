@@ -20,12 +20,15 @@ from nextscale.evaluate.image_comparison import MetricsRow, floor_seeds
 from nextscale.evaluate.image_metrics import image_metrics
 from nextscale.evaluate.image_statistics import ImageNetwork, ImageStatistics
 from nextscale.evaluate.reference_statistics import Reference
+from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.var.sources import VARSource
 from nextscale.paper._quality import COMPARED_SEED, Asked, Nearness, OnImages, Quality, read_nearness, write_nearness
 from nextscale.paper._rows import NOISE_FLOOR
 from nextscale.paper.recipe_bundles import FULL_PRECISION, RecipeBundles
+from nextscale.paper.store import reading_entry
 from nextscale.simulation._device import Device, on_device
+from nextscale.simulation.rounding import Rounding
 from nextscale.simulation.simulated_agreement import simulated_agreement
 from nextscale.simulation.simulated_pictures import SimulatedPictures
 from nextscale.simulation.simulated_var import SimulatedVAR
@@ -57,6 +60,9 @@ def simulate_quality(
 ) -> list[Quality]:
     """As `measure_quality`, of simulations with a float decoder.
 
+    What each is made of is made and read before any draws, so that what is damaged is refused early, and read again
+    when it is its turn: all of it at once would take much memory.
+
     Args:
         recipes: full precision first; the store misses nothing for them.
         store: has token maps to calibrate with, theta and rounding.
@@ -65,16 +71,17 @@ def simulate_quality(
         device: where to draw.
     """
     original, *others = recipes
-    given = [
-        partial(
-            SimulatedPictures.simulate,
-            recipe=recipe,
-            maps=TokenMaps.load(store.maps(recipe, on_images), source.model_info()),
-            rounding=store.rounding(recipe, on_images),
-            shift_and_sum=store.expansion(recipe, on_images),
-        )
-        for recipe in others
-    ]
+    model, expansions = source.model_info(), list[ShiftAndSum | None]()
+
+    def read(recipe: Recipe) -> tuple[TokenMaps, Rounding | None]:
+        maps = store.maps(recipe, on_images)
+        with reading_entry(maps):
+            token_maps = TokenMaps.load(maps, model)
+        return token_maps, store.rounding(recipe, on_images)
+
+    for recipe in others:
+        read(recipe)
+        expansions.append(store.expansion(recipe, on_images))
     with on_device(device, source.var, source.vqvae), torch.no_grad():
         pictures = SimulatedPictures(source, asked.batch_size)
         simulated = _Simulated(pictures, network, asked, work, on_images)
@@ -86,8 +93,12 @@ def simulate_quality(
             Quality(FULL_PRECISION, _metrics(full, "full precision", asked.seeds, of_full, reference), None, None),
             Quality(NOISE_FLOOR, _metrics(full, NOISE_FLOOR, others_seeds, floor, reference, of_full), None, None),
         ]
-        for recipe, simulate in zip(others, given, strict=True):
-            row = _Row(recipe.name, store.digest(recipe), _once(partial(simulate, pictures)))
+
+        def simulate(recipe: Recipe, expansion: ShiftAndSum | None) -> SimulatedVAR:
+            return pictures.simulate(recipe, *read(recipe), expansion)
+
+        for recipe, expansion in zip(others, expansions, strict=True):
+            row = _Row(recipe.name, store.digest(recipe), _once(partial(simulate, recipe, expansion)))
             nearness = simulated.nearness(row) if asked.compared else None
             statistics = simulated.statistics(row, asked.seeds)
             metrics = _metrics(row, "bundle", asked.seeds, statistics, reference, of_full)

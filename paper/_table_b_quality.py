@@ -7,22 +7,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nextscale.calib_data.attention_scores import ScoreStatistics, sampled_scores
 from nextscale.calib_data.choose_theta import ThetaChoice, theta_at
-from nextscale.evaluate._kept_figures import file_of
-from nextscale.evaluate.image_statistics import read_arrays
+from nextscale.evaluate._kept_figures import file_of, kept_file
 from nextscale.graph_passes.layer_facts import StageFacts
 from nextscale.graph_passes.recipe import Recipe
+from nextscale.models.bit_operations import keys
 from nextscale.paper._quality import OnImages
 from nextscale.paper._quality_table import PaperRow, QualityTable
-from nextscale.paper._transfer_scores import demo_statistics, statistics_writer
+from nextscale.paper._transfer_scores import demo_statistics, read_scores, statistics_writer
 from nextscale.paper.paper_recipes import paper_recipe
 from nextscale.paper.paper_table import PaperTable
 from nextscale.paper.paper_table import markdown as page
 from nextscale.paper.recipe_bundles import FULL_PRECISION, RecipeBundles
 from nextscale.paper.table_b import BITS, DEPTH, THETAS
 from nextscale.runtime._bundle import Bundle
-from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._manifest import ModelInfo
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import write_files
@@ -121,10 +122,13 @@ def kept_scores(
             original, SCORE_IMAGES, seed, options, lambda done: on_images("observing attention", done, SCORE_IMAGES)
         )
         write_files({path: statistics_writer(found, original.model)})
-    expected = {"histogram", "attentive", "images", "samples", "keys"}
-    if set(read_arrays(path)) != expected:
-        raise NextscaleError(f"{path}: damaged; delete the file to observe attention again")
-    return demo_statistics(original.model, path)  # of the same model: as they are
+    with kept_file(path, "observe attention again"):
+        found, tokens = read_scores(path)
+        model = original.model
+        samples = SCORE_IMAGES * 2 * model.num_heads * model.depth
+        if not np.array_equal(tokens, keys(model)) or (found.images, found.samples) != (SCORE_IMAGES, samples):
+            raise ValueError("of another model, or of other images")
+    return found
 
 
 def scores_file(original: Bundle, seed: int, work: Path) -> Path:

@@ -7,9 +7,10 @@ from typing import Any
 
 from nextscale.calib_data.match_probabilities import FREQUENCIES, MatchingReport, total_variation
 from nextscale.calib_data.plot_matching import matching_plot
-from nextscale.calib_data.token_maps import read_npz
 from nextscale.paper._figure import Figure, Workshop, rounded
 from nextscale.paper.paper_recipes import paper_recipe
+from nextscale.paper.store import reading_entry
+from nextscale.runtime._npz import checked, read_npz
 
 RECIPE = "ours-w4a6"  # as which calibration samples are matched
 
@@ -34,8 +35,14 @@ def matching_report(workshop: Workshop) -> MatchingReport:
     def told(step: str, done: int = 0, total: int = 0) -> None:
         workshop.tell(f"calibration samples: {step}", done, total)
 
-    arrays = read_npz(workshop.bundles.maps(recipe, told) / FREQUENCIES, ("target", "before", "after"))
-    return MatchingReport(arrays["target"], arrays["before"], arrays["after"])
+    folder, model = workshop.bundles.maps(recipe, told), workshop.original.bundle.model
+    with reading_entry(folder):
+        arrays, shape = read_npz(folder / FREQUENCIES), (model.num_stages, model.vocab_size)
+        target = checked(arrays, "target", "f", shape)
+        before, after = (checked(arrays, name, "iu", shape) for name in ("before", "after"))
+        if min(found.min() for found in (target, before, after)) < 0 or not before.any():
+            raise ValueError("of fewer than no tokens, or of none")
+    return MatchingReport(target, before, after)
 
 
 def numbers(report: MatchingReport, *, matched: bool) -> dict[str, Any]:

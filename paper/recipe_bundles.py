@@ -25,7 +25,7 @@ from nextscale.compiler.options import BuildOptions, Progress
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.models.sources import Source
-from nextscale.paper.store import Key, Store
+from nextscale.paper.store import Key, Store, reading_entry
 from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
 from nextscale.runtime._errors import NextscaleError, OutputError
 from nextscale.runtime._file_hash import file_sha256
@@ -128,7 +128,7 @@ class RecipeBundles:
         for key in self._bundle_keys(recipe) if self.missing(recipe) is None else ():
             found = self.store.find(key)
             if found is not None:
-                return RecipeBundle(recipe.name, Bundle.open(found))
+                return _opened(recipe, found)
         return None
 
     def missing(self, recipe: Recipe) -> str | None:
@@ -175,7 +175,7 @@ class RecipeBundles:
         path = self.store.made(
             key, make, needed=self._bytes(recipe), waiting=lambda: named("waiting: another builds it")
         )
-        return RecipeBundle(recipe.name, Bundle.open(path))
+        return _opened(recipe, path)
 
     def built_or_why(self, recipe: Recipe, progress: Progress) -> RecipeBundle | str:
         """The bundle, built if it is not there; or why it cannot be, in a line.
@@ -238,7 +238,7 @@ class RecipeBundles:
                 f"{recipe.name}: its rounding is gone, and its bundle is there; `nextscale paper clean --kind bundle`, "
                 "so that it is learned again"
             )
-        return Rounding.load(known)
+        return _rounding_at(known)
 
     def expansion(self, recipe: Recipe, progress: Progress) -> ShiftAndSum | None:
         """Theta and places as a build chooses them; None of a recipe without shift-and-sum."""
@@ -248,7 +248,7 @@ class RecipeBundles:
         choice = self.theta
         if choice is None:
             original = self.build(load_recipe(FULL_PRECISION), progress).bundle
-            maps = family.load_sampled(self.maps(recipe, progress))
+            maps = self._sampled(recipe, progress)
             choice = theta_of_recipe(family, original, maps, options, progress)
         return shift_and_sum(recipe, choice)
 
@@ -259,7 +259,7 @@ class RecipeBundles:
         key = self._rounding_key(recipe)
         known = self.store.find(key)
         if known is not None:
-            build_bundle(source, target, replace(options, rounding=Rounding.load(known)), progress)
+            build_bundle(source, target, replace(options, rounding=_rounding_at(known)), progress)
             return
         finished = partial / "bundle"
         if not finished.exists():
@@ -270,7 +270,12 @@ class RecipeBundles:
 
     def _token_maps(self, recipe: Recipe, progress: Progress) -> SampledImages | None:
         """Those that a build is given; None: it samples while it observes."""
-        return family_of(self._source).load_sampled(self.maps(recipe, progress)) if self._takes_maps(recipe) else None
+        return self._sampled(recipe, progress) if self._takes_maps(recipe) else None
+
+    def _sampled(self, recipe: Recipe, progress: Progress) -> SampledImages:
+        path = self.maps(recipe, progress)
+        with reading_entry(path):
+            return family_of(self._source).load_sampled(path)
 
     def _takes_maps(self, recipe: Recipe) -> bool:
         to_learn = recipe.learned and not self._is_learned(recipe)
@@ -349,6 +354,17 @@ def told(recipe: Recipe) -> dict[str, Any]:
     if recipe.precision == FULL_PRECISION:
         return {"name": recipe.name}
     return {word: value for word, value in recipe.as_dict().items() if word != "description"}
+
+
+def _opened(recipe: Recipe, path: Path) -> RecipeBundle:
+    with reading_entry(path):
+        return RecipeBundle(recipe.name, Bundle.open(path))
+
+
+def _rounding_at(path: Path) -> Rounding:
+    """Of an entry."""
+    with reading_entry(path):
+        return Rounding.load(path)
 
 
 def _renamed(source: Source, name: str) -> Source:

@@ -72,7 +72,8 @@ class SegmenterInfo:
             raise ValueError(f"its {METADATA} is not as expected: {shown_text(str(error))}") from None
         if len({ids.shape for ids in tasks.values()}) > 1 or next(iter(tasks.values())).ndim != 2:
             raise ValueError(f"its {METADATA} has tasks that are no lists of the same length")
-        if mean.shape != (COLOURS,) or std.shape != (COLOURS,) or not (std > 0).all() or not np.isfinite(mean).all():
+        are_of_colours = mean.shape == std.shape == (COLOURS,) and np.isfinite([mean, std]).all()
+        if not are_of_colours or not (std > 0).all():
             raise ValueError(f"its {METADATA} has a mean or std that are not those of three colours")
         if not classes or not things <= {*range(len(classes))}:
             raise ValueError(f"its {METADATA} has things that are none of its {len(classes)} classes")

@@ -16,15 +16,16 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nextscale.calib_data._work_folder import open_work
+from nextscale.evaluate._kept_figures import reading
 from nextscale.measure.provenance import versions
-from nextscale.paper._locks import lock, locked_alone
+from nextscale.paper._locks import is_locked, lock, locked_alone
 from nextscale.runtime._errors import NextscaleError, OutputError
 from nextscale.runtime._machine import describe_machine
 from nextscale.runtime._outputs import atomic_folder, make_folder, write_files
@@ -149,13 +150,10 @@ class Store:
         entry = _existing(self._entries, key)  # another process may have evicted it before it was in use
         if entry is None:
             return None
-        try:
+        with reading_entry(entry / DATA):
             found = json.loads(read_regular(entry / KEY, MOST_READ, ""))
-            damaged = found["digest"] != key.digest or not (entry / DATA).exists()
-        except (NextscaleError, ValueError, KeyError, TypeError, RecursionError):
-            damaged = True
-        if damaged:
-            raise NextscaleError(f"{entry}: damaged; remove this folder to make it again")
+            if found["digest"] != key.digest or not (entry / DATA).exists():
+                raise ValueError(f"{KEY} is of another, or there is no {DATA}")
         with suppress(OSError):  # in a folder that is only read
             os.utime(entry / KEY)
         return entry / DATA
@@ -301,7 +299,7 @@ class Store:
         Args:
             kinds: these alone; none: all.
             older_than: seconds since it was used; None: whenever that was.
-            dry_run: remove nothing.
+            dry_run: remove nothing; the folder is only read.
         Returns:
             What was removed, or would be; and what is left because it is in use.
         """
@@ -309,13 +307,15 @@ class Store:
         removed, left = list[Entry](), list[Entry]()
         for entry in self.entries():
             if (latest is None or entry.used <= latest) and (not kinds or entry.kind in kinds):
-                (removed if self._removed(entry, dry_run) else left).append(entry)
+                gone = not self._is_used(entry) if dry_run else self._removed(entry)
+                (removed if gone else left).append(entry)
         return removed, left
 
     def _require_store(self) -> None:
         path = self.folder / MANIFEST
+        others = _listed(self.folder)  # before it is looked for: another process may begin the store meanwhile
         if not path.exists():
-            if _listed(self.folder):
+            if others:
                 raise NextscaleError(f"{self.folder}: holds other files, and no {MANIFEST}; choose another --store")
             return
         try:
@@ -366,13 +366,20 @@ class Store:
     def _alone(self, digest: str) -> Iterator[bool]:
         """Whether nobody, this store included, uses or makes an entry; then nobody does meanwhile."""
         make_folder(self._locks)
-        with locked_alone(*(self._locks / f"{digest}.{form}" for form in ("use", "make"))) as alone:
+        with locked_alone(*self._locks_of(digest)) as alone:
             yield alone
 
-    def _removed(self, entry: Entry, dry_run: bool = False) -> bool:
+    def _locks_of(self, digest: str) -> list[Path]:
+        return [self._locks / f"{digest}.{form}" for form in ("use", "make")]
+
+    def _is_used(self, entry: Entry) -> bool:
+        """Whether somebody, this store included, uses or makes an entry."""
+        return any(map(is_locked, self._locks_of(entry.digest or FIGURES)))
+
+    def _removed(self, entry: Entry) -> bool:
         """Remove an entry unless it is in use."""
         with self._alone(entry.digest or FIGURES) as alone:
-            if alone and not dry_run and entry.path.exists():
+            if alone and entry.path.exists():
                 if entry.path.is_dir():
                     remove_folder(entry.path)
                 else:
@@ -382,6 +389,11 @@ class Store:
     def _free(self) -> int:
         self._begin()
         return shutil.disk_usage(self.folder).free
+
+
+def reading_entry(data: Path) -> AbstractContextManager[None]:
+    """`reading` an entry's file or folder, as `find` and `made` give it."""
+    return reading(data, f"{data.parent}: damaged; remove this folder to make it again")
 
 
 def in_gigabytes(count: int) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nextscale.calib_data.subjects import Subjects
 from nextscale.calib_data.text_subjects import text_subjects
-from nextscale.evaluate._kept_figures import bundle_sha256, file_of
+from nextscale.evaluate._kept_figures import bundle_sha256, file_of, kept_file, number_or_nan, or_none, read_json
 from nextscale.evaluate.attention_error import (
     MOST_OBSERVED,
     attention_errors,
@@ -36,6 +36,7 @@ from nextscale.paper._prompted_pictures import (
 )
 from nextscale.paper._rows import METHODS, NOISE_FLOOR, Job, interval_of, reference_and_others
 from nextscale.paper.recipe_bundles import FULL_PRECISION, RecipeBundle, model_name
+from nextscale.runtime._checked_json import JsonNode
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._machine import Machine, describe_machine
 from nextscale.runtime._next_scale_loop import Generator
@@ -388,12 +389,23 @@ class _Comparison:
 
 
 def _read_nearness(path: Path) -> Nearness:
-    try:
-        values = json.loads(path.read_bytes())
-        tuples = {name: tuple(map(float, values[name])) for name in values if name.startswith("stage_")}
-        return Nearness(**{**values, **tuples})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
-        raise NextscaleError(f"{path}: damaged; delete the file to compare that bundle again") from None
+    with kept_file(path, "compare that bundle again"):
+        found = read_json(path)
+
+        def of_stages(name: str) -> tuple[float, ...]:
+            return tuple(map(number_or_nan, found[name].elements()))
+
+        return Nearness(
+            kl=found["kl"].number(),
+            kl_stderr=number_or_nan(found["kl_stderr"]),
+            bits_equal=found["bits_equal"].number(),
+            stage_kl=of_stages("stage_kl"),
+            stage_bits_equal=of_stages("stage_bits_equal"),
+            images=found["images"].integer(1),
+            attention_error=or_none(found["attention_error"], JsonNode.number),
+            stage_attention_error=of_stages("stage_attention_error"),
+            attention_images=found["attention_images"].integer(),
+        )
 
 
 def figures_of(results: Mapping[str, NDArray[np.float64]], kinds: Sequence[str]) -> dict[str, NDArray[np.float64]]:

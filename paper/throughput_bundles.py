@@ -20,18 +20,18 @@ from nextscale import __version__
 from nextscale.calib_data.choose_theta import choose_theta
 from nextscale.compiler.build import build_bundle
 from nextscale.compiler.options import BuildOptions, Progress
+from nextscale.evaluate._kept_figures import read_json
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.bit_operations import BitWidths
 from nextscale.models.operations import convolution_operations
 from nextscale.models.var.layers import facts_of
 from nextscale.models.var.sources import VARSource
 from nextscale.models.var.vqvae import VQVAE, VQVAEConfig
-from nextscale.paper._transfer_scores import demo_statistics
+from nextscale.paper._transfer_scores import DEMO_ATTENTION, demo_statistics
 from nextscale.paper.recipe_bundles import told
-from nextscale.paper.store import Key, Store
+from nextscale.paper.store import Key, Store, reading_entry
 from nextscale.paper.table_c import TableBundle
 from nextscale.runtime._bundle import Bundle
-from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._file_hash import file_sha256
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import write_files
@@ -116,10 +116,8 @@ class ThroughputBundles:
             write_files({target: lambda file: file.write(text.encode())})
 
         path = self.store.made(key, make)
-        try:
-            return int(json.loads(path.read_bytes()))
-        except (OSError, ValueError, TypeError, RecursionError):
-            raise NextscaleError(f"{path.parent}: damaged; remove this folder to make it again") from None
+        with reading_entry(path):
+            return read_json(path).integer()
 
     def _shared(self) -> dict[str, Any]:
         return {"version": __version__, "model": dict(self.origin.description)}
@@ -130,7 +128,7 @@ class ThroughputBundles:
             **self._shared(),
             "recipe": told(altered),
             "rounding": None if path is None else file_sha256(path),
-            "theta": "the demo model's" if self._takes_theta(altered) else "the model's",
+            "theta": file_sha256(DEMO_ATTENTION) if self._takes_theta(altered) else "the model's",
             "encoder": self.encoder,
         }
         return Key("bundle", values, f"{self.origin.description['name']}-{recipe.name}-speed")
@@ -151,7 +149,9 @@ class ThroughputBundles:
             options = BuildOptions(altered, session=self.session, rounding=rounding, theta=theta, encoder=self.encoder)
             build_bundle(self._source, target, options, named)
 
-        return Bundle.open(self.store.made(key, make, waiting=lambda: named("waiting: another command builds it")))
+        path = self.store.made(key, make, waiting=lambda: named("waiting: another command builds it"))
+        with reading_entry(path):
+            return Bundle.open(path)
 
     def _takes_theta(self, recipe: Recipe) -> bool:
         """Whether theta is that of the demo model's attention."""

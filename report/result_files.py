@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from nextscale.calib_data.match_probabilities import MatchingReport
-from nextscale.calib_data.token_maps import ARRAYS, MANIFEST, read_npz
+from nextscale.calib_data.token_maps import ARRAYS, MANIFEST
 from nextscale.evaluate.teacher_forced import Agreement
 from nextscale.measure.bench import BenchReport, Footprint, Measurement
 from nextscale.measure.statistics import Interval
 from nextscale.runtime._checked_json import JsonNode
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._machine import Machine
+from nextscale.runtime._npz import read_npz
 from nextscale.runtime._regular_file import read_regular
 
 FREQUENCIES = "frequencies.npz"
@@ -61,7 +62,7 @@ class ImageFigures:
 
 @dataclass(frozen=True)
 class MetricsResult:
-    """`nextscale metrics`; fid_name and score_name are "FID-E" and "IS-E", or Inception's "FID" and "IS"."""
+    """`nextscale metrics`; fid_name and score_name are "FID-E" and "IS-E", or as Inception's are called."""
 
     file: Path
     fid_name: str

@@ -15,6 +15,7 @@ from nextscale.models.var.random_weights import random_models
 from nextscale.models.var.transformer import VAR
 from nextscale.models.var.vqvae import VQVAE
 from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._file_hash import file_sha256
 from nextscale.runtime._manifest import ModelInfo
 from nextscale.runtime._wording import shown_text
 
@@ -118,6 +119,17 @@ def demo_source(name: str) -> VARSource:
         licence="weights learned from ImageNet photographs: research use",
         class_names=demo.class_names(),
     )
+
+
+def demo_digests() -> dict[str, str]:
+    """The sha256 of the demo model's checkpoints, which tell one version of it from another.
+
+    Raises:
+        NextscaleError: `nextscale-demo` is not installed.
+    """
+    demo = demo_files()
+    with as_file(demo.VAR) as var_path, as_file(demo.VAE) as vae_path:
+        return {"var": file_sha256(var_path), "vae": file_sha256(vae_path)}
 
 
 def _of_all_classes(names: list[str] | None, num_classes: int) -> list[str] | None:

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nextscale.calib_data.token_maps import ARRAYS, MANIFEST, TokenMaps, read_npz
+from nextscale.calib_data.token_maps import ARRAYS, MANIFEST, TokenMaps
 from nextscale.runtime._errors import NextscaleError, OutputError
 from nextscale.runtime._manifest import ModelInfo
+from nextscale.runtime._npz import read_npz
 
 MODEL = ModelInfo(
     num_classes=10,
@@ -114,7 +115,7 @@ def test_a_bad_manifest_is_refused(saved: Path, text: str, message: str) -> None
 LABELS, TOKENS = maps().class_labels, maps().token_maps
 BAD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
     "no tokens": ({"class_labels": LABELS}, "token_maps"),
-    "objects": ({"class_labels": np.array([None]), "token_maps": TOKENS}, "damaged: Object arrays"),
+    "objects": ({"class_labels": np.array([None]), "token_maps": TOKENS}, "class_labels is of Python's objects"),
     "label type": ({"class_labels": LABELS.astype(np.int32), "token_maps": TOKENS}, "class_labels: expected int64"),
     "label rank": (
         {"class_labels": LABELS[:, None], "token_maps": TOKENS},

@@ -41,7 +41,17 @@ def test_others_are_refused_by_name(tmp_path: Path, settings: dict[str, Any], me
     assert (tmp_path / SETTINGS).read_bytes() == before
 
 
-@pytest.mark.parametrize("content", ["", "[]", "3", "[" * 100_000, "\xff"], ids=["empty", "list", "3", "deep", "0xff"])
+DAMAGED = {
+    "empty": "",
+    "list": "[]",
+    "3": "3",
+    "deep": "[" * 100_000,
+    "as deep as JSON may be": '{"a":' * 980 + "1" + "}" * 980,
+    "0xff": "\xff",
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
 def test_damaged_settings_are_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / SETTINGS).write_text(content, "latin-1")
     with pytest.raises(NextscaleError) as refused:

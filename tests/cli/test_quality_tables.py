@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from nextscale.evaluate.reference_statistics import Reference
 from nextscale.graph_passes.recipe import load_recipe
 from nextscale.models.var import presets
 from nextscale.paper.table_1 import PAPER
+from nextscale.simulation.rounding import Rounding
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +83,7 @@ def test_rows_have_the_papers_figures_beside_them(tmp_path: Path, capsys: pytest
     missing = roundings / "litevar-w4a6.safetensors"
     assert found["left_out"] == [f"litevar-w4a6: its weights are learned, and there is no {missing}"]
     text = page.read_text()
-    assert "IS-E and FID-E are of another network than IS and FID" in text
+    assert "IS-E and FID-E are of another network, or other weights, than IS and FID" in text
     assert "| BRECQ | 4/6 |" in text
     assert "another model: compare differences between rows" in text
     assert "4 rows: about" in capsys.readouterr().err
@@ -126,6 +130,33 @@ def test_simulated_rows_are_told_so_and_gone_on_with(tmp_path: Path) -> None:
             assert ours["cells"][3]["value"] == pytest.approx(of_bundle["cells"][3]["value"], rel=0.3)
     again = document(tmp_path / "store", *rows, "--simulated")
     assert figures(again) == pytest.approx(figures(found), rel=1e-9, nan_ok=True)
+
+
+def test_simulated_rows_are_read_in_their_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names, seen = ("brecq-w4a6", "litevar-w4a6", "brecq-w4a4"), list[weakref.ref[object]]()
+    for name in names:
+        rounded_down(load_recipe(name)).save(tmp_path / f"{name}.safetensors")
+
+    def counted(load: Callable[..., Any]) -> Callable[..., Any]:
+        def loaded(*arguments: object) -> Any:
+            gc.collect()
+            assert not [None for one in seen if one() is not None]
+            found = load(*arguments)
+            seen.append(weakref.ref(found))
+            return found
+
+        return loaded
+
+    monkeypatch.setattr(Rounding, "load", counted(Rounding.load))
+    rows = ("--rows", f"fp32,{','.join(names)}", "--roundings", tmp_path, "--simulated")
+    assert run(tmp_path / "store", *rows) == 0
+    assert len(seen) == 2 * len(names)  # early, to be refused, and in its turn
+    capsys.readouterr()
+    (tmp_path / f"{names[-1]}.safetensors").write_bytes(b"damaged")
+    assert_refused(capsys, run(tmp_path / "store", *rows, "--seed", 5), f"{names[-1]}.safetensors: cannot be read")
+    assert len(seen) == 3 * len(names) - 1
 
 
 def test_a_plan_builds_full_precision_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,6 +207,14 @@ REFUSED = {
     ),
     "seeds": (("--seed", 1, "--seed", 1), "--seed: the same seed twice"),
 }
+
+
+def test_standard_metrics_are_by_the_standard_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = tmp_path / "other.pth"
+    weights.write_bytes(b"other weights")
+    arguments = ("--standard-metrics", "--inception-weights", weights, "--reference", tmp_path / "real.npz")
+    assert_refused(capsys, run(tmp_path / "store", *arguments), "other.pth: not the weights of the standard FID and IS")
+    assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -30,6 +30,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo model and the preset "tiny" are the tiny model; rates are not measured, which takes seconds."""
     monkeypatch.setattr(measuring, "kernel_rates", lambda options: KernelRates(1e11, 4e11))
     monkeypatch.setattr("nextscale.cli.table_c.demo_source", lambda name: tiny_source())
+    monkeypatch.setattr("nextscale.cli.table_c.demo_digests", lambda: {"var": "1", "vae": "2"})
     monkeypatch.setitem(presets.PRESETS, "tiny", tiny_preset())
 
 
@@ -51,6 +52,16 @@ def shift_recipe(folder: Path) -> Path:
         '[calibration]\nmatching = "published"\n'
     )
     return path
+
+
+def test_versions_of_the_demo_model_share_no_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = tmp_path / "store"
+    arguments = ("--model", "demo", *FLOAT_ROW, "--ops", "stock", "--store", store)
+    for versions in (1, 2):
+        monkeypatch.setattr("nextscale.cli.table_c.demo_digests", lambda var=versions: {"var": str(var), "vae": "2"})
+        for _ in range(2):
+            assert run(*arguments) == 0
+            assert kept(store).count("fp32-speed") == versions
 
 
 def test_a_quick_table_is_of_the_demo_model(

@@ -20,7 +20,7 @@ from nextscale.demo.emoji.configuration import EMOJI
 from nextscale.demo.train_tokenizer import DEMO_VQVAE
 from nextscale.demo.train_transformer import DEMO_VAR
 from nextscale.evaluate.reference_statistics import read_demo_reference
-from nextscale.models.var.sources import demo_source
+from nextscale.models.var.sources import demo_digests, demo_source
 from nextscale.runtime._errors import NextscaleError
 
 DISTRIBUTION = Path(__file__).parents[2] / "demo" / "nextscale-demo"
@@ -73,8 +73,8 @@ def test_class_names() -> None:
 
 @pytest.mark.parametrize(
     "call",
-    [lambda: demo_source("demo"), lambda: emoji_source("demo"), read_demo_reference],
-    ids=["var", "emoji", "reference"],
+    [lambda: demo_source("demo"), demo_digests, lambda: emoji_source("demo"), read_demo_reference],
+    ids=["var", "digests", "emoji", "reference"],
 )
 def test_without_it_one_line_says_what_to_install(call: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nextscale_demo", None)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from nextscale.evaluate import inception_network
 from nextscale.evaluate.feature_network import FeatureNetwork
-from nextscale.evaluate.inception_network import InceptionNetwork
+from nextscale.evaluate.inception_network import InceptionNetwork, require_standard_weights
 from nextscale.runtime._errors import NextscaleError
 
 
@@ -99,14 +100,19 @@ def torch_fidelity(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("torch_fidelity")
-def test_inception_takes_the_users_weights(tmp_path: Path, images: np.ndarray) -> None:
+def test_inception_takes_the_users_weights(tmp_path: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     layer = torch.nn.Linear(3, 5)
     torch.save({f"layer.{name}": value for name, value in layer.state_dict().items()}, tmp_path / "weights.pth")
     network = InceptionNetwork(tmp_path / "weights.pth")
     found = network(images)
-    assert network.metrics == ("FID", "IS")
+    assert network.metrics == ("FID (other weights)", "IS (other weights)")
+    with pytest.raises(NextscaleError, match=r"weights\.pth: not the weights of the standard FID .+ expected 6726825d"):
+        require_standard_weights(tmp_path / "weights.pth")
     assert network.name.startswith("inception-v3 ")
+    monkeypatch.setattr(inception_network, "SHA256", network.name.split()[-1][:8])
+    require_standard_weights(tmp_path / "weights.pth")
+    assert InceptionNetwork(tmp_path / "weights.pth").metrics == ("FID", "IS")
     expected = layer(torch.from_numpy(images.astype(np.float32).mean((1, 2)))).detach()
     np.testing.assert_allclose(found.pooled, expected[:, :2], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found.probabilities, expected[:, 2:].softmax(1), rtol=1e-3, atol=1e-6)

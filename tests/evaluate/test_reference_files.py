@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from nextscale.evaluate.image_metrics import frechet_distance
-from nextscale.evaluate.image_statistics import Gaussian, array_shape
+from nextscale.evaluate.image_statistics import Gaussian
 from nextscale.evaluate.reference_statistics import read_reference
 from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._npz import array_shape
 
 D = 4
 GOOD = {"mu": np.zeros(D), "sigma": np.eye(D)}

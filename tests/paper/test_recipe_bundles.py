@@ -186,6 +186,8 @@ def test_a_damaged_bundle_is_one_line(tmp_path: Path, built: Built) -> None:
     store = Store(tmp_path)
     made = bundles(store).build(FULL, no_progress)
     (made.bundle.path / "manifest.json").write_text("{")
-    with pytest.raises(NextscaleError, match=r"manifest\.json") as told:
+    with pytest.raises(
+        NextscaleError, match=r"bundle-\S+: damaged; remove this folder to make it again \(manifest\.json"
+    ) as told:
         bundles(store).built(FULL)
     assert "\n" not in str(told.value)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from nextscale.paper import store as store_module
 from nextscale.paper.store import Entry, Key, Store
 from nextscale.runtime._errors import NextscaleError, OutputError
 
@@ -156,6 +157,21 @@ def test_of_two_processes_one_makes_an_entry(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "made\n"
 
 
+def test_two_may_begin_a_store_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, listed, begun = tmp_path / "store", store_module._listed, list[Path]()
+
+    def meanwhile(path: Path) -> list[Path]:
+        if not begun:
+            begun.append(path)
+            Store(folder).hold(TWO)
+        return listed(path)
+
+    monkeypatch.setattr(store_module, "_listed", meanwhile)
+    with Store(folder) as store:
+        store.hold(ONE)
+    assert begun == [folder]
+
+
 def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
     filled(tmp_path, SMALL, ONE, TWO, THREE)
     with Store(tmp_path) as store:
@@ -290,6 +306,32 @@ def test_cleaning_takes_what_is_asked_for(tmp_path: Path) -> None:
         assert len(store.clean()[0]) == 4
         assert store.entries() == []
     assert (tmp_path / "entries" / "notes.txt").exists()
+
+
+def test_a_dry_run_only_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a folder that is only read, where root, as whom tests may run, could write all the same."""
+    filled(tmp_path, ONE, TWO, SMALL)
+    with Store(tmp_path) as store:
+        store.partial(THREE)
+    for lock in (tmp_path / "locks").glob("*.make"):
+        lock.unlink()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    opened = os.open
+
+    def only_read(path: object, flags: int, *more: int) -> int:
+        assert not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        return opened(path, flags, *more)  # type: ignore[call-overload, no-any-return]
+
+    with another_user(tmp_path), monkeypatch.context() as patch:
+        patch.setattr("os.open", only_read)
+        would_go, left = Store(tmp_path).clean(dry_run=True)
+    assert labels(left) == ["bundle one"]
+    assert sorted(labels(would_go)) == ["bundle three", "bundle two", "maps one"]
+    used = tmp_path / "entries" / ONE.name / "key.json"  # by the other process
+    assert {path for path in before if path.stat().st_mtime_ns != before[path]} <= {used, tmp_path / "locks"}
+    shutil.rmtree(tmp_path / "locks")
+    assert len(Store(tmp_path).clean(dry_run=True)[0]) == 4
+    assert not (tmp_path / "locks").exists()
 
 
 def test_links_are_not_followed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -225,6 +226,7 @@ BAD_INFO = {
     "tasks of several lengths": ({"tasks": {"semantic": [1], "instance": [1, 2], "panoptic": [1]}}, "same length"),
     "no colours": ({"mean": [0.5]}, "mean or std"),
     "a std of zero": ({"std": [0, 1, 1]}, "mean or std"),
+    "an endless deviation": ({"std": [1, 1, math.inf]}, "a mean or std that are not those of three colours"),
     "unknown things": ({"things": [3]}, "things that are none of its 3 classes"),
 }
 
@@ -377,6 +379,9 @@ def test_folders_that_are_no_coco(tmp_path: Path, folder: Path) -> None:
         Coco(coco)
     document.write_text(json.dumps({**told, "categories": [{"id": 7}]}))
     with pytest.raises(NextscaleError, match="no panoptic annotations: 'name'"):
+        Coco(coco)
+    document.write_text(json.dumps({**told, "categories": [{"id": math.inf}]}))
+    with pytest.raises(NextscaleError, match="no panoptic annotations: cannot convert float infinity"):
         Coco(coco)
     document.write_text(json.dumps({**told, "categories": told["categories"][:2]}))
     with pytest.raises(NextscaleError, match="segments of picture 1: KeyError 13"):

@@ -78,6 +78,19 @@ def test_a_bundle_has_an_encoder_where_one_is_asked_for(tmp_path: Path, encoder:
     assert ("encoder" in row.bundle.manifest.graphs) == encoder
 
 
+def test_the_attention_that_is_lent_is_part_of_what_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of models with random weights; theirs is lent."""
+    other = tmp_path / "other.npz"
+    other.write_bytes(b"of another version")
+
+    def digests() -> list[str]:
+        return [bundles(tmp_path / "store", random)._key(SHIFT).digest for random in (True, False)]
+
+    before = digests()
+    monkeypatch.setattr("nextscale.paper.throughput_bundles.DEMO_ATTENTION", other)
+    assert [new == old for new, old in zip(digests(), before, strict=True)] == [False, True]
+
+
 def test_rounding_is_part_of_what_decides(tmp_path: Path) -> None:
     recipe = replace(load_recipe("brecq-w8a8"), calibration=CalibrationRecipe(images=2))
     made, found = replace(bundles(tmp_path / "store", True), roundings=tmp_path), rounded_down(recipe)

@@ -222,11 +222,11 @@ UP = np.ones((2, 3), np.bool_)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"no archive", r"damaged: .*; remove it"),
-        (b"", r"damaged: .*; remove it"),
-        (b"PK\x03\x04" + bytes(100), r"damaged: File is not a zip file; remove it"),
-        ({"up": UP}, r"report is not a file in the archive; remove it"),
-        ({"report": "{}"}, r"up is not a file in the archive; remove it"),
+        (b"no archive", r"damaged, or no \.npz: .*; remove it"),
+        (b"", r"damaged, or no \.npz: .*; remove it"),
+        (b"PK\x03\x04" + bytes(100), r"damaged, or no \.npz: File is not a zip file; remove it"),
+        ({"up": UP}, r"no array report; expected up and report; remove it"),
+        ({"report": "{}"}, r"no array up; .*; remove it"),
         ({"up": UP, "report": "{"}, r"damaged: not a unit's rounding and report; remove it"),
         ({"up": UP, "report": "[]"}, r"damaged: not a unit's rounding and report; remove it"),
         ({"up": UP.astype(np.float32), "report": "{}"}, r"damaged: not a unit's rounding and report; remove it"),
