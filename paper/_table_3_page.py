@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nextscale.paper._editing import INPAINTING, OUTPAINTING, REGION, WHOLE
 from nextscale.paper._table_pages import calibration_notes, heading, markdown_table, with_interval
-from nextscale.paper.table_3 import Row, Table3
+from nextscale.paper.table_3 import PAPER_DEPTH, PAPER_SIDE, Row, Table3
 
 TITLES = {WHOLE: "class probability, picture", REGION: "class probability, box"}
 PAPER_HEADERS = ("paper: inpaint", "paper: outpaint")
@@ -60,6 +60,7 @@ def notes(table: Table3) -> list[str]:
     found = [
         f"{count['edited']} photographs of {count['available']}, chosen by seed {settings['region_seed']}; the middle "
         f"of each, at {side} pixels; each bundle encodes them with its own encoder",
+        *([f"{count['enlarged']} of them were smaller, and enlarged"] if count["enlarged"] else []),
         "a box of half the picture's sides, 25% of its area, at a random place of that seed, the same for all rows: "
         f"{INPAINTING} makes it anew; {OUTPAINTING} keeps it and makes the other 75% anew, as VAR's notebook does (the "
         "paper has 25% filled in both, and does not say where in outpainting)",
@@ -85,8 +86,12 @@ def notes(table: Table3) -> list[str]:
             f"the photographs themselves: {scored}",
         ]
     found += calibration_notes(table)
-    found.append("the paper's LPIPS are of VAR-d30 at 256 pixels: compare differences between rows, not values")
-    return found
+    is_papers = table.model["depth"] == PAPER_DEPTH and table.model["image_size"] == [PAPER_SIDE, PAPER_SIDE]
+    found.append(
+        f"beside the paper's VAR-d{PAPER_DEPTH} at {PAPER_SIDE} pixels"
+        + ("" if is_papers else ", another model: compare differences between rows, not values")
+    )
+    return [*found, *table.notes]
 
 
 def _lpips_title(table: Table3, column: str) -> str:

@@ -49,6 +49,9 @@ ROWS = (
 )
 
 
+PAPER_DEPTH, PAPER_SIDE = 30, 256
+
+
 @dataclass(frozen=True)
 class PaperRow:
     """A row of the paper's Table 3, of VAR-d30 and ImageNet's validation photographs of 256 pixels.
@@ -121,14 +124,15 @@ class Table3:
     """What was measured, and of what.
 
     Attributes:
-        model: its manifest's name, and its pictures' size.
-        photographs: how many were edited, and how many there were to choose from; how many had a class that the
-            classifier knows.
+        model: its manifest's name, its pictures' size, and how many blocks it has.
+        photographs: how many were edited, how many there were to choose from, how many were enlarged, and how many had
+            a class that the classifier knows.
         settings: of editing, plain values.
         measures: names of what judged the pictures, by column; and the classifier's, None without.
         photographs_scored: what the classifier says of the photographs themselves, by column.
         machine, versions: of this process.
         rows: full precision, the noise floor, then the others.
+        notes: further lines on what was measured.
         left_out: lines on rows that are missing.
         warnings: lines on rows whose integer products this processor does not compute exactly.
         sheet: Fig. D.
@@ -143,6 +147,7 @@ class Table3:
     machine: Machine
     versions: Mapping[str, str]
     rows: tuple[Row, ...]
+    notes: tuple[str, ...]
     left_out: tuple[str, ...]
     warnings: tuple[str, ...]
     sheet: tuple[SheetRow, ...]
@@ -176,6 +181,7 @@ def measure_table_3(
     *,
     options: SessionOptions | None = None,
     left_out: Sequence[str] = (),
+    notes: Sequence[str] = (),
     on_images: Callable[[str, int], object] = lambda name, done: None,
 ) -> Table3:
     """Edit the photographs with every bundle and measure the results.
@@ -187,7 +193,7 @@ def measure_table_3(
         editing: seeds, guidance and filters; the same for all rows.
         work: an existing folder that keeps the figures, see `edit_results`.
         options: threads, memory and operators.
-        left_out: lines on rows that could not be built, for the report.
+        left_out, notes: lines on rows that could not be built, and further ones, for the report.
         on_images: called with a row's name and how many of its photographs are finished.
     Raises:
         NextscaleError: see `jobs` and `edit_results`.
@@ -217,8 +223,14 @@ def measure_table_3(
             "name": wanted[0].bundle.bundle.manifest.name,
             "image_size": list(model.image_size),
             "latent_size": list(model.latent_size),
+            "depth": model.depth,
         },
-        photographs={"edited": len(photographs), "available": photographs.available, "with a class": int(sum(known))},
+        photographs={
+            "edited": len(photographs),
+            "available": photographs.available,
+            "enlarged": photographs.enlarged,
+            "with a class": int(sum(known)),
+        },
         settings={
             **asdict(editing),
             "top_k": resolve_top_k(editing.top_k, model),
@@ -230,6 +242,7 @@ def measure_table_3(
         machine=describe_machine(),
         versions=versions(),
         rows=tuple(_row(job, results[job.name], original) for job in wanted),
+        notes=tuple(notes),
         left_out=tuple(left_out),
         warnings=tuple(warnings),
         sheet=tuple(_sheet(photographs, [results[job.name] for job in wanted], editing, model)),

@@ -128,7 +128,7 @@ def test_rows_are_measured_and_compared_with_full_precision(
     assert inside is not None
     assert outside is not None
     assert 0 < outside.mean != inside.mean > 0
-    assert table.photographs == {"edited": N, "available": 20, "with a class": 7}
+    assert table.photographs == {"edited": N, "available": 20, "enlarged": 0, "with a class": 7}
     # Of the 7 photographs only goldfish (0) have a probability in the fake classifier.
     known = [i for i, label in enumerate(photographs.labels) if label not in (-1, 1)]
     expected = MEASURES.score(photographs.images[known], photographs.labels[known]).mean()
@@ -338,6 +338,10 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "floats": (lambda folder: npz(folder, images=IMAGES / 2), "images: expected uint8"),
     "one": (lambda folder: npz(folder, images=IMAGES[:1]), "1 photographs; expected at least 2"),
     "empty pictures": (lambda folder: npz(folder, images=IMAGES[:, :0]), "images: expected uint8"),
+    "too small": (
+        lambda folder: npz(folder, images=IMAGES[:, 1:]),
+        "3 of 3 photographs are smaller than the model's pictures, 12 x 12 pixels",
+    ),
     "two labels": (lambda folder: npz(folder, images=IMAGES, labels=np.zeros(2, int)), "labels: expected integers"),
     "labels that are no integers": (lambda folder: npz(folder, images=IMAGES, labels=np.zeros(3)), "labels: expected"),
     "labels of another model": (
@@ -354,6 +358,22 @@ def test_bad_photographs_are_one_line(
     with pytest.raises(NextscaleError, match=message) as caught:
         read_photographs(make(tmp_path), generator.bundle.model, 10, 0)
     assert "\n" not in str(caught.value)
+
+
+def test_a_few_small_photographs_are_enlarged(
+    generator: Generator, bundles: list[RecipeBundle], tmp_path: Path
+) -> None:
+    for i, side in enumerate((PIXELS, PIXELS + 1, PIXELS - 1, PIXELS - 2)):
+        Image.new("RGB", (PIXELS, side)).save(tmp_path / f"{i}.png")
+    found = read_photographs(tmp_path, generator.bundle.model, 10, 0)
+    assert found.enlarged == 2
+    (work := tmp_path / "work").mkdir()
+    assert "- 2 of them were smaller, and enlarged\n" in markdown(
+        measure(bundles, found, work, measures=Measures(DISTANCES))
+    )
+    (tmp_path / "1.png").unlink()
+    with pytest.raises(NextscaleError, match="2 of 3 photographs are smaller"):
+        read_photographs(tmp_path, generator.bundle.model, 10, 0)
 
 
 def test_a_file_that_is_no_picture_is_named(generator: Generator, tmp_path: Path) -> None:
