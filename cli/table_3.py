@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -22,10 +22,13 @@ from nextscale.cli.table_rows import built_rows, reference_first
 from nextscale.evaluate.feature_network import FeatureNetwork
 from nextscale.evaluate.imagenet_classes import imagenet_ids
 from nextscale.evaluate.lpips import Lpips
+from nextscale.evaluate.prompt_scores import ClipScore
 from nextscale.graph_passes.recipe import Recipe
+from nextscale.models.var.sources import VARSource
+from nextscale.paper._class_scores import ClassClipScore, ClassProbability, ClassScore, prompt_names
 from nextscale.paper._editing import Editing, Measures
 from nextscale.paper._estimated_time import in_words
-from nextscale.paper._photographs import Photographs, read_photographs
+from nextscale.paper._photographs import NO_LABEL, Photographs, read_photographs
 from nextscale.paper._table_3_page import difference_cells, markdown, notes, row_cells, titles
 from nextscale.paper._table_3_sheet import sheet
 from nextscale.paper.paper_recipes import paper_recipe, with_fewer_images
@@ -38,6 +41,7 @@ from nextscale.paper.table_3 import (
     measure_table_3,
     plan_table_3,
 )
+from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._manifest import ModelInfo
 from nextscale.runtime._operators import Ops
@@ -62,6 +66,8 @@ from nextscale.runtime.image_io import picture_writer, require_picture_format, r
 @options.cfg_scale
 @options.top_k
 @options.top_p
+@click.option("--clip", "clip_path", type=click.Path(path_type=Path), metavar="DIR",
+              help="Judge editing by class by the CLIP score, of a CLIP that transformers saved.")  # fmt: skip
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Photographs at a time.")
 @options.threads
 @options.spinning
@@ -85,6 +91,7 @@ def table_3(
     cfg_scale: float,
     top_k: int | None,
     top_p: float,
+    clip_path: Path | None,
     batch: int,
     threads: int,
     spinning: bool,
@@ -102,7 +109,7 @@ def table_3(
     """Edit photographs with full precision and with recipes, and measure how near the results are.
 
     In- and outpainting are judged by LPIPS (AlexNet and VGG16) to the photograph, class-conditional editing by the
-    probability that EfficientNet-Lite0 gives to the photograph's class, which is no CLIP score.
+    CLIP score of --clip, or else by the probability that EfficientNet-Lite0 gives to the photograph's class.
 
     The model is the demo model, unless --var and --vae name another VAR; the paper's is VAR-d30. Bundles are built into
     --store, unless --rows names folders of them; after Ctrl-C the same command goes on from where it was.
@@ -122,21 +129,19 @@ def table_3(
     given = [item.bundle for item in wanted if isinstance(item, RecipeBundle)]
     if given:
         options.refuse("--rows with bundles' folders", *MODEL, "roundings", "learn", "calibration_images")
-    read = [path for path in (photographs_path, model.var, model.vae, roundings) if path is not None]
+    read = [path for path in (photographs_path, model.var, model.vae, clip_path, roundings) if path is not None]
     require_writable(
         [path for path in (json_path, markdown_path, sheet_path) if path is not None],
         [*read, *(path for bundle in given for path in bundle.paths())],
     )
     session = SessionOptions(threads=threads, spinning=spinning, ops=ops, ops_library=ops_library)
     editing = Editing(seed, region_seed, cfg_scale, top_k, top_p, batch)
+    clip = None if clip_path is None else ClipScore(clip_path)
     distances = {"alex": Lpips("alex", threads=threads), "vgg": Lpips("vgg", threads=threads)}
     with show_resumable_steps(store.folder) as steps:
         load = cache(lambda: source_of(model))
-        if given:
-            info, class_names = given[0].model, given[0].manifest.class_names
-        else:
-            steps("reading the model")
-            info, class_names = load().model_info(), load().class_names
+        steps("reading the model")
+        info, class_names = _model(given, load)
         require_sampling(info, cfg_scale=cfg_scale, top_k=top_k, top_p=top_p)
         _require_large(info, distances)
         # Before bundles are built, which can take hours.
@@ -147,7 +152,8 @@ def table_3(
             region_seed,
             lambda done, total: steps("reading photographs", done, total),
         )
-        measures = _measures(distances, class_names, info, photographs, threads)
+        score = _class_score(clip, class_names, info, photographs, threads)
+        measures = Measures(distances, score)
         model_bundles = RecipeBundles(store, load, roundings, session, learning)
         model_bundles.hold([item for item in wanted if isinstance(item, Recipe)])
         bundles, unbuilt, left_out = built_rows(wanted, model_bundles, steps, plan=plan)
@@ -191,6 +197,13 @@ def _rows(text: str, calibration_images: int | None) -> list[RecipeBundle | Reci
     return found
 
 
+def _model(given: Sequence[Bundle], load: Callable[[], VARSource]) -> tuple[ModelInfo, Sequence[str] | None]:
+    """The shape and the classes' names of the bundles' model, or of the one that is to be built."""
+    if given:
+        return given[0].model, given[0].manifest.class_names
+    return load().model_info(), load().class_names
+
+
 def _require_large(model: ModelInfo, distances: Mapping[str, Lpips]) -> None:
     least = max(distance.least_side for distance in distances.values())
     if min(model.image_size) < least:
@@ -198,18 +211,22 @@ def _require_large(model: ModelInfo, distances: Mapping[str, Lpips]) -> None:
         raise NextscaleError(f"the model has pictures of {height} x {width} pixels; LPIPS needs {least} on each side")
 
 
-def _measures(
-    distances: Mapping[str, Lpips],
+def _class_score(
+    clip: ClipScore | None,
     class_names: Sequence[str] | None,
     model: ModelInfo,
     photographs: Photographs,
     threads: int,
-) -> Measures:
-    """With a classifier where a photograph has a class that it knows."""
+) -> ClassScore | None:
+    """CLIP's if it is given, or else a classifier's, where a photograph has a class that it knows."""
+    labels = {int(label) for label in photographs.labels} - {NO_LABEL}
+    if clip is not None:
+        names = prompt_names(class_names, model.num_classes)
+        if not labels or not names:
+            raise NextscaleError("--clip scores editing by class, and the photographs have no labels with names")
+        return ClassClipScore(clip, names)
     ids = imagenet_ids(class_names, model.num_classes)
-    if not any(label >= 0 and ids[label] for label in photographs.labels):
-        return Measures(distances)
-    return Measures(distances, FeatureNetwork(threads=threads), ids)
+    return ClassProbability(FeatureNetwork(threads=threads), ids) if any(ids[label] for label in labels) else None
 
 
 def _print_plan(planned: Sequence[PlannedRow], left_out: Sequence[str], photographs: Photographs) -> None:
@@ -232,12 +249,11 @@ def _print(table: Table3, console: Console) -> None:
     console.width = max(console.width, 160) if not console.is_terminal else console.width
     for note in notes(table):
         console.print(note)
+    figures = "LPIPS" if table.class_score is None else f"LPIPS and {table.class_score}"
+    differing = [difference_cells(table, row) for row in table.rows if row.differences]
     for title, rows in (
-        ("LPIPS and class probability", [row_cells(table, row)[:-2] for row in table.rows]),
-        (
-            "paired differences to full precision",
-            [difference_cells(table, row) for row in table.rows if row.differences],
-        ),
+        (figures, [row_cells(table, row) for row in table.rows]),
+        ("paired differences to full precision", differing),
     ):
         shown = Table("method", "W/A", *titles(table), box=SIMPLE, title=title, title_justify="left")
         for cells in rows:

@@ -1,4 +1,4 @@
-"""Table 3: photographs edited by one model in several bundles, judged by LPIPS and by a classifier."""
+"""Table 3: photographs edited by one model in several bundles, judged by LPIPS and by a score of their class."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from nextscale.measure.provenance import finite, versions
 from nextscale.measure.statistics import Interval
+from nextscale.paper._class_scores import ClassScore
 from nextscale.paper._editing import (
     CLASS_EDITING,
     INPAINTING,
@@ -58,7 +59,7 @@ class PaperRow:
 
     Attributes:
         inpainting, outpainting: LPIPS; the paper does not say of which network.
-        clip: CLIP score of class-conditional editing, which nothing here can be compared with.
+        clip: CLIP score of class-conditional editing; the paper does not say of which CLIP.
     """
 
     inpainting: float
@@ -126,10 +127,11 @@ class Table3:
     Attributes:
         model: its manifest's name, its pictures' size, and how many blocks it has.
         photographs: how many were edited, how many there were to choose from, how many were enlarged, and how many had
-            a class that the classifier knows.
+            a class that can be scored.
         settings: of editing, plain values.
-        measures: names of what judged the pictures, by column; and the classifier's, None without.
-        photographs_scored: what the classifier says of the photographs themselves, by column.
+        measures: names of what judged the pictures, by column.
+        class_score, classifier: what the score of a photograph's class is, and the network that gives it; None without.
+        photographs_scored: the scores of the photographs themselves, by column.
         machine, versions: of this process.
         rows: full precision, the noise floor, then the others.
         notes: further lines on what was measured.
@@ -142,6 +144,7 @@ class Table3:
     photographs: Mapping[str, int]
     settings: Mapping[str, Any]
     measures: Mapping[str, str]
+    class_score: str | None
     classifier: str | None
     photographs_scored: Mapping[str, Interval | None]
     machine: Machine
@@ -189,7 +192,7 @@ def measure_table_3(
     Args:
         bundles: of one model, one of them full precision.
         photographs: of the model's size.
-        measures: distances and, where photographs have classes, a classifier.
+        measures: distances and, where photographs have classes, a score of these.
         editing: seeds, guidance and filters; the same for all rows.
         work: an existing folder that keeps the figures, see `edit_results`.
         options: threads, memory and operators.
@@ -215,9 +218,7 @@ def measure_table_3(
         )
     original = results[FULL_PRECISION]
     model = wanted[0].bundle.bundle.model
-    known = (
-        [label >= 0 and bool(measures.class_ids[label]) for label in photographs.labels] if measures.classifier else []
-    )
+    known, score = measures.known(photographs.labels), measures.class_score
     return Table3(
         model={
             "name": wanted[0].bundle.bundle.manifest.name,
@@ -229,7 +230,7 @@ def measure_table_3(
             "edited": len(photographs),
             "available": photographs.available,
             "enlarged": photographs.enlarged,
-            "with a class": int(sum(known)),
+            "with a class": int(known.sum()),
         },
         settings={
             **asdict(editing),
@@ -237,8 +238,9 @@ def measure_table_3(
             "noise_floor_seed": editing.seed + 1,
         },
         measures={name: distance.name for name, distance in measures.distances.items()},
-        classifier=None if measures.classifier is None else measures.classifier.name,
-        photographs_scored=_photographs_scored(photographs, measures, np.array(known, np.bool_), editing, model),
+        class_score=None if score is None else score.title,
+        classifier=None if score is None else score.name,
+        photographs_scored=_photographs_scored(photographs, score, known, editing, model),
         machine=describe_machine(),
         versions=versions(),
         rows=tuple(_row(job, results[job.name], original) for job in wanted),
@@ -307,15 +309,19 @@ def _row(job: Job[Editing], results: EditResults, original: EditResults) -> Row:
 
 
 def _photographs_scored(
-    photographs: Photographs, measures: Measures, known: NDArray[np.bool_], editing: Editing, model: ModelInfo
+    photographs: Photographs,
+    score: ClassScore | None,
+    known: NDArray[np.bool_],
+    editing: Editing,
+    model: ModelInfo,
 ) -> dict[str, Interval | None]:
-    """What the classifier says of the photographs as they are: nothing edited is likely to do better."""
-    if measures.classifier is None or not known.any():
+    """The scores of the photographs as they are: nothing edited is likely to do better."""
+    if score is None or not known.any():
         return {}
     images, labels = photographs.images[known], photographs.labels[known]
     boxes = regions(model, len(photographs), editing.region_seed)[known]
     cut = np.stack([*boxes_alone(images, boxes, model)])
-    return {WHOLE: interval_of(measures.score(images, labels)), REGION: interval_of(measures.score(cut, labels))}
+    return {WHOLE: interval_of(score(images, labels)), REGION: interval_of(score(cut, labels))}
 
 
 def _sheet(

@@ -185,6 +185,44 @@ def test_checkpoints_of_an_official_size(
     assert kept(other) == set()
 
 
+@pytest.fixture
+def clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose CLIP gives each picture 0.25."""
+
+    class Quarter:
+        name = "CLIP of a test"
+
+        def __init__(self, folder: Path) -> None:
+            assert folder == tmp_path / "clip"
+
+        def __call__(self, images: np.ndarray, prompts: list[str]) -> np.ndarray:
+            return np.full(len(images), 0.25)
+
+    monkeypatch.setattr("nextscale.cli.table_3.ClipScore", Quarter)
+    return tmp_path / "clip"
+
+
+def test_the_clip_score_takes_the_place_of_the_class_probability(
+    tmp_path: Path, photographs: Path, clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "table.json"
+    arguments = ("--photographs", photographs, "--store", tmp_path / "store", "--rows", "fp32", "--clip", clip)
+    assert run(*arguments, "--json", path) == 0
+    shown = capsys.readouterr().out
+    assert "LPIPS and CLIP score" in shown
+    assert "class probability" not in shown
+    found = json.loads(path.read_text())
+    assert (found["class_score"], found["classifier"]) == ("CLIP score", "CLIP of a test")
+    assert found["rows"][0]["figures"]["class editing whole"]["mean"] == 0.25
+
+
+def test_a_clip_score_needs_labels(tmp_path: Path, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "val.npz", images=np.zeros((3, SIDE, SIDE, 3), np.uint8))
+    code = run("--photographs", tmp_path / "val.npz", "--store", tmp_path / "store", "--rows", "fp32", "--clip", clip)
+    assert_refused(capsys, code, "--clip scores editing by class, and the photographs have no labels with names")
+    assert not (tmp_path / "store").exists()
+
+
 def test_pictures_too_small_for_lpips_are_refused(
     tmp_path: Path, photographs: Path, fp32_bundle: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -220,6 +258,7 @@ BAD_USAGE = {
         ["--photographs", "val.npz", "--iterations", "3"],
         "a table without --learn does not go with --iterations",
     ),
+    "no CLIP": (["--photographs", "val.npz", "--clip", "none"], "none/config.json: no such file"),
     "a plan with files": (
         ["--photographs", "val.npz", "--plan", "--sheet", "sheet.png"],
         "--plan, which writes nothing, does not go with",

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from PIL import Image
 from nextscale.evaluate import _kept_figures
 from nextscale.evaluate.imagenet_classes import imagenet_ids
 from nextscale.paper import _editing, table_3
+from nextscale.paper._class_scores import ClassClipScore, ClassProbability, prompt_names
 from nextscale.paper._editing import (
     CLASS_EDITING,
     INPAINTING,
@@ -44,7 +45,8 @@ ONE_THREAD = SessionOptions(threads=1, ops="stock")
 EDITING = Editing(batch_size=4)
 DISTANCES = {"alex": FakeDistance("alex"), "vgg": FakeDistance("vgg")}
 # "tabby cat" is not ImageNet's name of that class.
-MEASURES = Measures(DISTANCES, FakeClassifier(), imagenet_ids(CLASS_NAMES, NUM_CLASSES))
+SCORE = ClassProbability(FakeClassifier(), imagenet_ids(CLASS_NAMES, NUM_CLASSES))
+MEASURES = Measures(DISTANCES, SCORE)
 
 
 @pytest.fixture
@@ -131,7 +133,7 @@ def test_rows_are_measured_and_compared_with_full_precision(
     assert table.photographs == {"edited": N, "available": 20, "enlarged": 0, "with a class": 7}
     # Of the 7 photographs only goldfish (0) have a probability in the fake classifier.
     known = [i for i, label in enumerate(photographs.labels) if label not in (-1, 1)]
-    expected = MEASURES.score(photographs.images[known], photographs.labels[known]).mean()
+    expected = SCORE(photographs.images[known], photographs.labels[known]).mean()
     whole = table.photographs_scored[WHOLE]
     assert whole is not None
     assert whole.mean == pytest.approx(expected)
@@ -172,6 +174,47 @@ def test_the_sheet_has_a_line_for_each_photograph(
     assert np.array_equal(results, first.pictures)
     for row in table.sheet:
         assert all(np.array_equal(picture[~row.mask], row.photograph[~row.mask]) for picture in row.pictures)
+
+
+class Brightness:
+    """Gives a picture its brightness, and remembers the prompts."""
+
+    name = "CLIP of a test"
+
+    def __init__(self) -> None:
+        self.prompts = set[str]()
+
+    def __call__(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        assert len(images) == len(prompts)
+        self.prompts |= set(prompts)
+        return images.mean((1, 2, 3)) / 255
+
+
+def test_the_clip_score_stands_beside_the_papers(
+    bundles: list[RecipeBundle], photographs: Photographs, tmp_path: Path
+) -> None:
+    """Of all classes that have a name, ImageNet's or not."""
+    clip = Brightness()
+    score = ClassClipScore(clip, prompt_names(CLASS_NAMES, NUM_CLASSES))
+    table = measure(bundles, photographs, tmp_path, measures=Measures(DISTANCES, score))
+    assert (table.class_score, table.classifier) == ("CLIP score", "CLIP of a test")
+    assert table.photographs["with a class"] == (photographs.labels >= 0).sum()
+    names = {CLASS_NAMES[label] for label in photographs.labels if label >= 0}
+    assert clip.prompts == {f"a photo of {name.split(',')[0]}" for name in names}
+    whole = table.photographs_scored[WHOLE]
+    assert whole is not None
+    assert whole.mean == pytest.approx(photographs.images[photographs.labels >= 0].mean() / 255)
+    page = markdown(table)
+    assert "| CLIP score, picture | CLIP score, box | paper: inpaint | paper: outpaint | paper: CLIP score |" in page
+    assert "0.2912 | 0.2207 | 0.2289 |" in page
+    assert 'the features that CLIP of a test has of the picture and of "a photo of [class]"' in page
+    assert "class probability" not in page
+
+
+def test_prompts_have_the_first_name_of_a_class() -> None:
+    assert prompt_names(["tench, Tinca tinca", "tabby cat"], 2) == ["tench", "tabby cat"]
+    assert prompt_names(None, 1000)[:2] == ["tench", "goldfish"]
+    assert prompt_names(None, 10) == []
 
 
 def test_without_a_class_there_is_no_class_editing(
