@@ -21,7 +21,9 @@ from nextscale.evaluate.lpips import Lpips
 from nextscale.models.var.sources import VARSource
 from nextscale.paper._estimated_time import in_words
 from nextscale.paper._figure import FigureLeftOut, Judges, Settings, Workshop
+from nextscale.paper._photographs import read_photographs
 from nextscale.paper._quality import require_reference
+from nextscale.paper.figure_editing import PHOTOGRAPHS
 from nextscale.paper.figures import FIGURES, document, file_stem, plan, recipes_of
 from nextscale.paper.recipe_bundles import RecipeBundles
 from nextscale.paper.store import Store
@@ -183,3 +185,5 @@ def _require(workshop: Workshop, source: VARSource) -> None:
     if min(model.image_size) < least:
         height, width = model.image_size
         raise NextscaleError(f"figure D: pictures of {height} x {width} pixels; LPIPS needs {least} on each side")
+    if workshop.photographs is not None and judges.distances:  # read once more when all is built, which takes hours
+        read_photographs(workshop.photographs, model, PHOTOGRAPHS, workshop.settings.seed)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nextscale.models.var.sources import VARSource
 
 DEMO = "demo"
+MODEL = ("var", "vae", "weights", "vae_weights", "preset", "random_weights")
 RANDOM_WEIGHTS = "the weights are random: the figures tell nothing but what they take"
 _OPTIONS = (
     click.option("--var", type=CHECKPOINT, help="An official VAR's checkpoint.  [default: the demo model]"),
@@ -37,10 +38,8 @@ def paper_model(command: Callable[..., object]) -> Callable[..., object]:
 
     @functools.wraps(command)
     def collected(**values: object) -> None:
-        given = {
-            name: values.pop(name) for name in ("var", "vae", "weights", "vae_weights", "preset", "random_weights")
-        }
-        named = any(is_given(name) for name in given)
+        given = {name: values.pop(name) for name in MODEL}
+        named = any(map(is_given, MODEL))
         options: dict[str, object] = {**given, **dict.fromkeys(UNTOLD[:2]), "quant_resi": 0.5}
         model = VAROptions(model=None if named else DEMO, **options)  # type: ignore[arg-type]
         if named and not model.random_weights and (model.var is None or model.vae is None):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import click
@@ -11,6 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from nextscale.cli import options
+from nextscale.cli.learning_options import learning_options
+from nextscale.cli.model_options import VAROptions
+from nextscale.cli.paper_models import MODEL, RANDOM_WEIGHTS, paper_model, require_sampling, source_of
 from nextscale.cli.progress import show_resumable_steps
 from nextscale.cli.results import results_console, table_writers
 from nextscale.cli.store_options import store_options
@@ -18,15 +22,17 @@ from nextscale.cli.table_rows import built_rows, reference_first
 from nextscale.evaluate.feature_network import FeatureNetwork
 from nextscale.evaluate.imagenet_classes import imagenet_ids
 from nextscale.evaluate.lpips import Lpips
+from nextscale.evaluate.prompt_scores import ClipScore
 from nextscale.graph_passes.recipe import Recipe
-from nextscale.models.var.sources import demo_source
+from nextscale.models.var.sources import VARSource
+from nextscale.paper._class_scores import ClassClipScore, ClassProbability, ClassScore, prompt_names
 from nextscale.paper._editing import Editing, Measures
 from nextscale.paper._estimated_time import in_words
-from nextscale.paper._photographs import Photographs, read_photographs
+from nextscale.paper._photographs import NO_LABEL, Photographs, read_photographs
 from nextscale.paper._table_3_page import difference_cells, markdown, notes, row_cells, titles
 from nextscale.paper._table_3_sheet import sheet
 from nextscale.paper.paper_recipes import paper_recipe, with_fewer_images
-from nextscale.paper.recipe_bundles import RecipeBundle, RecipeBundles, given_bundle
+from nextscale.paper.recipe_bundles import Learning, RecipeBundle, RecipeBundles, given_bundle
 from nextscale.paper.store import Store
 from nextscale.paper.table_3 import (
     ROWS,
@@ -37,6 +43,7 @@ from nextscale.paper.table_3 import (
 )
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._manifest import ModelInfo
 from nextscale.runtime._operators import Ops
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._text import printable
@@ -44,12 +51,13 @@ from nextscale.runtime.image_io import picture_writer, require_picture_format, r
 
 
 @click.command("table-3")
+@paper_model
 @click.option("--photographs", "photographs_path", type=click.Path(path_type=Path, exists=True), required=True,
               metavar="DIR|NPZ", help="What is edited: a folder of pictures, or an .npz with images, uint8 "
               "[N, H, W, 3], and perhaps labels, classes of the model.")  # fmt: skip
 @click.option("--rows", default=",".join(ROWS), metavar="NAME|DIR,…",
-              help="Recipes, of which bundles of the demo model are built, or bundles' folders; one of them full "
-              "precision.  [default: those of the paper and default, at 8/8, 6/6 and 4/4]")  # fmt: skip
+              help="Recipes, of which bundles are built, or bundles' folders; one of them full precision.  [default: "
+              "those of the paper and default, at 8/8, 6/6 and 4/4]")  # fmt: skip
 @click.option("--images", type=click.IntRange(2), default=1000, show_default=True, help="Photographs, at most.")
 @click.option("--seed", type=click.IntRange(0, 2**63), default=0, show_default=True,
               help="Of the sampled tokens; the noise floor has the next one.")  # fmt: skip
@@ -58,13 +66,15 @@ from nextscale.runtime.image_io import picture_writer, require_picture_format, r
 @options.cfg_scale
 @options.top_k
 @options.top_p
+@click.option("--clip", "clip_path", type=click.Path(path_type=Path), metavar="DIR",
+              help="Judge editing by class by the CLIP score, of a CLIP that transformers saved.")  # fmt: skip
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Photographs at a time.")
 @options.threads
 @options.spinning
 @options.operators
 @store_options
-@click.option("--roundings", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="DIR",
-              help="Folder with the demo model's learned rounding, as RECIPE.safetensors.")  # fmt: skip
+@options.roundings
+@learning_options
 @options.calibration_images
 @click.option("--plan", is_flag=True, help="Measure a batch, print how long all will take, and stop.")
 @options.json_file
@@ -72,6 +82,7 @@ from nextscale.runtime.image_io import picture_writer, require_picture_format, r
 @click.option("--sheet", "sheet_path", type=click.Path(path_type=Path), metavar="FILE",
               help="Fig. D: photographs, masks and each row's results, as a picture.")  # fmt: skip
 def table_3(
+    model: VAROptions,
     photographs_path: Path,
     rows: str,
     images: int,
@@ -80,6 +91,7 @@ def table_3(
     cfg_scale: float,
     top_k: int | None,
     top_p: float,
+    clip_path: Path | None,
     batch: int,
     threads: int,
     spinning: bool,
@@ -87,6 +99,7 @@ def table_3(
     ops_library: str,
     store: Store,
     roundings: Path | None,
+    learning: Learning | None,
     calibration_images: int | None,
     plan: bool,
     json_path: Path | None,
@@ -96,55 +109,69 @@ def table_3(
     """Edit photographs with full precision and with recipes, and measure how near the results are.
 
     In- and outpainting are judged by LPIPS (AlexNet and VGG16) to the photograph, class-conditional editing by the
-    probability that EfficientNet-Lite0 gives to the photograph's class, which is no CLIP score. Bundles of the demo
-    model are built into --store; after Ctrl-C the same command goes on from where it was.
+    CLIP score of --clip, or else by the probability that EfficientNet-Lite0 gives to the photograph's class.
+
+    The model is the demo model, unless --var and --vae name another VAR; the paper's is VAR-d30. Bundles are built into
+    --store, unless --rows names folders of them; after Ctrl-C the same command goes on from where it was.
 
     \b
     nextscale paper table-3 --photographs photos --images 100 --sheet fig_d.png
     nextscale paper table-3 --photographs val.npz --rows my-fp32,my-int8 --plan
+    nextscale paper table-3 --photographs val.npz --var var_d30.pth --vae vae_ch160v4096z32.pth --learn --device cuda
     """
     if sheet_path is not None:
         require_picture_format(sheet_path)
-    session = SessionOptions(threads=threads, spinning=spinning, ops=ops, ops_library=ops_library)
-    editing = Editing(seed, region_seed, cfg_scale, top_k, top_p, batch)
-    model_bundles = RecipeBundles(store, lambda: demo_source("demo"), roundings, session)
+    if plan:
+        options.refuse("--plan, which writes nothing,", "json_path", "markdown_path", "sheet_path")
+    if model.random_weights:
+        options.refuse("--random-weights, which cannot be learned,", "learn")
     wanted = _rows(rows, calibration_images)
     given = [item.bundle for item in wanted if isinstance(item, RecipeBundle)]
+    if given:
+        options.refuse("--rows with bundles' folders", *MODEL, "roundings", "learn", "calibration_images")
+    read = [path for path in (photographs_path, model.var, model.vae, clip_path, roundings) if path is not None]
     require_writable(
         [path for path in (json_path, markdown_path, sheet_path) if path is not None],
-        [photographs_path, *(path for bundle in given for path in bundle.paths())],
+        [*read, *(path for bundle in given for path in bundle.paths())],
     )
+    session = SessionOptions(threads=threads, spinning=spinning, ops=ops, ops_library=ops_library)
+    editing = Editing(seed, region_seed, cfg_scale, top_k, top_p, batch)
+    clip = None if clip_path is None else ClipScore(clip_path)
     distances = {"alex": Lpips("alex", threads=threads), "vgg": Lpips("vgg", threads=threads)}
-    figures = store.figures
     with show_resumable_steps(store.folder) as steps:
-        model_bundles.hold([item for item in wanted if isinstance(item, Recipe)])
-        # What the photographs have to be is known by full precision; building all others can take an hour.
-        (reference,), _, _ = built_rows(wanted[:1], model_bundles, steps)
-        original = reference.bundle
+        load = cache(lambda: source_of(model))
+        steps("reading the model")
+        info, class_names = _model(given, load)
+        require_sampling(info, cfg_scale=cfg_scale, top_k=top_k, top_p=top_p)
+        _require_large(info, distances)
+        # Before bundles are built, which can take hours.
         photographs = read_photographs(
             photographs_path,
-            original.model,
+            info,
             images,
             region_seed,
             lambda done, total: steps("reading photographs", done, total),
         )
-        _require_large(original, distances)
-        measures = _measures(distances, original, photographs, threads)
-        others, unbuilt, left_out = built_rows(wanted[1:], model_bundles, steps, plan=plan)
-        bundles = [reference, *others]
+        score = _class_score(clip, class_names, info, photographs, threads)
+        measures = Measures(distances, score)
+        model_bundles = RecipeBundles(store, load, roundings, session, learning)
+        model_bundles.hold([item for item in wanted if isinstance(item, Recipe)])
+        bundles, unbuilt, left_out = built_rows(wanted, model_bundles, steps, plan=plan)
+        del model_bundles, load  # and the model in torch with them
         if plan:
             steps("measuring a batch of each row")
             names = [recipe.name for recipe in unbuilt]
-            planned = plan_table_3(bundles, names, photographs, measures, editing, figures, session)
+            planned = plan_table_3(bundles, names, photographs, measures, editing, store.figures, session)
         else:
             table = measure_table_3(
                 bundles,
                 photographs,
                 measures,
                 editing,
-                figures,
+                store.figures,
                 options=session,
                 left_out=left_out,
+                notes=[RANDOM_WEIGHTS] if model.random_weights else [],
                 on_images=lambda name, done: steps(name, done, len(photographs)),
             )
     if plan:
@@ -166,23 +193,40 @@ def _rows(text: str, calibration_images: int | None) -> list[RecipeBundle | Reci
     found = reference_first(found, text)
     recipes = [item for item in found if isinstance(item, Recipe)]
     if recipes and len(recipes) < len(found):
-        raise click.BadParameter("give recipes, of the demo model, or bundles' folders, not both", param_hint="--rows")
+        raise click.BadParameter("give recipes or bundles' folders, not both", param_hint="--rows")
     return found
 
 
-def _require_large(bundle: Bundle, distances: dict[str, Lpips]) -> None:
+def _model(given: Sequence[Bundle], load: Callable[[], VARSource]) -> tuple[ModelInfo, Sequence[str] | None]:
+    """The shape and the classes' names of the bundles' model, or of the one that is to be built."""
+    if given:
+        return given[0].model, given[0].manifest.class_names
+    return load().model_info(), load().class_names
+
+
+def _require_large(model: ModelInfo, distances: Mapping[str, Lpips]) -> None:
     least = max(distance.least_side for distance in distances.values())
-    if min(bundle.model.image_size) < least:
-        height, width = bundle.model.image_size
-        raise NextscaleError(f"{bundle.path}: pictures of {height} x {width} pixels; LPIPS needs {least} on each side")
+    if min(model.image_size) < least:
+        height, width = model.image_size
+        raise NextscaleError(f"the model has pictures of {height} x {width} pixels; LPIPS needs {least} on each side")
 
 
-def _measures(distances: dict[str, Lpips], original: Bundle, photographs: Photographs, threads: int) -> Measures:
-    """With a classifier where a photograph has a class that it knows."""
-    ids = imagenet_ids(original.manifest.class_names, original.model.num_classes)
-    if not any(label >= 0 and ids[label] for label in photographs.labels):
-        return Measures(distances)
-    return Measures(distances, FeatureNetwork(threads=threads), ids)
+def _class_score(
+    clip: ClipScore | None,
+    class_names: Sequence[str] | None,
+    model: ModelInfo,
+    photographs: Photographs,
+    threads: int,
+) -> ClassScore | None:
+    """CLIP's if it is given, or else a classifier's, where a photograph has a class that it knows."""
+    labels = {int(label) for label in photographs.labels} - {NO_LABEL}
+    if clip is not None:
+        names = prompt_names(class_names, model.num_classes)
+        if not labels or not names:
+            raise NextscaleError("--clip scores editing by class, and the photographs have no labels with names")
+        return ClassClipScore(clip, names)
+    ids = imagenet_ids(class_names, model.num_classes)
+    return ClassProbability(FeatureNetwork(threads=threads), ids) if any(ids[label] for label in labels) else None
 
 
 def _print_plan(planned: Sequence[PlannedRow], left_out: Sequence[str], photographs: Photographs) -> None:
@@ -205,12 +249,11 @@ def _print(table: Table3, console: Console) -> None:
     console.width = max(console.width, 160) if not console.is_terminal else console.width
     for note in notes(table):
         console.print(note)
+    figures = "LPIPS" if table.class_score is None else f"LPIPS and {table.class_score}"
+    differing = [difference_cells(table, row) for row in table.rows if row.differences]
     for title, rows in (
-        ("LPIPS and class probability", [row_cells(table, row)[:-2] for row in table.rows]),
-        (
-            "paired differences to full precision",
-            [difference_cells(table, row) for row in table.rows if row.differences],
-        ),
+        (figures, [row_cells(table, row) for row in table.rows]),
+        ("paired differences to full precision", differing),
     ):
         shown = Table("method", "W/A", *titles(table), box=SIMPLE, title=title, title_justify="left")
         for cells in rows:

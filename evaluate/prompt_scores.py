@@ -1,11 +1,12 @@
-"""ImageReward and HPSv2.1 by their own packages, with weights that the user has: how well a picture fits its prompt.
+"""ImageReward, HPSv2.1 and the CLIP score, with weights that the user has: how well a picture fits its prompt.
 
-Only the packages decide what is computed. Neither is installed with nextscale, and no weights come along: the adapters
-are tested with stand-ins for the packages, not with their models.
+Only the packages decide what is computed. None is installed with nextscale, and no weights come along: the adapters are
+tested with stand-ins for the packages, that of CLIP with a small random one of transformers, too.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +22,8 @@ from nextscale.runtime._session import first_line
 
 REWARD_WEIGHTS, REWARD_CONFIG = "ImageReward.pt", "med_config.json"
 HPS_ARCHITECTURE, HPS_VERSION = "ViT-H-14", "v2.1"
+CLIP_FILES = ("config.json", "tokenizer.json")
+CLIP_BATCH = 8  # pictures at a time
 
 
 class PromptScore(Protocol):
@@ -113,6 +116,65 @@ class HumanPreference:
                 features = self._model(picture, self._tokenizer([text]))
                 found[i] = 100 * float((features["image_features"] * features["text_features"]).sum())
         return found
+
+
+class ClipScore:
+    """The CLIP score (Radford et al., 2021): the cosine of CLIP's features of a picture and of its text.
+
+    Args:
+        folder: a CLIP as transformers saves it, with its tokenizer and what prepares its pictures.
+    Raises:
+        NextscaleError: a file or the package is missing, or the folder holds another model.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        for name in CLIP_FILES:
+            _require_file(folder / name)
+        try:
+            from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+            from transformers.utils import logging
+        except ImportError as error:
+            raise _missing("--clip", error, '"nextscale[clip]"') from None
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            self._model, loaded = CLIPModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+            self._tokenizer: Any = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            self._prepare: Any = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # of files, of torch, and of what it makes of them
+            raise NextscaleError(f"{folder}: no CLIP of transformers: {first_line(error)}") from None
+        if loaded["missing_keys"]:
+            raise NextscaleError(f"{folder}: no CLIP of transformers: it has no {min(loaded['missing_keys'])}")
+        self._model.eval()
+        self._most_tokens = self._model.config.text_config.max_position_embeddings
+        vision, digest = self._model.config.vision_config, _folder_sha256(folder)
+        self.name = f"CLIP of {vision.num_hidden_layers} layers and {vision.patch_size}-pixel patches {digest[:12]}"
+
+    def __call__(self, images: NDArray[np.uint8], prompts: Sequence[str]) -> NDArray[np.float64]:
+        """See `PromptScore`; in [-1, 1]."""
+        import torch
+
+        found = np.empty(len(images))
+        with torch.inference_mode():
+            for begin in range(0, len(images), CLIP_BATCH):
+                part = slice(begin, begin + CLIP_BATCH)
+                pictures = self._prepare([Image.fromarray(image) for image in images[part]], return_tensors="pt")
+                texts = self._tokenizer(
+                    list(prompts[part]),
+                    padding=True,
+                    truncation=True,
+                    max_length=self._most_tokens,
+                    return_tensors="pt",
+                )
+                features = self._model(**texts, **pictures)  # of length 1
+                found[part] = (features.image_embeds * features.text_embeds).sum(1)
+        return found
+
+
+def _folder_sha256(folder: Path) -> str:
+    """Of its files, one after the other."""
+    digests = [file_sha256(path) for path in sorted(folder.iterdir()) if path.is_file()]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _require_file(path: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextscale.evaluate._kept_figures import file_of, kept_file, measure_on
-from nextscale.evaluate.image_statistics import ImageNetwork
+from nextscale.paper._class_scores import ClassScore
 from nextscale.paper._photographs import NO_LABEL, Photographs
 from nextscale.runtime._edit import Mask, blend, default_feather, forced_tokens, pixel_mask
 from nextscale.runtime._manifest import ModelInfo
@@ -49,30 +49,27 @@ class Measures:
 
     Attributes:
         distances: to the photograph, by the name of their column.
-        classifier: whose probability of the photograph's class is taken; None: class editing is left out.
-        class_ids: for each class of the model, the classifier's classes that it is.
+        class_score: how much it is of the photograph's class; None: class editing is left out.
     """
 
     distances: Mapping[str, Distance]
-    classifier: ImageNetwork | None = None
-    class_ids: Sequence[Sequence[int]] = ()
+    class_score: ClassScore | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of all figures of a picture."""
         found = [f"{task} {name}" for task in (INPAINTING, OUTPAINTING) for name in self.distances]
-        return (*found, *((WHOLE, REGION) if self.classifier is not None else ()))
+        return (*found, *((WHOLE, REGION) if self.class_score is not None else ()))
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Those that are measured."""
-        return TASKS if self.classifier is not None else TASKS[:2]
+        return TASKS if self.class_score is not None else TASKS[:2]
 
-    def score(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The classifier's probability of each picture's class, [B] of [B, H, W, 3]."""
-        assert self.classifier is not None
-        found = self.classifier(images).probabilities
-        return np.array([found[i, list(self.class_ids[label])].sum() for i, label in enumerate(labels)], np.float64)
+    def known(self, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Of which photographs the class can be scored, [B] of labels [B]."""
+        score = self.class_score
+        return np.array([score is not None and label != NO_LABEL and score.knows(label) for label in labels], np.bool_)
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ class EditResults:
     """Figures of n photographs.
 
     Attributes:
-        figures: float64 [n] by column; NaN where a photograph has no class that the classifier knows.
+        figures: float64 [n] by column; NaN where a photograph has no class that can be scored.
         pictures: uint8 [k, H, W, 3] by task, of those `PICTURED`.
         numbers: which photographs those are, int64 [k] by task.
     """
@@ -260,11 +257,12 @@ def _measured(
     token_maps = generator.encode(images)
     figures = {column: np.full(len(chosen), np.nan) for column in measures.columns}
     pictures, numbers = dict[str, NDArray[np.uint8]](), dict[str, NDArray[np.int64]]()
+    score = measures.class_score
     for task in measures.tasks:
         takes_class = task == CLASS_EDITING
         taken = np.arange(len(chosen))
         if takes_class:
-            taken = taken[[label != NO_LABEL and bool(measures.class_ids[label]) for label in labels]]
+            taken = taken[measures.known(labels)]
         shown = np.isin(chosen[taken], PICTURED[task])
         numbers[task] = chosen[taken][shown]
         pictures[task] = np.zeros((0, *model.image_size, 3), np.uint8)
@@ -275,8 +273,9 @@ def _measured(
         made = edited(generator, images[taken], token_maps[taken], masks, given, chosen[taken].tolist(), editing)
         pictures[task] = made[shown]
         if takes_class:
-            figures[WHOLE][taken] = measures.score(made, labels[taken])
-            figures[REGION][taken] = measures.score(np.stack([*boxes_alone(made, masks, model)]), labels[taken])
+            assert score is not None
+            figures[WHOLE][taken] = score(made, labels[taken])
+            figures[REGION][taken] = score(np.stack([*boxes_alone(made, masks, model)]), labels[taken])
         else:
             for name, distance in measures.distances.items():
                 figures[f"{task} {name}"][taken] = distance(made, images[taken])
@@ -295,7 +294,7 @@ def _path(generator: Generator, measures: Measures, editing: Editing, work: Path
     settings = {
         "operators": generator.ops.variant,
         "measures": {name: distance.name for name, distance in measures.distances.items()},
-        "classifier": None if measures.classifier is None else measures.classifier.name,
+        "classifier": None if measures.class_score is None else measures.class_score.name,
         **{name: value for name, value in asdict(editing).items() if name != "batch_size"},
     }
     return file_of(generator.bundle, work, settings, f"{{bundle}}-seed{editing.seed}-{{digest}}.npz")

@@ -15,7 +15,7 @@ from nextscale.runtime._manifest import ModelInfo
 from nextscale.runtime._npz import read_npz
 from nextscale.runtime._photo import resized
 from nextscale.runtime._read_picture import read_picture
-from nextscale.runtime._wording import shown_value
+from nextscale.runtime._wording import counted, shown_value
 
 NO_LABEL = -1
 
@@ -28,11 +28,13 @@ class Photographs:
         images: uint8 [N, H, W, 3].
         labels: int64 [N], classes of the model; NO_LABEL where a photograph has none.
         available: how many there are to choose from.
+        enlarged: how many of the N were smaller.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     available: int
+    enlarged: int = 0
 
     def __len__(self) -> int:
         return len(self.images)
@@ -65,13 +67,15 @@ def read_photographs(
         seed: of the order.
         on_images: called with how many were read, of how many.
     Raises:
-        NextscaleError: no such folder or file, fewer than two photographs, or one that is no picture.
+        NextscaleError: no such folder or file, fewer than two photographs, one that is no picture, or most of them
+            smaller than the model's pictures.
     """
     if path.is_dir():
         names = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
         chosen = _chosen(path, len(names), count, seed)
-        images = _read_files([names[i] for i in chosen], model, on_images)
-        return Photographs(images, np.full(len(chosen), NO_LABEL), len(names))
+        images, enlarged = _read_files([names[i] for i in chosen], model, on_images)
+        _require_large(path, enlarged, len(chosen), model)
+        return Photographs(images, np.full(len(chosen), NO_LABEL), len(names), enlarged)
     arrays = read_npz(path)
     found, labels = arrays.get("images"), arrays.get("labels")
     if found is None or found.dtype != np.uint8 or found.ndim != 4 or found.shape[-1] != 3 or 0 in found.shape[1:]:
@@ -86,6 +90,7 @@ def read_photographs(
             f"{path}: labels: expected 0 to {model.num_classes - 1}, the model's classes, or {NO_LABEL} for none; "
             f"found {taken.min()} to {taken.max()}"
         )
+    _require_large(path, len(chosen) if _is_small(found[0], model) else 0, len(chosen), model)
     images = np.stack([fitted(found[i], model) for i in chosen])
     on_images(len(images), len(images))
     return Photographs(images, taken, len(found))
@@ -94,7 +99,7 @@ def read_photographs(
 def fitted(pixels: NDArray[np.uint8], model: ModelInfo) -> NDArray[np.uint8]:
     """The middle of a picture [h, w, 3], of the model's proportions and as large as it can be, at the model's size."""
     (height, width), (tall, wide) = pixels.shape[:2], model.image_size
-    scale = min(height / tall, width / wide)
+    scale = _scale(pixels, model)
     h, w = max(1, round(tall * scale)), max(1, round(wide * scale))
     top, left = (height - h) // 2, (width - w) // 2
     return resized(np.ascontiguousarray(pixels[top : top + h, left : left + w]), model.image_size)
@@ -106,9 +111,34 @@ def _chosen(path: Path, available: int, count: int, seed: int) -> NDArray[np.int
     return np.random.default_rng(seed).permutation(available)[:count]
 
 
-def _read_files(names: Sequence[Path], model: ModelInfo, on_images: Callable[[int, int], object]) -> NDArray[np.uint8]:
-    images = np.empty((len(names), *model.image_size, 3), np.uint8)
+def _read_files(
+    names: Sequence[Path], model: ModelInfo, on_images: Callable[[int, int], object]
+) -> tuple[NDArray[np.uint8], int]:
+    """The pictures, and how many of them were smaller."""
+    images, enlarged = np.empty((len(names), *model.image_size, 3), np.uint8), 0
     for i, name in enumerate(names):
-        images[i] = fitted(read_picture(name).pixels, model)
+        pixels = read_picture(name).pixels
+        images[i] = fitted(pixels, model)
+        enlarged += _is_small(pixels, model)
         on_images(i + 1, len(names))
-    return images
+    return images, enlarged
+
+
+def _scale(pixels: NDArray[np.uint8], model: ModelInfo) -> float:
+    """How many times as large as the model's pictures a picture is, along the side that has less."""
+    (height, width), (tall, wide) = pixels.shape[:2], model.image_size
+    return float(min(height / tall, width / wide))
+
+
+def _is_small(pixels: NDArray[np.uint8], model: ModelInfo) -> bool:
+    return _scale(pixels, model) < 1
+
+
+def _require_large(path: Path, enlarged: int, count: int, model: ModelInfo) -> None:
+    """Refuse photographs that are mostly too small; a few, as ImageNet's validation set has, are enlarged."""
+    if 2 * enlarged > count:
+        height, width = model.image_size
+        raise NextscaleError(
+            f"{path}: {enlarged} of {counted(count, 'photograph')} are smaller than the model's pictures, {height} x "
+            f"{width} pixels; give larger ones, as enlarged photographs are blurred"
+        )

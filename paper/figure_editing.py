@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nextscale.evaluate.imagenet_classes import imagenet_ids
+from nextscale.paper._class_scores import ClassProbability
 from nextscale.paper._editing import PICTURED, Editing, Measures
 from nextscale.paper._figure import Figure, FigureLeftOut, Workshop
 from nextscale.paper._photographs import read_photographs
@@ -37,11 +40,13 @@ def figure_d(workshop: Workshop) -> Figure:
     for item in items.values():
         workshop.generator(item)
     ids = imagenet_ids(manifest.class_names, manifest.model.num_classes)
-    known = any(label >= 0 and ids[label] for label in photographs.labels)
+    assert workshop.judges.network is not None  # as the figure edits
+    measures = Measures(workshop.judges.distances, ClassProbability(workshop.judges.network, ids))
+    known = measures.known(photographs.labels).any()
     table = measure_table_3(
         list(items.values()),
         photographs,
-        Measures(workshop.judges.distances, workshop.judges.network if known else None, ids if known else ()),
+        measures if known else replace(measures, class_score=None),
         Editing(settings.seed, settings.seed, batch_size=settings.batch_size),
         workshop.work,
         options=workshop.session,

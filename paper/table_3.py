@@ -1,4 +1,4 @@
-"""Table 3: photographs edited by one model in several bundles, judged by LPIPS and by a classifier."""
+"""Table 3: photographs edited by one model in several bundles, judged by LPIPS and by a score of their class."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from nextscale.measure.provenance import finite, versions
 from nextscale.measure.statistics import Interval
+from nextscale.paper._class_scores import ClassScore
 from nextscale.paper._editing import (
     CLASS_EDITING,
     INPAINTING,
@@ -49,13 +50,16 @@ ROWS = (
 )
 
 
+PAPER_DEPTH, PAPER_SIDE = 30, 256
+
+
 @dataclass(frozen=True)
 class PaperRow:
     """A row of the paper's Table 3, of VAR-d30 and ImageNet's validation photographs of 256 pixels.
 
     Attributes:
         inpainting, outpainting: LPIPS; the paper does not say of which network.
-        clip: CLIP score of class-conditional editing, which nothing here can be compared with.
+        clip: CLIP score of class-conditional editing; the paper does not say of which CLIP.
     """
 
     inpainting: float
@@ -121,14 +125,16 @@ class Table3:
     """What was measured, and of what.
 
     Attributes:
-        model: its manifest's name, and its pictures' size.
-        photographs: how many were edited, and how many there were to choose from; how many had a class that the
-            classifier knows.
+        model: its manifest's name, its pictures' size, and how many blocks it has.
+        photographs: how many were edited, how many there were to choose from, how many were enlarged, and how many had
+            a class that can be scored.
         settings: of editing, plain values.
-        measures: names of what judged the pictures, by column; and the classifier's, None without.
-        photographs_scored: what the classifier says of the photographs themselves, by column.
+        measures: names of what judged the pictures, by column.
+        class_score, classifier: what the score of a photograph's class is, and the network that gives it; None without.
+        photographs_scored: the scores of the photographs themselves, by column.
         machine, versions: of this process.
         rows: full precision, the noise floor, then the others.
+        notes: further lines on what was measured.
         left_out: lines on rows that are missing.
         warnings: lines on rows whose integer products this processor does not compute exactly.
         sheet: Fig. D.
@@ -138,11 +144,13 @@ class Table3:
     photographs: Mapping[str, int]
     settings: Mapping[str, Any]
     measures: Mapping[str, str]
+    class_score: str | None
     classifier: str | None
     photographs_scored: Mapping[str, Interval | None]
     machine: Machine
     versions: Mapping[str, str]
     rows: tuple[Row, ...]
+    notes: tuple[str, ...]
     left_out: tuple[str, ...]
     warnings: tuple[str, ...]
     sheet: tuple[SheetRow, ...]
@@ -176,6 +184,7 @@ def measure_table_3(
     *,
     options: SessionOptions | None = None,
     left_out: Sequence[str] = (),
+    notes: Sequence[str] = (),
     on_images: Callable[[str, int], object] = lambda name, done: None,
 ) -> Table3:
     """Edit the photographs with every bundle and measure the results.
@@ -183,11 +192,11 @@ def measure_table_3(
     Args:
         bundles: of one model, one of them full precision.
         photographs: of the model's size.
-        measures: distances and, where photographs have classes, a classifier.
+        measures: distances and, where photographs have classes, a score of these.
         editing: seeds, guidance and filters; the same for all rows.
         work: an existing folder that keeps the figures, see `edit_results`.
         options: threads, memory and operators.
-        left_out: lines on rows that could not be built, for the report.
+        left_out, notes: lines on rows that could not be built, and further ones, for the report.
         on_images: called with a row's name and how many of its photographs are finished.
     Raises:
         NextscaleError: see `jobs` and `edit_results`.
@@ -209,27 +218,33 @@ def measure_table_3(
         )
     original = results[FULL_PRECISION]
     model = wanted[0].bundle.bundle.model
-    known = (
-        [label >= 0 and bool(measures.class_ids[label]) for label in photographs.labels] if measures.classifier else []
-    )
+    known, score = measures.known(photographs.labels), measures.class_score
     return Table3(
         model={
             "name": wanted[0].bundle.bundle.manifest.name,
             "image_size": list(model.image_size),
             "latent_size": list(model.latent_size),
+            "depth": model.depth,
         },
-        photographs={"edited": len(photographs), "available": photographs.available, "with a class": int(sum(known))},
+        photographs={
+            "edited": len(photographs),
+            "available": photographs.available,
+            "enlarged": photographs.enlarged,
+            "with a class": int(known.sum()),
+        },
         settings={
             **asdict(editing),
             "top_k": resolve_top_k(editing.top_k, model),
             "noise_floor_seed": editing.seed + 1,
         },
         measures={name: distance.name for name, distance in measures.distances.items()},
-        classifier=None if measures.classifier is None else measures.classifier.name,
-        photographs_scored=_photographs_scored(photographs, measures, np.array(known, np.bool_), editing, model),
+        class_score=None if score is None else score.title,
+        classifier=None if score is None else score.name,
+        photographs_scored=_photographs_scored(photographs, score, known, editing, model),
         machine=describe_machine(),
         versions=versions(),
         rows=tuple(_row(job, results[job.name], original) for job in wanted),
+        notes=tuple(notes),
         left_out=tuple(left_out),
         warnings=tuple(warnings),
         sheet=tuple(_sheet(photographs, [results[job.name] for job in wanted], editing, model)),
@@ -294,15 +309,19 @@ def _row(job: Job[Editing], results: EditResults, original: EditResults) -> Row:
 
 
 def _photographs_scored(
-    photographs: Photographs, measures: Measures, known: NDArray[np.bool_], editing: Editing, model: ModelInfo
+    photographs: Photographs,
+    score: ClassScore | None,
+    known: NDArray[np.bool_],
+    editing: Editing,
+    model: ModelInfo,
 ) -> dict[str, Interval | None]:
-    """What the classifier says of the photographs as they are: nothing edited is likely to do better."""
-    if measures.classifier is None or not known.any():
+    """The scores of the photographs as they are: nothing edited is likely to do better."""
+    if score is None or not known.any():
         return {}
     images, labels = photographs.images[known], photographs.labels[known]
     boxes = regions(model, len(photographs), editing.region_seed)[known]
     cut = np.stack([*boxes_alone(images, boxes, model)])
-    return {WHOLE: interval_of(measures.score(images, labels)), REGION: interval_of(measures.score(cut, labels))}
+    return {WHOLE: interval_of(score(images, labels)), REGION: interval_of(score(cut, labels))}
 
 
 def _sheet(

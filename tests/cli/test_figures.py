@@ -279,6 +279,15 @@ def test_bad_input_is_one_line(
     assert not list(tmp_path.glob("out/*"))
 
 
+def test_photographs_that_are_too_small_are_told_before_anything_is_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nextscale.cli.figures.RecipeBundles.build", None)
+    np.savez(tmp_path / "val.npz", images=np.zeros((3, 7, 7, 3), np.uint8))
+    assert run(tmp_path, "D", "--photographs", tmp_path / "val.npz") == 2
+    assert "3 of 3 photographs are smaller than the model's pictures, 8 x 8 pixels" in capsys.readouterr().err
+
+
 def test_figures_that_cannot_be_written_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "figures" / "figure_2.png").mkdir(parents=True)
     assert run(tmp_path, "2") == 2

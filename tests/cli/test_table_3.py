@@ -1,3 +1,5 @@
+"""`nextscale paper table-3` on the tiny model, as the demo model, as an official one, and as bundles' folders."""
+
 from __future__ import annotations
 
 import json
@@ -7,17 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fake_measures import FakeClassifier, FakeDistance
 from PIL import Image
-from tiny_model import rounded_down, tiny_source
+from refusal import assert_refused
+from tiny_model import rounded_down, tiny_models, tiny_preset, tiny_source
 
 from nextscale.cli.main import main
 from nextscale.evaluate.lpips import Lpips
 from nextscale.graph_passes.recipe import load_recipe
+from nextscale.models.var import presets
 from nextscale.paper.store import Store
 from nextscale.runtime.image_io import read_picture_parameters
 
-FAST = ("--threads", "1", "--calibration-images", "2", "--ops", "stock")
+FAST = ("--threads", "1", "--ops", "stock")
 SIDE, N = 8, 10
 
 
@@ -25,7 +30,8 @@ SIDE, N = 8, 10
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo model is the tiny model, with names of ImageNet's; what judges pictures needs no weights."""
     names = ["goldfish, Carassius auratus", *(f"class {i}" for i in range(9))]
-    monkeypatch.setattr("nextscale.cli.table_3.demo_source", lambda name: replace(tiny_source(), class_names=names))
+    demo = replace(tiny_source(), class_names=names)
+    monkeypatch.setattr("nextscale.models.var.sources.demo_source", lambda name: demo)
     monkeypatch.setattr("nextscale.cli.table_3.Lpips", FakeDistance)
     monkeypatch.setattr("nextscale.cli.table_3.FeatureNetwork", FakeClassifier)
 
@@ -38,6 +44,11 @@ def photographs(tmp_path: Path) -> Path:
 
 
 def run(*arguments: object) -> int:
+    """Recipes of the tiny model are calibrated on two images."""
+    return main(["paper", "table-3", *map(str, (*arguments, "--calibration-images", 2, *FAST))])
+
+
+def run_folders(*arguments: object) -> int:
     return main(["paper", "table-3", *map(str, (*arguments, *FAST))])
 
 
@@ -75,7 +86,7 @@ def test_rows_are_built_measured_and_written(
     assert [row["name"] for row in document["rows"]] == ["fp32", "noise floor", "default", "shift"]
     assert [row["bits"] for row in document["rows"]] == ["32/32", "32/32", "8/8", "4/8"]
     assert [row["calibration_images"] for row in document["rows"]] == [None, None, 2, 2]
-    assert document["photographs"] == {"edited": N, "available": N, "with a class": N}
+    assert document["photographs"] == {"edited": N, "available": N, "enlarged": 0, "with a class": N}
     assert document["measures"] == {"alex": "fake alex", "vgg": "fake vgg"}
     assert "| shift | 4/8 |" in files["md"].read_text()
     with Image.open(files["png"]) as picture:
@@ -105,14 +116,14 @@ def test_folders_and_a_plan(
     for i in range(3):
         Image.new("RGB", (20 + i, 16), (i * 40, 90, 200)).save(folder / f"{i}.jpg")
     arguments = ("--photographs", folder, "--rows", f"{int8_bundle},{fp32_bundle}", "--store", tmp_path / "store")
-    assert run(*arguments, "--plan") == 0
+    assert run_folders(*arguments, "--plan") == 0
     shown = capsys.readouterr().out
     assert "3 of 3" in shown
     assert "in all: " in shown
-    assert run(*arguments) == 0
+    assert run_folders(*arguments) == 0
     shown = capsys.readouterr().out
     assert "no class-conditional editing" in shown
-    assert run(*arguments, "--plan") == 0
+    assert run_folders(*arguments, "--plan") == 0
     assert "0 of 3" in capsys.readouterr().out
 
 
@@ -125,13 +136,100 @@ def test_a_plan_builds_full_precision_alone(
     assert kept(store) == {"bundle tiny-fp32"}
 
 
+def official_size(monkeypatch: pytest.MonkeyPatch, depth: int = 1) -> None:
+    """The release var-d30 is a tiny model, of ImageNet's 1000 classes and without names, as the releases are."""
+    monkeypatch.setitem(presets.PRESETS, "var-d30", tiny_preset(num_classes=1000, depth=depth))
+
+
+def test_random_weights_of_an_official_size(
+    tmp_path: Path, photographs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    official_size(monkeypatch)
+    path, store = tmp_path / "table.json", tmp_path / "store"
+    arguments = ("--photographs", photographs, "--store", store, "--preset", "var-d30", "--random-weights")
+    assert run(*arguments, "--rows", "fp32,default,ours-w6a6", "--json", path) == 0
+    assert "the weights are random" in capsys.readouterr().out
+    found = json.loads(path.read_text())
+    assert found["model"]["name"] == "var-d30-fp32"
+    assert [row["name"] for row in found["rows"]] == ["fp32", "noise floor", "default"]
+    assert found["left_out"] == ["ours-w6a6: its weights are learned, and no --roundings is given"]
+    assert found["photographs"]["with a class"] == N
+    assert {"bundle var-d30-fp32", "bundle var-d30-default"} < kept(store)
+
+
+def test_checkpoints_of_an_official_size(
+    tmp_path: Path, photographs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By --preset, and with rounding that is learned, which the same command does not learn again."""
+    official_size(monkeypatch)
+    monkeypatch.setattr("nextscale.paper._table_3_page.PAPER_DEPTH", 1)
+    monkeypatch.setattr("nextscale.paper._table_3_page.PAPER_SIDE", SIDE)
+    checkpoints = ("--var", tmp_path / "var_d30.pth", "--vae", tmp_path / "vae.pth", "--preset", "var-d30")
+    for file, model in zip(checkpoints[1:4:2], tiny_models(num_classes=1000, depth=1), strict=True):
+        torch.save(model.state_dict(), file)
+    rows = ("--rows", f"fp32,{low_bit(tmp_path)}", "--learn", "--iterations", 1)
+    page, store = tmp_path / "table.md", tmp_path / "store"
+    arguments = ("--photographs", photographs, "--store", store, *checkpoints, *rows)
+    assert run(*arguments, "--markdown", page) == 0
+    assert "- beside the paper's VAR-d1 at 8 pixels\n" in page.read_text()
+    assert {"bundle var_d30-fp32", "bundle var_d30-shift", "rounding var_d30-shift"} < kept(store)
+    for name in ("build_bundle", "learn_bundle"):
+        monkeypatch.setattr(f"nextscale.paper.recipe_bundles.{name}", None)
+    assert run(*arguments) == 0
+
+    # A checkpoint of another size than the preset's is told before anything is built.
+    official_size(monkeypatch, depth=2)
+    capsys.readouterr()
+    other = tmp_path / "other"
+    assert_refused(capsys, run("--photographs", photographs, "--store", other, *checkpoints, *rows), "var_d30.pth")
+    assert kept(other) == set()
+
+
+@pytest.fixture
+def clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose CLIP gives each picture 0.25."""
+
+    class Quarter:
+        name = "CLIP of a test"
+
+        def __init__(self, folder: Path) -> None:
+            assert folder == tmp_path / "clip"
+
+        def __call__(self, images: np.ndarray, prompts: list[str]) -> np.ndarray:
+            return np.full(len(images), 0.25)
+
+    monkeypatch.setattr("nextscale.cli.table_3.ClipScore", Quarter)
+    return tmp_path / "clip"
+
+
+def test_the_clip_score_takes_the_place_of_the_class_probability(
+    tmp_path: Path, photographs: Path, clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "table.json"
+    arguments = ("--photographs", photographs, "--store", tmp_path / "store", "--rows", "fp32", "--clip", clip)
+    assert run(*arguments, "--json", path) == 0
+    shown = capsys.readouterr().out
+    assert "LPIPS and CLIP score" in shown
+    assert "class probability" not in shown
+    found = json.loads(path.read_text())
+    assert (found["class_score"], found["classifier"]) == ("CLIP score", "CLIP of a test")
+    assert found["rows"][0]["figures"]["class editing whole"]["mean"] == 0.25
+
+
+def test_a_clip_score_needs_labels(tmp_path: Path, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "val.npz", images=np.zeros((3, SIDE, SIDE, 3), np.uint8))
+    code = run("--photographs", tmp_path / "val.npz", "--store", tmp_path / "store", "--rows", "fp32", "--clip", clip)
+    assert_refused(capsys, code, "--clip scores editing by class, and the photographs have no labels with names")
+    assert not (tmp_path / "store").exists()
+
+
 def test_pictures_too_small_for_lpips_are_refused(
     tmp_path: Path, photographs: Path, fp32_bundle: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(FakeDistance, "least_side", 31)
-    assert run("--photographs", photographs, "--rows", fp32_bundle, "--store", tmp_path / "store") == 2
-    assert "pictures of 8 x 8 pixels; LPIPS needs 31 on each side" in capsys.readouterr().err
+    assert run_folders("--photographs", photographs, "--rows", fp32_bundle, "--store", tmp_path / "store") == 2
+    assert "the model has pictures of 8 x 8 pixels; LPIPS needs 31 on each side" in capsys.readouterr().err
 
 
 BAD_USAGE = {
@@ -145,6 +243,26 @@ BAD_USAGE = {
     "unwritable": (["--photographs", "val.npz", "--json", "/proc/table.json"], "cannot write /proc/table.json"),
     "over the photographs": (["--photographs", "val.npz", "--json", "val.npz"], "val.npz"),
     "no store": (["--photographs", "val.npz", "--store", "/proc/store"], "cannot make /proc/store"),
+    "half a model": (["--photographs", "val.npz", "--var", "x.pth"], "Give --var and --vae, or neither for the demo"),
+    "no checkpoint": (["--photographs", "val.npz", "--var", "x.pth", "--vae", "y.pth"], "x.pth"),
+    "random of nothing": (["--photographs", "val.npz", "--random-weights"], "--random-weights needs --preset"),
+    "no such preset": (
+        ["--photographs", "val.npz", "--preset", "var-d17", "--random-weights"],
+        "did you mean var-d16?",
+    ),
+    "random and learned": (
+        ["--photographs", "val.npz", "--preset", "var-d16", "--random-weights", "--learn"],
+        "--random-weights, which cannot be learned, does not go with --learn",
+    ),
+    "iterations alone": (
+        ["--photographs", "val.npz", "--iterations", "3"],
+        "a table without --learn does not go with --iterations",
+    ),
+    "no CLIP": (["--photographs", "val.npz", "--clip", "none"], "none/config.json: no such file"),
+    "a plan with files": (
+        ["--photographs", "val.npz", "--plan", "--sheet", "sheet.png"],
+        "--plan, which writes nothing, does not go with",
+    ),
     "another folder": (["--photographs", "val.npz", "--store", "."], "holds other files, and no store.json"),
 }
 
@@ -164,13 +282,34 @@ def test_bad_usage_is_one_line(
     assert [path.name for path in photographs.parent.iterdir()] == ["val.npz"]
 
 
-def test_bad_photographs_are_told_before_the_recipes_are_built(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+BAD_PHOTOGRAPHS = {
+    "floats": (np.zeros((3, 8, 8)), (), "images: expected uint8"),
+    "too small": (
+        np.zeros((3, 7, 8, 3), np.uint8),
+        (),
+        "3 of 3 photographs are smaller than the model's pictures, 8 x 8 pixels",
+    ),
+    "guidance": (np.zeros((3, 8, 8, 3), np.uint8), ("--cfg-scale", "nan"), "cfg_scale"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PHOTOGRAPHS)
+def test_what_does_not_go_with_the_model_is_told_before_anything_is_built(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    np.savez(tmp_path / "val.npz", images=np.zeros((3, 8, 8)))
-    assert run("--photographs", tmp_path / "val.npz", "--rows", "fp32,default", "--store", tmp_path / "store") == 2
-    assert "images: expected uint8" in capsys.readouterr().err
-    assert kept(tmp_path / "store") == {"bundle tiny-fp32"}
+    images, further, message = BAD_PHOTOGRAPHS[case]
+    np.savez(tmp_path / "val.npz", images=images)
+    code = run("--photographs", tmp_path / "val.npz", "--rows", "fp32", "--store", tmp_path / "store", *further)
+    assert_refused(capsys, code, message)
+    assert not (tmp_path / "store").exists()
+
+
+def test_bundles_have_a_model_of_their_own(
+    tmp_path: Path, photographs: Path, fp32_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--photographs", photographs, "--rows", fp32_bundle, "--store", tmp_path / "store")
+    code = run_folders(*arguments, "--preset", "var-d16", "--random-weights")
+    assert_refused(capsys, code, "--rows with bundles' folders does not go with --preset, --random-weights")
 
 
 def test_bundles_and_recipes_do_not_mix(

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from PIL import Image
 from nextscale.evaluate import _kept_figures
 from nextscale.evaluate.imagenet_classes import imagenet_ids
 from nextscale.paper import _editing, table_3
+from nextscale.paper._class_scores import ClassClipScore, ClassProbability, prompt_names
 from nextscale.paper._editing import (
     CLASS_EDITING,
     INPAINTING,
@@ -44,7 +45,8 @@ ONE_THREAD = SessionOptions(threads=1, ops="stock")
 EDITING = Editing(batch_size=4)
 DISTANCES = {"alex": FakeDistance("alex"), "vgg": FakeDistance("vgg")}
 # "tabby cat" is not ImageNet's name of that class.
-MEASURES = Measures(DISTANCES, FakeClassifier(), imagenet_ids(CLASS_NAMES, NUM_CLASSES))
+SCORE = ClassProbability(FakeClassifier(), imagenet_ids(CLASS_NAMES, NUM_CLASSES))
+MEASURES = Measures(DISTANCES, SCORE)
 
 
 @pytest.fixture
@@ -128,10 +130,10 @@ def test_rows_are_measured_and_compared_with_full_precision(
     assert inside is not None
     assert outside is not None
     assert 0 < outside.mean != inside.mean > 0
-    assert table.photographs == {"edited": N, "available": 20, "with a class": 7}
+    assert table.photographs == {"edited": N, "available": 20, "enlarged": 0, "with a class": 7}
     # Of the 7 photographs only goldfish (0) have a probability in the fake classifier.
     known = [i for i, label in enumerate(photographs.labels) if label not in (-1, 1)]
-    expected = MEASURES.score(photographs.images[known], photographs.labels[known]).mean()
+    expected = SCORE(photographs.images[known], photographs.labels[known]).mean()
     whole = table.photographs_scored[WHOLE]
     assert whole is not None
     assert whole.mean == pytest.approx(expected)
@@ -172,6 +174,47 @@ def test_the_sheet_has_a_line_for_each_photograph(
     assert np.array_equal(results, first.pictures)
     for row in table.sheet:
         assert all(np.array_equal(picture[~row.mask], row.photograph[~row.mask]) for picture in row.pictures)
+
+
+class Brightness:
+    """Gives a picture its brightness, and remembers the prompts."""
+
+    name = "CLIP of a test"
+
+    def __init__(self) -> None:
+        self.prompts = set[str]()
+
+    def __call__(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        assert len(images) == len(prompts)
+        self.prompts |= set(prompts)
+        return images.mean((1, 2, 3)) / 255
+
+
+def test_the_clip_score_stands_beside_the_papers(
+    bundles: list[RecipeBundle], photographs: Photographs, tmp_path: Path
+) -> None:
+    """Of all classes that have a name, ImageNet's or not."""
+    clip = Brightness()
+    score = ClassClipScore(clip, prompt_names(CLASS_NAMES, NUM_CLASSES))
+    table = measure(bundles, photographs, tmp_path, measures=Measures(DISTANCES, score))
+    assert (table.class_score, table.classifier) == ("CLIP score", "CLIP of a test")
+    assert table.photographs["with a class"] == (photographs.labels >= 0).sum()
+    names = {CLASS_NAMES[label] for label in photographs.labels if label >= 0}
+    assert clip.prompts == {f"a photo of {name.split(',')[0]}" for name in names}
+    whole = table.photographs_scored[WHOLE]
+    assert whole is not None
+    assert whole.mean == pytest.approx(photographs.images[photographs.labels >= 0].mean() / 255)
+    page = markdown(table)
+    assert "| CLIP score, picture | CLIP score, box | paper: inpaint | paper: outpaint | paper: CLIP score |" in page
+    assert "0.2912 | 0.2207 | 0.2289 |" in page
+    assert 'the features that CLIP of a test has of the picture and of "a photo of [class]"' in page
+    assert "class probability" not in page
+
+
+def test_prompts_have_the_first_name_of_a_class() -> None:
+    assert prompt_names(["tench, Tinca tinca", "tabby cat"], 2) == ["tench", "tabby cat"]
+    assert prompt_names(None, 1000)[:2] == ["tench", "goldfish"]
+    assert prompt_names(None, 10) == []
 
 
 def test_without_a_class_there_is_no_class_editing(
@@ -338,6 +381,10 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "floats": (lambda folder: npz(folder, images=IMAGES / 2), "images: expected uint8"),
     "one": (lambda folder: npz(folder, images=IMAGES[:1]), "1 photographs; expected at least 2"),
     "empty pictures": (lambda folder: npz(folder, images=IMAGES[:, :0]), "images: expected uint8"),
+    "too small": (
+        lambda folder: npz(folder, images=IMAGES[:, 1:]),
+        "3 of 3 photographs are smaller than the model's pictures, 12 x 12 pixels",
+    ),
     "two labels": (lambda folder: npz(folder, images=IMAGES, labels=np.zeros(2, int)), "labels: expected integers"),
     "labels that are no integers": (lambda folder: npz(folder, images=IMAGES, labels=np.zeros(3)), "labels: expected"),
     "labels of another model": (
@@ -354,6 +401,22 @@ def test_bad_photographs_are_one_line(
     with pytest.raises(NextscaleError, match=message) as caught:
         read_photographs(make(tmp_path), generator.bundle.model, 10, 0)
     assert "\n" not in str(caught.value)
+
+
+def test_a_few_small_photographs_are_enlarged(
+    generator: Generator, bundles: list[RecipeBundle], tmp_path: Path
+) -> None:
+    for i, side in enumerate((PIXELS, PIXELS + 1, PIXELS - 1, PIXELS - 2)):
+        Image.new("RGB", (PIXELS, side)).save(tmp_path / f"{i}.png")
+    found = read_photographs(tmp_path, generator.bundle.model, 10, 0)
+    assert found.enlarged == 2
+    (work := tmp_path / "work").mkdir()
+    assert "- 2 of them were smaller, and enlarged\n" in markdown(
+        measure(bundles, found, work, measures=Measures(DISTANCES))
+    )
+    (tmp_path / "1.png").unlink()
+    with pytest.raises(NextscaleError, match="2 of 3 photographs are smaller"):
+        read_photographs(tmp_path, generator.bundle.model, 10, 0)
 
 
 def test_a_file_that_is_no_picture_is_named(generator: Generator, tmp_path: Path) -> None:
