@@ -174,7 +174,7 @@ def table_2(
         model_bundles.require_calibration(wanted)
         model_bundles.require_model()
         model_bundles.hold(wanted)
-        bundles, _, left_out = built_rows(wanted, model_bundles, steps)
+        bundles, left_out = built_rows(wanted, model_bundles, steps)
         del model_bundles  # and the model in torch with it
         original = bundles[0].bundle
         if geneval is not None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import click
@@ -11,33 +12,28 @@ from rich.console import Console
 from rich.table import Table
 
 from nextscale.cli import options
+from nextscale.cli.paper_tables import print_plan
 from nextscale.cli.progress import show_resumable_steps
 from nextscale.cli.results import results_console, table_writers
 from nextscale.cli.store_options import store_options
-from nextscale.cli.table_rows import built_rows, reference_first
+from nextscale.cli.table_rows import built_rows, planned_rows, reference_first
 from nextscale.evaluate.feature_network import FeatureNetwork
 from nextscale.evaluate.imagenet_classes import imagenet_ids
 from nextscale.evaluate.lpips import Lpips
 from nextscale.graph_passes.recipe import Recipe
-from nextscale.models.var.sources import demo_source
+from nextscale.models.var.sources import VARSource, demo_source
 from nextscale.paper._editing import Editing, Measures
-from nextscale.paper._estimated_time import in_words
 from nextscale.paper._photographs import Photographs, read_photographs
 from nextscale.paper._table_3_page import difference_cells, markdown, notes, row_cells, titles
 from nextscale.paper._table_3_sheet import sheet
 from nextscale.paper.paper_recipes import paper_recipe, with_fewer_images
-from nextscale.paper.recipe_bundles import RecipeBundle, RecipeBundles, given_bundle
-from nextscale.paper.store import Store
-from nextscale.paper.table_3 import (
-    ROWS,
-    PlannedRow,
-    Table3,
-    measure_table_3,
-    plan_table_3,
-)
-from nextscale.runtime._bundle import Bundle
+from nextscale.paper.recipe_bundles import RecipeBundle, RecipeBundles, UnbuiltBundle, given_bundle
+from nextscale.paper.store import FIGURES, Store
+from nextscale.paper.table_3 import ROWS, Table3, measure_table_3, plan_table_3
 from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._manifest import ModelInfo
 from nextscale.runtime._operators import Ops
+from nextscale.runtime._request import resolve_top_k
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._text import printable
 from nextscale.runtime.image_io import picture_writer, require_picture_format, require_writable, write_files
@@ -66,7 +62,7 @@ from nextscale.runtime.image_io import picture_writer, require_picture_format, r
 @click.option("--roundings", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="DIR",
               help="Folder with the demo model's learned rounding, as RECIPE.safetensors.")  # fmt: skip
 @options.calibration_images
-@click.option("--plan", is_flag=True, help="Measure a batch, print how long all will take, and stop.")
+@options.plan
 @options.json_file
 @options.markdown_file
 @click.option("--sheet", "sheet_path", type=click.Path(path_type=Path), metavar="FILE",
@@ -103,11 +99,14 @@ def table_3(
     nextscale paper table-3 --photographs photos --images 100 --sheet fig_d.png
     nextscale paper table-3 --photographs val.npz --rows my-fp32,my-int8 --plan
     """
+    if plan:
+        options.refuse("--plan, which writes nothing,", "json_path", "markdown_path", "sheet_path")
     if sheet_path is not None:
         require_picture_format(sheet_path)
     session = SessionOptions(threads=threads, spinning=spinning, ops=ops, ops_library=ops_library)
     editing = Editing(seed, region_seed, cfg_scale, top_k, top_p, batch)
-    model_bundles = RecipeBundles(store, lambda: demo_source("demo"), roundings, session)
+    load = cache(lambda: demo_source("demo"))
+    model_bundles = RecipeBundles(store, load, roundings, session)
     wanted = _rows(rows, calibration_images)
     given = [item.bundle for item in wanted if isinstance(item, RecipeBundle)]
     require_writable(
@@ -115,41 +114,39 @@ def table_3(
         [photographs_path, *(path for bundle in given for path in bundle.paths())],
     )
     distances = {"alex": Lpips("alex", threads=threads), "vgg": Lpips("vgg", threads=threads)}
-    figures = store.figures
     with show_resumable_steps(store.folder) as steps:
-        model_bundles.hold([item for item in wanted if isinstance(item, Recipe)])
         # What the photographs have to be is known by full precision; building all others can take an hour.
-        (reference,), _, _ = built_rows(wanted[:1], model_bundles, steps)
-        original = reference.bundle
-        photographs = read_photographs(
-            photographs_path,
-            original.model,
-            images,
-            region_seed,
-            lambda done, total: steps("reading photographs", done, total),
-        )
-        _require_large(original, distances)
-        measures = _measures(distances, original, photographs, threads)
-        others, unbuilt, left_out = built_rows(wanted[1:], model_bundles, steps, plan=plan)
-        bundles = [reference, *others]
         if plan:
-            steps("measuring a batch of each row")
-            names = [recipe.name for recipe in unbuilt]
-            planned = plan_table_3(bundles, names, photographs, measures, editing, figures, session)
+            planned, left_out = planned_rows(wanted, model_bundles)
+            reference = planned[0]
         else:
-            table = measure_table_3(
-                bundles,
-                photographs,
-                measures,
-                editing,
-                figures,
-                options=session,
-                left_out=left_out,
-                on_images=lambda name, done: steps(name, done, len(photographs)),
-            )
-    if plan:
-        _print_plan(planned, left_out, photographs)
-        return
+            model_bundles.hold([item for item in wanted if isinstance(item, Recipe)])
+            built, _ = built_rows(wanted[:1], model_bundles, steps)
+            reference = built[0]
+        shape, class_names = _shape(reference, load)
+        photographs = read_photographs(
+            photographs_path, shape, images, region_seed, lambda done, total: steps("reading photographs", done, total)
+        )
+        resolve_top_k(top_k, shape)
+        _require_large(shape, distances)
+        measures = _measures(distances, shape, class_names, photographs, threads)
+        if plan:
+            steps("measuring a batch of each bundle")
+            told = plan_table_3(planned, photographs, measures, editing, store.folder / FIGURES, session)
+            steps.finish()
+            print_plan(told, left_out)
+            return
+        others, left_out = built_rows(wanted[1:], model_bundles, steps)
+        table = measure_table_3(
+            [*built, *others],
+            photographs,
+            measures,
+            editing,
+            store.figures,
+            options=session,
+            left_out=left_out,
+            on_images=lambda name, done: steps(name, done, len(photographs)),
+        )
     writers = table_writers(json_path, table.to_json(), markdown_path, markdown(table))
     if sheet_path is not None:
         parameters = {"table": 3, **table.settings, "rows": [row.name for row in table.rows]}
@@ -170,34 +167,34 @@ def _rows(text: str, calibration_images: int | None) -> list[RecipeBundle | Reci
     return found
 
 
-def _require_large(bundle: Bundle, distances: dict[str, Lpips]) -> None:
+def _shape(
+    reference: RecipeBundle | UnbuiltBundle, load: Callable[[], VARSource]
+) -> tuple[ModelInfo, Sequence[str] | None]:
+    """Of the model, and the names of its classes."""
+    if isinstance(reference, RecipeBundle):
+        return reference.bundle.model, reference.bundle.manifest.class_names
+    return load().model_info(), load().class_names
+
+
+def _require_large(model: ModelInfo, distances: dict[str, Lpips]) -> None:
     least = max(distance.least_side for distance in distances.values())
-    if min(bundle.model.image_size) < least:
-        height, width = bundle.model.image_size
-        raise NextscaleError(f"{bundle.path}: pictures of {height} x {width} pixels; LPIPS needs {least} on each side")
+    if min(model.image_size) < least:
+        height, width = model.image_size
+        raise NextscaleError(f"the model makes pictures of {height} x {width} pixels; LPIPS needs {least} on each side")
 
 
-def _measures(distances: dict[str, Lpips], original: Bundle, photographs: Photographs, threads: int) -> Measures:
+def _measures(
+    distances: dict[str, Lpips],
+    model: ModelInfo,
+    class_names: Sequence[str] | None,
+    photographs: Photographs,
+    threads: int,
+) -> Measures:
     """With a classifier where a photograph has a class that it knows."""
-    ids = imagenet_ids(original.manifest.class_names, original.model.num_classes)
+    ids = imagenet_ids(class_names, model.num_classes)
     if not any(label >= 0 and ids[label] for label in photographs.labels):
         return Measures(distances)
     return Measures(distances, FeatureNetwork(threads=threads), ids)
-
-
-def _print_plan(planned: Sequence[PlannedRow], left_out: Sequence[str], photographs: Photographs) -> None:
-    table = Table("row", "s a photograph", "left", "time", box=SIMPLE)
-    for row in planned:
-        seconds = f"{row.seconds:.2f}" if row.measured else f"{row.seconds:.2f} (full precision's)"
-        table.add_row(row.name, seconds, f"{row.left} of {len(photographs)}", in_words(row.total))
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print(table)
-    console.print(f"in all: {in_words(sum(row.total for row in planned))}, measured by one batch of each row")
-    unbuilt = [row.name for row in planned if not row.measured]
-    if unbuilt:
-        console.print(f"and the time to build {len(unbuilt)} bundles: {', '.join(unbuilt)}")
-    for line in left_out:
-        console.print(printable(f"left out: {line}"))
 
 
 def _print(table: Table3, console: Console) -> None:

@@ -160,7 +160,7 @@ def _bundles(
     steps.finish()
     _tell(bundles, recipes, observing, image_seconds(info, facts), observing_seconds(info))
     original = bundles.build(paper_recipe(FULL_PRECISION), steps).bundle
-    rows, _, left_out = built_rows(recipes, bundles, steps)
+    rows, left_out = built_rows(recipes, bundles, steps)
     return original, rows, left_out
 
 

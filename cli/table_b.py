@@ -222,7 +222,7 @@ def _build(
     for name, recipe in recipes.items():
         of_theta.get(name, bundles).hold([recipe])
     for name, recipe in recipes.items():
-        found, _, missing = built_rows([recipe], of_theta.get(name, bundles), steps)
+        found, missing = built_rows([recipe], of_theta.get(name, bundles), steps)
         rows += [RecipeBundle(name, item.bundle) for item in found]
         left_out += [f"{METHODS[name]}: {line}" for line in missing]
     notes = [*rounding_note(bundles, nearest=nearest), *([RANDOM_WEIGHTS] if nearest else [])]
@@ -255,7 +255,7 @@ def _quality(
     work = store.figures / f"pictures-{asked.images}"
     make_folder(work)
     steps("measuring a batch of each row")
-    planned = plan_quality(every, [], network, asked, work, session)
+    planned = plan_quality(every, network, asked, work, session)
     steps.finish()
     print_total(planned)
     measured = measure_quality(every, network, asked, work, reference=pictures.real, options=session, on_images=steps)

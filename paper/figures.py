@@ -18,7 +18,13 @@ from nextscale.paper import (
     figure_operations,
     figure_pictures,
 )
-from nextscale.paper._estimated_time import SCORING_IMAGES, build_seconds, observing_seconds, picture_seconds
+from nextscale.paper._estimated_time import (
+    EDITING_IMAGES,
+    SCORING_IMAGES,
+    build_seconds,
+    observing_seconds,
+    picture_seconds,
+)
 from nextscale.paper._figure import Figure, Settings, Workshop
 from nextscale.paper.recipe_bundles import FULL_PRECISION, RecipeBundle
 from nextscale.runtime._machine import describe_machine
@@ -51,8 +57,8 @@ class FigureKind:
     edits: bool = False
 
 
-# A picture whose logits are kept takes longer; editing makes three of a photograph.
-SAMPLED, EDITED = 1.3, 4.0
+# A picture whose logits are kept takes longer.
+SAMPLED = 1.3
 
 
 def _observed(settings: Settings, rows: int) -> float:
@@ -119,7 +125,7 @@ FIGURES: Mapping[str, FigureKind] = {
         "VAR-d30",
         figure_editing.RECIPES,
         figure_editing.figure_d,
-        lambda settings, rows: EDITED * figure_editing.PHOTOGRAPHS * (rows + 2),
+        lambda settings, rows: EDITING_IMAGES * figure_editing.PHOTOGRAPHS * (rows + 2),
         edits=True,
     ),
     "E": FigureKind("pictures of Ours by bits", "VAR-d30", figure_pictures.BITS, figure_pictures.figure_e, _shown),

@@ -25,6 +25,8 @@ from nextscale.compiler.options import BuildOptions, Progress
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.models.sources import Source
+from nextscale.paper._estimated_size import bundle_bytes
+from nextscale.paper._estimated_time import image_seconds
 from nextscale.paper.store import Key, Store
 from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
 from nextscale.runtime._errors import NextscaleError, OutputError
@@ -44,6 +46,25 @@ class RecipeBundle:
 
     name: str
     bundle: Bundle
+
+
+@dataclass(frozen=True)
+class UnbuiltBundle:
+    """A row's bundle that is yet to be built.
+
+    Attributes:
+        name: of its recipe.
+        recipe: what it is built by.
+        bytes: that it takes, about.
+        image: seconds of an image of its model in full precision, by operations.
+        learns: whether rounding is to be learned for it.
+    """
+
+    name: str
+    recipe: Recipe
+    bytes: int
+    image: float
+    learns: bool = False
 
 
 def given_bundle(text: str) -> RecipeBundle | None:
@@ -130,6 +151,19 @@ class RecipeBundles:
             if found is not None:
                 return RecipeBundle(recipe.name, Bundle.open(found))
         return None
+
+    def planned(self, recipe: Recipe) -> RecipeBundle | UnbuiltBundle:
+        """The bundle, or what is known of it before it is built.
+
+        Args:
+            recipe: one of which nothing is `missing`.
+        """
+        there = self.built(recipe)
+        if there is not None:
+            return there
+        image = image_seconds(self._source.model_info(), family_of(self._source).facts(0))
+        learns = recipe.learned and not self._is_learned(recipe) and self.store.find(self._rounding_key(recipe)) is None
+        return UnbuiltBundle(recipe.name, recipe, self._bytes(recipe), image, learns)
 
     def missing(self, recipe: Recipe) -> str | None:
         """Why a recipe cannot be built, in a line; None if it can be."""
@@ -327,8 +361,9 @@ class RecipeBundles:
 
     def _bytes(self, recipe: Recipe) -> int:
         """Of a recipe's bundle, about."""
-        weights = [parameter for module in family_of(self._source).weights() for parameter in module.parameters()]
-        return sum(weight.numel() for weight in weights) * (4 if recipe.precision == FULL_PRECISION else 1)
+        family = family_of(self._source)
+        parameters = sum(weight.numel() for module in family.weights() for weight in module.parameters())
+        return bundle_bytes(recipe, family.facts(0), parameters)
 
     def _is_learned(self, recipe: Recipe) -> bool:
         """Whether its rounding is there to be read."""
