@@ -11,7 +11,8 @@ from nextscale.paper.recipe_bundles import RecipeBundle, UnbuiltBundle
 
 # What a row's seconds are taken from.
 Basis = Literal["its own batch", "full precision's batch", "operations"]
-PICTURES, COMPARED = "pictures", "compared"  # what is left of several tables' rows
+# What is left of several tables' rows: how many pictures, token maps that are compared, images with attention.
+PICTURES, COMPARED, OBSERVED = "pictures", "compared", "observed"
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,40 @@ class Pace:
             further: seconds of other work.
         """
         left = {what: count for what, count in left.items() if count > 0}
-        builds = name is None and isinstance(item, UnbuiltBundle)
-        if not builds and not left and not further:
+        if not left and not further and not _builds(item, name):
             return PlannedStep(name or item.name)
         picture, basis = self.of(item)
-        seconds = picture * sum(left.values()) + further
-        if not builds:
-            return PlannedStep(name or item.name, left, seconds, basis)
-        assert isinstance(item, UnbuiltBundle)
-        seconds += build_seconds(item.recipe, picture / self._images)
-        return PlannedStep(item.name, left, seconds, basis, True, item.learns, item.bytes)
+        return row_step(
+            item, left, picture * sum(left.values()) + further, picture / self._images, name=name, basis=basis
+        )
+
+
+def row_step(
+    item: RecipeBundle | UnbuiltBundle,
+    left: Mapping[str, int],
+    seconds: float,
+    image: float,
+    *,
+    name: str | None = None,
+    basis: Basis = "operations",
+) -> PlannedStep:
+    """A row's, whose bundle is built before if it is not there.
+
+    Args:
+        item: its bundle.
+        left: how many of what; those that are finished count 0.
+        seconds: that these take.
+        image: seconds of an image in full precision.
+        name: of a row that shares the bundle of one before; None: the bundle's.
+        basis: what the seconds are taken from.
+    """
+    left = {what: count for what, count in left.items() if count > 0}
+    if not _builds(item, name):
+        return PlannedStep(name or item.name, left, seconds, basis)
+    assert isinstance(item, UnbuiltBundle)
+    seconds += build_seconds(item.recipe, image)
+    return PlannedStep(item.name, left, seconds, basis, True, item.learns, item.bytes)
+
+
+def _builds(item: RecipeBundle | UnbuiltBundle, name: str | None) -> bool:
+    return name is None and isinstance(item, UnbuiltBundle)
