@@ -64,6 +64,10 @@ class Pace:
             if item.name not in self._tried:
                 self._tried[item.name] = self._batch(item)
             return self._tried[item.name], "its own batch"
+        return self.of_original()
+
+    def of_original(self) -> tuple[float, Basis]:
+        """Seconds of a picture in full precision, for what has no bundle of its own."""
         if isinstance(self._original, RecipeBundle):
             return self.of(self._original)[0], "full precision's batch"
         return self._original.image * self._images, "operations"

@@ -8,7 +8,8 @@ from typing import Any
 from nextscale.calib_data.match_probabilities import FREQUENCIES, MatchingReport, total_variation
 from nextscale.calib_data.plot_matching import matching_plot
 from nextscale.calib_data.token_maps import read_npz
-from nextscale.paper._figure import Figure, Workshop, rounded
+from nextscale.graph_passes.recipe import Recipe
+from nextscale.paper._figure import Figure, Settings, Workshop, rounded
 from nextscale.paper.paper_recipes import paper_recipe
 
 RECIPE = "ours-w4a6"  # as which calibration samples are matched
@@ -28,14 +29,19 @@ def figure_6(workshop: Workshop) -> Figure:
 
 def matching_report(workshop: Workshop) -> MatchingReport:
     """Of the calibration samples that bundles of resampled calibration are built with; kept, and gone on with."""
-    recipe = paper_recipe(RECIPE)
-    recipe = replace(recipe, calibration=replace(recipe.calibration, images=workshop.settings.samples))
+    recipe = sampling_recipe(workshop.settings)
 
     def told(step: str, done: int = 0, total: int = 0) -> None:
         workshop.tell(f"calibration samples: {step}", done, total)
 
     arrays = read_npz(workshop.bundles.maps(recipe, told) / FREQUENCIES, ("target", "before", "after"))
     return MatchingReport(arrays["target"], arrays["before"], arrays["after"])
+
+
+def sampling_recipe(settings: Settings) -> Recipe:
+    """As of which the samples are drawn and matched."""
+    recipe = paper_recipe(RECIPE)
+    return replace(recipe, calibration=replace(recipe.calibration, images=settings.samples))
 
 
 def numbers(report: MatchingReport, *, matched: bool) -> dict[str, Any]:

@@ -251,6 +251,10 @@ class RecipeBundles:
 
         return self.store.made(key, make, waiting=lambda: progress("waiting: another command samples the token maps"))
 
+    def has_maps(self, recipe: Recipe) -> bool:
+        """Whether those of `maps` are there."""
+        return self.store.find(self._maps_key(recipe)) is not None
+
     def digest(self, recipe: Recipe) -> str:
         """Of all that decides its bundle."""
         return self._bundle_keys(recipe)[0].digest
