@@ -67,6 +67,15 @@ class UnbuiltBundle:
     learns: bool = False
 
 
+def unbuilt_bundle(name: str, recipe: Recipe, source: Source, *, learns: bool = False) -> UnbuiltBundle:
+    """What is known of the source's bundle by a recipe."""
+    family = family_of(source)
+    facts = family.facts(0)
+    parameters = sum(weight.numel() for module in family.weights() for weight in module.parameters())
+    size = bundle_bytes(recipe, facts, parameters)
+    return UnbuiltBundle(name, recipe, size, image_seconds(source.model_info(), facts), learns)
+
+
 def given_bundle(text: str) -> RecipeBundle | None:
     """The bundle in the folder of that name; None if it is none, but perhaps a recipe's name."""
     path = Path(text)
@@ -161,9 +170,8 @@ class RecipeBundles:
         there = self.built(recipe)
         if there is not None:
             return there
-        image = image_seconds(self._source.model_info(), family_of(self._source).facts(0))
         learns = recipe.learned and not self._is_learned(recipe) and self.store.find(self._rounding_key(recipe)) is None
-        return UnbuiltBundle(recipe.name, recipe, self._bytes(recipe), image, learns)
+        return unbuilt_bundle(recipe.name, recipe, self._source, learns=learns)
 
     def missing(self, recipe: Recipe) -> str | None:
         """Why a recipe cannot be built, in a line; None if it can be."""
@@ -206,9 +214,8 @@ class RecipeBundles:
             else:
                 build_bundle(source, target, options, named)
 
-        path = self.store.made(
-            key, make, needed=self._bytes(recipe), waiting=lambda: named("waiting: another builds it")
-        )
+        needed = unbuilt_bundle(recipe.name, recipe, self._source).bytes
+        path = self.store.made(key, make, needed=needed, waiting=lambda: named("waiting: another builds it"))
         return RecipeBundle(recipe.name, Bundle.open(path))
 
     def built_or_why(self, recipe: Recipe, progress: Progress) -> RecipeBundle | str:
@@ -362,12 +369,6 @@ class RecipeBundles:
         options = BuildOptions(recipe)
         sampling = {} if recipe.precision == FULL_PRECISION else {"seed": options.seed, "batch": options.batch_size}
         return {"version": __version__, "model": self._model, **sampling}
-
-    def _bytes(self, recipe: Recipe) -> int:
-        """Of a recipe's bundle, about."""
-        family = family_of(self._source)
-        parameters = sum(weight.numel() for module in family.weights() for weight in module.parameters())
-        return bundle_bytes(recipe, family.facts(0), parameters)
 
     def _is_learned(self, recipe: Recipe) -> bool:
         """Whether its rounding is there to be read."""
