@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 import click
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 
 from nextscale.cli import options
 from nextscale.cli.judging_options import Judging, count_of_pictures, judging_options, picture_count
 from nextscale.cli.learning_options import learning_or_simulated_options
 from nextscale.cli.model_options import VAROptions
 from nextscale.cli.paper_models import DEMO, RANDOM_WEIGHTS, paper_model, require_sampling, source_of
-from nextscale.cli.paper_tables import print_table, print_total
+from nextscale.cli.paper_tables import print_plan, print_table, print_total
 from nextscale.cli.progress import show_resumable_steps
 from nextscale.cli.results import results_console, table_writers
 from nextscale.cli.store_options import store_options
-from nextscale.cli.table_rows import built_rows, recipe_rows
+from nextscale.cli.table_rows import built_rows, planned_rows, recipe_rows
 from nextscale.evaluate.generated_statistics import Sampling
-from nextscale.paper._estimated_time import in_words
-from nextscale.paper._quality import Asked, PlannedRow, measure_quality, plan_quality, require_reference
+from nextscale.paper._quality import Asked, measure_quality, plan_quality, require_reference
 from nextscale.paper._quality_table import QualityTable, Subject, quality_table
 from nextscale.paper._simulated_quality import simulate_quality, simulated_note
 from nextscale.paper.paper_table import markdown
 from nextscale.paper.recipe_bundles import Learning, RecipeBundles
-from nextscale.paper.store import MANIFEST, Store
+from nextscale.paper.store import FIGURES, MANIFEST, Store
 from nextscale.runtime._operators import Ops
 from nextscale.runtime._outputs import make_folder
 from nextscale.runtime._session import SessionOptions
-from nextscale.runtime._text import printable
 from nextscale.runtime.image_io import require_writable, write_files
 from nextscale.simulation._device import Device
 
@@ -60,7 +55,7 @@ def quality_command(table: QualityTable, quick_rows: tuple[str, ...], help_text:
     @click.option("--compared", type=click.IntRange(0), default=256, show_default=True,
                   help="Token maps that are compared with full precision's, for the KL; 0: none.")  # fmt: skip
     @_quick_option(quick_rows)
-    @click.option("--plan", is_flag=True, help="Measure a batch, print how long all will take, and stop.")
+    @options.plan
     @options.cfg_scale
     @options.top_k
     @options.top_p
@@ -136,6 +131,14 @@ def quality_command(table: QualityTable, quick_rows: tuple[str, ...], help_text:
                 require_reference(real, network, source.model_info())
             bundles = RecipeBundles(store, lambda: source, roundings, session, learning, encoder=False)
             bundles.require_model()
+            if plan:
+                rows_planned, left_out = planned_rows(wanted, bundles)
+                work = store.folder / FIGURES / f"pictures-{asked.images}"
+                steps("measuring a batch of each bundle")
+                planned = plan_quality(rows_planned, network, asked, work, session)
+                steps.finish()
+                print_plan(planned, left_out)
+                return
             bundles.hold(wanted)
             figures = store.figures / f"pictures-{asked.images}"
             make_folder(figures)
@@ -148,14 +151,11 @@ def quality_command(table: QualityTable, quick_rows: tuple[str, ...], help_text:
                     there, bundles, source, network, asked, figures, simulated, reference=real, on_images=steps
                 )
             else:
-                rows_built, unbuilt, left_out = built_rows(wanted, bundles, steps, plan=plan)
+                rows_built, left_out = built_rows(wanted, bundles, steps)
                 subject = Subject.of_bundles(rows_built)
-                steps("measuring a batch of each row")
-                planned = plan_quality(rows_built, unbuilt, network, asked, figures, session)
+                steps("measuring a batch of each bundle")
+                planned = plan_quality(rows_built, network, asked, figures, session)
                 steps.finish()
-                if plan:
-                    _print_plan(planned, left_out)
-                    return
                 print_total(planned)
                 measured = measure_quality(
                     rows_built, network, asked, figures, reference=real, options=session, on_images=steps
@@ -185,21 +185,3 @@ def _quick_option(rows: tuple[str, ...]) -> Callable[[Command], Command]:
         is_flag=True,
         help=f"{len(rows)} rows that need no learning, {QUICK_IMAGES} pictures each: minutes, to see that all works.",
     )
-
-
-def _print_plan(planned: Sequence[PlannedRow], left_out: Sequence[str]) -> None:
-    shown = Table("row", "pictures left", "time", "MB", box=SIMPLE)
-    for row in planned:
-        time = in_words(row.seconds) + ("" if row.measured else " (at full precision's speed)")
-        shown.add_row(row.name, str(row.left), time, f"{row.bytes / 1e6:.0f}")
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print(shown)
-    seconds, bytes_ = (sum(getattr(row, name) for row in planned) for name in ("seconds", "bytes"))
-    console.print(
-        f"in all: {in_words(seconds)} and {bytes_ / 1e9:.1f} GB, measured by one batch of each bundle that is there"
-    )
-    unbuilt = [row.name for row in planned if not row.measured]
-    if unbuilt:
-        console.print(f"and the time to build {len(unbuilt)} bundles: {', '.join(unbuilt)}")
-    for line in left_out:
-        console.print(printable(f"left out: {line}"))

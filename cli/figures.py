@@ -15,17 +15,21 @@ from nextscale.cli import options
 from nextscale.cli.judging_options import Judging, count_of_pictures, judging_options
 from nextscale.cli.model_options import VAROptions
 from nextscale.cli.paper_models import RANDOM_WEIGHTS, paper_model, source_of
+from nextscale.cli.paper_tables import print_plan
 from nextscale.cli.progress import show_resumable_steps
 from nextscale.cli.store_options import store_options
 from nextscale.evaluate.lpips import Lpips
 from nextscale.models.var.sources import VARSource
 from nextscale.paper._estimated_time import in_words
 from nextscale.paper._figure import FigureLeftOut, Judges, Settings, Workshop
+from nextscale.paper._figures_plan import plan_figures
 from nextscale.paper._photographs import read_photographs
+from nextscale.paper._plan import PICTURES, PlannedStep
 from nextscale.paper._quality import require_reference
 from nextscale.paper.figure_editing import PHOTOGRAPHS
-from nextscale.paper.figures import FIGURES, document, file_stem, plan, recipes_of
+from nextscale.paper.figures import FIGURES, document, file_stem, recipes_of
 from nextscale.paper.recipe_bundles import RecipeBundles
+from nextscale.paper.store import FIGURES as FOLDER
 from nextscale.paper.store import Store
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._operators import Ops
@@ -38,8 +42,8 @@ from nextscale.runtime.image_io import require_writable, write_files
 @click.command()
 @click.argument("names", nargs=-1, type=click.Choice(list(FIGURES), case_sensitive=False), metavar="[NAME]…")
 @paper_model
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, metavar="DIR",
-              help="Where figure_NAME.png and figure_NAME.json go.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+              help="Where figure_NAME.png and figure_NAME.json go; needed but with --plan.")  # fmt: skip
 @click.option("--images", type=click.IntRange(2),
               help="5 and F: pictures of each point.  [default: 5000; of official models 50000]")  # fmt: skip
 @click.option("--observed", type=click.IntRange(1), default=16, show_default=True,
@@ -61,10 +65,11 @@ from nextscale.runtime.image_io import require_writable, write_files
 @store_options
 @options.roundings
 @options.calibration_images
+@options.plan
 def figures(
     names: tuple[str, ...],
     model: VAROptions,
-    out: Path,
+    out: Path | None,
     images: int | None,
     observed: int,
     samples: int,
@@ -81,6 +86,7 @@ def figures(
     store: Store,
     roundings: Path | None,
     calibration_images: int | None,
+    plan: bool,
 ) -> None:
     """Draw the paper's figures, each as a picture and as its numbers in JSON; without NAME all of them.
 
@@ -107,8 +113,13 @@ def figures(
     if importlib.util.find_spec("matplotlib") is None:
         raise NextscaleError('the figures need matplotlib, which is not installed: pip install "nextscale[eval]"')
     read = [path for path in (model.var, model.vae, photographs, roundings) if path is not None] + judging.read
-    make_folder(out)
-    require_writable([path for name in wanted for path in _files(out, name)], read)
+    if plan:
+        options.refuse("--plan, which writes nothing,", "out")
+    elif out is None:
+        raise click.UsageError("where shall the figures go? Give --out")
+    else:
+        make_folder(out)
+        require_writable([path for name in wanted for path in _files(out, name)], read)
     settings = Settings(
         seed,
         count_of_pictures(images, model),
@@ -129,22 +140,33 @@ def figures(
             source = source_of(model)
             edits = photographs is not None and any(FIGURES[name].edits for name in wanted)
             bundles = RecipeBundles(store, lambda: source, roundings, session, encoder=edits)
-            workshop = Workshop(bundles, session, store.figures, settings, judges, photographs, steps)
+            work = store.folder / FOLDER if out is None else store.figures
+            workshop = Workshop(bundles, session, work, settings, judges, photographs, steps)
             _require(workshop, source)
+            if out is None:
+                steps("measuring a batch of each bundle")
+                planned, left_out = plan_figures(workshop, wanted, source.model_info())
+                steps.finish()
+                print_plan(planned, left_out)
+                return
             bundles.hold(workshop.recipe(name) for name in recipes_of(wanted))
             told.print(f"figures {', '.join(wanted)}: full precision first, whose speed tells how long they take")
-            planned = plan(workshop, wanted)
+            _ = workshop.original
+            planned, _ = plan_figures(workshop, wanted, source.model_info())
             steps.finish()
-            told.print(
-                f"{len(planned.unbuilt)} bundles to build, {planned.pictures} pictures for IS and FID: "
-                f"about {in_words(planned.seconds)}"
-            )
+            told.print(_in_a_line(planned))
             warnings = [RANDOM_WEIGHTS] if model.random_weights else []
             for name in wanted:
                 lines += _draw(replace(workshop, left_out=[], warnings=[*warnings]), name, out)
     finally:  # also of figures that were made before one was interrupted
         for line in lines:
             click.echo(printable(line))
+
+
+def _in_a_line(planned: Sequence[PlannedStep]) -> str:
+    pictures, seconds = (sum(step.left.get(PICTURES, 0) for step in planned), sum(step.seconds for step in planned))
+    unbuilt = sum(step.builds for step in planned)
+    return f"{unbuilt} bundles to build, {pictures} pictures for IS and FID: about {in_words(seconds)}"
 
 
 def _draw(workshop: Workshop, name: str, out: Path) -> list[str]:

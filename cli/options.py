@@ -133,6 +133,9 @@ json_file = click.option(
 markdown_file = click.option(
     "--markdown", "markdown_path", type=click.Path(path_type=Path), metavar="FILE", help="As Markdown."
 )
+plan = click.option(
+    "--plan", is_flag=True, help="Print what is left to do, about its hours and gigabytes, and stop; nothing is built."
+)
 calibration_images = click.option(
     "--calibration-images",
     type=click.IntRange(1),
@@ -237,8 +240,9 @@ def refuse(what: str, *options: str) -> None:
 
 
 def option_name(parameter: str) -> str:
-    """Such as --vae-weights."""
-    return f"--{parameter.replace('_', '-')}"
+    """Such as --vae-weights, or --json of `json_path`."""
+    known = {str(option.name): option.opts[0] for option in click.get_current_context().command.params}
+    return known.get(parameter, f"--{parameter.replace('_', '-')}")
 
 
 def is_given(option: str) -> bool:

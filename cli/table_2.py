@@ -15,11 +15,12 @@ from rich.table import Table
 from nextscale.cli import options
 from nextscale.cli.infinity_options import EMOJI, INFINITY_MODEL, InfinityOptions
 from nextscale.cli.learning_options import learning_options
+from nextscale.cli.paper_tables import print_plan
 from nextscale.cli.progress import show_resumable_steps
 from nextscale.cli.results import results_console, table_writers
 from nextscale.cli.store_options import store_options
 from nextscale.cli.subjects import read_prompts
-from nextscale.cli.table_rows import built_rows, recipe_rows
+from nextscale.cli.table_rows import built_rows, planned_rows, recipe_rows
 from nextscale.demo.emoji.prompts import FILE as EMOJI_PROMPTS
 from nextscale.evaluate._kept_figures import bundle_sha256
 from nextscale.evaluate.concept_judge import ConceptJudge
@@ -31,14 +32,15 @@ from nextscale.models.t5.text_source import TextSource
 from nextscale.paper._geneval import GenEval
 from nextscale.paper._prompted_pictures import Asked, Drawing, Measures, read_asked, spread
 from nextscale.paper._table_2_page import headers, markdown, notes, row_cells
-from nextscale.paper.recipe_bundles import Learning, RecipeBundles
-from nextscale.paper.store import Store
-from nextscale.paper.table_2 import HPS, IMAGE_REWARD, ROWS, Comparing, Table2, measure_table_2
+from nextscale.paper.recipe_bundles import Learning, RecipeBundle, RecipeBundles
+from nextscale.paper.store import FIGURES, Store
+from nextscale.paper.table_2 import HPS, IMAGE_REWARD, ROWS, Comparing, Table2, measure_table_2, plan_table_2
+from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._checked_values import require_integer
 from nextscale.runtime._errors import NextscaleError, RequestError
 from nextscale.runtime._infinity_request import infinity_request
 from nextscale.runtime._input_arrays import scalar_array
-from nextscale.runtime._manifest import Manifest
+from nextscale.runtime._manifest import RequestInput
 from nextscale.runtime._operators import Ops
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._text import printable
@@ -100,6 +102,7 @@ def _model_options(command: Callable[..., object]) -> Callable[..., object]:
 @options.roundings
 @learning_options
 @options.calibration_images
+@options.plan
 @options.json_file
 @options.markdown_file
 def table_2(
@@ -125,6 +128,7 @@ def table_2(
     roundings: Path | None,
     learning: Learning | None,
     calibration_images: int | None,
+    plan: bool,
     json_path: Path | None,
     markdown_path: Path | None,
     **model: Any,
@@ -143,6 +147,8 @@ def table_2(
     nextscale paper table-2 --infinity infinity_2b_reg.pth --vae infinity_vae_d32reg.pth --text flan-t5-xl \\
         --area 0.25M --prompts prompts.txt --rows fp32,default --markdown table_2.md
     """
+    if plan:
+        options.refuse("--plan, which writes nothing,", "json_path", "markdown_path")
     read_model, prompts_path = _loader(model), _prompts_path(model, prompts_path)
     given = {"cfg_scale": cfg_scale, "tau": tau, "top_p": top_p, "seed": seed}
     read = _paths(model, prompts_path, judge_path, image_reward, hps, geneval_path, roundings)
@@ -173,18 +179,34 @@ def table_2(
         model_bundles = RecipeBundles(store, load, roundings, session, learning, encoder=False)
         model_bundles.require_calibration(wanted)
         model_bundles.require_model()
+        comparing = Comparing(compared, attention_images)
+        if plan:
+            planned, left_out = planned_rows(wanted, model_bundles)
+            built = [item.bundle for item in planned if isinstance(item, RecipeBundle)]
+            if geneval is not None and isinstance(planned[0], RecipeBundle):
+                geneval = _of_pictures(geneval, planned[0].bundle, store.folder / FIGURES)
+            # What a request has by default does not matter where there is nothing to be gone on with.
+            request = built[0].manifest.request if built else infinity_request(1, 1, 1, patchify=False)
+            drawing = _drawing(request, sampling, batch)
+            steps("measuring a batch of each bundle")
+            told = plan_table_2(
+                planned, asked, measures, drawing, comparing, store.folder / FIGURES, options=session, geneval=geneval
+            )
+            steps.finish()
+            print_plan(told, left_out)
+            return
         model_bundles.hold(wanted)
-        bundles, _, left_out = built_rows(wanted, model_bundles, steps)
+        bundles, left_out = built_rows(wanted, model_bundles, steps)
         del model_bundles  # and the model in torch with it
         original = bundles[0].bundle
         if geneval is not None:
-            geneval = replace(geneval, work=store.figures / f"geneval-{bundle_sha256(original)[:12]}")
+            geneval = _of_pictures(geneval, original, store.figures)
         table = measure_table_2(
             bundles,
             asked,
             measures,
-            _drawing(original.manifest, sampling, batch),
-            Comparing(compared, attention_images),
+            _drawing(original.manifest.request, sampling, batch),
+            comparing,
             store.figures,
             options=session,
             geneval=geneval,
@@ -305,9 +327,14 @@ def _measures(judge: Path | None, image_reward: Path | None, hps: Path | None, t
     return Measures(features, seen_by, scores)
 
 
-def _drawing(manifest: Manifest, sampling: Mapping[str, float], batch: int) -> Drawing:
+def _of_pictures(geneval: GenEval, original: Bundle, figures: Path) -> GenEval:
+    """With a folder for the pictures of this model's bundles."""
+    return replace(geneval, work=figures / f"geneval-{bundle_sha256(original)[:12]}")
+
+
+def _drawing(request: Sequence[RequestInput], sampling: Mapping[str, float], batch: int) -> Drawing:
     """With the bundle's defaults where nothing is said."""
-    defaults = {item.name: item.default[0] for item in manifest.request if item.kind == "scalar"}
+    defaults = {item.name: item.default[0] for item in request if item.kind == "scalar"}
     found = {"seed": 0, **defaults, **sampling}
     return Drawing(int(found["seed"]), found["cfg_scale"], found["tau"], found["top_p"], batch)
 

@@ -15,10 +15,11 @@ from nextscale.cli import options
 from nextscale.cli.learning_options import learning_options
 from nextscale.cli.model_options import VAROptions
 from nextscale.cli.paper_models import MODEL, RANDOM_WEIGHTS, paper_model, require_sampling, source_of
+from nextscale.cli.paper_tables import print_plan
 from nextscale.cli.progress import show_resumable_steps
 from nextscale.cli.results import results_console, table_writers
 from nextscale.cli.store_options import store_options
-from nextscale.cli.table_rows import built_rows, reference_first
+from nextscale.cli.table_rows import built_rows, planned_rows, reference_first
 from nextscale.evaluate.feature_network import FeatureNetwork
 from nextscale.evaluate.imagenet_classes import imagenet_ids
 from nextscale.evaluate.lpips import Lpips
@@ -27,20 +28,13 @@ from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.var.sources import VARSource
 from nextscale.paper._class_scores import ClassClipScore, ClassProbability, ClassScore, prompt_names
 from nextscale.paper._editing import Editing, Measures
-from nextscale.paper._estimated_time import in_words
 from nextscale.paper._photographs import NO_LABEL, Photographs, read_photographs
 from nextscale.paper._table_3_page import difference_cells, markdown, notes, row_cells, titles
 from nextscale.paper._table_3_sheet import sheet
 from nextscale.paper.paper_recipes import paper_recipe, with_fewer_images
 from nextscale.paper.recipe_bundles import Learning, RecipeBundle, RecipeBundles, given_bundle
-from nextscale.paper.store import Store
-from nextscale.paper.table_3 import (
-    ROWS,
-    PlannedRow,
-    Table3,
-    measure_table_3,
-    plan_table_3,
-)
+from nextscale.paper.store import FIGURES, Store
+from nextscale.paper.table_3 import ROWS, Table3, measure_table_3, plan_table_3
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._manifest import ModelInfo
@@ -76,7 +70,7 @@ from nextscale.runtime.image_io import picture_writer, require_picture_format, r
 @options.roundings
 @learning_options
 @options.calibration_images
-@click.option("--plan", is_flag=True, help="Measure a batch, print how long all will take, and stop.")
+@options.plan
 @options.json_file
 @options.markdown_file
 @click.option("--sheet", "sheet_path", type=click.Path(path_type=Path), metavar="FILE",
@@ -119,10 +113,10 @@ def table_3(
     nextscale paper table-3 --photographs val.npz --rows my-fp32,my-int8 --plan
     nextscale paper table-3 --photographs val.npz --var var_d30.pth --vae vae_ch160v4096z32.pth --learn --device cuda
     """
-    if sheet_path is not None:
-        require_picture_format(sheet_path)
     if plan:
         options.refuse("--plan, which writes nothing,", "json_path", "markdown_path", "sheet_path")
+    if sheet_path is not None:
+        require_picture_format(sheet_path)
     if model.random_weights:
         options.refuse("--random-weights, which cannot be learned,", "learn")
     wanted = _rows(rows, calibration_images)
@@ -155,28 +149,27 @@ def table_3(
         score = _class_score(clip, class_names, info, photographs, threads)
         measures = Measures(distances, score)
         model_bundles = RecipeBundles(store, load, roundings, session, learning)
-        model_bundles.hold([item for item in wanted if isinstance(item, Recipe)])
-        bundles, unbuilt, left_out = built_rows(wanted, model_bundles, steps, plan=plan)
-        del model_bundles, load  # and the model in torch with them
         if plan:
-            steps("measuring a batch of each row")
-            names = [recipe.name for recipe in unbuilt]
-            planned = plan_table_3(bundles, names, photographs, measures, editing, store.figures, session)
-        else:
-            table = measure_table_3(
-                bundles,
-                photographs,
-                measures,
-                editing,
-                store.figures,
-                options=session,
-                left_out=left_out,
-                notes=[RANDOM_WEIGHTS] if model.random_weights else [],
-                on_images=lambda name, done: steps(name, done, len(photographs)),
-            )
-    if plan:
-        _print_plan(planned, left_out, photographs)
-        return
+            planned, left_out = planned_rows(wanted, model_bundles)
+            steps("measuring a batch of each bundle")
+            told = plan_table_3(planned, photographs, measures, editing, store.folder / FIGURES, session)
+            steps.finish()
+            print_plan(told, left_out)
+            return
+        model_bundles.hold([item for item in wanted if isinstance(item, Recipe)])
+        bundles, left_out = built_rows(wanted, model_bundles, steps)
+        del model_bundles, load  # and the model in torch with them
+        table = measure_table_3(
+            bundles,
+            photographs,
+            measures,
+            editing,
+            store.figures,
+            options=session,
+            left_out=left_out,
+            notes=[RANDOM_WEIGHTS] if model.random_weights else [],
+            on_images=lambda name, done: steps(name, done, len(photographs)),
+        )
     writers = table_writers(json_path, table.to_json(), markdown_path, markdown(table))
     if sheet_path is not None:
         parameters = {"table": 3, **table.settings, "rows": [row.name for row in table.rows]}
@@ -227,21 +220,6 @@ def _class_score(
         return ClassClipScore(clip, names)
     ids = imagenet_ids(class_names, model.num_classes)
     return ClassProbability(FeatureNetwork(threads=threads), ids) if any(ids[label] for label in labels) else None
-
-
-def _print_plan(planned: Sequence[PlannedRow], left_out: Sequence[str], photographs: Photographs) -> None:
-    table = Table("row", "s a photograph", "left", "time", box=SIMPLE)
-    for row in planned:
-        seconds = f"{row.seconds:.2f}" if row.measured else f"{row.seconds:.2f} (full precision's)"
-        table.add_row(row.name, seconds, f"{row.left} of {len(photographs)}", in_words(row.total))
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print(table)
-    console.print(f"in all: {in_words(sum(row.total for row in planned))}, measured by one batch of each row")
-    unbuilt = [row.name for row in planned if not row.measured]
-    if unbuilt:
-        console.print(f"and the time to build {len(unbuilt)} bundles: {', '.join(unbuilt)}")
-    for line in left_out:
-        console.print(printable(f"left out: {line}"))
 
 
 def _print(table: Table3, console: Console) -> None:

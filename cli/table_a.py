@@ -14,29 +14,30 @@ from rich.table import Table
 from nextscale.cli import options
 from nextscale.cli.model_options import VAROptions
 from nextscale.cli.paper_models import DEMO, RANDOM_WEIGHTS, paper_model, require_sampling, source_of
-from nextscale.cli.paper_tables import print_table
+from nextscale.cli.paper_tables import print_plan, print_table
 from nextscale.cli.progress import Steps, show_resumable_steps
 from nextscale.cli.results import results_console, table_writers
 from nextscale.cli.store_options import store_options
-from nextscale.cli.table_rows import built_rows
+from nextscale.cli.table_rows import built_rows, planned_rows
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.var.layers import facts_of
-from nextscale.paper._estimated_time import build_seconds, image_seconds, in_words, observing_seconds
-from nextscale.paper._observed_attention import Observing, kept_images
+from nextscale.paper._estimated_time import image_seconds, in_words, observing_seconds
+from nextscale.paper._observed_attention import Observing
+from nextscale.paper._plan import OBSERVED, PlannedStep
 from nextscale.paper.paper_recipes import paper_recipe, with_fewer_images
 from nextscale.paper.recipe_bundles import FULL_PRECISION, RecipeBundle, RecipeBundles
-from nextscale.paper.store import Store
+from nextscale.paper.store import FIGURES, Store
 from nextscale.paper.table_a import (
     ROWS,
     TableA,
     markdown,
     measure_table_a,
     panels,
+    plan_table_a,
     recipe_of_row,
     require_size,
     sections,
 )
-from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._text import printable
@@ -61,6 +62,7 @@ SHOWN = 3  # sections on a terminal; --markdown has all
               help="Folder with the model's learned rounding, as RECIPE.safetensors; for rows of yours that need it.",
               )  # fmt: skip
 @options.calibration_images
+@options.plan
 @options.json_file
 @options.markdown_file
 @click.option("--plot", "plot_path", type=click.Path(path_type=Path), metavar="FILE",
@@ -75,6 +77,7 @@ def table_a(
     store: Store,
     roundings: Path | None,
     calibration_images: int | None,
+    plan: bool,
     json_path: Path | None,
     markdown_path: Path | None,
     plot_path: Path | None,
@@ -91,6 +94,8 @@ def table_a(
     nextscale paper table-a --markdown table_a.md
     nextscale paper table-a --var var_d30.pth --vae vae_ch160v4096z32.pth --rows a6-log2,a6-log2-ss
     """
+    if plan:
+        options.refuse("--plan, which writes nothing,", "json_path", "markdown_path", "plot_path")
     names = _names(rows)
     read = [path for path in (model.var, model.vae, roundings) if path is not None]
     require_writable([path for path in (json_path, markdown_path, plot_path) if path is not None], read)
@@ -98,12 +103,19 @@ def table_a(
     session = SessionOptions(threads=threads, ops="stock")
     observing = Observing(images, seed, cfg_scale)
     with show_resumable_steps(store.folder) as steps:
-        original, bundles, left_out = _bundles(
+        bundles, recipes, planned, left_out = _planned(
             model, names, calibration_images, store, roundings, observing, session, steps
         )
+        steps.finish()
+        if plan:
+            print_plan(planned, left_out)
+            return
+        _tell(planned)
+        original, rows_built, left_out = _built(bundles, recipes, steps)
+        del bundles  # and the model in torch with it
         table = measure_table_a(
-            original,
-            bundles,
+            original.bundle,
+            rows_built,
             observing,
             store.figures,
             options=session,
@@ -136,7 +148,7 @@ def _names(text: str) -> list[str]:
     return names
 
 
-def _bundles(
+def _planned(
     model: VAROptions,
     names: Sequence[str],
     calibration_images: int | None,
@@ -145,8 +157,8 @@ def _bundles(
     observing: Observing,
     session: SessionOptions,
     steps: Steps,
-) -> tuple[Bundle, list[RecipeBundle], list[str]]:
-    """Full precision, the rows' bundles, and lines on rows that cannot be built; the model in torch goes then."""
+) -> tuple[RecipeBundles, list[Recipe], list[PlannedStep], list[str]]:
+    """The model's bundles, the rows' recipes, what is left to do, and lines on rows that cannot be built."""
     steps("reading the model")
     source = source_of(model)
     info, facts = source.model_info(), facts_of(source.var)
@@ -156,12 +168,20 @@ def _bundles(
     recipes = [with_fewer_images(recipe_of_row(name, layers), calibration_images) for name in names]
     bundles = RecipeBundles(store, lambda: source, roundings, session, encoder=False)
     bundles.require_model()
-    bundles.hold([paper_recipe(FULL_PRECISION), *recipes])
-    steps.finish()
-    _tell(bundles, recipes, observing, image_seconds(info, facts), observing_seconds(info))
-    original = bundles.build(paper_recipe(FULL_PRECISION), steps).bundle
-    rows, _, left_out = built_rows(recipes, bundles, steps)
-    return original, rows, left_out
+    rows, left_out = planned_rows([paper_recipe(FULL_PRECISION), *recipes], bundles)
+    work = store.folder / FIGURES
+    planned = plan_table_a(rows, observing, work, image_seconds(info, facts), observing_seconds(info))
+    return bundles, recipes, planned, left_out
+
+
+def _built(
+    bundles: RecipeBundles, recipes: Sequence[Recipe], steps: Steps
+) -> tuple[RecipeBundle, list[RecipeBundle], list[str]]:
+    """Full precision, the rows' bundles, and lines on rows that cannot be built."""
+    full = paper_recipe(FULL_PRECISION)
+    bundles.hold([full, *recipes])
+    original = bundles.build(full, steps)
+    return original, *built_rows(recipes, bundles, steps)
 
 
 def _require_plot(path: Path | None) -> None:
@@ -171,24 +191,11 @@ def _require_plot(path: Path | None) -> None:
         raise NextscaleError('--plot needs matplotlib, which is not installed: pip install "nextscale[eval]"')
 
 
-def _tell(
-    bundles: RecipeBundles, recipes: Sequence[Recipe], observing: Observing, of_image: float, of_observed: float
-) -> None:
+def _tell(planned: Sequence[PlannedStep]) -> None:
     """What will be done, and about how long it takes."""
-    reference = bundles.built(paper_recipe(FULL_PRECISION))
-    to_build, left = [] if reference else [paper_recipe(FULL_PRECISION)], 0
-    for recipe in recipes:
-        there = bundles.built(recipe)
-        if there is None and bundles.missing(recipe) is not None:
-            continue
-        left += observing.images
-        if there is None:
-            to_build.append(recipe)
-        elif reference is not None:
-            left -= kept_images(reference.bundle, there.bundle, observing, bundles.store.figures)
-    seconds = sum(build_seconds(recipe, of_image) for recipe in to_build) + left * of_observed
-    told = f"{len(to_build)} bundles to build, attention of {left} images to observe: about {in_words(seconds)}"
-    click.echo(f"{told} on two cores", err=True)
+    images, seconds = (sum(step.left.get(OBSERVED, 0) for step in planned), sum(step.seconds for step in planned))
+    told = f"{sum(step.builds for step in planned)} bundles to build, attention of {images} images to observe"
+    click.echo(f"{told}: about {in_words(seconds)} on two cores", err=True)
 
 
 def _print(table: TableA, console: Console) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -14,7 +14,7 @@ from nextscale.cli.judging_options import Judging, count_of_pictures, judging_op
 from nextscale.cli.learning_options import learning_options
 from nextscale.cli.model_options import VAROptions
 from nextscale.cli.paper_models import DEMO, RANDOM_WEIGHTS, paper_model, require_sampling, source_of
-from nextscale.cli.paper_tables import print_table, print_total
+from nextscale.cli.paper_tables import print_plan, print_table
 from nextscale.cli.progress import Steps, show_resumable_steps
 from nextscale.cli.results import results_console, table_writers
 from nextscale.cli.store_options import store_options
@@ -25,11 +25,11 @@ from nextscale.evaluate.reference_statistics import Reference
 from nextscale.graph_passes.layer_facts import StageFacts
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.var.layers import facts_of
-from nextscale.paper._estimated_time import SCORING_IMAGES, build_seconds, image_seconds, in_words
+from nextscale.paper._estimated_time import SCORING_IMAGES, image_seconds, in_words
+from nextscale.paper._plan import OBSERVED, PlannedStep, row_step
 from nextscale.paper._quality import Asked, measure_quality, plan_quality, require_reference
 from nextscale.paper._quality_table import Subject, quality_table
 from nextscale.paper._table_b_quality import (
-    BASELINE,
     METHODS,
     QUALITY,
     SCORE_IMAGES,
@@ -46,8 +46,15 @@ from nextscale.paper._table_b_quality import (
 )
 from nextscale.paper.paper_recipes import paper_recipe, with_fewer_images
 from nextscale.paper.paper_table import PaperTable
-from nextscale.paper.recipe_bundles import FULL_PRECISION, Learning, RecipeBundle, RecipeBundles, model_name
-from nextscale.paper.store import Store
+from nextscale.paper.recipe_bundles import (
+    FULL_PRECISION,
+    Learning,
+    RecipeBundle,
+    RecipeBundles,
+    UnbuiltBundle,
+    model_name,
+)
+from nextscale.paper.store import FIGURES, Store
 from nextscale.paper.table_b import costs
 from nextscale.runtime._manifest import ModelInfo
 from nextscale.runtime._operators import Ops
@@ -72,6 +79,26 @@ class _Pictures:
     network: ImageNetwork
     real: Reference | None
     calibration_images: int | None
+
+
+@dataclass(frozen=True)
+class _Read:
+    """The model, before anything is built.
+
+    Attributes:
+        bundles: its bundles.
+        model, facts: its shape.
+        depth: of the paper's model beside it.
+        recipes: of METHODS; none without pictures.
+        lent: whether its weights are random, so that attention is lent and weights are rounded to nearest.
+    """
+
+    bundles: RecipeBundles
+    model: ModelInfo
+    facts: StageFacts
+    depth: int
+    recipes: Mapping[str, Recipe]
+    lent: bool
 
 
 @dataclass(frozen=True)
@@ -121,6 +148,7 @@ class _Built:
               )  # fmt: skip
 @learning_options
 @options.calibration_images
+@options.plan
 @options.json_file
 @options.markdown_file
 def table_b(
@@ -141,6 +169,7 @@ def table_b(
     roundings: Path | None,
     learning: Learning | None,
     calibration_images: int | None,
+    plan: bool,
     json_path: Path | None,
     markdown_path: Path | None,
 ) -> None:
@@ -156,6 +185,8 @@ def table_b(
     nextscale paper table-b --images 0
     nextscale paper table-b --roundings benchmarks/roundings --markdown table_b.md
     """
+    if plan:
+        options.refuse("--plan, which writes nothing,", "json_path", "markdown_path")
     if images == 0:
         options.refuse("--images 0, without pictures,", "compared", "cfg_scale", "top_k", "top_p", "reference",
                        "inception_weights", "batch", "roundings", "learn", "calibration_images")  # fmt: skip
@@ -163,8 +194,8 @@ def table_b(
         raise click.UsageError("--learn does not go with --random-weights, which cannot be learned")
     if images == 1:
         raise click.BadParameter("1 picture has no variance: expected 0, or at least 2", param_hint="--images")
-    read = [path for path in (model.var, model.vae, roundings) if path is not None] + judging.read
-    require_writable([path for path in (json_path, markdown_path) if path is not None], read)
+    inputs = [path for path in (model.var, model.vae, roundings) if path is not None] + judging.read
+    require_writable([path for path in (json_path, markdown_path) if path is not None], inputs)
     pictures = None
     if images != 0:
         asked = Asked(count_of_pictures(images, model), (seed,), Sampling(0, cfg_scale, top_k, top_p), compared, batch)
@@ -172,7 +203,22 @@ def table_b(
     session = SessionOptions(threads=threads, spinning=spinning, ops=ops, ops_library=ops_library)
     quality = None
     with show_resumable_steps(store.folder) as steps:
-        built = _build(model, seed, pictures, store, roundings, learning, session, steps)
+        read = _read(model, pictures, store, roundings, learning, session, steps)
+        scores, rows, left_out = _planned(read, seed, session, steps)
+        steps.finish()
+        built_alone = [row_step(item, {}, 0, image_seconds(read.model, read.facts)) for item in rows]
+        if plan:
+            drawn = built_alone
+            if pictures is not None and len(rows) > 1:
+                steps("measuring a batch of each bundle")
+                work = _work(store.folder / FIGURES, pictures)
+                drawn = plan_quality(rows, pictures.network, pictures.asked, work, session)
+                steps.finish()
+            print_plan([drawn[0], scores, *drawn[1:]], left_out)
+            return
+        _tell(built_alone, scores)
+        built = _build(read, seed, session, steps)
+        del read  # and the model in torch with it
         name = model_name(built.original.bundle)
         table = costs(name, built.scores, built.model, built.facts, seed, lent=model.random_weights)
         if pictures is not None and built.rows:
@@ -187,20 +233,19 @@ def table_b(
         console.print(printable(f"left out of B(b): {line}"))
 
 
-def _build(
+def _read(
     model: VAROptions,
-    seed: int,
     pictures: _Pictures | None,
     store: Store,
     roundings: Path | None,
     learning: Learning | None,
     session: SessionOptions,
     steps: Steps,
-) -> _Built:
-    """Read the model, check what is asked of it, and build all that is measured; the model in torch goes then."""
+) -> _Read:
+    """Read the model, and check what is asked of it."""
     steps("reading the model")
     source = source_of(model)
-    info, facts, nearest = source.model_info(), facts_of(source.var), model.random_weights
+    info, nearest = source.model_info(), model.random_weights
     depth = QUALITY.depth(info, model.model == DEMO)
     recipes = dict[str, Recipe]()
     if pictures is not None:
@@ -212,38 +257,61 @@ def _build(
             recipes[name] = with_fewer_images(row_recipe(name, nearest=nearest), pictures.calibration_images)
     bundles = RecipeBundles(store, lambda: source, roundings, session, learning, encoder=False)
     bundles.require_model()
-    bundles.hold([paper_recipe(FULL_PRECISION)])
-    steps.finish()
-    _tell(bundles, recipes, image_seconds(info, facts), seed, lent=nearest)
-    original = bundles.build(paper_recipe(FULL_PRECISION), steps)
-    scores = kept_scores(original.bundle, seed, store.figures, session, steps, lent=nearest)
-    of_theta = {row_name(choice.theta): bundles_at(bundles, choice) for choice in choices(scores, info, facts)}
+    return _Read(bundles, info, facts_of(source.var), depth, recipes, nearest)
+
+
+def _planned(
+    read: _Read, seed: int, session: SessionOptions, steps: Steps
+) -> tuple[PlannedStep, list[RecipeBundle | UnbuiltBundle], list[str]]:
+    """The observing of attention, the rows with full precision first, and lines on those that cannot be built."""
+    original, work = read.bundles.planned(paper_recipe(FULL_PRECISION)), read.bundles.store.folder / FIGURES
+    images, of_theta = SCORE_IMAGES, dict[str, RecipeBundles]()
+    if read.lent or (isinstance(original, RecipeBundle) and scores_file(original.bundle, seed, work).exists()):
+        images = 0
+    if isinstance(original, RecipeBundle) and not images:  # else no theta has its places yet, and so no bundle
+        of_theta = _of_thetas(read, kept_scores(original.bundle, seed, work, session, steps, lent=read.lent))
+    seconds = images * SCORING_IMAGES * image_seconds(read.model, read.facts)
+    scores = PlannedStep("attention of full precision", {OBSERVED: images} if images else {}, seconds)
+    rows, left_out = [original], list[str]()
+    for name, recipe in read.recipes.items():
+        bundles = of_theta.get(name, with_roundings(read.bundles, name))
+        why = bundles.missing(recipe)
+        if why is None:
+            rows.append(replace(bundles.planned(recipe), name=name))
+        else:
+            left_out.append(f"{METHODS[name]}: {why}")
+    return scores, rows, left_out
+
+
+def _of_thetas(read: _Read, scores: ScoreStatistics) -> dict[str, RecipeBundles]:
+    """By row: bundles of its theta."""
+    found = choices(scores, read.model, read.facts)
+    return {row_name(choice.theta): bundles_at(read.bundles, choice) for choice in found}
+
+
+def _build(read: _Read, seed: int, session: SessionOptions, steps: Steps) -> _Built:
+    """Build all that is measured."""
+    bundles, full = read.bundles, paper_recipe(FULL_PRECISION)
+    bundles.hold([full])
+    original = bundles.build(full, steps)
+    scores = kept_scores(original.bundle, seed, bundles.store.figures, session, steps, lent=read.lent)
+    of_theta = _of_thetas(read, scores)
     rows, left_out = list[RecipeBundle](), list[str]()
-    for name, recipe in recipes.items():
+    for name, recipe in read.recipes.items():
         of_theta.get(name, bundles).hold([recipe])
-    for name, recipe in recipes.items():
-        found, _, missing = built_rows([recipe], of_theta.get(name, bundles), steps)
+    for name, recipe in read.recipes.items():
+        found, missing = built_rows([recipe], of_theta.get(name, bundles), steps)
         rows += [RecipeBundle(name, item.bundle) for item in found]
         left_out += [f"{METHODS[name]}: {line}" for line in missing]
-    notes = [*rounding_note(bundles, nearest=nearest), *([RANDOM_WEIGHTS] if nearest else [])]
-    return _Built(original, info, facts, scores, depth, rows, left_out, notes)
+    notes = [*rounding_note(bundles, nearest=read.lent), *([RANDOM_WEIGHTS] if read.lent else [])]
+    return _Built(original, read.model, read.facts, scores, read.depth, rows, left_out, notes)
 
 
-def _tell(bundles: RecipeBundles, recipes: Mapping[str, Recipe], image: float, seed: int, *, lent: bool) -> None:
-    """What will be done before pictures are drawn, and about how long it takes at most."""
-    full, observed = paper_recipe(FULL_PRECISION), SCORE_IMAGES
-    there = bundles.built(full)
-    to_build = [] if there else [full]
-    for name, recipe in recipes.items():
-        # Which of a theta are there is known only when it has its places.
-        missing = with_roundings(bundles, name).missing(recipe)
-        if missing is None and (name != BASELINE or bundles.built(recipe) is None):
-            to_build.append(recipe)
-    if lent or (there is not None and scores_file(there.bundle, seed, bundles.store.figures).exists()):
-        observed = 0
-    seconds = sum(build_seconds(recipe, image) for recipe in to_build) + observed * SCORING_IMAGES * image
-    told = f"attention of {observed} images to observe, at most {len(to_build)} bundles to build"
-    more = ", and learning" if bundles.learning is not None else ""
+def _tell(built: Sequence[PlannedStep], scores: PlannedStep) -> None:
+    """What will be done before pictures are drawn, and about how long it takes."""
+    observed, seconds = scores.left.get(OBSERVED, 0), scores.seconds + sum(step.seconds for step in built)
+    told = f"attention of {observed} images to observe, {sum(step.builds for step in built)} bundles to build"
+    more = ", and learning" if any(step.learns for step in built) else ""
     click.echo(f"{told}: about {in_words(seconds)} on two cores{more}", err=True)
 
 
@@ -254,10 +322,6 @@ def _quality(
     every, asked, network = [built.original, *built.rows], pictures.asked, pictures.network
     work = store.figures / f"pictures-{asked.images}"
     make_folder(work)
-    steps("measuring a batch of each row")
-    planned = plan_quality(every, [], network, asked, work, session)
-    steps.finish()
-    print_total(planned)
     measured = measure_quality(every, network, asked, work, reference=pictures.real, options=session, on_images=steps)
     return quality_table(
         QUALITY,
@@ -270,3 +334,8 @@ def _quality(
         left_out=built.left_out,
         notes=built.notes,
     )
+
+
+def _work(figures: Path, pictures: _Pictures) -> Path:
+    """Where figures of so many pictures are kept."""
+    return figures / f"pictures-{pictures.asked.images}"

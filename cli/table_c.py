@@ -13,6 +13,8 @@ from rich.table import Table
 
 from nextscale.cli.model_options import CHOSEN
 from nextscale.cli.options import CHECKPOINT, FiniteRange, IntegerList, json_file, operators, refuse, spinning, threads
+from nextscale.cli.options import plan as plan_option
+from nextscale.cli.paper_tables import print_plan
 from nextscale.cli.results import results_console, table_writers
 from nextscale.cli.store_options import store_options
 from nextscale.graph_passes.recipe import Recipe, load_recipe
@@ -23,7 +25,7 @@ from nextscale.models.var.presets import get_preset
 from nextscale.models.var.sources import VARSource, checkpoint_source, demo_digests, demo_source, random_source
 from nextscale.paper._table_c_page import SPEED_HEADERS, batches, markdown, speed_cells, with_interval
 from nextscale.paper.store import Store
-from nextscale.paper.table_c import ROWS, TableC, measure_table_c
+from nextscale.paper.table_c import FULL_PRECISION, ROWS, TableC, measure_table_c, plan_table_c
 from nextscale.paper.throughput_bundles import ModelOrigin, ThroughputBundles
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._file_hash import file_sha256
@@ -123,6 +125,7 @@ def peers_option(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Seed of random weights.")
 @peers_option
+@plan_option
 @json_file
 @click.option(
     "--markdown", "markdown_path", type=click.Path(path_type=Path), metavar="FILE", help="The report as Markdown."
@@ -152,6 +155,7 @@ def table_c(
     roundings: Path | None,
     calibration_images: int,
     seed: int,
+    plan: bool,
     json_path: Path | None,
     markdown_path: Path | None,
     plot_path: Path | None,
@@ -175,6 +179,9 @@ def table_c(
         refuse("--quick", "model", "var", "vae", "rows", "repetitions", "half_width", "calibration_images")
         model, repetitions, calibration_images = DEMO, QUICK_ROUNDS, QUICK_CALIBRATION
         rows = [load_recipe(name) for name in QUICK_ROWS]
+    if plan:
+        refuse("--plan, which writes nothing,", "json_path", "markdown_path", "plot_path")
+        refuse("--plan, which knows nothing of their time,", "peers")
     require_writable(
         [path for path in (json_path, markdown_path, plot_path) if path is not None],
         [*(path for path in (var, vae, roundings) if path is not None), store.folder],
@@ -187,9 +194,21 @@ def table_c(
     console = Console(stderr=True, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
     origin = _origin(model, var, vae, seed, weights, vae_weights)
     shown = _Steps(console)
-    built, operations = ThroughputBundles(origin, store, roundings, calibration_images, session).build(
-        rows, shown, rebuild
-    )
+    bundles = ThroughputBundles(origin, store, roundings, calibration_images, session)
+    if plan:
+        shown("measuring a batch of each bundle")
+        planned = plan_table_c(
+            [bundles.planned(recipe, rebuild) for recipe in rows],
+            bundles.planned(load_recipe(FULL_PRECISION), rebuild),
+            batches=batch_sizes,
+            processes=processes or (),
+            options=session,
+            repetitions=repetitions,
+            warmup=warmup,
+        )
+        print_plan(planned)
+        return
+    built, operations = bundles.build(rows, shown, rebuild)
     contenders = []
     if peers is not None:
         make_peers = find_peers()

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from nextscale.cli import options
+from nextscale.cli.paper_tables import print_plan
 from nextscale.cli.progress import show_resumable_steps
 from nextscale.cli.results import results_console, table_writers
 from nextscale.cli.store_options import store_options
@@ -20,7 +21,7 @@ from nextscale.paper._table_d_rows import ROWS
 from nextscale.paper.segmentation import OVERLAP, SCORE
 from nextscale.paper.segmenter import read_photographs
 from nextscale.paper.store import Store
-from nextscale.paper.table_d import Measuring, TableD, measure_table_d
+from nextscale.paper.table_d import Measuring, TableD, measure_table_d, plan_table_d
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._text import printable
 from nextscale.runtime.image_io import require_writable, write_files
@@ -53,6 +54,7 @@ from nextscale.runtime.image_io import require_writable, write_files
 @click.option("--rounds", type=click.IntRange(0), default=5, show_default=True, help="To time all rows in; 0: none.")
 @options.threads
 @store_options
+@options.plan
 @options.json_file
 @options.markdown_file
 def table_d(
@@ -68,6 +70,7 @@ def table_d(
     rounds: int,
     threads: int,
     store: Store,
+    plan: bool,
     json_path: Path | None,
     markdown_path: Path | None,
 ) -> None:
@@ -82,6 +85,8 @@ def table_d(
     """
     if rounds == 1:
         raise click.BadParameter("1: expected 0, or at least 2, between which times differ", param_hint="--rounds")
+    if plan:
+        options.refuse("--plan, which writes nothing,", "json_path", "markdown_path")
     if coco_path is None:
         options.refuse("a table without --coco", "coco_images")
     read = [path for path in (model, calibration, images, coco_path) if path is not None]
@@ -91,18 +96,17 @@ def table_d(
         coco = Coco(coco_path, coco_images)
         AveragePrecision([*coco.things])  # whose package may be missing
     photographs = read_photographs(images)
+    names = [name.strip() for name in rows.split(",")]
+    measuring = Measuring(Thresholds(score_threshold, overlap_threshold), rounds, budget)
+    asked, session = (model, calibration, photographs, names, store), SessionOptions(threads=threads)
     with show_resumable_steps(store.folder) as steps:
-        table = measure_table_d(
-            model,
-            calibration,
-            photographs,
-            [name.strip() for name in rows.split(",")],
-            store,
-            measuring=Measuring(Thresholds(score_threshold, overlap_threshold), rounds, budget),
-            coco=coco,
-            options=SessionOptions(threads=threads),
-            on_pictures=steps,
-        )
+        if plan:
+            steps("looking at a photograph")
+            planned, left_out = plan_table_d(*asked, measuring=measuring, coco=coco, options=session)
+            steps.finish()
+            print_plan(planned, left_out)
+            return
+        table = measure_table_d(*asked, measuring=measuring, coco=coco, options=session, on_pictures=steps)
     write_files(table_writers(json_path, table.to_json(), markdown_path, markdown(table)))
     _print(table, results_console(json_path, markdown_path))
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import click
 
 from nextscale.cli.progress import Steps
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.paper.paper_recipes import paper_recipe, with_fewer_images
-from nextscale.paper.recipe_bundles import FULL_PRECISION, RecipeBundle, RecipeBundles
+from nextscale.paper.recipe_bundles import FULL_PRECISION, RecipeBundle, RecipeBundles, UnbuiltBundle
 
 Row = TypeVar("Row", Recipe, RecipeBundle, RecipeBundle | Recipe)
 
@@ -38,28 +38,29 @@ def reference_first(rows: Sequence[Row], text: str) -> list[Row]:
     return sorted(rows, key=lambda row: row.name != FULL_PRECISION)
 
 
-class Built(NamedTuple):
-    """What became of rows: their bundles, recipes of those that a plan does not build, and why others cannot be."""
-
-    bundles: list[RecipeBundle]
-    unbuilt: list[Recipe]
-    left_out: list[str]
-
-
 def built_rows(
-    wanted: Sequence[RecipeBundle | Recipe], bundles: RecipeBundles, steps: Steps, *, plan: bool = False
-) -> Built:
-    """The rows' bundles, built where they are not there; of a plan full precision's alone is built."""
-    found = Built([], [], [])
+    wanted: Sequence[RecipeBundle | Recipe], bundles: RecipeBundles, steps: Steps
+) -> tuple[list[RecipeBundle], list[str]]:
+    """The rows' bundles, built where they are not there, and why others cannot be."""
+    found, left_out = list[RecipeBundle](), list[str]()
     for item in wanted:
-        if isinstance(item, RecipeBundle):
-            found.bundles.append(item)
-        elif plan and item.name != FULL_PRECISION and bundles.missing(item) is None and bundles.built(item) is None:
-            found.unbuilt.append(item)
+        bundle = item if isinstance(item, RecipeBundle) else bundles.built_or_why(item, steps)
+        if isinstance(bundle, str):
+            left_out.append(bundle)
         else:
-            bundle = bundles.built_or_why(item, steps)
-            if isinstance(bundle, str):
-                found.left_out.append(bundle)
-            else:
-                found.bundles.append(bundle)
-    return found
+            found.append(bundle)
+    return found, left_out
+
+
+def planned_rows(
+    wanted: Sequence[RecipeBundle | Recipe], bundles: RecipeBundles
+) -> tuple[list[RecipeBundle | UnbuiltBundle], list[str]]:
+    """As `built_rows`, but nothing is built: what is known of the bundles that are not there."""
+    found, left_out = list[RecipeBundle | UnbuiltBundle](), list[str]()
+    for item in wanted:
+        why = None if isinstance(item, RecipeBundle) else bundles.missing(item)
+        if why is not None:
+            left_out.append(why)
+        else:
+            found.append(item if isinstance(item, RecipeBundle) else bundles.planned(item))
+    return found, left_out

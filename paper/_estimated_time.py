@@ -23,6 +23,8 @@ BUILDING_IMAGES, FLOAT_SECONDS, INTEGER_SECONDS = 40, 10, 20
 OBSERVED = 4.7e6
 # An image whose scores are counted takes as long as so many that are drawn.
 SCORING_IMAGES = 2
+# Editing makes three pictures of a photograph, and reads its tokens.
+EDITING_IMAGES = 4.0
 
 
 def image_seconds(model: ModelInfo, facts: StageFacts) -> float:

@@ -18,7 +18,6 @@ from nextscale.paper.paper_recipes import paper_recipe, with_fewer_images
 from nextscale.paper.recipe_bundles import FULL_PRECISION, RecipeBundle, RecipeBundles, model_name
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._next_scale_loop import Generator
-from nextscale.runtime._outputs import make_folder
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime.image_io import Writer
 
@@ -98,7 +97,7 @@ class Workshop:
     Attributes:
         bundles: of one model.
         session: threads, memory and operators.
-        work: an existing folder, where what is measured is kept.
+        work: where what is measured is kept; to make figures it has to exist.
         settings: how much is measured.
         judges: of pictures.
         photographs: to be edited; None: none.
@@ -124,10 +123,8 @@ class Workshop:
 
     @property
     def statistics(self) -> Path:
-        """Where those of so many pictures are kept."""
-        folder = self.work / f"pictures-{self.settings.images}"
-        make_folder(folder)
-        return folder
+        """Where those of so many pictures are kept; it may have to be made."""
+        return self.work / f"pictures-{self.settings.images}"
 
     @property
     def model_name(self) -> str:

@@ -11,6 +11,7 @@ from nextscale.evaluate.image_comparison import Job, compare_images
 from nextscale.evaluate.image_metrics import ImageMetrics
 from nextscale.paper._figure import Workshop, rounded
 from nextscale.paper.recipe_bundles import FULL_PRECISION, RecipeBundle
+from nextscale.runtime._outputs import make_folder
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def qualities_of(workshop: Workshop, names: Iterable[str]) -> Qualities:
     def on_images(job: Job, seed: int, done: int) -> None:
         workshop.tell(f"{by_path[job.bundle.path]}: drawing", done, settings.images)
 
+    make_folder(workshop.statistics)
     rows = compare_images(
         [item.bundle for item in items.values()],
         network,

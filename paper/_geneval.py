@@ -87,6 +87,11 @@ class GenEval:
         results = self._results(row)
         return _overall(results, SAMPLES * len(prompts)) if results.exists() else None
 
+    def left(self, row: str) -> int:
+        """Pictures of a row that are not drawn yet."""
+        prompts, folder = self.prompts(), self.work / row
+        return SAMPLES * sum(not (folder / f"{i:05}" / METADATA).exists() for i in range(len(prompts)))
+
     def command(self, row: str) -> str:
         """What is still to be run, in a line."""
         program, folder = str(self.checkout / PROGRAM), str(self.work / row)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
@@ -60,14 +60,15 @@ class IntegerModels:
     Attributes:
         source: the float model, whose weights stay in their file.
         source_bytes: of its files.
+        samples: that there are.
     Raises:
         NextscaleError: the model cannot be read, or the samples do not fit it.
     """
 
     def __init__(self, model: Path, calibration: Path, store: Store, options: SessionOptions) -> None:
-        self._calibration, self._store, self._options = calibration, store, options
+        self._calibration, self._store, self._quantizing = calibration, store, QuantizeOptions(options, rounds=0)
         self.source, self._name = read_model(model), model.stem
-        read_samples(calibration, graph_inputs(self.source.graph))
+        self.samples = len(read_samples(calibration, graph_inputs(self.source.graph)))
         samples = sorted(calibration.glob("*.npz")) if calibration.is_dir() else [calibration]
         files = [model, *_outside(self.source)]
         self.source_bytes = sum(path.stat().st_size for path in files)
@@ -82,14 +83,7 @@ class IntegerModels:
         Raises:
             NextscaleError: see `quantize_model`; or what an earlier call made is damaged.
         """
-        options = QuantizeOptions(self._options, rounds=0, progress=progress)
-        values = {
-            "version": __version__,
-            "read": self._read,
-            "recipe": recipe.as_dict(),
-            "learning": asdict(options.learning),
-        }
-        file = f"{re.sub(r'[^A-Za-z0-9_.+-]+', '_', recipe.name)[:80]}.onnx"
+        options, file = replace(self._quantizing, progress=progress), _file(recipe)
 
         def make(folder: Path) -> None:
             make_folder(folder)
@@ -98,11 +92,36 @@ class IntegerModels:
             text = json.dumps(report.to_json(), indent=1) + "\n"
             write_files({folder / REPORT: lambda file: file.write(text.encode())})
 
-        key = Key("model", values, f"{self._name}-{recipe.name}")
-        folder = self._store.made(key, make, waiting=lambda: progress("waiting: another command makes it"))
-        with reading_entry(folder):
-            report = read_report(folder / REPORT)
-        return IntegerModel(folder / file, report)
+        waiting = "waiting: another command makes it"
+        return _read_made(self._store.made(self._key(recipe), make, waiting=lambda: progress(waiting)), recipe)
+
+    def found(self, recipe: Recipe) -> IntegerModel | None:
+        """What an earlier call made.
+
+        Raises:
+            NextscaleError: it is damaged.
+        """
+        folder = self._store.find(self._key(recipe))
+        return None if folder is None else _read_made(folder, recipe)
+
+    def _key(self, recipe: Recipe) -> Key:
+        values = {
+            "version": __version__,
+            "read": self._read,
+            "recipe": recipe.as_dict(),
+            "learning": asdict(self._quantizing.learning),
+        }
+        return Key("model", values, f"{self._name}-{recipe.name}")
+
+
+def _file(recipe: Recipe) -> str:
+    return f"{re.sub(r'[^A-Za-z0-9_.+-]+', '_', recipe.name)[:80]}.onnx"
+
+
+def _read_made(folder: Path, recipe: Recipe) -> IntegerModel:
+    with reading_entry(folder):
+        report = read_report(folder / REPORT)
+    return IntegerModel(folder / _file(recipe), report)
 
 
 def read_report(path: Path) -> Mapping[str, Any]:

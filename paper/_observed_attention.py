@@ -110,16 +110,8 @@ class ObservedAttention:
         """What full precision samples, int64 [N, L]; once for all bundles, and again for more images."""
         if self._tokens is not None:
             return self._tokens
-        settings = {"seed": self._observing.seed, "cfg_scale": self._observing.cfg_scale}
-        path = file_of(self._original, self._work, settings, "{bundle}-{digest}-tokens.npz")
-        rows = list[NDArray[np.int64]]()
-        if path.exists():
-            model = self._original.model
-            with kept_file(path, "sample again"):
-                known = checked(read_npz(path), "token_maps", "i", (None, model.num_tokens))
-                if known.min(initial=0) < 0 or known.max(initial=0) >= model.vocab_size:
-                    raise ValueError(f"token_maps: expected 0 to {model.vocab_size - 1}")
-            rows = list(known.astype(np.int64))
+        path = _tokens_file(self._original, self._observing, self._work)
+        rows = _read_tokens(path, self._original)
         if len(rows) < self._observing.images:
             self._sample(rows, path)
         self._tokens = np.stack(rows[: self._observing.images])
@@ -146,6 +138,27 @@ def kept_images(original: Bundle, bundle: Bundle, observing: Observing, work: Pa
     """Of how many of the images `ObservedAttention` has kept a bundle's error in the folder `work`."""
     found = _read(_file(original, bundle, observing, work), original.model, observing)
     return 0 if found is None else found.images
+
+
+def kept_token_maps(original: Bundle, observing: Observing, work: Path) -> int:
+    """How many of the token maps that `ObservedAttention` samples are kept in the folder `work`."""
+    return len(_read_tokens(_tokens_file(original, observing, work), original))
+
+
+def _tokens_file(original: Bundle, observing: Observing, work: Path) -> Path:
+    settings = {"seed": observing.seed, "cfg_scale": observing.cfg_scale}
+    return file_of(original, work, settings, "{bundle}-{digest}-tokens.npz")
+
+
+def _read_tokens(path: Path, original: Bundle) -> list[NDArray[np.int64]]:
+    """Token maps [L]; none where there is no such file."""
+    if not path.exists():
+        return []
+    with kept_file(path, "sample again"):
+        known = checked(read_npz(path), "token_maps", "i", (None, original.model.num_tokens))
+        if known.min(initial=0) < 0 or known.max(initial=0) >= original.model.vocab_size:
+            raise ValueError(f"token_maps: expected 0 to {original.model.vocab_size - 1}")
+    return list(known.astype(np.int64))
 
 
 def _file(original: Bundle, bundle: Bundle, observing: Observing, work: Path) -> Path:

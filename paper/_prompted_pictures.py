@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -237,6 +238,23 @@ def picture_results(
     measure_on(begin, len(asked), drawing.batch_size, measure, keep, on_images)
     assert results is not None  # there is a prompt
     return results.first(len(asked))
+
+
+def finished(generator: Generator, asked: Sequence[Asked], measures: Measures, drawing: Drawing, work: Path) -> int:
+    """How many of the prompts an earlier call of `picture_results` has left figures of."""
+    results = _continued(_path(generator, measures, drawing, work), measures, _digests(asked))
+    return 0 if results is None else min(len(results), len(asked))
+
+
+def seconds_per_picture(generator: Generator, asked: Sequence[Asked], measures: Measures, drawing: Drawing) -> float:
+    """Of one batch that is drawn and measured, behind one that warms up."""
+    batch = asked[: drawing.batch_size]
+    request = of_prompts(generator, [item.prompt for item in batch]).settings(generator.bundle.manifest)
+    began = 0.0
+    for _ in range(2):
+        began = time.perf_counter()
+        _measured(generator.generate(**request, **drawing.settings()).images, batch, measures)
+    return (time.perf_counter() - began) / len(batch)
 
 
 def of_prompts(generator: Generator, prompts: Sequence[str]) -> Subjects:

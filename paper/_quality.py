@@ -17,11 +17,11 @@ from nextscale.evaluate.image_comparison import Job, MetricsRow, compare_images,
 from nextscale.evaluate.image_statistics import ImageNetwork
 from nextscale.evaluate.reference_statistics import Reference
 from nextscale.evaluate.teacher_forced import Agreement, teacher_forced
-from nextscale.graph_passes.recipe import Recipe
 from nextscale.measure.statistics import Interval
 from nextscale.paper._estimated_time import picture_seconds
+from nextscale.paper._plan import COMPARED, PICTURES, Pace, PlannedStep
 from nextscale.paper._rows import NOISE_FLOOR, saturation_line
-from nextscale.paper.recipe_bundles import RecipeBundle
+from nextscale.paper.recipe_bundles import RecipeBundle, UnbuiltBundle
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._manifest import ModelInfo
@@ -163,58 +163,47 @@ def _blank(model: ModelInfo) -> NDArray[np.uint8]:
     return np.zeros((1, model.image_side, model.image_side, 3), np.uint8)
 
 
-@dataclass(frozen=True)
-class PlannedRow:
-    """What a row will take.
-
-    Attributes:
-        name: the recipe's, or "noise floor".
-        seconds: to draw and compare what is not finished; without building.
-        measured: by the row's bundle, or else taken from full precision.
-        left: pictures that are not finished.
-        bytes: of its bundle; about, where there is none.
-    """
-
-    name: str
-    seconds: float
-    measured: bool
-    left: int
-    bytes: float
-
-
 def plan_quality(
-    bundles: Sequence[RecipeBundle],
-    unbuilt: Sequence[Recipe],
+    rows: Sequence[RecipeBundle | UnbuiltBundle],
     network: ImageNetwork,
     asked: Asked,
     work: Path,
     options: SessionOptions,
-) -> list[PlannedRow]:
-    """Draw one batch with each bundle that is there; rows without one are taken to be as fast as full precision.
+) -> list[PlannedStep]:
+    """What `measure_quality` has left to do; a batch is drawn with each bundle that has.
 
     Args:
-        bundles, network, asked, work, options: as for `measure_quality`.
-        unbuilt: recipes of rows without a bundle.
+        rows: full precision first.
+        network, asked, options: as for `measure_quality`.
+        work: as there; it need not exist.
     """
-    rows, full = list[PlannedRow](), 0.0
-    for item in bundles:
-        generator = Generator(item.bundle, options)
-        seconds = picture_seconds(generator, network, asked.batch_size, asked.sampling)
-        full = full or seconds
-        seeds = {item.name: asked.seeds}
-        if not rows:
-            seeds[NOISE_FLOOR] = floor_seeds(asked.seeds)
-        for name, of_row in seeds.items():
-            done = sum(finished_images(generator, network, replace(asked.sampling, seed=seed), work) for seed in of_row)
-            left = max(asked.images * len(of_row) - done, 0)
-            compared = asked.compared if item is not bundles[0] else 0
-            rows.append(PlannedRow(name, seconds * (left + compared), True, left, item.bundle.manifest.size))
-    size = bundles[0].bundle.manifest.size
-    for recipe in unbuilt:
-        left = asked.images * len(asked.seeds)
-        bytes_ = size * (recipe.weights.bits / 32 if recipe.precision == "int8" else 1)
-        rows.append(PlannedRow(recipe.name, full * (left + asked.compared), False, left, bytes_))
-    return rows
+    original, *others = rows
+
+    def batch(item: RecipeBundle) -> float:
+        return picture_seconds(Generator(item.bundle, options), network, asked.batch_size, asked.sampling)
+
+    def pictures(item: RecipeBundle | UnbuiltBundle, seeds: Sequence[int]) -> int:
+        """That are left."""
+        done = 0
+        if isinstance(item, RecipeBundle):
+            generator = Generator(item.bundle, options)
+            done = sum(finished_images(generator, network, replace(asked.sampling, seed=seed), work) for seed in seeds)
+        return asked.images * len(seeds) - done
+
+    def is_compared(item: RecipeBundle | UnbuiltBundle) -> bool:
+        if isinstance(original, UnbuiltBundle) or isinstance(item, UnbuiltBundle):
+            return False
+        return _nearness_file(original.bundle, Generator(item.bundle, options), asked, work).exists()
+
+    pace = Pace(original, batch)
+    steps = [
+        pace.step(original, {PICTURES: pictures(original, asked.seeds)}),
+        pace.step(original, {PICTURES: pictures(original, floor_seeds(asked.seeds))}, name=NOISE_FLOOR),
+    ]
+    for item in others:
+        compared = 0 if is_compared(item) else asked.compared
+        steps.append(pace.step(item, {PICTURES: pictures(item, asked.seeds), COMPARED: compared}))
+    return steps
 
 
 def _nearness(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -43,7 +44,7 @@ class SegmentationFigures:
         photographs: uint8 [H, W, 3].
         coco: None: without.
         thresholds: of panoptic segments.
-        folder: an existing one, for the figures.
+        folder: for the figures; an existing one, if any are to be kept.
         options: threads and memory.
         on_pictures: called with what is done, and how many of how many are finished.
     Raises:
@@ -85,9 +86,7 @@ class SegmentationFigures:
         Raises:
             NextscaleError: the model cannot be run, or what an earlier call left is damaged.
         """
-        told = {**self._told, "model": None if path is None else file_sha256(path)}
-        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
-        kept = self._folder / f"{name if path is None else path.stem}-{digest}.json"
+        kept = self._file(name, path)
         if kept.exists():
             return _read(kept)
         segmenter = self.original if path is None else Segmenter(path, self._options)
@@ -98,6 +97,23 @@ class SegmentationFigures:
         text = json.dumps(asdict(found), indent=1) + "\n"
         write_files({kept: lambda file: file.write(text.encode())})
         return found
+
+    def are_kept(self, name: str, path: Path | None) -> bool:
+        """Whether an earlier call left those of a row; see `of`."""
+        return self._file(name, path).exists()
+
+    def seconds_per_photograph(self) -> float:
+        """That full precision takes for the first, behind a run that warms up."""
+        first = self._photographs[:1]
+        see(self.original, first, self._thresholds, lambda done: None)
+        began = time.perf_counter()
+        see(self.original, first, self._thresholds, lambda done: None)
+        return time.perf_counter() - began
+
+    def _file(self, name: str, path: Path | None) -> Path:
+        told = {**self._told, "model": None if path is None else file_sha256(path)}
+        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+        return self._folder / f"{name if path is None else path.stem}-{digest}.json"
 
     def _seen(self) -> list[Seen]:
         """What full precision sees, which is looked at once, when the first row has to be compared."""

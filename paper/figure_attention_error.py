@@ -15,7 +15,7 @@ from nextscale.evaluate.attention_error import (
     by_stage,
     observed_bytes,
 )
-from nextscale.paper._figure import DPI, STYLES, Figure, FigureLeftOut, Workshop, rounded
+from nextscale.paper._figure import DPI, STYLES, Figure, FigureLeftOut, Settings, Workshop, rounded
 from nextscale.paper._observed_attention import ObservedAttention, Observing
 from nextscale.paper._rows import method_of
 from nextscale.runtime._errors import NextscaleError
@@ -66,10 +66,13 @@ def errors_of(workshop: Workshop, names: Iterable[str]) -> dict[str, AttentionEr
     needed = observed_bytes(original.model)
     if needed > MOST_OBSERVED:
         raise FigureLeftOut(f"observing A V takes {needed / 1e9:.0f} GB")
-    # Calibration has the seed itself.
-    observing = Observing(settings.observed, settings.seed + 1, DEFAULT_CFG_SCALE)
-    attention = ObservedAttention(original, observing, workshop.work, workshop.session, workshop.tell)
+    attention = ObservedAttention(original, observing_of(settings), workshop.work, workshop.session, workshop.tell)
     return {name: attention.error(name, item.bundle) for name, item in workshop.found(names).items()}
+
+
+def observing_of(settings: Settings) -> Observing:
+    """What attention is observed on; calibration has the seed itself."""
+    return Observing(settings.observed, settings.seed + 1, DEFAULT_CFG_SCALE)
 
 
 def numbers(found: Mapping[str, AttentionError], block: int | None) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import Any
 
 from nextscale.calib_data.match_probabilities import FREQUENCIES, MatchingReport, total_variation
 from nextscale.calib_data.plot_matching import matching_plot
-from nextscale.paper._figure import Figure, Workshop, rounded
+from nextscale.graph_passes.recipe import Recipe
+from nextscale.paper._figure import Figure, Settings, Workshop, rounded
 from nextscale.paper.paper_recipes import paper_recipe
 from nextscale.paper.store import reading_entry
 from nextscale.runtime._npz import checked, read_npz
@@ -29,8 +30,7 @@ def figure_6(workshop: Workshop) -> Figure:
 
 def matching_report(workshop: Workshop) -> MatchingReport:
     """Of the calibration samples that bundles of resampled calibration are built with; kept, and gone on with."""
-    recipe = paper_recipe(RECIPE)
-    recipe = replace(recipe, calibration=replace(recipe.calibration, images=workshop.settings.samples))
+    recipe = sampling_recipe(workshop.settings)
 
     def told(step: str, done: int = 0, total: int = 0) -> None:
         workshop.tell(f"calibration samples: {step}", done, total)
@@ -43,6 +43,12 @@ def matching_report(workshop: Workshop) -> MatchingReport:
         if min(found.min() for found in (target, before, after)) < 0 or not before.any():
             raise ValueError("of fewer than no tokens, or of none")
     return MatchingReport(target, before, after)
+
+
+def sampling_recipe(settings: Settings) -> Recipe:
+    """As of which the samples are drawn and matched."""
+    recipe = paper_recipe(RECIPE)
+    return replace(recipe, calibration=replace(recipe.calibration, images=settings.samples))
 
 
 def numbers(report: MatchingReport, *, matched: bool) -> dict[str, Any]:

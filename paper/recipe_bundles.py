@@ -25,6 +25,8 @@ from nextscale.compiler.options import BuildOptions, Progress
 from nextscale.graph_passes.expand_attentive_tokens import ShiftAndSum
 from nextscale.graph_passes.recipe import Recipe, load_recipe
 from nextscale.models.sources import Source
+from nextscale.paper._estimated_size import bundle_bytes
+from nextscale.paper._estimated_time import image_seconds
 from nextscale.paper.store import Key, Store, reading_entry
 from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
 from nextscale.runtime._errors import NextscaleError, OutputError
@@ -44,6 +46,34 @@ class RecipeBundle:
 
     name: str
     bundle: Bundle
+
+
+@dataclass(frozen=True)
+class UnbuiltBundle:
+    """A row's bundle that is yet to be built.
+
+    Attributes:
+        name: of its recipe.
+        recipe: what it is built by.
+        bytes: that it takes, about.
+        image: seconds of an image of its model in full precision, by operations.
+        learns: whether rounding is to be learned for it.
+    """
+
+    name: str
+    recipe: Recipe
+    bytes: int
+    image: float
+    learns: bool = False
+
+
+def unbuilt_bundle(name: str, recipe: Recipe, source: Source, *, learns: bool = False) -> UnbuiltBundle:
+    """What is known of the source's bundle by a recipe."""
+    family = family_of(source)
+    facts = family.facts(0)
+    parameters = sum(weight.numel() for module in family.weights() for weight in module.parameters())
+    size = bundle_bytes(recipe, facts, parameters)
+    return UnbuiltBundle(name, recipe, size, image_seconds(source.model_info(), facts), learns)
 
 
 def given_bundle(text: str) -> RecipeBundle | None:
@@ -131,6 +161,18 @@ class RecipeBundles:
                 return _opened(recipe, found)
         return None
 
+    def planned(self, recipe: Recipe) -> RecipeBundle | UnbuiltBundle:
+        """The bundle, or what is known of it before it is built.
+
+        Args:
+            recipe: one of which nothing is `missing`.
+        """
+        there = self.built(recipe)
+        if there is not None:
+            return there
+        learns = recipe.learned and not self._is_learned(recipe) and self.store.find(self._rounding_key(recipe)) is None
+        return unbuilt_bundle(recipe.name, recipe, self._source, learns=learns)
+
     def missing(self, recipe: Recipe) -> str | None:
         """Why a recipe cannot be built, in a line; None if it can be."""
         if not recipe.learned or self.learning is not None:
@@ -172,9 +214,8 @@ class RecipeBundles:
             else:
                 build_bundle(source, target, options, named)
 
-        path = self.store.made(
-            key, make, needed=self._bytes(recipe), waiting=lambda: named("waiting: another builds it")
-        )
+        needed = unbuilt_bundle(recipe.name, recipe, self._source).bytes
+        path = self.store.made(key, make, needed=needed, waiting=lambda: named("waiting: another builds it"))
         return _opened(recipe, path)
 
     def built_or_why(self, recipe: Recipe, progress: Progress) -> RecipeBundle | str:
@@ -216,6 +257,10 @@ class RecipeBundles:
             family_of(self._source).sample(original, options, self.store.partial(key), progress).save(target)
 
         return self.store.made(key, make, waiting=lambda: progress("waiting: another command samples the token maps"))
+
+    def has_maps(self, recipe: Recipe) -> bool:
+        """Whether those of `maps` are there."""
+        return self.store.find(self._maps_key(recipe)) is not None
 
     def digest(self, recipe: Recipe) -> str:
         """Of all that decides its bundle."""
@@ -329,11 +374,6 @@ class RecipeBundles:
         options = BuildOptions(recipe)
         sampling = {} if recipe.precision == FULL_PRECISION else {"seed": options.seed, "batch": options.batch_size}
         return {"version": __version__, "model": self._model, **sampling}
-
-    def _bytes(self, recipe: Recipe) -> int:
-        """Of a recipe's bundle, about."""
-        weights = [parameter for module in family_of(self._source).weights() for parameter in module.parameters()]
-        return sum(weight.numel() for weight in weights) * (4 if recipe.precision == FULL_PRECISION else 1)
 
     def _is_learned(self, recipe: Recipe) -> bool:
         """Whether its rounding is there to be read."""

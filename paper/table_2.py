@@ -26,16 +26,19 @@ from nextscale.evaluate.teacher_forced import Agreement, Sampled, agreement, sam
 from nextscale.measure.provenance import finite, versions
 from nextscale.measure.statistics import Interval
 from nextscale.paper._geneval import GenEval
+from nextscale.paper._plan import COMPARED, PICTURES, Pace, PlannedStep
 from nextscale.paper._prompted_pictures import (
     RECOGNISED,
     Asked,
     Drawing,
     Measures,
     PictureResults,
+    finished,
     picture_results,
+    seconds_per_picture,
 )
 from nextscale.paper._rows import METHODS, NOISE_FLOOR, Job, interval_of, reference_and_others
-from nextscale.paper.recipe_bundles import FULL_PRECISION, RecipeBundle, model_name
+from nextscale.paper.recipe_bundles import FULL_PRECISION, RecipeBundle, UnbuiltBundle, model_name
 from nextscale.runtime._checked_json import JsonNode
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._machine import Machine, describe_machine
@@ -287,6 +290,61 @@ def measure_table_2(
     )
 
 
+def plan_table_2(
+    rows: Sequence[RecipeBundle | UnbuiltBundle],
+    asked: Sequence[Asked],
+    measures: Measures,
+    drawing: Drawing,
+    comparing: Comparing,
+    work: Path,
+    *,
+    options: SessionOptions | None = None,
+    geneval: GenEval | None = None,
+) -> list[PlannedStep]:
+    """What `measure_table_2` has left to do; a batch is drawn with each bundle that has.
+
+    The error of attention's product is not counted, of whose few images each takes longer than one that is compared.
+
+    Args:
+        rows: full precision first.
+        asked, measures, drawing, comparing, options, geneval: as for `measure_table_2`.
+        work: as there; it need not exist.
+    """
+    original, *others = rows
+    options, comparison = options or SessionOptions(), None
+    if isinstance(original, RecipeBundle):
+        prompts = [item.prompt for item in asked]
+        comparison = _Comparison(original, prompts, drawing, comparing, work, options)
+
+    def batch(item: RecipeBundle) -> float:
+        return seconds_per_picture(Generator(item.bundle, options), asked, measures, drawing)
+
+    def left(item: RecipeBundle | UnbuiltBundle, chosen: Drawing = drawing) -> int:
+        done = 0
+        if isinstance(item, RecipeBundle):
+            done = finished(Generator(item.bundle, options), asked, measures, chosen, work)
+        return len(asked) - done
+
+    def compared(item: RecipeBundle | UnbuiltBundle) -> int:
+        is_there = (
+            comparison is not None
+            and isinstance(item, RecipeBundle)
+            and comparison.path(Generator(item.bundle, options)).exists()
+        )
+        return 0 if is_there else comparing.images
+
+    def judged(item: RecipeBundle | UnbuiltBundle) -> dict[str, int]:
+        return {} if geneval is None else {"for GenEval": geneval.left(item.name)}
+
+    pace = Pace(original, batch)
+    floor = left(original, replace(drawing, seed=drawing.seed + 1))
+    return [
+        pace.step(original, {PICTURES: left(original), **judged(original)}),
+        pace.step(original, {PICTURES: floor}, name=NOISE_FLOOR),
+        *(pace.step(item, {PICTURES: left(item), COMPARED: compared(item), **judged(item)}) for item in others),
+    ]
+
+
 class _Comparison:
     """Bundles against what full precision samples, which it does once, when the first bundle has to be compared.
 
@@ -317,15 +375,7 @@ class _Comparison:
 
     def nearness(self, name: str, candidate: Generator, on_images: OnImages) -> Nearness:
         """Of a bundle: what an earlier call left in `work`, or else measured."""
-        settings = {
-            "reference": bundle_sha256(self._original),
-            "prompts": [*self._prompts],
-            "operators": candidate.ops.variant,
-            **self._drawing,
-            **asdict(self._comparing),
-            "attention_images": self._attention_images,
-        }
-        path = file_of(candidate.bundle, self._work, settings, "{bundle}-{digest}-nearness.json")
+        path = self.path(candidate)
         if path.exists():
             return _read_nearness(path)
         subjects, sampled = self._samples(on_images)
@@ -337,6 +387,18 @@ class _Comparison:
         text = json.dumps(asdict(found), indent=1) + "\n"
         write_files({path: lambda file: file.write(text.encode())})
         return found
+
+    def path(self, candidate: Generator) -> Path:
+        """The file in which a bundle's nearness is kept."""
+        settings = {
+            "reference": bundle_sha256(self._original),
+            "prompts": [*self._prompts],
+            "operators": candidate.ops.variant,
+            **self._drawing,
+            **asdict(self._comparing),
+            "attention_images": self._attention_images,
+        }
+        return file_of(candidate.bundle, self._work, settings, "{bundle}-{digest}-nearness.json")
 
     def _samples(self, on_images: OnImages) -> tuple[Subjects, list[Sampled]]:
         if self._sampled is None:

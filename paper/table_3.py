@@ -30,9 +30,11 @@ from nextscale.paper._editing import (
     remade,
     seconds_per_photograph,
 )
+from nextscale.paper._estimated_time import EDITING_IMAGES
 from nextscale.paper._photographs import Photographs
+from nextscale.paper._plan import Pace, PlannedStep
 from nextscale.paper._rows import METHODS, NOISE_FLOOR, Job, interval_of, reference_and_others
-from nextscale.paper.recipe_bundles import FULL_PRECISION, RecipeBundle
+from nextscale.paper.recipe_bundles import FULL_PRECISION, RecipeBundle, UnbuiltBundle
 from nextscale.runtime._machine import Machine, describe_machine
 from nextscale.runtime._manifest import ModelInfo
 from nextscale.runtime._next_scale_loop import Generator
@@ -251,52 +253,43 @@ def measure_table_3(
     )
 
 
-@dataclass(frozen=True)
-class PlannedRow:
-    """How long a row will take.
-
-    Attributes:
-        name: the row's.
-        seconds: of a photograph.
-        measured: with the row's bundle, or else taken from full precision.
-        left: photographs that are not finished.
-    """
-
-    name: str
-    seconds: float
-    measured: bool
-    left: int
-
-    @property
-    def total(self) -> float:
-        """Seconds."""
-        return self.seconds * self.left
-
-
 def plan_table_3(
-    bundles: Sequence[RecipeBundle],
-    unbuilt: Sequence[str],
+    rows: Sequence[RecipeBundle | UnbuiltBundle],
     photographs: Photographs,
     measures: Measures,
     editing: Editing,
     work: Path,
     options: SessionOptions | None = None,
-) -> list[PlannedRow]:
-    """Measure one batch with each bundle that is there; rows without a bundle are taken to be as fast as the first.
+) -> list[PlannedStep]:
+    """What `measure_table_3` has left to do; a batch is edited with each bundle that has.
 
     Args:
-        bundles, photographs, measures, editing, work, options: as for `measure_table_3`.
-        unbuilt: names of rows without a bundle.
+        rows: full precision first.
+        photographs, measures, editing, options: as for `measure_table_3`.
+        work: as there; it need not exist.
+    Raises:
+        NextscaleError: see `jobs`.
     """
-    rows = list[PlannedRow]()
-    for job in jobs(bundles, editing):
-        generator = Generator(job.bundle.bundle, options)
-        left = len(photographs) - finished(generator, photographs, measures, job.sampling, work)
-        known = rows[0].seconds if job.name == NOISE_FLOOR else None
-        seconds = seconds_per_photograph(generator, photographs, measures, editing) if known is None else known
-        rows.append(PlannedRow(job.name, seconds, True, left))
-    rows += [PlannedRow(name, rows[0].seconds, False, len(photographs)) for name in unbuilt]
-    return rows
+    original, *others = rows
+    if isinstance(original, RecipeBundle):
+        jobs([item for item in rows if isinstance(item, RecipeBundle)], editing)
+
+    def batch(item: RecipeBundle) -> float:
+        return seconds_per_photograph(Generator(item.bundle, options), photographs, measures, editing)
+
+    def left(item: RecipeBundle | UnbuiltBundle, chosen: Editing = editing) -> dict[str, int]:
+        done = 0
+        if isinstance(item, RecipeBundle):
+            done = finished(Generator(item.bundle, options), photographs, measures, chosen, work)
+        return {"photographs": len(photographs) - done}
+
+    pace = Pace(original, batch, EDITING_IMAGES)
+    floor = left(original, replace(editing, seed=editing.seed + 1))
+    return [
+        pace.step(original, left(original)),
+        pace.step(original, floor, name=NOISE_FLOOR),
+        *(pace.step(item, left(item)) for item in others),
+    ]
 
 
 def _row(job: Job[Editing], results: EditResults, original: EditResults) -> Row:

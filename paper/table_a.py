@@ -22,13 +22,20 @@ from nextscale.evaluate.attention_error import (
 from nextscale.graph_passes.recipe import Recipe
 from nextscale.measure.provenance import finite, versions
 from nextscale.paper._depths import require_depth
-from nextscale.paper._observed_attention import ObservedAttention, Observing, OnImages
+from nextscale.paper._observed_attention import (
+    ObservedAttention,
+    Observing,
+    OnImages,
+    kept_images,
+    kept_token_maps,
+)
+from nextscale.paper._plan import OBSERVED, PlannedStep, row_step
 from nextscale.paper._rows import method_of
 from nextscale.paper._table_pages import markdown_table
 from nextscale.paper.paper_recipes import paper_recipe
 from nextscale.paper.paper_table import Cell, Column, PaperTable, Row
 from nextscale.paper.paper_table import markdown as correlations_page
-from nextscale.paper.recipe_bundles import RecipeBundle, model_name
+from nextscale.paper.recipe_bundles import RecipeBundle, UnbuiltBundle, model_name
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._machine import describe_machine, saturation_warning
@@ -155,6 +162,31 @@ def measure_table_a(
         versions=versions(),
     )
     return TableA(table, observed)
+
+
+def plan_table_a(
+    rows: Sequence[RecipeBundle | UnbuiltBundle], observing: Observing, work: Path, image: float, observed: float
+) -> list[PlannedStep]:
+    """What `measure_table_a` and the builds before it have left to do, by operations.
+
+    Args:
+        rows: full precision, which samples the token maps, and the table's.
+        observing, work: as for `measure_table_a`; the folder need not exist.
+        image: seconds of an image in full precision.
+        observed: seconds of the attention of an image.
+    """
+    original, *others = rows
+    steps, sampled = list[PlannedStep](), 0
+    for item in others:
+        kept = 0
+        if isinstance(original, RecipeBundle) and isinstance(item, RecipeBundle):
+            kept = kept_images(original.bundle, item.bundle, observing, work)
+        left = observing.images - kept
+        sampled = observing.images if left else sampled
+        steps.append(row_step(item, {OBSERVED: left}, left * observed, image))
+    if sampled and isinstance(original, RecipeBundle):
+        sampled = max(sampled - kept_token_maps(original.bundle, observing, work), 0)
+    return [row_step(original, {"token maps": sampled}, sampled * image, image), *steps]
 
 
 def columns() -> tuple[Column, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from nextscale.graph_passes.recipe import Recipe
@@ -20,15 +21,20 @@ from nextscale.measure.statistics import Interval
 from nextscale.measure.time_split import TimeSplit, profile_bundle
 from nextscale.models.operations import facts_of_bundle, linear_operations
 from nextscale.paper._demo_agreement import DemoAgreement, agreement_provenance, demo_agreement
+from nextscale.paper._estimated_time import picture_seconds
+from nextscale.paper._plan import PICTURES, Pace, PlannedStep
+from nextscale.paper.recipe_bundles import FULL_PRECISION, RecipeBundle, UnbuiltBundle
 from nextscale.runtime._bundle import Bundle
 from nextscale.runtime._cpus import physical_cpus
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._machine import Machine, describe_machine
 from nextscale.runtime._manifest import FUSED, STOCK
+from nextscale.runtime._next_scale_loop import Generator
+from nextscale.runtime._operators import SLOW_ISA, installed_library, load_library
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._variants import each_variant
 
-FULL_PRECISION = "fp32"
+PROFILED = 2  # pictures of each row's profile
 ANCHORS = (FULL_PRECISION, "default")  # in the rounds of every group of peers
 
 
@@ -223,7 +229,7 @@ def measure_table_c(
     require_cores(processes, cpus)
     log("rates of matrix products")
     before = kernel_rates(options)
-    measured = [case for item in bundles for case in cases(item, options)]
+    measured = [Case(item, choice) for item in bundles for choice in cases(item.bundle, options)]
     contenders = [bundle_contender(case.name, case.item.bundle, "generate", case.options) for case in measured]
     anchors = [case.name for case in measured if case.item.recipe.name in ANCHORS]
 
@@ -303,6 +309,52 @@ def measure_table_c(
     )
 
 
+def plan_table_c(
+    rows: Sequence[RecipeBundle | UnbuiltBundle],
+    original: RecipeBundle | UnbuiltBundle,
+    *,
+    batches: Sequence[int],
+    processes: Sequence[int],
+    options: SessionOptions,
+    repetitions: int,
+    warmup: int,
+) -> list[PlannedStep]:
+    """What `measure_table_c` without peers and the builds before it take at most; a batch is drawn with each bundle.
+
+    Args:
+        rows: of the table.
+        original: full precision, among them or not.
+        batches, processes, options, repetitions, warmup: as for `measure_table_c`.
+    Raises:
+        NextscaleError: a setting is out of range, or fused operators are asked for and cannot run.
+    """
+    require_batches(batches)
+    require_rounds(repetitions, warmup)
+    require_cores(processes, physical_cpus())
+    at_once = sum(set(batches))
+
+    def batch(item: RecipeBundle) -> float:
+        return picture_seconds(Generator(item.bundle, options), None, min(batches))
+
+    pace, each = Pace(original, batch), (warmup + repetitions) * at_once + PROFILED
+    steps = [pace.step(item, {PICTURES: each * _variants(item, options)}) for item in rows]
+    chosen = next((item for item in rows if item.name == "default"), rows[-1])
+    together = sum(processes) * (repetitions + 2) * at_once  # twice half of the rounds behind one that warms up
+    if together:
+        steps.append(pace.step(chosen, {PICTURES: together}, name=f"{chosen.name} in processes"))
+    return steps
+
+
+def _variants(item: RecipeBundle | UnbuiltBundle, options: SessionOptions) -> int:
+    """Of a row's graphs, each of which is measured."""
+    if isinstance(item, RecipeBundle):
+        return len(cases(item.bundle, options))
+    if item.recipe.precision == "fp32" or options.ops != "auto":
+        return 1
+    library = load_library(Path(options.ops_library)) if options.ops_library else installed_library()
+    return 2 if library is not None and library.isa not in ("", SLOW_ISA) else 1
+
+
 def recommend(recipe: str, speeds: Sequence[Speed], together: Sequence[MachineSpeed], threads: int) -> str:
     """What gives most images per second: one process or several, and how many images at a time.
 
@@ -346,11 +398,10 @@ class Case:
         return f"{self.item.recipe.name} {FUSED}" if self.is_fused else self.item.recipe.name
 
 
-def cases(item: TableBundle, options: SessionOptions) -> list[Case]:
+def cases(bundle: Bundle, options: SessionOptions) -> list[SessionOptions]:
     """A bundle without fused graphs, as one of full precision, has its stock graphs in the table, whatever is asked."""
-    has_fused = any(graph.fused is not None for graph in item.bundle.manifest.graphs.values())
-    choices = each_variant(item.bundle, options) if has_fused else [replace(options, ops=STOCK)]
-    return [Case(item, choice) for choice in choices]
+    has_fused = any(graph.fused is not None for graph in bundle.manifest.graphs.values())
+    return each_variant(bundle, options) if has_fused else [replace(options, ops=STOCK)]
 
 
 def require_groups(peers_at_once: int | None, half_width: float | None, minutes: float | None) -> None:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from nextscale.foreign.compare import run_in_turns
 from nextscale.foreign.normalize import normalize
+from nextscale.foreign.quantize_model import ASKED
 from nextscale.foreign.running import Running
 from nextscale.foreign.survey import survey
 from nextscale.measure.interleaved import ORDER
@@ -20,13 +21,15 @@ from nextscale.measure.provenance import finite, versions
 from nextscale.measure.statistics import Interval, mean_interval, ratio_interval
 from nextscale.paper._coco import Coco
 from nextscale.paper._coco_scores import CocoScores
+from nextscale.paper._estimated_size import CODE_BITS, FLOAT_BITS, PACKED_BITS
 from nextscale.paper._integer_models import IntegerModel, IntegerModels
+from nextscale.paper._plan import Basis, PlannedStep
 from nextscale.paper._segmentation_agreement import Agreement, Pixels, Thresholds
 from nextscale.paper._segmentation_figures import Figures, OnPictures, SegmentationFigures
 from nextscale.paper._table_d_operations import Operations, multiply_adds, operations
 from nextscale.paper._table_d_rows import PlannedRow, layers_behind_gelu, plan_rows
 from nextscale.paper.recipe_bundles import FULL_PRECISION
-from nextscale.paper.store import Store
+from nextscale.paper.store import FIGURES, Store
 from nextscale.runtime._errors import NextscaleError, OutputError
 from nextscale.runtime._machine import Machine, describe_machine, saturation_warning
 from nextscale.runtime._session import SessionOptions
@@ -43,6 +46,8 @@ class PaperRow:
 
 # Of what convolutions read, and of their weights, in every recipe.
 CONVOLUTION_BITS = (8, 8)
+# A photograph is seen in two ways; a sample is run as it is, to observe it, and to compare the model before and after.
+RUNS_OF_A_PHOTOGRAPH, RUNS_OF_A_SAMPLE = 2, 5
 PAPER = {
     "fp32": PaperRow(67.4, 49.0, 57.9),
     "brecq-w6a6": PaperRow(66.5, 47.8, 55.8),
@@ -229,6 +234,63 @@ def measure_table_d(
         left_out=tuple(left_out),
         warnings=tuple(f"{name}: {warning}" for name, warning in warnings.items() if warning is not None),
     )
+
+
+def plan_table_d(
+    model: Path,
+    calibration: Path,
+    photographs: Sequence[Pixels],
+    rows: Sequence[str],
+    store: Store,
+    *,
+    measuring: Measuring,
+    coco: Coco | None = None,
+    options: SessionOptions | None = None,
+) -> tuple[list[PlannedStep], list[str]]:
+    """What `measure_table_d` has left to do, by the time that full precision takes for a photograph.
+
+    Args:
+        model, calibration, photographs, rows, store, measuring, coco, options: as there.
+    Returns:
+        A step for each row, and lines on rows that are missing.
+    Raises:
+        NextscaleError: as there.
+    """
+    options = options or SessionOptions()
+    figures = SegmentationFigures(
+        model, photographs, coco, measuring.thresholds, store.folder / FIGURES, options, lambda what, done, total: None
+    )
+    models = IntegerModels(model, calibration, store, options)
+    normalized = normalize(models.source).model
+    planned, left_out = plan_rows(rows, layers_behind_gelu(normalized.graph), measuring.budget)
+    made = {row.name: None if row.recipe is None else models.found(row.recipe) for row in planned}
+    paths = {name: None if integer is None else integer.path for name, integer in made.items()}
+    pending = {
+        row.name
+        for row in planned
+        if (row.recipe is not None and made[row.name] is None) or not figures.are_kept(row.name, paths[row.name])
+    }
+    photograph = figures.seconds_per_photograph() if pending or measuring.rounds else 0.0
+    run = photograph / RUNS_OF_A_PHOTOGRAPH
+    making = models.samples * RUNS_OF_A_SAMPLE + ASKED * len(survey(normalized).found)
+    basis: Basis = "full precision's batch"
+    steps = []
+    for row in planned:
+        # Full precision is looked at when another row is compared.
+        looks = row.name in pending if row.recipe is not None else bool(pending - {row.name})
+        left = {
+            "photographs": len(photographs) if looks else 0,
+            "of COCO": len(coco) if coco is not None and row.name in pending else 0,
+            "timed": measuring.rounds,
+        }
+        seconds = photograph * (left["photographs"] + left["of COCO"]) + run * measuring.rounds
+        left = {what: count for what, count in left.items() if count}
+        if row.recipe is None or made[row.name] is not None:
+            steps.append(PlannedStep(row.name, left, seconds, basis))
+            continue
+        size = models.source_bytes * (PACKED_BITS if row.recipe.weights.packed else CODE_BITS) // FLOAT_BITS
+        steps.append(PlannedStep(row.name, left, seconds + making * run, basis, True, row.recipe.learned, size))
+    return steps, left_out
 
 
 def _tell(on_pictures: OnPictures, name: str, step: str) -> None:

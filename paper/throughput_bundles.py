@@ -28,7 +28,7 @@ from nextscale.models.var.layers import facts_of
 from nextscale.models.var.sources import VARSource
 from nextscale.models.var.vqvae import VQVAE, VQVAEConfig
 from nextscale.paper._transfer_scores import DEMO_ATTENTION, demo_statistics
-from nextscale.paper.recipe_bundles import told
+from nextscale.paper.recipe_bundles import RecipeBundle, UnbuiltBundle, told, unbuilt_bundle
 from nextscale.paper.store import Key, Store, reading_entry
 from nextscale.paper.table_c import TableBundle
 from nextscale.runtime._bundle import Bundle
@@ -104,6 +104,20 @@ class ThroughputBundles:
                 notes = (*notes, f"{places}, of the demo model's attention")
             rows.append(TableBundle(recipe, bundle, notes))
         return rows, operations
+
+    def planned(self, recipe: Recipe, rebuild: bool = False) -> RecipeBundle | UnbuiltBundle:
+        """The bundle, or what is known of it before it is built.
+
+        Args:
+            recipe: as for `build`.
+            rebuild: as if it were not there.
+        Raises:
+            NextscaleError: it is damaged.
+        """
+        there = None if rebuild else self.store.find(self._key(recipe))
+        if there is not None:
+            return RecipeBundle(recipe.name, Bundle.open(there))
+        return unbuilt_bundle(recipe.name, self._altered(recipe)[0], self._source)
 
     def _operations(self) -> int:
         """Kept, as the model takes long to load."""

@@ -12,6 +12,8 @@ import pytest
 from fake_measures import FakeClassifier, FakeDistance
 from PIL import Image
 from pixel_network import PixelNetwork
+from plans import files, shown_plan
+from refusal import assert_refused
 from tiny_model import ONE_THREAD, no_progress, rounded_down, tiny_source
 
 from nextscale.calib_data.match_probabilities import FREQUENCIES
@@ -83,6 +85,12 @@ class KeptBundles:
         if not copy.exists():
             shutil.copytree(self.bundles / recipe.name, copy)
         return RecipeBundle(recipe.name, Bundle.open(copy))
+
+    def planned(self, recipe: Recipe) -> RecipeBundle:
+        return self.build(recipe, None)
+
+    def has_maps(self, recipe: Recipe) -> bool:
+        return (self.folder / "maps").exists()
 
     def build(self, recipe: Recipe, progress: object) -> RecipeBundle:
         found = self.built(recipe)
@@ -256,6 +264,65 @@ def test_bundles_are_built_and_kept(tmp_path: Path, capsys: pytest.CaptureFixtur
         "figure 1a left out: no bundle of brecq-w4a6\n"
         "  brecq-w4a6: its weights are learned, and no --roundings is given\n"
     )
+
+
+def plan(folder: Path, *arguments: object) -> int:
+    return main(["paper", "figures", *map(str, (*arguments, "--store", folder / "store", *FAST)), "--plan"])
+
+
+def test_a_plan_tells_what_is_left_and_builds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    roundings = tmp_path / "roundings"
+    roundings.mkdir()
+    rounded_down(paper_recipe("brecq-w4a6"), named_source()).save(roundings / "brecq-w4a6.safetensors")
+    arguments = ("1a", "1b", "2", "A", "--roundings", roundings)
+    assert plan(tmp_path, *arguments) == 0
+    steps, lines = shown_plan(capsys)
+    assert steps == {
+        "fp32": ("build", "operations"),
+        "brecq-w4a6": ("build", "operations"),
+        "figure 1a": ("2 observed", "operations"),
+        "figure 1b": ("2 samples", "operations"),
+        "figure 2": ("2 observed", "operations"),
+        "figure A": ("3 for the sheet", "operations"),
+    }
+    assert lines[0].startswith("in all: about 31 s, and ")  # 10 and 20, and the images' operations
+    assert [line.split(":")[1].strip() for line in lines[1:]] == ["brecq-w6a6", "litevar-w6a6", "ours-w6a6"]
+    assert {path.name for path in tmp_path.iterdir()} == {"roundings"}
+
+    assert run(tmp_path, "1a", "1b", "--roundings", roundings) == 0
+    before, _ = files(tmp_path), capsys.readouterr()
+    assert plan(tmp_path, *arguments) == 0
+    steps, _ = shown_plan(capsys)
+    finished = dict.fromkeys(("fp32", "brecq-w4a6", "figure 1a", "figure 1b"), ("in the store", ""))
+    assert steps == finished | {
+        "figure 2": ("2 observed", "full precision's batch"),
+        "figure A": ("3 for the sheet", "full precision's batch"),
+    }
+    assert files(tmp_path) == before
+
+
+@pytest.mark.usefixtures("kept")
+def test_a_plan_counts_pictures_and_what_figures_share_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "F") == 0
+    capsys.readouterr()
+    assert plan(tmp_path, "F") == 0
+    finished = dict.fromkeys(("fp32", "brecq-w4a6", "ours-w4a6", "brecq-w6a6", "default"), ("in the store", ""))
+    assert shown_plan(capsys)[0] == finished
+    assert plan(tmp_path, "1a", "1b", "5", "6", "E", "F") == 0
+    budgets = [f"budget-{budget}-w4a6" for budget in (0.25, 0.5, 2, 5)]  # copies of ours-w4a6, whose pictures are there
+    assert shown_plan(capsys)[0] == finished | dict.fromkeys(budgets, ("in the store", "")) | {
+        "figure 1a": ("2 observed", "full precision's batch"),
+        "figure 1b": ("2 samples", "full precision's batch"),
+        "figure 5": ("2 observed", "full precision's batch"),  # of ours-w4a6 alone
+        "figure E": ("3 for the sheet", "full precision's batch"),
+    }
+
+
+def test_where_figures_go_is_said_but_for_a_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = ("--store", str(tmp_path / "store"))
+    assert_refused(capsys, main(["paper", "figures", "2", *store]), "where shall the figures go? Give --out")
+    assert_refused(capsys, run(tmp_path, "2", "--plan"), "--plan, which writes nothing, does not go with --out")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pixel_network import PixelNetwork
+from plans import files, shown_plan
 from refusal import assert_refused
 from tiny_model import rounded_down, tiny_preset, tiny_source
 
@@ -159,13 +160,51 @@ def test_simulated_rows_are_read_in_their_turn(
     assert len(seen) == 3 * len(names) - 1
 
 
-def test_a_plan_builds_full_precision_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_tells_what_is_left_and_builds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    roundings = tmp_path / "roundings"
+    roundings.mkdir()
+    rounded_down(load_recipe("brecq-w4a6")).save(roundings / "brecq-w4a6.safetensors")
+    rows = ("--rows", "fp32,default,brecq-w4a6,ours-w4a6", "--roundings", roundings, "--plan")
+    assert run(tmp_path / "store", *rows) == 0
+    steps, lines = shown_plan(capsys)
+    assert steps == {
+        "fp32": ("build, 6 pictures", "operations"),
+        "noise floor": ("6 pictures", "operations"),
+        "default": ("build, 6 pictures, 3 compared", "operations"),
+        "brecq-w4a6": ("build, 6 pictures, 3 compared", "operations"),
+    }
+    assert lines[0].startswith("in all: about 51 s, and ")  # 10 and 2 * 20, and the images' operations
+    assert lines[0].endswith(" MB more in the store; estimated")
+    assert lines[1].startswith("left out: ours-w4a6: its weights are learned")
+    assert not (tmp_path / "store").exists()
+
+    # What is built has a batch of its own; what is measured is not asked again.
+    assert run(tmp_path / "store", "--rows", "fp32,default") == 0
+    before, _ = files(tmp_path / "store"), capsys.readouterr()
+    assert run(tmp_path / "store", *rows) == 0
+    steps, lines = shown_plan(capsys)
+    assert steps == {
+        "fp32": ("in the store", ""),
+        "noise floor": ("in the store", ""),
+        "default": ("in the store", ""),
+        "brecq-w4a6": ("build, 6 pictures, 3 compared", "full precision's batch"),
+    }
+    assert run(tmp_path / "store", "--rows", "fp32,default", "--seed", 0, "--seed", 1, "--plan") == 0
+    assert shown_plan(capsys)[0] == {
+        "fp32": ("in the store", ""),  # seed 1 was its noise floor
+        "noise floor": ("12 pictures", "its own batch"),
+        "default": ("6 pictures", "its own batch"),
+    }
     assert run(tmp_path / "store", "--rows", "fp32,default", "--plan") == 0
-    shown = capsys.readouterr().out
-    assert "6 " in shown
-    assert "(at full precision's speed)" in shown
-    assert "and the time to build 1 bundles: default" in shown
-    assert "GB" in shown
+    assert shown_plan(capsys)[1] == ["in all: about 0 s, and 0.0 MB more in the store; estimated"]
+    assert files(tmp_path / "store") == before
+
+
+def test_a_plan_says_what_it_does_not_know(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path / "store", "--rows", "fp32,brecq-w4a6", "--learn", "--plan") == 0
+    _, lines = shown_plan(capsys)
+    assert lines[1:] == ["and the time to learn the rounding of 1 row, which is not estimated: brecq-w4a6"]
+    assert not (tmp_path / "store").exists()
 
 
 def test_a_quick_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +239,10 @@ REFUSED = {
     "a simulated plan": (("--simulated", "--plan"), "--simulated does not go with --plan"),
     "top-p": (("--simulated", "--top-p", 2), "top_p"),
     "guidance": (("--cfg-scale", "nan"), "cfg_scale"),
-    "a plan with files": (("--plan", "--json", "table.json"), "--plan, which writes nothing, does not go with --json"),
+    "a plan with files": (
+        ("--plan", "--json", "table.json"),
+        "--plan, which writes nothing, does not go with --json (see",
+    ),
     "random weights that learn": (
         ("--preset", "var-d16", "--random-weights", "--learn"),
         "--random-weights does not go with --learn",

@@ -14,6 +14,7 @@ import torch
 from fake_judge import write_judge
 from infinity_checkpoints import INFINITY, save_infinity_checkpoints
 from numpy.typing import NDArray
+from plans import files, shown_plan
 from refusal import assert_refused
 from tiny_emoji import write_tiny_emoji
 
@@ -143,6 +144,34 @@ def test_rows_are_built_measured_and_gone_on_with(
         assert_refused(capsys, run(*arguments, *further), "far enough")
 
 
+def test_a_plan_tells_what_is_left_and_builds_nothing(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ("--prompts", "prompts.json", "--calibration-prompts", "few.txt", "--rows", "fp32,small.toml,learned.toml")
+    assert run(*chosen, "--plan") == 0
+    steps, lines = shown_plan(capsys)
+    assert steps == {
+        "fp32": ("build, 3 pictures", "operations"),
+        "noise floor": ("3 pictures", "operations"),
+        "small": ("build, 3 pictures, 2 compared", "operations"),
+    }
+    assert lines[0].startswith("in all: about 31 s, and ")  # 10 and 20, and the images' operations
+    assert lines[1].startswith("left out: learned: its weights are learned")
+    assert not list(tmp_path.iterdir())
+
+    assert run(*chosen) == 0
+    before, _ = files(tmp_path), capsys.readouterr()
+    assert run(*chosen, "--plan") == 0
+    assert shown_plan(capsys)[0] == dict.fromkeys(steps, ("in the store", ""))
+    assert run(*chosen, "--seed", "5", "--plan") == 0
+    assert shown_plan(capsys)[0] == {
+        "fp32": ("in the store", ""),  # seed 5 was the noise floor's
+        "noise floor": ("3 pictures", "its own batch"),
+        "small": ("3 pictures", "its own batch"),
+    }
+    assert files(tmp_path) == before
+
+
 def test_rounding_is_learned_where_that_is_asked_for(
     run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,6 +265,10 @@ BAD_USAGE = {
     "no temperature": ([*PROMPTS, "--tau", "nan"], "--tau: tau nan is out of range: expected 0.0001 to 100"),
     "endless guidance": ([*PROMPTS, "--cfg-scale", "inf"], "--cfg-scale: cfg_scale inf is out of range"),
     "more than all": ([*PROMPTS, "--top-p", "1.5"], "--top-p: top_p 1.5 is out of range: expected 0 to 1"),
+    "a plan with files": (
+        [*PROMPTS, "--plan", "--json", "table.json"],
+        "--plan, which writes nothing, does not go with --json (see",
+    ),
     "one prompt": (["--prompts", "one.txt"], "one.txt: 1 prompt; expected at least 2"),
     "a long prompt": (["--prompts", "long.txt", "--rows", "fp32"], 'long.txt: prompt "aaaaaaaaaa'),
 }

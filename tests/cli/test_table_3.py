@@ -12,6 +12,7 @@ import pytest
 import torch
 from fake_measures import FakeClassifier, FakeDistance
 from PIL import Image
+from plans import shown_plan
 from refusal import assert_refused
 from tiny_model import rounded_down, tiny_models, tiny_preset, tiny_source
 
@@ -117,23 +118,34 @@ def test_folders_and_a_plan(
         Image.new("RGB", (20 + i, 16), (i * 40, 90, 200)).save(folder / f"{i}.jpg")
     arguments = ("--photographs", folder, "--rows", f"{int8_bundle},{fp32_bundle}", "--store", tmp_path / "store")
     assert run_folders(*arguments, "--plan") == 0
-    shown = capsys.readouterr().out
-    assert "3 of 3" in shown
-    assert "in all: " in shown
+    steps, lines = shown_plan(capsys)
+    assert steps == dict.fromkeys(("fp32", "noise floor", "default"), ("3 photographs", "its own batch"))
+    assert lines[0].endswith("and 0.0 MB more in the store; estimated")
     assert run_folders(*arguments) == 0
     shown = capsys.readouterr().out
     assert "no class-conditional editing" in shown
     assert run_folders(*arguments, "--plan") == 0
-    assert "0 of 3" in capsys.readouterr().out
+    steps, lines = shown_plan(capsys)
+    assert steps == dict.fromkeys(("fp32", "noise floor", "default"), ("in the store", ""))
+    assert lines[0].startswith("in all: about 0 s")
 
 
-def test_a_plan_builds_full_precision_alone(
-    tmp_path: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_plan_builds_nothing(tmp_path: Path, photographs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = tmp_path / "store"
-    assert run("--photographs", photographs, "--rows", "fp32,default", "--store", store, "--plan") == 0
-    assert "the time to build 1 bundles: default" in capsys.readouterr().out
-    assert kept(store) == {"bundle tiny-fp32"}
+    rows = ("--photographs", photographs, "--rows", "fp32,default", "--store", store)
+    assert run(*rows, "--plan") == 0
+    steps, lines = shown_plan(capsys)
+    assert steps == {
+        "fp32": (f"build, {N} photographs", "operations"),
+        "noise floor": (f"{N} photographs", "operations"),
+        "default": (f"build, {N} photographs", "operations"),
+    }
+    assert lines[0].startswith("in all: about 31 s, and ")
+    assert not store.exists()
+    assert run(*rows, "--plan", "--sheet", tmp_path / "sheet.png") == 2
+    assert "--plan, which writes nothing, does not go with --sheet" in capsys.readouterr().err
+    assert run(*rows, "--plan", "--top-k", 4000) == 2
+    assert "top_k" in capsys.readouterr().err
 
 
 def official_size(monkeypatch: pytest.MonkeyPatch, depth: int = 1) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from plans import files, shown_plan
 from refusal import assert_refused
 from tiny_model import tiny_preset, tiny_source
 
@@ -73,6 +74,26 @@ def test_rows_are_built_observed_and_gone_on_with(
     assert capsys.readouterr().err.startswith("0 bundles to build, attention of 0 images to observe")
 
 
+def test_a_plan_tells_what_is_left_and_builds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, rows = tmp_path / "store", ("--rows", "a8-log2,brecq-w4a6")
+    assert run(store, *rows, "--plan") == 0
+    steps, lines = shown_plan(capsys)
+    assert steps == {"fp32": ("build, 2 token maps", "operations"), "a8-log2": ("build, 2 observed", "operations")}
+    assert lines[0].startswith("in all: about 31 s, and ")  # 10 and 20, and the images' operations
+    assert lines[1].startswith("left out: brecq-w4a6: its weights are learned")
+    assert not store.exists()
+    assert run(store, *rows) == 0
+    before, _ = files(store), capsys.readouterr()
+    assert run(store, *rows, "--plan") == 0
+    steps, lines = shown_plan(capsys)
+    assert steps == {"fp32": ("in the store", ""), "a8-log2": ("in the store", "")}
+    assert lines[0] == "in all: about 0 s, and 0.0 MB more in the store; estimated"
+    assert run(store, *rows, "--seed", 4, "--plan") == 0
+    steps, _ = shown_plan(capsys)
+    assert steps == {"fp32": ("2 token maps", "operations"), "a8-log2": ("2 observed", "operations")}
+    assert files(store) == before
+
+
 def test_a_model_of_the_papers_size_goes_the_same_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A preset with random weights, whose blocks are few: only their number and width decide."""
     monkeypatch.setitem(presets.PRESETS, "var-d30", tiny_preset(depth=1))
@@ -98,6 +119,10 @@ REFUSED = {
     "no such checkpoint": (("--var", "x.pth", "--vae", "y.pth"), "x.pth"),
     "unwritable": (("--json", "/proc/table.json"), "cannot write /proc/table.json"),
     "plot as PDF": (("--plot", "plot.pdf"), "the plot is written as PNG; give a name that ends in .png"),
+    "a plan with files": (
+        ("--plan", "--plot", "plot.png"),
+        "--plan, which writes nothing, does not go with --plot (see",
+    ),
     "roundings": (("--roundings", "nowhere"), "'nowhere' does not exist"),
 }
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pixel_network import PixelNetwork
+from plans import files, shown_plan
 from refusal import assert_refused
 from tiny_model import rounded_down, tiny_preset, tiny_source
 
@@ -62,7 +63,7 @@ def test_the_costs_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     page = tmp_path / "table.md"
     found = document(tmp_path / "store", "--images", 0, "--markdown", page)
     captured = capsys.readouterr()
-    assert captured.err == "attention of 3 images to observe, at most 1 bundles to build: about 11 s on two cores\n"
+    assert captured.err == "attention of 3 images to observe, 1 bundles to build: about 11 s on two cores\n"
     assert found["quality"] is None
     assert found["left_out"] == []
     rows = {row["name"]: [cell["paper"] for cell in row["cells"]] for row in found["costs"]["rows"]}
@@ -73,7 +74,7 @@ def test_the_costs_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "Duplicate" in captured.out
     again = document(tmp_path / "store", "--images", 0)
     assert again["costs"]["rows"] == found["costs"]["rows"]
-    assert capsys.readouterr().err.startswith("attention of 0 images to observe, at most 0 bundles")
+    assert capsys.readouterr().err.startswith("attention of 0 images to observe, 0 bundles")
 
 
 def test_pictures_of_each_theta(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +105,44 @@ def test_pictures_of_each_theta(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     again = document(tmp_path / "store", *arguments)
     # Of statistics in a file, whose covariance is symmetric to the last bit.
     assert numbers(again["quality"]) == pytest.approx(numbers(quality), rel=1e-6, nan_ok=True)
+
+
+def test_a_plan_tells_what_is_left_and_builds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bundles of a theta are known once attention was observed."""
+    store, roundings = tmp_path / "store", tmp_path / "roundings"
+    (roundings / "theta-0.2").mkdir(parents=True)
+    rounding = rounded_down(paper_recipe("shift-and-sum-w4a6"), tiny_source(depth=1))
+    rounding.save(roundings / "theta-0.2" / "shift-and-sum-w4a6.safetensors")
+    attention, arguments = "attention of full precision", (*PICTURES, "--roundings", roundings)
+    assert run(store, *arguments, "--plan") == 0
+    steps, lines = shown_plan(capsys)
+    assert steps == {
+        "fp32": ("build, 6 pictures", "operations"),
+        attention: ("3 observed", "operations"),
+        "noise floor": ("6 pictures", "operations"),
+        "theta-0.2": ("build, 6 pictures, 2 compared", "operations"),
+    }
+    assert lines[0].startswith("in all: about 31 s, and ")  # 10 and 20, and the images' operations
+    assert [line.split(": ")[1] for line in lines[1:]] == [
+        "Baseline (BRECQ)",
+        *(f"Shift-and-sum, theta {theta:g}" for theta in (0.05, 0.1)),
+    ]
+    assert not store.exists()
+
+    assert run(store, *arguments) == 0
+    before, _ = files(store), capsys.readouterr()
+    assert run(store, *arguments, "--plan") == 0
+    assert shown_plan(capsys)[0] == dict.fromkeys(steps, ("in the store", ""))
+    assert run(store, *arguments, "--seed", 5, "--plan") == 0
+    assert shown_plan(capsys)[0] == {
+        "fp32": ("6 pictures", "its own batch"),
+        attention: ("3 observed", "operations"),
+        "noise floor": ("6 pictures", "its own batch"),
+        "theta-0.2": ("build, 6 pictures, 2 compared", "full precision's batch"),
+    }
+    assert run(store, "--images", 0, "--plan") == 0
+    assert shown_plan(capsys)[0] == {"fp32": ("in the store", ""), attention: ("in the store", "")}
+    assert files(store) == before
 
 
 def test_rounding_is_learned_with_each_theta(
@@ -160,6 +199,7 @@ REFUSED = {
     "iterations": (("--iterations", 3), "a table without --learn does not go with --iterations"),
     "random and learned": (("--preset", "var-d16", "--random-weights", "--learn"), "which cannot be learned"),
     "reference": (("--reference", "nothing.npz"), "nothing.npz"),
+    "a plan with files": (("--plan", "--json", "b.json"), "--plan, which writes nothing, does not go with --json (see"),
     "unwritable": (("--json", "/proc/table.json"), "cannot write /proc/table.json"),
     "Inception": (("--inception-weights", "nothing.pth"), "'nothing.pth' does not exist"),
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from fake_contenders import fake_contender as fake
+from plans import files, shown_plan
 from refusal import assert_refused
 from tiny_model import tiny_preset, tiny_source
 
@@ -20,6 +21,7 @@ from nextscale.models.var.sources import VARSource
 from nextscale.paper import table_c as measuring
 from nextscale.paper.store import Store
 from nextscale.runtime._cpus import physical_cpus
+from nextscale.runtime._operators import OperatorLibrary
 
 FAST = ("--repetitions", "2", "--threads", "1", "--calibration-images", "2")
 FLOAT_ROW = ("--rows", "fp32")
@@ -120,6 +122,43 @@ def test_rows_are_built_measured_and_written(tmp_path: Path, capsys: pytest.Capt
     # Again: with what is there, and nothing is built.
     assert run("--model", "tiny", "--rows", "default", *work) == 0
     assert "building graphs" not in capsys.readouterr().err
+
+
+def test_a_plan_tells_what_is_left_and_builds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """(1 + 2) rounds of 1 + 2 pictures and 2 that are profiled; no measurement is kept."""
+    store = tmp_path / "store"
+    work = ("--model", "tiny", "--batch", "1,2", "--ops", "stock", "--store", store, "--quiet")
+    assert run(*work, "--rows", "fp32,brecq-w8a8", "--plan") == 0
+    steps, lines = shown_plan(capsys)
+    assert steps == dict.fromkeys(("fp32", "brecq-w8a8"), ("build, 11 pictures", "operations"))
+    assert lines == [lines[0]]  # nothing is learned, or left out
+    assert lines[0].startswith("in all: about 31 s, and ")  # 10 and 20, and the images' operations
+    assert not store.exists()
+
+    assert run(*work, "--rows", "fp32") == 0
+    before, _ = files(store), capsys.readouterr()
+    assert run(*work, "--rows", "fp32,default", "--processes", 1, "--plan") == 0
+    steps, _ = shown_plan(capsys)
+    assert steps == {
+        "fp32": ("11 pictures", "its own batch"),
+        "default": ("build, 11 pictures", "full precision's batch"),
+        "default in processes": ("12 pictures", "full precision's batch"),
+    }
+    assert run(*work, "--rows", "fp32", "--rebuild", "--plan") == 0
+    assert shown_plan(capsys)[0] == {"fp32": ("build, 11 pictures", "operations")}
+    assert files(store) == before
+
+
+def test_a_plan_counts_the_rows_of_fused_operators(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = OperatorLibrary(tmp_path / "library.so", 1, "avx512vnni")
+    monkeypatch.setattr(measuring, "installed_library", lambda: library)
+    assert run("--model", "tiny", "--rows", "fp32,default", "--store", tmp_path / "store", "--quiet", "--plan") == 0
+    assert shown_plan(capsys)[0] == {
+        "fp32": ("build, 5 pictures", "operations"),
+        "default": ("build, 10 pictures", "operations"),
+    }
 
 
 def test_fused_operators_are_rows_of_their_own(tmp_path: Path, ops_library: Path) -> None:
@@ -225,6 +264,11 @@ BAD_USAGE = {
     "demo and checkpoint": (["--model", "demo", "--var", "a", "--vae", "b"], "does not go with --var"),
     "weights of no checkpoint": (["--weights", "ema"], "a model without --var and --vae does not go with --weights"),
     "missing checkpoint": (["--var", "none.pth", "--vae", "none.pth"], "none.pth: cannot be read"),
+    "a plan with files": (["--plan", "--plot", "c.png"], "--plan, which writes nothing, does not go with --plot (see"),
+    "a plan of too many": (
+        ["--model", "demo", "--plan", "--quiet", "--processes", "99"],
+        "processes 99: expected 1 to",
+    ),
     "unwritable": (["--json", "/proc/table.json"], "cannot write /proc/table.json"),
     "no store": (["--model", "demo", "--store", "/proc/store"], "cannot make /proc/store"),
 }

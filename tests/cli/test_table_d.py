@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from plans import files, shown_plan
 from refusal import assert_refused
 from tiny_segmenter import segmenter_samples, write_segmenter
 
@@ -52,7 +53,35 @@ def test_a_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     }
 
 
+def test_a_plan_tells_what_is_left_and_builds_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = ("--rows", "fp32,static-w8a8", *ALL, "--store", "store")
+    before = {path.name for path in folder.iterdir()}
+    assert run(*rows, "--plan") == 0
+    steps, lines = shown_plan(capsys)
+    basis = "full precision's batch"
+    assert steps == {"fp32": ("2 photographs", basis), "static-w8a8": ("build, 2 photographs", basis)}
+    assert len(lines) == 1
+    assert {path.name for path in folder.iterdir()} == before
+
+    assert run("--rows", "fp32,brecq-w4a4", *ALL, "--store", "store", "--plan") == 0
+    learned = "and the time to learn the rounding of 1 row, which is not estimated: brecq-w4a4"
+    assert shown_plan(capsys)[1][1] == learned
+
+    assert run(*rows) == 0
+    kept, _ = files(folder), capsys.readouterr()
+    assert run(*rows, "--plan") == 0
+    steps, lines = shown_plan(capsys)
+    assert steps == dict.fromkeys(steps, ("in the store", ""))
+    assert lines == ["in all: about 0 s, and 0.0 MB more in the store; estimated"]
+    assert run(*rows, "--rounds", 3, "--plan") == 0
+    assert shown_plan(capsys)[0] == dict.fromkeys(steps, ("3 timed", basis))
+    assert run("--rows", "fp32,static-w8a8", "--store", "store", "--plan") == 0  # other thresholds
+    assert shown_plan(capsys)[0] == dict.fromkeys(steps, ("2 photographs", basis))
+    assert files(folder) == kept
+
+
 REFUSED = {
+    "a plan with files": (("--plan", "--json", "d.json"), "--plan, which writes nothing, does not go with --json (see"),
     "one round": (("--rounds", "1"), "expected 0, or at least 2"),
     "pictures of no COCO": (("--coco-images", "3"), "a table without --coco does not go with --coco-images"),
     "no COCO": (("--coco", "photographs"), "panoptic_val2017.json: cannot be read"),

@@ -33,6 +33,7 @@ from nextscale.paper import (
     _segmentation_figures,
     table_2,
 )
+from nextscale.paper._class_scores import ClassProbability
 from nextscale.paper._coco_scores import CocoScores
 from nextscale.paper._observed_attention import Observing
 from nextscale.paper._quality import read_nearness, write_nearness
@@ -142,7 +143,7 @@ def test_figures_of_pictures_of_prompts(tmp_path: Path) -> None:
 
 def test_figures_of_edited_photographs(tmp_path: Path) -> None:
     path = tmp_path / "edits.npz"
-    measures = _editing.Measures({"fake": FakeDistance()}, FakeClassifier(), [[0]])
+    measures = _editing.Measures({"fake": FakeDistance()}, ClassProbability(FakeClassifier(), [[0]]))
     results = _editing.EditResults(
         {column: np.array([1, np.nan, 3]) for column in measures.columns},
         {task: np.zeros((1, 4, 6, 3), np.uint8) for task in measures.tasks},

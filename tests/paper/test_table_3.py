@@ -13,6 +13,7 @@ from PIL import Image
 
 from nextscale.evaluate import _kept_figures
 from nextscale.evaluate.imagenet_classes import imagenet_ids
+from nextscale.graph_passes.recipe import load_recipe
 from nextscale.paper import _editing, table_3
 from nextscale.paper._class_scores import ClassClipScore, ClassProbability, prompt_names
 from nextscale.paper._editing import (
@@ -29,12 +30,13 @@ from nextscale.paper._editing import (
     regions,
     remade,
 )
+from nextscale.paper._estimated_time import build_seconds
 from nextscale.paper._photographs import Photographs, fitted, read_photographs
 from nextscale.paper._picture_sheet import GAP, HEADER, LEAST_SIDE, MARGIN
 from nextscale.paper._rows import NOISE_FLOOR, method_of
 from nextscale.paper._table_3_page import markdown
 from nextscale.paper._table_3_sheet import sheet
-from nextscale.paper.recipe_bundles import RecipeBundle
+from nextscale.paper.recipe_bundles import RecipeBundle, UnbuiltBundle
 from nextscale.paper.table_3 import ROWS, Table3, jobs, measure_table_3, plan_table_3
 from nextscale.runtime import Bundle, Generator
 from nextscale.runtime._errors import NextscaleError
@@ -305,12 +307,17 @@ def test_long_runs_save_meanwhile(
 def test_a_plan_counts_what_is_left(bundles: list[RecipeBundle], photographs: Photographs, tmp_path: Path) -> None:
     first = replace(photographs, images=photographs.images[:4], labels=photographs.labels[:4])
     measure(bundles[:1], first, tmp_path)
-    planned = plan_table_3(bundles, ["ours-w4a4"], photographs, MEASURES, EDITING, tmp_path, ONE_THREAD)
-    assert [(row.name, row.measured, row.left) for row in planned] == [
-        ("fp32", True, 5), (NOISE_FLOOR, True, 5), ("brecq-w4a4", True, N), ("ours-w4a4", False, N),
+    unbuilt = UnbuiltBundle("ours-w4a4", load_recipe("ours-w4a4"), 9, 1e3)
+    planned = plan_table_3([*bundles, unbuilt], photographs, MEASURES, EDITING, tmp_path, ONE_THREAD)
+    assert [(step.name, step.basis, step.left["photographs"]) for step in planned] == [
+        ("fp32", "its own batch", 5), (NOISE_FLOOR, "its own batch", 5), ("brecq-w4a4", "its own batch", N),
+        ("ours-w4a4", "full precision's batch", N),
     ]  # fmt: skip
-    assert planned[0].seconds == planned[1].seconds == planned[3].seconds > 0
-    assert planned[0].total == 5 * planned[0].seconds
+    assert planned[0].seconds == planned[1].seconds > 0
+    # An image is a quarter of a photograph.
+    building = build_seconds(unbuilt.recipe, planned[0].seconds / 5 / 4)
+    assert planned[3].seconds == pytest.approx(planned[0].seconds / 5 * N + building)
+    assert [step.bytes for step in planned] == [0, 0, 0, 9]
 
 
 def test_rows_are_the_papers_and_ours() -> None:

@@ -16,6 +16,7 @@ from nextscale.paper._table_c_page import markdown, with_interval
 from nextscale.paper.table_c import (
     PAPER,
     ROWS,
+    Case,
     Prediction,
     Row,
     TableBundle,
@@ -101,7 +102,7 @@ def test_fused_graphs_have_a_row_beside_the_stock_ones(int8_bundle: Path, fp32_b
 
     def rows(ops: Ops) -> list[str]:
         options = SessionOptions(threads=1, ops=ops, ops_library=str(ops_library))
-        return [case.name for item in items for case in cases(item, options)]
+        return [Case(item, choice).name for item in items for choice in cases(item.bundle, options)]
 
     assert rows("stock") == ["fp32", "default"]
     assert rows("fused") == ["fp32", "default fused"]
