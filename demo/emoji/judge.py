@@ -1,8 +1,8 @@
 """The judge: a classifier of what is drawn, and in which style, trained on the sprites that are not held out.
 
 It sees a square window of a picture, the whole or a half, at 224 x 224. Concepts that a style draws alike are one to
-it. It begins as EfficientNet-Lite2, which knows photographs: of the drawings that it never saw it recognises 92.0%. A
-judge that began with nothing learned drawings by heart and recognised 84%.
+it. It begins as EfficientNet-Lite2, which knows photographs, and recognises 92.0% of the drawings that it never saw. A
+judge that began with random weights learned drawings by heart and recognised 84%.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nextscale.demo.emoji.styles import WORDS
 from nextscale.evaluate.feature_network import pretrained
+from nextscale.runtime._errors import NextscaleError
 
 SIDE = 224
 # Middle and side of the windows in which things are looked for, in the picture's side.
@@ -86,9 +87,13 @@ def load_judge(path: Path, looks: int) -> Judge:
     """A judge as `weights.save_module` wrote it, in eval mode.
 
     Raises:
-        NextscaleError: a package of the extra `train`, which has the normalization's statistics, is missing.
+        NextscaleError: it is of another form, or a package of the extra `train`, which has the normalization's
+            statistics, is missing.
     """
     judge = Judge(looks)
     parameters = {name: tensor.float() for name, tensor in load_file(path).items()}
-    judge.load_state_dict(dict(judge.named_buffers()) | parameters)
+    try:
+        judge.load_state_dict(dict(judge.named_buffers()) | parameters)
+    except RuntimeError:
+        raise NextscaleError(f"{path}: no judge of {looks} looks as this version makes it; train it again") from None
     return judge.eval().requires_grad_(False)
