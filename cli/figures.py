@@ -36,6 +36,7 @@ from nextscale.runtime._operators import Ops
 from nextscale.runtime._outputs import make_folder
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._text import printable
+from nextscale.runtime._wording import counted
 from nextscale.runtime.image_io import require_writable, write_files
 
 
@@ -43,7 +44,7 @@ from nextscale.runtime.image_io import require_writable, write_files
 @click.argument("names", nargs=-1, type=click.Choice(list(FIGURES), case_sensitive=False), metavar="[NAME]…")
 @paper_model
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
-              help="Where figure_NAME.png and figure_NAME.json go; needed but with --plan.")  # fmt: skip
+              help="Where figure_NAME.png and figure_NAME.json go; needed unless --plan is given.")  # fmt: skip
 @click.option("--images", type=click.IntRange(2),
               help="5 and F: pictures of each point.  [default: 5000; of official models 50000]")  # fmt: skip
 @click.option("--observed", type=click.IntRange(1), default=16, show_default=True,
@@ -166,7 +167,7 @@ def figures(
 def _in_a_line(planned: Sequence[PlannedStep]) -> str:
     pictures, seconds = (sum(step.left.get(PICTURES, 0) for step in planned), sum(step.seconds for step in planned))
     unbuilt = sum(step.builds for step in planned)
-    return f"{unbuilt} bundles to build, {pictures} pictures for IS and FID: about {in_words(seconds)}"
+    return f"{counted(unbuilt, 'bundle')} to build, {pictures} pictures for IS and FID: about {in_words(seconds)}"
 
 
 def _draw(workshop: Workshop, name: str, out: Path) -> list[str]:
@@ -190,10 +191,10 @@ def _files(out: Path, name: str) -> tuple[Path, Path]:
 def _judges(wanted: Sequence[str], photographs: Path | None, judging: Judging, threads: int) -> Judges:
     """Those that the figures need."""
     edits = photographs is not None and any(FIGURES[name].edits for name in wanted)
-    is_judged = edits or any(FIGURES[name].judged for name in wanted)
-    network = judging.network(threads) if is_judged else None
+    network = judging.network(threads) if any(FIGURES[name].judged for name in wanted) else None
+    classifier = judging.classifier(threads) if edits else None
     distances = {"alex": Lpips("alex", threads=threads), "vgg": Lpips("vgg", threads=threads)} if edits else {}
-    return Judges(network, judging.real_pictures(), distances)
+    return Judges(network, classifier, judging.real_pictures(), distances)
 
 
 def _require(workshop: Workshop, source: VARSource) -> None:

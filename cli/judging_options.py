@@ -73,6 +73,10 @@ class Judging:
         """The feature network."""
         return feature_network(self.inception_weights, threads, device)
 
+    def classifier(self, threads: int) -> ImageNetwork:
+        """Of ImageNet's 1000 classes, whatever the network of IS and FID is."""
+        return FeatureNetwork(threads=threads)
+
     def real_pictures(self) -> Reference | None:
         """Their statistics; None of none."""
         return real_pictures(self.reference)

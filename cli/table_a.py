@@ -41,6 +41,7 @@ from nextscale.paper.table_a import (
 from nextscale.runtime._errors import NextscaleError
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._text import printable
+from nextscale.runtime._wording import counted
 from nextscale.runtime.image_io import require_writable, write_files
 
 SHOWN = 3  # sections on a terminal; --markdown has all
@@ -194,7 +195,8 @@ def _require_plot(path: Path | None) -> None:
 def _tell(planned: Sequence[PlannedStep]) -> None:
     """What will be done, and about how long it takes."""
     images, seconds = (sum(step.left.get(OBSERVED, 0) for step in planned), sum(step.seconds for step in planned))
-    told = f"{sum(step.builds for step in planned)} bundles to build, attention of {images} images to observe"
+    unbuilt = counted(sum(step.builds for step in planned), "bundle")
+    told = f"{unbuilt} to build, attention of {images} images to observe"
     click.echo(f"{told}: about {in_words(seconds)} on two cores", err=True)
 
 

@@ -30,6 +30,7 @@ from nextscale.paper._plan import OBSERVED, PlannedStep, row_step
 from nextscale.paper._quality import Asked, measure_quality, plan_quality, require_reference
 from nextscale.paper._quality_table import Subject, quality_table
 from nextscale.paper._table_b_quality import (
+    BASELINE,
     METHODS,
     QUALITY,
     SCORE_IMAGES,
@@ -61,6 +62,7 @@ from nextscale.runtime._operators import Ops
 from nextscale.runtime._outputs import make_folder
 from nextscale.runtime._session import SessionOptions
 from nextscale.runtime._text import printable
+from nextscale.runtime._wording import counted
 from nextscale.runtime.image_io import require_writable, write_files
 
 
@@ -268,7 +270,7 @@ def _planned(
     images, of_theta = SCORE_IMAGES, dict[str, RecipeBundles]()
     if read.lent or (isinstance(original, RecipeBundle) and scores_file(original.bundle, seed, work).exists()):
         images = 0
-    if isinstance(original, RecipeBundle) and not images:  # else no theta has its places yet, and so no bundle
+    if isinstance(original, RecipeBundle) and not images:
         of_theta = _of_thetas(read, kept_scores(original.bundle, seed, work, session, steps, lent=read.lent))
     seconds = images * SCORING_IMAGES * image_seconds(read.model, read.facts)
     scores = PlannedStep("attention of full precision", {OBSERVED: images} if images else {}, seconds)
@@ -277,7 +279,9 @@ def _planned(
         bundles = of_theta.get(name, with_roundings(read.bundles, name))
         why = bundles.missing(recipe)
         if why is None:
-            rows.append(replace(bundles.planned(recipe), name=name))
+            # Before attention is observed a theta has no places yet, and so no bundle.
+            is_known = name == BASELINE or name in of_theta
+            rows.append(replace(bundles.planned(recipe) if is_known else bundles.unbuilt(recipe), name=name))
         else:
             left_out.append(f"{METHODS[name]}: {why}")
     return scores, rows, left_out
@@ -310,7 +314,8 @@ def _build(read: _Read, seed: int, session: SessionOptions, steps: Steps) -> _Bu
 def _tell(built: Sequence[PlannedStep], scores: PlannedStep) -> None:
     """What will be done before pictures are drawn, and about how long it takes."""
     observed, seconds = scores.left.get(OBSERVED, 0), scores.seconds + sum(step.seconds for step in built)
-    told = f"attention of {observed} images to observe, {sum(step.builds for step in built)} bundles to build"
+    unbuilt = counted(sum(step.builds for step in built), "bundle")
+    told = f"attention of {observed} images to observe, {unbuilt} to build"
     more = ", and learning" if any(step.learns for step in built) else ""
     click.echo(f"{told}: about {in_words(seconds)} on two cores{more}", err=True)
 

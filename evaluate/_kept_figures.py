@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from nextscale.runtime._bundle import MANIFEST_NAME, Bundle
 from nextscale.runtime._checked_json import JsonNode
-from nextscale.runtime._errors import NextscaleError, OutputError
+from nextscale.runtime._errors import NextscaleError, OutputError, UnreadableError
 from nextscale.runtime._regular_file import read_regular
 from nextscale.runtime._wording import shown_text
 
@@ -62,7 +62,7 @@ def reading(path: Path, damaged: str) -> Iterator[None]:
     """
     try:
         yield
-    except OutputError:
+    except (OutputError, UnreadableError):
         raise
     except (NextscaleError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         reason = shown_text(str(error).removeprefix(str(path)).lstrip(":/ "), SHOWN)

@@ -129,7 +129,7 @@ class ClipScore:
 
     def __init__(self, folder: Path) -> None:
         for name in CLIP_FILES:
-            _require_file(folder / name)
+            _require_file(folder / name, "a CLIP that transformers saved")
         try:
             from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
             from transformers.utils import logging
@@ -177,10 +177,10 @@ def _folder_sha256(folder: Path) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _require_file(path: Path) -> None:
+def _require_file(path: Path, expected: str = "the authors' own") -> None:
     require_regular(path)
     if not path.exists():
-        raise NextscaleError(f"{path}: no such file; expected the authors' own")
+        raise NextscaleError(f"{path}: no such file; expected {expected}")
 
 
 def _missing(option: str, error: ImportError, package: str) -> NextscaleError:

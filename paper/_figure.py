@@ -81,11 +81,13 @@ class Judges:
 
     Attributes:
         network: of IS and FID.
+        classifier: of ImageNet's 1000 classes, for editing by class.
         reference: real pictures; None: distances are to full precision's.
         distances: LPIPS, by the network's name.
     """
 
     network: ImageNetwork | None = None
+    classifier: ImageNetwork | None = None
     reference: Reference | None = None
     distances: Mapping[str, Lpips] = field(default_factory=dict)
 

@@ -33,17 +33,24 @@ def plan_figures(workshop: Workshop, names: Sequence[str], model: ModelInfo) -> 
         model: the workshop's.
     Returns:
         A step for each recipe, which has its bundle and its pictures for IS and FID, and one for each figure that takes
-        anything else; and lines on recipes that cannot be built.
+        anything else; and lines on figures and recipes that are left out.
     """
-    names = [name for name in names if workshop.photographs is not None or not FIGURES[name].edits]
+    needing_photographs = [name for name in names if FIGURES[name].edits and workshop.photographs is None]
+    reasons = dict.fromkeys(needing_photographs, "it edits photographs, and no --photographs are given")
     rows, left_out = Rows(), list[str]()
-    for name in recipes_of(names):
+    for name in recipes_of([name for name in names if name not in reasons]):
         recipe = workshop.recipe(name)
         why = workshop.bundles.missing(recipe)
         if why is None:
             rows[name] = replace(workshop.bundles.planned(recipe), name=name)
         elif why not in left_out:
             left_out.append(why)
+    for name in names:
+        recipes = FIGURES[name].recipes
+        if recipes and name not in reasons and not any(recipe in rows for recipe in recipes):
+            reasons[name] = f"no bundle of {', '.join(recipes)}"
+    left_out += [f"figure {name}: {reason}" for name, reason in reasons.items()]
+    names = [name for name in names if name not in reasons]
     network = workshop.judges.network
 
     def batch(item: RecipeBundle) -> float:

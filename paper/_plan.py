@@ -78,7 +78,6 @@ class Pace:
         left: Mapping[str, int],
         *,
         name: str | None = None,
-        further: float = 0.0,
     ) -> PlannedStep:
         """A row's; nothing is drawn for one that is finished.
 
@@ -86,15 +85,12 @@ class Pace:
             item: its bundle.
             left: how many pictures, or what takes as long as one, are to be made; those that are finished count 0.
             name: of a row that shares the bundle of one before; None: the bundle's.
-            further: seconds of other work.
         """
         left = {what: count for what, count in left.items() if count > 0}
-        if not left and not further and not _builds(item, name):
+        if not left and not _builds(item, name):
             return PlannedStep(name or item.name)
         picture, basis = self.of(item)
-        return row_step(
-            item, left, picture * sum(left.values()) + further, picture / self._images, name=name, basis=basis
-        )
+        return row_step(item, left, picture * sum(left.values()), picture / self._images, name=name, basis=basis)
 
 
 def row_step(

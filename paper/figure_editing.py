@@ -40,8 +40,8 @@ def figure_d(workshop: Workshop) -> Figure:
     for item in items.values():
         workshop.generator(item)
     ids = imagenet_ids(manifest.class_names, manifest.model.num_classes)
-    assert workshop.judges.network is not None  # as the figure edits
-    measures = Measures(workshop.judges.distances, ClassProbability(workshop.judges.network, ids))
+    assert workshop.judges.classifier is not None  # as the figure edits
+    measures = Measures(workshop.judges.distances, ClassProbability(workshop.judges.classifier, ids))
     known = measures.known(photographs.labels).any()
     table = measure_table_3(
         list(items.values()),

@@ -167,10 +167,17 @@ class RecipeBundles:
         Args:
             recipe: one of which nothing is `missing`.
         """
-        there = self.built(recipe)
-        if there is not None:
-            return there
-        learns = recipe.learned and not self._is_learned(recipe) and self.store.find(self._rounding_key(recipe)) is None
+        return self.built(recipe) or self.unbuilt(recipe, is_new=False)
+
+    def unbuilt(self, recipe: Recipe, *, is_new: bool = True) -> UnbuiltBundle:
+        """What is known of a bundle that is not in the store.
+
+        Args:
+            recipe: one of which nothing is `missing`.
+            is_new: its rounding is not there either.
+        """
+        learns = recipe.learned and not self._is_learned(recipe)
+        learns = learns and (is_new or self.store.find(self._rounding_key(recipe)) is None)
         return unbuilt_bundle(recipe.name, recipe, self._source, learns=learns)
 
     def missing(self, recipe: Recipe) -> str | None:

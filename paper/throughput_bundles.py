@@ -116,7 +116,8 @@ class ThroughputBundles:
         """
         there = None if rebuild else self.store.find(self._key(recipe))
         if there is not None:
-            return RecipeBundle(recipe.name, Bundle.open(there))
+            with reading_entry(there):
+                return RecipeBundle(recipe.name, Bundle.open(there))
         return unbuilt_bundle(recipe.name, self._altered(recipe)[0], self._source)
 
     def _operations(self) -> int:

@@ -25,6 +25,10 @@ class RequestError(NextscaleError):
     """A generation parameter outside its range."""
 
 
+class UnreadableError(NextscaleError):
+    """A file that cannot be read, whatever is in it: no permission, no file, no memory for it."""
+
+
 class OutputError(NextscaleError):
     """A file that cannot be written."""
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError, UnreadableError
 from nextscale.runtime._regular_file import require_regular
 from nextscale.runtime._wording import shown_text
 
@@ -21,6 +21,7 @@ Read = TypeVar("Read")
 _KINDS = {"f": "floats", "i": "integers", "u": "unsigned integers", "U": "text"}
 # Bytes that one byte can stand for: 258 of them take two bits (RFC 1951).
 MOST_INFLATED = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
+MOST_OF_NOTHING = 2**24  # entries of an array without a byte, such as [10**12, 0], which somebody may walk through
 
 
 def read_npz(
@@ -110,9 +111,9 @@ def _read(path: Path, names: Sequence[str] | None, read: Callable[[BinaryIO], Re
     except NextscaleError:
         raise
     except OSError as error:
-        raise NextscaleError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise UnreadableError(f"{path}: cannot be read: {error.strerror or error}") from None
     except MemoryError:
-        raise NextscaleError(f"{path}: damaged, or far too large: an array does not fit into memory") from None
+        raise UnreadableError(f"{path}: damaged, or far too large: an array does not fit into memory") from None
     except Exception as error:  # zipfile, zlib, tokenize and numpy each raise their own
         raise NextscaleError(f"{path}: damaged, or no .npz: {shown_text(str(error), 200)}") from None
 
@@ -139,13 +140,15 @@ def _header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> tuple[tuple[int
 def _require_sizes(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo]) -> None:
     """Refuse arrays that claim more than they have, whose bytes cannot be so many, or that no memory holds."""
     for name, entry in entries.items():
-        if entry.file_size > MOST_INFLATED.get(entry.compress_type, 0) * entry.compress_size:
+        if entry.compress_type not in MOST_INFLATED:
+            raise ValueError(f"{name} is compressed otherwise than numpy does")
+        if entry.file_size > MOST_INFLATED[entry.compress_type] * entry.compress_size:
             raise ValueError(f"{name} claims {entry.file_size} bytes, which {entry.compress_size} cannot stand for")
         shape, dtype, size = _header(archive, entry)
         if dtype.hasobject:
             raise ValueError(f"{name} is of Python's objects")
-        # Of arrays without a byte, such as [10**12, 0], the entries would be walked through.
-        if math.prod(shape) * dtype.itemsize != size or (shape and shape[0] > entry.file_size):
+        of_nothing = 0 if size else math.prod(axis for axis in shape if axis)
+        if math.prod(shape) * dtype.itemsize != size or of_nothing > MOST_OF_NOTHING:
             raise ValueError(f"{name} claims {dtype} {list(shape)}, but has {size} bytes")
     if sum(entry.file_size for entry in entries.values()) > _memory():
         raise MemoryError

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError, UnreadableError
 from nextscale.runtime._outputs import is_open_file
 
 
@@ -29,14 +29,15 @@ def read_regular(path: Path, limit: int, too_large: str) -> bytes:
         limit: in bytes.
         too_large: how the message for more goes on.
     Raises:
-        NextscaleError: it is no such file, cannot be read or is too large.
+        UnreadableError: it cannot be read.
+        NextscaleError: it is no such file, or too large.
     """
     require_regular(path, or_open=True)
     try:
         with open(path, "rb") as file:
             content = file.read(limit + 1)
     except OSError as error:
-        raise NextscaleError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UnreadableError(f"{path}: cannot be read: {error.strerror}") from None
     if len(content) > limit:
         raise NextscaleError(f"{path}: larger than {limit} bytes{too_large}")
     return content

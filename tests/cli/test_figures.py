@@ -251,7 +251,7 @@ def test_bundles_are_built_and_kept(tmp_path: Path, capsys: pytest.CaptureFixtur
     rounded_down(paper_recipe("brecq-w4a6"), named_source()).save(roundings / "brecq-w4a6.safetensors")
     assert run(tmp_path, "1a", "--roundings", roundings) == 0
     shown = capsys.readouterr()
-    assert "1 bundles to build" in shown.err
+    assert "1 bundle to build" in shown.err
     assert f"figure 1a: {tmp_path / 'figures' / 'figure_1a.png'}, figure_1a.json\n" == shown.out
     first = document(tmp_path, "1a")
     assert first["settings"]["calibration_images"] == 2
@@ -274,7 +274,7 @@ def test_a_plan_tells_what_is_left_and_builds_nothing(tmp_path: Path, capsys: py
     roundings = tmp_path / "roundings"
     roundings.mkdir()
     rounded_down(paper_recipe("brecq-w4a6"), named_source()).save(roundings / "brecq-w4a6.safetensors")
-    arguments = ("1a", "1b", "2", "A", "--roundings", roundings)
+    arguments = ("1a", "1b", "2", "A", "D", "--roundings", roundings)
     assert plan(tmp_path, *arguments) == 0
     steps, lines = shown_plan(capsys)
     assert steps == {
@@ -283,10 +283,14 @@ def test_a_plan_tells_what_is_left_and_builds_nothing(tmp_path: Path, capsys: py
         "figure 1a": ("2 observed", "operations"),
         "figure 1b": ("2 samples", "operations"),
         "figure 2": ("2 observed", "operations"),
-        "figure A": ("3 for the sheet", "operations"),
     }
     assert lines[0].startswith("in all: about 31 s, and ")  # 10 and 20, and the images' operations
-    assert [line.split(":")[1].strip() for line in lines[1:]] == ["brecq-w6a6", "litevar-w6a6", "ours-w6a6"]
+    recipes = ["brecq-w6a6", "litevar-w6a6", "ours-w6a6"]
+    assert [line.split(":")[1].strip() for line in lines[1:]] == [*recipes, "figure D", "figure A"]
+    assert lines[-2:] == [
+        "left out: figure D: it edits photographs, and no --photographs are given",
+        f"left out: figure A: no bundle of {', '.join(recipes)}",
+    ]
     assert {path.name for path in tmp_path.iterdir()} == {"roundings"}
 
     assert run(tmp_path, "1a", "1b", "--roundings", roundings) == 0
@@ -294,10 +298,7 @@ def test_a_plan_tells_what_is_left_and_builds_nothing(tmp_path: Path, capsys: py
     assert plan(tmp_path, *arguments) == 0
     steps, _ = shown_plan(capsys)
     finished = dict.fromkeys(("fp32", "brecq-w4a6", "figure 1a", "figure 1b"), ("in the store", ""))
-    assert steps == finished | {
-        "figure 2": ("2 observed", "full precision's batch"),
-        "figure A": ("3 for the sheet", "full precision's batch"),
-    }
+    assert steps == finished | {"figure 2": ("2 observed", "full precision's batch")}
     assert files(tmp_path) == before
 
 
@@ -310,12 +311,13 @@ def test_a_plan_counts_pictures_and_what_figures_share_once(tmp_path: Path, caps
     assert shown_plan(capsys)[0] == finished
     assert plan(tmp_path, "1a", "1b", "5", "6", "E", "F") == 0
     budgets = [f"budget-{budget}-w4a6" for budget in (0.25, 0.5, 2, 5)]  # copies of ours-w4a6, whose pictures are there
-    assert shown_plan(capsys)[0] == finished | dict.fromkeys(budgets, ("in the store", "")) | {
+    steps, lines = shown_plan(capsys)
+    assert steps == finished | dict.fromkeys(budgets, ("in the store", "")) | {
         "figure 1a": ("2 observed", "full precision's batch"),
         "figure 1b": ("2 samples", "full precision's batch"),
         "figure 5": ("2 observed", "full precision's batch"),  # of ours-w4a6 alone
-        "figure E": ("3 for the sheet", "full precision's batch"),
     }
+    assert lines[-1] == "left out: figure E: no bundle of ours-w6a6, ours-w4a8, ours-w4a4"
 
 
 def test_where_figures_go_is_said_but_for_a_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,7 +63,7 @@ def test_the_costs_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     page = tmp_path / "table.md"
     found = document(tmp_path / "store", "--images", 0, "--markdown", page)
     captured = capsys.readouterr()
-    assert captured.err == "attention of 3 images to observe, 1 bundles to build: about 11 s on two cores\n"
+    assert captured.err == "attention of 3 images to observe, 1 bundle to build: about 11 s on two cores\n"
     assert found["quality"] is None
     assert found["left_out"] == []
     rows = {row["name"]: [cell["paper"] for cell in row["cells"]] for row in found["costs"]["rows"]}
@@ -143,6 +143,23 @@ def test_a_plan_tells_what_is_left_and_builds_nothing(tmp_path: Path, capsys: py
     assert run(store, "--images", 0, "--plan") == 0
     assert shown_plan(capsys)[0] == {"fp32": ("in the store", ""), attention: ("in the store", "")}
     assert files(store) == before
+
+
+def test_a_plan_takes_no_other_tables_bundle_for_a_theta(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Table 4's is of the same recipe, with a theta of its own."""
+    store, roundings = tmp_path / "store", tmp_path / "roundings"
+    roundings.mkdir()
+    rounded_down(paper_recipe("shift-and-sum-w4a6"), tiny_source(depth=1)).save(
+        roundings / "shift-and-sum-w4a6.safetensors"
+    )
+    shared = ("--roundings", roundings, "--store", store, "--threads", 1, *PICTURES)
+    assert main(["paper", "table-4", "--rows", "fp32,shift-and-sum-w4a6", *map(str, shared)]) == 0
+    capsys.readouterr()
+    assert run(store, *PICTURES, "--roundings", roundings, "--plan") == 0
+    steps, _ = shown_plan(capsys)
+    assert [left for name, (left, _) in steps.items() if name.startswith("theta")] == [
+        "build, 6 pictures, 2 compared"
+    ] * 3
 
 
 def test_rounding_is_learned_with_each_theta(

@@ -45,8 +45,8 @@ def test_what_is_not_built_takes_operations() -> None:
         "again", {"pictures": 6}, 3.0, "operations"
     )
     building = INTEGER_SECONDS + 0.5 * (BUILDING_IMAGES + 4)
-    assert pace.step(default, {"pictures": 6, "compared": 2}, further=7) == PlannedStep(
-        "default", {"pictures": 6, "compared": 2}, 4 + 7 + building, "operations", True, True, 2
+    assert pace.step(default, {"pictures": 6, "compared": 2}) == PlannedStep(
+        "default", {"pictures": 6, "compared": 2}, 4 + building, "operations", True, True, 2
     )
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nextscale.evaluate._kept_figures import kept_file
 from nextscale.runtime import _npz
-from nextscale.runtime._errors import NextscaleError
+from nextscale.runtime._errors import NextscaleError, UnreadableError
 from nextscale.runtime._npz import array_shape, read_npz
 
 HUGE = 10**12
@@ -66,11 +67,23 @@ CLAIMS: dict[str, Callable[[Path], Path]] = {
     "less than there is": lambda path: archived(path, header((1,)) + bytes(2**20)),
     "entries of nothing": lambda path: archived(path, header((HUGE, 0))),
     "texts of nothing": lambda path: archived(path, header((HUGE,), "|S0")),
+    "texts of nothing, the last axis": lambda path: archived(path, header((1, HUGE), "|S0")),
     "a member that expands": lambda path: expanding(path, 3 * 2**30),
     "bzip2": lambda path: archived(path, header((2**17,)) + bytes(2**20), zipfile.ZIP_BZIP2),
     "the same bytes over and over": overlapping,
     "objects": lambda path: archived(path, header((1,), "|O")),
 }
+
+
+def test_another_compression_is_told(tmp_path: Path) -> None:
+    path = CLAIMS["bzip2"](tmp_path / "claims.npz")
+    with pytest.raises(NextscaleError, match="is compressed otherwise than numpy does"):
+        read_npz(path)
+
+
+def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableError, match="cannot be read: Is a directory"), kept_file(tmp_path, "begin again"):
+        read_npz(tmp_path)
 
 
 @pytest.mark.parametrize("claim", CLAIMS)

