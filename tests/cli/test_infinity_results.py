@@ -135,7 +135,7 @@ BUNDLE_OF_TEXT = "makes pictures of text, expected a bundle of classes"
 REFUSED = {
     "theta": (["theta", "fp32", "--json", "{tmp}/t.json"], f"fp32: {BUNDLE_OF_TEXT}: theta is chosen for VAR alone"),
     "table 3": (
-        ["paper", "table-3", "--photographs", ".", "--rows", "fp32", "--work", "{tmp}/work"],
+        ["paper", "table-3", "--photographs", ".", "--rows", "fp32", "--store", "{tmp}/store"],
         f"fp32: {BUNDLE_OF_TEXT}: Table 3 is of",
     ),
     "no file": (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -67,12 +69,11 @@ def planned(model: ir.Model, recipe: Recipe, count: int, work: Path) -> tuple[Pl
     return plan, given
 
 
-def value_of(model: ir.Model, name: str, x: NDArray[np.float32]) -> NDArray[np.float32]:
+def values_of(model: ir.Model, name: str, feeds: Iterable[Mapping[str, NDArray[Any]]]) -> list[NDArray[np.float32]]:
     model = model.clone()
     model.graph.outputs[:] = [value for node in model.graph for value in node.outputs if value.name == name]
     session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
-    found: NDArray[np.float32] = session.run(None, {"x": x})[0]
-    return found
+    return [session.run(None, {"x": feed["x"]})[0] for feed in feeds]
 
 
 def attentions() -> list[AttentionRecipe]:
@@ -97,10 +98,10 @@ def test_a_block_in_torch_gives_what_the_integer_graph_gives(tmp_path: Path, for
         coded = {name: plan.rounder(name, exact.numpy()) for name, exact in simulated.weights.items()}
         decoded = {name: torch.from_numpy(of_one.codes * of_one.scale) for name, of_one in coded.items()}
         off, lost = [], []
-        for feed in given:
-            x, exact = feed["x"], value_of(model, "r", feed["x"])
+        of_each = values_of(model, "r", given), values_of(integer, "r", given)
+        for feed, exact, expected in zip(given, *of_each, strict=True):
+            x = feed["x"]
             np.testing.assert_allclose(simulated.exact([torch.from_numpy(x)]), exact, rtol=1e-4, atol=1e-5)
-            expected = value_of(integer, "r", x)
             off.append(np.abs(simulated.quantized([torch.from_numpy(x)], decoded).numpy() - expected).max())
             lost.append(np.abs(expected - exact).max())
         assert min(lost) > 1e-2, attention
@@ -140,9 +141,9 @@ def test_what_is_kept_is_best_of_three_and_nearer_than_to_nearest(tmp_path: Path
 def test_the_model_loses_less_on_samples_that_were_not_seen(tmp_path: Path) -> None:
     model = normalize(block()).model
     before, after, blocks, _ = reconstructed(model, "brecq-w4a4", tmp_path, 48, BlockLearning())
-    x = samples(64, seed=9)["x"]
-    exact = value_of(model, "r", x)
-    own, whole = (np.square(value_of(plan.apply(model), "r", x) - exact).mean() for plan in (before, after))
+    feeds = [samples(64, seed=9)]
+    (exact,) = values_of(model, "r", feeds)
+    own, whole = (np.square(values_of(plan.apply(model), "r", feeds)[0] - exact).mean() for plan in (before, after))
     assert blocks[0].kept == "block"
     assert whole < 0.95 * own
 
@@ -444,9 +445,9 @@ def test_a_block_reads_what_the_whole_integer_model_gives(
 
     monkeypatch.setattr(reconstruction, "_learn", kept)
     reconstruct_blocks(model, plan, given, tmp_path, ONE, LEARNING, lambda step: None)
-    integer = plan.apply(model)
-    for (stream, *_), feed in zip(seen[0].inputs, given, strict=True):
-        np.testing.assert_array_equal(stream.numpy(), value_of(integer, "r", feed["x"]))
+    of_integer = values_of(plan.apply(model), "r", given)
+    for (stream, *_), expected in zip(seen[0].inputs, of_integer, strict=True):
+        np.testing.assert_array_equal(stream.numpy(), expected)
 
 
 def test_what_a_subgraph_reads_is_dropped_with_it() -> None:
