@@ -26,7 +26,7 @@ class RequestError(NextscaleError):
 
 
 class UnreadableError(NextscaleError):
-    """A file that cannot be read, whatever is in it: no permission, no file, no memory for it."""
+    """A file that is there and cannot be read, whatever is in it: no permission, a folder, no memory for it."""
 
 
 class OutputError(NextscaleError):

@@ -14,7 +14,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from nextscale.runtime._errors import NextscaleError, UnreadableError
-from nextscale.runtime._regular_file import require_regular
+from nextscale.runtime._regular_file import reading_error, require_regular
 from nextscale.runtime._wording import shown_text
 
 Read = TypeVar("Read")
@@ -111,7 +111,7 @@ def _read(path: Path, names: Sequence[str] | None, read: Callable[[BinaryIO], Re
     except NextscaleError:
         raise
     except OSError as error:
-        raise UnreadableError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise reading_error(path, error) from None
     except MemoryError:
         raise UnreadableError(f"{path}: damaged, or far too large: an array does not fit into memory") from None
     except Exception as error:  # zipfile, zlib, tokenize and numpy each raise their own

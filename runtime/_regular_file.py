@@ -21,6 +21,12 @@ def require_regular(path: Path, error: type[NextscaleError] = NextscaleError, *,
         raise error(f"{path}: not a regular file; give the path of one")
 
 
+def reading_error(path: Path, error: OSError) -> NextscaleError:
+    """What to raise for it: an `UnreadableError` of what is there."""
+    kind = NextscaleError if isinstance(error, FileNotFoundError) else UnreadableError
+    return kind(f"{path}: cannot be read: {error.strerror or error}")
+
+
 def read_regular(path: Path, limit: int, too_large: str) -> bytes:
     """The whole of a file, or of what a process has open, of at most so many bytes.
 
@@ -29,15 +35,15 @@ def read_regular(path: Path, limit: int, too_large: str) -> bytes:
         limit: in bytes.
         too_large: how the message for more goes on.
     Raises:
-        UnreadableError: it cannot be read.
-        NextscaleError: it is no such file, or too large.
+        UnreadableError: it is there, and cannot be read.
+        NextscaleError: it is missing, no such file, or too large.
     """
     require_regular(path, or_open=True)
     try:
         with open(path, "rb") as file:
             content = file.read(limit + 1)
     except OSError as error:
-        raise UnreadableError(f"{path}: cannot be read: {error.strerror}") from None
+        raise reading_error(path, error) from None
     if len(content) > limit:
         raise NextscaleError(f"{path}: larger than {limit} bytes{too_large}")
     return content
