@@ -19,7 +19,7 @@ from nextscale.cli.results import results_console, table_writers
 from nextscale.cli.store_options import store_options
 from nextscale.cli.table_rows import built_rows, planned_rows, recipe_rows
 from nextscale.evaluate.generated_statistics import Sampling
-from nextscale.paper._quality import Asked, measure_quality, plan_quality, require_reference
+from nextscale.paper._quality import Asked, measure_quality, pictures_folder, plan_quality, require_reference
 from nextscale.paper._quality_table import QualityTable, Subject, quality_table
 from nextscale.paper._simulated_quality import simulate_quality, simulated_note
 from nextscale.paper.paper_table import markdown
@@ -133,14 +133,14 @@ def quality_command(table: QualityTable, quick_rows: tuple[str, ...], help_text:
             bundles.require_model()
             if plan:
                 rows_planned, left_out = planned_rows(wanted, bundles)
-                work = store.folder / FIGURES / f"pictures-{asked.images}"
+                work = pictures_folder(store.folder / FIGURES, asked.images)
                 steps("measuring a batch of each bundle")
                 planned = plan_quality(rows_planned, network, asked, work, session)
                 steps.finish()
                 print_plan(planned, left_out)
                 return
             bundles.hold(wanted)
-            figures = store.figures / f"pictures-{asked.images}"
+            figures = pictures_folder(store.figures, asked.images)
             make_folder(figures)
             if simulated is not None:
                 there = [recipe for recipe in wanted if bundles.missing(recipe) is None]

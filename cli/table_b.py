@@ -27,7 +27,7 @@ from nextscale.graph_passes.recipe import Recipe
 from nextscale.models.var.layers import facts_of
 from nextscale.paper._estimated_time import SCORING_IMAGES, image_seconds, in_words
 from nextscale.paper._plan import OBSERVED, PlannedStep, row_step
-from nextscale.paper._quality import Asked, measure_quality, plan_quality, require_reference
+from nextscale.paper._quality import Asked, measure_quality, pictures_folder, plan_quality, require_reference
 from nextscale.paper._quality_table import Subject, quality_table
 from nextscale.paper._table_b_quality import (
     BASELINE,
@@ -213,7 +213,7 @@ def table_b(
             drawn = built_alone
             if pictures is not None and len(rows) > 1:
                 steps("measuring a batch of each bundle")
-                work = _work(store.folder / FIGURES, pictures)
+                work = pictures_folder(store.folder / FIGURES, pictures.asked.images)
                 drawn = plan_quality(rows, pictures.network, pictures.asked, work, session)
                 steps.finish()
             print_plan([drawn[0], scores, *drawn[1:]], left_out)
@@ -325,7 +325,7 @@ def _quality(
 ) -> PaperTable:
     """Part (b)."""
     every, asked, network = [built.original, *built.rows], pictures.asked, pictures.network
-    work = store.figures / f"pictures-{asked.images}"
+    work = pictures_folder(store.figures, asked.images)
     make_folder(work)
     measured = measure_quality(every, network, asked, work, reference=pictures.real, options=session, on_images=steps)
     return quality_table(
@@ -339,8 +339,3 @@ def _quality(
         left_out=built.left_out,
         notes=built.notes,
     )
-
-
-def _work(figures: Path, pictures: _Pictures) -> Path:
-    """Where figures of so many pictures are kept."""
-    return figures / f"pictures-{pictures.asked.images}"

@@ -13,6 +13,7 @@ from nextscale.evaluate.image_statistics import ImageNetwork
 from nextscale.evaluate.lpips import Lpips
 from nextscale.evaluate.reference_statistics import Reference
 from nextscale.graph_passes.recipe import Recipe
+from nextscale.paper._quality import pictures_folder
 from nextscale.paper._rows import saturation_line
 from nextscale.paper.paper_recipes import paper_recipe, with_fewer_images
 from nextscale.paper.recipe_bundles import FULL_PRECISION, RecipeBundle, RecipeBundles, model_name
@@ -126,7 +127,7 @@ class Workshop:
     @property
     def statistics(self) -> Path:
         """Where those of so many pictures are kept; it may have to be made."""
-        return self.work / f"pictures-{self.settings.images}"
+        return pictures_folder(self.work, self.settings.images)
 
     @property
     def model_name(self) -> str:

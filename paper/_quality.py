@@ -58,6 +58,11 @@ class Asked:
     batch_size: int
 
 
+def pictures_folder(figures: Path, images: int) -> Path:
+    """Where, in a store's folder of figures, those of so many pictures are kept."""
+    return figures / f"pictures-{images}"
+
+
 @dataclass(frozen=True)
 class Nearness:
     """Nats per token of KL(full precision || bundle), fed full precision's tokens, with its 95% interval; and the share
